@@ -1,13 +1,16 @@
-"""Part 2: torchvision's resnet18 by name: sites, plan, emitted Python, compiled training, and the way back."""
+"""Part 2: torchvision's resnet18 by name: sites, plan, emitted Python, compiled training, pictures, and the way back."""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from digits_mlp import accuracy, digits
+from matplotlib.figure import Figure
 from show import Screen, prove
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
@@ -17,6 +20,7 @@ from torchvision.models import resnet18  # type: ignore[import-untyped]
 import graphreg
 
 TRAIN, BATCH, STEPS, EVERY = 1500, 32, 60, 10
+COMPILING = 30  # seconds, usually
 RAISED, RAISE_AT, WEIGHT_L2 = 0.3, 31, 100
 KEYWORDS: dict[str, Any] = {
     "dropout": {"layer[34].*": 0.1},
@@ -74,26 +78,57 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
     return {"cross-entropy": error.item(), **{name: value.item() for name, value in penalties.items()}, "by hand": by_hand.item()}
 
 
-def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> float:
-    """Compiled steps, their penalties printed as they go; the largest relative error of weight_l2 on the way."""
+def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> list[dict[str, float]]:
+    """Compiled steps, their penalties printed as they go; what ``step`` gives for each."""
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(0)
-    screen.line("\ncompiling with Inductor (half a minute, more on a busy machine), then training ...")
-    start, worst = time.perf_counter(), 0.0
-    with screen.progress("compiling, then training", STEPS) as advance:
+    batches = [torch.randint(TRAIN, (BATCH,), generator=generator) for _ in range(STEPS)]
+    screen.line(f"\ncompiling with Inductor (about {COMPILING} s, more on a busy machine), then training ...")
+    start = time.perf_counter()
+    with screen.expected("compiling", COMPILING):
+        steps = [step(module, optimizer, x[batches[0]], y[batches[0]])]
+    with screen.progress("training", STEPS) as advance:
         for number in range(1, STEPS + 1):
             if number == RAISE_AT:
                 graphreg.set_strength(module, "dropout", RAISED)
                 screen.line(f'  graphreg.set_strength(module, "dropout", {RAISED:g})  # nothing is compiled again')
-            rows = torch.randint(TRAIN, (BATCH,), generator=generator)
-            penalties = step(module, optimizer, x[rows], y[rows])
-            by_hand = penalties.pop("by hand")
-            worst = max(worst, abs(penalties["weight_l2"] / by_hand - 1))
+            if number > 1:
+                rows = batches[number - 1]
+                steps.append(step(module, optimizer, x[rows], y[rows]))
             advance()
             if number == 1 or number % EVERY == 0:
-                values = "   ".join(f"{name} {value:.3f}" for name, value in penalties.items())
+                values = "   ".join(f"{name} {value:.3f}" for name, value in steps[-1].items() if name != "by hand")
                 screen.line(f"  step {number:>2}   {values}   {time.perf_counter() - start:5.1f} s")
-    return worst
+    return steps
+
+
+def pictures(screen: Screen, module: fx.GraphModule, steps: Sequence[dict[str, float]], folder: Path) -> None:
+    """The rewritten network as a drawing and as a page, and how cross-entropy and penalties developed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    screen.line(f"\npictures of this are in {folder}")
+    what = {
+        "resnet18.svg": "graphreg.draw(module, 'resnet18.svg'): the network with what was added in colour",
+        "resnet18.html": "graphreg.draw(module, 'resnet18.html'): the same to search and unfold in a browser",
+        "curves.svg": "cross-entropy and penalties, step by step",
+    }
+    graphreg.draw(module, folder / "resnet18.svg")
+    graphreg.draw(module, folder / "resnet18.html")
+    curves(steps).savefig(folder / "curves.svg")
+    screen.block("\n".join(f"{name:<14} {text}" for name, text in what.items()))
+
+
+def curves(steps: Sequence[dict[str, float]]) -> Figure:
+    """A line each for the cross-entropy and the penalties; a mark where the rate of dropout was raised."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in steps[0]:
+        if name != "by hand":
+            axes.plot(range(1, len(steps) + 1), [each[name] for each in steps], label=name)
+    axes.axvline(RAISE_AT, color="grey", linestyle=":")
+    axes.annotate(f" dropout {RAISED:g}", (RAISE_AT, 1), xycoords=("data", "axes fraction"), va="top", color="grey")
+    axes.set(title="resnet18 on digits, regularized by graphreg", xlabel="step", ylabel="part of the loss", ylim=(0, None))
+    axes.legend()
+    return figure
 
 
 def strip_and_prove(screen: Screen, module: fx.GraphModule, original: nn.Module, x: Tensor, y: Tensor) -> list[str]:
@@ -111,8 +146,8 @@ def strip_and_prove(screen: Screen, module: fx.GraphModule, original: nn.Module,
     ]
 
 
-def resnet(screen: Screen) -> list[str]:
-    """Show, train, strip; gives the lines for the summary."""
+def resnet(screen: Screen, folder: Path) -> list[str]:
+    """Show, train, draw into ``folder``, strip; gives the lines for the summary."""
     screen.title("2. torchvision's resnet18, by name")
     torch.manual_seed(0)
     torch.set_num_threads(1)  # where other jobs share the cores, two threads that wait for each other are far slower than one
@@ -124,8 +159,10 @@ def resnet(screen: Screen) -> list[str]:
     show_call(screen)
     show_code(screen, module)
     counters.clear()
-    worst = train(screen, module, x[:TRAIN], y[:TRAIN])
+    steps = train(screen, module, x[:TRAIN], y[:TRAIN])
+    worst = max(abs(each["weight_l2"] / each["by hand"] - 1) for each in steps)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    pictures(screen, module, steps, folder)
     proofs = [
         prove((graphs, breaks) == (1, 0), f"{STEPS} compiled steps: one graph, no graph break, no recompilation"),
         prove(worst < 1e-5, "weight_l2 of the compiled graph agrees with mean(w ** 2) by hand, at every step"),

@@ -1,8 +1,8 @@
-"""All runs of the study: plain, each regularizer, all together; strengths chosen on the validation split."""
+"""All runs on the digits: plain, each regularizer, all together. The study chooses strengths on a validation split; the demo uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 
 from digits_mlp import Job, Outcome, run
@@ -18,10 +18,20 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "hidden_l1": (0.1, 0.3, 1),
 }
 SHARES = (0.5, 1)  # of the chosen strengths, for all four at once
+FEW = range(5)  # the demo's seeds
+FOUND: Keywords = {"hidden_dropout": 0.5, "input_noise": 0.3, "weight_l2": 10, "hidden_l1": 0.3}  # what the study chose
 
 
-def submit(pool: Executor, keywords: Keywords) -> list[Future[Outcome]]:
-    return [pool.submit(run, Job(keywords, seed)) for seed in SEEDS]
+def submit(pool: Executor, keywords: Keywords, seeds: Sequence[int]) -> list[Future[Outcome]]:
+    return [pool.submit(run, Job(keywords, seed)) for seed in seeds]
+
+
+def train_few(screen: Screen) -> list[Entry]:
+    """Plain, each regularizer at the strength that the study found, and all four together; few seeds."""
+    asked = {"plain": {}, **{name: {name: weight} for name, weight in FOUND.items()}, "all four": FOUND}
+    with workers() as pool, screen.progress("training", len(FEW) * len(asked)) as advance:
+        runs = {name: submit(pool, keywords, FEW) for name, keywords in asked.items()}
+        return [collect(name, asked[name], futures, advance) for name, futures in runs.items()]
 
 
 def train_all(screen: Screen) -> list[Entry]:
@@ -29,8 +39,8 @@ def train_all(screen: Screen) -> list[Entry]:
     grid = [(name, weight) for name, weights in GRID.items() for weight in weights]
     total = len(SEEDS) * (1 + len(grid) + len(SHARES))
     with workers() as pool, screen.progress("training", total) as advance:
-        first = submit(pool, {})
-        waiting = {(name, weight): submit(pool, {name: weight}) for name, weight in grid}
+        first = submit(pool, {}, SEEDS)
+        waiting = {(name, weight): submit(pool, {name: weight}, SEEDS) for name, weight in grid}
         plain = collect("plain", {}, first, advance)
         choose(screen, "plain", [("", plain)])
         chosen = [plain]
@@ -39,6 +49,6 @@ def train_all(screen: Screen) -> list[Entry]:
             chosen.append(choose(screen, name, tried))
         all_four = {name: weight for entry in chosen for name, weight in entry.keywords.items()}
         shared = {share: {name: share * weight for name, weight in all_four.items()} for share in SHARES}
-        runs = {share: submit(pool, keywords) for share, keywords in shared.items()}
+        runs = {share: submit(pool, keywords, SEEDS) for share, keywords in shared.items()}
         tried = [(f"x {share:g}:", collect(f"all four x {share:g}", shared[share], runs[share], advance)) for share in SHARES]
         return [*chosen, choose(screen, "all four", tried)]

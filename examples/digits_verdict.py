@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from digits_mlp import HIDDEN, NEAR_ZERO, NOISE, STEPS, TEST, TRAIN, VALIDATION
-from digits_study import GRID, SEEDS, train_all
+from digits_study import FEW, GRID, SEEDS, train_all, train_few
 from show import Screen, table
 from trials import Entry, difference, interval
 
@@ -15,8 +15,8 @@ MEANT = dict(zip(GRID, MEASURES, strict=True))  # what each regularizer is for
 SETUP = f"""\
 A 64-{HIDDEN}-{HIDDEN}-10 network learns {TRAIN} of scikit-learn's digits in {STEPS} steps of Adam, as it is ("plain")
 or as graphreg.regularize(net, hidden_dropout=0.5) and the like: the names below are its keywords.
-{len(SEEDS)} seeds each: other samples, weights and noise. Strengths are chosen on {VALIDATION} validation samples;
-the {TEST} test samples take no part in that."""
+{{seeds}} seeds each: other samples, weights and noise. {{strengths}} on {VALIDATION} validation
+samples; the {TEST} test samples take no part in that."""
 KEY = """\
 test accuracy in %: mean over seeds [95 % interval]. Differences to plain are paired by seed; one
 whose interval contains 0 is "no effect". Of 20 such intervals one misses the truth by chance."""
@@ -59,12 +59,14 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     return [*lines, f"digits, own measure: {', '.join(changes)}"]
 
 
-def study(screen: Screen) -> list[str]:
-    """Train, tell, and give the lines for the summary."""
+def study(screen: Screen, whole: bool = True) -> list[str]:
+    """Train, tell, and give the lines for the summary. ``whole``: with all seeds, choosing the strengths; else with few."""
     screen.title("1. Digits: an over-large network, few samples")
-    screen.line(SETUP)
-    screen.line("\nvalidation accuracy in %, by strength (* chosen); all four: the chosen ones together, scaled")
-    entries = train_all(screen)
+    how = "Strengths are chosen" if whole else "Strengths are those that make demo-study chose"
+    screen.line(SETUP.format(seeds=len(SEEDS if whole else FEW), strengths=how))
+    if whole:
+        screen.line("\nvalidation accuracy in %, by strength (* chosen); all four: the chosen ones together, scaled")
+    entries = train_all(screen) if whole else train_few(screen)
     screen.line(f"\n{KEY}")
     screen.block(accuracy_table(entries))
     screen.line(f"\n{KEY_MEANT}")

@@ -1,15 +1,18 @@
-"""How the demo speaks: plain flushed lines in a pipe, the same lines over a progress bar on a terminal."""
+"""How the demos speak: the same lines in a pipe and on a terminal; while they wait, a bar on a terminal, or a line now and then."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 WIDTH = 100
+QUIET = 15.0  # seconds after which a pipe gets a line
 Advance = Callable[[], None]
 
 
@@ -19,9 +22,11 @@ class Screen:
     def __init__(self) -> None:
         # Asked of stdout itself: rich also counts FORCE_COLOR and notebooks as terminals, and would write escapes to a log.
         self.console = Console(highlight=False) if sys.stdout.isatty() else None
+        self.spoke = time.monotonic()
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """One line or several, never wrapped; ``style`` is rich's, for terminals only."""
+        self.spoke = time.monotonic()
         if self.console is None:
             print(text, flush=True)
         else:
@@ -39,14 +44,59 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar of ``total`` steps under the lines; in a pipe nothing, since the lines themselves tell."""
+        """A bar of ``total`` steps under the lines, with the time that is left."""
+        done, start = [0], time.monotonic()
         if self.console is None:
-            yield lambda: None
+            with self._now_and_then(lambda: f"{what}: {done[0]} of {total}, {time.monotonic() - start:.0f} s"):
+                yield lambda: done.__setitem__(0, done[0] + 1)
             return
         shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*shape, console=self.console, transient=True) as bar:
+        with Progress(*shape, TimeRemainingColumn(), console=self.console, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda: bar.advance(task)
+
+    @contextmanager
+    def expected(self, what: str, seconds: float) -> Iterator[None]:
+        """For one long step: a bar that the clock fills, up to the time that the step usually takes."""
+        start = time.monotonic()
+        if self.console is None:
+            with self._now_and_then(lambda: f"{what}: {time.monotonic() - start:.0f} s of about {seconds:.0f}"):
+                yield
+            return
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=self.console,
+                      transient=True) as bar:  # fmt: skip
+            task = bar.add_task(f"{what}, about {seconds:.0f} s", total=seconds)
+            with every(0.5, lambda: bar.update(task, completed=min(time.monotonic() - start, 0.97 * seconds))):
+                yield
+
+    @contextmanager
+    def _now_and_then(self, text: Callable[[], str]) -> Iterator[None]:
+        """In the block, write ``text()`` whenever nothing was written for a while."""
+
+        def speak() -> None:
+            if time.monotonic() - self.spoke >= QUIET:
+                self.line(f"  ... {text()}")
+
+        with every(min(QUIET, 0.5), speak):
+            yield
+
+
+@contextmanager
+def every(seconds: float, function: Callable[[], object]) -> Iterator[None]:
+    """Call a function again and again in the block, from a thread of its own."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from graphreg import schedules
-    from graphreg.diagnosis import Diagnosis, Finding, doctor
+    from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark, audit, doctor
     from graphreg.drawing import draw, to_networkx
     from graphreg.dynamo_backend import Backend, backend, backend_of
     from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Regularized,
         Samples,
         frozen_noise,
+        model_state_dict,
         noise_off,
         noise_on,
         reset_state,
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 refuse_old_modules()
 
 _ROOMS = {
-    "diagnosis": ("Diagnosis", "Finding", "doctor"),
+    "diagnosis": ("Audit", "Diagnosis", "Finding", "Remark", "audit", "doctor"),
     "drawing": ("draw", "to_networkx"),
     "dynamo_backend": ("Backend", "backend", "backend_of"),
     "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
@@ -62,8 +63,8 @@ _ROOMS = {
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
-        "Regularized", "Samples", "frozen_noise", "noise_off", "noise_on", "reset_state", "rng_state", "sample", "set_ranks",
-        "set_rng_state", "set_strength", "site_strengths", "strengths",
+        "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "reset_state", "rng_state", "sample",
+        "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -73,13 +74,13 @@ _MODULES = ("schedules",)  # public modules that are attributes without an impor
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
-    "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
-    "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
+    "Audit", "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
+    "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
-    "as_pass", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
-    "mean_over_pairs", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered", "regularize", "regularize_", "report",
-    "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength",
-    "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
+    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
+    "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "schedules",
+    "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ What the functions return:
 `Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
 `Schedule`         A strength that changes while the model trains. Made by ``graphreg.schedules``.
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
+`Audit`            What ``graphreg.audit`` found: `Remark` records.
 =================  =====================================================================================================
 
 What the functions take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
@@ -25,7 +26,7 @@ What the functions take: `Selector` (which sites: a string, several strings, or 
     def costs(report: Report) -> float: ...
 """
 
-from graphreg.diagnosis import Diagnosis, Finding
+from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark
 from graphreg.ir import Label, Missing, Names, Selector, Site
 from graphreg.planning import Edit, Plan
 from graphreg.reporting import Diff, Monitor, Report
@@ -34,6 +35,6 @@ from graphreg.schedules import Schedule
 from graphreg.tracing import FrontEnd, Traced
 
 __all__ = [
-    "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
-    "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
+    "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
+    "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
 ]  # fmt: skip

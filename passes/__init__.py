@@ -10,6 +10,7 @@ over, or how many numbers the splice draws; the default sites; the source. ``Reg
 from graphreg.passes.alpha_dropout import AlphaDropout
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
 from graphreg.passes.channel_dropout import ChannelDropout
+from graphreg.passes.concrete_dropout import ConcreteDropout
 from graphreg.passes.confidence_penalty import ConfidencePenalty
 from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
@@ -27,6 +28,7 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.l0_gates import L0Gates
 from graphreg.passes.l2_sp import L2SP
 from graphreg.passes.layer_drop import LayerDrop
 from graphreg.passes.locked_dropout import LockedDropout
@@ -44,9 +46,10 @@ from graphreg.passes.z_loss import ZLoss
 from graphreg.passes.zoneout import Zoneout
 
 __all__ = [
-    "L2SP", "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov",
+    "L2SP", "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConcreteDropout", "ConfidencePenalty", "Contractive", "Covariance",
+    "DeCov",
     "DropBlock", "DropConnect", "DropPath", "ElasticNet", "EmbeddingDropout", "GaussianDropout", "GaussianNoise", "GroupLasso",
-    "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune",
+    "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "L0Gates", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune",
     "Orthogonality", "RecurrentNorm", "RecurrentState", "SpectralPenalty", "VarianceFloor", "WeightL1", "WeightL2", "WeightNoise",
     "ZLoss", "Zoneout",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from browser import quit_chromium
-from slow import is_slow, unmatched
+from slow import first_cases, is_slow, unmatched
 
 torch.set_num_threads(1)
 # Dynamo times the guards of each graph that it compiles, for its log, and empties the processor's caches for it: nearly 30 ms a graph.
@@ -31,8 +31,12 @@ def fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only the first case of each test, and none that takes long")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.sweep)
@@ -40,6 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         idle = unmatched([item.nodeid for item in items])
         if idle:
             raise pytest.UsageError(f"tests/slow.py: no test is matched by {', '.join(idle)}")
+    if config.getoption("quick"):
+        quick = first_cases([item.nodeid for item in items if not is_slow(item.nodeid)])
+        items[:] = [item for item in items if item.nodeid in quick]
 
 
 @pytest.hookimpl(wrapper=True)

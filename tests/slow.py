@@ -1,4 +1,7 @@
-"""What ``make sweep`` runs and ``make test`` does not: cases that take long and say little beside those that stay, each with the reason."""
+"""What ``make sweep`` runs and ``make test`` does not: cases that take long and say little beside those that stay, each with the reason.
+
+``make test-quick`` runs the first case of each test of ``make test``, without the tests that ``NOT_QUICK`` names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_check_regularizer\.py::test_built_in\[(?!(HiddenL1|DropConnect|L0Gates)-).*-compiled": "three stay",
+    r"test_owned_parameters\.py::test_compiled_is_eager\[inductor": "aot_eager stays",
     r"test_transformers_callback\.py::test_gradient_checkpointing_is_refused": "four traces; other refusals of a trace stay",
     r"test_torch_check\.py::(test_of_a_whole_run|test_each_part_works\[.*Inductor)": "the other parts and the canaries stay",
     r"test_production\.py::test_eager_one_at_a_time\[(?!.*relu_1\]|fc|avgpool|layer4)": "layer 4 and each second ReLU stay",
@@ -195,6 +200,22 @@ SWEEP = {
     r"test_sameness\.py::test_cell\[float64.*aot_eager, aggressive": "other settings stay; test_compiled.py has this one",
     r"test_page\.py::test_nothing_overlaps_and_labels_fit\[again": "the GPT and the LSTM stay",
 }
+
+
+NOT_QUICK = {
+    r"tests/(compiler|benchmarks|integrations|fuzz)/": "they compile, train, or start processes",
+    r"test_(doctor|torch_check|interrupted|cost)\.py": "what they look for is in rare settings, positions, and large models",
+    r"test_(distributed|fsdp|resume|whole|trainer\w+)\.py": "processes of their own",
+    r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
+    r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
+    r"test_page\.py": "a browser",
+}
+
+
+def first_cases(tests: list[str]) -> set[str]:
+    """The ids of the tests that ``make test-quick`` runs."""
+    firsts = {test.partition("[")[0]: test for test in reversed(tests)}
+    return {test for test in firsts.values() if not any(re.search(pattern, test) for pattern in NOT_QUICK)}
 
 
 def is_slow(test: str) -> bool:

@@ -26,10 +26,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 # How many blocks of a page have their output compared. Other tests run the other pages: see test_every_page_with_code_is_run.
 COMPARED = {
     "README.md": 1,
+    "docs/audit.md": 1,
     "docs/backend.md": 1,
     "docs/doctor.md": 2,
     "docs/front_ends.md": 1,
     "docs/fx_pass.md": 1,
+    "docs/learned.md": 3,
     "docs/native_dropout.md": 1,
     "docs/randomness.md": 6,
     "docs/depth.md": 6,

@@ -30,7 +30,7 @@ Code = Callable[..., Any]
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """The record of a block object, which is its attribute ``graphreg_block``.
+    """The record that a block object has in its attribute ``graphreg_block``.
 
     Attributes:
         path: The path of the block in the model.
@@ -51,7 +51,7 @@ class BlockRecord:
 
 
 class View:
-    """A namespace with modules that emitted code calls. It is no module itself, so these modules are not in the block's state_dict."""
+    """A namespace of modules that emitted code calls. A view is no module, so these modules are not in the block's state_dict."""
 
     def __init__(self, things: Mapping[str, Any]) -> None:
         self.__dict__.update(things)

@@ -12,12 +12,12 @@ OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
-    """Return the paths of those modules that the graphs contain as single operations. Other modules are called as a whole, or never."""
+    """Return those paths whose modules have operations in the graphs. The graphs call the other modules as a whole, or not at all."""
     return frozenset(path for graph in graphs for node in graph.nodes for path, _ in _around(node) if path in paths)
 
 
 def _around(node: fx.Node) -> ModuleCalls:
-    """Return the recorded calls of modules during which a node was made, without the call that the node itself is, if any."""
+    """Return the recorded calls of modules during which a node was made. If the node itself calls a module, leave out this call."""
     calls = calls_of(node) or ()
     return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
 
@@ -54,8 +54,8 @@ def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls
 def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
     """Return the nodes from which the home of a node follows; an empty list if it belongs to no block.
 
-    If the node reads nothing but attributes, such as a call of ``choose``, these are its readers, if all are known. Otherwise, they are the
-    nearest known nodes before and after it.
+    If the node reads only attributes, such as a call of ``choose``, and all its readers are known, return its readers. Otherwise return
+    the nearest known nodes before and after the node.
     """
     if node.users and all(source.op == "get_attr" for source in node.all_input_nodes):
         readers = [reader for reader in node.users if reader in known]

@@ -49,7 +49,7 @@ class Outliner:
     """Outlines the graphs of one module.
 
     Attributes:
-        names: By the path of a block, its ``BlockNames``; all calls of the block, in all graphs, have the same.
+        names: The ``BlockNames`` of each block, by path. All calls of a block, in all graphs, use the same names.
     """
 
     def __init__(self, root: nn.Module, blocks: Iterable[str]) -> None:
@@ -60,7 +60,7 @@ class Outliner:
             self._paths.setdefault(id(module), []).append(path)
 
     def outline(self, graph: fx.Graph) -> tuple[fx.Graph, list[BlockCall]]:
-        """Return the graph of the whole model, in which blocks are called, and these calls.
+        """Return the graph of the whole model, in which blocks are called, and all calls of blocks.
 
         Raises:
             TraceError: An operation outside of a block reads a value from inside, and its result is read inside, in the same call.
@@ -87,8 +87,8 @@ class _Level:
     Attributes:
         path: The block's path; "" for the whole model.
         graph: The graph.
-        made: For nodes of the flat graph: the node of ``graph`` that has the same value.
-        rows: For nodes of the flat graph that draw: the node of ``graph`` that has the row of the keys for the draw.
+        made: By node of the flat graph, the node of ``graph`` that has the same value.
+        rows: By node of the flat graph that draws, the node of ``graph`` that has the row of the keys for the draw.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, ``doctor`` and ``demo``.
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, ``doctor`` and ``demo``.
 
 ``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what it calls.
 """
@@ -43,11 +43,13 @@ class Drawn:
 
 
 def run(args: Namespace) -> Any:
-    """Run ``names``, ``plan``, ``report``, ``diff``, ``draw`` or ``doctor``. Return the result; it prints as text and has ``to_dict()``."""
+    """Run a command other than ``demo`` and ``completion``. Return the result; it prints as text and has ``to_dict()``."""
     if args.command == "doctor":
         return graphreg.doctor()
     if args.command == "names":
         return _names(args)
+    if args.command == "audit":
+        return graphreg.audit(_traced(args, *_model_and_inputs(args)))
     return _drawn(args) if args.command == "draw" else _regularized(args)
 
 
@@ -68,7 +70,7 @@ def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
 
 def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
-        raise UsageError("--on limits what --select can select; give a --select too.")
+        raise UsageError("--on limits what --select can select; give --select, too.")
     traced = _traced(args, *_model_and_inputs(args))
     if not args.select:
         return names(traced)
@@ -104,7 +106,7 @@ class Given:
         return cls(native_dropout, recipe, recipe is None and none_given(args.keywords, native_dropout))
 
     def option(self, name: str, given: Any, default: Any) -> Any:
-        """Return an option's value: the one that was given; if that is the default, the recipe's value, if it has one."""
+        """Return the value of an option: the given one, or the recipe's, if the given one is the default and the recipe has the option."""
         return self.recipe.options.get(name, given) if self.recipe is not None and given == default else given
 
 
@@ -144,16 +146,16 @@ def _drawn(args: Namespace) -> Drawn:
     return Drawn(plan.title, path)
 
 
-FILES = {"regularizers": "demo.py", "penalties": "demo_penalties.py"}
-NEEDED = ("rich", "scipy", "sklearn", "torchvision")
+FILES = {"regularizers": ("demo.py",), "study": ("demo.py", "--study"), "penalties": ("demo_penalties.py",)}
+NEEDED = ("matplotlib", "pygraphviz", "rich", "scipy", "sklearn", "torchvision")
 
 
 def demo(which: str) -> int:
     """Run a demo as a subprocess and return its exit status. Raises UsageError if a package that it needs is not installed."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
-        raise UsageError(f"the demo needs {', '.join(absent)}, not installed here: pip install 'graphreg[demo]'.")
-    return subprocess.run([sys.executable, str(script(which))], check=False).returncode
+        raise UsageError(f"the demo needs {', '.join(absent)}, not installed: pip install 'graphreg[demo]'.")
+    return subprocess.run([sys.executable, str(script(which)), *FILES[which][1:]], check=False).returncode
 
 
 def script(which: str) -> Path:
@@ -161,4 +163,4 @@ def script(which: str) -> Path:
     package = find_spec("graphreg.examples")
     if package is None or package.origin is None:
         raise UsageError("this installation of graphreg has no demo. Install graphreg again with pip.")
-    return Path(package.origin).with_name(FILES[which])
+    return Path(package.origin).with_name(FILES[which][0])

@@ -35,10 +35,10 @@ def keyword_of(option: str) -> str:
 
 
 def check_options(keywords: Keywords, known: Iterable[str], command: str) -> None:
-    """Check the options that may name regularizers, before the model is loaded, which may take long.
+    """Check the options that may name regularizers. This happens before the model is loaded, because loading may take long.
 
     Raises:
-        NoMatchError: An option is neither one of the command nor the key of a regularizer.
+        NoMatchError: An option is neither an option of the command nor the key of a regularizer.
         UsageError: An option has a wrong value.
     """
     keys = {*registered(), *PREFIXED, *FAMILIES}

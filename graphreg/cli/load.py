@@ -30,7 +30,7 @@ def load(text: str, kwargs: str | None) -> nn.Module:
     The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a ``torch.nn.Module`` itself, it is the model.
 
     Raises:
-        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; importing or calling it raises an error; or the
+        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; the import or the call raises an error; or the
             callable does not return a ``torch.nn.Module``.
     """
     options = _options(kwargs)
@@ -46,7 +46,7 @@ def load(text: str, kwargs: str | None) -> nn.Module:
             raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
         return target
     if not callable(target):
-        raise UsageError(f"{text} is of type {type(target).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
+        raise UsageError(f"{text} is of type {type(target).__name__}; name a torch.nn.Module, or a callable that returns one.")
     try:
         model = target(**options)
     except (Exception, SystemExit) as error:
@@ -79,14 +79,14 @@ def _file(place: str) -> ModuleType:
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
             return loaded
-        raise UsageError(f"{place} has the name of a module that is loaded already, {path.stem}. Rename it.")
+        raise UsageError(f"{place} has the name of a module that is loaded already, {path.stem}. Rename the file.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{place} is no file that Python can import.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
-        with on_the_path(path.parent):  # so that the file can import others of its folder
+        with on_the_path(path.parent):  # so that the file can import other files of its folder
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[path.stem]
@@ -173,7 +173,10 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
     dtype, shape = DTYPES[dtype_name], tuple(map(int, match["shape"].split("x")))
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:
-        raise UsageError(f"--input {text!r}: a bound is for integers, and {dtype_name} is none. Leave it out, or write :int64<{bound}.")
+        raise UsageError(
+            f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write "
+            f":int64<{bound}."
+        )
     largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
     if bound is not None and not 0 < int(bound) <= largest:
         raise UsageError(f"--input {text!r}: the bound of {dtype_name} is from 1 to {largest}.")
@@ -193,7 +196,7 @@ def _read(file: str) -> Any:
         inputs = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a damaged file
         raise UsageError(
-            f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
+            f"--inputs {file} cannot be read; write tensors in a tuple or a dict to it with torch.save ({raised(error)})"
         ) from error
     if isinstance(inputs, dict) and not all(isinstance(key, str) for key in inputs):
         raise UsageError(f"--inputs {file} holds a dict whose keys are not all strings; name the arguments.")

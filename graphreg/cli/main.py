@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` finds a fault;
-        130 when interrupted; 141 when stdout is closed.
+        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` or ``audit`` finds a
+        fault; 130 when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:
@@ -69,8 +69,8 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # From here on torch or an optional package is imported; --help and --version do not get here. At exit, gc.freeze excludes all objects
-    # from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
+    # From here on, torch or an optional package is imported; --help and --version end before this line. At exit, gc.freeze excludes all
+    # objects from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -81,16 +81,16 @@ def _run(args: Namespace) -> int:
     else:
         with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # stdout may be a terminal here: str() then has colours
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # str() has colours if stdout is a terminal
     print(text, flush=True)
-    return FAILED if args.command == "doctor" and not result.ok else 0
+    return FAILED if args.command in ("doctor", "audit") and not result.ok else 0
 
 
 def _argcomplete() -> Any:
     try:
         return importlib.import_module("argcomplete")
     except ModuleNotFoundError:
-        raise UsageError("completion needs argcomplete, not installed here: pip install 'graphreg[completion]'.") from None
+        raise UsageError("completion needs argcomplete, which is not installed: pip install 'graphreg[completion]'.") from None
 
 
 @contextlib.contextmanager

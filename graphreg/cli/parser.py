@@ -23,18 +23,19 @@ COMMANDS = {
     "report": "show which regularizer acts where in the regularized model",
     "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
+    "audit": "look over a model's own dropout",
     "doctor": "test which parts of graphreg work with the torch that is installed",
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
 }
-DEMOS = ("regularizers", "penalties")
+DEMOS = ("regularizers", "study", "penalties")
 SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its errors. For a command with regularizers it accepts any option as the name of a regularizer.
 
-    If the option is no built-in key (but a class name, or a misspelt key), it is looked up later, when torch is imported.
+    An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Keyword(argparse.Action):
-    """Appends an option and its value to ``namespace.keywords``, so that this has the regularizers in the order given."""
+    """Appends an option and its value to ``namespace.keywords``, which keeps the regularizers in the order given."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)
@@ -77,29 +78,29 @@ def parser() -> Parser:
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in ("names", "plan", "report", "diff", "draw"):
+    for command in ("names", "plan", "report", "diff", "draw", "audit"):
         text = COMMANDS[command]
         subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
             subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold each module at this depth")
-            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="which forward to draw, if the two differ")
+            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
         _add_model_options(subparser)
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
-            subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
-        else:
+            subparser.add_argument("--on", choices=("values", "parameters"), help="select only values, or only parameters")
+        elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":
             subparser.add_argument("--save", metavar="FILE", help="write the plan as a recipe: .json, .toml or .yaml")
         if command in ("report", "diff"):
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
-            subparser.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
+            subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-penalties).")
+    demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-study, make demo-penalties).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
     completion.add_argument("shell", choices=SHELLS)
@@ -108,7 +109,7 @@ def parser() -> Parser:
 
 def _usage(command: str) -> str:
     file = " FILE" if command == "draw" else ""
-    return f"graphreg {command} MODEL{file} {'' if command == 'names' else '[--REGULARIZER STRENGTH ...] '}[options]"
+    return f"graphreg {command} MODEL{file} {'' if command in ('names', 'audit') else '[--REGULARIZER STRENGTH ...] '}[options]"
 
 
 def _add_model_options(subparser: argparse.ArgumentParser) -> None:
@@ -117,7 +118,7 @@ def _add_model_options(subparser: argparse.ArgumentParser) -> None:
         "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
     )
     subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
-    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="what traces the model")
+    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="which front end traces the model")
     subparser.add_argument("--json", action="store_true", help="print JSON")
     subparser.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
@@ -129,7 +130,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
         "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
-    subparser.add_argument("--recipe", metavar="FILE", help="a recipe, as graphreg.save_recipe wrote it; other options come first")
+    subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
         "regularizers",
         """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable. STRENGTH is a number, or

@@ -4,8 +4,8 @@
 ``graphreg.backend`` adds them if its inner backend is Inductor. Neither adds them if the user's options have a pass in one of the two
 slots that graphreg uses (``SLOT`` and ``JOINT_GRAPH_SLOT``).
 
-On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), also if ``x`` is the
-result of an elementwise operation and nothing else reads it. Then ``x`` is written to memory, copied into the result, and read again.
+On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), even if ``x`` is the
+result of an elementwise operation and nothing else reads ``x``. Then ``x`` is written to memory, copied into the result, and read again.
 Backward of a penalty on a linear layer's weight has this form: the layer's weight gradient is ``mm(a, b)``, and the penalty's
 gradient is ``x``. With ``addmm``, the penalty on a 512 x 512 weight adds 0.25 ms to a step; with ``mm`` and a fused addition, 0.1 ms.
 
@@ -50,7 +50,10 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
 
 
 def unfuse(graph: fx.Graph) -> int:
-    """Split each ``addmm`` into ``mm`` and ``add``, in place, if an elementwise operation on a CPU computes its addend. Return how many."""
+    """Split each ``addmm`` into ``mm`` and ``add``, in place, if an elementwise operation on a CPU computes its addend.
+
+    Return how many were split.
+    """
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]
@@ -68,7 +71,7 @@ def unfuse(graph: fx.Graph) -> int:
 
 
 def _elementwise_for(node: fx.Node, x: Any) -> bool:
-    """Return whether an elementwise operation on a CPU computes the addend ``x``, only ``node`` reads it, and it has the sum's shape."""
+    """Return whether an elementwise operation on a CPU computes ``x``, only ``node`` reads ``x``, and ``x`` has the sum's shape."""
     if not isinstance(x, fx.Node) or len(x.users) != 1 or not isinstance(x.target, OpOverload):
         return False
     value, result = x.meta.get("val"), node.meta.get("val")

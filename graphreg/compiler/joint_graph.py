@@ -6,8 +6,8 @@ five reasons:
 - torch computes the sums in batch norm's second derivative one axis at a time (``sum_exclude_dim1``). Inductor stores each partial
   sum and cannot fuse the sums. ``merge_sums`` merges them.
 - Some of these sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not notice: the
-  graph of the first derivative sums with ``keepdim``, and gives the statistics four axes by other operations. ``same_forms`` writes
-  both in one form, so that the equal sums are merged.
+  graph of the first derivative sums with ``keepdim``, and uses other operations to give the statistics four axes. ``same_forms`` writes
+  the sums of both derivatives in one form, so that equal sums are merged.
 - The mask of a ReLU (``output <= 0``) is needed in the vjp, in the derivative of the vjp, and in the backward of the loss. A
   partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs 12 ns to store a bool, and
   0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which is saved in any case.
@@ -159,7 +159,7 @@ def _untransposed(node: Any) -> fx.Node | None:
 def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
     """Return the weight of the first convolution of ``x`` that has one group and the strides, padding and dilations of ``form``.
 
-    None if there is no such convolution, or if it is a transposed one.
+    Return None if there is no such convolution, or if that convolution is transposed.
     """
     for user in x.users:
         if user.target is aten.convolution.default and user.args[0] is x and user.args[3:6] == form and user.args[8] == 1:
@@ -170,7 +170,7 @@ def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
 def _result(node: fx.Node) -> fx.Node | None:
     """Return the last of the nodes that transpose the result of the convolution ``node`` back and then slice it to the weight's size.
 
-    None if no transposition follows the convolution. There may be no slices.
+    Return None if no transposition follows the convolution. There may be no slices.
     """
     last = next(iter(node.users)) if len(node.users) == 1 else None
     if last is None or _untransposed(last) is not node:

@@ -6,7 +6,7 @@ value. For a ReLU, a partitioner that minimizes bytes then also saves ``output <
 to store a bool, and 0.1 ns to store a float: a ReLU of 131k elements took 1.5 ms instead of 0.03 ms.
 
 So after such an operation, backward recomputes the splice from the operation's output and the draws (an int8 mask). The forward then
-saves the operation's output, as it would without a splice, and besides it only the draws.
+saves the operation's output, as it would without a splice, and the draws, but not the spliced value.
 
 If such an operation follows a normalization, backward can recompute the operation's output from the tensors that the normalization
 keeps. Recomputing the splice would then save no memory, so ``recomputed`` returns False.
@@ -66,8 +66,9 @@ def recompute_in_backward(
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
     The formula is called twice: first outside the recomputed region, only to get its draws (the compiler removes the other operations of
-    this call), then inside the region, with these draws, to compute the value. With ``redraws`` it is called once, in the region, and
-    backward draws again from the key. That is for parameters, which stay in memory anyway, so that nothing of their size is saved.
+    this call), then inside the region, with these draws, to compute the value. With ``redraws``, the formula is called once, in the region,
+    and backward draws again from the key. This is for splices on parameters: the parameter is in memory anyway, so no further tensor as
+    large as the parameter has to be saved.
     """
     if redraws:
         return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared)), z, weight, noise.key)

@@ -1,7 +1,7 @@
 """The custom operator ``graphreg::recurrent``, which runs a whole recurrent layer and has a backward, for torch.compile.
 
 Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). Inductor unrolls the time steps of ``aten.lstm``: 60
-steps take two minutes to compile, and each other length is compiled again. This operator runs torch's fused kernels, as eager does.
+steps take two minutes to compile, and another length is compiled anew. This operator runs torch's fused kernels, as eager does.
 
 The forward saves the autograd graph that the kernel records, as eager does. So backward does not run the forward again, and uses the
 same masks of the layer's native dropout. The autograd graph lives exactly as long as the storage of the output tensor ``saved``. If that
@@ -109,8 +109,8 @@ def _recorded(
     # torch runs a custom operator with autograd's dispatch key excluded. Without recorded_in_operator nothing would be recorded.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
-        # Pass views of x and the states. Autocast would convert a leaf once and sum the gradients of its uses in the lower precision; it
-        # converts any other tensor at each use.
+        # Pass views of x and the states, not the leaves. Autocast converts a leaf only once, so the gradients of its uses would be summed
+        # in the lower precision. It converts any other tensor at each use.
         inputs = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
         outputs = _run(inputs[0], inputs[1:], leaves[len(inputs) :], *kernel)
         saved = SavedGraph(8)
@@ -175,7 +175,7 @@ def recurrent_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of those tensors among x, states and weights that are ``wanted``.
 
-    ``grads``: the gradients of the output, h and c; None for each that has none.
+    ``grads``: the gradients of the output, h and c; None for a tensor that has no gradient.
     """
     memory = _saved.get(int(saved))
     if memory is None:

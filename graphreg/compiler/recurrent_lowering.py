@@ -30,7 +30,7 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
     if kind not in KINDS:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
     if "forward" in attributes:
-        return "its forward was replaced; put its own back (del layer.forward)"
+        return "its forward was replaced; restore it (del layer.forward)"
     if any(len(attributes[name]) > 0 for name in CALL_HOOKS) or has_global_hook():
         return "it has hooks, which the operator would not call; remove them"
     parameters = attributes["_parameters"]
@@ -42,8 +42,8 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 def refusal(path: str, kind: type, why: str) -> str:
     """Return the message that says that the layer at ``path`` is not lowered, and why."""
     return (
-        f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take the layer itself: {why}, "
-        "or compile without fullgraph, where the layer runs in eager."
+        f"graphreg does not lower the {kind.__name__} {path!r}: {why}, or compile without fullgraph, where the layer runs in eager. "
+        "torch.compile(fullgraph=True) refuses a recurrent layer that is not lowered."
     )
 
 
@@ -54,7 +54,7 @@ class Layer:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
 
     def __call__(self, *args: Any, graphreg_parameters: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
-        """Call the layer, with other tensors in place of some of its parameters if ``graphreg_parameters`` has some, by name."""
+        """Call the layer. ``graphreg_parameters``: tensors that replace parameters of the layer in this call, by name."""
         why, replaced = why_not(self.kind, self.attributes), graphreg_parameters or {}
         if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
             why = why or "its input is a PackedSequence; give it the padded tensor"
@@ -80,7 +80,7 @@ def packing_refusal(name: str) -> str:
     """Return the message that says that a packing function is not lowered."""
     return (
         f"graphreg does not lower {name}, and torch.compile(fullgraph=True) takes no PackedSequence: give the recurrent layer the "
-        "padded tensor, or compile without fullgraph, where both run in eager."
+        "padded tensor, or compile without fullgraph, where the function and the layer run in eager."
     )
 
 
@@ -184,7 +184,7 @@ def _called(node: fx.Node) -> str:
 def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], input: Tensor, hx: Any = None) -> Any:
     """Call the operator with the arguments that the layer's forward would give its kernel.
 
-    ``layer``: ``vars`` of the layer; ``replaced``: the weights to take in place of the layer's own, by name.
+    ``layer``: ``vars`` of the layer. ``replaced``: the weights to use instead of the layer's own, by name.
     """
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1

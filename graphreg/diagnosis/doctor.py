@@ -133,7 +133,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
     findings = []
     if seen.again:
-        why = "your step runs the module again in backward: activation checkpointing around the whole of it"
+        why = "your step runs the module again in backward: activation checkpointing around the whole module"
         calls, own = ("that drew masks", "masks") if drawing else ("in train mode", "scheduled strengths")
         observed = f"calls {calls}: {seen.forward} in the forward, {seen.again} in backward, each with {own} of its own"
         cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"

@@ -28,7 +28,7 @@ class Observed:
 
     Attributes:
         backwards: The number of backward passes.
-        forward: The number of all other calls of the module that drew from graphreg's streams or moved its clock.
+        forward: The number of calls of the module that drew from graphreg's streams, or moved its clock, and are not counted in ``again``.
         again: The number of such calls within a backward pass, but not under ``frozen_noise``.
         moved: The number of backward passes that changed the state of one of torch's generators.
     """

@@ -52,8 +52,8 @@ def draw(
         path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page, a click unfolds a module.
         plan: With a model or a trace: draw it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
-        level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds as many whole depths as leave at most
-            60 nodes visible.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds one depth after the other, as long as
+            at most 60 nodes are visible.
         mode: Which forward to draw, ``"train"`` or ``"eval"``, if the two differ.
 
     Returns:

@@ -84,7 +84,7 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     classes = _classes(seen)
     boxes: dict[str, str] = {}
     for node in seen.graph.nodes:
-        if is_kind(node, Kind.LAYER):  # which only fetches the layer that the next node calls
+        if is_kind(node, Kind.LAYER):  # this node only fetches the layer that the next node calls
             continue
         addition = addition_of(node) if is_added(node) else None
         attributes = _addition(node, addition, seen, boxes) if addition is not None else _model_node(node, sites.get(keys[node]), seen)
@@ -101,7 +101,7 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
 def _classes(seen: Viewed) -> dict[str, str]:
     """Return the class of each module, by path.
 
-    For a module that the forward calls, the class is the one in its label, because in a GraphModule the object at that path may be a plain
+    The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
     ``nn.Module`` that only holds parameters and submodules.
     """
     classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
@@ -150,7 +150,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
-    addition = addition_of(node)  # set for a native dropout whose node now calls a runtime module
+    addition = addition_of(node)  # not None if graphreg changed the call of the model's node, such as the call of a native dropout
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
     attributes: Attributes = {
@@ -189,8 +189,8 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":
-        # if the graph calls a module on the parameter's path: drawn next to the outermost such module; else inside the module that has
-        # the parameter
+        # If the graph calls a module on the parameter's path, the node is drawn next to the outermost such module, otherwise inside the
+        # module that has the parameter.
         called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)

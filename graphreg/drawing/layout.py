@@ -1,6 +1,6 @@
 """Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
-The wheel of pygraphviz contains dot. After a module is laid out, it is one node of fixed size for the module around it.
+The wheel of pygraphviz contains dot. For the layout of the module around it, a module is one node of fixed size.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def laid_out(
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         points = tuple(_point(text, left, top) for text in graph.get_edge(ids[upper], ids[lower], key=str(i)).attr["pos"].split())
-        if upper == IN:  # dot ends a line at the border of this invisible point, not at its centre
+        if upper == IN:  # dot ends a line at the border of the invisible node IN, not at its centre
             points = (spots[IN], *points[1:])
         if lower == OUT:
             points = (*points[:-1], spots[OUT])

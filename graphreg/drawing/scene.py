@@ -30,8 +30,8 @@ class Link:
     """A line between two children of a box, or between a child and the box's border.
 
     Attributes:
-        start: The key of the child where it starts, or ``IN``.
-        end: The key of the child where it ends, or ``OUT``.
+        start: The key of the child where the line starts, or ``IN``.
+        end: The key of the child where the line ends, or ``OUT``.
         regularizer: The regularizer whose colour the line has; ``""`` for none.
         back: Whether the line runs upwards, because its end is placed before its start.
     """
@@ -51,8 +51,8 @@ class Box:
         op: The name of the module's class.
         children: The keys of the nodes and boxes directly in the box, in the order of the graph.
         links: The lines between the children, and between children and the border.
-        acts: By the name of a regularizer, the number of sites inside, at any depth, that it acts on.
-        nodes: How many nodes are inside, at any depth.
+        acts: For each regularizer, by name, the number of sites in the box, at any depth, at which it acts.
+        nodes: The number of nodes in the box, at any depth.
     """
 
     path: str
@@ -160,7 +160,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             drawn.remove_node(key)
     for key in list(drawn):
         attributes = nodes[key]
-        if attributes.get("added") == "total":  # drop its line to the output: penalties measured by site have none either
+        if attributes.get("added") == "total":  # remove its line to the output: penalties measured by site have no such line either
             drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
         if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=attributes["regularizer"])
@@ -197,9 +197,9 @@ def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str
 
 
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
-    """Split a line between two nodes into pieces that each lie within one box; return the key of the box and the ends of each."""
+    """Split a line between two nodes into pieces that each lie within one box. Return the box's key and the two ends of each piece."""
     shared = 0
-    while start[shared + 1] == end[shared + 1]:  # this ends at the last keys at the latest, which differ
+    while start[shared + 1] == end[shared + 1]:  # this ends at the last keys at the latest, because they differ
         shared += 1
     pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
     pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
@@ -208,7 +208,7 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 
 
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
-    """Return the keys of the boxes to unfold: those above the depth ``level``; if it is None, as many whole depths as ``ROOM`` allows."""
+    """Return the keys of the boxes to unfold: those above the depth ``level``; with None, as many whole depths as ``ROOM`` allows."""
     if level is not None:
         return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
     opened = frozenset(("/",))

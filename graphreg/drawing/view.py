@@ -29,7 +29,7 @@ class Viewed:
         graph: The graph to draw, with the additions of the regularizers.
         forward: Which forward the graph shows: ``"train"`` or ``"eval"``, or ``"both"`` if one graph serves both modes.
         plan: The plan that was applied, or None.
-        strengths: The present strength of each regularizer, by name; where it differs by site, by (name, site), too.
+        strengths: The present strength of each regularizer, by name; if it differs by site, also by (name, site).
     """
 
     traced: Traced
@@ -58,8 +58,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
     """Find the graph of a model, a trace, a plan or a rewritten module. A plan is applied to a copy of the graph.
 
     Args:
-        target: A model, a trace, a plan (drawn as the graph of the trace that it was made for, with the plan applied), or a
-            rewritten module.
+        target: A model, a trace, a plan, or a rewritten module. For a plan, the graph is that of the plan's trace, with the plan applied.
         plan: With a model or a trace: the plan to apply.
         example_inputs: With a model: example inputs, as in ``trace``.
         mode: Which forward, if the two differ.
@@ -94,7 +93,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError(
-                "this module is rewritten already, and plan= goes with a model or a trace that is not. Give "
+                "this module is rewritten already, and plan= goes with a model or a trace that is not rewritten. Give "
                 "graphreg.trace(graphreg.strip(module)) with plan=."
             )
     return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths_now(module), mode)

@@ -19,8 +19,8 @@ from graphreg.tracing import Traced
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
     """Return a ``Traced`` with the sites of all graphs.
 
-    A site that several graphs have is in it once, as in the first of them, but it is hidden if it is hidden in any graph, used if any
-    graph uses it, and a branch if it is one in any graph.
+    A site that several graphs have is listed once, as the first of them has it. But it is hidden, used or a branch if it is so in any
+    graph.
     """
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
@@ -39,7 +39,7 @@ def check_selectors(
     """Check the selectors and ``own_dropout`` over all graphs of the first call, as ``plan`` checks them in one graph.
 
     Raises:
-        NoMatchError: A selector matches no site, or not as many as ``expect``.
+        NoMatchError: A selector matches no site, or another number of sites than ``expect`` says.
     """
     united = union(subgraphs)
     for regularizer in regularizers.values():
@@ -107,7 +107,7 @@ def backend_report(
 
 
 def _on_parameters(name: str, regularizer: Regularizer, united: Traced) -> list[Edit]:
-    """Return the edits of a penalty on parameters, which are in no graph's plan."""
+    """Return the edits of a penalty on parameters, which no graph's plan contains. For other regularizers, return an empty list."""
     acts = regularizer.on == "parameters" and not isinstance(regularizer, Splice)
     matches = matching_sites(united, regularizer, "ignore") if acts else {}
     return [Edit(site, name, regularizer, text) for site, text in matches.items()]

@@ -1,7 +1,7 @@
 """``Backend``, the object that ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs the graph.
 
-Dynamo may break a model into several graphs. These are treated as one model: a site has one name in all graphs of a call, a penalty is a
-mean over its sites in all graphs, and each noise stream counts its draws across the graphs.
+Dynamo may break a model into several graphs. These are treated as one model: a site has one name in all graphs of a call, a penalty is
+computed over its sites in all graphs, and each noise stream counts its draws across the graphs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Backend(BackendHandle, RenamedAttributes):
         try:
             if options:
                 raise RegularizerError(
-                    f"torch.compile was given {', '.join(options)} beside graphreg's backend, which takes none. "
+                    f"torch.compile was given {', '.join(options)} beside graphreg's backend, which takes no options. "
                     "Options of the inner backend go to graphreg.backend(options=...)."
                 )
             return self._compiled(gm, inputs)
@@ -146,7 +146,7 @@ class Backend(BackendHandle, RenamedAttributes):
         elif model is not self.model and not same_modules(model, self.model):
             raise GraphRegError(
                 f"this backend regularizes {self.title} already, and one backend is for one model: its noise, its penalties and its "
-                f"report are that model's. Make another with graphreg.backend for {type(model).__name__}."
+                f"report are that model's. Make another backend for {type(model).__name__} with graphreg.backend."
             )
 
     def _adopt(self, model: nn.Module) -> None:
@@ -259,7 +259,7 @@ class Backend(BackendHandle, RenamedAttributes):
     def penalties(self) -> dict[str, Tensor]:
         """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        A penalty is a mean over its sites in all graphs of the call. They can be differentiated, except with ``penalties="attach"``.
+        A penalty covers its sites in all graphs of the call. The penalties can be differentiated, except with ``penalties="attach"``.
 
         Raises:
             GraphRegError: No call has ended yet.
@@ -277,7 +277,10 @@ class Backend(BackendHandle, RenamedAttributes):
         return {name: given.at(now) if isinstance(given, Schedule) else given for name, given in self._given.items()}
 
     def site_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the present strengths by regularizer name and site: see ``graphreg.site_strengths``. All sites have one strength."""
+        """Return the present strengths by regularizer name and site: see ``graphreg.site_strengths``.
+
+        All sites of a regularizer have the same strength.
+        """
         by_site: dict[str, dict[str, float]] = {}
         strengths = self.strengths()
         for edit in (edit for subgraph in self.subgraphs for edit in subgraph.plan.edits if edit.regularizer.by_site):
@@ -295,11 +298,14 @@ class Backend(BackendHandle, RenamedAttributes):
         self._strengths[name] = _tensor(self._given[name])  # a new tensor: backward may have saved the old one
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that differ from the weights that the backend was made with, by regularizer, under ``OWN``."""
-        return {name: {OWN: given} for name, given in self._given.items() if given != self.regularizers[name].weight}
+        """Return, by regularizer name, the strengths that differ from those that the backend was made with.
+
+        Each stands under ``OWN``, because it is the strength for all sites.
+        """
+        return {name: {OWN: value} for name, value in self._given.items() if value != self.regularizers[name].weight}
 
     def asked(self) -> Asked:
-        """Return what was asked for, which a recipe writes down."""
+        """Return what the user asked for, as a recipe records it."""
         own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
         penalties, scale = "attach" if self.attaches else "return", written_scale(self.scale)
         return Asked(self.regularizers, {"": self.streams.seed} | own, None, self.missing, self.own_dropout, penalties, scale)

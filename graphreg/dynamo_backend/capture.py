@@ -160,7 +160,7 @@ class Capture:
         return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:
-        """Return the module calls in which the node was made, outermost first. The list ends at the first call of a layer: ``is_layer``."""
+        """Return the module calls in which the node was made, outermost first. The list ends at the first layer (``is_layer``)."""
         stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
@@ -202,7 +202,7 @@ class Capture:
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
-        """Label the value that leaves a module's call with the module's name.
+        """Give the module's name, as a label, to the value that leaves the module's call.
 
         If several values leave the call, they get labels only if the module is an LSTMCell.
         """
@@ -236,7 +236,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def base_and_operation(node: fx.Node) -> tuple[str, str]:
-    """Return the name without number that a trace would give the node, and the node's operation. Dynamo names nodes after variables."""
+    """Return the name that a trace would give the node, without its number, and the operation. Dynamo names nodes after variables."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
     base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
@@ -246,7 +246,7 @@ def base_and_operation(node: fx.Node) -> tuple[str, str]:
 
 
 def described(value: Any) -> Any:
-    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present values, or -1 if a size has none.
+    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present values; a size without a value is -1.
 
     For a tuple or list, return the list of the results for its items; for anything else, None.
     """

@@ -15,7 +15,7 @@ from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_
 class Functions(nn.Module):
     """Takes the place of the model if a function was compiled. Its submodules are the modules that the function uses.
 
-    Each has the name of the variable that holds it in the function.
+    Each submodule has the name of the function's variable that holds it.
     """
 
     def __init__(self, name: str, modules: dict[str, nn.Module]) -> None:
@@ -67,7 +67,7 @@ class Place:
         path: The path of the module whose method the code is; ``""`` for the model itself.
         code: The name of the function.
         line: The line at which the graph ends, if that is known; else the first line of the function.
-        local: The name of the local variable that holds the module; None if none does.
+        local: The name of the local variable that holds the module; None if no variable does.
         first: Whether the graph begins where the model's forward begins.
         last: Whether the model returns what the graph returns.
         returns: Whether the module at ``path``, a submodule, returns what the graph returns.
@@ -100,6 +100,6 @@ def here(paths: Mapping[int, str]) -> str:
 
 
 def _outermost(owner: nn.Module) -> str:
-    """Return the name of the code that a call of the module's forward runs first: that of a decorator, if there is one."""
+    """Return the name of the code that a call of the module's forward runs first: the code of its decorator, if there is one."""
     code = getattr(type(owner).forward, "__code__", None)
     return code.co_name if code is not None else "forward"

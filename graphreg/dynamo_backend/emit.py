@@ -67,7 +67,7 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by the name of a penalty: its runtime module, the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty name: its runtime module, and the names of its parameters
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:

@@ -18,14 +18,14 @@ from graphreg.errors import GraphRegError
 from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
-Share = Callable[[str, torch.device, torch.dtype], Tensor]  # returns the derivative of a penalty by one of its measurements, 0-d
+Share = Callable[[str, torch.device, torch.dtype], Tensor]  # returns a penalty's derivative with respect to a measurement, 0-d
 
 
 class Joins:
     """The chain of autograd nodes of one call.
 
     Attributes:
-        share: Returns the derivative of a penalty by a measurement. It is called in backward, because only then is the number of
+        share: Returns a penalty's derivative with respect to a measurement. It is called in backward, because only then is the number of
             measurements in all graphs known.
         scale: The factor of the penalties' gradient.
         names: For each node of the chain, the penalty of each of its measurements.

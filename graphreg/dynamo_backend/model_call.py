@@ -49,8 +49,8 @@ class Measurer:
         elif self.all_at_once:
             if len(values) > 1:
                 raise RegularizerError(
-                    f"{self.name} looks at all of its sites at once, and this call has some in {len(values)} graphs. Select those of "
-                    "one graph; graphreg.report(backend) lists them."
+                    f"{self.name} looks at all of its sites at once, and in this call they are in {len(values)} graphs. Select only "
+                    "sites of one graph; graphreg.report(backend) lists them."
                 )
             return values[0] if values else strength[0].to(torch.float32) * 0
         elif values:
@@ -64,7 +64,7 @@ class Measurer:
         return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
 
     def share(self, strength: Tensor, count: int) -> Tensor:
-        """Return the derivative of the penalty by one of its ``count`` measurements, 0-d."""
+        """Return the derivative of the penalty with respect to one of its ``count`` measurements, 0-d."""
         if self.all_at_once:
             return torch.ones((), dtype=strength.dtype)
         return strength[0] / (1 if self.total_module.sums else count)
@@ -92,7 +92,7 @@ class Call:
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """Return the penalties on parameters that a graph captured now has to compute: none if it is not the call's first graph.
+        """Return the penalties on parameters that a graph must compute: all of them in the call's first graph, and none in a later graph.
 
         Penalties on sharded parameters are left out; no graph computes them.
         """
@@ -152,7 +152,8 @@ class Call:
         idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
         if idle:
             raise RegularizerError(
-                f"{idle[0]}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+                f"{idle[0]}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a parameter, or "
+                "leave the penalty out."
             )
 
     def check_joined(self, result: Any) -> bool:
@@ -165,7 +166,7 @@ class Call:
             return False
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         known = sorted({names[id(tensor)] for tensor in apart if id(tensor) in names})
-        what = f"the parameter {known[0]} as it is" if known else "a tensor that no graph computed, such as an argument as it is"
+        what = f"the parameter {known[0]} itself" if known else "a tensor that no graph computed, such as one of its arguments"
         cure = (
             "Return a view of it (h.view_as(h)), which a graph makes; or use penalties='return' and add backend.penalties() to the loss, "
             "or graphreg.regularize."
@@ -176,16 +177,16 @@ class Call:
                 f"penalties. {cure}"
             )
         warn(
-            f"penalties='attach': the model returns {what}, beside what its graphs compute. A backward pass that begins there alone "
+            f"penalties='attach': the model returns {what}, beside what its graphs compute. A backward pass from this tensor alone "
             f"would not reach the penalties. {cure}"
         )
         return True
 
     def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return the derivative of the penalty ``name`` by one of its measurements in this call, 0-d.
+        """Return the derivative of the penalty ``name`` with respect to one of its measurements in this call, 0-d.
 
-        For a penalty on parameters, the derivative by its total is returned. The derivative is not known before the call has ended, because
-        a penalty is a mean over its sites in all graphs of the call.
+        For a penalty on parameters, return the derivative with respect to its total. The derivative is not known before the call has ended,
+        because a penalty may be a mean over its sites in all graphs of the call.
         """
         if self.measurers[name].parameters:
             return torch.ones((), device=device, dtype=dtype)

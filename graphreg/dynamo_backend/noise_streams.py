@@ -1,7 +1,7 @@
 """The noise of a backend: a stream is added when a graph that draws from it is captured, and each stream counts its draws.
 
 A rewritten module counts its calls instead. But when a model runs as several graphs, one call may draw at some of the sites only, or
-several times at one of them, in a loop. If each call draws once at every site, both ways of counting give the same masks.
+several times at a site that is in a loop. If each call draws once at every site, both ways of counting give the same masks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stream:
         kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
         occurrence: Which of several splices of that class at the site it is, from 0.
         seed: A seed that replaces the backend's, or None.
-        once: Whether all graphs of a call share one draw: a parameter is replaced once in a call.
+        once: Whether all graphs of a call share one draw, as for a parameter, which is replaced once in a call.
     """
 
     site: str
@@ -101,7 +101,10 @@ class Streams:
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
-        """Draw the same masks in every call of the block. If blocks of several threads overlap, this lasts until the last block ends."""
+        """Draw the same masks in every call of the block.
+
+        If blocks of several threads overlap, the masks stay the same until the last of these blocks ends.
+        """
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))

@@ -52,7 +52,7 @@ def backend(
             gradients join the backward pass of the model's outputs.
         scale: The factor of the gradient of attached penalties, as in ``regularize``.
         own_dropout: As in ``regularize``.
-        recipe: As in ``regularize``. The front end in it does not count: torch.compile captures the graphs.
+        recipe: As in ``regularize``. Its front end is ignored: torch.compile captures the graphs.
         **keywords: Regularizers by key, as in ``regularize``.
 
     Raises:
@@ -75,13 +75,13 @@ def backend(
     if attaches and not TELLS_RESULT:
         raise GraphRegError(
             f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not "
-            "show what a compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use "
-            "penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
+            "show what a compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the "
+            "penalties, unnoticed. Use penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
         )
     if attaches and scale is None:
         warnings.warn(
-            "penalties='attach': a backend does not see the loss, so what it is scaled by (a GradScaler, gradient accumulation) cannot "
-            "be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
+            "penalties='attach': a backend does not see the loss, so it cannot know how the loss is scaled (a GradScaler, gradient "
+            "accumulation); penalties are attached with scale 1. Pass scale=1 if that is right; else pass the scaler or the factor.",
             stacklevel=2,
         )
     watch()
@@ -122,7 +122,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         if not callable(inner) or isinstance(inner, (type, nn.Module)):
             raise RegularizerError(f"inner={shown(inner)} is no backend; give a name of torch.compiler.list_backends(None), or a callable.")
         if isinstance(inner, Backend):
-            raise RegularizerError("inner= is a backend of graphreg's already; give all regularizers to one.")
+            raise RegularizerError("inner= is a backend of graphreg's already; give all regularizers to one backend.")
         function = inner
     else:
         known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})
@@ -138,7 +138,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
     accepted = inspect.signature(function).parameters
     theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own backends accept any keyword and ignore it
     if more and "options" not in accepted and (theirs or all(p.kind is not p.VAR_KEYWORD for p in accepted.values())):
-        raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
+        raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes no options.")
 
     def compiled(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         result: Callable[..., Any] = function(gm, inputs, **more)
@@ -173,7 +173,8 @@ def backend_of(compiled: Any) -> Backend:
 def __getattr__(name: str) -> Any:
     """Return the function ``by_name``, which torch looks up when it first needs the backend, and watch Dynamo's compilations from then on.
 
-    So the import of this file registers nothing, and yet a call that captures no graph is noticed if the backend was given by name.
+    So the import of this file registers no callback with Dynamo, but the use of the backend by its name does. A call that captures no
+    graph is noticed then, too.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

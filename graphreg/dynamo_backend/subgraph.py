@@ -45,7 +45,7 @@ class Subgraph:
         place: The code that it was captured from.
         broken: Whether it ends at a graph break.
         traced: The captured graph as a ``Traced``, which ``plan`` and ``rewrite`` take.
-        plan: The edits in it.
+        plan: The edits in the graph.
         claimed: The site names that the graph uses. Later graphs of the call must not give them to other values.
         gives: What is known of the graph's outputs, by position.
         rows: The noise streams of the graph, in the order of the keys.
@@ -55,7 +55,7 @@ class Subgraph:
         device: The device of the keys and strengths.
         owners: The modules whose modes decide whether the graph's draws act.
         modes: The ``training`` flags of ``owners`` when the graph was captured.
-        extra: What the compiled graph assumes of each parameter that only a penalty reads. The captured graph does not read these.
+        extra: What the compiled graph assumes of each parameter that only a penalty reads, and not the captured graph.
     """
 
     number: int
@@ -88,7 +88,7 @@ class Subgraph:
         """Return the parameters that only a penalty reads, and whether the compiled graph still fits them.
 
         Dynamo does not notice if one of them was frozen or moved since the capture. Then zeros are returned instead of the parameters, and
-        the totals of the penalties on parameters that the graph computes must not be used.
+        the caller must not use the totals that the graph computes for penalties on parameters.
         """
         present = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
         if tuple(map(parameter_metadata, present)) == self.extra:
@@ -97,7 +97,7 @@ class Subgraph:
 
 
 class Maker:
-    """Makes the subgraphs of one model. ``regularizers``: those that act in graphs, by their final names: not penalties on parameters."""
+    """Makes the subgraphs of one model. ``regularizers``: all except penalties on parameters, by their final names."""
 
     def __init__(
         self, model: nn.Module, regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, inner: Inner, title: str
@@ -166,7 +166,7 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """Return the edit. If another graph computed the value, raise its ``occurrence`` by how often its class has acted at the site."""
+    """Return the edit. If another graph computed the value, add to ``occurrence`` how often the class has acted on it in this call."""
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
@@ -217,5 +217,7 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
         if isinstance(e.regularizer, Splice)
     ] + [Stream(e.dropout.site.name, "own dropout", 0) for e in plan.native_dropout if e.draws]
     if len(streams) != len(key.names):
-        raise GraphRegError("graphreg's backend counts other streams than its rewrite. This is a fault of graphreg; report it.")
+        raise GraphRegError(
+            "graphreg's backend and its rewrite disagree about the number of noise streams. This is a fault of graphreg; report it."
+        )
     return tuple(streams)

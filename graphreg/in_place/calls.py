@@ -17,13 +17,13 @@ _DOT = "·"  # stands for a dot, because Dynamo cannot read an attribute that ha
 
 
 class CallForm:
-    """Turns the arguments of a call into the text of their structure. Dynamo traces ``key``, so that method uses only simple Python.
+    """Turns the arguments of a call into the text of their structure. The method ``key`` uses only simple Python, because Dynamo traces it.
 
     Attributes:
         names: The names of the forward's parameters that may be given by position.
         defaults: The default of each parameter that has one, by name.
-        lists: The position of each parameter whose default may change in place, such as a list, by name. A parameter that is given by
-            name alone has a position after all others.
+        lists: The position of each parameter whose default may change in place, such as a list, by name. A keyword-only parameter has a
+            position after all others.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
@@ -35,9 +35,10 @@ class CallForm:
         self.lists = {name: positions.get(name, len(positions)) for name, default in self.defaults.items() if may_change(default)}
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return the text: the name of each argument, with a tensor's dtype and number of dims, or with the contents of another value.
+        """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
 
-        The text is the same whether an argument is given by position or by name, and whether an argument equal to its default is given.
+        The text does not depend on whether an argument is given by position or by name, nor on whether an argument that equals its default
+        is given or left out.
         """
         parts = []
         for i in range(len(args)):
@@ -74,12 +75,12 @@ def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     for value in (*args, *kwargs.values()):
         if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
             raise TraceError(
-                f"the call carries a {type(value).__name__}, and in train mode the model runs as a graph, which cannot read or fill a "
+                f"the call carries a {type(value).__name__}, but in train mode the model runs as a graph, which cannot read or fill a "
                 "cache. Call model.eval() first, as for generation."
             )
     if kwargs.get("use_cache") is True:
         raise TraceError(
-            "the call asks for a cache (use_cache=True), and in train mode the model runs as a graph, which cannot return one. "
+            "the call asks for a cache (use_cache=True), but in train mode the model runs as a graph, which cannot return a cache. "
             "Call model.eval() first, as for generation, or leave use_cache out."
         )
 
@@ -113,7 +114,7 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Siz
 def not_traced(key: str, title: str) -> GraphRegError:
     """Return the error for a call under Dynamo whose arguments have a structure without a graph, or with a stale graph only."""
     return GraphRegError(
-        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only one from before a change "
-        "of the model. torch.compile cannot trace the model while it compiles the code around the call. Call the model with such arguments "
-        "once before, outside of torch.compile, or give regularize_ example_inputs of this structure."
+        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
+        "change of the model. The model cannot be traced while torch.compile compiles the code around the call. Call the model with such "
+        "arguments once before, outside of torch.compile, or give regularize_ example_inputs of this structure."
     )

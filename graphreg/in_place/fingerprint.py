@@ -21,7 +21,7 @@ from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, r
 # these attributes of every module are not compared as values: submodules, parameters, hooks and modes are checked in other ways
 _OWN = frozenset(vars(nn.Module())) | {"forward"}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclasses: these may run any code when an item is read
+_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
 _LARGEST = 1000  # the most items of a container that are compared at each call; of a larger container, only the identity is compared
 _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
@@ -35,18 +35,18 @@ class Fingerprint:
     """What a graph was traced from: the modules by identity, the shapes of parameters, and the values that the forwards may read.
 
     These values are attributes of modules, attributes of objects such as a configuration, global variables, and variables of enclosing
-    functions. To make a fingerprint takes milliseconds; ``same`` takes microseconds for each module.
+    functions. Making a fingerprint takes milliseconds; ``same`` takes microseconds for each module.
     """
 
     def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: the attributes that the trace read. If it is None, every attribute counts whose name the forwards' code mentions."""
+        """``reads``: the attributes that the trace read. With None, every attribute counts if the code of a forward mentions its name."""
         self._reads = reads
         self._modules_now: list[dict[str, Any]] = []
         self._parameters: list[dict[str, Any]] = []
         self._paths: list[str] = []
         self._plain: list[tuple[_Getter, Any]] = []  # values that are compared by ==: a getter, and the object to call it with
         self._values: list[Any] = []  # what these getters returned at the trace
-        self._others: list[tuple[_Getter, Any]] = []  # values that are compared by identity, in the same form
+        self._others: list[tuple[_Getter, Any]] = []  # values that are compared by identity: a getter, and the object to call it with
         self._objects: list[Any] = []  # what these getters returned at the trace
         self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
         # for each owner: the names that only its class has, their values in the class, and the ``__dict__`` of the owner
@@ -146,7 +146,7 @@ class Fingerprint:
                     self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
 
     def _read_in(self, module: nn.Module, names: _Names) -> _Names:
-        """Return those of the names that the trace read of a module. The module's code also mentions names that the trace did not read.
+        """Return those of the names that the trace read as attributes of a module. The module's code may mention more names.
 
         Return all names if the reads are not known. A read of a whole ``__dict__`` counts as a read of every name.
         """
@@ -226,7 +226,7 @@ def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[A
 
 
 def _is_of_model(frame: types.FrameType) -> bool:
-    """Whether code that reads a whole ``__dict__`` is a model's. graphreg reads it, too, to find what a trace changes, and so do copies."""
+    """Whether the code that reads a whole ``__dict__`` is a model's, not that of a copy or pickle, nor graphreg's search for changes."""
     return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
 
 

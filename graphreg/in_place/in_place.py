@@ -47,10 +47,10 @@ def regularize_(
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
 
     In train mode, a call runs the graph that ``regularize`` would make. The model is traced at the first call. It is traced again for a
-    call whose arguments have another structure (other arguments are given, or tensors have another dtype or number of dimensions), and
-    after a change of the model (a layer is replaced, or a configuration value is set). All graphs share the noise and the strengths. In
-    eval mode, a call runs the model's own forward. If the model cannot be traced, the call raises; it never runs the plain forward in
-    train mode.
+    call whose arguments have another structure (other arguments are given, a tensor has another dtype or number of dimensions, or an
+    argument that is no tensor has another value), and after a change of the model (a layer is replaced, or a configuration value is set).
+    All graphs share the noise and the strengths. In eval mode, a call runs the model's own forward. If the model cannot be traced, the
+    call raises; it never runs the plain forward in train mode.
 
     ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
 
@@ -88,7 +88,7 @@ def regularize_(
     check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
-    _check_eval(named, eval_penalties)
+    _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
     placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
@@ -154,8 +154,8 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         )
     if isinstance(model, fx.GraphModule):
         raise TraceError(
-            f"{type(model).__name__.removesuffix('Impl')} is a torch.fx.GraphModule, which has a graph already: torch.fx would replace the "
-            "forward in place. Use graphreg.regularize, or graphreg.as_pass."
+            f"{type(model).__name__.removesuffix('Impl')} is a torch.fx.GraphModule, which has a graph already, and torch.fx would "
+            "replace the new forward whenever the graph is recompiled. Use graphreg.regularize, or graphreg.as_pass."
         )
     if "forward" in vars(model):
         raise TraceError(
@@ -169,14 +169,26 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         )
 
 
-def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
-    """Raise RegularizerError for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode."""
+def _check_splices(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
+    """Raise RegularizerError for a splice that keeps a state.
+
+    Raise it also for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode.
+    """
     for name, regularizer in regularizers.items():
+        if isinstance(regularizer, Splice) and "state" in regularizer.takes:
+            raise _owner_refused(name, regularizer)
         if isinstance(regularizer, Splice) and regularizer.takes_in_eval and not eval_penalties:
             raise RegularizerError(
                 f"{name}: {type(regularizer).__name__} acts in eval mode, too, but in eval mode a model that is regularized in place runs "
                 "its own forward. Give eval_penalties=True, so that it runs the graph in both modes, or use graphreg.regularize."
             )
+
+
+def _owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
+    return RegularizerError(
+        f"{name}: {type(regularizer).__name__} keeps tensors of its own, and regularize_ adds none to the model. Use graphreg.regularize: "
+        "what it returns has them in parameters() and state_dict()."
+    )
 
 
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
@@ -185,11 +197,13 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
     for state in shared.states().values():
         for site in matching_sites(traced, state.regularizer, missing):
             state.place(site.name, model.get_parameter(site.name))
+        if state.owns_parameters:
+            raise _owner_refused(state.name, state.regularizer)
     return shared
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
-    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with that of the model under ``""``."""
+    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with the model's seed under ``""``."""
     seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
     for name, regularizer in regularizers.items():
         named[name] = regularizer

@@ -42,13 +42,14 @@ from graphreg.runtime import (
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-_MOST = 8  # the most graphs that are kept for one structure; it has several after a change of the model, or for other sizes
+# The most graphs that are kept for one structure. It gets a further graph if the model has changed, or for sizes that no graph accepts.
+_MOST = 8
 _MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
 
 
 class _Thread(threading.local):
-    """What is known of the call that runs in this thread."""
+    """The call that runs in this thread."""
 
     # the model's state, the structure of the arguments, and the graphs that fit; None outside of ``Placed.call``
     call: tuple[Placed, str, list[StructureGraph]] | None = None
@@ -86,7 +87,10 @@ class Placed(ModuleHandle, InPlaceHandle):
     # what a call runs
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Make sure that there is a graph, also for compiled code, and return ``run()``, which calls the model with its hooks."""
+        """Make sure that there is a graph for this call, and return ``run()``, which calls the model with its hooks.
+
+        Compiled code needs a graph as well, and cannot trace the model by itself.
+        """
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
         try:
@@ -128,7 +132,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is none."""
+        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is no such graph."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
@@ -169,7 +173,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 raise
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
-                log.warning("traced for arguments of %d structures so far; give numbers that change as tensors to trace less.", _MANY)
+                log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)
             made.insert(0, graph)
             del made[_MOST:]
             self._choose(key, graph)
@@ -196,9 +200,9 @@ class Placed(ModuleHandle, InPlaceHandle):
         self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
 
     def guard(self, key: str) -> bool:
-        """Make Dynamo, which is compiling a call, compile again once the graph of the structure is stale.
+        """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles again once the structure's graph is stale.
 
-        Return False, without doing so, if the graph is stale already.
+        Return False, without adding a guard, if the graph is stale already.
         """
         graph = self._made[key][0]
         if not graph.fingerprint.same():

@@ -51,8 +51,8 @@ def state_in(model: nn.Module) -> Placed:
     placed = vars(model).get(PLACED)
     if not isinstance(placed, Placed):
         raise GraphRegError(
-            f"this {type(model).__name__} has the class of a model that is regularized in place, but not its regularizers: it was copied "
-            "in a way that leaves out attributes. Copy it with copy.deepcopy, or strip_ the model, copy it, and regularize both."
+            f"this {type(model).__name__} has the class of a model that is regularized in place, but no regularizers: it is a copy that "
+            "lacks attributes. Copy the model with copy.deepcopy, or strip_ the model, copy it, and regularize both."
         )
     return placed
 
@@ -90,7 +90,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
         if hasattr(theirs, name):
             setattr(own, name, getattr(theirs, name))
-    own.__signature__ = inspect.signature(theirs)  # not by __wrapped__, because accelerate would use the function that is in it
+    own.__signature__ = inspect.signature(theirs)  # not by __wrapped__, because accelerate would call the function in __wrapped__
     return own  # type: ignore[no-any-return]
 
 
@@ -105,7 +105,7 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
 
     own = with_own_code(call)
     own.__name__ = "__call__"
-    skip_as_outermost(own)  # so ``placed.call`` runs before Dynamo compiles the forward: it traces, and passes the arguments to penalties
+    skip_as_outermost(own)  # so that ``placed.call`` traces the model and prepares attached penalties before Dynamo compiles the forward
     return own
 
 
@@ -146,8 +146,8 @@ def _penalties(self: Any) -> dict[str, torch.Tensor]:
 
 def _refuse_replica(self: Any) -> None:
     raise GraphRegError(
-        "this model is regularized in place, and nn.DataParallel on several devices calls replicas of it, which would share one noise "
-        "and one graph. Use DistributedDataParallel, or regularize with graphreg.regularize."
+        "this model is regularized in place, and nn.DataParallel on several devices calls replicas of it, which would share the noise "
+        "and the graphs. Use DistributedDataParallel, or regularize with graphreg.regularize."
     )
 
 

@@ -57,7 +57,7 @@ class StructureGraph:
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
         late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
-        hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
+        hooks: The hook dicts of the modules whose operations the graph contains, but which it does not call; each with the module's path.
         held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
             object gets these ids.
         known: The shapes of the inputs with which the graph has run.
@@ -128,7 +128,7 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
 def _first_effect(graph: fx.Graph) -> int:
     """Return the position of the first node that may write or draw: a call of a module, except the counters, or of a tensor operation.
 
-    Not each tensor operation does so. But to restore the state for nothing costs little, and only in the first call with new sizes.
+    Not every tensor operation writes or draws. But a needless restore costs little, and only in the first call with new sizes.
     """
     return next((i for i, node in enumerate(graph.nodes) if _may_act(node)), len(graph.nodes))
 
@@ -142,7 +142,7 @@ def _may_act(node: fx.Node) -> bool:
 
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
-    """Return the dicts of hooks of each module that the graphs contain as operations, without a call of it; each with the module's path."""
+    """Return the hook dicts of the modules whose operations the graphs contain, but which they do not call; each with the module's path."""
     nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
@@ -234,7 +234,7 @@ def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, argu
                     buffer.copy_(content)
             if isinstance(error, OtherInputs) and any(version_of(leaf) != version for leaf, version in given):
                 raise GraphRegError(
-                    f"{type(model).__name__} writes into an argument, and then decides something on a shape that is new. The argument has "
-                    "changed already. Let the forward decide first, or give it a copy of the argument."
+                    f"{type(model).__name__} writes into an argument, and then tests a condition on a shape that is new. The argument has "
+                    "changed already. Test the condition first in the forward, or call the model with a copy of the argument."
                 ) from error
         raise

@@ -17,15 +17,15 @@ except ImportError as error:
 class RegularizerCallback(Callback):
     """Saves and restores noise and strengths in Lightning's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Give it to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. Regularize the LightningModule in place, or a
-    module in it, before training. ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
+    Give the callback to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. Before training, regularize the LightningModule in
+    place, or regularize a module in it. ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
 
     The gradients of the penalties are divided by ``accumulate_grad_batches``, as Lightning divides the loss, and multiplied by the factor
     of the scaler for mixed precision, unless you have given a ``scale=`` yourself.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
-        """``watch``: a selector of values. Of each, ``kept/SITE/NAME`` is logged, too: the share of the value that a splice has kept."""
+        """``watch``: a selector of values. ``kept/SITE/NAME``, the share of such a value that a splice has kept, is logged, too."""
         super().__init__()
         self.watch = watch
         self._loaded: dict[str, Any] | None = None
@@ -47,7 +47,7 @@ class RegularizerCallback(Callback):
         self._parts.scale_by(self._scale)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Find out by what Lightning divides and multiplies the loss of this batch."""
+        """Find out which factors Lightning applies to the loss of this batch."""
         self._scale.batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         self._scale.scaler = getattr(trainer.precision_plugin, "scaler", None)
 
@@ -58,11 +58,11 @@ class RegularizerCallback(Callback):
             self._parts.watch(self.watch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take back the scale and the watches."""
+        """Remove the scale and the watches."""
         self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Take back the scale and the watches."""
+        """Remove the scale and the watches."""
         self._close()
 
     def _close(self) -> None:

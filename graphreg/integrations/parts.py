@@ -35,7 +35,7 @@ class TrainerScale:
         """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the model's loss.
 
         A model that gets ``num_items_in_batch`` divides its loss by this number, and the trainer does not divide the loss by the number of
-        batches. The second factor is then 1 / (batches * ranks), else 1.
+        batches. For such a model the second factor is 1 / (batches * ranks), otherwise 1.
         """
         counted = kwargs.get("num_items_in_batch") is not None
         scale = 1.0 if self.scaler is None else current(self.scaler)
@@ -67,33 +67,37 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return, by path of a module, the state of its noise and the strengths that were changed: plain data, and tensors in ``noise``."""
+        """Return the state of each module's noise and its changed strengths, by the module's path.
+
+        The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
+        """
         return {
             path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
             for path, handle in self.handles.items()
         }
 
     def keeping_tensors(self) -> list[str]:
-        """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold these."""
+        """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold tensors."""
         return [name for handle in self.handles.values() for name in handle.saved_states()]
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a state that the method ``state`` returned.
 
         Raises:
-            RegularizerError: The state belongs to another model. If its modules or its regularizers are others, nothing is changed.
+            RegularizerError: The state belongs to another model. If the paths of the regularized modules or the names of the regularizers
+                differ, nothing is changed.
         """
         if state.keys() != self.handles.keys():
             other = [path or "the model itself" for path in sorted(state.keys() ^ self.handles.keys())]
             raise RegularizerError(
-                f"the checkpoint belongs to another model: only one of the two has a regularized module at {listed(other)}. Regularize "
-                "the model as for the run that saved it."
+                "the checkpoint belongs to another model: only the checkpoint or only the model has a regularized module at "
+                f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
             )
         for path, handle in self.handles.items():
             if other := sorted(handle.strengths().keys() ^ set(state[path]["regularizers"])):
                 raise RegularizerError(
-                    f"the checkpoint belongs to another model: only one of the two has a regularizer named {listed(other)}. Regularize "
-                    "the model as for the run that saved it."
+                    "the checkpoint belongs to another model: only the checkpoint or only the model has a regularizer named "
+                    f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
                 )
         for path, handle in self.handles.items():
             handle.set_rng_state(state[path]["noise"])
@@ -107,9 +111,10 @@ class Parts:
                 self._stack.callback(handle.set_scale, None)
 
     def watch(self, selector: Selector | None) -> None:
-        """Watch the shares that splices keep of the values that a selector matches, until ``close``; with None do nothing.
+        """Watch the values that a selector matches, until ``close``: measure which share of each value the splices keep.
 
-        A model that is regularized in place has a graph only after its first call. Until then, nothing is watched: call this method again.
+        With None, do nothing. A model that is regularized in place has a graph only after its first call. Before that call, nothing is
+        watched: call this method again.
         """
         if selector is None:
             return
@@ -118,7 +123,7 @@ class Parts:
                 self._watched[path] = self._stack.enter_context(monitor(handle.current(), selector))
 
     def numbers(self) -> dict[str, float]:
-        """Return the penalties of the last call, the strengths, and the shares that splices have kept, by name."""
+        """Return the penalties of the last call, the strengths, and the shares of values that splices have kept, by name."""
         return {name: value for path in self.handles for name, value in self._numbers(path)}
 
     def _numbers(self, path: str) -> Iterator[tuple[str, float]]:
@@ -131,7 +136,7 @@ class Parts:
             yield from ((f"{prefix}kept/{name.replace('/kept/', '/')}", value) for name, value in values if "/kept/" in name)
 
     def close(self) -> None:
-        """Remove the watches, and the scale that ``scale_by`` has set."""
+        """Remove the watches, and the scales that ``scale_by`` has set."""
         self._watched.clear()
         self._stack.close()
 

@@ -19,8 +19,8 @@ except ImportError as error:
 class RegularizerCallback(TrainerCallback, ExportableState):
     """Saves and restores noise and strengths in the Trainer's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Give it to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Regularize the model, or any module in it,
-    before. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
+    Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Before training, regularize the model, or
+    any module in it. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
 
     The Trainer divides the loss of each batch by the number of batches in a step, except for a model that gets ``num_items_in_batch``: that
     model divides the loss by this number. In both cases a step has the mean of the penalties over its batches, unless you have given a
@@ -28,7 +28,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
-        """``watch``: a selector of values. Of each, ``kept/SITE/NAME`` is logged, too: the share of the value that a splice has kept."""
+        """``watch``: a selector of values. ``kept/SITE/NAME``, the share of such a value that a splice has kept, is logged, too."""
         self.watch = watch
         self.saved: dict[str, Any] | None = None
         self._parts: Parts | None = None
@@ -58,7 +58,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         self._parts.scale_by(self._scale)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
-        """Find out how many batches the step has. The last step of an epoch may have fewer than the others."""
+        """Find out how many batches the step has. The last step of an epoch may have fewer than the other steps."""
         most = args.gradient_accumulation_steps
         self._scale.batches = most
         try:
@@ -83,7 +83,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         state.log_history[-1].update(numbers)
 
     def on_train_end(self, *args: Any, **more: Any) -> None:
-        """Store the state, and take back the scale and the watches."""
+        """Store the state, and remove the scale and the watches."""
         if self._parts is not None:
             self.saved = self._parts.state()
             self._parts.close()

@@ -34,14 +34,14 @@ class Aliases:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.effects = Effects(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # for x, the values such as y whose storage it shares after ``x.set_(y)``
+        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # x -> the values whose storage x shares later: y after ``x.set_(y)``
         for node in self.order:
             if (joined := _joined_storage(node)) is not None:
                 self._shared_later.setdefault(joined[0], []).extend(joined[1])
         self._possible, self._definite = self._by_base()
 
     def _by_base(self) -> tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]]:
-        """Return the writes into each base in graph order: first all possible writes, then only the definite ones."""
+        """Return two dicts with the writes into each base, in graph order: one of all possible writes, one of the definite writes alone."""
         writes: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
             for is_definite, by_base in enumerate(writes):
@@ -68,11 +68,11 @@ class Aliases:
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """Return a function that copies the value with its strides: ``torch.clone`` if the value is known to be dense, else ``clone``."""
+        """Return a function that copies the value with its strides: ``torch.clone`` if the value is dense, else ``ir.layout.clone``."""
         return torch.clone if self.effects.is_dense(node) and node not in self._shared_later else clone
 
     def is_external(self, node: fx.Node) -> bool:
-        """Return whether the storage may belong to an input or to the model. A write into it is then visible outside the graph."""
+        """Return whether the value's storage may belong to an input or to the model, so that a write is visible outside the graph."""
         return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
 
     def written_later(self, node: fx.Node, is_definite: bool = False) -> bool:
@@ -104,7 +104,7 @@ class Aliases:
             return None
         derived, bases = self._downstream([node]), self.bases(node)
         asides = self._downstream(bases) - derived
-        # the last read in the other group: the key is True if the write goes through an alias in ``derived``
+        # for a write through an alias in ``derived`` (True) or through another alias (False): the last read in the other group
         last_read = {True: self._last_read(asides), False: self._last_read(derived)}
         if any(base.op == "get_attr" for base in bases - derived):  # a tensor of the module is read again at the next call
             last_read[True] = len(self.order)
@@ -152,7 +152,7 @@ def _joined_storage(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the positions of an operator's arguments that its result may alias, and of those that it may write into.
+    """Return the positions of the arguments that an operator's result may alias, and of those that the operator may write into.
 
     ``body``: the graph inside the operator.
     """

@@ -1,8 +1,8 @@
 """Finds residual branches: the values that a sum adds to the value that they were computed from, its trunk.
 
 In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product must lie between the two: ``x + 0.04 * x ** 3`` has no branch.
-In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more, and all of
-it lies in the module that adds.
+In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more products,
+and both lie in the module that adds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from graphreg.ir.operations import Operations, function_name, is_integer, nodes_
 SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 _PICKS = {"select", "unbind"}  # a step of a sequence is no trunk: W x_t + U h is not residual
 
-_MOST = 32  # summands of a sum: a loop that adds to one value many times has no branches, and is not searched again at each step
-_LONGEST = 32  # of a shortcut with a projection, in nodes, so that the search stays linear in the size of the graph
+_MOST = 32  # the most summands of a sum with branches, so that a loop that adds to one value is not searched again at each step
+_LONGEST = 32  # the most nodes of a shortcut with a projection, so that the search stays linear in the size of the graph
 
 
 def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
@@ -35,7 +35,7 @@ def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node]
 
 
 def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    """Return the nodes that depend on a floating-point input or on a product. Masks, positions and parameters are not among them."""
     found = set[fx.Node]()
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -56,7 +56,7 @@ class _Chain:
 
     Attributes:
         nodes: The nodes of the chain.
-        direct: How many of them, from the first on, are the same value but for views and dropout.
+        direct: How many of them, from the first on, have the summand's value up to views and dropout.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -64,7 +64,7 @@ class _Chain:
 
 
 class _Finder:
-    """Judges each sum of a graph, in order."""
+    """Finds the branches of each sum of a graph, in order."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> None:
         self.graph, self.operations, self.sizes, self.products = graph, operations, sizes, products
@@ -86,7 +86,11 @@ class _Finder:
         return [operand for operand in nodes_in((node.args, node.kwargs)) if operand in self.signals]
 
     def _judge(self, node: fx.Node) -> None:
-        """Note the branches of a sum. A sum that only this sum reads counts as its summands, first where it has no branch itself."""
+        """Record the branches of a sum.
+
+        An inner sum that only this sum reads is replaced by its summands: in the first attempt if it has no branch itself, in the second
+        in any case.
+        """
         for through in (False, True):
             summands = self._summands(node, through)
             if of_sum := self._of_two(node, *summands) if len(summands) == 2 else self._of_several(summands):
@@ -95,9 +99,9 @@ class _Finder:
                 return
 
     def _summands(self, node: fx.Node, through: bool) -> list[fx.Node]:
-        """Return the summands of a sum; none if there are too many.
+        """Return the summands of a sum; an empty list if there are too many.
 
-        ``through``: whether inner sums that have a branch count as their summands, too.
+        ``through``: whether inner sums that have a branch are also replaced by their summands.
         """
         summands, waiting = dict[fx.Node, None](), self._operands(node)[::-1]
         while waiting:
@@ -111,7 +115,7 @@ class _Finder:
         return list(summands)
 
     def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
-        """Return the branches of a sum of several, whose trunk is the first of them to be computed, but for views and dropout."""
+        """Return the branches of a sum of several values. The trunk is the one computed first, not counting views and dropout."""
         trunks = {summand: list(self._peeled(summand))[-1] for summand in summands}
         if len(trunks) < 2:
             return []
@@ -125,11 +129,11 @@ class _Finder:
         return trunk in before and any(each in self.products for each in _from(trunk, before))
 
     def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
-        """Return the branch of a sum of two, in a list; an empty list if neither is computed from the other's trunk."""
+        """Return a list with the branch of a sum of two values; an empty list if neither is computed from the other's trunk."""
         return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
 
     def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:
-        """Return whether a chain leads to a trunk that the branch was computed from, too, with more products than the chain has."""
+        """Return whether the chain leads to a value from which the branch, too, was computed, by more products than the chain has."""
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
         if way is None:
@@ -140,7 +144,7 @@ class _Finder:
         return inside and sum(each in self.products for each in between) > passed
 
     def _peeled(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield a node, and the values that it is the same as but for views and dropout."""
+        """Yield a node, then the earlier nodes that have the same value up to views and dropout."""
         yield node
         while self.operations.passes_through(node) and not self._picks(node) and len(operands := self._operands(node)) == 1:
             node = operands[0]
@@ -165,7 +169,7 @@ class _Finder:
         return any(not isinstance(part, slice) and part not in (None, ...) for part in (index if isinstance(index, tuple) else (index,)))
 
     def _before(self, value: fx.Node, first: int) -> list[fx.Node]:
-        """Return, in order, the nodes that a value was computed from, the value's own included, from number ``first`` of the graph on."""
+        """Return the value's node and the nodes that it was computed from, in graph order, without those before position ``first``."""
         waiting, visited = [value], {value}
         while waiting:
             for operand in waiting.pop().all_input_nodes:
@@ -176,7 +180,7 @@ class _Finder:
 
 
 def _from(trunk: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return those of the nodes, which are in order, that were computed from the trunk."""
+    """Return those of ``nodes`` that were computed from the trunk. ``nodes`` must be in graph order."""
     reached = {trunk}
     for node in nodes:
         if any(operand in reached for operand in node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""Finds the state that a call of a recurrent cell got, for the state that it returns."""
+"""Finds, for a state that a call of a recurrent cell returns, the previous state: the one that the call got as an argument."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from graphreg.ir.operations import Operations, is_port
 
 
 def cell_call(node: fx.Node, operations: Operations) -> fx.Node | None:
-    """Return the call of one of torch's cells whose output, or part of an output, a node is; None for any other node."""
+    """Return the call of a recurrent cell of torch that made a node's value, alone or in a tuple; None if no such call made it."""
     source: Any = node.args[0] if is_port(node, operations) else node
     return source if isinstance(source, fx.Node) and isinstance(operations.module(source), nn.RNNCellBase) else None
 
 
 def state_before(node: fx.Node, operations: Operations) -> fx.Node | None:
-    """Return the state that the call got in the place of the one that it returns at ``node``; None if it got none, which means zeros.
+    """Return the previous state of the cell, for the state that its call returns at ``node``; None if the call starts from zeros.
 
     Raises:
-        LookupError: The states of an LSTM cell were passed as one object, of which the graph does not show the parts.
+        LookupError: The states of an LSTM cell were passed as one object, and the graph does not show the two states in it.
     """
     call = cell_call(node, operations)
     assert call is not None

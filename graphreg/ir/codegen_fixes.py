@@ -18,11 +18,14 @@ from torch.fx.graph import PythonCode
 from graphreg.errors import TraceError
 from graphreg.ir.serialize import copied
 
-_DEEP = 50  # the most names in a path that is written name by name
+_DEEP = 50  # a path with more names than this is read by one call of ``get_submodule``
 
 
 def spelled(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph whose emitted code reads such names by ``getattr``; the graph itself if it has no such name."""
+    """Return a copy of the graph whose code reads by ``getattr`` the paths that torch.fx writes wrongly.
+
+    Return the graph itself if it has no such path.
+    """
     paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
     if not paths:
         return graph
@@ -46,10 +49,10 @@ def _is_odd(path: str) -> bool:
 
 
 def _is_misread(name: str) -> bool:
-    """Return whether emitted code cannot contain the name.
+    """Return whether torch.fx writes the name so that Python rejects it or reads another name.
 
-    It cannot if the name is a keyword, or contains a double quote, a backslash, a line break, or a character such as ``ﬁ``, which Python
-    reads as ``fi``.
+    This happens to keywords, and to names that contain a double quote, a backslash, a line break, or a character such as ``ﬁ``, which
+    Python reads as ``fi``.
     """
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 
@@ -72,19 +75,19 @@ def _reads(code: str, name: str) -> int:
     (``input_1 = input``).
     """
     occurrence = re.compile(rf"\b{name}\b")
-    if len(occurrence.findall(code)) < 3:  # one is in the signature, the other in that assignment
+    if len(occurrence.findall(code)) < 3:  # one occurrence is in the signature, the other in the assignment
         return 1
     # Only the lines that contain the name are parsed: parsing all the code of a large model would take longer than the rest of emission.
     lines = [line.strip() for line in code.splitlines() if occurrence.search(line)]
     try:
         parsed = [ast.parse(f"{line} pass" if line.endswith(":") else line) for line in lines]
-    except SyntaxError:  # a statement of several lines
+    except SyntaxError:  # a statement extends over several lines
         parsed = [ast.parse(code)]
     return sum(isinstance(each, ast.Name) and each.id == name for tree in parsed for each in ast.walk(tree))
 
 
 def check_arguments(graph: fx.Graph, code: str, title: str) -> None:
-    """Raise TraceError for an argument of forward whose name means something else in the emitted code, such as ``torch``."""
+    """Raise TraceError for an argument of forward whose name, such as ``torch``, means something else in the emitted code."""
     taken = {node.name for node in graph.nodes}
     for node in graph.nodes:
         name = str(node.target).lstrip("*")

@@ -49,7 +49,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Return whether two graphs have the same structure, and, for the name of each node with differing literals, these literals."""
+    """Return whether two graphs have the same structure, and the literals in which they differ, by the name of the node."""
     others = {name_of(node): node for node in second.nodes}
     differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)

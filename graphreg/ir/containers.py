@@ -1,6 +1,6 @@
-"""Containers in a graph's output: finds the call that rebuilds a container that torch.fx does not rebuild, and finds the loss in an output.
+"""Finds the call that rebuilds a container in a graph's output, if torch.fx does not rebuild the container; finds the loss in an output.
 
-torch.fx does not rebuild subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
+torch.fx rebuilds named tuples, but no other subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def building(value: Any) -> Building | None:
     """Find the call that rebuilds a container from its elements.
 
     Returns:
-        The function, its arguments and keywords; None if torch.fx handles the container itself.
+        The function, its arguments and keywords; None if torch.fx rebuilds the container itself, or if the value is no container.
 
     Raises:
         NotImplementedError: No call rebuilds the container. torch.fx would turn it into a plain dict, list or tuple without a warning.
     """
     kind = type(value)
     if isinstance(value, _UNSUPPORTED):
-        raise NotImplementedError(f"a {kind.__name__}, which no graph of torch.fx holds. {_INSTEAD}")
+        raise NotImplementedError(f"a {kind.__name__}, which a graph of torch.fx cannot hold. {_INSTEAD}")
     structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # a named tuple, which torch.fx rebuilds itself
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
@@ -42,7 +42,8 @@ def building(value: Any) -> Building | None:
         name = next((name for name, factory in _FACTORIES.items() if value.default_factory is factory), None)
         if name is None:
             raise NotImplementedError(
-                f"a defaultdict whose factory, {value.default_factory}, is none of {', '.join(_FACTORIES)}. {_INSTEAD}, or dict(...) of it"
+                f"a defaultdict whose factory, {value.default_factory}, is none of {', '.join(_FACTORIES)}. {_INSTEAD}, or convert it by "
+                "dict()"
             )
         return made_defaultdict, (name, dict(value)), {}
     call: Building
@@ -55,7 +56,7 @@ def building(value: Any) -> Building | None:
     except Exception:  # a user's class may raise anything
         same = False
     if not same:
-        raise NotImplementedError(f"a {kind.__name__}, which its class does not rebuild from its elements. {_INSTEAD}")
+        raise NotImplementedError(f"a {kind.__name__}, which calling {kind.__name__} with its elements does not rebuild. {_INSTEAD}")
     return call
 
 

@@ -1,6 +1,6 @@
 """The contents of an argument that is not a tensor: as text, to compare them between calls, and as a copy, to keep them.
 
-A graph is made for the contents that an argument had when the model was traced. The same object may have others at a later call.
+A graph is made for the contents that an argument had when the model was traced. The same object may have other contents at a later call.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from graphreg.errors import shown
 from graphreg.torch_internals import pytree
 
-# Packages that hold no code of a model. Their class checks may see that a proxy is one; those of a model may not. functools is left
-# out, because singledispatch checks classes for the model.
+# Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the proxy's class; if a model's code asks,
+# the trace raises an error. functools is left out, because singledispatch checks classes on behalf of the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
-_HASHED = 1 << 60  # smaller whole numbers have hashes of their own, except -1
+_HASHED = 1 << 60  # whole numbers nearer to 0 have different hashes, except that hash(-1) is hash(-2)
 _FIXED = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, range, type, types.FunctionType)
 _NO_CONTENTS = (type, nn.Module, Tensor, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -74,7 +74,7 @@ def _number(value: Any) -> str:
         return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
     if isinstance(value, int) and not -_HASHED < value < _HASHED:
         return f"({_number(value // _HASHED)}, {_number(value % _HASHED)})"
-    # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
+    # The text has the hash, because Dynamo replaces a number that changes between calls by a symbol, and hash() makes it a number again.
     return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
 
 
@@ -102,7 +102,7 @@ def _is_fixed_value(value: Any) -> bool:
 
 
 def _attributes(value: Any) -> list[str] | None:
-    """Return the names of an object's attributes, without values that are cached; None if its identity is all that counts."""
+    """Return the names of an object's attributes, without those of ``cached_property``; None if only the object's identity counts."""
     kind = type(value)
     if isinstance(value, _NO_CONTENTS) or (_is_foreign(kind) and not isinstance(value, _NAMESPACES)):
         return None
@@ -128,7 +128,7 @@ def may_change(value: Any) -> bool:
 
 
 def copied_contents(value: Any, copies: dict[int, Any] | None = None) -> Any:
-    """Copy containers and objects with all that is in them; share tensors, modules, functions and what else has no contents."""
+    """Copy a container or object with everything in it. What has no contents (tensors, modules, functions) is shared, not copied."""
     copies = {} if copies is None else copies
     if id(value) in copies:
         return copies[id(value)]

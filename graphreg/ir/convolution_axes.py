@@ -1,4 +1,4 @@
-"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial ones."""
+"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-# Functions of Python's ``operator`` that have another name in aten, each with that name.
+# The names in aten of those functions of Python's ``operator`` that have another name there.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
 _LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)

@@ -1,6 +1,7 @@
-"""The functions by which a graph reads replaced parameters: ``call_with`` calls a layer, ``instead_of`` replaces what a node fetched.
+"""The functions by which a graph reads replaced parameters: ``call_with`` for the call of a layer, ``instead_of`` for a fetched parameter.
 
-The layer itself is called, with its hooks, and keeps its parameters. Graphs name these functions, so pickles contain their names.
+``call_with`` calls the layer itself, with its hooks, and the layer keeps its parameters. Graphs call these functions, so pickled graphs
+contain their names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"  # keywords of ``cal
 
 
 class _Thread(threading.local):
-    """The parameters that are replaced for this thread: by id of a module's dict of parameters, then by name."""
+    """The tensors that replace parameters in this thread, by the id of a module's dict of parameters, then by the parameter's name."""
 
     def __init__(self) -> None:
         self.replaced: dict[int, Mapping[str, Tensor]] = {}
@@ -32,9 +33,10 @@ _thread = _Thread()
 
 
 class _PerThread(dict[str, Any]):
-    """A module's parameters by name while some thread calls the module with other ones. Only that thread reads those.
+    """A module's dict of parameters while threads call the module with replaced parameters.
 
-    ``calls``: how many such calls are running.
+    Each of these threads reads its own replacements, and every other thread reads the parameters. ``calls``: how many calls with replaced
+    parameters are running.
     """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -47,14 +49,17 @@ class _PerThread(dict[str, Any]):
 
 
 class _Locks:
-    """``guard`` protects the exchange of dicts; ``recurrent`` has a lock for each recurrent layer, whose kernel reads a list of weights."""
+    """``guard`` protects the exchange of dicts, and ``recurrent`` has a lock for each recurrent layer.
+
+    The kernel of a recurrent layer reads a list of weights that all threads share.
+    """
 
     guard = threading.Lock()
     recurrent: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 def _new_locks() -> None:
-    _Locks.guard, _Locks.recurrent = threading.Lock(), WeakKeyDictionary()  # a thread of the parent may have held them
+    _Locks.guard, _Locks.recurrent = threading.Lock(), WeakKeyDictionary()  # a thread of the parent process may have held the old locks
 
 
 if hasattr(os, "register_at_fork"):
@@ -67,10 +72,11 @@ def call_with(*args: Any, graphreg_layer: nn.Module, graphreg_parameters: Mappin
     Args:
         args: The layer's positional arguments.
         graphreg_layer: The layer.
-        graphreg_parameters: By name of a parameter in the layer, the tensor to use instead; the parameter itself changes nothing.
+        graphreg_parameters: By name of a parameter in the layer, the tensor to use instead. An entry that is the parameter itself has no
+            effect.
         kwargs: The layer's keyword arguments.
     """
-    if torch.compiler.is_compiling():  # the compiled code changes no module
+    if torch.compiler.is_compiling():  # in compiled code, functional_call changes no module
         return functional_call(graphreg_layer, dict(graphreg_parameters), args, kwargs, tie_weights=False)
     by_owner: dict[nn.Module, dict[str, Tensor]] = {}
     for name, tensor in graphreg_parameters.items():
@@ -112,7 +118,7 @@ def _put_back(owner: nn.Module, parameters: _PerThread, before: Mapping[str, Ten
     with _Locks.guard:
         parameters.calls -= 1
         if parameters.calls == 0:
-            parameters.parameters.update(parameters)  # what a hook may have registered
+            parameters.parameters.update(parameters)  # keep parameters that a hook has registered during the calls
             owner.__dict__["_parameters"] = parameters.parameters
 
 

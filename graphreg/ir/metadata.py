@@ -73,7 +73,7 @@ def scope_of(node: fx.Node) -> str:
 
 
 def own_labels(node: fx.Node) -> tuple[Label, ...]:
-    """Return the labels of the node's value, except those that it has as an element of another node's tuple; empty if it has none."""
+    """Return the labels of the node's value; () if it has none. Labels as an element of another node's tuple are not among them."""
     labels: tuple[Label, ...] = node.meta.get(SITE, _UNNAMED)[1]
     return labels
 
@@ -102,7 +102,7 @@ def calls_of(node: fx.Node) -> ModuleCalls | None:
 
 
 def record_calls(node: fx.Node, calls: ModuleCalls | None) -> None:
-    """Record the calls of submodules during which the node's value was made; None leaves the node as it is."""
+    """Record the calls of submodules during which the node's value was made; None records nothing."""
     if calls is not None:
         node.meta[CALLS] = calls
 
@@ -130,7 +130,7 @@ def is_native_dropout(node: fx.Node) -> bool:
 
 
 def is_replaced_call(node: fx.Node) -> bool:
-    """Return whether the node is one of the model's own whose call graphreg replaced: a native dropout, or a call of a layer."""
+    """Return whether the node belongs to the model and graphreg replaced its call: a native dropout, or a call of a layer."""
     return is_kind(node, Kind.NATIVE, Kind.CALL)
 
 

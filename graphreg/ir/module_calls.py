@@ -55,11 +55,11 @@ def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]])
 
 
 def record_stacks(graph: fx.Graph) -> None:
-    """Record for each node, as plain data, the module calls that torch's tracer wrote to it.
+    """Convert the module calls that torch's tracer wrote to each node into plain data, and record these.
 
     The tracer's entry contains classes, which may not be picklable, and its keys differ between torch.fx and torch.export.
     """
-    numbers: dict[str, dict[str, int]] = {}  # by path: the number of each call, by the tracer's key
+    numbers: dict[str, dict[str, int]] = {}  # the path of a module -> the tracer's key of a call -> the number of the call
     for node in graph.nodes:
         stack = node.meta.get(STACK)
         if not stack or node.op == "placeholder" or calls_of(node) is not None:

@@ -56,8 +56,8 @@ class State:
         mode: Whether the module is in train mode. Used only if ``root`` is empty.
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
-        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
-        blocks: The paths of the modules that stay modules that are called.
+        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
+        blocks: The paths of the modules that the module calls as blocks, as ``blocks=`` asked; modules called as a whole are left out.
     """
 
     model: ModelFacts
@@ -99,7 +99,7 @@ def registered(model: nn.Module) -> Iterator[str]:
 
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
-    """Return the plain attributes of a model: the constants of its class, which its methods read by ``self``, and the instance's own."""
+    """Return the plain attributes of a model: the constants of its class, which its methods read by ``self``, and those of the instance."""
     attributes: dict[str, Any] = {}
     if not isinstance(model, fx.GraphModule):
         for name in set(dir(type(model))) - _EMPTY:

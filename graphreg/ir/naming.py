@@ -16,6 +16,12 @@ from graphreg.ir.site import Label
 COUNTED = re.compile(r"_\d+$")
 
 
+def identifier(name: str) -> str:
+    """Return a site's name as a Python identifier: ``layer1.0.relu`` becomes ``layer1_0_relu``."""
+    text = re.sub(r"\W", "_", name)
+    return f"_{text}" if text[0].isdigit() else text
+
+
 class Namer:
     """Hands out unique names for values by torchvision's rules, except that a module's path is reserved for that module."""
 
@@ -24,7 +30,7 @@ class Namer:
         self._next: dict[str, int] = {}
 
     def module(self, path: str) -> str:
-        """Return a name for the output of the module at ``path``: the path; from the second call on, the path and a number."""
+        """Return a name for the output of the module at ``path``: the path itself, and from the second call on the path with a number."""
         return self._take(path) if path not in self._used else self._count(path)
 
     def operation(self, scope: str, base: str) -> str:
@@ -37,15 +43,15 @@ class Namer:
         return name not in self._used and bool(self._take(name))
 
     def mark(self) -> int:
-        """Return a number for the present state. ``roll_back`` takes this number and returns to that state."""
+        """Return a number for the current state, to which ``roll_back`` can return."""
         return len(self._order)
 
     def roll_back(self, mark: int) -> None:
-        """Free all names that were handed out since ``mark()`` returned this number."""
+        """Free all names that were handed out since the call of ``mark()`` that returned ``mark``."""
         for name in self._order[mark:]:
             self._used.discard(name)
             base, _, count = name.rpartition("_")
-            if base in self._next and count.isdigit():  # this number is free again
+            if base in self._next and count.isdigit():  # the number in the name may be handed out again
                 self._next[base] = max(1, min(self._next[base], int(count)))
         del self._order[mark:]
 
@@ -110,5 +116,5 @@ def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], An
         if not proxy and (isinstance(element, (tuple, list, dict)) or (is_dataclass(element) and not isinstance(element, type))):
             yield from elements(element, f"{prefix}{key}.")
         else:
-            first = plain and not prefix and key == "0"  # the selectors ``name`` and ``name:out`` select it
+            first = plain and not prefix and key == "0"  # the selectors ``name`` and ``name:out`` select the first element
             yield ((("out", "0") if first else (prefix + key,)), element, first or prefix + key == "out")

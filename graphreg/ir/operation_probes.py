@@ -36,7 +36,7 @@ TRIES = 400  # the most calls of a probe; many of them raise
 _OPERATORS = 2000  # the most operators in one call
 _RANKS = (2, 4, 3, 1, 5, 0)
 _NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # tried for an argument that is not a tensor
-_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: the usual one, one for sliding windows, the largest
+_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # the usual size of an axis, a size with room for sliding windows, the largest size
 PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
 Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
@@ -60,7 +60,7 @@ class Hole:
 
 
 class Seen(NamedTuple):
-    """What probed calls did to their arguments, which are given by the ``index`` of their holes.
+    """What probed calls did to their arguments. An argument is given by the ``index`` of its hole.
 
     Attributes:
         shares: The arguments whose storage the result may share.
@@ -88,7 +88,7 @@ def probe(
         call: The function.
         args: Its positional arguments, with holes.
         kwargs: Its keyword arguments, with holes.
-        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an argument often has to fit one.
+        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an argument often has to fit one of them.
         enough: The number of calls without an error after which to stop.
 
     Returns:
@@ -104,7 +104,7 @@ def probe(
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to the own dtype makes no copy: try others
+                if seen and not seen_calls and not known_shapes:  # a cast to the dtype of a tensor makes no copy: try other dtypes
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -336,7 +336,7 @@ class Declared(NamedTuple):
 
 @cache
 def declared(operator: str | OpOverload) -> Declared | None:
-    """Return what is declared for an overload, or for all overloads of the aten operator with this name; None if there is none."""
+    """Return what is declared for an overload, or for all overloads of the aten operator with this name; None if there are no overloads."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
@@ -371,7 +371,7 @@ def _takes_tensors(overload: OpOverload) -> bool:
 
 
 def _is_callable(overload: OpOverload) -> bool:
-    """Return whether Python can call the overload: it is not for TorchScript only (``sort.Tensor`` sorts a list), nor for named tensors."""
+    """Return False for overloads that only TorchScript can call (``sort.Tensor`` sorts a list), and for those of named tensors."""
     return "name" not in overload_name(overload).lower() and has_kernel(overload)
 
 

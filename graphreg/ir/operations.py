@@ -154,7 +154,7 @@ def function_name(node: fx.Node) -> str:
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Return whether the node calls a function that has the name of a dropout and is not called with ``inplace=True``."""
+    """Return whether the node calls a function with the name of a dropout, without ``inplace=True``."""
     return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
 
 
@@ -199,10 +199,10 @@ def is_pythons(node: fx.Node) -> bool:
 
 
 def declared_effects(node: fx.Node) -> Declared | None:
-    """Return what torch's schemas declare for the operator with the name of a call; None if there is none.
+    """Return what torch's schemas declare for the operator that has the name of the called function; None if there is no such operator.
 
-    Return None for functions of ``operator``, ``builtins`` and ``math``, too. Return None also if the called function is written in Python,
-    because it may do more than the operator; except for a method whose operator returns a view of an argument.
+    For functions of ``operator``, ``builtins`` and ``math``, return None, too. Also return None for a function written in Python, because
+    it may do more than the operator, unless it is a method whose operator returns a view of an argument.
     """
     target = node.target
     if isinstance(target, OpOverload):
@@ -221,7 +221,7 @@ def declared_effects(node: fx.Node) -> Declared | None:
 
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
-    """Return the nodes that a call passes for some of its operator's arguments: those that ``places`` lists, by position and name."""
+    """Return the nodes that a call passes as certain arguments of its operator. ``places``: the positions and names of these arguments."""
     arguments = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)

@@ -15,13 +15,13 @@ from graphreg.ir.site import Site
 class ParameterRead:
     """One read of a parameter.
 
-    A graph that returns a parameter does not read it: what it returns stays the parameter.
+    If a graph returns a parameter, that is no read: the graph always returns the parameter itself, never a replacement.
 
     Attributes:
         node: The node that reads: the call of a module that has the parameter, or a node that takes what a ``get_attr`` node fetches.
         source: That ``get_attr`` node; None for the call of a module.
         name: For the call of a module, the parameter's name within this module; else ``""``.
-        module: The path of the module that reads: the one that has the parameter, or the one whose code ``node`` belongs to.
+        module: For the call of a module, the path of the module that has the parameter; else, of the module whose forward made ``node``.
     """
 
     node: fx.Node
@@ -30,7 +30,10 @@ class ParameterRead:
     module: str
 
     def is_by(self, readers: frozenset[str] | None) -> bool:
-        """Return whether one of the modules with these paths reads here, in its own code or that of its submodules. None: any module."""
+        """Return whether one of the modules with these paths makes the read; None stands for any module.
+
+        If the read takes what a ``get_attr`` node fetches, a module also counts as the reader if the code of its submodules reads.
+        """
         if readers is None or self.module in readers:
             return True
         return self.source is not None and any(path == "" or self.module.startswith(f"{path}.") for path in readers)
@@ -41,8 +44,8 @@ Reads = Mapping[str, tuple[ParameterRead, ...]]
 
 def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
     """Return the reads of each parameter in a traced graph, by the name of its site and in the order of the graph."""
-    owner: dict[str, str] = {}  # by each name of a parameter: the name of its site
-    inside: dict[str, list[str]] = {}  # by path of a module: the names of the parameters in it
+    owner: dict[str, str] = {}  # any name of a parameter -> the name of its site
+    inside: dict[str, list[str]] = {}  # the path of a module -> the names of the parameters in it
     for site in parameters:
         for label in site.labels:
             owner[label.name] = site.name
@@ -64,6 +67,6 @@ def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
 
 
 def alias_paths(modules: Mapping[str, nn.Module], paths: frozenset[str]) -> frozenset[str]:
-    """Return the paths with all other paths of the same modules: a module that is registered twice has two."""
+    """Return the paths, and all other paths of the same modules. A module that is registered twice has two paths."""
     wanted = {id(modules[path]) for path in paths}
     return frozenset(path for path, module in modules.items() if id(module) in wanted)

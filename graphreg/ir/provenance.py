@@ -32,12 +32,12 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     latest: dict[fx.Node, tuple[str, ...]] = {}  # the last two calls that a node depends on; one of them may be the call that made it
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        labels = (*labels_of(node, operations), *own_labels(node))  # own labels, too: a tuple may be passed on as a whole
+        labels = (*labels_of(node, operations), *own_labels(node))  # labels_of gives none for a tuple whose first element is read
         made_by = next((label.name for label in labels if label.module == path), None)
         if made_by is not None:
             order.setdefault(made_by, len(order))
             before = [call for call in reads if call != made_by]
-            if before and first.get(made_by, made_by) == made_by:  # else another value of this call has set it
+            if before and first.get(made_by, made_by) == made_by:  # unless an earlier value of this call has set the entry
                 first[made_by] = first[before[-1]]
             first.setdefault(made_by, made_by)
         if reads or made_by is not None:
@@ -50,8 +50,8 @@ def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterabl
     """Group those sites of ``among`` that hold one value up to scale. A group has two sites or more, in the order of the forward.
 
     Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
-    multiplication by something that does not depend on an input. A norm counts as such an operation, because its shift does not
-    restore elements that were dropped before it.
+    multiplication by something that does not depend on an input. A norm counts as such an operation although it
+    also shifts, because the shift does not bring back elements that a splice has zeroed.
     """
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}

@@ -1,4 +1,4 @@
-"""Finds native dropout: every operation of the model's own graphs that draws random numbers. Nothing here changes a graph.
+"""Finds native dropout: every operation of the model itself that draws random numbers. Nothing here changes a graph.
 
 torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they can draw from graphreg's streams
 instead of torch's generator. Any other random operation is listed with the reason why it cannot be moved.
@@ -44,7 +44,7 @@ MODULES: dict[type, DropoutKind] = {
     nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
     nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
 }  # fmt: skip
-# Other random operations, none of which is a dropout that could be moved to graphreg's streams.
+# Other random operations. None of them is a dropout that could be moved to graphreg's streams.
 RANDOM = {
     "bernoulli", "bernoulli_", "rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "geometric_", "random_",
     "log_normal_", "cauchy_", "multinomial", "normal", "poisson", "rrelu", "gumbel_softmax", "drop_block2d", "drop_block3d", "rand",
@@ -66,7 +66,7 @@ class NativeDropout:
         path: The path of the module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
         function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
-        names: The parameters of that function.
+        names: The names of that function's parameters.
     """
 
     site: Site
@@ -82,7 +82,7 @@ class NativeDropout:
     def text(self) -> str:
         """The dropout in one line: name, operation and rate, then why it cannot be moved, or that it always or never acts."""
         rate = "" if self.rate is None else f" {self.rate:g}"
-        more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
+        more = f" cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 

@@ -20,9 +20,9 @@ from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that recurrent cells call
-# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this key: True if the input depends on a
-# product of data with weights (if that is not known: if it requires a gradient), else False. An output node has this key if its values go
-# on to another subgraph.
+# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this key. Its value says whether the input
+# depends on a product of data with weights or, if that is not known, whether the input requires a gradient. An output node has this key
+# if its values go on to another subgraph.
 BOUNDARY = "graph_break_boundary"
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a user's own norm is recognized by the name of its class
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
@@ -45,7 +45,11 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 
 
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
-    """Return a node's labels. An element of a tuple is first named as a port of the tuple: ``rnn:h_n`` comes before ``getitem_1``."""
+    """Return a node's labels.
+
+    If the node is an element of a tuple, labels made from the tuple's name and the element's place come first: ``rnn:h_n`` before
+    ``getitem_1``.
+    """
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
@@ -85,7 +89,7 @@ def _in_output(value: object) -> Iterator[fx.Node]:
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
-    """Return whether the node is a checkpointed region or a recurrent cell. Both count as products, like opaque modules."""
+    """Return whether the node calls a recurrent cell, or an operator that contains a graph. Both count as products, like opaque modules."""
     return is_region(node) or function_name(node) in CELLS
 
 
@@ -100,7 +104,7 @@ def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set
 
 
 def signal_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
-    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    """Return the nodes that depend on a floating-point input or on a product. Masks, positions and parameters are not among them."""
     judge = _Judge(graph, operations, model)
     return signals(graph, judge.sizes, judge.products)
 
@@ -178,9 +182,10 @@ class _Judge:
         return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:
-        """Mark each value that the node writes into as filled with data, if the node's value is data.
+        """If the node's value is data, count each value that the node writes into as filled with data from then on.
 
-        Also mark every value that such a value may be a view of. If the node's value is deep, mark them as filled with a deep value, too.
+        Also mark every value that a marked value may be a view of. If the node's value is deep, mark all these as filled with a deep value,
+        too.
         """
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
@@ -238,7 +243,7 @@ class _Judge:
         """Return what the node is to a recurrent layer.
 
         ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
-        ``"state"`` if it is another of its outputs; else ``""``.
+        ``"state"`` if it is another output of the layer; else ``""``.
         """
         port: Any = node
         while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:

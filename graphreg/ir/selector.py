@@ -66,7 +66,7 @@ class Pattern:
 
     @property
     def lone(self) -> bool:
-        """Whether the pattern is ``*`` alone, which means the default sites."""
+        """Whether the pattern is ``*`` or ``!*``, which mean the default sites."""
         return self.text.strip("! ") == "*"
 
     def path(self, module: str) -> bool:
@@ -80,7 +80,7 @@ class Pattern:
         return bool(self._glob(label.name))
 
     def filters(self, label: Label, site: Site) -> bool:
-        """Return whether the label's op, and the site's role or a mark of it, match the pattern."""
+        """Return whether the pattern matches the label's op, and the site's role or one of its marks."""
         return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
 
     def takes_port(self, label: Label) -> bool:
@@ -94,7 +94,7 @@ class Pattern:
         return list({id(site): site for _, site in self.labels(sites)}.values())
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
-        """Return the matching labels with their sites. Without ``**``, they exclude values inside a module whose name matches."""
+        """Return the matching labels with their sites. A pattern without ``**`` matches no values inside a module whose name it matches."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
         matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
@@ -109,7 +109,7 @@ def _as_glob(text: str | None) -> str | None:
 
 
 def exactly(label: Label) -> str:
-    """Return the selector string that matches this label and nothing else: its name, with special characters escaped."""
+    """Return the selector string that matches this label and nothing else: its name with special characters escaped, and its port."""
     name, port = map(escaped, (label.name, label.ports[0]))
     return name if label.default else f"{name}:{port}"
 
@@ -182,7 +182,7 @@ def select(
         missing: What to do when the selector, or one of its strings, matches nothing.
         who: The regularizer or option that the selector belongs to, for messages.
         usual: The default sites in words, for messages.
-        elsewhere: Sites of the other kind (values or parameters). It is no error if a string that excludes matches only these.
+        elsewhere: Sites of the other kind (values or parameters). It is no error if a string with ``!`` matches only these.
         hint: Returns a sentence to append to the error about a string that matches nothing.
 
     Returns:
@@ -292,7 +292,7 @@ def complain(sentence: str, missing: Missing) -> None:
 
 def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -> str:
     """Return the message for ``*`` in a model without default sites."""
-    left_out = f" but the outputs of {len(norms)} norms, which '**#hidden' takes" if norms and what == "value" else ""
+    left_out = f"; it has hidden outputs of norms ({len(norms)}), which '**#hidden' selects" if norms and what == "value" else ""
     return (
         f"{model} has none of the default sites of {who} ({usual}){left_out}. Name a {what} by a selector instead; "
         "graphreg.names(model) lists them."
@@ -326,7 +326,7 @@ def _nothing(
         ops = ", ".join(list(dict.fromkeys([*suggestions(pattern.op or "", there), *there]))[:6])
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
         roles = ", ".join(sorted({mark for _, site in named for mark in site.marked})) or "none"
-        return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"
+        return f"{start} The name exists, but not with this op, port or role. It has: ops {ops}; ports {ports}; roles {roles}.{end}"
     if named:
         texts = ", ".join(exactly(label) for label, _ in named[:6])
         return f"{start} It has several ports; write one of {texts}.{end}"

@@ -1,6 +1,7 @@
 """Converts graphs to plain data and back, for pickle.
 
-torch.fx pickles generated code and traces it again. That would lose the names of sites, and one graph if there are two (train and eval).
+torch.fx pickles generated code and traces it again. That would lose the names of sites. If a module has one graph for train mode and one
+for eval mode, it would also lose one of these.
 """
 
 from __future__ import annotations

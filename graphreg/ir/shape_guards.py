@@ -1,4 +1,7 @@
-"""Adds assertions to a graph about the input sizes that torch.export found to be fixed, so that other inputs raise with the reason."""
+"""Adds assertions about the sizes of inputs to a graph of torch.export, so that inputs of other sizes raise an error with the reason.
+
+A graph may depend on fixed sizes, on equal sizes, and on conditions that the model's code tested.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
     for axis, size in enumerate(sizes):
         if size is not None and value.shape[axis] != size:
             raise OtherInputs(
-                f"{name} has size {value.shape[axis]} in dimension {axis}. The graph was made for {size}: the model's layers or its code "
-                f"fix it. Give size {size}, or regularize with example_inputs that have the new size."
+                f"{name} has size {value.shape[axis]} in dimension {axis}. The graph works only for {size}, because the model's layers "
+                f"or its code allow no other size. Give size {size}, or regularize with example_inputs that have the new size."
             )
 
 
@@ -48,7 +51,7 @@ def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple
 
 @has_side_effect
 def same_decision(condition: Any, text: str) -> None:
-    """Raise OtherInputs unless a condition on sizes that the model's code tested holds, as it did for the example inputs."""
+    """Raise OtherInputs if a condition on sizes is false. It was true for the example inputs, and the graph relies on it."""
     if not condition:
         raise OtherInputs(
             f"the model's code tests a condition on a shape: {text} held for the example_inputs, and does not hold for these inputs. "
@@ -63,7 +66,8 @@ def has_keys(value: Any, name: str, keys: tuple[Any, ...]) -> None:
     if sorted(map(str, there)) != sorted(map(str, keys)):
         now, then = (", ".join(map(str, each)) or "none" for each in (there, keys))
         raise GraphRegError(
-            f"{name} has the parts {now}; in the example_inputs it had {then}. Give regularize example_inputs with the parts of all calls."
+            f"{name} has the parts {now}; in the example_inputs it had {then}. Call "
+            "regularize with example_inputs that have the same parts as the calls."
         )
 
 
@@ -94,9 +98,9 @@ def fixed(graph: fx.Graph) -> list[str]:
 
 
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
-    """Append assertions about the sizes of inputs to a graph. Return the function that appends assertions of conditions.
+    """Append to a graph assertions about the sizes of its inputs. Return a function that appends assertions of further conditions.
 
-    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether a variable size must not be 0.
+    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether no variable size may be 0.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     derived = []
@@ -125,9 +129,10 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
 
 
 def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived]) -> Assert:
-    """Append an assertion of the expression of each size in ``derived``. Return a function that appends assertions of guards.
+    """Append an assertion that each size in ``derived`` equals its expression. Return a function that appends assertions of guards.
 
-    If the forward asks ``a.shape[0] == 2 * b.shape[0]``, torch.export has one symbol for both sizes.
+    A size is derived if torch.export expresses it by the symbol of another: if the forward asks ``a.shape[0] == 2 * b.shape[0]``, the size
+    of ``b`` has a symbol ``s``, and that of ``a`` the expression ``2*s``.
     """
     tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
     shown_as = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
@@ -135,7 +140,10 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
     def value(expression: Any) -> Any:
         unknown = expression.free_symbols - first.keys()
         if unknown:
-            raise GraphRegError(f"the forward decides on a size that no input has as it is: {shown(expression)}.")
+            raise GraphRegError(
+                f"the forward decides on {shown(expression)}. No assertion can check that at a call, because it contains a size that is "
+                "not the size of any dimension of an input."
+            )
         for symbol in expression.free_symbols - sizes.keys():
             node, axis, _ = first[symbol]
             sizes[symbol] = Proxy(_unnamed(graph, torch.ops.aten.sym_size.int, node, axis), tracer)
@@ -147,7 +155,7 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
 
     def shown(expression: Any) -> str:
         relation = getattr(expression, "rel_op", "")
-        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # not "Ne(a, b)"
+        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # str() of "a != b" is "Ne(a, b)"
         return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), text)
 
     for node, axis, name, expression in derived:

@@ -13,7 +13,7 @@ from graphreg.ir.text_table import columns
 
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
-MARKS = ("branch",)  # what a selector may ask for by ``#``, too; a site has one role, and any marks besides
+MARKS = ("branch",)  # a selector asks for a mark by ``#``, as for a role; a site has at most one role, but any number of marks
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Label:
         ports: If the value is one of several outputs of its module or function, the names that a selector may use after ``:`` for this
             output, such as ``("h_n", "1")``; ``("out",)`` if it is the only output.
         default: Whether a selector without a port selects this output.
-        module: The path of the module whose output this is; None for any other value.
+        module: The path of the module whose output the value is; None if it is no module's output.
     """
 
     name: str
@@ -48,19 +48,19 @@ class Site:
         labels: Its labels; the first gives its ``name``.
         kind: ``"value"`` or ``"parameter"``.
         role: ``"input"``, ``"hidden"``, ``"output"``, or ``""``.
-        selectable: Whether a regularizer can act on it; if not, ``why_not`` says why. It cannot act on sizes, tuples and integers, nor on
-            the value of a parameter that the forward reads: there the parameter itself is the site.
+        selectable: Whether a regularizer can act on the site; if not, ``why_not`` says why. Sizes, tuples and integers,
+            for example, are not selectable. Nor is the value of a node that fetches a parameter: select the parameter instead.
         norm: Whether it is the output of a normalization.
         loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss function, or an output without dims.
-        module: The path of the module in whose forward the value is made, or that holds the parameter.
-        shape: Its shape; None if it is not known, for example for a tuple, or for any value without example inputs.
+        module: For a value, the path of the module in whose forward it is made; for a parameter, the path of the module that holds it.
+        shape: Its shape; None if it is not known, as for tuples, or for all values if no example inputs were given.
         dtype: Its dtype; None if it is not known.
         sequence: For the output sequence of a recurrent layer, also after dropout, the order of its axes: ``"batch first"`` or
             ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was computed from.
-        reads: The name of the model's input that an embedding reads its indices from; the same for its table, if a plan has found it out.
-            ``""`` for any other site.
+        reads: For the output of an embedding, the name of the model's input that holds the indices. A plan sets it for the embedding's
+            table, too, as splices on the table need it. ``""`` for any other site.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """
@@ -98,7 +98,7 @@ class Site:
 
     @property
     def marked(self) -> tuple[str, ...]:
-        """Its role, if it has one, and its marks: what ``#`` in a selector matches."""
+        """The site's role, if it has one, and its marks. ``#`` in a selector matches any of these."""
         return (*((self.role,) if self.role else ()), *(("branch",) if self.branch else ()))
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Table:
         return [tuple(row[i] for i in filled) for row in (self.head, *self.rows)]
 
     def aligned(self, width: int | None = None) -> list[list[str]] | None:
-        """Return the lines of the head and of each row, with columns two blanks apart; None if the columns cannot get so narrow."""
+        """Return the lines of the head and of each row, with columns two blanks apart; None if the table does not fit ``width``."""
         widths = _widths(self.full, width)
         return None if widths is None else [_row(row, widths) for row in self.full]
 
@@ -37,8 +37,8 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
     """Return the widths of the columns, which are two blanks apart.
 
-    While the table is wider than ``width``, the column with the fewest cells that fill it gets narrower. Return None if that does not
-    suffice: no column can be narrower than its longest unbreakable piece.
+    While the table is wider than ``width``, narrow the column in which the fewest cells need the full width. Return None if the table
+    stays too wide, because no column can be narrower than its longest unbreakable piece.
     """
     cells = [[row[i] for row in rows] for i in range(len(rows[0]))]
     widths = [max(map(len, column)) for column in cells]

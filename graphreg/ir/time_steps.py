@@ -19,7 +19,7 @@ from graphreg.torch_internals import assert_async
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Return the mean over all pairs of neighbouring steps of which both count; 0 if there is no pair, for example for a single step.
+    """Return the mean over all pairs of neighbouring steps that both count; 0 if there is no such pair, for example for a single step.
 
     This is one mean over the pairs of all sequences, so a long sequence weighs more than a short one.
 
@@ -56,7 +56,7 @@ class Steps:
     hint: str = ""
 
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
-        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros in it."""
+        """Return the sequence, [time, batch, units], with zeros for steps that do not count, and the lengths, int64 [batch] or None."""
         for each in value if self.calls else (value,):
             require_tensor(each, who)
         if self.calls:
@@ -90,7 +90,10 @@ class Steps:
         return lengths
 
     def require(self, shape: Sequence[int], who: str) -> None:
-        """Raise RegularizerError if a shape has too few dims or lacks the axis of time. With ``calls``, it begins with their number."""
+        """Raise RegularizerError if a shape has too few dims or lacks the axis of time.
+
+        With ``calls``, ``shape`` begins with their number.
+        """
         least = 2 if self.unbatched else 3
         if len(shape) < least:
             value_shape, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
@@ -122,7 +125,10 @@ class Steps:
         return rest.pop(self.axis), rest[0]
 
     def require_lengths(self, shape: Sequence[int], dtype: torch.dtype, value: Sequence[int], who: str) -> None:
-        """Raise RegularizerError for lengths that do not fit a value of shape ``value``, which begins with the number of ``calls``."""
+        """Raise RegularizerError for lengths that do not fit a value of shape ``value``.
+
+        With ``calls``, ``value`` begins with their number.
+        """
         time, batch = self.time_and_batch(value)
         mask = dtype == torch.bool
         if len(value) == 2 and len(shape) == mask:  # neither the sequence nor its lengths have a batch axis
@@ -143,7 +149,7 @@ class Steps:
         time = self.axis % len(shape)
         batch = next(axis for axis in range(len(shape)) if axis != time)
         fit = [str(i) for i, n in enumerate(shape) if i not in (time, batch) and (n == longest if exactly else n >= longest)]
-        return f" The value has shape {tuple(shape)}; where time is another axis of it, give time_axis={' or '.join(fit)}." if fit else ""
+        return f" The value has shape {tuple(shape)}; if time is another of its axes, give time_axis={' or '.join(fit)}." if fit else ""
 
 
 def require_tensor(value: Any, who: str) -> None:
@@ -163,7 +169,7 @@ def require_tensor(value: Any, who: str) -> None:
 def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
     """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
-    ``mean_over_pairs`` ignores the others, but they must be zero: a padded step may be nan (attention over nothing), and then backward
+    ``mean_over_pairs`` ignores the other steps, but they must be zero: a padded step may be nan (attention over nothing), and then backward
     computes 0 * nan, which is nan.
     """
     time = steps.shape[0]

@@ -41,9 +41,9 @@ class Units:
         if samples.shape[0] < self.samples:
             count = f"{samples.shape[0]} sample{'s' * (samples.shape[0] != 1)} of {samples.shape[1]} units"
             raise RegularizerError(
-                f"{who}: the value has shape {tuple(value.shape)}, and so {count} (the units are {self.text}); it takes {self.samples} "
-                "samples or more. Give a larger batch (drop_last=True in a DataLoader); graphreg.strip(module) gives the model without "
-                "penalties, for single examples."
+                f"{who}: the value has shape {tuple(value.shape)}, and so {count} (the units are {self.text}); the penalty "
+                f"needs {self.samples} samples or more. Give a larger batch (drop_last=True in a DataLoader); graphreg.strip(module) gives "
+                "the model without penalties, for single examples."
             )
         return samples
 
@@ -51,8 +51,8 @@ class Units:
         """Raise RegularizerError for a shape with fewer than 2 dims, without the axis of units, or with too few units."""
         if len(shape) < 2:
             raise RegularizerError(
-                f"{who}: the value has shape {tuple(shape)}; it takes samples of units, 2 dims or more. Select another value, or leave "
-                "this one out by '!'."
+                f"{who}: the value has shape {tuple(shape)}; the penalty needs samples of units, 2 dims or more. Select another value, or "
+                "leave this one out by '!'."
             )
         if not -len(shape) <= self.axis < len(shape):
             raise RegularizerError(
@@ -62,6 +62,6 @@ class Units:
         if shape[self.axis] < self.units:
             count = f"{shape[self.axis]} unit{'s' * (shape[self.axis] != 1)}"
             raise RegularizerError(
-                f"{who}: the value has shape {tuple(shape)}, and so {count} (the units are {self.text}); it takes {self.units} or more. "
-                "Give axis= where another axis has the units, or leave the value out by '!'."
+                f"{who}: the value has shape {tuple(shape)}, and so {count} (the units are {self.text}); the penalty needs {self.units} or "
+                "more. Give axis= where another axis has the units, or leave the value out by '!'."
             )

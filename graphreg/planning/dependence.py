@@ -43,7 +43,7 @@ class DependenceSlice:
     attends: bool
 
     def note(self) -> str:
-        """Describe the slice in a part of a line of the report."""
+        """Return a description of the slice, for a line of the report."""
         text = f"with respect to {', '.join(site.name for site in self.wrt)}"
         return text + (f"; 0 at {', '.join(self.apart)}, because no path leads there" if self.apart else "")
 
@@ -82,7 +82,7 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
-    """Return ``nodes`` and all nodes that depend on one of them through floating-point values, which may be written in place."""
+    """Return ``nodes`` and all nodes that depend on one of them through floating-point values, also through in-place writes."""
     effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
     return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 

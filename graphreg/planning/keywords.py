@@ -48,10 +48,10 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
 
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
-    """Do what ``from_kwargs`` does, given the sites of a model; raise the same errors.
+    """Return what ``from_kwargs`` returns, for a model with these sites; raise the same errors.
 
-    One rule of theanets needs ``sites``: a tuple of selectors that names exactly the sites of a role takes the place of that role's
-    keyword. Without sites, because there is no model yet, this rule does not apply.
+    One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names exactly the sites of a role takes the place
+    of that role's keyword, such as ``hidden_dropout``. Without sites, as when there is no model yet, this rule does not apply.
     """
     keywords = dict(keywords)
     regularizers = keywords.pop("regularizers", None)
@@ -90,7 +90,7 @@ def instances(regularizers: Any) -> list[Regularizer]:
 
 
 def _warn_of_both(keywords: Mapping[str, Any], overriding: Mapping[str, Any]) -> None:
-    """Log a warning for each keyword that is also in ``regularizers=``. The value there is used, as in theanets."""
+    """Log a warning for each keyword that is also in ``regularizers=``. The value in ``regularizers=`` is used, as in theanets."""
     for key in keywords.keys() & overriding.keys():
         log.warning(
             "%s is given twice: %s in regularizers={...} is used, as in theanets, and %s is not used. For two regularizers of one kind "
@@ -165,7 +165,7 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
     """Yield a regularizer for each entry, even for weight 0.
 
-    An entry with None or False is skipped. The names of the later entries still count it: the third entry is ``dropout_2``.
+    An entry with None or False is skipped, but still counted for the names of later entries: the third entry is ``dropout_2``.
     """
     left_out = False
     for place, (selector, weight) in enumerate(entries):

@@ -63,7 +63,7 @@ def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Raise NoMatchError if the regularizer has an ``expect`` and the number of sites is another."""
+    """Raise NoMatchError if the regularizer has an ``expect`` that differs from the number of sites."""
     if regularizer.expect is not None and len(sites) != regularizer.expect:
         listed = ", ".join(site.name for site in sites[:6]) or "none"
         raise NoMatchError(

@@ -13,7 +13,7 @@ from graphreg.tracing import Traced
 
 
 def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, str]:
-    """Return, for each site, the name of the value that the module gets whose output the site is.
+    """Return, for each site that is a module's output, the name of the value that the module gets as its input.
 
     Args:
         traced: The traced model.
@@ -30,7 +30,7 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
         return {}
     who = type(regularizer).__name__
     if not strings(regularizer.pattern):
-        raise RegularizerError(f"{who}: a function cannot say which module a value is the output of. Select the modules by a string.")
+        raise RegularizerError(f"{who}: a selector that is a function selects values, not modules. Select the modules by a string.")
     return {site: _input_of(traced, site, text, f"{who} at {site.name}") for site, text in matched.items()}
 
 
@@ -49,7 +49,8 @@ def check_cells(traced: Traced, regularizer: Regularizer, sites: Sequence[Site])
             if cell_call(node, traced.operations) is None:
                 layer = " A recurrent layer computes all steps in one operation: write its loop with a cell." if site.sequence else ""
                 raise RegularizerError(
-                    f"{who}: it acts on the states that nn.RNNCell, nn.GRUCell and nn.LSTMCell return, and this value is none.{layer}"
+                    f"{who}: it acts on the states that nn.RNNCell, nn.GRUCell and nn.LSTMCell return, and this value is not such a "
+                    f"state.{layer}"
                 )
             try:
                 state_before(node, traced.operations)
@@ -86,7 +87,8 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
 def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str]:
     """Return the names of the values that a module gets in a graph.
 
-    These are its first argument if the graph calls the module, and else the values from outside that the operations inside it read.
+    If the graph calls the module, this is the module's first argument. Otherwise these are the values from outside the module that
+    operations inside the module read.
     """
     node = site_nodes(graph, traced.operations).get(site)
     if node is None:  # only the graph of the other mode has the site

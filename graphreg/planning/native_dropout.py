@@ -16,7 +16,7 @@ from graphreg.schedules import Schedule, VaryingStrength
 Choice = Literal["keep", "seeded", "off"]
 OwnDropout = Choice | float | Mapping[Any, Choice | float]
 CHOICES = ("keep", "seeded", "off")
-OWN_DROPOUT = "own_dropout"  # the option's key in mappings such as Plan.missed, whose other keys are names of regularizers
+OWN_DROPOUT = "own_dropout"  # the key of this option in Plan.missed and other mappings from the names of regularizers
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class NativeDropoutEdit:
 def decide(
     option: OwnDropout, dropouts: Sequence[NativeDropout], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
 ) -> tuple[tuple[NativeDropoutEdit, ...], tuple[NativeDropout, ...]]:
-    """Decide what to do with each native dropout. If several selectors match one dropout, the last of them counts.
+    """Decide what to do with each native dropout. If several selectors of ``own_dropout=`` match one dropout, the last of them counts.
 
     Args:
         option: The value of ``own_dropout=``.
@@ -122,7 +122,7 @@ def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: S
 
 def _none(title: str, selector: Any) -> str:
     what = f"own_dropout: {selector!r} names no dropout of {title}" if selector is not None else "own_dropout has nothing to act on"
-    return f"{what}: {title} has no dropout of its own. Leave it at 'keep', or add dropout: hidden_dropout=0.1."
+    return f"{what}, because {title} contains no dropout. Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
 
 
 def check_option(option: object) -> None:
@@ -156,7 +156,7 @@ def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]
     if not edits and not unmovable:
         return []
     rows = [(e.dropout.site.name, e.dropout.site.op, f"{e.dropout.rate:g}", e.dropout.when, e.action, e.matched) for e in edits]
-    lines = [f"native dropout: {len(edits)} of {len(edits) + len(unmovable)} chosen"]
+    lines = [f"native dropout: {len(edits) + len(unmovable)} chosen, {len(edits)} replaced"]
     if rows:
         lines.append(columns(("site", "op", "rate", "acts", "becomes", "matched by"), rows))
-    return lines + [f"not moved: {dropout.text}" for dropout in unmovable]
+    return lines + [dropout.text for dropout in unmovable]

@@ -18,9 +18,10 @@ Readers = frozenset[str] | None  # the paths of the modules at whose reads a spl
 
 
 def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Site]:
-    """Return the parameters. The table of an embedding gets the name of the input that holds the embedding's indices (``Site.reads``).
+    """Return copies of the sites of parameters that say what the splice needs to know of the reads.
 
-    A parameter has ``selectable=False`` if no operation reads it, or if no module that has it is of a class in the splice's ``readers``.
+    ``Site.reads`` of an embedding's table is the name of the input that holds the indices. A parameter is not selectable if no operation
+    reads it, or if no module that has it is of a class in the splice's ``readers``.
     """
     read = {name for reads in traced.parameter_reads.values() for name in reads}
     inputs = {value.module: value.reads for value in traced.values if value.reads}
@@ -52,7 +53,7 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
     ``readers`` may exclude more reads.
 
     Raises:
-        RegularizerError: There are no such reads, or the splice cannot act at one of them.
+        RegularizerError: None of these modules reads the parameter, or the splice cannot act at one of the reads.
     """
     readers = _readers(traced, splice, site)
     reads = list(_reads_of(traced, site))
@@ -135,15 +136,15 @@ def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[Nati
         for read in _reads_of(traced, site):
             if read.source is None and own_name(read.node) in chosen and read.is_by(readers):
                 raise RegularizerError(
-                    f"{name} acts on {site.name} in the call of {read.node.target!r}, whose dropout own_dropout= replaces, and a call is "
-                    "replaced once. Leave the parameter out, or keep this dropout."
+                    f"{name} acts on {site.name} in the call of {read.node.target!r}, whose dropout own_dropout= replaces, but a call can "
+                    "be replaced only once. Leave the parameter out, or keep this dropout."
                 )
 
 
 def replaced_reads(traced: Traced, splice: Splice, site: Site) -> tuple[Readers, tuple[str, ...]] | None:
     """Return the readers at whose reads of a parameter the splice acts, and the paths of the modules that read the original parameter.
 
-    Return None if this graph is one of several that Dynamo captured of the model, and the splice acts at none of its reads.
+    Return None if ``traced`` is one of several graphs that Dynamo captured of a model, and the splice acts at no read in this graph.
     """
     readers = _readers(traced, splice, site)
     if traced.whole or any(read.is_by(readers) for read in _reads_of(traced, site)):

@@ -28,15 +28,7 @@ from graphreg.planning.matching import (
     missed,
 )
 from graphreg.planning.module_inputs import check_cells, module_inputs
-from graphreg.planning.native_dropout import (
-    OWN_DROPOUT,
-    NativeDropoutEdit,
-    OwnDropout,
-    decide,
-    nameless,
-    rates_are_scheduled,
-    table,
-)
+from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
@@ -62,11 +54,11 @@ class Edit:
         name: The regularizer's name in the plan.
         regularizer: The regularizer.
         matched: The string of the selector that matched the site.
-        occurrence: How many regularizers of the same class the plan has before this one at the site.
+        occurrence: How many edits before this one act at the same site with a regularizer of the same class.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
         at_depth: The strength at the site, a number or a schedule, if it differs by depth; None if it is the regularizer's ``weight``.
-        module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
+        module_input: For a splice that takes ``module_input``, the name of the value that the site's module gets; else None.
         readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
         other_readers: For a splice on a parameter, the paths of the modules at whose reads it does not act.
     """
@@ -116,7 +108,7 @@ class Plan(RenamedAttributes):
         native_dropout: What to do with native dropout.
         unmovable: Native dropouts that were chosen but cannot be moved to graphreg's streams.
         site_counts: How many sites the model has.
-        missed: The strings of selectors that match nothing, by the regularizer's name. With ``missing="error"``, there are none.
+        missed: The strings of selectors that match nothing, by the regularizer's name. Empty with ``missing="error"``.
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
@@ -159,7 +151,7 @@ class Plan(RenamedAttributes):
 
     @cached_property
     def tracked(self) -> dict[str, list[str]]:
-        """By the name of a site, the names of the penalties that differentiate with respect to its value."""
+        """The names of the penalties that differentiate with respect to the value of a site, by the site's name."""
         tracked: dict[str, list[str]] = {}
         for name, slice_ in self.slices.items():
             for site in slice_.wrt:
@@ -167,10 +159,10 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what the table leaves out: ``wrt``, reads not replaced, strength by depth, axes of units; ``""`` if there is nothing."""
+        """Describe what the table leaves out: ``wrt``, reads that are not replaced, how a strength depends on depth, axes of units."""
         if name in self.slices:
             return self.slices[name].note()
-        if stays := [f"{e.site.name} is read as it is by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
+        if stays := [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
             return listed(stays)
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
@@ -181,7 +173,7 @@ class Plan(RenamedAttributes):
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty differentiates with respect to the value at a site, or reads it after a splice (and saves it for backward)."""
+        """Whether a penalty differentiates by the value at a site, or reads the result of the splices there, which autograd then saves."""
         edits = self.by_site.get(site, ())
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
@@ -212,7 +204,7 @@ class Plan(RenamedAttributes):
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
-        """Return lines about values that splices act on several times in a row. ``strengths``: used instead of those of the plan."""
+        """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
         return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
     def to_dict(self) -> dict[str, Any]:
@@ -278,7 +270,7 @@ def decided(
             more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
             if regularizer.on == "parameters" and isinstance(regularizer, Splice):
                 reads = replaced_reads(traced, regularizer, site)
-                if reads is None:  # only other graphs that Dynamo captured have the reads
+                if reads is None:  # the splice acts only at reads in other graphs that Dynamo captured
                     continue
                 more |= {"readers": reads[0], "other_readers": reads[1]}
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
@@ -297,7 +289,10 @@ def decided(
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
-    """Return the strengths of a plan by regularizer name, and those that differ by depth by (regularizer name, site name), too."""
+    """Return the strengths of a plan by regularizer name.
+
+    For a strength that differs by depth, there is a further entry for each site, with the key (regularizer name, site name).
+    """
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): float(edit.at_depth) for edit in edits if edit.at_depth is not None}}
 
@@ -309,7 +304,7 @@ def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
         if edit.replaces_parameter and (layer := next((path for path in every if path in blocks), None)) is not None:
             raise RegularizerError(
                 f"{edit.name} replaces {edit.site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
-                "layer out of blocks=, or name the module around it."
+                "layer out of blocks=, or name the module around the layer."
             )
 
 
@@ -323,7 +318,7 @@ def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Ed
 
 
 def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> dict[str, tuple[str, ...]]:
-    if missing == "error":  # then a string that matches nothing has raised already
+    if missing == "error":  # a string that matches nothing has already raised an error
         return {}
     texts_of = {name: missed(traced, regularizer) for name, regularizer in named.items()}
     texts_of[OWN_DROPOUT] = nameless(own_dropout, traced.native_dropout, traced.values)
@@ -368,9 +363,9 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
-    """Return the selected sites, each with the string that matched it and, for a regularizer on sequences, how to read its value as steps.
+    """Return the selected sites, each with the string that matched it, and with ``Steps`` if the regularizer reads the value as steps.
 
-    Also check the option ``lengths`` of such a regularizer.
+    Also check the option ``lengths``.
     """
     chosen: dict[Site, tuple[str, Steps | None]]
     if "steps" in regularizer.takes:

@@ -26,7 +26,7 @@ class Repeat:
     """One value that several splices of one kind act on, one after another.
 
     Attributes:
-        sites: The sites of the value, in order. Only views, dropout, norms and multiplications lie between them.
+        sites: The names of the value's sites, in order. Only views, dropout, norms and multiplications lie between them.
         acts: For each splice, the names of its site and of its regularizer.
     """
 

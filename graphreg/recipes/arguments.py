@@ -18,12 +18,12 @@ RecipeLike = Mapping[str, Any] | str | os.PathLike[str] | Recipe
 def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     """Call a function again, with the arguments that its ``recipe=`` stands for, and set the recipe's strengths.
 
-    The caller's own arguments take precedence over the recipe: an option that is not at its default, and a keyword, which replaces the
-    recipe's regularizers of that name.
+    The caller's other arguments take precedence over the recipe. An option that is not at its default replaces the recipe's option, and a
+    keyword replaces the recipe's regularizers of that name.
 
     Args:
         function: One of the functions that take ``recipe=``.
-        arguments: The arguments of the function's present call, by the names of its parameters.
+        arguments: The arguments of the call that has ``recipe=``, by the names of the function's parameters.
     """
     by_kind: dict[Any, dict[str, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -39,7 +39,7 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
 
 
 def opened(recipe: RecipeLike) -> Recipe:
-    """Read a recipe that a user gave as a dict or as the path of a file; return a ``Recipe`` as it is."""
+    """Read a recipe that a user gave as a dict or as the path of a file. A ``Recipe`` is returned unchanged."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):

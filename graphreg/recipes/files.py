@@ -94,8 +94,8 @@ def _parse_json(text: str, file: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise RegularizerError(f"{file}, line {error.lineno}: this is not JSON: {error.msg}.") from None
-    except ValueError as error:  # from one of the two functions below
+        raise RegularizerError(f"{file}, line {error.lineno}: this is not JSON ({error.msg}).") from None
+    except ValueError as error:  # from _without_repeats or _no_constant
         raise RegularizerError(f"{file}: {error}") from None
 
 
@@ -108,14 +108,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number that a recipe may have.")
+    raise ValueError(f"{text} is no number that a recipe can have.")
 
 
 def _parse_toml(text: str, file: Path) -> Any:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RegularizerError(f"{file}: this is not TOML: {error}.") from None
+        raise RegularizerError(f"{file}: this is not TOML ({error}).") from None
 
 
 def _yaml() -> ModuleType:
@@ -134,7 +134,7 @@ def _parse_yaml(text: str, file: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark is not None else str(file)
-        raise RegularizerError(f"{where}: this is not YAML: {getattr(error, 'problem', None) or error}.") from None
+        raise RegularizerError(f"{where}: this is not YAML ({getattr(error, 'problem', None) or error}).") from None
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:

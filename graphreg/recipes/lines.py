@@ -14,7 +14,7 @@ Place = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 
 def line_of(text: str, data: Any, place: Place) -> int | None:
-    """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if it cannot be found out."""
+    """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if the line cannot be found."""
     while place and not isinstance(place[-1], str):
         found = _at(data, place)
         place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # the first key of a list's entry
@@ -23,7 +23,7 @@ def line_of(text: str, data: Any, place: Place) -> int | None:
     key = str(place[-1])
     before = [found for found in _places(data) if found[-1] == key]
     matches = list(_keys(text, key))
-    if place not in before or len(matches) != len(before):  # e.g. a quoted text looks like a key
+    if place not in before or len(matches) != len(before):  # the counts differ, for example, if a quoted text looks like a key
         return None
     return text.count("\n", 0, matches[before.index(place)]) + 1
 

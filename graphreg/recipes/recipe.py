@@ -31,20 +31,20 @@ from graphreg.runtime import (
 from graphreg.schedules import Schedule, of_plain
 
 VERSION = 1
-_OF_ONE = {  # options that not all functions have that make something of a recipe, each with the error for the others
+_OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise
     "eval_penalties": "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too. Leave it out.",
     "blocks": "only graphreg.regularize and graphreg.plan have this option. Leave it out, which changes no value and no mask.",
 }
-ALL = "**"  # in a dict of strengths, the selector of the strength that all other sites have
+ALL = "**"  # in a dict of strengths, the selector for all sites that no other selector of the dict matches
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
 
 
 def recipe(module: Regulated | Plan) -> dict[str, Any]:
-    """Return the arguments that a module was made with, as plain data. ``regularize(model, recipe=...)`` makes such a module again.
+    """Return the arguments that a module was made with, as plain data. ``regularize(model, recipe=...)`` makes the module again.
 
-    The dict holds text, numbers, True and False, lists and dicts: the regularizers with their selectors and options, the seed, the present
-    strengths where they were changed, and the options of ``regularize``. Options that are None are left out. The state of the noise is no
-    part of the dict; ``rng_state`` returns that state.
+    The dict holds text, numbers, True and False, lists and dicts. It contains the regularizers with their selectors and options, the seed,
+    the strengths that were changed since, and the options of ``regularize``. Options that are None are left out. The state of the noise is
+    not in the dict; ``rng_state`` returns that state.
 
     Args:
         module: A rewritten module, a model that is regularized in place, a backend, or a plan.
@@ -113,17 +113,17 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
 
 
 def _present(chosen: Mapping[str, float]) -> Any:
-    """Return strengths that were set as ``set_strength`` takes them, as plain data: one, or a dict of selectors and names of sites."""
+    """Convert the strengths that were set to plain data: a number or a schedule, or a dict with the names of sites and ``**``."""
     plain = {site: _plain(value, "a strength") for site, value in chosen.items()}
     return plain[OWN] if plain.keys() == {OWN} else {site or ALL: value for site, value in plain.items()}
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
-    """Return a regularizer as plain data. ``seed``: the seed of a splice that has its own ``rng=``, given or drawn; else None."""
+    """Return a regularizer as plain data. ``seed``: the seed of a splice that has its own ``rng=``, whether given or drawn; else None."""
     kind = type(regularizer)
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(
-            f"{name}: the class {kind.__name__} has no key of its own, by which a recipe could name it. Give it one: "
+            f"{name}: the class {kind.__name__} has no key of its own, by which a recipe could name it. Give the class a key: "
             f"class {kind.__name__}(..., keys=({kind.__name__.lower()!r},))."
         )
     entry: dict[str, Any] = {"key": kind.keys[0]}
@@ -153,7 +153,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _own_dropout(option: Any) -> Any:
-    """Return the option as plain data: a dict as a list of pairs if one of its selectors is not a single string, else as it is."""
+    """Return the option as plain data. A dict becomes a list of pairs if one of its selectors is not a single string."""
     if not isinstance(option, Mapping):
         return _plain(option, "own_dropout")
     pairs = [(_plain(selector, "own_dropout"), _plain(choice, "own_dropout")) for selector, choice in option.items()]
@@ -204,7 +204,7 @@ class Recipe:
         return Recipe(self.source, regularizers, others, self.options, strengths)
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options to call a function with: those that were given; where one is at its default, the recipe's."""
+        """Return the options to call a function with: those of ``given``, with the recipe's value for an option that is at its default."""
         parameters, chosen = inspect.signature(function).parameters, dict(given)
         for name, value in self.options.items():
             if name in given and given[name] == parameters[name].default:
@@ -288,7 +288,7 @@ class Recipe:
 def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
     """Return the option that is wrong: without it, the regularizer can be made. None if no single option is wrong.
 
-    In place of an omitted weight stands 0.5, because a weight has no default.
+    Without its weight, the regularizer is made with 0.5, because a weight has no default.
     """
     for name in options:
         with contextlib.suppress(GraphRegError):

@@ -5,8 +5,9 @@ of the other files prepare arguments of formulas (``sequences.py``, ``units.py``
 depth. ``purity.py`` and ``purity_trial.py`` check that a formula is a pure function of its arguments.
 """
 
-from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice, check_flag, required
+from graphreg.regularizer.base import Penalty, Regularizer, Splice, check_flag, required
 from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_schedule, own_strength
+from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered

@@ -17,17 +17,20 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
   or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. Without
-  it, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
-- ``state``, for a penalty on parameters: tensors by name that are kept for this parameter from call to call. ``init_state`` makes them, and
-  the formula may return ``(value, new_state)``.
+  it, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples. For a
+  splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
+- ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
+  them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
 - ``vjp``, for a penalty: computes vector-Jacobian products of the values at all selected sites, with respect to the values that the
   option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
-mode. The arguments of ``in_eval`` have the same meaning: it takes ``z``, and may take ``weight``, ``previous`` and ``module_input``.
+mode. The arguments of ``in_eval`` have the same meaning: it takes ``z`` or ``units``, and may take ``weight``, ``state``, ``previous`` and
+``module_input``. If its class has a method ``penalty``, the splice has a penalty of its own, which this method computes from ``state``.
 
-The engine averages the results of a penalty over its sites, unless the formula takes ``values`` or ``vjp``, and multiplies them by the
-strength. For all regularizers, it takes care of precision and of train and eval mode. A regularizer never sees an fx node.
+The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
+``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes
+care of precision and of train and eval mode. A regularizer never sees an fx node.
 
 The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis`` and
 ``share_axes``; see ``EngineOptions``. Declare such an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the
@@ -36,7 +39,6 @@ class alone.
 
 from __future__ import annotations
 
-import inspect
 import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -47,21 +49,19 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 import torch
 from torch import nn
 
-from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text, warn
+from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
 from graphreg.regularizer.engine_options import EngineOptions
-from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
+from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
+from graphreg.regularizer.sequences import check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
 from graphreg.schedules import VaryingStrength
 
 On = Literal["values", "parameters"]
-SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
-IN_EVAL = ("z", "weight", "previous", "module_input")  # the arguments that a method ``in_eval`` may have
-VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1
 
 
 class NotGiven(Enum):
@@ -79,7 +79,7 @@ def check_flag(name: str, value: object) -> None:
 def required() -> Any:
     """Return the default that marks an option as not given.
 
-    The class's ``check`` must call ``require_number`` for the option, which raises if the mark is still there. The return type is Any, so
+    The class's ``check`` must call ``require_number``, which raises if the option still has the mark. The return type is Any, so
     that a field of any type can have this default.
     """
     return NotGiven.OPTION
@@ -104,6 +104,8 @@ class Regularizer:
         may_act_on: The kinds of site that a subclass may choose for ``on``.
         must_take: The name of an argument that ``__call__`` must have; ``""`` if there is no such argument.
         min_dims: The least number of dims that a parameter must have for the class to act on it.
+        min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
+        min_units: For a formula that takes ``units``: the fewest units that it accepts.
     """
 
     pattern: Selector = "*"
@@ -121,6 +123,8 @@ class Regularizer:
     may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
     must_take: ClassVar[str] = ""
     min_dims: ClassVar[int] = 2
+    min_samples: ClassVar[int] = 1
+    min_units: ClassVar[int] = 1
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -136,9 +140,10 @@ class Regularizer:
             cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
         cls.keys = tuple(keys)
         if "__call__" in cls.__dict__:
-            cls.takes = _arguments(cls)
+            makes_state = cls.init_state is not Regularizer.init_state
+            cls.takes = formula_arguments(cls, issubclass(cls, Splice), [field.name for field in fields(cls)], makes_state)
             cls.takes_vjp = not set(VJP_NAMES).isdisjoint(cls.takes)
-            if cls.must_take not in ("", *cls.takes):
+            if cls.must_take not in ("", *cls.takes) and not cls.has_penalty():
                 raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
         registry.register(cls)
 
@@ -182,6 +187,23 @@ class Regularizer:
                 f"{type(self).__name__}: weight={weight!r} is not allowed, because the formula takes all sites at once. Give a number."
             )
 
+    @classmethod
+    def has_penalty(cls) -> bool:
+        """Whether the class has an entry in the penalties of a call: it is a penalty, or a splice with a method ``penalty``."""
+        return True
+
+    def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the state of a site before the first call, and after a reset: tensors by name, on the device of ``like``.
+
+        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. If
+        the formula returns a new state, this must have the names and shapes of all other tensors here.
+
+        Args:
+            like: For a parameter, its values. For a value, zeros of its shape and dtype, as they were when the model was traced; if the
+                formula takes ``units``, with the axis of units at the end.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
+
     @property
     def is_scheduled(self) -> bool:
         """Whether the strength changes while the model trains."""
@@ -189,7 +211,7 @@ class Regularizer:
 
     @property
     def by_site(self) -> bool:
-        """Whether each site may have a strength of its own: the formula takes one site at a time."""
+        """Whether each site may have a strength of its own, which requires that the formula takes one site at a time."""
         return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +256,7 @@ class Regularizer:
     def why_not(self, site: Site) -> str:
         """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can.
 
-        ``graphreg.plan`` raises RegularizerError with a text that is not ``""``.
+        If the text is not ``""``, ``graphreg.plan`` raises RegularizerError with it.
         """
         return ""
 
@@ -270,6 +292,7 @@ class Splice(Regularizer):
     Attributes:
         rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
         readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
+        off_at_zero: Whether the splice leaves values as they are at strength 0.
     """
 
     _: KW_ONLY
@@ -278,16 +301,29 @@ class Splice(Regularizer):
     must_take: ClassVar[str] = "weight"
     readers: ClassVar[tuple[type[nn.Module], ...]] = ()
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
+    penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
+    off_at_zero: ClassVar[bool] = True
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         if "in_eval" in cls.__dict__:
-            cls.takes_in_eval = _arguments_in_eval(cls)
+            cls.takes_in_eval = in_eval_arguments(cls)
+        if "penalty" in cls.__dict__:
+            cls.penalty_takes = penalty_arguments(cls)
         super().__init_subclass__(keys, on, **more)
+        for method, names in (("in_eval", cls.takes_in_eval), ("penalty", cls.penalty_takes)):
+            if cls.takes and (missing := {"state", "units"}.intersection(names).difference(cls.takes)):
+                raise RegularizerError(f"{cls.__name__}.{method} takes {min(missing)}, so __call__ must take it, too.")
+
+    @classmethod
+    def has_penalty(cls) -> bool:
+        return bool(cls.penalty_takes)
 
     def __post_init__(self) -> None:
         if "share_axes" in (field.name for field in fields(self)):
             object.__setattr__(self, "share_axes", share_axes(self))
         super().__post_init__()
+        if self.penalty_takes:
+            self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def unfit(self, shape: Sequence[int]) -> str:
         """Return why the formula cannot take a value of this shape, and what to do about it; ``""`` if it can.
@@ -318,17 +354,13 @@ class Penalty(Regularizer):
 
     Attributes:
         clean: Whether to measure the value as it is before the splices at its own site.
-        min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
-        min_units: For a formula that takes ``units``: the fewest units that it accepts.
         value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks the value
-            at each call; in compiled code, an assertion in the graph does it.
+            at each call; in compiled code, an assertion in the graph checks it.
     """
 
     _: KW_ONLY
     clean: bool = False
 
-    min_samples: ClassVar[int] = 1
-    min_units: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float] | None] = None
 
     def check(self) -> None:
@@ -338,48 +370,9 @@ class Penalty(Regularizer):
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
-    def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the state of a parameter before the first call, and after a reset: tensors by name.
-
-        A class must have this method if its formula takes ``state``. If the formula returns a new state, it must have the same names and
-        shapes as this one. ``like``: the parameter's values.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
-
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
         return [site for site in super().defaults(sites) if not site.norm]
-
-
-def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
-    names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    of_splice, of_penalty = ("noise", "lengths", "module_input", "previous"), ("steps", "lengths", "units", "vjp")
-    more: tuple[str, ...] = of_penalty if issubclass(cls, Penalty) else of_splice
-    if cls.on == "parameters":
-        more = ("noise",) if issubclass(cls, Splice) else ("state",)
-    supplied = SUPPLIED[cls.on] + more
-    vjp = "pull" if "pull" in names else "vjp"
-    allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
-    if unknown := [name for name in names if name not in allowed]:
-        raise RegularizerError(
-            f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
-        )
-    if vjp == "pull":
-        warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
-    if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
-        raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
-    if issubclass(cls, Penalty) and ("state" in names) != (cls.init_state is not Penalty.init_state):
-        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes it.")
-    check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
-    return names
-
-
-def _arguments_in_eval(cls: Any) -> tuple[str, ...]:
-    names = tuple(inspect.signature(cls.in_eval).parameters)[1:]
-    if "z" not in names or (unknown := [name for name in names if name not in IN_EVAL]):
-        asks = f"asks for {', '.join(unknown)}" if "z" in names else "does not take z"
-        raise RegularizerError(f"{cls.__name__}.in_eval {asks}; the engine supplies {', '.join(IN_EVAL)}, and draws nothing in eval mode.")
-    return names
 
 
 def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def draw_error(regularizer: Regularizer, what: str) -> ImpureError:
     )
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ draws random numbers itself, {what}. A formula is a function of its arguments: "
-        f"frozen_noise and rng_state do not control other draws, and a recomputation in backward would draw other numbers. {cure}."
+        f"frozen_noise and rng_state do not control these draws, and a recomputation in backward would draw different numbers. {cure}."
     )
 
 
@@ -56,7 +56,7 @@ def write_error(regularizer: Regularizer, what: str) -> ImpureError:
 
 
 def state_error(regularizer: Regularizer, what: str) -> ImpureError:
-    """Return the error for a formula that keeps state from call to call. ``what``: what shows that it does, for the message."""
+    """Return the error for a formula that keeps state from call to call. ``what``: how this was noticed, for the message."""
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. A compiled module would contain the stored or "
         "drawn values as constants, and frozen_noise does not control them. Take everything that varies as an argument: z, weight, noise."
@@ -86,7 +86,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refuse(draw_error(self.regularizer, self._described(name)))
         inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
         new = {storage for each in _tensors(out) for storage in _storages(each)}
-        # torch.tensor(1.) passes its new tensor through lift_fresh: there the storage of the input is new, too
+        # torch.tensor(1.) calls lift_fresh on the tensor that it has just made, so the storage of this input is new, too
         self.made |= new if name == "lift_fresh" else new - inputs
         return out
 
@@ -222,7 +222,7 @@ def put_back() -> Iterator[None]:
 
 
 def _attributes(regularizer: Regularizer) -> dict[str, Any]:
-    """Return the identity of each attribute of the regularizer and its classes, by name; of a container, the identities of its items, too.
+    """Return the identity of each attribute of the regularizer and its classes, by name; for a container, also those of its items.
 
     A comparison of the results from before and after a call shows which attributes the call changed.
     """

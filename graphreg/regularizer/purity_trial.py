@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from graphreg.ir import Site
-from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
@@ -54,7 +55,9 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
                     arguments = _sample_arguments(regularizer, shapes)
-                    twice(regularizer, lambda arguments=arguments: regularizer(**_anew(arguments)))  # type: ignore[misc]
+                    for method, takes in _methods(regularizer):
+                        given = {name: arguments[name] for name in takes}
+                        twice(regularizer, lambda method=method, given=given: method(**_anew(given)))  # type: ignore[misc]
             ran = True
         except ImpureError:
             raise
@@ -93,12 +96,21 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
     made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
-    if "state" in regularizer.takes and isinstance(regularizer, Penalty):
+    if "state" in regularizer.takes:
         made["state"] = regularizer.init_state(first.detach())
     if regularizer.takes_vjp:
         vjp = Vjp({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
         made |= dict.fromkeys(VJP_NAMES, vjp)
-    return {name: made[name] for name in regularizer.takes}
+    return made
+
+
+def _methods(regularizer: Any) -> list[tuple[Callable[..., Any], tuple[str, ...]]]:
+    """Return the formula, and a splice's ``in_eval`` and ``penalty``, each with the names of its arguments."""
+    methods = [(regularizer, regularizer.takes)]
+    if isinstance(regularizer, Splice):
+        methods += [(getattr(regularizer, "in_eval", None), regularizer.takes_in_eval)]
+        methods += [(getattr(regularizer, "penalty", None), regularizer.penalty_takes)]
+    return [(method, takes) for method, takes in methods if takes]
 
 
 def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Decides how selected values are read as sequences: each value is a sequence, or the calls of a recurrent cell are the steps of one."""
+"""Decides how selected values are read as sequences: a value is a sequence itself, or is one step of the sequence of a cell's calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Sequences = dict[Site, tuple[str, Steps]]  # by site: the string that selected i
 
 
 def require_selector(regularizer: Any) -> None:
-    """Raise RegularizerError if the selector of a penalty on sequences has ``*`` alone in it, or only strings that exclude sites."""
+    """Raise RegularizerError if the selector of a penalty on sequences has the string ``*``, or only strings that exclude sites."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
@@ -146,10 +146,10 @@ class _Calls:
         return isinstance(self.operations.modules[path], nn.RNNCellBase)
 
     def cell(self, path: str) -> str | None:
-        """Return the path of the cell whose steps the module's calls are; None if they are not steps.
+        """Return the path of the cell of which the module's calls are the steps; None if they are not the steps of a cell.
 
-        A cell is one of torch's cells, or a module whose calls read its earlier outputs. It may be the module itself, or a module
-        around it that is called as often.
+        A cell is one of torch's cells, or a module whose calls read its earlier outputs. The cell may be the module itself, or a module
+        that contains it and is called as often.
         """
         count = len(self.chains(path))
         while path and len(chain := self.chains(path)) in (0, count):  # 0: a ModuleList or the like, which is never called
@@ -165,7 +165,7 @@ class _Calls:
     def runs(self, port: Port) -> list[list[Site]]:
         """Return the sites of a module output's calls, grouped into runs, each of which is a sequence.
 
-        The calls of one run of a cell read the outputs of earlier ones. If the module's calls are not the steps of a cell, each is a run.
+        In a run of a cell, each call reads outputs of earlier calls. If the module's calls are not the steps of a cell, each call is a run.
         """
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
@@ -221,7 +221,7 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
     if named and axis not in (0, 1):
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={axis} has no meaning where the calls of {named[0]} "
-            "are the steps. Leave time_axis out; to take each call for a sequence, select the calls by a function of a site."
+            "are the steps. Leave time_axis out. If each call is a sequence, select the calls by a function of a site."
         )
     if named:
         return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)

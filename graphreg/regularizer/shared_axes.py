@@ -13,7 +13,7 @@ def share_axes(splice: Any) -> tuple[str | int, ...]:
     """Return the option as a tuple.
 
     Raises:
-        RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number; on parameters, it is no whole number.
+        RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number, or, on parameters, is not a number.
     """
     given = splice.share_axes
     axes = (given,) if isinstance(given, (str, int)) else tuple(given) if isinstance(given, Sequence) else None
@@ -40,7 +40,7 @@ def shared_axes(axes: Sequence[str | int], steps: Steps | None, shape: Sequence[
         who: The splice and its site, for messages.
 
     Raises:
-        RegularizerError: The value has no such axis, or two of them are the same.
+        RegularizerError: The value lacks one of the axes, or two entries mean the same axis.
     """
     numbers = []
     for axis in axes:

@@ -15,15 +15,15 @@ def check_axis(regularizer: Any) -> None:
     if axis is not None and type(axis) is not int:
         raise RegularizerError(
             f"{type(regularizer).__name__}: axis={shown(axis)} is not allowed; give the axis of the units, a whole number, or None, which "
-            "means axis 1 for the value of a convolution, and else the last axis."
+            "means axis 1 for the value of a convolution, and the last axis for any other value."
         )
 
 
 def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
-    The units lie along the axis that the option ``axis`` gives. Without it, they are the channels of a value that has the axes of a
-    convolution's output, and lie along the last axis of any other value.
+    The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value that has the axes of a convolution's
+    output are its channels, and the units of any other value lie along the last axis.
 
     Args:
         sites: The selected sites.
@@ -33,7 +33,7 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
         By site, how to read its value.
 
     Raises:
-        RegularizerError: A value has no such axis, or too few units, as far as shapes are known.
+        RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or too few units.
     """
     read_as, given = {}, regularizer.engine_options.axis
     for site in sites:

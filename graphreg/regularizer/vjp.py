@@ -22,10 +22,10 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
 from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, materialized, one_level_below, transform_level
 
-LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each is a backward pass, and adds code if it is compiled
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each takes a backward pass, and a part of the compiled graph
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity: Dynamo of torch 2.12 hashes it before its fields are set
+@dataclass(frozen=True, eq=False)  # hashed by identity, because Dynamo of torch 2.12 hashes the object before its fields are set
 class Vjp:
     """The vector-Jacobian product that a formula gets as its argument ``vjp``; call it with cotangents.
 
@@ -78,7 +78,7 @@ class Vjp:
             raise RegularizerError(
                 f"{self.caller}: the exact Jacobian at {site} ({' x '.join(map(str, z.shape))}) has {z.numel()} rows, each a backward pass "
                 f"that is kept for the gradient; {limit} are the most{' when compiled' if compiled else ''}. "
-                "Use estimator='projection', which takes n of them, or fewer examples."
+                "Use estimator='projection', which takes n backward passes, or fewer examples."
             )
         for row in torch.eye(z.numel(), dtype=z.dtype, device=z.device).unbind():
             yield self({site: row.view(z.shape)})
@@ -101,7 +101,7 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        # the same anchor: a new one would be recorded below the level that differentiates, as if a lower level differentiated, too
+        # with this anchor, because a new one would be recorded below the level that differentiates, as if a lower level differentiated, too
         return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod

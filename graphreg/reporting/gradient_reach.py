@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from graphreg.ir import Kind, Operations, addition_of, carries_derivative, reached, sizes_of
 from graphreg.reporting.entries import Trained
+from graphreg.runtime import owned_by
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
@@ -23,7 +24,7 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
         for node in graph.nodes:
             added = addition_of(node)
             if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
-                before = _before(node, sizes)
+                before = {node, *_before(node, sizes)}
                 by_penalty.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     return {
@@ -40,7 +41,7 @@ def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
     """Return the parameters that a node reads: all of the module that it calls, or what a ``get_attr`` node fetches."""
     if (called := operations.module(node)) is not None:
-        return called.parameters()
+        return (*called.parameters(), *owned_by(called))
     if node.op != "get_attr":
         return ()
     layer: nn.Module | None = operations.modules.get(str(node.target))

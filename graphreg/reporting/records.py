@@ -283,7 +283,7 @@ def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
     unmoved = [r for r in rows if r.becomes == KEPT]
     if unmoved:
         move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in unmoved) else ""
-        lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not hold it, noise_on does not "
+        lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not freeze it, noise_on does not "
                         f"switch it on{move}")  # fmt: skip
     yield Lines(tuple(lines))
 

@@ -12,7 +12,7 @@ from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir import addition_of, fixed, own_name
 from graphreg.planning import OWN_DROPOUT, Plan, Strengths
-from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
+from graphreg.regularizer import ByDepth, Regularizer, Splice
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
@@ -129,7 +129,7 @@ def _differs(name: str, now: Strengths) -> bool:
 def _averages(plan: Plan, name: str) -> str:
     """Say whether the engine averages or sums the measurements of a penalty's sites; ``""`` for one site, or if it does neither."""
     regularizer, count = plan.regularizers[name], len(plan.of(name))
-    if not isinstance(regularizer, Penalty) or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
+    if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
         return ""
     return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}"
 

@@ -103,7 +103,7 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """Make the ``Line`` for the code of a node, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
-    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # such a call reads replaced parameters
+    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # Kind.CALL: a layer's own call, shown below
         return _added(code, key, node, addition, plan)
     replaced = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
@@ -128,7 +128,7 @@ def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
 
 
 def _penalties(plan: Plan) -> list[str]:
-    return [name for name, regularizer in plan.regularizers.items() if isinstance(regularizer, Penalty)]
+    return [name for name, regularizer in plan.regularizers.items() if regularizer.has_penalty()]
 
 
 def _names(addition: Addition, plan: Plan) -> list[str]:
@@ -158,7 +158,10 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     names = [name for name, _ in _replacing(node, plan)] if kind == Kind.REPLACED else _names(addition, plan)
     listed = ", ".join(names)
     sites: tuple[str, ...] = (addition.site,) if addition.site is not None else ()
-    if kind == Kind.TOTAL and not (node.args and node.args[0]):
+    if kind == Kind.TOTAL and isinstance(plan.regularizers[names[0]], Splice):
+        sites = tuple(edit.site.name for edit in plan.of(names[0]))
+        text = f"{listed}: the penalty of what it learns at {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}"
+    elif kind == Kind.TOTAL and not (node.args and node.args[0]):
         text = f"{listed}: 0, for none of its sites is in this forward"
     elif kind == Kind.TOTAL:
         measured = node.args[0] if isinstance(node.args[0], dict) else node.args  # a dict by site, if the penalty takes all sites at once
@@ -171,7 +174,7 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     elif kind in (Kind.ATTACH, Kind.ATTACHED):
         text = f"{listed} attached to the output"
     elif kind in (Kind.CLONE, Kind.COPY):
-        text = f"copy for {listed} at {sites[0]}, which is written into"
+        text = f"copy for {listed} at {sites[0]}: the model writes into it"
     elif kind == Kind.WATCH:
         text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == Kind.TRACK:

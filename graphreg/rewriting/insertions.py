@@ -32,17 +32,17 @@ class Insertion:
         name: The node's name in the emitted graph; no other node has it.
         kind: The purpose of the node.
         position: Whether it stands before, after or instead of its anchor.
-        anchor: A node of the traced graph. Several insertions at one place stand in the order of the list.
+        anchor: A node of the traced graph. Insertions with the same anchor and position stand in the order of the list.
         op: ``call_module``, ``call_function`` or ``get_attr``, as in torch.fx.
         target: The path of the runtime module, the function, or the path of the parameter.
-        args: The node's positional arguments. A node of the traced graph among them stands for the value that this node itself makes, not
-            for a value that replaces it; an insertion stands for the value of that insertion.
+        args: The node's positional arguments. An argument that is a node of the traced graph stands for the value of that node, not for a
+            replacement of the value. An argument that is an insertion stands for the value of that insertion.
         kwargs: The node's keyword arguments, in the same form as ``args``.
         regularizer: The name of the regularizer that the node belongs to; "" if it belongs to several or to none.
         site: The name of its site; "" if it has none.
         replaces: The node of the traced graph that the insertion replaces: nodes of the model that come later read the insertion instead.
-            None if it replaces none.
-        readers: The nodes that read the insertion instead; None for all nodes of the model that come later.
+            None if it replaces nothing.
+        readers: The nodes that read the insertion instead of ``replaces``; None for all nodes of the model that come later.
     """
 
     name: str
@@ -86,11 +86,11 @@ class Insertions:
     Attributes:
         ordered: The insertions in the order in which they stand in the emitted graph.
         totals: The insertion that computes each penalty, by the penalty's name, in the plan's order.
-        returns: Whether the output carries the penalties; else they are attached to it.
+        returns: Whether the output carries the penalties; if not, they are attached to the output.
         recomputed: The names of runtime modules (of splices and native dropouts) whose result a compiled backward recomputes.
         overwritten: The names of runtime modules of splices whose value the model may overwrite later.
-        apart: The first of these at each site that has penalties and whose value needs a copy because the model writes into it. A site
-            whose storage may belong to the caller or the model does not count.
+        apart: The names of runtime modules of splices that return a copy where they do not act: the first splice at each site that has
+            penalties and into whose value the model writes, unless the storage may belong to the caller or to the model.
     """
 
     ordered: tuple[Insertion, ...]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphreg.errors import RegularizerError, shown
-from graphreg.ir import has_float64
+from graphreg.errors import GraphRegError, RegularizerError, shown
+from graphreg.ir import Site, has_float64, identifier
 from graphreg.planning import OWN_DROPOUT, Edit, Plan, rates_are_scheduled
 from graphreg.regularizer import Penalty, Regularizer, Splice, own_strength, require_pure
 from graphreg.runtime import (
@@ -31,20 +30,18 @@ from graphreg.runtime import (
     SharedKeyRule,
     SharedState,
     SpliceRule,
+    SpliceTotal,
     State,
+    StatefulSplice,
     StatefulTotal,
+    StateHolder,
     StreamName,
     Total,
     Track,
     own_strength_of_rates,
     strengths_on,
+    zeros,
 )
-
-
-def identifier(name: str) -> str:
-    """Return a site's name as a Python identifier: ``layer1.0.relu`` becomes ``layer1_0_relu``."""
-    text = re.sub(r"\W", "_", name)
-    return f"_{text}" if text[0].isdigit() else text
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:
@@ -72,7 +69,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
         names[i] = name
     clash = [name for name in plan.regularizers if name in {*dir(Rules()), *own, "strengths"}]
     if clash:
-        raise RegularizerError(f"name={clash[0]!r} is one that torch modules, or graphreg, use for themselves; choose another.")
+        raise RegularizerError(f"name={clash[0]!r} is a name that torch modules or graphreg use for themselves; choose another name.")
     return names
 
 
@@ -97,8 +94,9 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         numbers = _numbers(streams, plan, seeds)
         rules.seeds = seeds.drawn()
         slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
+    states = _states(model, plan, noise)
     for i, edit in enumerate(plan.edits):
-        if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0))) is not None:
+        if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0), states)) is not None:
             sites, runtime_module.elements = rules.places[edit.name].sites, rules.elements.get(edit.name, ())
             if isinstance(runtime_module, SpliceRule) and (len(sites) > 1 or runtime_module.elements):
                 own = 1 + sites.index(edit.site.name)
@@ -113,7 +111,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         rules.add_module(names[i], rule)
     if streams:
         rules.add_module("key", key)
-    _add_totals(rules, plan, names, slots, _states(rules, plan, noise), dict(model.named_parameters()))
+    _add_totals(rules, plan, names, slots, states)
     for site, readers in plan.tracked.items():
         derivatives = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
         rules.add_module(names[site], Track(site, derivatives))
@@ -198,11 +196,12 @@ def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> di
     return {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
 
 
-def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
+def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, State]) -> RuntimeModule | None:
     """Return the runtime module of an edit; None if its penalty has a single runtime module for all sites."""
     strength, regularizer, site = rules.strengths.get(edit.name), edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
-        return SpliceRule(regularizer, site, strength, slot, edit.site.module, edit.steps)
+        given = (regularizer, site, strength, slot, edit.site.module, edit.steps, edit.units)
+        return StatefulSplice(*given, states[edit.name].at(site)) if edit.name in states else SpliceRule(*given)
     if not isinstance(regularizer, Penalty) or not measures(regularizer):
         return None
     if edit.units:
@@ -210,38 +209,66 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None
     return MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
 
 
-def _states(rules: Rules, plan: Plan, noise: Any) -> dict[str, State]:
-    """Return the states of penalties by their names: new ones, which are added to the rules, or those of a ``SharedState``."""
+def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
+    """Return the states of regularizers by their names, with the state of each site: new ones, or those of a ``SharedState``."""
     if isinstance(noise, SharedState):
-        return noise.states()
-    states = {n: State(n, r) for n, r in plan.regularizers.items() if isinstance(r, Penalty) and "state" in r.takes}
-    for name, state in states.items():
-        own = f"{name}_state"
-        while hasattr(rules, own):
-            own += "_"
-        rules.add_module(own, state)
+        states = noise.states()
+    else:
+        states = {name: State(name, regularizer) for name, regularizer in plan.regularizers.items() if "state" in regularizer.takes}
+    parameters = dict(model.named_parameters()) if states else {}
+    for edit in plan.edits:
+        if edit.name in states:
+            states[edit.name].place(edit.site.name, _like(edit, parameters))
     return states
 
 
+def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Return the argument of ``init_state`` for a site."""
+    site: Site = edit.site
+    if site.kind == "parameter":
+        return parameters[site.name]
+    kind = type(edit.regularizer).__name__
+    if site.shape is None or site.dtype is None:
+        raise RegularizerError(
+            f"{kind} at {site.name}: it has a state that depends on the value's shape, and the shape is not known. Give example_inputs."
+        )
+    if unready := next((name for name, parameter in parameters.items() if parameter.device.type == "meta"), None):
+        raise GraphRegError(
+            f"{edit.name} keeps a state for {site.name}, and {unready} has no values yet (device meta). Materialize the model, then "
+            "regularize it."
+        )
+    weights = [parameter for parameter in parameters.values() if parameter.is_floating_point()]
+    dtype = torch.promote_types(site.dtype, weights[0].dtype) if weights else site.dtype  # under autocast, that of the parameters
+    like = zeros(site.shape, dtype, weights[0].device if weights else torch.device("cpu"))
+    return like if edit.units is None else like.movedim(edit.units.axis, -1)
+
+
 def _add_totals(
-    rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int], states: Mapping[str, State],
-    parameters: Mapping[str, Tensor],
+    rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int], states: Mapping[str, State]
 ) -> None:  # fmt: skip
-    """Add each penalty's runtime module, which computes the penalty from the measurements or the values at its sites."""
+    """Add each penalty's runtime module, which computes the penalty from the measurements, the values at its sites, or a splice's state."""
     for name, regularizer in plan.regularizers.items():
-        if not isinstance(regularizer, Penalty):
+        strength, sites = rules.strengths.get(name), [edit.site.name for edit in plan.of(name)]
+        if isinstance(regularizer, Splice):
+            if name in states:
+                rules.add_module(name, _of_state(regularizer, name, strength, states[name], sites))
+                rules.get_submodule(name).elements = rules.elements.get(name, ())  # type: ignore[assignment]
             continue
-        strength = rules.strengths.get(name)
+        assert isinstance(regularizer, Penalty)
         if name in plan.slices:
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
             total: Total = Derivative(regularizer, name, strength, plan.slices[name], drawn)
         elif name in states:
-            places = [states[name].place(edit.site.name, parameters[edit.site.name]) for edit in plan.of(name)]
-            total = StatefulTotal(regularizer, name, strength, states[name], places)
+            total = StatefulTotal(regularizer, name, strength, states[name], sites)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
         total.elements = rules.elements.get(name, ())
         rules.add_module(name, total)
+
+
+def _of_state(regularizer: Splice, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> RuntimeModule:
+    """Return the runtime module that has the state of a splice: it computes the splice's penalty, if the splice has one."""
+    return SpliceTotal(regularizer, name, strength, state, sites) if regularizer.has_penalty() else StateHolder(state)
 
 
 def measures(regularizer: Regularizer) -> bool:

@@ -1,7 +1,7 @@
 """Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. The checks change nothing.
 
-A GraphRegError from here means a fault of graphreg, or of whoever edited the graph by hand. The exception is RegularizerError, which means
-that no trainable parameter reaches the sites of a penalty.
+A GraphRegError from these checks means that graphreg has a fault, or that somebody has edited the graph by hand. Only RegularizerError has
+another cause: no trainable parameter reaches the sites of a penalty.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from graphreg.ir import (
     state_before,
 )
 from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty
+from graphreg.regularizer import Splice
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
+from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by
 from graphreg.tracing import Traced
 
 
@@ -126,7 +126,11 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
 
 
 def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a splice reads what its module got, or what replaces it, and what its cell got, if it takes them; and else none."""
+    """Whether a node has the keyword arguments ``module_input`` and ``previous`` if its formula takes them, and no others.
+
+    ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
+    cell got.
+    """
     value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
     if not {"module_input", "previous"}.intersection(takes):
         return not node.kwargs.keys() - {CLOCK}
@@ -142,7 +146,7 @@ def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
-    """Return the value that an addition replaces, which another addition may have made; None if it replaces none."""
+    """Return the value that an addition replaces, which another addition may have made; None if it replaces no value."""
     if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
@@ -179,7 +183,7 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     for name in theirs.keys() | ours.keys():
         if name not in ours or name not in theirs or original(ours[name]) is not original(theirs[name]):
             fail(f"the submodule {name!r} is not the user's own.")
-    tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
+    tensors = [{n: p for n, p in m.named_parameters(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
         fail("a parameter is not the user's own.")
     buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
@@ -254,7 +258,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
             fail(f"{node.name} does not take the key of the call.")
         if added.kind == Kind.TOTAL:
             totals[str(added.regularizer)] = node
-    wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
+    wanted = [name for name, r in plan.regularizers.items() if r.has_penalty()]
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")
@@ -263,7 +267,8 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
         _counts(node, name, plan, placed)
         if whole_model and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
-                f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+                f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
+                "parameter, or leave the penalty out."
             )
 
 
@@ -271,7 +276,9 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """Check that a penalty's total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
-    if name in plan.slices:
+    if isinstance(regularizer, Splice):
+        right = not node.args and not node.kwargs
+    elif name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:
         expected = {e.site.name: placed.read(e) for e in edits}
@@ -283,7 +290,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
-    """Whether the model uses the value that an addition replaces; True for additions that replace none."""
+    """Whether the model uses the value that an addition replaces; True for an addition that replaces no value."""
     if not is_kind(node, Kind.SPLICE, Kind.CLONE):
         return True
     value = replaced_by(node)
@@ -300,6 +307,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
     sources = [
         n.name for n in graph.nodes
         if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
+        or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
     ]  # fmt: skip
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, is_added, is_kind, mark, site_nodes, widest
-from graphreg.rewriting.instantiate import identifier
+from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, identifier, is_added, is_kind, mark, site_nodes, widest
 from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, graphs_of
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
@@ -121,7 +120,7 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
 def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
     """Put a watch at each of the sites in all graphs, one at the penalties and one at the clock. The caller must recompile the module.
 
-    ``near``: an element counts as near zero if |z| is at most this. ``clock``: which calls are measured.
+    ``near``: an element counts as near zero if |z| <= ``near``. ``clock``: decides which calls are measured.
     """
     watches: dict[str, Watch] = {}
     operations = Operations(module)

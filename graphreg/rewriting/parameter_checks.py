@@ -1,4 +1,4 @@
-"""Checks that each read of a parameter in a rewritten graph gets the result of the splices that the plan has for it, and of no other."""
+"""Checks that each read of a parameter in a rewritten graph gets the result of exactly those splices that the plan has for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphreg.rewriting.placement import fail, failed
 
 
 def check_parameters(graph: fx.Graph, original: fx.Graph, reads: Reads, plan: Plan) -> None:
-    """Raise GraphRegError unless the splices on parameters act at the reads that the plan says, in its order.
+    """Raise GraphRegError unless the splices on parameters act at the reads that the plan selects, in the plan's order.
 
     Args:
         graph: The emitted graph.
@@ -62,14 +62,14 @@ def _in_call(twin: fx.Node, read: ParameterRead, replaced: bool) -> fx.Node | No
     """Return what the call of a layer gets for a parameter; None for the parameter itself."""
     if not is_kind(twin, Kind.CALL):
         if replaced:
-            fail(f"{twin.name} reads the parameter {read.name} as it is.")
+            fail(f"{twin.name} reads the parameter {read.name} itself, not its replacement.")
         return None
     value = twin.kwargs[PARAMETERS].get(read.name)  # type: ignore[union-attr]
     return value if isinstance(value, fx.Node) else None
 
 
 def _fetched(twin: fx.Node, read: ParameterRead, site: str, source: fx.Node, used: set[fx.Node]) -> fx.Node | None:
-    """Return what a node of the model reads instead of what ``source`` fetches; None if it reads that itself."""
+    """Return what a node of the model reads instead of the parameter that ``source`` fetches; None if it reads the parameter itself."""
     found = list[fx.Node]()
     for each in twin.all_input_nodes:
         addition = addition_of(each)
@@ -83,7 +83,7 @@ def _fetched(twin: fx.Node, read: ParameterRead, site: str, source: fx.Node, use
     if len(found) > 1:
         raise failed(f"{twin.name} reads the parameter {site} in {len(found)} forms.")
     if found and source in twin.all_input_nodes:
-        raise failed(f"{twin.name} reads the parameter {site} replaced and as it is.")
+        raise failed(f"{twin.name} reads both the parameter {site} and its replacement.")
     return found[0] if found else None
 
 

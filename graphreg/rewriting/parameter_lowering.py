@@ -13,11 +13,10 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, instead_of
+from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting.insertions import Insertion, Position, Value
-from graphreg.rewriting.instantiate import identifier
 
 Ends = Mapping[ParameterRead, int]  # by read: how many of the splices come before it
 
@@ -29,10 +28,10 @@ class ParameterChain:
     Attributes:
         site: The name of the parameter's site.
         edits: The splices that act in this graph, each with its index in the plan.
-        ends: By replaced read, how many of the splices come before it: 1 for what reads the result of the first one.
+        ends: By replaced read, how many of the splices come before it: 1 if it reads the result of the first splice.
         first: The first node of the graph that reads a replaced parameter: the splices stand before it.
-        source: A ``get_attr`` node before ``first`` that a replaced read takes the parameter from, for the first splice to read; None if
-            there is none.
+        source: A ``get_attr`` node before ``first`` from which a replaced read takes the parameter; the first splice reads this node. None
+            if there is no such node.
     """
 
     site: str
@@ -42,7 +41,7 @@ class ParameterChain:
     source: fx.Node | None
 
     def calls(self) -> dict[fx.Node, dict[str, int]]:
-        """Return the calls of layers that get replaced parameters: for each, by the parameter's name in the layer, the end."""
+        """Return, by call of a layer that gets replaced parameters: the numbers in ``ends``, by the parameters' names in the layer."""
         calls: dict[fx.Node, dict[str, int]] = {}
         for read, end in self.ends.items():
             if read.source is None:
@@ -50,7 +49,7 @@ class ParameterChain:
         return calls
 
     def fetched(self) -> dict[tuple[fx.Node, int], list[fx.Node]]:
-        """Return the nodes that read the parameter by ``get_attr``, in the order of the graph, by the ``get_attr`` node and the end."""
+        """Return, by ``get_attr`` node and number in ``ends``: the nodes that read the parameter from it, in the order of the graph."""
         fetched: dict[tuple[fx.Node, int], list[fx.Node]] = {}
         for read, end in self.ends.items():
             if read.source is not None:
@@ -83,7 +82,7 @@ def insert_chains(
 
     Raises TraceError if the forward writes into one of the parameters.
     """
-    calls: dict[fx.Node, dict[str, Insertion]] = {}  # by call of a layer: its replaced parameters, by their names in it
+    calls: dict[fx.Node, dict[str, Insertion]] = {}  # by call of a layer: the replaced parameters, by their names in the layer
     for chain in chains:
         _require_unwritten(chain, aliases)
         results = _splices(chain, add_before, names, key, clock_for)

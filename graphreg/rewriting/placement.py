@@ -32,7 +32,7 @@ def fail(sentence: str) -> None:
 def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
     """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
-    Raises GraphRegError where a regularizer acts twice at a site.
+    Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
     first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
     sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
@@ -83,15 +83,16 @@ class Placed:
         plan: The plan.
         where: By site, the model's own node in ``graph``.
         aliases: Which values of ``graph`` share storage, and which nodes write into it.
-        written: The sites whose value needs a copy, because the model writes into it later. At a site with a splice whose result no
-            penalty reads, a write that is only possible does not count.
+        written: The sites whose value needs a copy, because the model writes into it later. A write that may happen is enough. But if the
+            site has splices, and no penalty needs their result or the site's value, only a write that certainly happens counts.
         overwritten: The sites whose value the model may write into later.
-        clones: By site of ``overwritten``, the function that copies its value.
+        clones: For each site in ``overwritten``, the function that copies its value.
         external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
         needed_copies: The copies that the checks so far have found to be needed.
-        reads: By regularizer and site, for edits on sequences: the value that is measured at each site or call of a cell.
+        reads: For each penalty on a sequence, under the regularizer and the edit's site: the values that the penalty must read, each under
+            its own site.
     """
 
     graph: fx.Graph
@@ -113,7 +114,7 @@ class Placed:
         for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
-                fail(f"the value {name}, which a penalty differentiates by, is not tracked from where it is produced.")
+                fail(f"the value {name} must have a track node, directly after its node, if and only if a penalty differentiates by it.")
         for name, edits in ({site: list[Edit]() for site in self.tracks} | _values(self.plan)).items():
             if name in self.where:
                 counted += self._chain(self.where[name], name, edits)
@@ -189,7 +190,9 @@ class Placed:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
 
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
-        """Check that measurements read the right value, ``clean`` if they have ``clean=True``, else ``read``; return how many there are.
+        """Check which node each measurement reads, and return the number of measurements.
+
+        It is ``clean`` if the penalty has ``clean=True`` and the site has splices, else ``read``.
 
         Measurements of sequences are only noted in ``reads``: ``_sequence`` checks them.
         """
@@ -211,7 +214,9 @@ class Placed:
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
-        """Check that a penalty reads a sequence at its site, or at each call of its cell in order, with its lengths; return 1 if so.
+        """Check that a penalty reads its sequence and the sequence's lengths. Return 1, the number of additions.
+
+        A sequence is one value, or the outputs of all calls of a cell in order.
 
         Return 0 if this graph has none of the sites.
         """
@@ -228,7 +233,7 @@ class Placed:
         return 1
 
     def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check that a node's arguments from ``place`` on are the input that the edit's ``lengths=`` names, or none if it names none."""
+        """Check a node's arguments from ``place`` on: the input that ``lengths=`` names alone, or nothing without ``lengths=``."""
         lengths = edit.steps.lengths if edit.steps is not None else None
         inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
         if inputs != ([lengths] if lengths is not None else []):
@@ -238,7 +243,7 @@ class Placed:
         return [user for user in value.users if is_kind(user, kind)]
 
     def read(self, edit: Edit) -> fx.Node:
-        """Return the value that a penalty must read at one of its sites, if its formula takes all values at once."""
+        """For a penalty whose formula takes the values of all sites at once: return the value that it must read at one of these sites."""
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
         value = self.tracks.get(edit.site.name, self.where[edit.site.name])
@@ -271,7 +276,7 @@ class Placed:
             fail(f"{edit.name} reads {value.name} after it was overwritten.")
 
     def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
-        """Check that the model's own nodes read ``last``, and neither ``node``, which it replaces, nor a value in between."""
+        """Check that the model's own nodes read ``last``, which replaces ``node``, and do not read ``node`` or a value between the two."""
         chain = [last]
         while chain[-1] is not node:
             chain.append(chain[-1].args[0])  # type: ignore[arg-type]

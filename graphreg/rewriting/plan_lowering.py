@@ -11,11 +11,11 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
+from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
-from graphreg.rewriting.instantiate import identifier, measures
+from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
 from graphreg.runtime import CLOCK, Penalties
 from graphreg.torch_internals import node_namer
@@ -35,8 +35,9 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
         penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
 
     Raises:
-        TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads it by
-            ``as_strided``; or the model writes into the input that ``lengths=`` names.
+        TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads the storage
+            by ``as_strided``; or the model writes into something else that a splice reads or replaces: the input that
+            ``lengths=`` names, the input of a module or cell, a parameter.
     """
     work = _Lowering(graph, traced, plan, names)
     by_site = work.edits_by_site()
@@ -89,12 +90,12 @@ class _Lowering:
         self.take_name = node_namer(node.name for node in graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
-        # the last input, or the keys and the clock once there are some: what acts on an input is inserted after it
+        # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
         self.top: Value | None = next(reversed(self.inputs.values()), None)
         self.key: Insertion | None = None
         self.clock: Insertion | None = None
         self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
-        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
+        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
         self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
 
@@ -108,7 +109,10 @@ class _Lowering:
         return edits
 
     def ordered_sites(self, by_site: Mapping[str, list[tuple[int, Edit]]]) -> list[tuple[str, list[tuple[int, Edit]]]]:
-        """Return the sites with their edits: where splices read other values, in the order of the graph, so that these are final."""
+        """Return the sites with their edits.
+
+        If a splice reads the value of another site, the sites are in the order of the graph, so that this value gets its splices first.
+        """
         sites = list(by_site.items())
         if any({"module_input", "previous"}.intersection(edit.regularizer.takes) for _, edits in sites for _, edit in edits):
             sites.sort(key=lambda site: self.aliases.order[self.where[site[0]]])
@@ -140,7 +144,7 @@ class _Lowering:
         return insertion
 
     def _order(self, value: Value) -> tuple[int, int]:
-        """Return a key that sorts values in the order of the emitted graph, as the insertions are now."""
+        """Return a key that sorts values in the order of the emitted graph, given the insertions so far."""
         if isinstance(value, fx.Node):
             return self.aliases.order[value], 0
         there = self.places[value.position, value.anchor]
@@ -178,20 +182,24 @@ class _Lowering:
         """Return the argument by which the runtime modules of a regularizer get its strengths, if they have a schedule."""
         return {CLOCK: self.clock} if regularizer.is_scheduled else {}
 
+    def _measured_by(self, edit: Edit) -> dict[str, Any]:
+        """Return further arguments of ``_add`` for a measurement, which gets the clock if its formula takes the strength."""
+        return {**_whose(edit), "kwargs": self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}}
+
     # Insertions at a site
 
     def is_written(self, name: str, edits: Edits, title: str) -> bool:
-        """Whether the model writes into the value later; raises TraceError if a replacement of the value would miss such a write."""
+        """Whether the model writes into the value later; raises TraceError if a replacement would miss such a write, or a direct read."""
         node = self.where[name]
         replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
         if replacing and (culprit := self.aliases.written_aside(node)):
             raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {title}: {culprit.name} writes into its storage "
+                f"{replacing[0]} cannot replace the value {name} of {title}: {culprit.name} writes into the value's storage "
                 "under another name, and a replacement would miss that write. Select a site after the write, or clone the value before it."
             )
         if replacing and (reader := self.aliases.read_past(node)):
             raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads its storage directly, and a "
+                f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the value's storage directly, and a "
                 f"replacement may have another memory layout. Select {reader.name} or a site after it."
             )
         return self.aliases.written_later(node, is_definite=bool(replacing) and not self.plan.reads_replaced(name))
@@ -230,7 +238,7 @@ class _Lowering:
         """Insert a copy of the chain's value.
 
         ``apart_from``: the original value, if its storage may belong to the caller or the model. At a call in which
-        the splice returns that very value, no copy is made, so that the model's write still reaches its owner.
+        the splice returns that very value, no copy is made, so that the model's write still reaches the owner of the storage.
         """
         function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
         replaces = chain.node if kind is Kind.CLONE else None
@@ -245,8 +253,7 @@ class _Lowering:
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
             args = (chain.value, self.key, *self._lengths(edit))
-            kwargs = {**self._other_values(edit, chain.node), **self._clock_for(edit.regularizer)}
-            more: dict[str, Any] = {**_whose(edit), "kwargs": kwargs}
+            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node) | self._clock_for(edit.regularizer)}
             splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
@@ -267,12 +274,8 @@ class _Lowering:
                 self.measured[edit.name][chain.site] = chain.read
                 continue
             name, args = self.names[i], (chain.read, *self._lengths(edit))
-            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit), kwargs=self._strength(edit))
+            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
             self.measured[edit.name][chain.site] = chain.point
-
-    def _strength(self, edit: Edit) -> dict[str, Any]:
-        """Return the argument by which a measurement gets a strength that has a schedule, if the formula takes the strength."""
-        return self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}
 
     def _lengths(self, edit: Edit) -> list[fx.Node]:
         """Return a list with the input that the edit's ``lengths=`` names; an empty list if it names none."""
@@ -286,7 +289,10 @@ class _Lowering:
         return [node]
 
     def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, Value]:
-        """Return the arguments with what the site's module or cell got, as it read it; nothing for a splice that takes neither."""
+        """Return those of the arguments ``module_input`` and ``previous`` that the splice takes, by name.
+
+        They are the values that the site's module or cell reads, after the splices at these values.
+        """
         values: dict[str, fx.Node | None] = {}
         if edit.module_input is not None:
             values["module_input"] = self.where[edit.module_input]
@@ -295,8 +301,8 @@ class _Lowering:
         for value in values.values():
             if value is not None and self.aliases.written_later(value, is_definite=False):
                 raise TraceError(
-                    f"{edit.name} at {edit.site.name}: the model writes into {own_name(value) or value.name}, the value that the module "
-                    "gets, later. Clone it before that write (inplace=False), or leave the site out."
+                    f"{edit.name} at {edit.site.name}: the model later writes into {own_name(value) or value.name}, which the splice "
+                    "reads. Clone it before that write (inplace=False), or leave the site out."
                 )
         return {name: self.present.get(value, value) for name, value in values.items() if value is not None}
 
@@ -307,9 +313,8 @@ class _Lowering:
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
         args = (read, *self._lengths(edit))
-        self.measured[edit.name][edit.site.name] = self._add(
-            last, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit), kwargs=self._strength(edit)
-        )  # fmt: skip
+        measured = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
+        self.measured[edit.name][edit.site.name] = measured
 
     # Splices on parameters
 
@@ -340,6 +345,8 @@ class _Lowering:
         """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
+        if isinstance(self.plan.regularizers[name], Splice):  # its penalty reads its state
+            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes
@@ -367,7 +374,7 @@ class _Lowering:
         changed = set(self.present)
         for i, edit in enumerate(self.plan.native_dropout, len(self.plan.edits)):
             node, name = self.native.get(edit.dropout.site.name), self.names[i]
-            if node is None:  # the other mode's graph has it
+            if node is None:  # the node is only in the other mode's graph
                 continue
             first = node.args[0] if node.args else None
             if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):

@@ -96,13 +96,13 @@ def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:
 def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
     """Return a copy of a traced graph with the insertions in it, made in one walk over the graph's nodes.
 
-    The copy of a model's node reads, for each of its arguments, the last insertion so far that replaces the argument, or else the
-    argument's copy.
+    In the copy, a node of the model reads, for each of its arguments, the latest insertion that replaces the argument for this reader, or
+    else the argument's copy.
     """
     copy, at = blank_like(graph), insertions.by_place
     made: dict[fx.Node | Insertion, fx.Node] = {}  # the node in the copy for each node and each insertion
-    present: dict[fx.Node, fx.Node] = {}  # by traced node: the node that copies of the model's nodes read for it, at this point of the walk
-    chosen: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by reader: the same, for this reader only
+    present: dict[fx.Node, fx.Node] = {}  # by traced node: what later nodes of the model read in its place
+    chosen: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by reader: what this reader alone reads, by traced node
 
     def insert(places: Iterable[Insertion]) -> None:
         for insertion in places:
@@ -164,5 +164,5 @@ def _copy_output(
 
 
 def _addition(insertion: Insertion, was: tuple[str, Any] | None = None) -> Addition:
-    """Make the mark of an insertion's node. ``was``: the former op and target, if the node is one of the model's that was changed."""
+    """Make the mark of an insertion's node. ``was``: the former op and target, if the node is a node of the model that was changed."""
     return Addition(insertion.kind, insertion.regularizer or None, insertion.site or None, was)

@@ -46,12 +46,12 @@ def _strip_graph(graph: fx.Graph) -> None:
                 node.replace_all_uses_with(value)
             if node.users:
                 raise GraphRegError(
-                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be removed. A later pass put "
-                    "the reader there: undo that pass, or run it on what strip returns."
+                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so {node.name} cannot be removed. A "
+                    "later pass added the reader: undo that pass, or run it on what strip returns."
                 )
             graph.erase_node(node)
         elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
             raise GraphRegError(
                 f"{node.name} calls an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
-                "(torch.fx.Transformer does). Run graphreg's pass after that one."
+                "(torch.fx.Transformer does). Run graphreg's pass after that pass."
             )

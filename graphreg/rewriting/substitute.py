@@ -32,7 +32,7 @@ def restored(graph: fx.Graph) -> fx.Graph:
 
 
 def with_native_dropout(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph in which native dropouts call the originals again, and layers are called as before."""
+    """Return a copy of the graph in which native dropouts call the originals again. Replaced calls of layers stay."""
     copy = copied(graph)
     for node in copy.nodes:
         if is_kind(node, Kind.NATIVE):

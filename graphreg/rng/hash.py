@@ -4,7 +4,7 @@
 alike (see ``inductor_lowerings.py``). The key of a call is computed by the output function of SplitMix64. The bits of an element are
 computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02. The low word of the key is added before the
 first round, the high word within the second. At the end, the element's index (xor the key's high word) is added to the result
-(Davies-Meyer). Without that, the map from index to bits would be a bijection and never repeat a value; random draws repeat some.
+(Davies-Meyer). Otherwise the map from index to bits would be a bijection and never repeat a value, but random draws repeat some values.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane
 
 
 class _Word:
-    """A value in Inductor with the operators that ``hash.py`` uses. Inductor's own class has no ``>>``, and numbers have no dtype in it."""
+    """A value in Inductor with the operators that ``hash.py`` uses. Inductor's own class has no ``>>``, and gives numbers no dtype."""
 
     def __init__(self, ops: Any, value: Any, dtype: torch.dtype = torch.int32) -> None:
         self.ops, self.value, self.dtype = ops, value, dtype

@@ -68,13 +68,13 @@ def rank() -> int:
         return 0
     # Dynamo takes the results of is_initialized and get_rank as constants without a guard, but it guards on the group.
     world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
-    if world is not None and dist.is_initialized():  # up to torch 2.10, Dynamo has a group even if there is none
+    if world is not None and dist.is_initialized():  # up to torch 2.10, ``world`` is not None even without a group
         return dist.get_rank(world)
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranked(keys: Tensor, rank: int) -> Tensor:
-    """Return the keys of one rank. Those of rank 0 are unchanged."""
+    """Return the keys of one rank. The keys of rank 0 are unchanged."""
     return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
 
 
@@ -93,8 +93,8 @@ def _rank_words(rank: int) -> tuple[int, int]:
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
-    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and again in each epoch. A
-    worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_Process``).
+    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and draw them again in each
+    epoch. A worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_Process``).
     """
     info = get_worker_info()
     if info is None:
@@ -171,14 +171,14 @@ class Noise:
         compiled code it is int8, which takes a quarter of float32's memory when saved for backward (Inductor stores bool slowly).
 
         Args:
-            z: The value that the mask is for: the mask has its shape and device.
+            z: The value that the mask is for. The mask has the shape and the device of z.
             p: The rate, in [0, 1). It is converted to at least float32, and rounded down to a multiple of 2**-31.
-            shared: Axes of z along which there is one draw.
+            shared: Axes of z along which all elements share one draw.
 
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -208,12 +208,12 @@ class Noise:
 
         Args:
             z: The value whose shape and device the result takes.
-            shared: Axes of z along which there is one draw.
+            shared: Axes of z along which all elements share one draw.
 
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -227,12 +227,12 @@ class Noise:
 
         Args:
             z: The value whose shape, device and dtype the result takes.
-            shared: Axes of z along which there is one draw.
+            shared: Axes of z along which all elements share one draw.
 
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -253,7 +253,7 @@ class Noise:
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
                 "noise of a forward pass is drawn in a backward pass, where the numbers would be different: a formula must not draw inside "
-                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the result there; or make a "
+                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw outside and use the result inside; or make a "
                 "new Noise(noise.key), which repeats the draws from the first."
             )
         lane = self._drawn * _LANES
@@ -267,14 +267,15 @@ def key_of_row(key: Tensor) -> Tensor:
     Raises:
         RandomnessError: ``randomness`` is ``"error"``.
     """
-    if not transforms() or (not compiling() and in_backward()):  # rows are of gradients in backward, and draws there must repeat
+    # In backward, the rows of a vmap are rows of gradients, and the draws must repeat those of the forward.
+    if not transforms() or (not compiling() and in_backward()):
         return key
     for level, randomness in vmaps():
         if randomness == "error":
             raise RandomnessError(
                 "the module draws noise under torch.vmap (or jacfwd, hessian), whose randomness is 'error'. Give vmap "
-                "randomness='different' for rows with masks of their own, or randomness='same' for one mask for all; or call the module "
-                "in eval mode."
+                "randomness='different', so that each row has its own mask, or randomness='same', so that all rows share one mask; or call "
+                "the module in eval mode."
             )
         if randomness == "different":
             place = batch_positions(level, key.device)

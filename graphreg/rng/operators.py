@@ -18,7 +18,7 @@ from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
 from graphreg.torch_internals import Changes, is_exporting, transforms
 
-LIMIT = 1 << 31  # elements; an index beyond does not fit int32, so larger draws are traced as ordinary operators
+LIMIT = 1 << 31  # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())
@@ -57,14 +57,14 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether the inner compiler of graphreg's backend is tracing. ``torch.compiler.is_compiling()`` is False meanwhile."""
+    """Whether the inner compiler of graphreg's backend is tracing, during which ``torch.compiler.is_compiling()`` is False."""
 
     on = False
 
 
 @contextmanager
 def within_backend() -> Iterator[None]:
-    """Open a block in which draws take the form that they have in compiled code. graphreg's backend calls its inner compiler in it."""
+    """Open a block in which draws have the form of compiled code. graphreg's backend calls its inner compiler in such a block."""
     with Changes() as changes, changes:
         changes.put(_Within, "on", True)
         yield
@@ -76,7 +76,7 @@ def compiling() -> bool:
 
 
 def recomputes() -> bool:
-    """Return whether a compiler is tracing that can recompute marked nodes in backward: Dynamo, or that of graphreg's backend.
+    """Return whether Dynamo or the inner compiler of graphreg's backend is tracing, and can recompute marked nodes in backward.
 
     Return False under a transform of torch.func, which does not support checkpoints. Under Dynamo, also return False if gradients are
     disabled: there is no backward then, and up to torch 2.11 AOTAutograd warns of marked nodes.

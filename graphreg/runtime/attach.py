@@ -1,4 +1,4 @@
-"""Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so that the training loop stays as it is.
+"""Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so the training loop needs no change.
 
 ``AttachRule`` is the runtime module. The functions below it read the loss scale, find the tensors and the loss in an output, and check the
 options. ``gradient_join.py`` has the autograd function that ``AttachRule`` calls.
@@ -35,7 +35,7 @@ class AttachRule(nn.Module):
         scale: The factor for the gradient of the penalties, as the user gave it; None means 1.
         last: The penalties of the last call by name, detached.
         now: The value of ``scale`` in the running call, shape [1]; used only while ``fed`` is True.
-        share: The factor in the running call for penalties that are added to a loss, shape [1]; likewise.
+        share: The factor in the running call for penalties that are added to a loss, shape [1]; also used only while ``fed`` is True.
         fed: Whether ``feed`` has set ``now`` and ``share`` for the running call.
     """
 
@@ -76,10 +76,10 @@ class AttachRule(nn.Module):
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self, args: Any = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Read the present scale, for a call with these arguments, into new tensors: those of an earlier call may be saved for backward.
+        """Store, in new tensors, the scale for a call with these arguments. The tensors of an earlier call may be saved for its backward.
 
-        This method runs before the forward, outside of the code that Dynamo traces: a GradScaler has no tensor before its first use, and
-        Dynamo would compile the number that a function returns as a constant, and recompile for each new number.
+        This method runs before the forward, outside of the code that Dynamo traces. A GradScaler has no tensor before its first use. If the
+        scale is a function, Dynamo would treat the number that the function returns as a constant, and recompile for each new number.
         """
         self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs))
 
@@ -90,9 +90,9 @@ class AttachRule(nn.Module):
         return torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
-        """Return the outputs, from which a backward pass now reaches the penalties. Their values stay the same, unless ``to_loss``.
+        """Return the outputs, from which a backward pass now reaches the penalties.
 
-        ``to_loss``: whether the only output is the loss; the penalties are then added to it.
+        ``to_loss``: whether the only output is the loss. The penalties are then added to the loss; otherwise no output changes its value.
         """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
@@ -104,7 +104,7 @@ class AttachRule(nn.Module):
                 raise RegularizerError(
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
                 )
-            if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # nothing accumulates in eval mode
+            if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
                 share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])
                 total = total * share.to(total.device, total.dtype)
             return (loss + total.to(loss.dtype),)
@@ -129,13 +129,13 @@ class CallScale(Protocol):
     """A scale that depends on the arguments of a call."""
 
     def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the factor for gradients of penalties that join the backward pass, and that for penalties that are added to a loss."""
+        """Return two factors: for the gradients of penalties that join the backward pass, and for penalties that are added to a loss."""
 
 
 def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
-    """Return the factor for the gradients of penalties that join the backward pass, and that for penalties that are added to a loss.
+    """Return two factors: for the gradients of penalties that join the backward pass, and for penalties that are added to a loss.
 
-    A GradScaler scales the loss itself, with the penalties in it.
+    For a GradScaler, the second factor is 1: it scales the loss after the penalties have been added to the loss.
     """
     if scale is not None and hasattr(scale, "of_call"):
         gradient, share = scale.of_call(args, kwargs)
@@ -149,7 +149,7 @@ def current(scale: Scale | None) -> Any:
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
-        # get_scale() calls item() on the tensor, which causes a graph break; before the first scale(loss) there is no tensor
+        # get_scale() calls item() on the tensor, which causes a graph break. A GradScaler has no tensor before its first scale(loss).
         tensor = scale_tensor(scale)
         if tensor is not None:
             return tensor
@@ -163,7 +163,7 @@ _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device
 
 
 def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
-    """Append the tensors of an output to ``tensors``, and to ``strange`` the class names of values that may hide tensors."""
+    """Append an output's tensors to ``tensors``, and the class names of its values that may hide tensors to ``strange``."""
     if isinstance(value, Tensor):
         tensors.append(value)
     elif isinstance(value, (tuple, list)):
@@ -182,7 +182,7 @@ def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
 
 
 def rebuilt(value: Any, joined: list[Tensor]) -> Any:
-    """Return a copy of the output whose tensors are replaced, in order, by those popped from the front of ``joined``."""
+    """Return a copy of the output in which tensors from the front of ``joined`` replace its tensors, in order."""
     if isinstance(value, Tensor):
         return joined.pop(0)
     if isinstance(value, (tuple, list)):
@@ -194,7 +194,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         items_by_key = {key: rebuilt(item, joined) for key, item in value.items()}
         if type(value) is dict:
             return items_by_key
-        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of one
+        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of a defaultdict
             return defaultdict(value.default_factory, items_by_key)
         new = copy.copy(value)
         for key, item in items_by_key.items():
@@ -218,7 +218,7 @@ def check_scale(scale: Scale | None) -> None:
     """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
     reads = hasattr(scale, "get_scale") or hasattr(scale, "of_call")
     ok = scale is None or reads or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
-    number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(
             f"scale={shown(scale)} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."

@@ -14,11 +14,11 @@ from graphreg.planning import OwnDropout, Plan
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
-PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has none, and is refused
+PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has no version, and is refused
 VERSION: str = sys.modules["graphreg"].__version__  # not imported: a room may import only rooms above it, not the whole package
 
 
-GIVEN_IN_THE_CALL = "given in the call"  # what a recipe has as the scale if the scale was not a number, but a GradScaler or a function
+GIVEN_IN_THE_CALL = "given in the call"  # stands in a recipe for a scale that is not a number, but a GradScaler or a function
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Asked:
 
     Attributes:
         regularizers: The regularizers by their final names.
-        seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Empty without noise.
+        seeds: The seed of the noise under ``""``, and by name the seed of each splice that has a seed of its own. Empty without noise.
         front_end: The front end to ask for; None leaves the choice to ``"auto"``.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.
-        scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if none was given.
+        scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if no scale was given.
         eval_penalties: As in ``regularize_``.
-        blocks: The paths of the modules that stay modules that are called.
+        blocks: The paths of the modules that ``blocks=`` selected, which the rewritten module calls.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -66,7 +66,7 @@ class BuildRecord:
         seeds: The seeds, as in ``Asked``.
         penalties: As in ``Asked``.
         scale: As in ``Asked``.
-        asked_front_end: ``front_end`` as in ``Asked``.
+        asked_front_end: The ``front_end`` of ``Asked``.
         version: The version of the pickled form.
         made_with: The version of graphreg that made the module.
     """

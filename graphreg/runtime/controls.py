@@ -13,8 +13,9 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import RegularizerError, shown
+from graphreg.ir import RULES
 from graphreg.runtime.build_record import Asked
-from graphreg.runtime.handle import Handle
+from graphreg.runtime.handle import Handle, regularized
 from graphreg.runtime.module_handle import handle_of
 
 Ranks = Literal["differ", "same"]
@@ -22,9 +23,10 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of thi
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Return the present strengths (weights and rates) by regularizer name; where they differ by site, the one furthest from 0.
+    """Return the present strengths (weights and rates) by regularizer name.
 
-    A strength that has a schedule is that of the next call in train mode. Rates of native dropout that have one are under ``own_dropout``.
+    If a regularizer's strength differs by site, its entry is the strength furthest from 0. A strength that has a schedule is that of the
+    next call in train mode. Rates of native dropout that have a schedule are under ``own_dropout``.
     """
     return handle_of(module).strengths()
 
@@ -41,11 +43,12 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
     """Change a regularizer's strength (its weight or rate); nothing is recompiled. A schedule is replaced.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         name: The regularizer's name, one of ``strengths(module)``.
-        value: The new strength, at all sites; or a dict of selectors to strengths, as ``{"layer1.*": 0.3}``, for the sites that they
-            match. At a site that several selectors match, the last one counts. A penalty multiplies each measurement by the strength
-            at its site, and then averages. If the regularizer was made with a schedule, a new strength may be another schedule.
+        value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
+            selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
+            strength at its site before it averages or sums the measurements. If the
+            regularizer was made with a schedule, a new strength may be another schedule.
 
     Raises:
         NoMatchError: No regularizer has this name, or a selector matches none of its sites.
@@ -61,7 +64,7 @@ def asked_of(module: Regulated) -> Asked:
 
 
 def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
-    """Return the strengths that were set since the module was made, by regularizer and site, and under ``OWN`` for all other sites."""
+    """Return the strengths set since the module was made: ``{regularizer: {site: strength}}``, with ``""`` for all other sites."""
     return handle_of(module).changed_strengths()
 
 
@@ -69,28 +72,47 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
-    penalties keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``.
-    If a strength has a schedule, it has the count of calls in train mode. Strengths are not part of it: if a run changes them, save
-    ``strengths(module)`` too. A native dropout that was left alone (``own_dropout="keep"``) draws from torch's generator, whose state is
-    ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
+    regularizers keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``. The
+    parameters that regularizers learn are not part of it; they are in ``state_dict``. If a strength has a schedule, the state has the count
+    of calls in train mode. Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was
+    left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing
+    has a state without streams.
     """
     return handle_of(module).rng_state()
 
 
 def reset_state(module: Regulated, *names: str) -> None:
-    """Make the state of penalties anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
+    """Make the state of regularizers anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
 
-    Call it after a checkpoint was loaded into a model that was regularized before.
+    Call this function after you have loaded a checkpoint into a model that was already regularized.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
-        names: The regularizers' names; all that keep a state if none is given.
+        names: The regularizers' names. Without names, all regularizers that keep a state.
 
     Raises:
         NoMatchError: No regularizer that keeps a state has this name.
-        GraphRegError: ``module`` is a backend, whose regularizers keep none.
+        GraphRegError: ``module`` is a backend, whose regularizers keep no state.
     """
     handle_of(module).reset_state(names)
+
+
+def model_state_dict(module: nn.Module) -> dict[str, Any]:
+    """Return the ``state_dict`` of the user's model: that of the module, without the parameters that regularizers own.
+
+    Such a checkpoint loads into the model, and into the model regularized in another way. To resume training, save
+    ``module.state_dict()``.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module.
+    """
+    state: dict[str, Any] = regularized(module).state_dict()
+    for name in [name for name in state if name.startswith(f"{RULES}.")]:
+        del state[name]
+    return state
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
@@ -100,7 +122,7 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     go on at the saved count of calls; a state that was saved without schedules leaves the count where it is.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         state: What ``rng_state`` returned.
 
     Raises:
@@ -115,12 +137,12 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
     Choose the same masks where the ranks work on one example together, as in tensor parallelism.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         ranks: ``"differ"`` or ``"same"``.
 
     Raises:
         RegularizerError: ``ranks`` is anything else.
-        GraphRegError: The module has no splice.
+        GraphRegError: The module draws no noise.
     """
     handle = handle_of(module)
     handle.require_draws()
@@ -137,8 +159,9 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
     for each module. The block has no effect on a module that draws nothing.
 
-    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. A thread that has
-    entered no block draws the frozen masks too, for as long as any thread is in a block.
+    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. While some thread is
+    in a block, a thread that has entered no block draws the masks of that block; if several threads are in blocks, it draws the masks of
+    the block that was entered first.
     """
     with handle_of(module).frozen_noise():
         yield
@@ -157,7 +180,7 @@ def noise_on(module: Regulated) -> Iterator[None]:
 
 @contextmanager
 def noise_off(module: Regulated) -> Iterator[None]:
-    """Let no splice act inside the block, for one batch: ``with graphreg.noise_off(module): module(x)``.
+    """Let no splice act inside the block, for example for one batch: ``with graphreg.noise_off(module): module(x)``.
 
     Penalties are computed as outside the block, but the state of a penalty is not replaced. A splice that has a form for eval mode
     (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left

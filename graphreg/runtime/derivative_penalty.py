@@ -27,13 +27,13 @@ class Derivative(Total):
     """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product of all its sites at once.
 
     Attributes:
-        dependence: The dependence slice: the operations that lead from the values of ``wrt`` to the sites.
-        slots: For each site, by name: the row of the call's keys from which the random directions for this site are drawn.
+        dependence: The operations that lead from the values of ``wrt`` to the sites: the dependence slice.
+        slots: By the name of a site, the row of the call's keys from which the random directions for this site are drawn.
         always: Whether the penalty acts in eval mode as well as in train mode.
         proven: Whether an eager call has shown that all operations of the slice have a second derivative.
     """
 
-    path = ""  # it follows the mode of the whole model
+    path = ""  # the penalty follows the mode of the whole model
 
     def __init__(
         self, regularizer: Penalty, name: str, strength: Tensor | None, dependence: DependenceSlice, slots: Mapping[str, int]
@@ -57,8 +57,8 @@ class Derivative(Total):
     ) -> Tensor:
         """Return the penalty, 0-d.
 
-        ``values`` and ``wrt`` have the values by their sites' names; ``key``, int32 [streams, 2], has the keys for the random directions.
-        ``clock``: as in ``Total``.
+        ``values``: the values of the penalty's sites, by site name. ``wrt``: the values that ``wrt`` selects, by site name. ``key``: the
+        keys for the random directions, int32 [streams, 2]. ``clock``: as in ``Total``.
         """
         if not values:
             return self.weight(torch.float32, clock) * 0
@@ -87,7 +87,7 @@ class Derivative(Total):
         inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace this call
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
-                f"{self.description} needs derivatives, and torch records none here: the call is under torch.inference_mode, or under "
+                f"{self.description} needs derivatives, but autograd does not record this call: it is under torch.inference_mode, or under "
                 "torch.no_grad in a module that another pass made. Use torch.enable_grad(), or eval mode without always=True."
             )
 
@@ -100,19 +100,19 @@ class Track(RuntimeModule):
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
-        """Return the value: if a penalty acts, as a tensor that autograd records from here on; else as it is."""
+        """Return the value. If one of the penalties acts, autograd records what is computed from the result."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
-    """Run the emitted forward. If a penalty on derivatives acts, run it so that this penalty can differentiate it.
+    """Run the emitted forward. If a penalty on derivatives acts, run the forward so that this penalty can differentiate it.
 
     Autograd then records the forward even under ``torch.no_grad``, and if the penalty differentiates through attention, attention is
     computed by operations that have a second derivative.
 
-    ``rules``: the container of the runtime modules. ``names``: the names that the penalties on derivatives have in it.
+    ``rules``: the container of the runtime modules. ``names``: the names of the penalties on derivatives in this container.
     """
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:

@@ -1,4 +1,4 @@
-"""Native dropout on graphreg's noise: the runtime module that replaces a dropout call of the model, and attention written out.
+"""Native dropout with graphreg's noise: the runtime module that replaces a dropout call of the model, and two functions for attention.
 
 ``NativeDropoutRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth,
 attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` compute what torch's attention functions compute, but take
@@ -45,7 +45,7 @@ def scaled(mask: Tensor, scale: Rate) -> Tensor:
 
 
 class NativeDropoutRule(Drawing):
-    """Runs in place of one native dropout, at the original's rate or at the rate that ``own_dropout=`` gives; a rate of 0 turns it off.
+    """Replaces one native dropout. The rate is that of the original, or the rate that ``own_dropout=`` gives; 0 turns dropout off.
 
     Attributes:
         kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
@@ -70,8 +70,8 @@ class NativeDropoutRule(Drawing):
     def forward(self, *args: Any, noise: Tensor | None = None, clock: Tensor | None = None, **kwargs: Any) -> Any:
         """Return what the original call would return, with masks from graphreg's streams.
 
-        The arguments are those of the original call, and ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout
-        off; and ``clock``: what the clock returned, [elements], or None if the rate has no schedule.
+        The arguments are those of the original call. ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout off.
+        ``clock``: what the clock returned, [elements], or None if the rate has no schedule.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(arguments) if clock is None else clock[self.elements[0]]
@@ -93,7 +93,7 @@ class NativeDropoutRule(Drawing):
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; then the rate of the trace counts
+        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; under noise_on, the rate at the trace then counts
             return float(arguments["dropout_p"] or self.was or 0)
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
@@ -169,7 +169,7 @@ class NativeDropoutRule(Drawing):
                 return multi_head(self._drop(p, noise), **arguments)
             return F.multi_head_attention_forward(**{**arguments, "dropout_p": 0.0})
         if not drops and not self.layer[0].training:
-            return self.layer[0](*args, **kwargs)  # may take torch's fast path
+            return self.layer[0](*args, **kwargs)  # the layer may take torch's fast path
         with _Heads(self._drop(p, noise) if drops and noise is not None else None):
             return self.layer[0](*args, **kwargs)
 
@@ -188,7 +188,7 @@ class _Heads(TorchFunctionMode):
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         if self.drop is None:
-            return func(*args, **{**(kwargs or {}), "training": False})  # here, training=False only turns dropout off
+            return func(*args, **{**(kwargs or {}), "training": False})  # in this function, training=False only turns dropout off
         return multi_head(self.drop, *args, **(kwargs or {}))
 
 
@@ -228,7 +228,7 @@ _DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is 
 def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """``F.multi_head_attention_forward`` with ``drop`` as its dropout.
 
-    torch's own function checks the arguments and computes the attention weights. What comes after the dropout is computed here.
+    torch's own function checks the arguments and computes the attention weights. This function computes what follows the dropout.
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]

@@ -60,7 +60,7 @@ def chosen(
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
         check(args, kwargs)
-        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an export has torch's operators only
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an exported program may contain only torch's operators
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
@@ -77,7 +77,7 @@ def chosen(
 def _argument_check(
     forward: Callable[..., Any], specialized: Mapping[str, Any], carried: Sequence[str]
 ) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
-    """Return a function that raises GraphRegError for arguments that the graph was not made for. Dynamo traces it."""
+    """Return a function that raises GraphRegError for arguments that the graph was not made for. Dynamo traces that function."""
     positions, required = _positions(forward, specialized), _positions(forward, dict.fromkeys(carried))
     fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
     changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
@@ -115,11 +115,11 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
 
 
 def guarded(additions: str) -> Callable[..., Any]:
-    """Build the class's ``__call__``. Dynamo does not compile it, so it can find out that a backward pass runs the forward again.
+    """Build the class's ``__call__``. Dynamo does not compile it, so ``__call__`` can notice a backward pass that runs the forward again.
 
     It replaces the ``__call__`` of torch.fx, which prints the line of emitted code that raised an error. To find the line, torch.fx walks
-    the traceback of every exception, including the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under
-    fullgraph=True this walk raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
+    the traceback of every exception. ``checkpoint(use_reentrant=False)`` ends a recomputation early by an exception, too. Under
+    fullgraph=True the walk raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
     """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +160,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     """Return the result of ``call``, which runs a rewritten module's forward. Before and after it, do what the module's ``__call__`` does.
 
     This function is for a model that is regularized in place: torch calls this model, so no call reaches the rewritten module's
-    ``__call__``. Dynamo does not compile the function.
+    ``__call__``. Dynamo does not compile this function.
     """
     rules = module._modules.get(additions)
     if rules is None:

@@ -30,8 +30,8 @@ TWICE = (
     "and add the penalties to the loss."
 )
 _FORWARD_MODE = (
-    "penalties='attach': penalties join in a backward pass, and forward-mode differentiation (torch.func.jvp, jacfwd) has none, so they "
-    "would be missing. Regularize with penalties='return', or use reverse mode (torch.func.vjp, jacrev)."
+    "penalties='attach': forward-mode differentiation (torch.func.jvp, jacfwd) would leave out the penalties, because they join only in a "
+    "backward pass. Regularize with penalties='return', or use reverse mode (torch.func.vjp, jacrev)."
 )
 
 
@@ -63,9 +63,9 @@ def end_call(before: frozenset[int] | None) -> None:
 
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return tensors with the same values. A backward pass from any of them that autograd records gives ``total`` the gradient ``scale``.
+    """Return tensors with the same values, through which a backward pass gives ``total`` the gradient ``scale``.
 
-    ``total`` and ``scale`` are 0-d.
+    If autograd records none of the tensors, or not ``total``, they are returned unchanged. ``total`` and ``scale`` are 0-d.
     """
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
@@ -131,11 +131,11 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
 def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Join while AOTAutograd traces: outputs get storage of their own.
 
-    If outputs share storage, AOTAutograd makes them again at run time, as views of their common base. This would be the base from before
-    the join, and the penalty's gradient would be lost. So the join copies the base, and the outputs become views of the copy. An output
-    that shares storage with no other is copied too: at run time an alias has a version counter of its own, so autograd would not notice
-    that a user's write into the output changes what is saved for backward. An output that shares storage with an input or a parameter
-    stays a view of it: AOTAutograd does not make a view again if a custom function returned it.
+    If outputs share storage, AOTAutograd makes them again at run time, as views of their common base. These views would bypass the join,
+    and the penalty's gradient would be lost. So the join copies the base, and the outputs become views of the copy. An output that shares
+    storage with no other is copied too: at run time an alias has a version counter of its own, so autograd would not notice that a user's
+    write into the output changes what is saved for backward. An output that shares storage with an input or a parameter stays a view of
+    it: AOTAutograd does not make a view again if a custom function returned it.
     """
     groups = _groups(tensors)
     entering, sources = list[Tensor](), dict[int, Tensor]()  # sources: by a tensor's id, the tensor that enters in its place
@@ -152,14 +152,14 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # autograd does not record it; if a joined tensor had the same geometry, share its new storage
+        if id(tensor) not in made:  # not recorded by autograd; if a joined tensor had the same geometry, share its new storage
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return a number that identifies a tensor's storage; for a tensor without one (sparse, or torch.func's) the tensor's own id."""
+    """Return a number that identifies a tensor's storage. If the tensor has no storage (sparse, or torch.func's), return its id."""
     try:
         return storage_number(tensor)
     except (NotImplementedError, RuntimeError):
@@ -175,7 +175,10 @@ def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
 
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:
-    """Return the common base of those tensors of a group that require grad, if each can be made again as a view of a copy; else None."""
+    """Return the common base of those tensors of a group that require grad.
+
+    Return None if they have no common base that requires grad, or if one of them cannot be made again as a view of a copy of the base.
+    """
     bases = list({id(base): base for base in map(base_of, (t for t in group if t.requires_grad))}.values())
     if len(bases) == 1 and bases[0].requires_grad and all(is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
         return bases[0]
@@ -227,7 +230,7 @@ class _Attached(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Any, ...]:
         """Join the sum of the penalties: each element of the batch is a call of its own, with a penalty of its own."""
         if in_dims[1] is not None:
-            raise GraphRegError("penalties='attach' under torch.vmap: the scale differs from call to call. Scale the loss outside.")
+            raise GraphRegError("penalties='attach' under torch.vmap: the scale differs from row to row. Scale the loss outside of vmap.")
         summed = total * info.batch_size if in_dims[0] is None else total.sum()
         return _Attached.apply(summed, scale, ways, *outputs), tuple(in_dims[3:])  # type: ignore[no-untyped-call]
 

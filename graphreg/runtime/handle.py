@@ -21,7 +21,7 @@ from graphreg.torch_internals import backend_in, compile_record_of, function_in,
 
 
 def rewritten(module: Any) -> fx.GraphModule:
-    """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
+    """Return the rewritten module inside compiled and distributed wrappers. Raise GraphRegError if they contain no rewritten module.
 
     A GraphModule that a torch.fx pass made of a rewritten module's graph (``fx.GraphModule(module, graph)``) counts as a rewritten module.
     For a model that is regularized in place, the result is the rewritten module of the model's last call.
@@ -31,9 +31,15 @@ def rewritten(module: Any) -> fx.GraphModule:
         return placed.current()
     if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
         within = isinstance(getattr(inner, "module", None), RewrittenModule)
-        hint = "There is one in its attribute 'module': give that." if within else "Give what graphreg.regularize returned."
+        hint = "Give its attribute 'module', which is such a module." if within else "Give what graphreg.regularize returned."
         raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. {hint}")
     return inner
+
+
+def regularized(module: Any) -> Any:
+    """Return the rewritten module, or the model that is regularized in place, inside compiled and distributed wrappers."""
+    inner = _unwrapped(module)
+    return inner if _placed_in(inner) is not None else rewritten(module)
 
 
 def _unwrapped(module: Any) -> Any:
@@ -77,7 +83,7 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-# torch.compile(backend="graphreg") wraps the backend's name in an object of its own; this attribute of that object has the backend.
+# torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the object has the backend.
 BACKEND = "graphreg_backend"
 
 
@@ -95,7 +101,7 @@ class Handle(ABC):
 
     @abstractmethod
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that were set since the regularizers were made, by site, and under ``OWN`` for all other sites."""
+        """Return the strengths that were set since the regularizers were made, by regularizer and site; ``OWN`` means all other sites."""
 
     @abstractmethod
     def rng_state(self) -> dict[str, Any]: ...
@@ -137,7 +143,7 @@ class BackendHandle(Handle):
         return self
 
     def require_draws(self) -> None:
-        """Do nothing: a backend may capture a graph that draws at any later call."""
+        """Do nothing: at any later call, a backend may capture a graph that draws."""
 
     @abstractmethod
     def report(self) -> Any: ...
@@ -168,7 +174,7 @@ def _placed_in(inner: Any) -> InPlaceHandle | None:
 
 
 def backend_handle(target: object) -> BackendHandle | None:
-    """Return ``target`` if it is a backend; the backend that it was compiled with, if there is one; None for anything else."""
+    """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
     if isinstance(target, BackendHandle):
         return target
     inner = target if function_in(target) is not None else backend_in(compile_record_of(target))

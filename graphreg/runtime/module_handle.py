@@ -28,7 +28,7 @@ from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, nat
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
-from graphreg.runtime.owned_state import Saved, State
+from graphreg.runtime.owned_state import Saved, State, states_in
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
@@ -55,14 +55,14 @@ class ModuleHandle(Handle):
         self.module = module
 
     def _containers(self) -> list[Rules]:
-        """Return the containers of runtime modules. All have the same strengths, where they have the same sites."""
+        """Return the containers of runtime modules. A site that is in several containers has the same strength in all of them."""
         return [rules_of(self.module)]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
         return record_of(self.module).plan.regularizers
 
     def _is_native(self, name: object) -> bool:
-        """Whether a name is that of a native dropout that the plan changes, or ``own_dropout``, the option for them."""
+        """Whether a name is ``own_dropout``, or the name of a native dropout, in a module whose plan changes native dropout."""
         edits = record_of(self.module).plan.native_dropout
         return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
 
@@ -131,7 +131,7 @@ class ModuleHandle(Handle):
         return {name: dict(chosen) for name, chosen in self._containers()[0].chosen.items()}
 
     def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
-        """Set the strengths that ``changed_strengths`` returned, and all others to those that the regularizers were made with."""
+        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
         weights = {name: regularizer.weight for name, regularizer in self._regularizers().items()}
         for name in self.strengths():
             planned = {} if name not in weights or isinstance(weights[name], ByDepth) else {OWN: weights[name]}
@@ -148,7 +148,7 @@ class ModuleHandle(Handle):
         return {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
 
     def _at_sites(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
-        """Return the strengths in a dict of selectors by the sites that these match."""
+        """Turn a dict of selectors to strengths into a dict of the sites that they match to strengths."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None and not regularizer.by_site:
             kind = type(regularizer).__name__
@@ -175,7 +175,7 @@ class ModuleHandle(Handle):
         return True
 
     def current(self) -> RewrittenModule:
-        """Return the rewritten module; for a model that is regularized in place, that of the last call."""
+        """Return the rewritten module. For a model that is regularized in place, it is the rewritten module of the last call."""
         return rewritten(self.module)  # type: ignore[return-value]
 
     def last_penalties(self) -> Mapping[str, Tensor]:
@@ -184,7 +184,7 @@ class ModuleHandle(Handle):
         return dict(attach.last) if isinstance(attach, AttachRule) else {}
 
     def scale(self) -> Any:
-        """Return the scale of attached penalties; None if none was given."""
+        """Return the scale of attached penalties; None if no scale was given."""
         return next((attach.scale for attach in self._attached()), None)
 
     def set_scale(self, scale: Any) -> None:
@@ -237,20 +237,24 @@ class ModuleHandle(Handle):
             states[name].reset(parameters)
 
     def _states(self) -> dict[str, State]:
-        """Return the states of penalties, by the penalties' names."""
-        return {child.name: child for child in self._containers()[0].children() if isinstance(child, State)}
+        """Return the states of regularizers, by their names."""
+        return {state.name: state for state in states_in(self._containers()[0])}
+
+    def _saved(self) -> dict[str, State]:
+        """Return the states that ``rng_state`` has: a ``state_dict`` has those that consist of parameters."""
+        return {name: state for name, state in self._states().items() if state.is_saved}
 
     def saved_states(self) -> dict[str, Saved]:
         """Return the states of penalties as ``rng_state`` holds them, by the penalties' names."""
-        return {name: state.saved() for name, state in self._states().items()}
+        return {name: state.saved() for name, state in self._saved().items()}
 
     def load_states(self, checked: Mapping[str, Any]) -> None:
         """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
-        states, saved = self._states(), checked.get("state", {})
+        states, saved = self._saved(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(
-                f"the state belongs to another module: only one of the two keeps a state for {listed(other, 3)}. Build the module as for "
-                "the run that saved it."
+                f"the state belongs to another module: only the state or only the module has tensors of {listed(other, 3)}. Build the "
+                "module as for the run that saved the state."
             )
         for name, state in states.items():
             state.check(saved[name])
@@ -326,7 +330,7 @@ class ModuleHandle(Handle):
 
     def _warn_unfrozen(self, key: nn.Module) -> None:
         """Warn, once for each module, of the native dropouts that draw from torch's generator."""
-        if key not in _unfrozen:  # this searches all graphs, so it is done once
+        if key not in _unfrozen:  # native_draws searches all graphs, so it is called once
             _unfrozen[key] = native_draws(self.module)
         inner = rewritten(self.module) if _unfrozen[key] else None
         names = [
@@ -337,7 +341,7 @@ class ModuleHandle(Handle):
         if names:
             _unfrozen[key] = ()
             log.warning(
-                "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
+                "frozen_noise does not freeze %s: torch draws it, not graphreg. With own_dropout='seeded', graphreg draws what it can.",
                 listed(names, 3),
             )
 
@@ -347,8 +351,8 @@ def _checked(regularizer: Regularizer, value: float) -> float:
     checked = dataclasses.replace(regularizer, weight=value).weight
     if isinstance(checked, ByDepth):
         raise RegularizerError(
-            f"set_strength takes a number or a dict of selectors to numbers, not {value!r}: a strength by depth is planned. To change one, "
-            "scale what graphreg.site_strengths(module) returns."
+            f"set_strength takes a number or a dict of selectors to numbers, not {value!r}: only a plan can have a strength by depth. To "
+            "change it, scale the strengths in graphreg.site_strengths(module), and set them by site."
         )
     return checked
 
@@ -356,6 +360,6 @@ def _checked(regularizer: Regularizer, value: float) -> float:
 def no_noise() -> GraphRegError:
     """Return the error for a module that draws nothing."""
     return GraphRegError(
-        "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
+        "this module draws no noise: it has no splice, so there is no noise to keep on, to sample, or to share between ranks. "
         "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
     )

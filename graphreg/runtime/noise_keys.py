@@ -18,7 +18,7 @@ def _warn_of_export() -> None:
     """Warn, once per export, that the program draws the same masks at each call."""
     warn(
         "this module is exported while it draws noise, and the program will draw the same masks at each call. Export it in eval mode "
-        "(module.eval()), or what graphreg.strip(module) gives."
+        "(module.eval()), or export graphreg.strip(module)."
     )
 
 

@@ -59,7 +59,7 @@ def _is_dict_of(is_value: Callable[[object], bool]) -> Callable[[object], bool]:
 
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "call": (lambda value: is_int64(value) and _is_count(value), "not a whole number of 0 or more (below 2**63)"),
-    "seed": (_is_integer, "no whole number"),
+    "seed": (_is_integer, "not a whole number"),
     "ranks": (("differ", "same").__contains__, "not 'differ' or 'same'"),
     "streams": (_is_dict_of(is_int64), "not a dict of names to 64-bit numbers"),
     "seeds": (_is_dict_of(_is_integer), "not a dict of names to whole numbers"),
@@ -107,7 +107,7 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
         if not is_right(state.get(name)):
             raise _damaged(f"{name}={state.get(name)!r}, {wrong}")
     if more and ("state" in state or "clock" not in state) and not _is_tensors(state.get("state")):
-        raise _damaged("state, not the tensors of regularizers by name and site")
+        raise _damaged("something under 'state' that is not a dict of tensors by regularizer and site")
     if foreign := [str(name) for name in state if name not in ("version", *form.fields, *more)]:
         raise _damaged(f"{listed(foreign, 3)}, which no state has")
     return state
@@ -119,7 +119,7 @@ def _is_tensors(value: object) -> bool:
 
 
 def _damaged(what: str) -> RegularizerError:
-    return RegularizerError(f"the state is damaged: it says {what}. Load the state of an older checkpoint, or start anew.")
+    return RegularizerError(f"the state is damaged: it has {what}. Load the state of an older checkpoint, or start anew.")
 
 
 def clock_of_state(checked: Mapping[str, Any], has_clock: bool) -> int | None:

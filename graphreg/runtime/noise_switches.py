@@ -10,7 +10,7 @@ from graphreg.torch_internals import Changes
 
 
 class NoiseSwitches:
-    """Knows which blocks are open. The block that was entered last decides. A copy has no open blocks, because none would ever end."""
+    """Knows which blocks are open. The block that was entered last decides. A copy has no open blocks, because they would never end."""
 
     def __init__(self) -> None:
         self._open: dict[object, bool] = {}  # by block, in the order in which they were entered: whether it switches the noise on

@@ -1,150 +1,195 @@
-"""``State``: the tensors that a regularizer keeps from call to call, for each of its parameters, such as where training began.
+"""``State``: the tensors that a regularizer keeps from call to call, for each of its sites, such as where training began.
 
-They are buffers that are in no ``state_dict``; ``rng_state`` saves them. ``StatefulTotal`` computes a penalty from them, and replaces
-them by what the formula gives.
+Those that are ``nn.Parameter`` are parameters of the rewritten module, and are in its ``state_dict``. All others are buffers that are in
+no ``state_dict``; ``rng_state`` saves them. ``stateful.py`` has the runtime modules that read the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
-from graphreg.regularizer import Penalty
-from graphreg.runtime.penalty import Total, result, widened
+from graphreg.ir import identifier
+from graphreg.regularizer import Regularizer
 from graphreg.runtime.runtime_module import RuntimeModule
-from graphreg.torch_internals import in_backward, transforms
 
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor
 
 
+class SiteState(nn.Module):
+    """The state at one site. It follows the model's device and dtype, as the model's parameters do."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
+        """``tensors``: what ``init_state`` returned; ``like``: its argument."""
+        super().__init__()
+        self.like = like.shape, like.dtype
+        self.names = tuple(tensors)
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor, persistent=False)
+        self.register_load_state_dict_pre_hook(_keep_if_absent)  # type: ignore[no-untyped-call]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state by name, in the order of ``init_state``."""
+        parameters, buffers = self._parameters, self._buffers
+        return {name: parameters[name] if name in parameters else buffers[name] for name in self.names}  # type: ignore[misc]
+
+    def replace(self, new: Mapping[str, Tensor]) -> None:
+        """Replace the buffers by what the formula gave."""
+        for name, old in list(self._buffers.items()):
+            assert old is not None
+            self._buffers[name] = new[name].detach().to(old.dtype)
+
+    def renew(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take other values. Parameters keep their identity."""
+        for name, tensor in tensors.items():
+            if (parameter := self._parameters.get(name)) is not None:
+                with torch.no_grad():
+                    parameter.copy_(tensor)
+            else:
+                self._buffers[name] = tensor
+
+    def refuse_other(self, new: Mapping[str, Tensor], description: str) -> None:
+        """Raise RegularizerError unless a formula's new state has the names and shapes of the buffers."""
+        if {n: t.shape for n, t in new.items()} == {n: t.shape for n, t in self._buffers.items() if t is not None}:
+            return
+        more = ", its nn.Parameters left out, which the optimizer changes" if self._parameters else ""
+        raise RegularizerError(f"{description}: the formula returned a state with other names or shapes than init_state{more}.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SiteState:
+        """Follow the model. Buffers keep their values where ``fn`` makes tensors without values (``to_empty``, the meta device)."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            if buffer is not None:
+                probe = fn(torch.empty(0, dtype=buffer.dtype, device=buffer.device))
+                self._buffers[name] = buffer if probe.device.type == "meta" else buffer.to(probe.device, probe.dtype)
+        return self
+
+
 class State(RuntimeModule):
-    """The state of one penalty. It is shared by the graphs of a model that is regularized in place.
+    """The state of one regularizer at all its sites. It is shared by the graphs of a model that is regularized in place.
 
     Attributes:
-        name: The penalty's name.
-        regularizer: The penalty.
-        sites: The parameters that have a state, in the order of ``names``.
-        names: For each of them, the names of its tensors.
+        name: The regularizer's name.
+        regularizer: The regularizer.
+        sites: The sites that have a state, each with the name of its ``SiteState`` among the children.
     """
 
-    def __init__(self, name: str, regularizer: Penalty) -> None:
+    def __init__(self, name: str, regularizer: Regularizer) -> None:
         super().__init__(f"the state of {name}")
         self.name, self.regularizer = name, regularizer
-        self.sites: tuple[str, ...] = ()
-        self.names: tuple[tuple[str, ...], ...] = ()
+        self.sites: dict[str, str] = {}
+        self.register_load_state_dict_pre_hook(_report_absent)  # type: ignore[no-untyped-call]
 
-    def place(self, site: str, parameter: Tensor) -> int:
-        """Return the place of a parameter's state in ``sites``; make its state if there is none."""
+    def place(self, site: str, like: Tensor) -> SiteState:
+        """Return the state of a site; make it if there is none. ``like``: as in ``Regularizer.init_state``."""
         if site not in self.sites:
-            self._put(site, self._made(site, parameter))
-        return self.sites.index(site)
+            self._put(site, self._made(site, like), like)
+        return self.at(site)
 
-    def of(self, place: int) -> dict[str, Tensor]:
-        """Return the state of the parameter at a place."""
-        return {name: self._buffers[f"{name}_{place}"] for name in self.names[place]}  # type: ignore[misc]
+    def at(self, site: str) -> SiteState:
+        """Return the state of a site."""
+        return self._modules[self.sites[site]]  # type: ignore[return-value]
 
-    def replace(self, place: int, new: Mapping[str, Tensor]) -> None:
-        """Replace the state of the parameter at a place by what the formula gave."""
-        for name in self.names[place]:
-            old = self._buffers[f"{name}_{place}"]
-            assert old is not None
-            self._buffers[f"{name}_{place}"] = new[name].detach().to(old.dtype)
+    @property
+    def owns_parameters(self) -> bool:
+        """Whether there are parameters in it."""
+        return next(self.parameters(), None) is not None
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether ``rng_state`` has it: it has buffers, or no site is known yet."""
+        return not self.sites or next(self.buffers(), None) is not None
 
     def reset(self, parameters: Mapping[str, Tensor]) -> None:
-        """Make the state anew, from the parameters as they are now."""
+        """Make the state anew, from the parameters as they are now. Parameters in it keep their identity."""
         for site in self.sites:
-            self._put(site, self._made(site, parameters[site]))
+            held = self.at(site)
+            first = next(iter((*held.parameters(), *held.buffers(), *parameters.values())))
+            like = parameters[site] if self.regularizer.on == "parameters" else zeros(*held.like, first.device)
+            held.renew(self._made(site, like))
 
     def saved(self) -> dict[str, dict[str, Tensor]]:
-        """Return a copy of the state, to save."""
-        return {site: {name: tensor.detach().clone() for name, tensor in self.of(i).items()} for i, site in enumerate(self.sites)}
+        """Return a copy of the buffers, to save."""
+        buffers = {site: self.at(site)._buffers for site in self.sites}
+        return {site: {n: b.detach().clone() for n, b in each.items() if b is not None} for site, each in buffers.items()}
 
     def check(self, saved: Saved) -> None:
         """Raise RegularizerError unless ``load`` can take what was saved."""
         if not self.sites:
             return
-        if other := sorted(saved.keys() ^ set(self.sites)):
-            raise RegularizerError(f"the state of {self.name} is that of other parameters: only one of the two has {listed(other, 3)}.")
-        for i, site in enumerate(self.sites):
-            mine, theirs = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (self.of(i), saved[site]))
+        if other := sorted(saved.keys() ^ self.sites.keys()):
+            raise RegularizerError(f"the state of {self.name} is that of other sites: only one of the two has {listed(other, 3)}.")
+        for site, ours in self.saved().items():
+            mine, theirs = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (ours, saved[site]))
             if mine != theirs:
                 raise RegularizerError(f"the state of {self.name} at {site} has the shapes {theirs}, and the module needs {mine}.")
 
     def load(self, saved: Saved) -> None:
-        """Take a saved state, on the devices where the state is now."""
+        """Load a saved state, in the dtype and on the device of the present state."""
         for site, tensors in saved.items():
-            old = self.of(self.sites.index(site)) if site in self.sites else tensors
-            self._put(site, {name: tensor.detach().to(old[name]).clone() for name, tensor in tensors.items()})
+            if site not in self.sites:
+                self._put(site, {name: tensor.detach().clone() for name, tensor in tensors.items()}, torch.empty(0))
+                continue
+            old = self.at(site)._buffers
+            self.at(site).renew({name: tensor.detach().to(old[name]).clone() for name, tensor in tensors.items()})
 
-    def _made(self, site: str, parameter: Tensor) -> dict[str, Tensor]:
-        if parameter.device.type == "meta":
+    def _made(self, site: str, like: Tensor) -> dict[str, Tensor]:
+        if like.device.type == "meta":
             raise GraphRegError(
                 f"{self.name} keeps a state for {site}, which has no values yet (device meta). Materialize the model, then regularize it."
             )
         with torch.no_grad(), torch.inference_mode(False):
-            return {name: tensor.detach().clone() for name, tensor in self.regularizer.init_state(parameter.detach()).items()}
+            return {name: _own(tensor, like.device) for name, tensor in self.regularizer.init_state(like.detach()).items()}
 
-    def _put(self, site: str, tensors: Mapping[str, Tensor]) -> None:
-        if site not in self.sites:
-            self.sites, self.names = (*self.sites, site), (*self.names, tuple(tensors))
-        place = self.sites.index(site)
-        for name, tensor in tensors.items():
-            self.register_buffer(f"{name}_{place}", tensor, persistent=False)
+    def _put(self, site: str, tensors: Mapping[str, Tensor], like: Tensor) -> None:
+        taken = set(dir(nn.Module())) | {"like", "names", "tensors", "replace", "renew"}
+        if wrong := [name for name in tensors if name in taken or not name.isidentifier()]:
+            raise RegularizerError(f"{self.name}: init_state calls a tensor {wrong[0]!r}, and modules use that name themselves. Rename it.")
+        own = identifier(site)
+        while own in self._modules or hasattr(self, own):
+            own += "_"
+        self.sites = {**self.sites, site: own}
+        self.add_module(own, SiteState(tensors, like))
 
 
-class StatefulTotal(Total):
-    """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
+def _keep_if_absent(held: SiteState, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    """Let a checkpoint that has none of the parameters of a site leave them as they are: one of the model alone has none."""
+    own = {f"{prefix}{name}": parameter for name, parameter in held.named_parameters()}
+    if own.keys().isdisjoint(state_dict):
+        state_dict.update(own)  # torch passes each module a dict of its own
 
-    The state is replaced in train mode alone, and neither in a block of ``noise_off`` nor in a transform of torch.func. A forward that a
-    backward pass repeats is refused: it would go on from another state.
-    """
 
-    path = ""  # the root: a call of the whole model is one step
-    moves_key = False
+def _report_absent(
+    state: State, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+) -> None:  # fmt: skip
+    """Report the keys that are missing where a checkpoint has the parameters of some sites, and not of all."""
+    if not any(key.startswith(prefix) for key in state_dict):
+        return
+    for own in state.sites.values():
+        keys = [f"{prefix}{own}.{name}" for name, _ in state.get_submodule(own).named_parameters()]
+        if set(keys).isdisjoint(state_dict):
+            missing += keys
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, places: Sequence[int]) -> None:
-        super().__init__(regularizer, name, strength)
-        self.state, self.state_places = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
-        steps = self._steps()
-        measurements = []
-        for place, value in zip(self.state_places, values, strict=True):
-            if type(value).__name__ == "DTensor":
-                raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
-            measurement, new = self._measured(value, self.state[0].of(place), clock)
-            measurements.append(measurement)
-            if new is not None and steps:
-                self.state[0].replace(place, new)
-        return self.combined(measurements, places, clock)
+def _own(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of a state's own: a Parameter for a Parameter."""
+    values = tensor.detach().to(device).clone()
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
-    def _steps(self) -> bool:
-        """Whether this call replaces the state."""
-        if self.silenced or not self.owner[0].training or transforms():
-            return False
-        if torch.compiler.is_compiling():
-            return True
-        if in_backward():
-            raise GraphRegError(
-                f"{self.description}: a backward pass runs the forward again, and its state has moved on since. Checkpoint blocks inside "
-                "the model, not the whole module."
-            )
-        return not torch.is_inference_mode_enabled()
 
-    def _measured(
-        self, value: Tensor, state: Mapping[str, Tensor], clock: Tensor | None
-    ) -> tuple[Tensor, Mapping[str, Tensor] | None]:  # fmt: skip
-        wide = widened(value)
-        arguments: dict[str, Any] = {
-            "w": wide, "values": {"": wide}, "state": {name: tensor.to(wide.dtype) for name, tensor in state.items()},
-            "weight": self.weight(wide.dtype, clock),
-        }  # fmt: skip
-        measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
-        if new is not None and {n: t.shape for n, t in new.items()} != {n: t.shape for n, t in state.items()}:
-            raise RegularizerError(f"{self.description}: the formula returned a state with other names or shapes than init_state.")
-        return measurement, new
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros of a shape, which take the memory of one number."""
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def states_in(module: nn.Module) -> Iterator[State]:
+    """Yield the states of a module's runtime modules."""
+    return (each for each in module.modules() if isinstance(each, State))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from graphreg.regularizer import Penalty, called
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, transforms
 
-_ANY = ""  # in place of a site's name, where the formula takes one value: Dynamo would compile blocks apart that differ in a name alone
+_ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
 SHARDED = (
     "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
@@ -68,7 +69,10 @@ class MeasureUnits(Measure):
 
 
 class Total(RuntimeModule):
-    """Computes a penalty from its measurements: their mean or sum, times the strength. A penalty on parameters is measured here, too."""
+    """Computes a penalty from its measurements: their mean or sum, times the strength.
+
+    If the penalty is on parameters, ``Total`` also measures them.
+    """
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
@@ -78,12 +82,12 @@ class Total(RuntimeModule):
     def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape.
 
-        ``places``: which of the penalty's sites they are, where the other mode's graph has more. ``clock``: what the clock returned,
-        [elements], for a strength that has a schedule.
+        ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
+        ``clock``: what the clock returned, [elements], for a strength that has a schedule.
         """
         if self.regularizer.on == "parameters":
             values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
-        if not values:  # a mode in which none of its sites is reached
+        if not values:  # no site of the penalty is in this mode's graph
             return self.weight(torch.float32, clock) * 0
         return self.combined(values, places, clock)
 
@@ -101,7 +105,7 @@ class Total(RuntimeModule):
         return weight.to(total.dtype) * total
 
     def parameter_measured(self, values: dict[str, Tensor], clock: Tensor | None) -> Tensor:
-        """Return the formula's value, []: for parameters that are sharded (DTensor) a plain tensor, the same on all ranks."""
+        """Return the formula's value, []. For sharded parameters (DTensor), it is a plain tensor that is the same on all ranks."""
         weight = partial(self.weight, clock=clock)
         if any(hasattr(value, "full_tensor") for value in values.values()):
             total: Tensor = self._sharded(values, weight)
@@ -110,14 +114,14 @@ class Total(RuntimeModule):
 
     @torch.compiler.disable(reason=SHARDED)  # type: ignore[no-untyped-call,untyped-decorator]
     def _sharded(self, values: dict[str, Any], weight: Weight) -> Tensor:
-        """Compute on the shards; where the formula cannot, on the whole parameters.
+        """Compute the formula on the shards. If torch refuses that, compute it on the whole parameters.
 
-        The result is made plain before it is scaled: autograd would multiply the gradient of a plain tensor by a DTensor, which torch
-        refuses.
+        The result becomes a plain tensor before it is scaled. Otherwise autograd would multiply the gradient of a plain tensor by a
+        DTensor, which torch refuses.
         """
         try:
             total: Any = measured(self.regularizer, values, weight, self.description)
-        except RuntimeError as error:  # the formula makes plain tensors of its own
+        except RuntimeError as error:  # such as in a formula that combines the shards with plain tensors
             if "DTensor" not in str(error):
                 raise
             values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
@@ -179,7 +183,7 @@ def measured(
 def _require_range(value: Tensor, low: float, high: float, description: str) -> None:
     """Check that all numbers are in a range: in eager by reading them, in a compiled graph by an assertion in the graph.
 
-    Numbers may be slightly out of the range, because a mean of several ones may be above 1 by a rounding error. A nan is not refused.
+    Numbers may be slightly out of the range: by rounding errors, the mean of several 1.0 may be above 1. A nan is not refused.
     """
     room = 1e-5 * (high - low)
     value = value.detach()
@@ -189,7 +193,7 @@ def _require_range(value: Tensor, low: float, high: float, description: str) -> 
     elif type(value) is Tensor and value.device.type != "meta" and not transforms() and bool(wrong.any()):  # fake tensors have no numbers
         raise RegularizerError(
             f"{description}: the value has the number {float(value[wrong][0]):g}; all numbers must be in [{low:g}, {high:g}]. Select "
-            "values that are, as '**@Sigmoid' or '**@sigmoid' does, or take another penalty (hidden_l1 takes any numbers)."
+            "values in this range, as '**@Sigmoid' or '**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers)."
         )
 
 
@@ -197,6 +201,13 @@ def widened(value: Tensor) -> Tensor:
     """Return a value in the dtype in which formulas compute with it."""
     dtype = accumulation(value.dtype)
     return value if value.dtype == dtype else value.to(dtype)  # a compiled graph would keep a .to() that changes nothing
+
+
+def uncast(device: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast."""
+    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
@@ -207,13 +218,10 @@ def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, des
 def result(
     regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str
 ) -> tuple[Tensor, Mapping[str, Tensor] | None]:
-    """Return the formula's value, as ``formula`` does, and the new state, or None if the formula returned none."""
+    """Return the formula's value, as ``formula`` does, and the new state; None if the formula returned no state."""
     call = {name: arguments[name] for name in regularizer.takes}
-    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
-        with torch.autocast(device, enabled=False):
-            given: Any = called(regularizer, call)
-    else:
-        given = called(regularizer, call)
+    with uncast(device):
+        given: Any = called(regularizer, call)
     value, new = given if isinstance(given, tuple) and "state" in call else (given, None)
     if value.dim() != 0:
         raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")

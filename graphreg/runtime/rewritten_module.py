@@ -40,6 +40,7 @@ from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
+from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.structure import structure
@@ -87,6 +88,7 @@ class RewrittenModule(fx.GraphModule):
             # otherwise DDP would overwrite these buffers on every rank with those of rank 0, at every step
             ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
             self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+            watch_optimizers(self)
         self.__dict__.update(constants or {})
         _set_graphs(self, dict(graphs))
 
@@ -128,7 +130,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def compiled_code(self) -> str:
-        """The emitted Python that torch.compile gets: the code of ``graph``, with one operator for each recurrent layer."""
+        """The emitted Python that torch.compile gets: like ``code``, but with operators for recurrent layers, and with calls of blocks."""
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 
@@ -243,6 +245,7 @@ class RewrittenModule(fx.GraphModule):
         frozen: Any = known.graphs
         known.graphs = {}
         _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
+        watch_optimizers(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (type(self).__name__, PICKLE_VERSION, VERSION), self.__getstate__()
@@ -267,11 +270,11 @@ class RewrittenModule(fx.GraphModule):
 
 def _no_method(name: str, model: str) -> str:
     """Say, for the error, what to do instead of calling a method that only the model has."""
-    if "checkpointing" in name and not name.startswith("is_"):  # it sets a flag, and the forward read this flag when it was traced
+    if "checkpointing" in name and not name.startswith("is_"):  # such a method sets a flag that the forward read when it was traced
         advice = (
             "Call it on the model before graphreg.regularize: a block that checkpoints in its own forward (as in transformers) then "
-            "becomes an opaque module, with no sites inside; a root that checkpoints its blocks (as in timm) is refused. Called now it "
-            "would change nothing here."
+            "becomes an opaque module, with no sites inside; a root that checkpoints its blocks (as in timm) is refused. A call now would "
+            "not change this module."
         )
     else:
         advice = (
@@ -334,7 +337,7 @@ def _leave_class(module: RewrittenModule) -> None:
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
-    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP made it, one for all modules of a kind
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP made it for all modules of a kind
         module.__class__ = type(kind.__name__, (kind,), {"graphreg_own_class": True})
 
 
@@ -359,13 +362,13 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
 
 
 def _give_way(module: RewrittenModule) -> None:
-    """If the model has an attribute with a name of ours (``penalties``, ``graphs``), let this name mean the model's attribute."""
+    """If the model has an attribute with a name of this class (``penalties``, ``graphs``), let the name mean the model's attribute."""
     ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
     for name in ours.intersection((*registered(module), *module.__dict__)):
         if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:
             raise TraceError(
-                f"{type(module).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
-                "module.penalties(). Rename it in the model, or take penalties='return'."
+                f"{type(module).__name__} has something called 'penalties', but with penalties='attach', module.penalties() must return "
+                "the last values. Rename it in the model, or give penalties='return'."
             )
         setattr(type(module), name, _theirs(name))
 
@@ -387,7 +390,7 @@ def _set_graphs(module: RewrittenModule, graphs: dict[str, fx.Graph]) -> None:
 
 
 def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
-    """Generate the class's forward from a graph. It is no method, because the model may have an attribute of any name."""
+    """Generate the class's forward from a graph. This function is not a method, because the model may have an attribute of any name."""
     define_named_tuples(graph)
     module._graph = spelled(graph)
     return super(RewrittenModule, module).recompile()

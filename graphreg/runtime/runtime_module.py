@@ -1,4 +1,4 @@
-"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``SpliceRule``, which runs a splice.
+"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``Drawing``, the base of those that draw.
 
 A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
 strengths as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
@@ -7,33 +7,31 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps, brought, clone, has_float64, laid_out, overlaps
-from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, recomputes
+from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.site_strengths import OWN, Places
 
 
 class Rules(nn.Module):
-    """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
+    """Container of a module's runtime modules: keeps the dtype of buffers, and adds nothing to ``state_dict`` but regularizers' parameters.
 
     Attributes:
-        strengths: By regularizer name: the buffer with the regularizer's strength, which all runtime modules of the regularizer share.
-        exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
-        places: By regularizer name: the sites that have elements of their own in the strength's buffer.
-        chosen: By regularizer name: the strengths that were set since the plan, by site, and under ``OWN`` for all other sites.
-        elements: By the name of a regularizer that has a schedule: the places of its elements in what the clock returns, first that of its
-            own strength, then those of its sites. Such a regularizer has no entry in ``strengths``.
+        strengths: The buffer with each regularizer's strength, by regularizer name. All runtime modules of a regularizer share its buffer.
+        exact: The strength exactly as it was set, by regularizer name, if the device can hold it only in float32.
+        places: The sites that have elements of their own in the strength's buffer, by regularizer name.
+        chosen: The strengths that were set after the plan was made, by regularizer name and site. The key ``OWN`` instead of a site means
+            all other sites.
+        elements: The places of a regularizer's elements in what the clock returns, by regularizer name, if it has a schedule: first that
+            of its own strength, then those of its sites. Such a regularizer has no entry in ``strengths``.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that the module's streams were made with, as in ``Asked``.
+        seeds: The seeds that the module's streams were made with. A splice that has an ``rng`` of its own has its seed under the
+            regularizer's name; the seed under ``""`` is for all others.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -51,7 +49,7 @@ class Rules(nn.Module):
         self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
-        """Set only the flags ``training``: runtime modules follow the mode of the modules that own their sites."""
+        """Set only the ``training`` flags: runtime modules follow the mode of the modules that own their sites."""
         self.training = mode
         for child in self.children():
             child.training = mode
@@ -73,22 +71,25 @@ class Rules(nn.Module):
             # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
             key.always = any(child.always for child in placed if not isinstance(child, Drawing))
 
-    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
-        """Add nothing: the user's state_dict and its metadata stay as they are."""
-        return destination if destination is not None else {}
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Add the parameters of regularizers alone: the rest of the user's state_dict and its metadata stay as they are."""
+        destination = destination if destination is not None else {}
+        for name, parameter in self.named_parameters():
+            destination[f"{prefix}{name}"] = parameter if keep_vars else parameter.detach()
+        return destination
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
         """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``."""
         self.move(fn, {})
         return self
 
-    def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Tensor]) -> None:
-        """Move all tensors as ``fn`` moves them.
+    def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Any]) -> None:
+        """Move all tensors as ``fn`` moves them. Those of a state follow the dtype, too.
 
         Args:
             fn: Moves a tensor.
             moved: By the id of a tensor, the moved tensor. Each tensor is moved once, because several runtime modules share a strength.
-                Containers that share strengths must get the same ``moved``.
+                Containers that share strengths must get the same ``moved``. The states that were moved are in it, too.
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
@@ -101,6 +102,9 @@ class Rules(nn.Module):
                     child._buffers[name] = moved[id(buffer)]
             if isinstance(child, RuntimeModule):
                 child.has_moved()
+            for state in child.modules():  # the state of a site
+                if state is not child and not state._modules and id(state) not in moved:
+                    moved[id(state)] = state._apply(fn)  # type: ignore[no-untyped-call]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -138,7 +142,7 @@ class Rules(nn.Module):
     def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
         """Change the strengths at sites in place.
 
-        ``chosen``: those that differ from the plan, by site, and under ``OWN`` the one for all other sites.
+        ``chosen``: the new strengths by site; the key ``OWN`` means all other sites.
         """
         self.chosen[name] = dict(chosen)
         places = self.places.get(name, Places())
@@ -158,7 +162,7 @@ class Rules(nn.Module):
             self.exact[name] = elements[0]
 
     def by_site(self, name: str) -> dict[str, float]:
-        """Return the strength at each site; nothing for a formula that takes all of them at once."""
+        """Return the strength at each site; an empty dict if the regularizer's formula takes all sites at once."""
         if name in self.elements:
             clock, sites = self._clock(), self.places.get(name, Places()).sites
             return {site: clock.value(place) for site, place in zip(sites, self.elements[name][1:], strict=True)}
@@ -191,10 +195,10 @@ class RuntimeModule(nn.Module):
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
-    path: str | None = None  # the path of the module whose mode it follows; None if it follows none
+    path: str | None = None  # the path of the module whose mode it follows; None if it follows no module
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
-    own_element = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
+    own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
     elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
@@ -209,7 +213,7 @@ class RuntimeModule(nn.Module):
             self.register_buffer("strength", strength, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out that a block of ``noise_on`` or ``noise_off`` is open: for a copy, it would never end."""
+        """Return the state for a copy. No block of ``noise_on`` or ``noise_off`` is open in the copy, because it would never end."""
         return {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
 
     def adopt(self, owner: nn.Module) -> None:
@@ -217,7 +221,7 @@ class RuntimeModule(nn.Module):
         self.owner = (owner,)
 
     def weight(self, dtype: torch.dtype, clock: Tensor | None = None) -> Tensor:
-        """Return the strength as a 0-d tensor of the dtype that it is used in. ``clock``: what the clock returned, for a schedule."""
+        """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
         strength = self.strength[self.element] if clock is None else clock[self.elements[self.element]]
         return strength.to(dtype)
 
@@ -245,6 +249,9 @@ class RuntimeModule(nn.Module):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
             self.rules[0]._apply(fn)
+        else:  # a state follows a dtype, too
+            for child in self.children():
+                child._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -258,14 +265,15 @@ class Drawing(RuntimeModule):
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
     def row(self, key: Tensor) -> Tensor:
-        """Return the row of the keys to draw from, int32 [2]. Within a block the key is this row already."""
+        """Return the row of the keys to draw from, int32 [2]. In the graph of a block (``blocks=``), ``key`` is this row already."""
         return key[self.slot] if key.dim() > 1 else key
 
 
 class LayerMode:
     """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
 
-    A copy keeps the mode that the layer had, until ``Rules.find_owners`` gives the runtime module the layer of its own module.
+    A copy of this object keeps the mode that the layer had when it was copied. Then ``Rules.find_owners`` makes the copied runtime module
+    read the layer of the copied model.
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
@@ -277,119 +285,6 @@ class LayerMode:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayerMode, ({"training": self.training},)
-
-
-class SpliceRule(Drawing):
-    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
-
-    It does not act in a block of ``noise_off``.
-    """
-
-    overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
-
-    def __init__(self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None = None) -> None:
-        super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
-        self.regularizer, self.steps = regularizer, steps
-        self.share_axes = regularizer.engine_options.share_axes
-        self.on_parameter = regularizer.on == "parameters"
-
-    def adopt(self, owner: nn.Module) -> None:
-        self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
-
-    def acts(self) -> bool:
-        """Whether the value is replaced now."""
-        return not self.silenced and (self.forced or self.owner[0].training)
-
-    def differs_in_eval(self) -> bool:
-        """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""
-        return bool(self.regularizer.takes_in_eval)
-
-    def forward(
-        self, z: Tensor, key: Tensor, lengths: Tensor | None = None, *, clock: Tensor | None = None, **others: Tensor
-    ) -> Tensor:
-        """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
-
-        ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``,
-        each [shape of z], for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the
-        splice has a form for eval mode.
-        """
-        acts = self.acts()
-        if not acts and not self.differs_in_eval():
-            return clone(z) if self.apart else z
-        if self.on_parameter and type(z).__name__ == "DTensor":
-            raise RegularizerError(
-                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-                "fully_shard to the whole module alone, whose forward then has whole parameters, or leave the parameter out."
-            )
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
-            raise RegularizerError(
-                f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
-            )
-        self.regularizer.require_fit(z.shape, self.description)
-        if self.steps is not None and self.steps.lengths is not None:
-            lengths = self.steps.counts(lengths, z, self.description)
-        others = self._others(z, others)
-        shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(self.row(key), shared)
-        formula = partial(self._formula, lengths=lengths, others=others)
-        recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
-        if not acts:
-            y = self._in_eval(z, weight, others)
-        elif recompute:
-            y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
-        else:
-            y = formula(z, weight, noise)
-        if not isinstance(y, Tensor):
-            raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
-        if y.shape != z.shape or y.dtype != z.dtype:
-            raise RegularizerError(
-                f"{self.description} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its "
-                "site's."
-            )
-        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
-
-    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """Return ``y`` with the strides of ``z``.
-
-        Strides decide the layout and the rounding of the operations that follow. They also decide whether such an operation returns a
-        view or a copy, which makes a difference if the model then writes in place.
-        """
-        if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
-            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
-        if not overlaps(z):
-            return laid_out(y, z)
-        if self.overwritten:
-            raise RegularizerError(
-                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), and the model "
-                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose the site before, "
-                "or clone the value there."
-            )
-        return y
-
-    def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
-        if "previous" in self.regularizer.takes:
-            others = {"previous": torch.zeros_like(z), **others}
-        for name, value in others.items():
-            if value.shape != z.shape:
-                what = "module" if name == "module_input" else "cell"
-                raise RegularizerError(
-                    f"{self.description}: the {what} gets {tuple(value.shape)} and returns {tuple(z.shape)}, so its input cannot take the "
-                    "place of its output. Leave the site out."
-                )
-        return {name: value.to(z.dtype) for name, value in others.items()}
-
-    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Tensor]) -> Any:
-        arguments = {"z": z, "weight": weight, **others}
-        return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
-
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
-        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
-        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
-            arguments["values"] = {self.site: z}
-        return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -48,7 +48,8 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
     """Run ``n`` passes of a module in eval mode, but with its noise on, and without gradients. Afterwards all modes are as before.
 
     Args:
-        module: A rewritten module, also compiled or wrapped. Each pass is a call with masks of its own.
+        module: A rewritten module, also compiled or wrapped, or a model that is regularized in place. Each pass is a call with masks of
+            its own.
         inputs: A tensor, a tuple (positional arguments) or a dict (keyword arguments).
         n: The number of passes, 1 or more.
         keep: Whether to return all outputs. ``False`` keeps in memory only what mean and spread need (Welford 1962).
@@ -62,7 +63,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
         raise RegularizerError(f"n={shown(n)} is not allowed; n is the number of passes, a whole number of 1 or more.")
     if progress is not None and not isinstance(progress, bool):
         raise RegularizerError(
-            f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
+            f"progress={shown(progress)} is not allowed; give True, False, or None to show a line if stderr is a terminal."
         )
     handle_of(module).require_draws()
     call = arguments(inputs, "inputs")
@@ -120,7 +121,7 @@ class _Running:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the module into eval mode; afterwards every submodule has its own mode again."""
+    """Put the module into eval mode in the block, and restore the mode of every submodule afterwards."""
     with Changes() as changes, changes:
         for m in module.modules():
             changes.later(partial(setattr, m, "training", m.training))

@@ -14,14 +14,15 @@ def refuse_sharded_derivatives(module: nn.Module, names: list[str]) -> None:
     if any(map(is_sharded, module.modules())):
         raise GraphRegError(
             f"{', '.join(names)} differentiates the model within its forward, and FSDP2 would free and average parameters during that. "
-            "Leave this penalty out, or train it without fully_shard, for instance with DistributedDataParallel."
+            "Leave this penalty out, or train without fully_shard, for instance with DistributedDataParallel."
         )
 
 
 def explained(module: nn.Module, error: BaseException) -> str:
-    """Return a sentence on an error about DTensor: on a sharded submodule whose hooks the graph does not run; ``""`` if there is none.
+    """Explain an error about DTensor, and say what to do; return ``""`` if the cause is not known.
 
-    It is for a call that failed: to search all submodules takes long.
+    The cause may be a sharded submodule that the graph does not call, or compiling a module whose blocks are sharded. Call this function
+    only after a call has failed, because it searches all submodules, which takes long.
     """
     state = state_of(module)
     if state is None:

@@ -13,7 +13,7 @@ import torch
 
 from graphreg.ir import brought, has_float64
 from graphreg.planning import OWN_DROPOUT, OwnDropout, rates_are_scheduled
-from graphreg.regularizer import Penalty, Regularizer, own_strength
+from graphreg.regularizer import Regularizer, own_strength
 from graphreg.rng import call_keys, stream
 from graphreg.runtime.clock import CLOCK, ClockRule, Element
 from graphreg.runtime.noise_keys import KeyRule
@@ -48,9 +48,9 @@ class SharedState:
     """Strengths, streams and the call number.
 
     Attributes:
-        seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
-        rules: Holds the strengths, the key rule, the clock, and the states of penalties. It is not the ``graphreg_rules`` of any rewritten
-            module; each of those has a ``Rules`` of its own.
+        seeds: The seed of the model under ``""``, and by name the seed of each splice that has a seed of its own.
+        rules: Holds the strengths, the key rule, the clock and the states. It is not the ``graphreg_rules`` of any rewritten module;
+            each rewritten module has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
         clock: The clock, which has the scheduled strengths of all rewritten modules; None if no strength has a schedule.
         names: The streams, in the order of the key rule's rows.
@@ -73,7 +73,7 @@ class SharedState:
         for child in self.rules.children():
             child.rules = (self.rules,)  # type: ignore[assignment]
         for name, regularizer in regularizers.items():
-            if isinstance(regularizer, Penalty) and "state" in regularizer.takes:
+            if "state" in regularizer.takes:
                 self.rules.add_module(f"{name}_state", State(name, regularizer))
 
     def _clock(self, scheduled: Mapping[str, float], device: torch.device) -> ClockRule | None:
@@ -92,7 +92,7 @@ class SharedState:
         return self.clock.extend(schedules)
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
-        """Return, by the name of a runtime module, the row of its stream in the keys of a call; add the streams that are new.
+        """Return the row of each runtime module's stream in the keys of a call, by the module's name. Add the streams that are new.
 
         ``streams``: the stream of each runtime module that draws, by the module's name.
         """
@@ -153,5 +153,5 @@ def own_strength_of_rates(own_dropout: OwnDropout) -> float:
 
 
 def strengths_on(device: torch.device, elements: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
-    """Return the strengths of regularizers by name, as ``site_strengths.py`` says: float64, float32 on a device without float64."""
+    """Return the strengths of regularizers by name, as tensors on a device: float64, or float32 if the device has no float64."""
     return {name: brought(torch.tensor(each, dtype=torch.float64), device) for name, each in elements.items()}

@@ -1,8 +1,8 @@
 """The strengths of one regularizer at its sites, which its runtime modules read from one tensor.
 
-Element 0 of the tensor is the regularizer's own strength, or the one furthest from 0 where they differ by site. Where there are several
-sites, an element for each follows: for a splice the strength itself, for a penalty its share of element 0. So a penalty whose sites have
-one strength multiplies its measurements by 1, which changes no bit of them.
+Element 0 of the tensor is the regularizer's own strength or, if strengths differ by site, the strength furthest from 0. If there are
+several sites, one element for each site follows: for a splice the strength at the site, for a penalty that strength divided by element 0.
+So a penalty that has one strength at all sites multiplies its measurements by 1, which changes no bit of them.
 
 A strength that has a schedule has no such tensor: its elements are in the clock's (``clock.py``), and are never shares.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-OWN = ""  # the key of the regularizer's own strength among those that were set by site
+OWN = ""  # in dicts of strengths by site, the key of the strength for all other sites
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Places:
     """The sites of a regularizer in a graph, in the order of the elements of its tensor.
 
     Attributes:
-        sites: The names of the sites; empty for a formula that takes all of them at once. One site alone has no element of its own.
-        planned: The strength at each site that the plan has.
-        relative: Whether the elements are shares, as for a penalty.
+        sites: The names of the sites; empty for a formula that takes all of them at once. A single site has no element of its own.
+        planned: The strength that the plan has for each site.
+        relative: Whether the elements after the first are divided by the first, as for a penalty.
         own: The strength that the plan has for all sites together.
     """
 
@@ -32,18 +32,18 @@ class Places:
     own: float = 0.0
 
     def values(self, chosen: Mapping[str, float]) -> list[float]:
-        """Return the strength at each site. ``chosen``: those that were set since, by site, and under ``OWN`` the one for all others."""
+        """Return the strength at each site. ``chosen``: the strengths that were set since the plan, by site; ``OWN`` means all others."""
         return [chosen.get(site, chosen.get(OWN, planned)) for site, planned in zip(self.sites, self.planned, strict=True)]
 
     def elements(self, own: float, values: Sequence[float]) -> list[float]:
-        """Return the elements of the tensor. ``own``: the regularizer's own strength; ``values``: those at the sites."""
+        """Return the elements of the tensor. ``own``: the regularizer's own strength; ``values``: the strengths at the sites."""
         first = max(values, key=abs, default=own)
         if len(self.sites) < 2:
             return [first]
         return [first, *((value / first if first else 1.0) if self.relative else value for value in values)]
 
     def read(self, elements: Sequence[float]) -> dict[str, float]:
-        """Return the strength at each site from the elements of the tensor; a product is rounded to 15 digits."""
+        """Compute the strength at each site from the elements of the tensor. The product for a penalty is rounded to 15 digits."""
         first, *others = elements
         if not others:
             return dict.fromkeys(self.sites, first)

@@ -1,8 +1,8 @@
 """Private parts of torch, each behind a function whose docstring says what it finds out or does, and why graphreg needs it.
 
 No other room uses a private name of torch. After a change to a new torch version, run ``tests/torch_internals/test_canaries.py``. It tests
-each part that is used here, so it finds the parts that torch has changed; they are repaired here. If a function is called often, or if
-Dynamo traces it, then it is torch's own function under a name of graphreg's.
+each of these functions, and a failure names the function to repair. Some of them are torch's own functions under a new name, because they
+are called often or Dynamo traces them.
 """
 
 from graphreg.torch_internals import pytree

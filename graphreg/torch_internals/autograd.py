@@ -20,12 +20,12 @@ backward_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 def in_backward() -> bool:
-    """Return whether a backward pass runs in this thread. A forward that the pass runs again would draw other masks than before."""
+    """Return whether a backward pass runs in this thread. A forward that runs then must not draw new masks."""
     return backward_task() != NO_BACKWARD
 
 
 def wrap_engine(changes: Changes, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Until the changes end, replace the function that runs autograd's engine by ``around(function)``; every backward pass calls it.
+    """Until the changes end, replace the function with which each backward pass runs autograd's engine by ``around(function)``.
 
     Of the functions that ``backward()`` goes through, this is the only one whose name Dynamo does not guard. So replacing it does
     not make Dynamo compile anything again.
@@ -43,7 +43,7 @@ def recorded_in_operator() -> AbstractContextManager[None]:
 
 
 def materialized(gradient: Tensor) -> Tensor:
-    """Return a gradient with memory of its own if it is one of torch's zeros without memory, such as the second derivative of ``abs``.
+    """Return the gradient; but return ordinary zeros for a zero tensor without memory, such as the second derivative of ``abs``.
 
     AOTAutograd does not trace a view of such zeros, but treats it as a constant of the backward graph. This constant cannot be copied, so a
     compiled backward pass fails with "Attempted to call copy_() on an invalid python storage" (torch 2.13), while eager works.
@@ -77,8 +77,8 @@ def number_of_storage(storage: Any) -> int:
 def version_of(tensor: Tensor) -> int:
     """Return how often a tensor was written into, also through its views or its base; -1 for an inference tensor.
 
-    Autograd counts the writes, to notice that a tensor that it saved for backward has changed. It does not count those into inference
-    tensors.
+    Autograd counts the writes, to notice that a tensor that it saved for backward has changed. Writes into inference tensors are not
+    counted.
     """
     return -1 if tensor.is_inference() else tensor._version
 
@@ -100,7 +100,7 @@ def is_plain_view(tensor: Tensor) -> bool:
 
 
 def same_view(tensor: Tensor, base: Tensor) -> Tensor:
-    """Apply to ``base`` the view operations by which ``tensor`` was made from its own base, which autograd has recorded."""
+    """Apply to ``base`` the view operations that autograd recorded when ``tensor`` was made from its own base."""
     view: Tensor = tensor._view_func(base)  # type: ignore[attr-defined]
     return view
 
@@ -115,7 +115,7 @@ def scale_tensor(scaler: Any) -> Tensor | None:
 
 
 def first_scale(scaler: Any) -> tuple[bool | None, float | None]:
-    """Return whether a GradScaler is enabled, and its initial scale. None stands for a fact that an object of another class lacks.
+    """Return whether a GradScaler is enabled, and its initial scale. Each is None if the object lacks it.
 
     ``is_enabled()`` and ``get_scale()`` would return the same, but Dynamo does not trace the functions of ``torch.amp``.
     """
@@ -125,7 +125,7 @@ def first_scale(scaler: Any) -> tuple[bool | None, float | None]:
 def custom_operators() -> list[str]:
     """Return the operators made with ``torch.library.custom_op``, as ``namespace::name``.
 
-    The name of an operator's autograd node has ``_`` in place of ``::``. A comparison with this list shows which operator it belongs to.
+    The name of an operator's autograd node has ``_`` in place of ``::``. With this list, the operator of a node can be found.
     """
     return [str(each) for each in torch._library.custom_ops.OPDEFS]
 

@@ -1,4 +1,4 @@
-"""torch's activation checkpointing: a call before each checkpoint begins, and ids for the regions of a graph that are recomputed."""
+"""torch's activation checkpointing: a function to call before each checkpoint, and ids for the regions of a graph that are recomputed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Dynamo: the call and the code that a graph was captured from, additional guards, and what was left to eager.
 
-Dynamo passes none of these facts to a backend. So they are read from Python's stack and from Dynamo's translator while a graph is compiled.
-While a compiled graph runs, only the guards read anything.
+Dynamo passes none of these facts to a backend. So they are read from Python's stack and from Dynamo's translator: most of them while a
+graph is compiled, the running module by a guard at each call, and the result at the end of a call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import counters
 from torch._guards import Guard
 
-# Functions that call a module's forward. torch.compile may capture one of them instead of the forward; these are the names of their code.
+# The names of the code of those functions that call a module's forward. torch.compile may capture one of them instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
 RESUMED = "torch_dynamo_resume_in_"  # begins Dynamo's name for the rest of a function, after a graph break
 _ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function through which every compiled call goes
@@ -42,7 +42,7 @@ skip_frame: Callable[[Callable[..., Any]], Any] = skip
 def skip_as_outermost(function: Callable[..., Any]) -> None:
     """Make Dynamo skip a function at which it would begin to compile, but still trace into it when other compiled code calls it.
 
-    After ``skip_frame``, Dynamo would not trace into it either.
+    After ``skip_frame``, Dynamo would not trace into the function at all.
     """
     skip_code(function.__code__)
 
@@ -81,7 +81,7 @@ class CompiledCall:
     result: Any = None
 
     def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
-        """Call ``begin`` now and at the beginning of each later call. At the end of each, call what ``begin`` returned.
+        """Call ``begin`` now and at the beginning of each later call. At the end of each call, call the function that ``begin`` returned.
 
         Penalties and noise streams belong to a call of the model, but torch passes a backend only the graphs of the call.
         """
@@ -137,7 +137,8 @@ def compile_record_of(compiled: object) -> object:
 def backend_in(record: object) -> object:
     """Return a context object's backend without Dynamo's wrappers; None for any other object.
 
-    If torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, return that: see ``function_in`` and ``name_in``.
+    If torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, return this wrapper. ``function_in`` and ``name_in``
+    read it.
     """
     inner = getattr(record, "callback", None)
     while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
@@ -160,7 +161,7 @@ def asking_wrapper() -> Any:
     """Return the wrapper by which torch is calling a backend that was given by name. Only the backend function itself may call this.
 
     torch makes one wrapper for each ``torch.compile(model, backend=name, options=...)`` and calls it for every graph of that model. So a
-    backend can store in it the object that it made from the options.
+    backend can store in the wrapper what it has made from the options.
     """
     return sys._getframe(2).f_locals.get("self")
 
@@ -209,7 +210,7 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
 
 
 def function_of(code: str) -> str:
-    """Return the function's name from the name of its code, also from Dynamo's name for the rest of a function after a graph break."""
+    """Return the name of a function. ``code``: the name of the function's code; after a graph break, Dynamo's name for the rest of it."""
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
 
@@ -227,13 +228,13 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
 
 
 def copy_source(node: fx.Node, twin: fx.Node) -> None:
-    """Copy Dynamo's note on where an input comes from to its twin, the same input in another graph. AOTAutograd reads the note."""
+    """Give the twin of an input, the same input in another graph, Dynamo's note on the input's origin. AOTAutograd reads the note."""
     if hasattr(node, "_dynamo_source"):
         twin._dynamo_source = node._dynamo_source
 
 
 def without_source(twin: fx.Node) -> None:
-    """Mark an input as one that Dynamo has no source for: AOTAutograd requires the attribute, and accepts None."""
+    """Mark an input as one without a source in Dynamo. AOTAutograd requires the attribute, and accepts None."""
     twin._dynamo_source = None
 
 
@@ -288,8 +289,8 @@ def strict_limit() -> AbstractContextManager[None]:
 def on_compilation_start(function: Callable[[Any], None]) -> None:
     """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``.
 
-    The function must not raise, because it is called for all compilations of the process. It is needed to notice a call from which no graph
-    is captured, because Dynamo calls a backend only with a graph.
+    The function must not raise, because it is called for all compilations of the process. With such a function, graphreg notices a call
+    from which no graph is captured: Dynamo calls a backend only with a graph.
     """
     if function not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(function)
@@ -302,5 +303,5 @@ def left_to_eager() -> Counter[str]:
 
 
 def skipped_code(text: str) -> list[tuple[str, str, str]]:
-    """Return the name, file and line of the functions that a text of ``left_to_eager`` says were skipped as a whole."""
+    """Return the name, file and line of each function that was skipped as a whole, according to a text of ``left_to_eager``."""
     return _SKIPPED.findall(text)

@@ -47,7 +47,7 @@ def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
 
 
 def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
-    """Make ``proxy`` stand for the tensors of a result in torch.export's graph, like the tracer after each operator. Return the result."""
+    """Make ``proxy`` stand for a result's tensors in torch.export's graph, as the tracer does after each operator. Return the result."""
     return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=tracer)
 
 
@@ -64,7 +64,7 @@ class _PythonsOperators(PythonReferenceAnalysis):
 
     @staticmethod
     def int_truediv(a: Any, b: Any) -> Any:
-        """Divide with ``/``. torch's own needs numbers, and cannot take the proxies of torch.fx."""
+        """Divide with ``/``. torch's own function needs numbers, and cannot take the proxies of torch.fx."""
         return a / b
 
 
@@ -80,7 +80,7 @@ def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
 def excludes_one(condition: Any) -> bool:
     """Return whether a condition of torch.export, a sympy expression, only says that a size is not 0 or 1 (``s0 != 1``, ``s0 >= 2``).
 
-    torch.export makes such a guard where an operation could broadcast. The operation itself decides anew at each call.
+    torch.export makes such a guard where an operation could broadcast. The guard is not needed: the operation decides again at each call.
     """
     bounds = {"!=": (0, 1), ">=": (1, 2), ">": (0, 1)}
     return getattr(condition, "rel_op", "") in bounds and condition.rhs in bounds[condition.rel_op]

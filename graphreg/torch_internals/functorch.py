@@ -84,8 +84,9 @@ def transforms() -> bool:
     return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
+# True for a transform that Dynamo traces, which is active meanwhile, and for one around the compiled code, on which Dynamo guards.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _transforms() -> bool:  # also True for transforms that Dynamo traces; Dynamo guards on those outside
+def _transforms() -> bool:
     return innermost_transform() is not None
 
 
@@ -103,16 +104,16 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
     try:
         return function(*args, **kwargs)
     except BaseException:
-        # one by one: torch 2.10's function that leaves several fails when it leaves the last
+        # one by one, because torch 2.10's function that leaves several levels at once fails at the last of them
         while _depth() > depth:
             _LEAVE[innermost_transform().key()]()
         raise
 
 
 def in_unwritten_jvp() -> bool:
-    """Whether the innermost transform is a ``torch.func.jvp`` whose level torch.export does not write into its graph.
+    """Return whether the innermost transform is a ``torch.func.jvp`` whose level torch.export does not write into its graph.
 
-    So it is in torch 2.10, whose torch.export then fails. Where the level is written, the finished graph shows it.
+    In torch 2.10 no such level is written, and the export fails. Newer versions write the level, and the finished graph shows it.
     """
     level = innermost_transform()
     return not _JVP_WRITTEN and level is not None and level.key() == TransformType.Jvp
@@ -143,8 +144,8 @@ def _vmaps() -> list[VmapInterpreter]:
 def batch_positions(level: int, device: torch.device) -> Tensor:
     """Return the position of each row in the whole batch of a vmap, across its chunks: int32, [1] inside the vmap.
 
-    A row's mask depends on its position. The tensor is not 0-d, because Inductor would multiply in float32: in torch 2.13 it compiles
-    ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
+    A row's mask depends on its position. The tensor is not 0-d, because Inductor would multiply a 0-d tensor in float32: torch 2.13
+    compiles ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
     """
     if torch.compiler.is_compiling() and in_chunks():
         positions: Tensor = _positions_in_chunk(level, device)
@@ -185,7 +186,7 @@ def _tracking() -> tuple[int, ...]:
 
 @contextmanager
 def without_transforms() -> Iterator[None]:
-    """Open a block outside of all transforms. State that outlives the call is computed in it: once, not for each row."""
+    """Open a block outside of all transforms. State that outlives the call is computed in this block: once, not for each row."""
     with temporarily_clear_interpreter_stack():
         yield
 
@@ -203,13 +204,13 @@ def is_lent(tensor: Tensor) -> bool:
 def chunks() -> list[Chunk]:
     """Return the chunks that are running, one for each active vmap with a ``chunk_size``; the innermost first.
 
-    All chunks of a batch belong to one call of the module, so its noise must not advance from one chunk to the next.
+    All chunks of a batch count as one call of the module, so its noise must not advance from one chunk to the next.
     """
     return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
-    """Return the running chunks, each with the level of its vmap. Only the loop of torch on Python's stack has the index."""
+    """Return the running chunks, each with the level of its vmap. Only the frame of torch's loop on Python's stack has the index."""
     chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back
@@ -220,7 +221,7 @@ def _chunks() -> list[tuple[int, Chunk]]:
         elif frame.f_code.co_name.startswith("torch_dynamo_resume_in__chunked_vmap"):
             raise GraphRegError(
                 "the module draws noise in a vmap with a chunk_size, and torch.compile breaks the graph inside that vmap, so it is not "
-                "known which rows a chunk has. Compile the function that the vmap is given, or leave chunk_size out."
+                "known which rows a chunk has. Compile the function that is passed to vmap, or leave chunk_size out."
             )
     return chunks_now
 

@@ -41,8 +41,8 @@ def wrapped_functions() -> list[tuple[str, str, Any]]:
 def take_as_one(tracer: fx.Tracer, functions: Iterable[Any], places: Iterable[Any]) -> None:
     """Have a tracer record a call of any of these functions as one operation.
 
-    ``places``: the modules in which the functions are replaced, in addition to the user's code. The tracer's argument
-    ``autowrap_functions`` covers the user's code only.
+    ``places``: the Python modules in which the functions are replaced, in addition to those that define the traced forwards. The tracer's
+    argument ``autowrap_functions`` covers only the latter.
     """
     tracer._autowrap_function_ids.update(map(id, functions))
     tracer._autowrap_search.extend(places)
@@ -64,7 +64,7 @@ class _Probe(NamedTuple):
 
 @cache
 def defines_named_tuples() -> bool:
-    """Return whether torch.fx's code defines the class of a named tuple that a graph returns. Up to torch 2.11 it only writes its name."""
+    """Return whether torch.fx's code defines the class of a named tuple that a graph returns. Up to torch 2.11 it only uses the name."""
     graph = fx.Graph()
     graph.output(_Probe(graph.placeholder("x")))
     return _Probe in graph.python_code("self").globals.values()

@@ -17,7 +17,7 @@ Lowering = Callable[..., Any]
 
 
 def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
-    """Return a pass for a setting of Inductor such as ``post_grad_custom_post_pass``, which applies ``change`` to a graph.
+    """Return a pass that applies ``change`` to a graph, for a setting of Inductor such as ``post_grad_custom_post_pass``.
 
     ``file``: the file that defines ``change``. Its hash becomes part of the key in Inductor's cache. If the pass were a plain function,
     Inductor would cache no graph.
@@ -63,7 +63,7 @@ def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callab
     Args:
         like: A value on the same device.
         dtype: The dtype of the value.
-        shape: Its shape.
+        shape: The shape of the value.
         value: A function of Inductor's operations (``ops``) and an index; it returns the element at that index.
     """
     from torch._inductor.ir import Pointwise  # noqa: PLC0415
@@ -73,7 +73,7 @@ def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callab
 
 
 def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return Inductor with options as ``torch.compile(options=...)`` would call it. Raises RuntimeError for an unknown option."""
+    """Return Inductor as the compiler that ``torch.compile(options=options)`` uses. Raises RuntimeError for an unknown option."""
     compiler: Callable[..., Any] = torch._TorchCompileInductorWrapper(None, dict(options), None)  # type: ignore[no-untyped-call]
     return compiler
 

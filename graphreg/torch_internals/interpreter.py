@@ -19,8 +19,8 @@ from graphreg.torch_internals.patching import Changes
 def collector_at_rest() -> Iterator[None]:
     """Pause Python's garbage collector in a block that builds a large graph. If the user has disabled it, it stays disabled.
 
-    Otherwise it would visit all nodes again and again, and free none, because all are in use. At 100,000 nodes, this takes half of the
-    time.
+    Otherwise the collector would visit all nodes again and again, and free none, because all are in use. With 100,000 nodes, that would
+    take half of the time.
     """
     with Changes() as changes, changes:
         at_rest(changes)

@@ -46,7 +46,10 @@ def drop_forward_hooks(module: nn.Module) -> None:
 
 
 def renew_hooks(module: nn.Module) -> None:
-    """Give a module that has another's attributes call hooks of its own, none yet, and copies of the hooks for saving and loading state."""
+    """Separate a module's hooks from those of another module with which it shares its attributes.
+
+    Afterwards the module has no call hooks, and its own copies of the hooks for saving and loading state.
+    """
     for name, value in list(vars(module).items()):
         if name in CALL_HOOKS or (name.startswith(CALL_HOOKS) and isinstance(value, dict)):
             vars(module)[name] = OrderedDict()
@@ -101,7 +104,7 @@ def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_weights_again(module: nn.Module) -> None:
-    """Have the recurrent layers of a module read their weights anew, if they still hold others that a call has used in their place."""
+    """Make a module's recurrent layers read their weights again. After ``functional_call``, they still hold the weights of that call."""
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             layer._update_flat_weights()

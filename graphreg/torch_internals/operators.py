@@ -40,7 +40,7 @@ def packet_of(operator: Any) -> Any:
 
 
 def is_name_of_namespace(name: str) -> bool:
-    """Return whether the class of ``torch.ops.aten`` has an attribute of this name, such as ``__getattr__``: this is no operator."""
+    """Return whether the class of ``torch.ops.aten`` has an attribute of this name, such as ``__getattr__``. No operator can have it."""
     return hasattr(_OpNamespace, name)
 
 

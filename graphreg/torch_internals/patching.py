@@ -89,7 +89,7 @@ class Changes:
 
 
 def raise_interrupt(error: BaseException | None) -> None:
-    """Raise the interrupt during which an error occurred, if there is one.
+    """Raise the interrupt that led to an error, if there is one.
 
     An interrupt may make a context manager of torch raise an error while it exits; the error would hide the interrupt.
     """
@@ -128,7 +128,7 @@ def _end_blocks(trace: TracebackType | None) -> None:
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         block = frame.f_locals.get("self") if frame.f_code.co_filename == contextlib.__file__ else None
-        if isinstance(block, contextlib.ExitStack) and vars(block):  # it is empty if the interrupt came in ``__init__``
+        if isinstance(block, contextlib.ExitStack) and vars(block):  # it has no attributes if the interrupt came in ``__init__``
             block.close()
         generator = getattr(block, "gen", None)
         if isinstance(generator, GeneratorType) and not generator.gi_running:

@@ -86,7 +86,7 @@ class Randomness:
 
 
 def randomness() -> Randomness:
-    """Return the present state of the generators. It differs from an earlier one if this thread has drawn in between."""
+    """Return the present state of the generators. Two such states differ if this thread has drawn in between."""
     with without_functions():  # because a forward that is being recorded may call this
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
@@ -95,7 +95,7 @@ def restore_randomness(state: Randomness) -> None:
     """Set the generators back to an earlier state if this thread has drawn from them since."""
     python, torchs = state.changed(randomness())
     _thread.seeds = state.seeds
-    if _thread.in_doubt is not None:  # keep what other threads have drawn; if this thread drew, the second call restores
+    if _thread.in_doubt is not None:  # other threads may have drawn; with_draws_restored then calls again, and restores in that call
         return
     if python:
         random.setstate(state.states[0])
@@ -114,9 +114,9 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _drawn(frame: Any, event: str, function: Any) -> None:
-    """Count the draws from Python's generator: a profile function (``sys.setprofile``) that Python calls at each call in this thread.
+    """Count the call if it draws from Python's generator. Python calls this function at each call in the thread (``sys.setprofile``).
 
-    Every draw of ``random`` ends in a C method of the module's generator.
+    Every function of ``random`` that draws calls a C method of the module's generator.
     """
     is_draw = event == "c_call" and getattr(function, "__self__", None) is random._inst
     if is_draw and function.__name__ != "getstate":
@@ -154,7 +154,7 @@ class _CountingGenerator(_WatchedGenerator):
         _thread.seeds = (_thread.seeds_at_state or {}).get(self._state_bytes(), _thread.seeds)
 
     def _state_bytes(self) -> bytes:
-        """Return the state of the generator, read outside of all modes: under a mode that records, its tensor may have no data."""
+        """Return the state of the generator, read outside of all modes. Under a mode that records, its tensor might have no data."""
         with without_functions(), _disable_current_modes():
             return bytes(self._generator.get_state().numpy().tobytes())
 
@@ -178,8 +178,8 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
 
     Within the call, ``randomness`` distinguishes the draws of this thread from those of others. All threads share the generators. So if
     other threads run, this thread's draws must be counted, which makes Python code take twice as long. Therefore the function is first
-    called without counting. Only if a generator has changed in the meantime, its result is discarded, and the function is called again,
-    with counting.
+    called without counting. Only if a generator has changed in the meantime, the result is discarded, and the function is called
+    again, with counting.
     """
     before = randomness()
     with Changes() as changes, changes:
@@ -187,7 +187,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
         if _thread.seeds_at_state is not None or threading.active_count() == 1:
             with _seeds_counted():
                 if threading.active_count() == 1:
-                    random.random()  # else the state would stay the same if the forward repeats the user's last seed
+                    random.random()  # so that the state changes even if the function seeds with the seed that the user set last
                 return function()
         if (first := _called_uncounted(function, before)) is not None:
             return first[0]
@@ -197,7 +197,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
 
 
 def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_T] | None:
-    """Call a function without counting draws. Return (result,); None if a generator has changed: any thread may have drawn."""
+    """Call a function without counting draws. Return (result,), or None if a generator has changed, because any thread may have drawn."""
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "in_doubt", None))
         _thread.in_doubt = False
@@ -216,7 +216,10 @@ def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_
 
 @contextmanager
 def draws_watched() -> Iterator[None]:
-    """Count this thread's seeds and draws in a block. Python code takes twice as long in it."""
+    """Count this thread's seeds and draws in a block. Python code takes twice as long in it.
+
+    Draws from Python's generator are not counted if the thread already has a profile function.
+    """
     free = sys.getprofile() is None
     with _seeds_counted(), Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "watched", _thread.watched))

@@ -33,7 +33,7 @@ def is_functionalized() -> bool:
 
 
 def is_gradient_switch(function: object) -> bool:
-    """Return whether a function that a ``TorchFunctionMode`` sees is the one by which ``torch.no_grad`` and others switch grad mode."""
+    """Return whether a function that a ``TorchFunctionMode`` sees switches grad mode; ``torch.no_grad`` and the like call it."""
     return function is torch._C._set_grad_enabled
 
 
@@ -55,8 +55,8 @@ def without_functions() -> Iterator[None]:
 def without_proxies() -> Iterator[None]:
     """Open a block in which torch.export records nothing.
 
-    ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but at its end clears a cache of every operator used so far, which is slow.
-    Setting the mode directly is safe: torch's own dispatch of operators does so.
+    ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but at its end clears the caches of all operators used so far, which is
+    slow. Setting the mode directly is safe: torch's own dispatch of operators does so.
     """
     modes = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
     mode = modes.get(0)

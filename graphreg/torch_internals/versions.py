@@ -10,7 +10,7 @@ import torch
 
 from graphreg.errors import UntestedTorchWarning, warn
 
-OLDEST, NEWEST = (2, 10), (2, 15)  # of docs/versions.md
+OLDEST, NEWEST = (2, 10), (2, 15)  # as in docs/versions.md
 _asked = False
 
 
@@ -48,7 +48,7 @@ def run_canaries() -> Iterator[str]:
 
     The canaries may leave changes in the process.
     """
-    # not imported above: it defines operators, which other processes should not have
+    # not imported at the top of the file, because the canaries define operators, and only processes that run them should have these
     canaries = importlib.import_module("graphreg.torch_internals.canaries")
     for canary in canaries.CANARIES:
         try:

@@ -44,14 +44,14 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
 
 
 def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
-    """Write ``node.meta["value"]`` in every node: (shape, dtype) of a tensor, a list for a tuple, None for anything else.
+    """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
     Args:
         model: The model.
         graphs: The model's graphs by mode.
         bound: The example inputs by argument name.
         call: The example inputs as positional and keyword arguments.
-        constants: By name, tensors that the graphs read and that the model does not have.
+        constants: The tensors that the graphs read and the model does not have, by name.
 
     Raises:
         TraceError: A graph does not run on the example inputs although the model does.
@@ -96,7 +96,7 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
 def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
     """Propagate on fake tensors. Return False if that fails, for example because sizes depend on data.
 
-    Then the graph must run on real tensors, with a copy of the model.
+    If it fails, the graph must run on real tensors, with a copy of the model.
     """
     try:
         fake = FakeTensorMode()
@@ -146,7 +146,7 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def _shape_and_dtype(value: Any) -> tuple[tuple[int, ...], torch.dtype] | Sequence[Any] | None:
-    """Return (shape, dtype) of a tensor; for a tuple or list, the list of these for its items; None for anything else."""
+    """Return (shape, dtype) for a tensor, a list with an entry for each item of a tuple or list, None for anything else."""
     if isinstance(value, torch.Tensor):
         return tuple(int(n) for n in value.shape), value.dtype
     return [_shape_and_dtype(item) for item in value] if isinstance(value, (tuple, list)) else None

@@ -1,8 +1,8 @@
-"""Handles queries of global state in a forward, such as ``torch.is_grad_enabled()``: answers them, and asserts what decides something.
+"""Handles a forward's queries of global state (``torch.is_grad_enabled()``): answers them, and asserts answers that change the graph.
 
-A graph fits one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another graph and
-a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query, the graph
-asserts the answer.
+A graph is made for one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another
+graph and a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query,
+or if the query is for the default dtype, the graph asserts the answer.
 
 Queries that have the same answer in every ordinary run are not asserted: ``torch.jit.is_scripting()``,
 ``torch.compiler.is_compiling()``, ``torch.onnx.is_in_onnx_export()``. Neither is ``torch.is_autocast_enabled()``, which decides on
@@ -26,7 +26,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import FOREIGN, label_site
 from graphreg.torch_internals import Changes
 
-CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # why both front ends make such a module opaque
+CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason that both front ends give for such an opaque module
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
     for name in ("is_grad_enabled", "is_inference_mode_enabled", "are_deterministic_algorithms_enabled", "get_default_dtype")
@@ -42,7 +42,7 @@ class ModeReads:
     """Which modes (``training``) a forward reads while it is traced.
 
     Attributes:
-        readers: For each module whose mode another module reads, by path: the path of the module that reads it.
+        readers: By the path of a module whose mode another module reads, the path of the module that reads the mode.
         any: Whether the forward reads the mode of any module. If not, it computes the same in both modes.
     """
 
@@ -108,7 +108,7 @@ class EnvironmentQueries:
         def get(module: nn.Module) -> Any:
             self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
             attributes = vars(module)
-            if "training" not in attributes:  # Python then calls __getattr__: a module of torch.jit has its mode elsewhere
+            if "training" not in attributes:  # after the error, Python calls __getattr__, by which a module of torch.jit gives its mode
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
             if reader is not None and path and path != reader and not _called_by_foreign_code():
@@ -128,12 +128,12 @@ class EnvironmentQueries:
         return self._path() if threading.get_ident() == self._thread else None
 
     def _queries_in(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
-        """Return the query functions in a global namespace, each with its name there."""
+        """Return the query functions in a global namespace, each with its name in the namespace."""
         functions = set(map(id, (*QUERIES.values(), *_COMPILING)))
         return [(name, value) for name, value in place.items() if id(value) in functions]
 
     def _answering(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a function that replaces a query: it records who calls it and gives the chosen answer."""
+        """Return a function that replaces a query, records which module makes the query, and gives the chosen answer."""
         name = next((name for name, each in QUERIES.items() if each is function), None)
 
         def ask() -> Any:
@@ -149,17 +149,17 @@ class EnvironmentQueries:
 
 
 def _called_by_foreign_code() -> bool:
-    """Return whether the code that reads the attribute belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
+    """Return whether the code that reads ``training`` belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def _called_by_tracer() -> bool:
-    """Return whether the code that reads the attribute belongs to a tracer. What a tracer reads does not decide what is computed."""
+    """Return whether the code that reads ``training`` belongs to a tracer. A tracer's reads do not decide what the forward computes."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_TRACERS)
 
 
 def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
-    """Return whether a mode may be read where no trace sees it: a class defines ``training``, or code takes all attributes of an object.
+    """Return whether a mode may be read unseen, because a class defines ``training`` or code takes all attributes of an object.
 
     Args:
         model: The model.
@@ -176,19 +176,19 @@ def other_answer(name: str) -> Any:
 
 
 def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]) -> None:
-    """Find the queries whose answers change the graph. Make the submodules opaque that make such a query, or else assert its answer.
+    """Find the queries whose answers change the graph. Make submodules with such a query opaque; if there are none, assert the answer.
 
     Args:
         graph: The graph, traced with the present answers.
         queries: By the name of a query, the paths of the modules that make it.
         same: Returns whether a trace with other answers gives the same graph.
-        opaque: The opaque modules by path, with reasons; more may be added.
+        opaque: The opaque modules by path, with reasons. This function may add some.
     """
     for name, paths in queries.items():
         if same({name: other_answer(name)}):
             continue
         submodules = [path for path in paths if path not in ("", *opaque)]
-        if submodules and name != "get_default_dtype":  # a program has one default dtype, so it is asserted
+        if submodules and name != "get_default_dtype":  # a program has one default dtype: assert that
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:
             _assert(graph, name)

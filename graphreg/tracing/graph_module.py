@@ -41,9 +41,10 @@ def labelled_graphs(model: fx.GraphModule) -> Graphs:
 
 
 def _settle_modes(model: fx.GraphModule) -> None:
-    """Put an empty module, by which torch.fx replaces a block of the model, into eval mode if all modules in it are in eval mode.
+    """Put each plain ``nn.Module`` into eval mode if all its children are in eval mode, or if it has none and the model is in eval mode.
 
-    torch.fx leaves the empty modules in train mode even if the model is in eval mode, and a splice in a block follows the block's mode.
+    torch.fx replaces the model's blocks by such modules, and leaves them in train mode even if the model is in eval mode. But a splice in
+    a block must follow the block's own mode.
     """
     for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
         within = [child.training for child in module.children()] or [model.training]
@@ -70,12 +71,12 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 
 
 def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
-    """Return whether a node keeps its labels: it has labels, and no earlier node has the same. (A pass may have copied the node.)"""
+    """Return whether a node has labels that no earlier node has. A pass may have copied a node together with its labels."""
     return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:
-    """Return whether a node replaces a ``training=`` literal in a graph that graphreg traced. Such a node is no value of the model."""
+    """Return whether a node reads a mode, or chooses a literal by it. Such nodes are no values of the model: a trace adds them."""
     return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 
@@ -91,7 +92,8 @@ def _label_blocks(graph: fx.Graph, namer: Namer) -> None:
     """Label the results of blocks. If a single value leaves a module call, that value is the module's result."""
 
     def calls(node: fx.Node) -> list[ModuleCall]:
-        return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]  # a layer call is labelled already
+        # A node that calls a layer has the layer's label already.
+        return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]
 
     for block in blocks(graph, calls):
         if len(block.leaving) == 1:

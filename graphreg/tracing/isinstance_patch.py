@@ -1,4 +1,4 @@
-"""Answers ``isinstance`` in the model's code while a forward is traced, where traced values are proxies, not tensors."""
+"""Answers ``isinstance`` in the model's code during a trace, in which values are proxies instead of tensors, or sizes are symbolic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]
 
-_DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})  # they belong to no namespace
+_DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})  # their values have no namespace
 _NUMBERS = {torch.SymInt: 0, torch.SymFloat: 0.0, torch.SymBool: False}
 _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
 
@@ -34,7 +34,7 @@ def model_globals(root: nn.Module) -> list[Globals]:
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Within the block, answer ``isinstance`` for traced values, in code that has these global namespaces, and in ``torch.is_tensor``."""
+    """Within the block, answer ``isinstance`` for traced values in code with these global namespaces and in ``torch.is_tensor``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
@@ -66,14 +66,14 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
-    """Return the global namespaces of this code, and those of the modules and functions in the same packages to which they refer."""
+    """Return the global namespaces of this code, and those that their variables lead to in the same packages or in single files."""
     waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
     imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not isinstance(v, types.ModuleType))
     packages = {_package(place) for place in (*waiting, *imported) if not _is_foreign(place)}
     namespaces = {id(place): place for place in waiting}
     seen = set(namespaces)
     while waiting:
-        # A namespace has thousands of entries, which refer to the same few namespaces.
+        # A namespace may have thousands of entries, but they lead to few namespaces: find these first.
         for place in _distinct_globals(list(waiting.pop().values())):
             if id(place) not in seen:
                 seen.add(id(place))
@@ -122,7 +122,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    # The attribute's name gives the answer: reading ``traced.node`` would add a node to the graph.
+    # The attribute's name suffices. To read ``traced.node``, as below, would add a node to the graph.
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)

@@ -27,7 +27,7 @@ KINDS: dict[str, type] = {
 
 
 class NeedsFunctionTable(BaseException):
-    """Ends a trace that needs fake tensors before Dynamo's function table is made. Call ``make_function_table``, then trace again.
+    """Ends a trace that needs fake tensors if Dynamo's function table does not exist yet. Call ``make_function_table``, and trace again.
 
     It is a BaseException, because no forward may catch it.
     """
@@ -68,8 +68,8 @@ def in_parts(value: Any, name: str) -> None:
     """Raise if a value is a tensor. The trace assumed a tuple, because the forward does nothing but index the value."""
     if isinstance(value, torch.Tensor):
         raise GraphRegError(
-            f"{name} is an opaque module, and its result was assumed to be a tuple, because the forward only indexes it. It is a tensor. "
-            "Regularize with example_inputs, or annotate what its forward returns (-> torch.Tensor)."
+            f"{name} is an opaque module, and its result was assumed to be a tuple, because the forward only indexes it. But it is a "
+            "tensor. Regularize with example_inputs, or annotate what its forward returns (-> torch.Tensor)."
         )
 
 
@@ -116,7 +116,7 @@ class DecisionTracer(fx.Tracer):
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return the truth value of a size, as torch.fx asks for it in ``if`` and ``while``."""
+        """Return the truth value of a size or the like. torch.fx calls this method for ``if`` and ``while``."""
         return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(DecisionTracer, self).to_bool(obj)))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -186,7 +186,7 @@ class DecisionTracer(fx.Tracer):
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             read = self._parameter(str(source.target)) if source.op == "get_attr" else None
-            # Whether any other value than a parameter requires gradients depends on the call.
+            # Of a value that is no parameter, the answer depends on the call.
             return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
         if not isinstance(value, kinds):
@@ -265,7 +265,7 @@ class DecisionTracer(fx.Tracer):
         return target(*args, **kwargs)
 
     def _as_fake(self, value: Any) -> Any:
-        """Replace the user's tensors by fake ones. Otherwise an operation could write into them, even in a fake mode."""
+        """Replace the user's tensors by fake ones. An operation could write into the user's tensors, even in a fake mode."""
         return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
 
 

@@ -20,7 +20,8 @@ class TensorState:
 
     Attributes:
         key: The key of the tensor's storage.
-        geometry: The tensor's shape, strides and offset; the shape alone if the tensor is not strided.
+        geometry: The tensor's shape, strides and offset. Only the shape if the tensor is not strided or if a transform of torch.func has
+            wrapped it; nothing if it is uninitialized.
         version: torch's version counter, which writes in place increase.
     """
 
@@ -40,7 +41,7 @@ class TensorState:
 
 
 class SavedTensor:
-    """A copy of a tensor's content and geometry before an operation that may write into it."""
+    """A copy of the content and geometry that a tensor has before an operation that may write into the tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         with without_functions(), torch.no_grad():  # in this order: otherwise torch.export would record the no_grad region

@@ -65,13 +65,13 @@ class Traced(RenamedAttributes):
 
     Attributes:
         model: The model that was traced.
-        graphs: By mode: ``{"both": graph}`` if one graph serves train and eval mode, else ``{"train": ..., "eval": ...}``.
+        graphs: ``{"both": graph}`` if one graph serves train and eval mode, else ``{"train": ..., "eval": ...}``.
         values: The sites that are values of the graphs, not parameters.
-        opaque_modules: Opaque modules by path, with the reason why the tracer cannot see into them.
-        specialized: Specialized arguments by name, with the value that the graphs fix; of a list or object, a copy.
+        opaque_modules: For the path of each opaque module, the reason why the tracer cannot see into it.
+        specialized: The specialized arguments by name, with the values that the graphs fix. Lists and objects are copies.
         front_end: The front end that made the graphs: ``symbolic`` or ``export``.
         asked_front_end: The option ``front_end`` of ``trace``.
-        constants: By name, tensors that the forward made during the trace and that the graphs read as constants.
+        constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
     """
 
@@ -106,17 +106,17 @@ class Traced(RenamedAttributes):
 
     @property
     def whole(self) -> bool:
-        """Whether the graphs cover the model's whole forward. True, except in the subclass for graphs of Dynamo, which may cover a part."""
+        """Whether the graphs cover the model's whole forward. False only in the subclass for graphs of Dynamo, which may cover a part."""
         return True
 
     @property
     def title(self) -> str:
-        """The model's class name, for messages and listings. torch.fx calls the class of a GraphModule ``GraphModuleImpl``."""
+        """The model's class name, for messages and listings. The suffix of ``GraphModuleImpl``, a class of torch.fx, is left out."""
         return type(self.model).__name__.removesuffix("Impl")
 
     @cached_property
     def native_dropout(self) -> tuple[NativeDropout, ...]:
-        """The native dropouts, and the other random operations of the model."""
+        """The native dropouts: all random operations that the model itself contains."""
         return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
 
     @cached_property
@@ -159,7 +159,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         The graphs and the sites.
 
     Raises:
-        TraceError: The model cannot be traced. The message names the line of the user's forward.
+        TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
     """
     warn_if_untested()
     check_model(model)
@@ -215,7 +215,7 @@ def _trace_with(
         return _trace_by_export(model, specialized, call, None)
     try:
         traced = _trace_symbolically(model, specialized, bound, call)
-    except GraphRegError as symbolic_error:  # not only TraceError: an assertion on sizes may fail during the trace
+    except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         if front_end == "symbolic" or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
@@ -252,7 +252,7 @@ def _trace_by_export(
         model: The model.
         specialized: The specialized arguments by name.
         call: The example inputs. Without them, torch.export cannot run, and TraceError is raised.
-        symbolic_error: Why torch.fx did not trace the model; None if the user chose torch.export.
+        symbolic_error: Why torch.fx could not trace all of the model; None if the user chose torch.export.
     """
     if call is None:
         if symbolic_error is None:
@@ -365,10 +365,11 @@ def _is_data(value: Any) -> bool:
 
 
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the specialized arguments: those of the example that hold no tensor; without an example, optional ones at their defaults.
+    """Return the specialized arguments by name, with their values.
 
-    In the trace, these arguments have their values and no proxies: a proxy instead of None would silently lead into the wrong branch. A
-    GraphModule has fixed its arguments when it was made, so its own record of them is returned.
+    With an example, these are the arguments of the example that hold no data. Without one, they are the optional arguments, at their
+    defaults. During the trace they are no proxies: a proxy instead of None would silently lead into the wrong branch. For a GraphModule,
+    they are the arguments that were specialized when graphreg made the module.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)

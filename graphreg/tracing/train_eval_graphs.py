@@ -19,20 +19,20 @@ from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 
 _MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each of them costs two traces
-LiteralOwners = dict[tuple[str, int], str]  # by node name and position of a literal: the path of the module whose mode decides it
+LiteralOwners = dict[tuple[str, int], str]  # maps (node name, position of a literal) to the path of the module whose mode decides it
 
 
 def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
     """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
     For each of the two traces, *every* submodule is put into the mode of the trace, to find everything that depends on a mode. But some
-    submodules may be in another mode than the model (``model.encoder.eval()``). If the structure differs, the graph for the model's present
-    mode is traced once more, with these submodules in the modes that they have.
+    submodules may be in another mode than the model (``model.encoder.eval()``). If there are such submodules and the two graphs differ in
+    structure, the graph for the model's present mode is traced once more, with each submodule in its own mode.
 
     Args:
         model: The model.
         trace: Traces the model in its present mode.
-        mode_reads: The modes that the forward reads; ``trace`` fills it.
+        mode_reads: Filled by ``trace`` with the modes that the forward reads.
 
     Returns:
         ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
@@ -67,8 +67,8 @@ def _mode_dependence(
     """Find out what in the graphs depends on the mode of a submodule whose mode another module reads.
 
     Returns:
-        For each literal that the mode of one such submodule decides, the path of that submodule; and the paths of the submodules whose
-        modes the graph must assert, because more than literals depends on them or because that could not be found out.
+        A pair. First, for each literal that the mode of one such submodule decides, the path of that submodule. Second, the paths of the
+        submodules whose modes the graph must assert: more than literals depends on them, or it is not known what depends on them.
     """
     owners, asserted = LiteralOwners(), list[str]()
     for paths in [[path] for path in readers] if len(readers) <= _MAX_ONE_BY_ONE else [list(readers)]:
@@ -88,7 +88,7 @@ def _mode_dependence(
     return owners, asserted
 
 
-Comparison = tuple[bool, dict[str, Literals]]  # whether two graphs have the same structure; by node name, the literals that differ
+Comparison = tuple[bool, dict[str, Literals]]  # (whether the structure is the same, the differing literals by node name)
 
 
 def _compared_turned(
@@ -101,13 +101,13 @@ def _compared_turned(
 
 
 def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
-    """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in none.
+    """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 
     Args:
         model: The model.
-        trace: Traces the model in its present mode; it may add to ``opaque`` and ``mode_reads``.
+        trace: Traces the model in its present mode, and may add to ``opaque`` and ``mode_reads``.
         opaque: The opaque modules by path, with reasons.
-        mode_reads: The modes that the forward reads; ``trace`` fills it.
+        mode_reads: Filled by ``trace`` with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
     """
 
@@ -132,7 +132,7 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
     with Changes() as changes, changes:
         changes.later(back)
         for module in modes:
-            module.training = mode(module)  # not .train(): a user's override may do more
+            module.training = mode(module)  # ``train()`` is not called, because a user's override may do more
         return trace()
 
 
@@ -142,7 +142,8 @@ def mode_asked(mode: bool, expected: bool, name: str) -> None:
     if mode != expected:
         raise OtherInputs(
             f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
-            f"{expected}. Put {name} and the module that reads it in one mode, or regularize with {name} in the mode that it should have."
+            f"{expected}. Put {name} and the module that reads its mode into the same mode, or regularize with {name} in the mode that it "
+            "should have."
         )
 
 
@@ -151,8 +152,8 @@ def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
 
     Args:
         graph: The graph.
-        expected: For each path of a submodule, what its ``training`` must equal: a fixed mode, or another ``training`` attribute, given by
-            its path.
+        expected: By the path of a submodule, what its ``training`` must equal. A bool is a fixed mode; a string is the path of another
+            ``training`` attribute.
     """
     first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(first):
@@ -169,7 +170,10 @@ def _training_path(path: str) -> str:
 
 
 def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: LiteralOwners) -> None:
-    """Replace each literal that differs by a read of ``training``: of the literal's owner; if it has none, of the operation's module."""
+    """Replace each literal that differs by a read of a module's ``training``, or by a choice that this read decides.
+
+    The module is the literal's owner. If ``owners`` has none, it is the module of the operation.
+    """
     for node in list(graph.nodes):
         literals = differing.get(name_of(node))
         if not literals:

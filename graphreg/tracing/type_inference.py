@@ -18,7 +18,7 @@ ATTRIBUTES: dict[str, type] = {
 INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # operators that return an integer if all arguments are integers
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # they return a bool if their value is no tensor
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # operations whose result is a tensor or a bool
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
 }  # fmt: skip  # operators that return a tensor if an argument is a tensor
@@ -83,8 +83,8 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
 def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
     """Return the type of an item of a value.
 
-    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except attention weights, which may be None, and packed
-    sequences.
+    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except in two cases: attention weights may be None, and a
+    recurrent layer that gets a packed sequence returns one.
     """
     source, index = node.args
     if not isinstance(source, fx.Node) or isinstance(index, (str, fx.Node)):

@@ -1,8 +1,9 @@
 """Checks that a rewritten module computes what the user's model computes, by running copies of both and comparing every value.
 
 Open ``verify.py`` first: it decides what to run and what to compare. ``values.py`` walks through outputs and describes how two values
-differ. ``state.py`` compares the parameters and buffers of two models. ``first_difference.py`` finds the first node of the graph whose
-value differs. ``shared_parameters.py`` lets the copies share one set of parameters.
+differ. ``state.py`` compares the parameters and buffers of two models, and ``gradients.py`` their gradients during a backward pass.
+``first_difference.py`` finds the first node of the graph whose value differs. ``shared_parameters.py`` lets the copies share one set of
+parameters.
 """
 
 from graphreg.verification.verify import copied, validate, verify

@@ -120,15 +120,15 @@ def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
 
 
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
-    """Return a sentence that names the first node whose value differs; if no node's does, the first operation that only the model runs.
+    """Return a sentence that names the first node whose value differs; if none differs, the first operation that only the model runs.
 
-    ``""`` if there is neither, or if the operation that differs belongs to no node of ``graph``.
+    The result is ``""`` if neither exists, or if the operation that differs belongs to no node of ``graph``.
 
     Args:
         theirs: The operations that the model ran.
         ours: The operations that the rewritten graph ran.
         graph: The graph with the nodes to name.
-        near: Whether to allow a difference of ``NEAR``.
+        near: Whether to allow a difference of ``NEAR`` (``values.py``).
     """
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
@@ -148,10 +148,10 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
 
 
 def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple[list[tuple[Step, Step]], Step | None]:
-    """Pair each of ``steps``, in order, with the next equal step in ``others``. Stop at the first step for which there is no equal one.
+    """Pair each of ``steps``, in order, with the next equal step in ``others``. Stop at the first step without an equal step.
 
     Returns:
-        The pairs, and the step at which the pairing stopped; None instead of that step if all steps were paired.
+        The pairs, and the step at which the pairing stopped, or None if all steps were paired.
     """
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
@@ -183,7 +183,7 @@ def first_differing(
         calls: The arguments of the call: a copy for the model, and a copy for the module.
         graphs: Two graphs: that of the module's copy, which is run, and that of the module, whose nodes know their source lines.
         seed: A function that seeds the generators.
-        near: Whether to allow a difference of ``NEAR``.
+        near: Whether to allow a difference of ``NEAR`` (``values.py``).
     """
     try:
         seed()

@@ -14,13 +14,13 @@ from graphreg.verification.values import difference
 def freed_if_equal(
     parameters: Mapping[str, nn.Parameter], expected: MutableMapping[str, Tensor | None], near: bool
 ) -> Iterator[None]:
-    """In the block, free the gradient of a parameter, and the one expected for it, as soon as the two are found equal.
+    """In the block, free each parameter's gradient, and the gradient that is expected for it, as soon as the two are found equal.
 
-    Both are None afterwards. What differs stays as it is, for the comparison that words the error.
+    Both are None afterwards. Gradients that differ are kept, because the error describes the difference.
 
     Args:
         parameters: The parameters by name; a tied one by all its names.
-        expected: The expected gradients by ``"the gradient of "`` and the parameter's name.
+        expected: The expected gradients. The key of each is ``"the gradient of "`` followed by the parameter's name.
         near: Whether to allow differences by rounding.
     """
     places: dict[nn.Parameter, list[str]] = {}
@@ -34,7 +34,7 @@ def freed_if_equal(
         given, ours = expected[names[0]], parameter.grad
         if ours is None:
             return
-        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in parts: here one that adds nothing
+        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in parts: free a further part if it is zero
             parameter.grad = None if not ours.any() else ours
         elif given is not None and not difference(given, ours, near):
             parameter.grad = None

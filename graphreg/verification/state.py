@@ -11,7 +11,7 @@ from graphreg.verification.values import difference
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a model's parameters by name, a tied one under each of its names. What is under ``graphreg_rules`` is left out."""
+    """Return a model's parameters by name, a tied one under each of its names. Those under ``graphreg_rules`` are left out."""
     return {name: p for name, p in module.named_parameters(remove_duplicate=False) if not name.startswith(f"{RULES}.")}
 
 
@@ -50,7 +50,7 @@ def attribute(twin: nn.Module, dotted: str) -> Any:
 
 
 def differing_parameter(expected: dict[str, nn.Parameter], ours: dict[str, nn.Parameter]) -> str:
-    """Describe the first parameter in ``ours`` that differs from the one of that name in ``expected``; ``""`` if none does."""
+    """Describe the first parameter in ``ours`` that differs from the parameter of the same name in ``expected``; ``""`` if none does."""
     for name, parameter in expected.items():
         if name in ours and not nn.parameter.is_lazy(parameter) and (how := difference(parameter, ours[name])):
             return f"the parameter {name} {how}"

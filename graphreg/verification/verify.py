@@ -36,7 +36,7 @@ Form = Literal["off", "copy", "native"]
 FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, each with its description in errors; "off" bypasses splices
     "off": "",
     "copy": ", where each splice returns a copy of what it is given",
-    "native": ", where the runtime modules that own_dropout= chose run instead of the model's native dropout",
+    "native": ", where graphreg's runtime modules replace the native dropout that own_dropout= selects",
 }
 
 
@@ -44,9 +44,9 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
-    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. If torch.export traced the model,
-    a difference of 1e-6 of the largest value is allowed; for float16 and bfloat16, of four times the dtype's epsilon.
-    ``model`` and ``module`` stay unchanged; a compiled module is compared in eager mode.
+    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. In two cases a small difference is
+    allowed: everywhere if torch.export traced the model, and in gradients of parameters that splices replace. Relative to the tensor's
+    largest value it may be 1e-6 (float16 and bfloat16: four times the epsilon). Both stay unchanged; a compiled module runs in eager.
 
     Args:
         model: The model that ``regularize`` was given.
@@ -129,7 +129,7 @@ class Validation:
         record = rules_of(module).build_record
         self.exported = record is not None and record.front_end == "export"
         replaced = [edit.site for edit in record.plan.edits if edit.replaces_parameter] if record is not None else []
-        # by splices on parameters: autograd adds the gradients of several reads in another order
+        # for a parameter that a splice replaces, autograd adds the gradients of several reads in another order
         self.reordered = {f"the gradient of {label.name}" for site in replaced for label in site.labels}
         self.differentiates = True  # whether the copies of floating-point inputs require gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
@@ -194,7 +194,7 @@ class Validation:
         return twin
 
     def _in_mode(self, twin: M, mode: str) -> M:
-        """Put all modules of a copy into ``mode``. If the user's model is in that mode, give each submodule the mode that it has there."""
+        """Put a copy into ``mode``. If the user's model is in ``mode``, each submodule gets the mode that it has in the user's model."""
         as_given = self.modes[""] == (mode == "train")
         paths = dict(twin.named_modules(remove_duplicate=False))
         for path, training in self.modes.items():
@@ -234,8 +234,8 @@ class Validation:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
-        # only attributes whose tensor the call wrote into; not those that the forward assigned anew, since graphreg does not promise that
-        # a rewritten module repeats assignments
+        # Compare attributes whose tensor the call wrote into, but not those that the forward assigned anew: graphreg does not promise
+        # that a rewritten module repeats assignments.
         for path, name, tensor, was in before:
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
                 call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())
@@ -280,7 +280,7 @@ class Validation:
             if how := difference(value, actual.values[place], self.exported):
                 return f"{place} {how}"
         if more := next((place for place in actual.values if place not in expected.values), None):
-            return f"{more} is there, and not in the model"
+            return f"{more} is in the module, and not in the model"
         if expected.failed is not None:  # the model's own backward pass fails
             return ""
         if actual.failed is not None:
@@ -295,7 +295,7 @@ class Validation:
         return ""
 
     def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
-        """Describe the first parameter that the call changed in one of the two copies, but not equally in both; ``""`` if there is none."""
+        """Describe the first parameter that differs between the copies; if they share parameters, from the user's model. Else ``""``."""
         message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
         return f"after the call {message}" if message else ""
 
@@ -374,7 +374,7 @@ def _seed(number: int) -> None:
 
 @contextmanager
 def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """Run the block with grad mode on, and with torch's fast path of attention and the key-value caches of ``cached`` off.
+    """Run the block with grad mode on, without torch's fast path of attention, and without the key-value caches of the model ``cached``.
 
     At the end of the block, the global random generators get their old states back.
     """

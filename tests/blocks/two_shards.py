@@ -21,6 +21,10 @@ from block_nets import Residual, Stack
 KEYWORDS: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_l1": 0.1, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 3}
 
 
+LEARNED = {"l0_gates": {"weight": 0.1, "pattern": "**.relu"}, "concrete_dropout": {"weight": 0.1, "pattern": "layers.*"}}
+LEARNED |= {"example_inputs": torch.ones(4, 9, dtype=torch.double)}  # type: ignore[dict-item]
+
+
 def made(**more: Any) -> Any:
     """The same on every rank. Nine features, so that two ranks have shards of different sizes."""
     torch.manual_seed(0)
@@ -79,6 +83,8 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "checkpointed": ({}, lambda module: sharded(checkpointed(module))),
     "compiled blocks": ({}, lambda module: compiled_blocks(sharded(module))),
     "attached": ({"penalties": "attach", "scale": 1.0}, sharded),
+    "learned parameters": (LEARNED, lambda module: compiled_blocks(sharded(module))),
+    "learned parameters, checkpointed": (LEARNED, lambda module: sharded(checkpointed(module))),
     "whole parameters": ({"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}}, sharded),
 }
 

@@ -362,7 +362,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     ("cli_nets.py", [], "e.g. cli_nets.py:build."),
     (":Net", [], "names no model"),
     ("cli_nets.py:", [], "names no model"),
-    ("pytest.py:Net", [], "pytest.py has the name of a module that is loaded already, pytest. Rename it."),
+    ("pytest.py:Net", [], "pytest.py has the name of a module that is loaded already, pytest. Rename the file."),
     ("cli_broken.py:net", [], "importing cli_broken.py raised ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
     ("cli_broken:net", [], "importing cli_broken raised ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
     ("cli_syntax.py:net", [], "importing cli_syntax.py raised SyntaxError: invalid syntax"),
@@ -370,7 +370,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     ("cli_nets.py:raises", [], f"cli_nets.py:raises called with () raised ValueError: no weights (cli_nets.py, line {RAISED})"),
     ("cli_nets.py:exits", [], "raised SystemExit: 3"),
     ("cli_nets.py:gives_text", [], "cli_nets.py:gives_text gives something of type str; it must give a torch.nn.Module."),
-    ("cli_nets.py:number", [], "cli_nets.py:number is of type int; name a callable that gives a torch.nn.Module, or one itself."),
+    ("cli_nets.py:number", [], "cli_nets.py:number is of type int; name a torch.nn.Module, or a callable that returns one."),
     ("cli_nets.py:Nested.made", ["--kwargs", '{"width": 2}'], "is a model already, so --kwargs has nothing to call"),
     (NET, ["--kwargs", '{"wide": 2}'], "called with (wide=2) raised TypeError: Net.__init__() got an unexpected keyword argument 'wide'"),
     (NET, ["--kwargs", "wide=2"], "--kwargs 'wide=2' is no JSON"),
@@ -381,7 +381,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     (NET, ["--input", "5,4"], "--input '5,4' is no shape; write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224"),
     (NET, ["--input", "-5x4"], "expected one argument"),
     (NET, ["--input", "5x4:float23"], "there is no dtype float23. Near names: float32"),
-    (NET, ["--input", "5x4<3"], "a bound is for integers, and float32 is none. Leave it out, or write :int64<3."),
+    (NET, ["--input", "5x4<3"], "a bound is for integers, and float32 is no integer type. Leave the bound out, or write :int64<3."),
     (NET, ["--input", "5x4:int8<200"], "the bound of int8 is from 1 to 127."),
     (NET, ["--input", "5x4:int64<0"], "the bound of int64 is from 1 to"),
     (NET, ["--input", "99999999999x99999999999"], "--input '99999999999x99999999999' cannot be made: RuntimeError"),
@@ -389,8 +389,8 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     (NET, ["--input", "x=5x4", "--input", "x=5x4"], "an input is given twice"),
     (NET, ["--input", "5x4", "--inputs", "one.pt"], "--input and --inputs are both given; one is enough."),
     (NET, ["--inputs", "two.pt"], "--inputs: there is no file two.pt."),
-    (NET, ["--inputs", "text.pt"], "--inputs text.pt cannot be read; write it with torch.save"),
-    (NET, ["--inputs", "module.pt"], "--inputs module.pt cannot be read; write it with torch.save"),
+    (NET, ["--inputs", "text.pt"], "--inputs text.pt cannot be read; write tensors in a tuple or a dict to it with torch.save"),
+    (NET, ["--inputs", "module.pt"], "--inputs module.pt cannot be read; write tensors in a tuple or a dict to it with torch.save"),
     (NET, ["--inputs", "numbered.pt"], "--inputs numbered.pt holds a dict whose keys are not all strings; name the arguments."),
     (NET, ["--front-end", "dynamo"], "argument --front-end: invalid choice: 'dynamo'"),
     (NET, ["--front-end", "export"], "so it needs example_inputs: a tensor, a tuple or a dict. --input 1x3x224x224 (a shape)"),
@@ -454,9 +454,9 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["names", NET, "--jsn"], "unrecognized option --jsn. Near options: --json"),
         (["demo", "--jsn=3"], "unrecognized option --jsn. graphreg demo --help"),
         (["names", NET, "--select", "layer*"], "'layer*' matches no site of Net."),
-        (["names", NET, "--select", "hid*@ReLU"], "The name is found, the filter is not"),
+        (["names", NET, "--select", "hid*@ReLU"], "The name exists, but not with this op, port or role"),
         (["names", NET, "--select", "hid#middle"], "asks for the role 'middle'; roles are input, hidden, output, branch."),
-        (["names", NET, "--on", "values"], "--on limits what --select can select; give a --select too."),
+        (["names", NET, "--on", "values"], "--on limits what --select can select; give --select, too."),
         (["names", NET, "--select", "*", "--on", "both"], "argument --on: invalid choice: 'both'"),
         (["plan", NET], "no regularizer is given; write e.g. graphreg plan cli_nets.py:Net --hidden-dropout 0.1."),
         (["report", NET], "no regularizer is given"),
@@ -531,20 +531,23 @@ def test_the_demo_is_that_of_make(say: Say, monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(cli_demo.subprocess, "run", run)
-    assert [say("demo")[0], say("demo", "penalties")[0]] == [7, 7]
+    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0]] == [7, 7, 7]
     examples = cli_page.TOP / "examples"
-    assert ran == [[sys.executable, str(examples / name)] for name in ("demo.py", "demo_penalties.py")]
-    assert all(f"$(PY) examples/{Path(path).name}" in (cli_page.TOP / "Makefile").read_text() for _, path in ran)
+    assert [" ".join(command) for command in ran] == [
+        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py")
+    ]
+    made = (cli_page.TOP / "Makefile").read_text()
+    assert all(f"$(PY) examples/{Path(path).name} {' '.join(more)}".strip() + "\n" in made for _, path, *more in ran)
 
 
 def test_the_demo_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: None if name == "sklearn" else name)  # any other is there
-    refused(say("demo"), "the demo needs sklearn, not installed here: pip install 'graphreg[demo]'.")
+    refused(say("demo"), "the demo needs sklearn, not installed: pip install 'graphreg[demo]'.")
 
 
 def test_completion_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "argcomplete", None)
-    refused(say("completion", "bash"), "completion needs argcomplete, not installed here: pip install 'graphreg[completion]'.")
+    refused(say("completion", "bash"), "completion needs argcomplete, which is not installed: pip install 'graphreg[completion]'.")
 
 
 def test_help_has_every_key() -> None:
@@ -625,3 +628,19 @@ def test_the_script_and_a_closed_pipe(folder: Path) -> None:
     done = subprocess.run([script, "plans"], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("graphreg: argument COMMAND: invalid choice: 'plans'")
+
+
+# The audit
+
+
+def test_the_audit(say: Say) -> None:
+    """Its exit status tells whether there is something to do."""
+    status, out, err = say("audit", "torchvision.models:resnet18")
+    assert (status, out, err) == (0, "ResNet: 0 dropouts of its own; nothing to remark\n", "")
+    status, out, err = say("audit", "torchvision.models:densenet121", "--kwargs", '{"drop_rate": 0.1}', "--json")
+    data = json.loads(out)
+    assert (status, err, data["title"], data["remarks"][0]["kind"]) == (1, "", "DenseNet", "before batch norm")
+
+
+def test_the_audit_takes_no_regularizer(say: Say) -> None:
+    refused(say("audit", "torchvision.models:resnet18", "--hidden-dropout", "0.1"), "takes no regularizer (--hidden-dropout)")

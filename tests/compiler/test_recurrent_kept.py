@@ -219,7 +219,7 @@ def flat(model: nn.Module) -> None:
 REFUSED = {
     hooked: r"the LSTM 'rnn'.*it has hooks, which the operator would not call; remove them",
     subclassed: r"the MyLSTM 'rnn'.*it is a MyLSTM, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself",
-    replaced: r"the LSTM 'rnn'.*its forward was replaced; put its own back",
+    replaced: r"the LSTM 'rnn'.*its forward was replaced; restore it",
     parametrized: r"the ParametrizedLSTM 'rnn'.*code is not torch's own",
     flat: r"the LSTM 'rnn'.*its weights are not parameters of its own .*; make them plain parameters",
 }

@@ -232,7 +232,7 @@ def in_javascript(cases: list[tuple[list[str], str, list[Site]]], folder: Path) 
 
 def in_order(sentence: str) -> str:
     """With operations in one order: the library begins with those like the one that was asked for."""
-    return re.sub("(?<=ops there )[^;]+", lambda found: ", ".join(sorted(found[0].split(", "))), sentence)
+    return re.sub("(?<=It has: ops )[^;]+", lambda found: ", ".join(sorted(found[0].split(", "))), sentence)
 
 
 MORE = re.compile(r"( Near names: .*)?( List all: graphreg\.names\(model\)\.)?", re.DOTALL)  # what the library alone knows

@@ -94,8 +94,8 @@ def test_a_view_of_what_is_given_leads_to_the_penalties(how: Any) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        (lambda m, a, x: (a.detach(), x), "a tensor that no graph computed, such as an argument as it is"),
-        (lambda m, a, x: {"a": a.argmax(), "b": [m.w]}, "the parameter w as it is"),
+        (lambda m, a, x: (a.detach(), x), "a tensor that no graph computed, such as one of its arguments"),
+        (lambda m, a, x: {"a": a.argmax(), "b": [m.w]}, "the parameter w itself"),
     ],
 )
 def test_what_alone_is_returned_as_it_is_is_refused(how: Any, what: str) -> None:
@@ -116,8 +116,8 @@ def test_what_is_returned_as_it_is_beside_others_warns_once() -> None:
     model = Returns(lambda m, a, x: (a, m.w))
     run = compiled(model)
     sentence = (
-        "penalties='attach': the model returns the parameter w as it is, beside what its graphs compute. A backward pass that begins "
-        "there alone would not reach the penalties. Return a view of it"
+        "penalties='attach': the model returns the parameter w itself, beside what its graphs compute. A backward pass from this "
+        "tensor alone would not reach the penalties. Return a view of it"
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(sentence)}") as told:
         run(x_of())
@@ -134,7 +134,7 @@ def test_what_needs_no_gradient_is_returned_as_ever(how: Any) -> None:
 def test_what_code_outside_of_graphs_returns_is_refused_too() -> None:
     """The rest of the forward has no operation, so Dynamo leaves it to eager."""
     model = Returns(lambda m, a, x: m.w, breaks=True)
-    with pytest.raises(GraphRegError, match="^penalties='attach': the model returns the parameter w as it is, and nothing else"):
+    with pytest.raises(GraphRegError, match="^penalties='attach': the model returns the parameter w itself, and nothing else"):
         compiled(model)(x_of())
 
 

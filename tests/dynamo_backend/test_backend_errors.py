@@ -56,7 +56,7 @@ def refused(error: type[GraphRegError], sentence: str, call: Callable[[], Any]) 
         (RegularizerError, "inner='indctor' is no backend that torch knows. Near names: inductor. "
          "torch.compiler.list_backends(None) lists them.", {"inner": "indctor"}),
         (RegularizerError, "inner=3 is no backend; give a name of torch.compiler.list_backends(None), or a callable.", {"inner": 3}),
-        (RegularizerError, "options={'fast': True} are not allowed: the inner backend 'aot_eager' takes none.",
+        (RegularizerError, "options={'fast': True} are not allowed: the inner backend 'aot_eager' takes no options.",
          {"inner": "aot_eager", "options": {"fast": True}}),
         (RegularizerError, "options={'fastest': True} are not allowed: Unexpected optimization option fastest",
          {"options": {"fastest": True}}),
@@ -79,7 +79,7 @@ def test_options_are_refused_at_once(error: type[GraphRegError], sentence: str, 
 
 
 def test_a_backend_within_a_backend() -> None:
-    sentence = "inner= is a backend of graphreg's already; give all regularizers to one."
+    sentence = "inner= is a backend of graphreg's already; give all regularizers to one backend."
     refused(RegularizerError, sentence, lambda: graphreg.backend(inner=graphreg.backend(inner="eager")))
 
 
@@ -87,8 +87,8 @@ def test_a_torch_that_does_not_show_results_refuses_to_attach(monkeypatch: pytes
     monkeypatch.setattr("graphreg.dynamo_backend.options.TELLS_RESULT", False)
     sentence = (
         f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not show what a "
-        "compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use penalties='return' and add "
-        "backend.penalties() to the loss, or graphreg.regularize."
+        "compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the penalties, unnoticed. "
+        "Use penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
     )
     refused(GraphRegError, sentence, lambda: graphreg.backend(inner="eager", weight_l2=0.1, penalties="attach", scale=1))
     graphreg.backend(inner="eager", hidden_dropout=0.1, penalties="attach")  # nothing attaches
@@ -96,7 +96,7 @@ def test_a_torch_that_does_not_show_results_refuses_to_attach(monkeypatch: pytes
 
 @needs_result
 def test_attaching_without_a_scale_warns() -> None:
-    with pytest.warns(UserWarning, match="^penalties='attach': a backend does not see the loss, so what it is scaled by"):
+    with pytest.warns(UserWarning, match="^penalties='attach': a backend does not see the loss, so it cannot know how the loss is scaled"):
         graphreg.backend(inner="eager", weight_l2=0.1, penalties="attach")
     graphreg.backend(inner="eager", hidden_dropout=0.1, penalties="attach")
 
@@ -145,7 +145,7 @@ def test_values_that_no_parameter_reaches() -> None:
     model = Net()
     model.a.requires_grad_(False)
     run = torch.compile(model, backend=graphreg.backend(inner="eager", hidden_l1=0.1))
-    refused(RegularizerError, "hidden_l1: no parameter that can train reaches its sites, so it would change nothing.", lambda: run(X))
+    refused(RegularizerError, "hidden_l1: no parameter that can train reaches its sites, so the penalty would", lambda: run(X))
     with torch.no_grad():
         run(X)
 
@@ -173,7 +173,7 @@ def test_a_rewritten_model() -> None:
 
 def test_torchs_own_options_beside_the_backend() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(inner="eager", hidden_l1=0.1), options={"fast": True})
-    refused(RegularizerError, "torch.compile was given options beside graphreg's backend, which takes none.", lambda: run(X))
+    refused(RegularizerError, "torch.compile was given options beside graphreg's backend, which takes no options.", lambda: run(X))
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,10 @@ def test_handle() -> None:
         ("the state of a rewritten module is no state of a backend's noise.", theirs),
         ("list is no state of a backend's noise.", []),
         ("the state has version 9; this graphreg reads versions 1 and 2.", {**state, "version": 9}),
-        ("the state is damaged: it says seed='x', no whole number.", {**state, "seed": "x"}),
-        ("the state is damaged: it says ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
-        ("the state is damaged: it says epoch, which no state has.", {**state, "epoch": 3}),
-        ("the state is damaged: it says calls={'a': -1}, not a dict of streams to whole numbers", {**state, "calls": {"a": -1}}),
+        ("the state is damaged: it has seed='x', not a whole number.", {**state, "seed": "x"}),
+        ("the state is damaged: it has ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
+        ("the state is damaged: it has epoch, which no state has.", {**state, "epoch": 3}),
+        ("the state is damaged: it has calls={'a': -1}, not a dict of streams to whole numbers", {**state, "calls": {"a": -1}}),
     ]:
         refused(RegularizerError, sentence, lambda given=given: graphreg.set_rng_state(backend, given))  # type: ignore[misc]
     with graphreg.frozen_noise(backend):
@@ -244,7 +244,7 @@ def test_a_penalty_on_all_sites_at_once_over_two_graphs() -> None:
         return backend.penalties()["spread_of_all"]
 
     assert run(["tanh", "b"]).dim() == 0
-    sentence = "spread_of_all looks at all of its sites at once, and this call has some in 2 graphs. Select those of one graph"
+    sentence = "spread_of_all looks at all of its sites at once, and in this call they are in 2 graphs. Select only sites of one graph"
     refused(RegularizerError, sentence, lambda: run(["a", "b"]))
 
 

@@ -229,7 +229,7 @@ def test_an_argument_that_is_written_before_a_new_size_is_found_is_refused() -> 
     model = WritesThenDecides()
     graphreg.regularize_(model, weight_l2=0.1, scale=1.0)
     model(X[:5].clone())
-    with pytest.raises(graphreg.GraphRegError, match="WritesThenDecides writes into an argument, and then decides something on a shape"):
+    with pytest.raises(graphreg.GraphRegError, match="WritesThenDecides writes into an argument, and then tests a condition on a shape"):
         model(X[:2].clone())
 
 

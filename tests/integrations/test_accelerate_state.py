@@ -74,5 +74,5 @@ def test_the_gradient_of_an_accumulated_step_by_hand() -> None:
 def test_a_state_of_another_model() -> None:
     state = RegularizerState(graphreg.regularize_(perceptron(), **SETTINGS)).state_dict()
     other = nn.Sequential(graphreg.regularize_(perceptron(), **SETTINGS))
-    with pytest.raises(RegularizerError, match="only one of the two has a regularized module at the model itself, 0. Regularize the model"):
+    with pytest.raises(RegularizerError, match="only the model has a regularized module at the model itself, 0. Regularize the model"):
         RegularizerState(other).load_state_dict(state)

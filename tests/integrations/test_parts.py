@@ -80,7 +80,7 @@ def test_a_state_of_other_regularizers_changes_nothing() -> None:
     net = model()
     state = copy.deepcopy(Parts(net).state())
     state[""]["regularizers"].append("decov")
-    with pytest.raises(RegularizerError, match=r"only one of the two has a regularizer named decov\. Regularize the model as for"):
+    with pytest.raises(RegularizerError, match=r"only the model has a regularizer named decov\. Regularize the model as for"):
         Parts(net).load(state)
 
 

@@ -190,7 +190,7 @@ def test_logs(tmp_path: Path) -> None:
 def test_another_model_is_refused(whole: Whole, tmp_path: Path) -> None:
     make, checkpoint = whole[:2]
     other = graphreg.regularize_(make(), hidden_dropout=0.1)
-    with pytest.raises(RegularizerError, match="only one of the two has a regularizer named hidden_l1, weight_l2. Regularize the model as"):
+    with pytest.raises(RegularizerError, match="only the model has a regularizer named hidden_l1, weight_l2. Regularize the model as"):
         trainer(other, tmp_path, RegularizerCallback(), max_steps=4).train(resume_from_checkpoint=str(checkpoint))
     with pytest.raises(GraphRegError, match="no module in this Words is regularized, so there is nothing to save or to log"):
         trainer(words(), tmp_path, RegularizerCallback()).train()

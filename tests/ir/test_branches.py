@@ -210,7 +210,7 @@ def test_the_mark_beside_the_roles() -> None:
         edits = graphreg.plan(traced, graphreg.build("dropout", weight=0.1, pattern=selector)).edits
         assert [edit.site.name for edit in edits] == names
     assert "hidden, branch" in str(graphreg.names(traced.model))
-    error = r"'add#branch' matches no value of Model. The name is found, the filter is not: ops there add; ports out; roles hidden\."
+    error = r"The name exists, but not with this op, port or role. It has: ops add; ports out; roles hidden\."
     with pytest.raises(graphreg.NoMatchError, match=error):
         graphreg.plan(traced, graphreg.build("dropout", weight=0.1, pattern="add#branch"))
 

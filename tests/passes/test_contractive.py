@@ -278,7 +278,7 @@ def test_an_exact_jacobian_that_cannot_finish() -> None:
     model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 2))
     sentence = (
         "Contractive contractive: the exact Jacobian at 1 (64 x 300) has 19200 rows, each a backward pass that is kept for the gradient; "
-        "8192 are the most. Use estimator='projection', which takes n of them, or fewer examples."
+        "8192 are the most. Use estimator='projection', which takes n backward passes, or fewer examples."
     )
     with pytest.raises(graphreg.RegularizerError, match=f"^{re.escape(sentence)}$"):
         penalty(model, Contractive("1", 1.0, estimator="exact"), torch.randn(64, 4))

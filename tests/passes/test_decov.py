@@ -36,11 +36,11 @@ def test_what_must_not_change() -> None:
 
 def test_errors() -> None:
     refused(
-        "DeCov at act: the value has shape (1, 2), and so 1 sample of 2 units (the units are the last axis); it takes 2 samples or more. "
-        "Give a larger batch (drop_last=True in a DataLoader); graphreg.strip(module) gives the model without penalties, for single "
-        "examples.",
+        "DeCov at act: the value has shape (1, 2), and so 1 sample of 2 units (the units are the last axis); the penalty needs 2 samples "
+        "or more. Give a larger batch (drop_last=True in a DataLoader); graphreg.strip(module) gives the model without penalties, for "
+        "single examples.",
         lambda: graphreg.regularize(TwoLayers(), decov=0.1)(X[:1]),
     )
-    refused("DeCov at b: the value has shape (2, 1), and so 1 unit (the units are the last axis); it takes 2 or more. Give axis= where "
-            "another axis has the units, or leave the value out by '!'.",
+    refused("DeCov at b: the value has shape (2, 1), and so 1 unit (the units are the last axis); the penalty needs 2 or more. Give "
+            "axis= where another axis has the units, or leave the value out by '!'.",
             lambda: graphreg.regularize(TwoLayers(), DeCov("b", 0.1), example_inputs=X))  # fmt: skip

@@ -49,7 +49,7 @@ add_1 = head + linear
 return graphreg_Regularized(add_1, {})"""
     )
     assert text(graphreg.strip(module).code) == before
-    assert "embedding_dropout: word.weight is read as it is by Language, head" in str(graphreg.report(module, cost=False))
+    assert "embedding_dropout: word.weight is not replaced when read by Language, head" in str(graphreg.report(module, cost=False))
 
 
 def test_merity() -> None:

@@ -80,6 +80,6 @@ def test_errors() -> None:
     ):
         graphreg.regularize(nn.Linear(2, 2), hidden_l1=1.0)
     normed = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
-    with pytest.raises(graphreg.NoMatchError, match=r" but the outputs of 1 norms, which '\*\*#hidden' takes\. Name a value"):
+    with pytest.raises(graphreg.NoMatchError, match=r"; it has hidden outputs of norms \(1\), which '\*\*#hidden' selects\. Name a value"):
         graphreg.regularize(normed, hidden_l1=1.0)
     assert "hidden_l1" in graphreg.regularize(normed, hidden_l1={"weight": 1.0, "pattern": "**#hidden"})(torch.ones(1, 2))[1]

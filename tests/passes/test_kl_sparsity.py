@@ -59,8 +59,8 @@ def test_errors() -> None:
             lambda: KLSparsity("*", 1, target=1.0))  # fmt: skip
     refused("KLSparsity: target='low' is not allowed", lambda: KLSparsity("*", 1, target="low"))  # type: ignore[arg-type]
     refused(
-        "KLSparsity at act: the value has the number 2; all numbers must be in [0, 1]. Select values that are, as '**@Sigmoid' or "
-        "'**@sigmoid' does, or take another penalty (hidden_l1 takes any numbers).",
+        "KLSparsity at act: the value has the number 2; all numbers must be in [0, 1]. Select values in this range, as '**@Sigmoid' or "
+        "'**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers).",
         lambda: graphreg.regularize(TwoLayers(), kl_sparsity=0.1)(X),
     )
 

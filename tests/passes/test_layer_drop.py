@@ -168,12 +168,12 @@ def test_errors() -> None:
             r"LayerDrop at twice: twice is called 2 times, and its calls cannot be told apart\.",
         ),
         ("two", graphreg.RegularizerError, r"LayerDrop at two.*: two gets several values \(twice_1, relu\) from the rest of the model"),
-        ("written", graphreg.TraceError, r"layer_drop at written.*: the model writes into mul, the value that the module "),
+        ("written", graphreg.TraceError, r"layer_drop at written.*: the model later writes into mul, which the splice reads"),
         ("*", graphreg.NoMatchError, r"Odd has none of the default sites of LayerDrop \(none: select the modules to skip, as in"),
     ):
         with pytest.raises(error, match=message):
             graphreg.regularize(Odd(), LayerDrop(pattern, 0.1))(x)
-    with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop: a function cannot say which module a value is the output of"):
+    with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop: a selector that is a function selects values, not modules"):
         graphreg.regularize(Stack(), LayerDrop(lambda site: "layers.0" in site.names, 0.1))
     with pytest.raises(graphreg.RegularizerError, match=r"layer_drop: LayerDrop is not possible in a backend: a graph may be a part"):
         graphreg.backend(layer_drop={"weight": 0.1, "pattern": "layers.*"})

@@ -168,10 +168,10 @@ def test_errors() -> None:
             return self.out(self.rnn(x)[0])
 
     layer = Layer()
-    message = r"Zoneout at rnn: it acts on the states that nn\.RNNCell, .* and this value is none\. A recurrent layer computes"
+    message = r"Zoneout at rnn: it acts on the states that nn\.RNNCell, .* and this value is not such a state\. A recurrent layer computes"
     with pytest.raises(graphreg.RegularizerError, match=message):
         graphreg.regularize(layer, Zoneout("rnn", 0.1))
-    with pytest.raises(graphreg.RegularizerError, match=r"Zoneout at 0: it acts on the states .* and this value is none\.$"):
+    with pytest.raises(graphreg.RegularizerError, match=r"Zoneout at 0: it acts on the states .* and this value is not such a state\.$"):
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), Zoneout("0", 0.1))
     with pytest.raises(graphreg.NoMatchError, match=r"none of the default sites of Zoneout \(the states of nn\.RNNCell, nn\.GRUCell and"):
         graphreg.regularize(layer, zoneout=0.1)

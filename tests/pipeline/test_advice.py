@@ -127,7 +127,7 @@ def given(**keywords: Any) -> Callable[[nn.Module], object]:
     (lambda m: splice("chunk"), r"Write a part of it: (\S+?)[,.] ", splice),
     (lambda m: weights("layer4.fd.weight"), r"Near names: (\S+?), ", weights),
     (lambda m: weights("!layer4.fc.bia"), r"Near names: (\S+?), ", lambda text: weights(f"!{text}")),
-    (lambda m: regularize(Normed(), HiddenL1("*", 1.0)), r"which '(.*?)' takes", lambda text: regularize(Normed(), HiddenL1(text, 1.0))),
+    (lambda m: regularize(Normed(), HiddenL1("*", 1.0)), r"which '(.*?)' selects", lambda text: regularize(Normed(), HiddenL1(text, 1.0))),
     (lambda m: steps("rnn:h_n"), r"Select '(.*?)'; ", steps),
     (lambda m: regularize(m, RecurrentState("rnn:*", 1.0)), r"add '(.*?)'\.", lambda text: steps(["rnn:*", text])),
     (lambda m: regularize(m, RecurrentState("cell_1", 1.0))(X), r"the selector '(.*?)' takes", steps),

@@ -166,5 +166,5 @@ def test_errors() -> None:
     with pytest.raises(graphreg.RegularizerError, match=r"drop_path: weight=by_depth\(0, 0\.1\) is not allowed in a backend"):
         graphreg.backend(drop_path=graphreg.by_depth(0, 0.1))
     module = graphreg.regularize(Blocks(), drop_path=0.1)
-    with pytest.raises(graphreg.RegularizerError, match=r"set_strength takes a number or a dict .* scale what graphreg\.site_strengths"):
+    with pytest.raises(graphreg.RegularizerError, match=r"takes a number or a dict .* scale the strengths in graphreg\.site_strengths"):
         graphreg.set_strength(module, "drop_path", graphreg.by_depth(0, 0.1))

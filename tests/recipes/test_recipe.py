@@ -401,7 +401,7 @@ def test_a_third_partys_regularizer_goes_by_its_key() -> None:
         ),
         (
             Keyless("1", 0.1),
-            r"keyless: the class Keyless has no key of its own, by which a recipe could name it\. Give it one: class Keyless",
+            r"keyless: the class Keyless has no key of its own, by which a recipe could name it\. Give the class a key: class Keyless",
         ),
         (
             Third("1", 0.1, factor=torch.ones(2)),
@@ -425,10 +425,10 @@ WRONG: list[tuple[str, str, str]] = [
     (".toml", TOML.replace("weight_l2", "wieght_l2"), r", line 9, at regularizers\[1\]\.key: no .* called 'wieght_l2'\. Near keys"),
     (".toml", "[[regularizers]]\nweight = 1\n", r", line 2, at regularizers\[0\]: \{'weight': 1\} is not a dict with a 'key'"),
     (".toml", "[regularizers]\nweight = 1\n", r", line 1, at regularizers: this must be a list of dicts, each with a 'key', not \{"),
-    (".toml", "rng =\n", r": this is not TOML: Invalid value \(at line 1, column 6\)"),
-    (".json", '{"a":\n}', r", line 2: this is not JSON: Expecting value\."),
+    (".toml", "rng =\n", r": this is not TOML \(Invalid value \(at line 1, column 6\)\)\."),
+    (".json", '{"a":\n}', r", line 2: this is not JSON \(Expecting value\)\."),
     (".json", '{"rng": 1, "rng": 2}', r": the key 'rng' is given twice in one object\."),
-    (".json", '{"hidden_dropout": NaN}', r": NaN is no number that a recipe may have\."),
+    (".json", '{"hidden_dropout": NaN}', r": NaN is no number that a recipe can have\."),
     (".json", "[1]", r": a recipe is a dict, not \[1\]\."),
     (".json", '{\n"recipe": 2}', r", line 2, at recipe: the version is 2; this graphreg reads version 1\."),
     (".json", '{"hidden_dropout": 0.1,\n "rng": "7"}', r", line 2, at rng: rng='7' is not allowed; give an int"),
@@ -450,7 +450,7 @@ WRONG: list[tuple[str, str, str]] = [
     (".yaml", "rng: 1\nhidden_dropout: 1e-4\n", r", line 2, at hidden_dropout: .*write it with a dot, 1\.0e-4"),
     (".yaml", "strengths:\n  a: 1e-4\n", r", line 2, at strengths\.a: '1e-4' is not a finite number\. A number in quotes is a string"),
     (".yaml", "hiden_dropout: 0.1\n", r", line 1, at hiden_dropout: 'hiden_dropout' is no option of a recipe.* Near keys"),
-    (".yaml", "rng: 1\na: [\n", r", line 3: this is not YAML: "),
+    (".yaml", "rng: 1\na: [\n", r", line 3: this is not YAML \("),
     (".yaml", "3: 1\n", r", at \[3\]: 3 is no option of a recipe and no key of a regularizer\."),
 ]  # fmt: skip
 

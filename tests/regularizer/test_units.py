@@ -115,7 +115,7 @@ def test_values_without_samples_and_units(known: bool) -> None:
 
     x = torch.ones(2, 3)
     options: dict[str, Any] = {"example_inputs": x} if known else {}
-    sentence = r"Shape at sum: the value has shape \(2,\); it takes samples of units, 2 dims or more\. Select another value, or leave"
+    sentence = r"Shape at sum: the value has shape \(2,\); the penalty needs samples of units, 2 dims or more\. Select another value, or"
     with pytest.raises(RegularizerError, match=sentence):
         graphreg.regularize(Sums(), Shape("sum*", 1.0), **options)(x)
     with pytest.raises(RegularizerError, match=r"Shape at fc: axis=-3 is out of range for a value of shape \(2, 3\); give the axis of the"):

@@ -41,7 +41,7 @@ WHOLE = """\
 -    hid = self.hid(x)
 +    hid = self.hid(x_wrt)                                                             # reads contractive at x
 +    hid_dropout = self.graphreg_rules.hid_dropout(hid, key)                           # dropout at hid
-+    hid_kept = torch.clone(hid_dropout)                                               # copy for dropout at hid, which is written into
++    hid_kept = torch.clone(hid_dropout)                                               # copy for dropout at hid: the model writes into it
 -    hid += 1;  iadd = hid
 +    hid_kept += 1;  iadd = hid_kept                                                   # reads dropout at hid
      relu = iadd.relu()
@@ -175,7 +175,7 @@ def test_attached_penalties_and_copies() -> None:
     module = graphreg.regularize(Net(), hidden_noise=0.1, hidden_l1={"weight": 0.1, "pattern": "hid"}, penalties="attach", scale=1.0)
     told = {line.kind: line.text.rpartition("# ")[2] for line in graphreg.diff(module).lines if line.sign == "+"}
     assert told["attach"] == told["attached"] == "hidden_l1 attached to the output"
-    assert told["copy"] == "copy for hidden_l1 at hid, which is written into"
+    assert told["copy"] == "copy for hidden_l1 at hid: the model writes into it"
     assert told["reads"] == "reads hidden_l1 at the output"
 
 

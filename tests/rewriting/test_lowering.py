@@ -268,7 +268,7 @@ def test_a_write_under_another_name_is_refused() -> None:
             h.add_(1)
             return y * 2  # type: ignore[no-any-return]
 
-    with pytest.raises(TraceError, match="^dropout cannot replace the value view of Aside: add_ writes into its storage under another"):
+    with pytest.raises(TraceError, match="^dropout cannot replace the value view of Aside: add_ writes into the value's storage"):
         lowered(Aside(), BernoulliDropout("view", 0.1))
 
 

@@ -268,7 +268,7 @@ def test_a_tied_parameter_is_replaced_where_its_named_module_reads_it(selector: 
     module = acting(model, Many(selector, 0.5))
     torch.testing.assert_close(module(IDS).output, expected)
     note = str(graphreg.report(module, cost=False))
-    assert ("is read as it is by" in note) == (replaced != "emb head root")
+    assert ("is not replaced when read by" in note) == (replaced != "emb head root")
 
 
 class Many(Scaled, on="parameters"):
@@ -424,7 +424,7 @@ class Writes(nn.Module):
         (Own(), {"pattern": "fc.bias"}, NoMatchError, r"matches no parameter of 2 dims or more of Own.*fc\.bias \(1 dim, 2 needed\)"),
         (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), {}, RegularizerError, r"Many at 0\.weight: '0' has max_norm=1, so it writes"),
         (Attends(0.1), {"own_dropout": "seeded"}, RegularizerError, "many acts on attention.in_proj_weight in the call of 'attention', "
-         "whose dropout own_dropout= replaces, and a call is replaced once"),
+         "whose dropout own_dropout= replaces, but a call can be replaced only once"),
         (nn.Sequential(Decides()), {}, RegularizerError, r"Many at 0\.fc\.weight: '0' is an opaque module \(.*\), so it is not known when"),
         (Writes(), {}, TraceError, "many cannot replace the parameter w: the forward writes into it, and the write would be lost"),
     ],
@@ -451,7 +451,7 @@ def test_a_parameter_that_nothing_reads_is_left_out_or_named() -> None:
 
 
 def test_what_a_formula_may_ask_for() -> None:
-    with pytest.raises(RegularizerError, match=r"Sequence\.__call__ asks for lengths; the engine supplies w, values, weight, noise on"):
+    with pytest.raises(RegularizerError, match=r"Sequence\.__call__ asks for lengths; the engine supplies w, values, weight, noise, "):
 
         class Sequence(Splice, on="parameters"):
             lengths: str | None = None

@@ -493,7 +493,7 @@ class Strided(nn.Module):
 
 def test_a_value_whose_storage_is_read_by_strides_is_not_replaced_where_it_is_a_view() -> None:
     x = torch.randn(3, 4)
-    with pytest.raises(TraceError, match="value getitem of Strided: as_strided reads its storage directly"):
+    with pytest.raises(TraceError, match="value getitem of Strided: as_strided reads the value's storage directly"):
         graphreg.regularize(Strided(True), BernoulliDropout("getitem", 0.0))
     graphreg.regularize(Strided(True), BernoulliDropout("as_strided", 0.0), HiddenL1("getitem", 0.1))
     model = Strided(False)

@@ -85,7 +85,7 @@ def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPa
         with graphreg.frozen_noise(module):
             assert len(told) == 1 + own
     del told[1]
-    assert told == ["frozen_noise does not hold 2: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved."]
+    assert told == ["frozen_noise does not freeze 2: torch draws it, not graphreg. With own_dropout='seeded', graphreg draws what it can."]
 
 
 def _three(module: nn.Module) -> list[Tensor]:
@@ -311,7 +311,7 @@ def test_a_dropout_that_torch_draws_is_told_of_without_noise_of_ours(monkeypatch
     for _ in range(2):
         with graphreg.frozen_noise(module):
             pass
-    assert [text.partition(":")[0] for text in told] == ["frozen_noise does not hold own"]
+    assert [text.partition(":")[0] for text in told] == ["frozen_noise does not freeze own"]
 
 
 # ---- rng=, states, ranks
@@ -343,7 +343,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda s: {**s, "streams": list(s["streams"].values())}, "not a dict of names"),
     "a text": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], "7")}, "not a dict of names"),
     "a word too long": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], 1 << 63)}, "not a dict of names"),
-    "a foreign key": (lambda s: {**s, "seed": 3}, "the state is damaged: it says seed, which no state has"),
+    "a foreign key": (lambda s: {**s, "seed": 3}, "the state is damaged: it has seed, which no state has"),
     "a backend's": (lambda s: graphreg.rng_state(graphreg.backend(hidden_dropout=0.1, rng=0)), "the state of a backend's noise is no"),
     "one less": (
         lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
@@ -390,7 +390,7 @@ def test_buffers_may_be_averaged() -> None:
     assert not torch.equal(draw(copied), draw(copied))
     with graphreg.frozen_noise(copied):
         assert torch.equal(draw(copied), draw(copied))
-    with pytest.raises(GraphRegError, match=r"AveragedModel is not a module that graphreg rewrote. There is one in its attribute 'module'"):
+    with pytest.raises(GraphRegError, match=r"AveragedModel is not a module that graphreg rewrote. Give its attribute 'module', which is"):
         graphreg.rng_state(averaged)
 
 

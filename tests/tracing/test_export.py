@@ -49,7 +49,7 @@ def test_loops_and_decisions_on_sizes_are_followed_and_asserted() -> None:
     module = stripped(model, torch.randn(4, 3, 4))
     x = torch.randn(7, 3, 4)
     assert torch.equal(module(x), model(x))
-    with pytest.raises(GraphRegError, match="x has size 5 in dimension 1. The graph was made for 3: the model's layers or its code fix it"):
+    with pytest.raises(GraphRegError, match="x has size 5 in dimension 1. The graph works only for 3, because the model's layers or"):
         module(torch.randn(4, 5, 4))
     with pytest.raises(GraphRegError, match=r"tests a condition on a shape: x.shape\[0\] > 2 held for the example_inputs, and does not"):
         module(torch.randn(2, 3, 4))
@@ -490,7 +490,7 @@ REASONS = {
     infers: "it works under torch.inference_mode, and a trace would lose that",
     differentiates: "it switches whether a value requires gradients, and torch.export loses that",
     differentiates_by_assignment: "it switches whether a value requires gradients, and torch.export loses that",
-    goes_forward: "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    goes_forward: "it differentiates by torch.func, and a graph would fix how deeply torch.func's transforms are nested",
     assigns: "its forward assigns or registers mean, which torch.export loses",
 }
 

@@ -157,7 +157,7 @@ const listed = (texts, end = 6) => [...new Set(texts)].sort().slice(0, end).join
 
 function noDefault(seen, rule) {
   const norms = rule.on === "values" ? seen.filter((site) => site.norm && site.role === "hidden").length : 0;
-  const leftOut = norms ? ` but the outputs of ${norms} norms, which '**#hidden' takes` : "";
+  const leftOut = norms ? `; it has hidden outputs of norms (${norms}), which '**#hidden' selects` : "";
   const cure = `Name a ${what(rule)} by a selector instead; graphreg.names(model) lists them.`;
   return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
@@ -180,7 +180,7 @@ function nothing(pattern, matching, seen, sites, rule, usable) {
   if (named.length && (pattern.op || pattern.ports || pattern.role !== undefined)) {
     const ops = listed(named.map(([label]) => label.op)), ports = listed(named.flatMap(([label]) => label.ports));
     const roles = listed(named.flatMap(([, site]) => marked(site))) || "none";
-    return `${start} The name is found, the filter is not: ops there ${ops}; ports ${ports}; roles ${roles}.`;
+    return `${start} The name exists, but not with this op, port or role. It has: ops ${ops}; ports ${ports}; roles ${roles}.`;
   }
   if (named.length) return `${start} It has several ports; write one of ${named.slice(0, 6).map(([label]) => exactly(label)).join(", ")}.`;
   const others = [...find(pattern, sites.filter((site) => !seen.includes(site)))];

@@ -31,7 +31,7 @@ def backward_task() -> None:
     assert all(inside and task != door.NO_BACKWARD for task, inside in seen) and seen[0] != seen[1]
 
 
-@canary("zeros without memory are recognized", "contractive, compiled, at sites before an absolute value", "materialized")
+@canary("zeros without memory are recognized", "the compiled penalty contractive at sites before an absolute value", "materialized")
 def materialized() -> None:
     x = torch.ones(2, requires_grad=True)
     (slope,) = torch.autograd.grad(x.abs().sum(), x, create_graph=True)
@@ -98,7 +98,7 @@ def custom_operators() -> None:
     assert str(without.grad_fn.name()).endswith("GeneratedBackwardFor_graphreg_canary_plain_defaultBackward")
 
 
-@canary("a level of forward-mode differentiation is entered", "the refusal to attach penalties there", "is_forward_mode")
+@canary("a level of forward-mode differentiation is entered", "the refusal to attach penalties at such a level", "is_forward_mode")
 def is_forward_mode() -> None:
     with forward_ad.dual_level():
         assert door.is_forward_mode()
@@ -144,7 +144,7 @@ class Reversed(torch.autograd.Function):
         return -gradient
 
 
-@canary("autograd records by what a view was made", "attached penalties of outputs that share storage", "is_plain_view")
+@canary("autograd records which operation made a view", "attached penalties of outputs that share storage", "is_plain_view")
 def is_plain_view() -> None:
     base = torch.arange(4.0, requires_grad=True) * 1
     assert all(map(door.is_plain_view, (base.view(2, 2), base[1:], *torch.split(base, 2), *base.unbind())))
@@ -166,7 +166,7 @@ def private_facts() -> None:
     assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
 
 
-@canary("activation checkpointing begins", "the front ends, which refuse it", "before_checkpoints")
+@canary("activation checkpointing begins", "the front ends, which refuse checkpointing", "before_checkpoints")
 def before_checkpoints() -> None:
     for reentrant in (True, False):
         asked = list[int]()

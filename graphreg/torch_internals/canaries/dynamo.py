@@ -210,7 +210,7 @@ def _guarded(by_module: bool) -> None:
 
 @canary(
     "Dynamo gives up past its limit of recompilations",
-    "the error when code is compiled too often, without which Dynamo would run it in eager unnoticed",
+    "the error when code is compiled too often, which Dynamo would otherwise run in eager unnoticed",
     "strict_limit",
 )
 def strict_limit() -> None:

@@ -37,7 +37,7 @@ def fake_tensors() -> None:
     assert {door.FAKE_LOGGER, door.SOLVER_LOGGER, door.SPECIALIZED_LOGGER} <= set(logging.root.manager.loggerDict)
 
 
-@canary("a fake tensor is given an attribute", "the export front end, which refuses it", "take_assignments")
+@canary("a fake tensor is given an attribute", "the export front end, which refuses new attributes of tensors", "take_assignments")
 def take_assignments() -> None:
     given = list[tuple[str, Any]]()
     with door.FakeTensorMode():
@@ -72,7 +72,7 @@ def fake_mode() -> None:
 
 
 class Exported(nn.Module):
-    """A model with a layer, which torch.export replaces by its operators, and with a condition on a size."""
+    """A model with a condition on a size, and with a layer, which torch.export replaces by the layer's operators."""
 
     def __init__(self) -> None:
         super().__init__()

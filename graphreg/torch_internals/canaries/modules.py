@@ -47,7 +47,7 @@ def hooks() -> None:
     handle.remove()
 
 
-@canary("a module's hooks are in dicts of its own", "blocks, which share all else with the model's modules", "renew_hooks")
+@canary("a module keeps hooks of its own", "blocks, which share everything except hooks with the model's modules", "renew_hooks")
 def own_hooks() -> None:
     module, twin, seen = nn.Linear(1, 1), nn.Linear(1, 1), list[Any]()
     module.register_forward_hook(lambda inner, args, kwargs, output: seen.append("theirs"), with_kwargs=True)

@@ -57,7 +57,7 @@ def seeds() -> None:
         assert seeds == [1]
         with door.draws_watched():
             before = door.randomness()
-            seed_all(1)  # with the seed that it has already, so the state does not change
+            seed_all(1)  # with the seed that the generator has already, so the state does not change
             assert before.states == door.randomness().states and before != door.randomness()
             door.restore_randomness(before)
             assert before == door.randomness()

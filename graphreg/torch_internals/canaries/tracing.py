@@ -64,7 +64,7 @@ def is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
-@canary("torch.export takes a torch.func.jvp", "the export front end", "in_unwritten_jvp")
+@canary("torch.export handles a torch.func.jvp", "the export front end", "in_unwritten_jvp")
 def unwritten_jvp() -> None:
     found = list[bool]()
 
@@ -86,7 +86,7 @@ def unwritten_jvp() -> None:
         assert "_jvp_increment_nesting" in names, names
 
 
-@canary("torch.export writes the levels of torch.vmap into its graph", "modules with a vmap in them", "enters_levels", "leaving_no_level")
+@canary("torch.export writes the levels of torch.vmap into its graph", "modules that call torch.vmap", "enters_levels", "leaving_no_level")
 def leaving_no_level() -> None:
     steps = torch._functorch.predispatch
     assert door.enters_levels(steps._vmap_increment_nesting) and not door.enters_levels(steps._add_batch_dim)
@@ -107,7 +107,7 @@ def leaving_no_level() -> None:
     assert door.leaving_no_level(lambda a, b: a + b, 1, b=2) == 3
 
 
-@canary("functional_call lends tensors", "strengths under torch.func.functional_call", "is_lent")
+@canary("functional_call lends tensors to a module", "strengths under torch.func.functional_call", "is_lent")
 def lent() -> None:
     class Asks(nn.Module):
         def __init__(self) -> None:
@@ -142,7 +142,7 @@ def tracing() -> None:
             door.restore_fx_patches()
             found.extend((door.is_traced(), door.traces_here()))
             patcher: Any = fx._symbolic_trace.CURRENT_PATCHER
-            patcher.revert_all_patches = lambda: None  # as if an interrupt had come before it
+            patcher.revert_all_patches = lambda: None  # as if an interrupt had prevented this call
             assert one_operation is not operation
             thread = threading.Thread(target=lambda: found.append(door.traces_here()))
             thread.start()

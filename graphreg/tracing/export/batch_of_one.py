@@ -17,23 +17,24 @@ from graphreg.tracing.side_effects.retrace import same_graph
 
 
 class BatchOfOne:
-    """Settles what the forward asks and would get answered otherwise for a batch of one.
+    """Handles the conditions on sizes that the forward asks about and that have another answer for a batch of one.
 
-    Models of transformers compare the batch with an axis of size 1, and call ``expand`` if the two differ. With a batch of one, ``expand``
-    would change nothing. So the graph holds if a trace with the other answers gives the same graph, but for such an ``expand``.
+    Models of the library transformers compare the batch with an axis of size 1, and call ``expand`` if the two differ. With a batch of
+    one, ``expand`` would change nothing. So the graph holds if a trace with the opposite answers gives the same graph, except for such
+    calls of ``expand``.
     """
 
     def __init__(self, wide: bool) -> None:
         """Prepare. ``wide``: whether the example is a batch of one that was widened to two."""
         self.wide = wide
-        self._known: list[tuple[fx.Graph, Collection[str], bool]] = []  # graphs, what was asked, and whether they hold
+        self._known: list[tuple[fx.Graph, Collection[str], bool]] = []  # (graph, texts of conditions, whether the graph holds)
 
     def settle(self, made: Unlifter, again: Callable[[Collection[str]], Unlifter]) -> None:
-        """Make the graph assert what was asked, unless it holds for a batch of one as it is.
+        """Make the graph assert these conditions, unless it holds for a batch of one without the assertions.
 
         Args:
-            made: What made the graph.
-            again: Traces the same mode again, and negates the answers to the conditions with these texts.
+            made: The ``Unlifter`` that made the graph.
+            again: Traces the same mode again, and negates the answers to the conditions with the given texts.
 
         Raises:
             GraphRegError: The graph does not hold, and the example is a batch of one.
@@ -54,7 +55,7 @@ class BatchOfOne:
 
 
 def _without(graph: fx.Graph, idle: Collection[fx.Node]) -> fx.Graph:
-    """Copy a graph, without the operations in ``idle``, which return their first argument, and without the sizes that only they take."""
+    """Copy a graph. The first argument of each operation in ``idle`` replaces it, and sizes that only such operations read are left out."""
     left_out = set(idle)
     for node in reversed(graph.nodes):
         if node.target is torch.ops.aten.sym_size.int and left_out.issuperset(node.users):

@@ -1,4 +1,4 @@
-"""The conditions on input sizes under which an exported graph holds: those that torch.export found, and those that it takes for certain."""
+"""The conditions on input sizes under which an exported graph holds: torch.export's guards, and conditions that it takes for certain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
     """Until the changes end, note each condition on sizes whose answer the model's code asks for, and the answer.
 
     Args:
-        patches: The changes.
+        patches: Ends the interception when its block ends.
         asks: Returns whether the model's own code runs, and not an operation.
         decisions: The list to which the conditions, as sympy expressions, and answers are added.
         negated: Texts of conditions that are not noted, and for which the code gets the opposite answer.
@@ -30,7 +30,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
     thread = threading.get_ident()
 
     def decided(condition: torch.SymBool) -> bool:
-        asked = condition.node.expr  # the answer may replace its symbols
+        asked = condition.node.expr  # read before the answer, which may replace symbols of the expression
         value = answer(condition)
         if threading.get_ident() != thread or not asks():
             return value
@@ -43,7 +43,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
 
 
 def squeezed(value: Tensor, dim: Any = None, **more: Any) -> Iterator[Any]:
-    """Yield the condition, for each axis that ``squeeze`` names, that its size is 1 or not 1: the shape of the result depends on it."""
+    """For each axis of varying size that ``squeeze`` names, yield the condition that the size is 1 or is not 1, as in the example."""
     with without_proxies():
         for axis in dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,):
             is_one = value.shape[axis] == 1
@@ -72,15 +72,15 @@ class Conditions:
             wide: Whether the example was a batch of one that was widened to two.
 
         Raises:
-            GraphRegError: Whatever the forward asked, the graph does not hold for the batch of one that was widened.
+            GraphRegError: The example was a batch of one, and a guard of torch.export does not hold for it.
         """
         self._examples = example_sizes(environment)
-        # Of the guards of an operation, those that only exclude that it broadcasts are left out: the operation decides anew at each call.
-        # The others stay. The sizes of its result, which the forward may read, depend on them.
+        # Guards that only exclude that an operation broadcasts are left out, because the operation decides anew at each call. Its other
+        # guards stay, because they decide the sizes of its result, which the forward may read.
         guards = [
             guard.expr for i, guard in enumerate(environment.guards) if i not in record.op_guards or not excludes_one(guard.expr)
         ]
-        # A size that turned out to be a constant, or a multiple of another size, no longer has its symbol among the inputs.
+        # If a size turned out to be a constant or a multiple of another size, its symbol is no longer among the inputs and is replaced.
         self.asserted = [environment.replace(guard) for guard in (*guards, *record.squeezed)]
         self.assumes_no_zero = any(not asked.free_symbols for asked, _ in record.decisions)
         self.assumes_no_zero |= any(None in self._for_small_sizes(each) for each in self.asserted)
@@ -111,9 +111,9 @@ class Conditions:
         return [size.node.expr.xreplace(self._ones) if isinstance(size, torch.SymInt) else size for size in value.shape]
 
     def _for_small_sizes(self, condition: Any) -> Iterator[bool | None]:
-        """Evaluate a condition with each of its sizes at 0 and at 1, and the others as in the example inputs.
+        """For each size in a condition, evaluate the condition with that size at 0 and at 1, and all others as in the example inputs.
 
-        None stands for a division by 0. A condition on a size that depends on data is not evaluated: torch.export itself asserts those.
+        None stands for a division by 0. Conditions on sizes that depend on data are not evaluated: torch.export itself asserts them.
         """
         symbols = condition.free_symbols
         for symbol in symbols if symbols <= self._examples.keys() else ():

@@ -99,7 +99,7 @@ def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
 ) -> Graphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
-    mode_reads = ModeReads(any=True)  # trace both modes: the second trace shows what torch.export took for a constant (a drawn number)
+    mode_reads = ModeReads(any=True)  # trace both modes, to find values that torch.export took for constants, such as drawn numbers
     batch = BatchOfOne(wide)
 
     def once() -> fx.Graph:
@@ -116,7 +116,7 @@ def _export_modes(
         return graph
 
     def export_until_stable(into: dict[str, torch.Tensor], answers: Answers, negated: Collection[str] = ()) -> tuple[Recorder, Unlifter]:
-        """Export again and again until no further submodule becomes opaque; return the last recorder, and what made the graph."""
+        """Export again and again until no further submodule becomes opaque; return the last recorder and its ``Unlifter``."""
         while True:
             program, recorder = _exported_program(model, call, Recorder(model, opaque, answers, negated))
             unlifter = Unlifter(model, program, recorder.record, into)
@@ -146,8 +146,8 @@ def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> 
 def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
 
-    torch's solver of inequalities logs a message where it gives up, torch.export logs each size that it fixes, and prints its graph to
-    stderr if it fails. None of this is needed: the error that is raised says what failed, and a listing says which sizes are fixed.
+    torch's solver of inequalities logs a message where it gives up. torch.export logs each size that it fixes, and prints its graph to
+    stderr if it fails. These messages are not needed: the error that is raised says what failed, and a listing says which sizes are fixed.
     """
     with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(SPECIALIZED_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)
@@ -174,7 +174,7 @@ def _widened(call: Arguments) -> Arguments | None:
 
 
 def _distinct(call: Arguments) -> Arguments:
-    """Clone a tensor where it is given once more (such as inputs that are also the labels): torch.export would take both for one value."""
+    """Clone a tensor that is given twice (as inputs and as labels), because torch.export would take both arguments for one value."""
     seen = set[int]()
 
     def distinct(tensor: torch.Tensor) -> torch.Tensor:
@@ -191,7 +191,7 @@ def _distinct(call: Arguments) -> Arguments:
 def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """Switch ``use_cache`` off in the configurations of a model within the block, because a graph cannot return a cache.
 
-    ``notes``: filled with a line for each class of configuration in which it was on.
+    ``notes``: filled with a line for each class of configuration in which ``use_cache`` was on.
     """
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     switched = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}

@@ -1,7 +1,7 @@
 """Records what an exported forward leaves in attributes for its next call, in a form that outlives the export.
 
-torch.export restores the attributes of modules, and its tensors do not show what they were computed from. The next trace must find what
-the forward left in attributes, because that trace shows whether the next call would compute something else.
+torch.export restores the attributes of modules. Once it has ended, its tensors do not show what they were computed from. But the next
+trace must find what the forward left in attributes, because that trace shows whether the next call would compute something else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
 
 
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
-    """Return the value, in which proxies replace the tensors that were computed from data. Only the items of tuples are looked into."""
+    """Return a value, with proxies in place of tensors that were computed from data. Of containers, only tuples are searched."""
     if type(value) is tuple:
         return tuple(_lasting(item, proxy_of) for item in value)
     proxy = proxy_of(value) if isinstance(value, Tensor) else None

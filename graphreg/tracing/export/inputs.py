@@ -19,7 +19,7 @@ class Inputs:
 
     Attributes:
         graph: The graph.
-        made: The nodes of input tensors, by ``meta[AT]`` of torch.export's node for the same tensor.
+        made: The nodes of input tensors, by the place (``meta[AT]``) of torch.export's node for the same tensor.
         places: The nodes of input tensors, each with the name that errors use.
         conditions: The conditions on sizes that the graph asserts; None if there are no tensors.
     """
@@ -65,7 +65,7 @@ class Inputs:
         self._last = next(iter(reversed(graph.nodes)))
 
     def assert_more(self, conditions: Iterable[Any]) -> None:
-        """Insert assertions of more conditions behind those of the others."""
+        """Insert assertions of more conditions after the existing assertions."""
         with self.graph.inserting_before(self._last.next):
             self._assert(conditions)
 

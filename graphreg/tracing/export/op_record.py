@@ -35,11 +35,11 @@ OPERATOR_NAMES = {
 }  # fmt: skip
 
 
-DIFFERENTIATES = "it differentiates by torch.func, whose levels a graph would have as they were when it was traced"
+DIFFERENTIATES = "it differentiates by torch.func, and a graph would fix how deeply torch.func's transforms are nested"
 
 
 class UnsupportedValue(Exception):
-    """A call cannot be recorded as one operation: it returns no tensor, or has a value without a node that a graph cannot hold either."""
+    """A call cannot be recorded as one operation: it returns no tensor, or one of its values has no node and a graph cannot hold it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Built:
     Attributes:
         kind: The class of the object.
         parts: The object's values, by attribute or key, with nodes in place of tensors.
-        keyed: Whether the object is made from a dict, such as an OrderedDict.
+        keyed: Whether the object is made from one dict, like an OrderedDict, instead of from keyword arguments.
     """
 
     kind: type
@@ -76,7 +76,7 @@ class Built:
     keyed: bool = False
 
 
-AT = "graphreg_at"  # key of node.meta: a node's place in the traced graph, which torch.export copies to the nodes of later graphs
+AT = "graphreg_at"  # the key in node.meta of a node's place in the traced graph; torch.export copies the place to later graphs
 
 
 class _RecordedOp(HigherOrderOperator):
@@ -100,7 +100,7 @@ class UntraceableModel(RuntimeError):
     """The model's own code does something that a graph would lose. The message says what, so the model is not run to find the cause."""
 
 
-ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # for each: its node, its ports, whether these are the default ports
+ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # (node, ports, whether a selector needs no port) of each
 
 
 @dataclass
@@ -117,11 +117,11 @@ class OpRecord:
         arguments: The model's arguments, with nodes in place of tensors.
         output: The model's output, with nodes in place of tensors.
         input_places: The places (``AT``) of the graph's inputs.
-        op_guards: Indices of the size guards that operations made, and not the forward itself.
-        decisions: Each condition on sizes that the forward itself asked about, a sympy expression, and the answer. torch.export makes no
-            guard of a condition if it takes the answer for certain, because it assumes that no variable size is 0 or 1.
-        squeezed: Conditions on sizes on which the shape of the result of a ``squeeze`` depends, sympy expressions.
-        flags: By name of a parameter, its ``requires_grad``, for parameters of which the forward read it.
+        op_guards: Indices of the size guards that operations made. The forward itself made the other guards.
+        decisions: Each condition on sizes (a sympy expression) whose answer the forward itself asked for, and the answer. For some of
+            them, torch.export makes no guard: it assumes that no variable size is 0 or 1, and takes the answer for certain.
+        squeezed: Conditions on sizes (sympy expressions) that decide the shape of what a ``squeeze`` returns.
+        flags: The ``requires_grad`` of each parameter for which the forward read it, by the parameter's name.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 

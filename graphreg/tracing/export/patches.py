@@ -48,7 +48,7 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
 
 
 def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-    """Return replacements for functions under ``torch.fx.wrap`` and for torchvision's operations, which record a call as one operation.
+    """Return replacements that record a call as one operation, for functions under ``torch.fx.wrap`` and torchvision's operations.
 
     Args:
         function: Records a call of a function, given the function, whether an operator called it, and the arguments.

@@ -128,7 +128,7 @@ class Recorder(TorchFunctionMode):
         """Handle a call of a module. ``traced`` is the method of torch.export's tracer that traces the module's code."""
         path = self._paths.get(id(module_behind(m)))
         if self._running_op or (path is None and self._scopes):
-            return forward(*args, **kwargs)  # the module is in an operation, or no submodule: its code counts as the caller's
+            return forward(*args, **kwargs)  # inside an operation, or not a submodule, so that its code counts as the caller's
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
@@ -159,7 +159,7 @@ class Recorder(TorchFunctionMode):
         except KeepOpaque as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
-            self._tracer.module_stack.clear()  # the trace stopped inside nested calls
+            self._tracer.module_stack.clear()  # the trace stopped inside nested calls, which are still on the stack
             self._tracer.module_stack.update(stack)
             self._abandon(start)
             self.record.opaque[path] = str(reason)
@@ -239,7 +239,8 @@ class Recorder(TorchFunctionMode):
             raise KeepOpaque(DIFFERENTIATES)
         if getattr(func, "__name__", "") in ("squeeze", "squeeze_"):
             self.record.squeezed += squeezed(*args, **kwargs)
-        # A call that returns no tensor is run again, unrecorded. A step of torch.func, such as entering vmap, must not run twice.
+        # ``_record_op`` runs the call and refuses a result without tensors. The call is then run again, unrecorded. A step of torch.func,
+        # such as entering vmap, must not run twice, so it is never recorded.
         call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
         with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):
             if call is None or innermost_transform() is not None:
@@ -323,7 +324,7 @@ class Recorder(TorchFunctionMode):
         return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
-        """Make the model's code raise where it seeds a generator or assigns a new attribute of a tensor. No mode of torch sees these."""
+        """Make the model's code raise where it seeds a generator or adds an attribute to a tensor, because no mode of torch sees this."""
         thread = threading.get_ident()
 
         def seeded() -> None:

@@ -1,6 +1,6 @@
 """Turns torch.export's graph and its op record into a graph like those that the symbolic tracer makes.
 
-torch.export makes parameters, buffers and constants inputs of its graph. The graph made here reads them from the model again, under the
+In torch.export's graph, parameters, buffers and constants are inputs. The graph made here reads them from the model again, under the
 model's names. Its inputs are the arguments of the model's forward, and its outputs have the model's own types.
 """
 
@@ -40,7 +40,7 @@ from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, B
 from graphreg.tracing.shape_decisions import decided_flag
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
-DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they assert facts about the example
+DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
 OPAQUE_REASONS = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
@@ -49,7 +49,7 @@ OPAQUE_REASONS = {
 }
 
 
-LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # by operation: the position of the argument that is the number of a level
+LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # the position of the argument that numbers a level of torch.func
 
 
 class Unlifter:
@@ -90,7 +90,7 @@ class Unlifter:
         """Make the graph.
 
         Args:
-            wide: Whether the example was a batch of one that was widened to two. If so, the sites get the shapes for one.
+            wide: Whether the example was a batch of one that was widened to two. If so, the sites get the shapes of the batch of one.
         """
         nodes = list(self.program.graph.nodes)
         self._find_opaque(nodes)
@@ -128,7 +128,7 @@ class Unlifter:
         return self.graph
 
     def _assert_flags(self) -> None:
-        """Assert ``requires_grad`` of the parameters for which the forward read it."""
+        """Make the graph assert ``requires_grad`` of the parameters for which the forward read it."""
         for name, expected in self.record.flags.items():
             read = self.graph.get_attr(name)
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
@@ -145,13 +145,16 @@ class Unlifter:
                 self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Name the results of the modules that returned before this place. Names are numbered in the order of calls."""
+        """Name the results of the modules that returned before a place, and count the reads of sizes.
+
+        Names are numbered in the order of calls.
+        """
         while self._returns and self._returns[-1][0] < before:
             place, path, kind, value = self._returns.pop()
             if isinstance(value, list):
                 self._outputs.append((self._namer.module(path), path, kind, value))
             elif place not in self._abandoned and not self._is_constant(value.meta.get(AT, -1)):
-                self._namer.operation(kind, path)  # this is a read of a size: a symbolic trace has a node of this name
+                self._namer.operation(kind, path)  # a read of a size takes a number, as in a symbolic trace
 
     def _is_constant(self, place: int) -> bool:
         """Return whether the value at a place is a buffer, or computed from buffers alone."""
@@ -219,7 +222,7 @@ class Unlifter:
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
-        """Return the graph's node for one of torch.export's nodes. A lifted tensor is read where it is first used."""
+        """Return the graph's node for one of torch.export's nodes. A parameter, buffer or constant is read where it is first used."""
         place = node.meta[AT]
         if place in self._made:
             return self._made[place]
@@ -253,7 +256,7 @@ class Unlifter:
         return value
 
     def _drop(self) -> None:
-        """Erase unread sizes, and unread nodes that were made before a submodule became opaque."""
+        """Erase unread nodes without a name, if they have no effect (such as sizes) or were made before their submodule became opaque."""
         ours = {made: place for place, made in self._made.items()}
         for node in reversed(self.graph.nodes):
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)

@@ -1,1 +1,1 @@
-"""Side effects of a forward: finds the state that a trace changed, restores it, and refuses changes that the next call would read."""
+"""Handles side effects of a forward: finds and restores the state that a trace changed, and refuses changes that the next call reads."""

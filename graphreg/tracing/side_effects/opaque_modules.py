@@ -1,8 +1,7 @@
 """Hides the state that opaque modules change. One more trace then shows whether traced code reads that state.
 
-An opaque module may change state at each call of the graph. If traced code reads this state, the graph contains the value that it had
-during the trace, and is wrong later. A value is hidden by replacing it: if code reads the replacement, the trace raises or gives another
-graph.
+An opaque module may change state at each call of the graph. If traced code reads this state, the graph contains the value from the trace,
+and is wrong at later calls. A value is hidden by replacing it: if code reads the replacement, the trace raises or gives another graph.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _NOTHING = object()
 
 
 def untraced_modules(model: nn.Module, opaque: Mapping[str, str]) -> list[nn.Module]:
-    """Return the modules with the user's code that is not traced: opaque modules, their submodules, and torch's layers with hooks."""
+    """Return the modules whose code is the user's and is not traced: opaque modules, their submodules, and torch's layers with hooks."""
     opaque_contents = [module for path in opaque if path for module in model.get_submodule(path).modules()]
     hooked = [module for module in model.modules() if is_foreign_class(type(module)) and forward_hooks(module)]
     return list(dict.fromkeys([*(module for module in opaque_contents if not is_foreign_class(type(module))), *hooked]))
@@ -41,7 +40,7 @@ class OpaqueState:
     """Hides the state that modules change. The snapshot ``before`` restores it later."""
 
     def __init__(self, before: Snapshot) -> None:
-        """Prepare to hide state that ``before`` knows."""
+        """Prepare to hide state that is in the snapshot ``before``."""
         self._attributes = {id(place.owner): place for place in before.places if type(place) is Attributes}
         self._variables = [place for place in before.places if isinstance(place, (Variables, Cells))]
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}
@@ -86,14 +85,14 @@ class OpaqueState:
             yield from ((place, name) for name in sorted(names & place.content.keys()))
 
     def _hide_attribute(self, place: Attributes, name: str, module: nn.Module) -> None:
-        """Hide an attribute of a module, also if it does not exist yet because the first call makes it."""
+        """Hide an attribute of a module, even one that does not exist yet because the first call makes it."""
         if name in vars(module):
             self._hide(place, name, vars(module)[name])
         elif not hasattr(type(module), name):
             self._hide(place, name, _NOTHING)
 
     def _hide(self, place: Attributes, name: str, value: Any) -> None:
-        """Replace a value by one that raises when code reads it, or that changes the graph."""
+        """Unless a value can be called, replace it by a value that raises when code reads it, or that changes the graph."""
         if isinstance(value, nn.Module) or callable(value):
             return
         place.set(name, _different(value))
@@ -109,7 +108,7 @@ class OpaqueState:
 
 
 def _different(value: Any) -> Any:
-    """Return a replacement: for a bool or string, another one; for anything else, a value that raises when code reads it."""
+    """Return another bool or string for one of these, a ``ChangingNumber`` for a number, and a ``StaleValue`` for anything else."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

@@ -1,4 +1,4 @@
-"""Finds what a model's code can reach outside its modules (global variables, closures, functions, classes), and what it assigns.
+"""Finds what a model's code can reach outside the model's modules (global variables, closures, functions, classes), and what it assigns.
 
 The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So the
 search finds more code than runs in a call. The search itself calls nothing. The state that it finds is only compared before and after a
@@ -56,11 +56,11 @@ class ReachableCode:
 
     Attributes:
         functions: The functions by id.
-        variables: For each global namespace, by its id: the namespace, and which of its names the code mentions.
+        variables: By the id of a global namespace, the namespace, and which of its names the code mentions.
         classes: The classes.
         mentioned: All names that the code mentions.
-        clocks: Whether a forward, or a function that it calls by name, mentions a module such as ``time`` or ``uuid``, or a function or
-            class from it.
+        clocks: Whether a forward, or a function that it calls by name, mentions a Python module such as ``time`` or ``uuid``, or a function
+            or class from such a module.
     """
 
     functions: dict[int, types.FunctionType] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class ReachableCode:
 
 
 def is_foreign_class(kind: type) -> bool:
-    """Return whether a class is no part of a model: from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
+    """Return whether a class is no part of a model, because it is from torch, graphreg, Python's library or the like (``FOREIGN``)."""
     return is_foreign_name(kind.__module__)
 
 
@@ -97,10 +97,10 @@ class _Search:
         self.code = ReachableCode()
         self._methods: dict[str, list[Any]] = defaultdict(list)  # the methods of the classes known so far, by name
         self._kinds, self._waiting = set[type](), list[types.FunctionType]()
-        self._direct: set[int] = set()  # ids of the forwards, of the functions in modules' attributes, and of those that these call by name
+        self._direct: set[int] = set()  # ids of forwards, of functions in modules' attributes, and of functions that these call by name
 
     def run(self, modules: Iterable[nn.Module]) -> ReachableCode:
-        """Follow the modules' code, and the code that this mentions, until nothing new is found."""
+        """Follow the modules' code, and the code that it mentions, until nothing new is found."""
         kinds: dict[type, None] = {}
         for module in modules:
             kinds[type(module)] = None
@@ -138,7 +138,7 @@ class _Search:
                     self._function(value, forward)
 
     def _function(self, value: Any, direct: bool = False) -> None:
-        """Add the functions that ``_functions`` finds in a value. ``direct``: whether a forward is one of them or calls them by name."""
+        """Add the functions that ``_functions`` finds in a value. ``direct``: whether their ids belong in ``_direct``."""
         for function in _functions(value):
             if direct:
                 self._direct.add(id(function))

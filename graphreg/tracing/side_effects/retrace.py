@@ -40,7 +40,7 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
     Args:
         model: The model.
         trace: Traces the model.
-        opaque: The opaque modules by path, with reasons; more may be added.
+        opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are added.
         mode_reads: Filled with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
 
@@ -74,7 +74,7 @@ def _check_next_call(
 ) -> None:
     """Trace again from the state that the first trace left behind; raise StatefulForward if that gives another graph."""
     tables, known = before.assigned_tensors(), len(opaque)
-    changes = changed or tables or ["what it reads from a clock or the like"]
+    changes = changed or tables
     try:
         again = [trace()]
         if before.mark_counters():
@@ -161,7 +161,7 @@ class StatefulForward(TraceError):
     """A forward changes what its next call reads.
 
     Attributes:
-        paths: The paths of the submodules that do so; empty if code outside of submodules does so, too.
+        paths: The paths of the submodules that change such state; empty if code outside of submodules changes some, too.
     """
 
     def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
@@ -169,20 +169,24 @@ class StatefulForward(TraceError):
 
         Args:
             model: The model.
-            changed: The names of the state that changes.
+            changed: The names of the state that changes; empty if nothing of the process was seen to change.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
         self.paths = _submodules_of(model, changed, opaque)
+        why = (
+            f"changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}" if changed
+            else f"computes something else at its next call{reason}, because it reads something that changes, such as a clock"
+        )  # fmt: skip
         super().__init__(
-            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something "
-            f"else{reason}; a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place "
-            "(self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
+            f"{type(model).__name__}.forward {why}; a graph computes the same at each call. Make it a buffer (register_buffer) "
+            "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an "
+            "opaque module."
         )
 
 
 def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str]) -> set[str]:
-    """Return the paths of the submodules that own or mention the named state; empty if other code does so, too."""
+    """Return the paths of the submodules that own or mention the named state; an empty set if other code owns or mentions it, too."""
     modules, owners = dict(model.named_modules()), set[str]()
     for name in names:
         path = name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else ""
@@ -208,7 +212,7 @@ def _last_name(name: str) -> str:
 
 
 def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> set[str]:
-    """Return the paths of the modules whose code mentions a name, except those of opaque modules and of modules inside them."""
+    """Return the paths of the modules whose code mentions a name. Opaque modules, and modules inside them, are left out."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if type(module) not in known:

@@ -1,7 +1,7 @@
 """Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, which makes these changes. The graph will not make them, so the state must be restored. Before that, a second
-trace starts from the state that the first trace left behind. If its graph differs, the first graph would be wrong from the second call on.
+A trace runs the forward, which changes this state. The graph will not, so the state must be restored. Before that, a second trace may
+start from the state that the first trace left behind. If the two graphs differ, the first one would be wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ from graphreg.tracing.side_effects.state_places import (
 )
 
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
-_NUMBERS_AND_TEXT = frozenset(PLAIN)  # compared with exact types, which is quicker: a model may have tables of thousands of numbers
+_NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
 class Snapshot:
-    """The state of a model before its forward runs, and of everything else that its code can reach.
+    """The state that a model, and everything else that its code can reach, has before the forward runs.
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: For state that cannot be restored, such as a generator's position: by its full name, the name that code mentions.
+        irreversible: State that cannot be restored, such as the position of a Python generator: its full name, with the name of the
+            attribute or variable that holds it.
         code: What the model's code can reach.
     """
 
@@ -161,8 +162,8 @@ class Snapshot:
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read the state that is named. Another trace could not read proxies, so these are replaced, or the value from before
-        the forward is restored.
+        A later call may read this state. The next trace cannot use the proxies that this trace left behind. So each is replaced by a
+        ``StaleValue``, or by the content from before the forward.
         """
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
@@ -178,7 +179,7 @@ class Snapshot:
         ]
 
     def assigned_tensors(self) -> list[str]:
-        """Return the names of the attributes to which the forward assigned tensors that it made. Call it after ``changed``."""
+        """Return the names of the attributes to which the forward assigned tensors that it made. Call ``changed`` first."""
         return [place.label(key) for place in self.places if isinstance(place, Attributes) for key in place.tensors]
 
     def drawn_generators(self) -> list[str]:
@@ -186,11 +187,11 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, RandomGenerator) for name in place.prepare_retrace()]
 
     def reassigned(self) -> list[str]:
-        """Return the names of attributes to which another trace assigned other tensors."""
+        """Return the names of the attributes to which a second trace assigned tensors of other content than the first trace did."""
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
-        """Replace each number that has changed again since the call of ``changed`` by a ``ChangingNumber``. Return whether there is any."""
+        """Put a ``ChangingNumber`` in place of each number that has changed again since ``changed`` ran. Return whether there is one."""
         return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # marks every place
 
     def restore(self) -> None:
@@ -203,7 +204,7 @@ class Snapshot:
         """Restore parameters, buffers and submodules."""
         for module, registered in self._registered:
             for name, content in registered.items():
-                now = module.__dict__[name]  # compare by identity: values may be proxies
+                now = module.__dict__[name]  # compared by identity, because values may be proxies
                 if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:
                     now.clear()
                     now.update(content)

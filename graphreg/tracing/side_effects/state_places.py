@@ -21,7 +21,7 @@ NOTHING = object()  # stands for a value that does not exist
 
 
 class Place:
-    """Something that a forward may change, such as attributes, variables, a container or a generator, and its earlier content.
+    """Something that a forward may change (attributes, variables, a container, a generator), with the content from before the forward.
 
     Attributes:
         owner: The object that has the content.
@@ -39,10 +39,12 @@ class Place:
         raise NotImplementedError
 
     def prepare_retrace(self) -> Iterator[str]:
-        """Prepare the place for another trace. Numbers and strings stay as the forward left them; proxies are replaced or restored.
+        """Prepare the place for another trace.
+
+        Numbers and strings stay as the forward left them. A ``StaleValue`` or the earlier content replaces each proxy.
 
         Yields:
-            The names of what stays changed.
+            The names of the attributes, variables and containers that stay changed.
 
         Raises:
             TraceError: The forward made a change that no graph can make.
@@ -91,7 +93,7 @@ class Attributes(Place):
             if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
-                self.tensors[key] = value  # the forward made the tensor: a table, or a running sum, which ``reassigned`` will find
+                self.tensors[key] = value  # the forward made this tensor; ``reassigned`` tells a fixed table from a running sum
                 continue
             if is_plain(value):
                 self.retained[key] = value
@@ -123,7 +125,7 @@ class Attributes(Place):
             self.delete(key)
 
     def mark_counters(self) -> bool:
-        """Replace each number that another trace has changed again by a ``ChangingNumber``. Return whether there was one."""
+        """Put a ``ChangingNumber`` in place of each number that another trace has changed again. Return whether there is such a number."""
         marked, attributes = False, self.read()
         for key, then in self.retained.items():
             now: Any = attributes.get(key)
@@ -134,7 +136,7 @@ class Attributes(Place):
 
 
 class Variables(Attributes):
-    """The global variables of one Python module that code mentions."""
+    """Those global variables of a Python module that the model's code mentions."""
 
     def __init__(self, owner: dict[str, Any], names: frozenset[str]) -> None:
         self.names = names
@@ -241,17 +243,17 @@ class Container(Place):
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """Return the class of Python's library of which a dict is an instance: OrderedDict or dict."""
+    """Return the class of Python's library that a dict inherits from: OrderedDict or dict."""
     return OrderedDict if isinstance(value, OrderedDict) else dict
 
 
 def _base(value: Any) -> Any:
-    """Return the class of Python's library of which a container is an instance: list, set or deque."""
+    """Return the class of Python's library that a container inherits from: list, set or deque."""
     return next(kind for kind in (list, set, deque) if isinstance(value, kind))
 
 
 class Memory(Place):
-    """The memory of a tensor or array. A trace cannot follow writes into it that are not operations of torch."""
+    """The memory of a tensor or array. A trace cannot follow a write into this memory unless an operation of torch makes the write."""
 
     def read(self) -> bytes:
         array = self.owner
@@ -294,7 +296,7 @@ def _listed(slots: Any) -> tuple[str, ...]:
 
 
 def _is_state(value: Any) -> bool:
-    """Return whether a value that the forward assigned carries data to the next call, itself or inside. A table of sizes does not."""
+    """Return whether a value that the forward assigned, or an item of it, carries data to the next call. A value made of sizes does not."""
     if isinstance(value, fx.Proxy):
         return carries_data(value.node)
     if isinstance(value, (tuple, list)):
@@ -307,7 +309,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    """Return whether a value is a fake tensor of fixed size that the forward made. A readable tensor replaces it for the next trace."""
+    """Return whether a value is a fake tensor of fixed size. Real zeros replace it for the next trace, because code can read these."""
     return isinstance(value, torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
 
 
@@ -348,7 +350,7 @@ def is_plain(value: Any) -> bool:
 
 
 class StaleValue:
-    """Replaces a value of an earlier trace. Reading it raises TypeError; the length of a container that holds it may be read."""
+    """Stands for a value of an earlier trace. Reading it raises TypeError; reading the length of a container that holds it does not."""
 
     def _refuse(self, *args: Any) -> Any:
         raise TypeError("the forward reads what its earlier call left behind")
@@ -358,9 +360,9 @@ class StaleValue:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The class that ``isinstance`` sees. If the model's code reads it, that raises TypeError; torch.fx may read it."""
+        """The class that ``isinstance`` sees. Reading the class raises TypeError in the model's code, but not in torch.fx."""
         frame = sys._getframe(1)
-        # isinstance_patch.py calls isinstance on behalf of the model's code.
+        # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's code.
         while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
@@ -382,7 +384,7 @@ class ChangingNumber(int):
         return ChangingNumber(int.__sub__(self, other))
 
     def _refuse(self, *args: Any) -> Any:
-        raise TypeError("the forward decides or computes by a number that each call changes")
+        raise TypeError("the forward decides or computes something with a number that each call changes")
 
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __bool__ = __mul__ = __rmul__ = __rsub__ = _refuse
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _refuse

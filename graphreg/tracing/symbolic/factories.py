@@ -24,7 +24,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "_
 
 
 def settle_factories(graph: fx.Graph, tape: Tape) -> None:
-    """Where it is necessary, replace constants that torch.fx made by nodes that make the tensors at each call.
+    """Find the constants of the graph that must be made anew at each call, and replace each of them by nodes that make it.
 
     Raises:
         TraceError: A tensor must be made at each call, but a graph cannot make it.
@@ -77,12 +77,12 @@ def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
         if not changing.isdisjoint(keys):
             raise TraceError(
                 f"the forward decides something{place} on a tensor of the model that it also writes into, and a graph would decide it "
-                "once for all calls. Make it a buffer of a submodule that makes the decision, which then becomes an opaque module."
+                "once for all calls. Make the tensor a buffer of a submodule that makes the decision, which then becomes an opaque module."
             )
 
 
 def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
-    """Return whether the forward may return a tensor with the storage of a node to its caller."""
+    """Return whether the forward may return a tensor that shares the storage of a node's value."""
     sharing, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
@@ -96,7 +96,7 @@ def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
 
 
 def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
-    """Return the entries that make these tensors or write into their storages; for the arguments of these entries likewise, and so on."""
+    """Return the entries that make these tensors or write into their storages, the entries that do so for the arguments, and so on."""
     makers, by_key = tape.known.made, defaultdict[StorageKey, list[TapeEntry]](list)
     for entry in tape.entries:
         for key in entry.written_storages:
@@ -160,7 +160,7 @@ class _FactoryWriter:
     def __init__(self, graph: fx.Graph, tape: Tape) -> None:
         self.graph, self.tape = graph, tape
         self._nodes: dict[int, fx.Node] = {}  # the node of each tensor, by the tensor's id
-        self._last: dict[fx.Node | None, fx.Node] = {}  # by a node after which entries ran: the last node added after it
+        self._last: dict[fx.Node | None, fx.Node] = {}  # by the node after which entries ran, the last node that was added there
         self._new: dict[fx.Node, TapeEntry] = {}
 
     def run(self, entries: Iterable[TapeEntry], read: dict[fx.Node, Tensor]) -> None:
@@ -206,7 +206,7 @@ class _FactoryWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def _annotated(self, node: fx.Node, entry: TapeEntry) -> fx.Node:
-        """Write to a node made for an entry the line of code and the module calls in which the entry ran."""
+        """Give a node the line of code and the module calls in which its entry ran."""
         label_site(node, entry.scope)  # the node gets no name, so that the names of other values stay as they are
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry

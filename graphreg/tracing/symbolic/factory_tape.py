@@ -1,8 +1,8 @@
 """The tape: records what a forward does during a trace with the tensors that it makes itself.
 
-torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph, for all calls. So a call would find what
-earlier calls wrote into the tensor. Here such operations run, too, because the forward may read their results, but the tape records each
-operation with its place in the graph. ``factories.py`` then decides which operations the graph must repeat at each call.
+torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph, where all calls share it. So a call would
+find what earlier calls wrote into the tensor. Here such operations run, too, because the forward may read their results. But the tape
+records each operation with its place in the graph, and ``factories.py`` decides which of them the graph must repeat at each call.
 
 As soon as a traced value may have been written into a tensor, the tensor's content is unknown. From then on, each operation on the tensor,
 or on a view of it, becomes a node of the graph.
@@ -37,8 +37,10 @@ FACTS = {
     "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "__hash__",
     "__repr__", "__dir__", "is_inference", "is_leaf", "result_type", "can_cast", *PRIVATE_FACTS,
 }  # fmt: skip
-EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others can then write to it
-SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # the result is in other memory
+# functions that give a tensor's memory to code whose writes the tape does not see
+EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}
+# functions whose result may share the memory of another object, such as an array
+SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}
 PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python needs these results at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
 CURE = "Compute a new value instead, or move that step into a submodule of its own, which then becomes an opaque module."
@@ -51,8 +53,8 @@ class Tape(TorchFunctionMode):
         tracer: The ``SiteTracer`` that traces the model.
         entries: The recorded operations in order.
         known: Facts about storages.
-        effects: Tells which storages nodes share, and which they write into.
-        moved: By id of a tensor of the model that has got another storage, the line where that was noticed.
+        effects: Tells which arguments a node may share storage with, and which it writes into.
+        moved: By the id of a tensor of the model that has got another storage, the line where the tape noticed this.
         owned: The names of the model's tensors by storage.
     """
 
@@ -128,7 +130,7 @@ class Tape(TorchFunctionMode):
             self._states[id(tensor)] = tensor, TensorState.of(tensor)
 
     def is_model_state(self, tensor: Tensor) -> bool:
-        """Return whether a tensor belongs to the model and the forward may write into it. It is then treated as a buffer: it is no site."""
+        """Return whether a tensor belongs to the model and the forward may write into it. Like a buffer, such a tensor is no site."""
         return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
 
     def node_created(self, node: fx.Node) -> None:
@@ -159,7 +161,10 @@ class Tape(TorchFunctionMode):
             self.tracer.evaluating = before
 
     def module_output(self, value: Any) -> Any:
-        """Return a module's result, in which a new node replaces each tensor that may hold traced values. It has the present content."""
+        """Return a module's result, with a new node in place of each tensor that may hold traced values.
+
+        The node is an alias, so that it has the content that the tensor has at this place of the graph.
+        """
         kind = type(value)
         if issubclass(kind, Tensor) and storage_key(value) in self.known.traced:
             return self.tracer.alias(value)
@@ -211,7 +216,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _append(self, func: Any, name: str, arguments: Any, result: Any, written: frozenset[StorageKey]) -> None:
-        """Append an entry for an operation that ran, and note what it says about storages."""
+        """Append an entry for an operation that ran, and note what the operation did to storages."""
         args, kwargs = arguments
         keys = frozenset(storage_key(tensor) for tensor in tensors_in(arguments))
         self._alive += tensors_in(arguments)
@@ -225,7 +230,7 @@ class Tape(TorchFunctionMode):
             return
         representable = _is_representable((args, kwargs))
         if not representable and (keys or name in SHARING):
-            return  # record nothing: a graph cannot make the memory of the result, or cannot hold the arguments
+            return  # record nothing: a graph cannot hold the arguments, and a copy of the result would not share their memory
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
@@ -269,7 +274,7 @@ class Tape(TorchFunctionMode):
     def _refuse_assignment(self, func: Any, name: str) -> None:
         """Raise AttributeError if the operation assigns or deletes an attribute of a tensor."""
         if name in ("__set__", "__delete__"):
-            raise AttributeError(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry; make a new one instead")
+            raise AttributeError(f"it assigns or deletes .{attribute_of(func)} of a tensor, and a graph cannot do that; make a new tensor")
 
     def _refuse_others(self, key: StorageKey) -> None:
         """Raise RuntimeError if a storage that an operation writes into was not made by the forward and does not belong to the model."""

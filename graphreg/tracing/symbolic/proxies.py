@@ -19,7 +19,7 @@ from graphreg.tracing.type_inference import ATTRIBUTES
 
 
 def _tests_class(frame: types.FrameType) -> bool:
-    """Return whether Python code in this frame may be checking a class. If not, torch's argument parser is, which must see a proxy."""
+    """Return whether Python code in this frame may be checking a class. If not, torch's argument parser reads it: give that a proxy."""
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
     return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
@@ -40,7 +40,7 @@ def _assignment_message(name: str, what: str = "assigns") -> str:
 
 
 class AttributeProxy(Attribute):
-    """An attribute of a traced value. It is not known yet whether it is a method that the model's code will call."""
+    """An attribute of a traced value. Whether the attribute is a method shows only when the model's code calls it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("root", "attr", "_node", *_FIELDS):
@@ -51,7 +51,7 @@ class AttributeProxy(Attribute):
         raise AttributeError(_assignment_message(name, "deletes"))
 
     def __hash__(self) -> int:
-        """Return the hash of a shape, a dtype or the like, by which a dict or a set finds it, as a decision on it."""
+        """Return the hash of a shape, a dtype or the like, for a dict or set. The graph asserts the hashed value."""
         if self.attr in ATTRIBUTES and not issubclass(ATTRIBUTES[self.attr], torch.Tensor):
             return hash(self.tracer.concrete(self, "a key", (ATTRIBUTES[self.attr],)))  # type: ignore[attr-defined]
         return object.__hash__(self)
@@ -76,7 +76,7 @@ class Value(fx.Proxy):
         """The class that ``isinstance`` sees.
 
         ``isinstance_patch.py`` answers ``isinstance`` in the model's code. Other class checks of the model (``match``, code that the
-        patch did not find) come here and raise, because a proxy would silently take the wrong branch.
+        patch did not find) read this property. It then raises, because a proxy would silently take the wrong branch.
         """
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
             return tuple
@@ -87,7 +87,7 @@ class Value(fx.Proxy):
         raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
     def __getattr__(self, k: str) -> AttributeProxy:
-        if k in ("grad", "grad_fn"):  # raise no AttributeError, which getattr() with a default would catch
+        if k in ("grad", "grad_fn"):  # not an AttributeError, because getattr() with a default would catch it
             raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
         return AttributeProxy(self, k)
 
@@ -133,7 +133,7 @@ class Value(fx.Proxy):
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
-        """Return the hash of a size, by which a dict or a set finds it, as a decision on it. A tensor is found by its identity."""
+        """Return the hash of a size, for a dict or set; the graph asserts the size. For a tensor, return a hash of its identity."""
         if self.node in getattr(self.tracer, "sizes", ()) and not self.tracer.evaluating:  # type: ignore[attr-defined]
             return hash(self._concrete("a key", bool, int, float, tuple))
         return object.__hash__(self)

@@ -20,8 +20,8 @@ from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 _SHAPES = (
-    "If it branches on a shape, give example_inputs: the trace takes the branch that they take, and the graph asserts that each call "
-    "takes the same one."
+    "If the step branches on a shape, give example_inputs: the trace takes the branch that they take, and the graph asserts that each "
+    "call takes the same branch."
 )
 
 
@@ -52,7 +52,7 @@ def symbolic(
         The graphs of both modes, the opaque modules with reasons, and the arguments that were assumed to be tensors.
 
     Raises:
-        TraceError: The model cannot be traced. The message names the line of the user's code.
+        TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
     """
     opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
 
@@ -82,7 +82,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills opaque and assumed
+        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # this also fills ``opaque`` and ``assumed``
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise

@@ -20,15 +20,15 @@ class TapeEntry:
         function: The function of torch that was called.
         args: Its positional arguments, copied.
         kwargs: Its keyword arguments, copied.
-        after: The last node that the graph had when the operation ran; None if it had none.
+        after: The last node that the graph had when the operation ran; None if the graph was empty.
         scope: The path of the module whose code called the function.
         stack: The stack of module calls, as torch.fx writes it to nodes.
         origin: The line of the user's code.
         result: What the function returned.
         written_storages: The storages that the operation wrote into.
         region: Whether grad mode, inference mode and autocast were on when the operation ran.
-        copy: If a graph cannot hold the arguments (an object, a numpy array) and the result is a tensor: a copy of the result, which the
-            graph clones instead of repeating the operation; else None.
+        copy: A copy of the result, which the graph clones instead of repeating the operation. It is None unless the result is a tensor and
+            there are arguments that a graph cannot hold (an object, a numpy array).
     """
 
     function: Callable[..., Any]
@@ -66,11 +66,11 @@ class StorageFacts:
         traced: Storages into which a traced value may have been written.
         rewritten: Storages that the forward wrote into after the graph had read them.
         exposed: Storages that other code can write into, each with the function that gave access to it.
-        python_reads: The operations that read tensors but return none, such as ``bool(t)``: for each, the storages that it read and the
-            line. The keys are only running numbers.
+        python_reads: For each operation that read tensors but returned none, such as ``bool(t)``, the storages that it read and the line
+            of code. The keys are only running numbers.
         holding: By node, the storages that its value may share.
-        untracked: For each storage with a change that no function mode sees, the line where the change was noticed. A tensor in the
-            storage changed, or a tensor switched from this storage to another or from another to this one.
+        untracked: For each storage with a change that no function mode sees, the line where the tape noticed the change: a tensor in the
+            storage has changed, or a tensor has got the storage or lost it.
     """
 
     made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)

@@ -66,7 +66,7 @@ class SiteTracer(DecisionTracer):
         environment: The queries of global state that the forward made, such as ``torch.is_grad_enabled()``.
         region: Whether grad mode, inference mode and autocast were on when the trace began.
         operations: Facts about the operations of the model.
-        tape: The operations on tensors that the forward makes itself.
+        tape: Records the operations on tensors that the forward makes during the trace.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SiteTracer(DecisionTracer):
         self._buffers: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
-        self._calls: list[str] = []  # the paths in the order of the calls, to roll ``num_calls`` back; copies of it would cost more
+        self._calls: list[str] = []  # the paths of the calls in order, to roll ``num_calls`` back; to copy it would cost more
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
@@ -127,7 +127,7 @@ class SiteTracer(DecisionTracer):
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
-            # Otherwise emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run.
+            # Without this, emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run.
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
         settle_ports(graph, self.operations)
@@ -150,8 +150,8 @@ class SiteTracer(DecisionTracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return the function that torch.fx calls to trace the root, and its arguments: proxies, and values of specialized arguments.
 
-        The function calls the root as a user does, with its hooks, and with the forward of the instance if it has one. torch.fx itself
-        calls ``type(root).forward`` and loses both.
+        The function calls the root as a user does: its hooks run, and so does a forward that was assigned to the instance. torch.fx itself
+        calls ``type(root).forward``, and would lose both.
         """
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), list[int]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
@@ -203,8 +203,8 @@ class SiteTracer(DecisionTracer):
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except (GraphRegError, RecursionError):  # to make the module opaque would not help: the trace goes on at the same depth
-                raise
+            except (GraphRegError, RecursionError):
+                raise  # a GraphRegError is for the user; after a RecursionError, the trace would go on at the same depth
             except Exception as error:  # a forward may raise anything on proxies
                 raise_interrupt(error)
                 self._roll_back(mark)
@@ -217,7 +217,7 @@ class SiteTracer(DecisionTracer):
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a module as torch.fx does, and note its path, because torch.fx counts the call in ``num_calls``."""
+        """Call a module as torch.fx does, and note its path, so that ``_roll_back`` can subtract the call from torch.fx's ``num_calls``."""
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
@@ -290,7 +290,7 @@ class SiteTracer(DecisionTracer):
             return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
-            # torch.fx would use the buffer itself: an in-place update would change the user's buffer during the trace, and never again.
+            # torch.fx would use the buffer itself: an in-place update would change the user's buffer in the trace, and not in later calls.
             if name not in parameter_proxy_cache:
                 parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
             return parameter_proxy_cache[name]

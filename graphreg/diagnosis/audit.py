@@ -1,0 +1,234 @@
+"""``graphreg.audit``: looks over the regularization that a model has already, and over the weight decay of its optimizer.
+
+The remarks are found in the traced graph and in the optimizer's parameter groups. Nothing is run, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from graphreg.errors import RegularizerError, listed, shown
+from graphreg.ir import NORM_MODULES, NativeDropout, Operations, function_name, one_value_over_again, site_nodes, sizes_of
+from graphreg.tracing import FrontEnd, Traced, trace
+
+RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that zero parts of a value
+_SRIVASTAVA = "Srivastava et al., JMLR 15 (2014), section 4"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing that ``audit`` found.
+
+    Attributes:
+        kind: What is remarkable.
+        sites: The names of the dropouts, or of the parameters.
+        observed: What the model or the optimizer has there.
+        matters: Why it matters.
+        advice: What to do.
+        source: Where that was shown; ``""`` if it follows from the arithmetic.
+    """
+
+    kind: RemarkKind
+    sites: tuple[str, ...]
+    observed: str
+    matters: str
+    advice: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        rows = (("observed", self.observed), ("matters", self.matters), ("advice", self.advice), ("source", self.source))
+        return "\n".join([f"{self.kind}: {listed(self.sites)}", *(f"  {name:<9} {text}" for name, text in rows if text)])
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What ``audit`` found. It prints as text, and ``bool(audit)`` is ``audit.ok``.
+
+    Attributes:
+        title: The model's class name.
+        dropouts: The number of the model's own dropouts and other random operations.
+        remarks: The remarks, the most serious first.
+    """
+
+    title: str
+    dropouts: int
+    remarks: tuple[Remark, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing to do: no remark, except on dropouts of rate 0."""
+        return all(remark.kind == "rate 0" for remark in self.remarks)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain data."""
+        remarks = [asdict(remark) for remark in self.remarks]
+        return {"title": self.title, "ok": self.ok, "dropouts": self.dropouts, "remarks": remarks}
+
+    def __repr__(self) -> str:
+        count = f"{self.dropouts} dropout{'s' * (self.dropouts != 1)} of its own"
+        said = f"{len(self.remarks)} remark{'s' * (len(self.remarks) != 1)}" if self.remarks else "nothing to remark"
+        return "\n".join([f"{self.title}: {count}; {said}", *map(str, self.remarks)])
+
+
+def audit(
+    model: nn.Module | Traced, example_inputs: Any = None, *, optimizer: torch.optim.Optimizer | None = None, front_end: FrontEnd = "auto"
+) -> Audit:
+    """Look over a model's own dropout, and over an optimizer's weight decay.
+
+    It finds dropout that acts in eval mode, never acts, drops everything, has rate 0, feeds a batch norm, or follows another dropout of the
+    same value; and weight decay on biases and on the parameters of norms. The model is not changed.
+
+    Args:
+        model: The model, or a trace of it.
+        example_inputs: As in ``trace``.
+        optimizer: An optimizer that has parameters of the model.
+        front_end: As in ``trace``.
+
+    Returns:
+        The remarks; they print as text. ``bool(audit)`` is True if there is nothing to do.
+
+    Raises:
+        TraceError: The model cannot be traced.
+        RegularizerError: ``optimizer`` is no optimizer, or has none of the model's parameters.
+    """
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise RegularizerError(f"optimizer={shown(optimizer)} is not allowed; give an instance of torch.optim.Optimizer.")
+    traced = model if isinstance(model, Traced) else trace(model, example_inputs, front_end)
+    dropouts = traced.native_dropout
+    acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
+    graph = next(iter(traced.graphs.values()))
+    remarks = [*_by_themselves(dropouts)]
+    for find in (_before_batch_norm, _stacked):
+        remarks += find(graph, traced.operations, acting)
+    if optimizer is not None:
+        remarks += _decayed(traced, optimizer)
+    remarks += _idle(dropouts)
+    return Audit(traced.title, len(dropouts), tuple(remarks))
+
+
+def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
+    """Yield remarks for which the rate and the mode of a dropout are enough."""
+    always = [dropout for dropout in dropouts if dropout.when == "always" and dropout.rate]
+    if always:
+        yield Remark(
+            "acts in eval mode", _names(always), f"{_rates(always)}, in every mode",
+            "predictions are random, and differ from call to call: at test time a network is used whole",
+            "pass training=self.training, or use nn.Dropout. For Monte Carlo dropout let it follow the mode, and call graphreg.noise_on",
+            _SRIVASTAVA,
+        )  # fmt: skip
+    never = [dropout for dropout in dropouts if dropout.when == "never" and dropout.rate]
+    if never:
+        yield Remark(
+            "never acts", _names(never), f"{_rates(never)}, in no mode", "the model trains without the dropout that its code names",
+            "pass training=self.training, or delete the call",
+        )  # fmt: skip
+    whole = [dropout for dropout in dropouts if dropout.rate == 1 and dropout.when != "never"]
+    if whole:
+        yield Remark(
+            "drops everything", _names(whole), "rate 1", "in train mode the value is all zeros, so nothing before it is trained",
+            "give a rate below 1; 0.5 and less are usual", _SRIVASTAVA,
+        )  # fmt: skip
+
+
+def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
+    """Yield a remark on dropouts whose value reaches a batch norm through one layer with weights at most, and through no other norm."""
+    nodes, sizes = site_nodes(graph, operations), sizes_of(graph)
+    found = {}
+    for dropout in acting:
+        node = nodes.get(dropout.site.name)
+        if node is not None and dropout.kind in _OF_ELEMENTS and (norm := _batch_norm_after(node, operations, sizes)) is not None:
+            found[dropout.site.name] = norm
+    if found:
+        yield Remark(
+            "before batch norm", tuple(found), listed([f"{name} feeds {norm}" for name, norm in found.items()]),
+            "dropout changes the variance of what it feeds, in train mode only: the running variance does not fit eval mode",
+            "move the dropout behind the last batch norm, or leave it out there",
+            "Li et al., Understanding the disharmony between dropout and batch normalization by variance shift, CVPR 2019",
+        )  # fmt: skip
+
+
+def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node]) -> str | None:
+    """Return the name of a batch norm that the value of a node reaches before any other norm; None if there is none."""
+    seen, waiting = set[tuple[fx.Node, int]](), [(start, 0)]
+    while waiting:
+        node, layers = waiting.pop(0)
+        for user in node.users:
+            module = operations.module(user)
+            if isinstance(module, _BATCH_NORMS) or function_name(user) == "batch_norm":
+                return str(user.target) if module is not None else user.name
+            passed = layers + operations.is_product(user)
+            if user in sizes or operations.is_norm(user) or passed > 1 or (user, passed) in seen:
+                continue
+            seen.add((user, passed))
+            waiting.append((user, passed))
+    return None
+
+
+def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
+    rates = {dropout.site.name: dropout.rate or 0.0 for dropout in acting if dropout.kind in _OF_ELEMENTS}
+    for group in one_value_over_again(graph, operations, rates):
+        kept = math.prod(1 - rates[name] for name in group)
+        yield Remark(
+            "stacked", group, f"rates {', '.join(f'{rates[name]:g}' for name in group)}, one after another on one value",
+            f"the value is dropped several times: {kept:.3g} of it is kept", f"leave one of them; rate {1 - kept:.3g} keeps the same share",
+        )  # fmt: skip
+
+
+def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remark]:
+    """Yield a remark for each rate of weight decay that the optimizer applies to biases, or to parameters of norms."""
+    names = {id(parameter): name for name, parameter in traced.model.named_parameters()}
+    decayed = defaultdict[float, list[str]](list)
+    known = False
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            known |= name is not None
+            if name is not None and group.get("weight_decay") and _is_bias_or_norm(name, parameter, traced.operations.modules):
+                decayed[group["weight_decay"]].append(name)
+    if not known:
+        raise RegularizerError(
+            f"optimizer={type(optimizer).__name__}(...) has none of the parameters of {traced.title}. Give the model's own optimizer."
+        )
+    for rate, found in decayed.items():
+        yield Remark(
+            "weight decay", tuple(found), f"weight_decay={rate:g} on {len(found)} parameter{'s' * (len(found) != 1)}",
+            "they are biases, scales and shifts: decay pulls these to 0, which makes the network no simpler, and has cost accuracy",
+            "give them a parameter group of their own: {'params': biases_and_norms, 'weight_decay': 0}",
+            "He et al., Bag of tricks for image classification with convolutional neural networks, CVPR 2019, section 3.1",
+        )  # fmt: skip
+
+
+def _is_bias_or_norm(name: str, parameter: nn.Parameter, modules: Mapping[str, nn.Module]) -> bool:
+    """Return whether a parameter is a bias, or a scale or a shift: a parameter of a norm, or one without a second dim."""
+    path, _, own = name.rpartition(".")
+    return isinstance(modules.get(path), NORM_MODULES) or "bias" in own or parameter.dim() < 2
+
+
+def _idle(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
+    idle = [dropout for dropout in dropouts if dropout.rate == 0]
+    if idle:
+        yield Remark(
+            "rate 0", _names(idle), f"{len(idle)} of {len(dropouts)} dropouts have rate 0", "they drop nothing",
+            "nothing; if you expected dropout, give the model's constructor a rate, or regularize with own_dropout={'*': 0.1}",
+        )  # fmt: skip
+
+
+def _names(dropouts: Sequence[NativeDropout]) -> tuple[str, ...]:
+    return tuple(dropout.site.name for dropout in dropouts)
+
+
+def _rates(dropouts: Sequence[NativeDropout]) -> str:
+    rates = sorted({dropout.rate or 0.0 for dropout in dropouts})
+    return f"rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"

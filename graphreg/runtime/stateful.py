@@ -1,0 +1,154 @@
+"""Runtime modules of regularizers that keep a state: they pass it to the formula, and replace it by what the formula gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import Steps, Units
+from graphreg.regularizer import Penalty, Splice
+from graphreg.rng import Noise
+from graphreg.runtime.owned_state import SiteState, State
+from graphreg.runtime.penalty import Total, result, uncast, widened
+from graphreg.runtime.runtime_module import RuntimeModule, accumulation
+from graphreg.runtime.splice import SpliceRule
+from graphreg.torch_internals import in_backward, transforms
+
+
+class StateHolder(RuntimeModule):
+    """Holds the state of a splice that has no penalty, so that the rewritten module has it among its submodules."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.description)
+        self.state = state
+
+
+class StatefulTotal(Total):
+    """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
+
+    The state is replaced in train mode alone, and neither in a block of ``noise_off`` nor in a transform of torch.func. A forward that a
+    backward pass repeats is refused: it would go on from another state.
+    """
+
+    path = ""  # the root: a call of the whole model is one step
+    moves_key = False
+
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
+        super().__init__(regularizer, name, strength)
+        self.state, self.held = state, tuple(state.at(site) for site in sites)
+
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
+        measurements = []
+        for held, value in zip(self.held, values, strict=True):
+            if type(value).__name__ == "DTensor":
+                raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
+            measurement, new = self._measured(value, held, clock)
+            measurements.append(measurement)
+            if new is not None and moves_on(self, self.owner[0].training):
+                held.replace(new)
+        return self.combined(measurements, places, clock)
+
+    def _measured(self, value: Tensor, held: SiteState, clock: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+        wide = widened(value)
+        arguments: dict[str, Any] = {
+            "w": wide, "values": {"": wide}, "state": cast(held, wide.dtype), "weight": self.weight(wide.dtype, clock),
+        }  # fmt: skip
+        measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
+        if new is not None:
+            held.refuse_other(new, self.description)
+        return measurement, new
+
+
+class StatefulSplice(SpliceRule):
+    """Runs a splice whose formula takes ``state``; backward does not recompute it.
+
+    The state is replaced where the splice acts in train mode, but neither in a transform of torch.func nor in inference mode.
+    """
+
+    def __init__(
+        self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None, units: Units | None,
+        held: SiteState,
+    ) -> None:  # fmt: skip
+        super().__init__(regularizer, site, strength, slot, path, steps, units)
+        self.held = (held,)  # in a tuple, so that it does not become a submodule
+
+    def may_recompute(self) -> bool:
+        return False
+
+    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Any]) -> Any:
+        return super()._in_eval(z, weight, {**others, "state": cast(self.held[0], weight.dtype)})
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
+        held = self.held[0]
+        given = super()._formula(z, weight, noise, lengths, {**others, "state": cast(held, weight.dtype)})
+        if not isinstance(given, tuple):
+            return given
+        value, new = given
+        held.refuse_other(new, self.description)
+        if moves_on(self, self.owner[0].training):
+            held.replace(new)
+        return self.moved_back(value)
+
+
+class SpliceTotal(RuntimeModule):
+    """Computes the penalty of a splice from its state at all sites: the mean or sum of what ``penalty`` returns, times the strength.
+
+    If ``penalty`` takes ``weight``, the result is not multiplied by the strength.
+    """
+
+    def __init__(self, regularizer: Splice, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
+        super().__init__(f"{type(regularizer).__name__} {name}", strength)
+        self.regularizer, self.state, self.held = regularizer, state, tuple(state.at(site) for site in sites)
+        self.sums = regularizer.engine_options.reduction == "sum"
+
+    def forward(self, *, clock: Tensor | None = None) -> Tensor:
+        """Return the penalty, []. ``clock``: as in ``Total``."""
+        values = [self._measured(held, i, clock) for i, held in enumerate(self.held)]
+        if not values:
+            return self.weight(torch.float32, clock) * 0
+        stacked = torch.stack(values)
+        return stacked.sum() if self.sums else stacked.mean()
+
+    def _measured(self, held: SiteState, place: int, clock: Tensor | None) -> Tensor:
+        dtype = accumulation(next((t.dtype for t in held.tensors().values() if t.is_floating_point()), torch.float32))
+        if clock is None:
+            weight = self.strength[1 + place if len(self.strength) > 1 else 0].to(dtype)
+        else:
+            weight = clock[self.elements[1 + place]].to(dtype)
+        arguments, takes = {"state": cast(held, dtype), "weight": weight}, self.regularizer.penalty_takes
+        with uncast(weight.device.type):
+            value = self.regularizer.penalty(**{name: arguments[name] for name in takes})  # type: ignore[attr-defined]
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise RegularizerError(f"{self.description}: penalty gave {shape}; a penalty is a 0-d tensor. Average it.")
+        return value if "weight" in takes else value * weight
+
+
+def cast(held: SiteState, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the state of a site as a formula gets it: floating-point tensors in the dtype in which the formula computes."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in held.tensors().items()}
+
+
+def moves_on(rule: RuntimeModule, training: bool) -> bool:
+    """Whether this call replaces the state. ``training``: whether the module that the state follows is in train mode."""
+    if rule.silenced or not training or transforms():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if in_backward():
+        raise GraphRegError(
+            f"{rule.description}: a backward pass runs the forward again, and its state has moved on since. Checkpoint parts of "
+            "the model without it, not the whole module."
+        )
+    return not torch.is_inference_mode_enabled()
+
+
+def owned_by(runtime_module: nn.Module | None) -> tuple[nn.Parameter, ...]:
+    """Return the regularizer's own parameters that a runtime module reads."""
+    held = runtime_module.held if isinstance(runtime_module, (StatefulSplice, StatefulTotal, SpliceTotal)) else ()
+    return tuple(parameter for each in held for parameter in each.parameters())

@@ -1,0 +1,334 @@
+"""``check_regularizer``: what every regularizer must satisfy, for the tests of those who write one."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
+from graphreg.ir import RULES, Selector
+from graphreg.pipeline import plan, regularize
+from graphreg.recipes import recipe
+from graphreg.regularizer import Regularizer, Splice, required
+from graphreg.rewriting import strip
+from graphreg.runtime import Regularized, RewrittenModule, noise_off, rng_state, set_rng_state, set_strength, strengths
+from graphreg.testing.models import Example, examples
+from graphreg.torch_internals import pytree
+from graphreg.tracing import arguments, trace
+from graphreg.verification import verify
+
+STEP = 1e-6  # of a difference that is compared with a gradient
+DRAWS = 50  # a splice must change something in as many calls
+
+
+def check_regularizer(
+    cls: type[Regularizer],
+    pattern: Selector = "*",
+    weight: float = 0.5,
+    *,
+    model: nn.Module | None = None,
+    inputs: Any = None,
+    wrong: Mapping[str, Sequence[Any]] | None = None,
+    backend: str | None = "aot_eager",
+    gradients: bool = True,
+    **options: Any,
+) -> None:
+    """Check a regularizer on a small model. The model that is given stays unchanged.
+
+    - It acts, in train mode: a splice changes the output; a penalty is a finite 0-d tensor, and trains something.
+    - The same state of the noise gives the same results, and no global random generator is used.
+    - Compiled with ``fullgraph=True``, outputs, penalties and gradients are those of eager mode, in train mode and in eval mode.
+    - Gradients are those of differences, in float64.
+    - At strength 0, the penalty and its gradient are 0, and a splice changes nothing, unless its class has ``off_at_zero = False``.
+    - Without it, the model is what it was: ``graphreg.verify`` and ``graphreg.strip`` say so.
+    - A copy of the module, and one made by its recipe, have the same results.
+    - Wrong options raise RegularizerError, with the name of the class and of the option.
+
+    Args:
+        cls: The class, a subclass of ``Splice`` or ``Penalty``.
+        pattern: The selector.
+        weight: The strength.
+        model: A model that the regularizer can act on; None for the first of ``graphreg.testing.examples()`` that it can act on.
+        inputs: The arguments of a call of the model, as ``example_inputs`` of ``graphreg.regularize``.
+        wrong: By option, values that the class must refuse.
+        backend: The backend of torch.compile; None to compile nothing.
+        gradients: Whether to compare gradients with differences. Give False for a formula whose gradient is not its derivative, such as
+            a straight-through estimator.
+        **options: The options of the class.
+
+    Raises:
+        AssertionError: Something is not so; the message says what.
+        RegularizerError: The arguments of this function are not allowed, or the class is refused.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Regularizer):
+        raise RegularizerError(f"check_regularizer takes a class of regularizers, not {shown(cls)}. Give a subclass of Splice or Penalty.")
+    if (model is None) != (inputs is None):
+        raise RegularizerError("check_regularizer takes model and inputs together. Give both, or neither.")
+    check_refusals(cls, pattern, weight, wrong or {}, options)
+    regularizer: Any = cls(pattern, weight, **options)
+    example = _example(regularizer) if model is None else Example(model, inputs)
+    subject = Subject(cls.__name__, regularizer, example)
+    check_action(subject)
+    check_purity(subject)
+    check_zero(subject)
+    check_model(subject)
+    check_copies(subject)
+    if gradients:
+        check_gradients(subject)
+    if backend is not None:
+        check_compiled(subject, backend)
+
+
+def _example(regularizer: Regularizer) -> Example:
+    refusals = []
+    for example in examples():
+        try:
+            if plan(trace(copy.deepcopy(example.model), example.inputs), regularizer).edits:
+                return example
+        except GraphRegError as error:
+            refusals.append(first_line(error))
+    raise RegularizerError(
+        f"{type(regularizer).__name__} can act on none of the models of graphreg.testing. Give check_regularizer model= and inputs=. "
+        f"The last model was refused, because {refusals[-1] if refusals else 'nothing is selected'}"
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: a regularizer on a model, under the name of its class."""
+
+    name: str
+    regularizer: Any
+    example: Example
+
+    def made(self, dtype: torch.dtype | None = None) -> RewrittenModule:
+        """Return a copy of the model with the regularizer, whose parameters have changed since: a state may be what they were."""
+        model, inputs = copy.deepcopy(self.example.model), self.example.inputs
+        if dtype is not None:
+            model.to(dtype)
+            inputs = _to(inputs, dtype)
+        module = regularize(model, self.regularizer, example_inputs=inputs, rng=7)
+        with torch.no_grad():
+            for i, (name, parameter) in enumerate(module.named_parameters()):
+                if not name.startswith(f"{RULES}."):
+                    parameter.add_(_numbers(parameter, i), alpha=0.1)
+        return module
+
+    def require(self, condition: bool, sentence: str) -> None:
+        """Raise AssertionError with a sentence about the class unless the condition holds."""
+        if not condition:
+            raise AssertionError(f"{self.name}: {sentence}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of calls: the outputs and penalties of each call, and the gradients of all of them together, by parameter."""
+
+    values: list[list[Tensor]]
+    gradients: dict[str, Tensor]
+
+
+def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (True, True, False)) -> Outcome:
+    """Return the results of a call in each of the modes (True for train mode)."""
+    args, kwargs = arguments(inputs) or ((), {})
+    values, total = [], torch.zeros(())
+    for mode in modes:
+        module.train(mode)
+        result = run(*args, **kwargs)
+        values.append(_tensors(result))
+        total = total + weighted(result)
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return Outcome([[tensor.detach() for tensor in each] for each in values], dict(zip(parameters, found, strict=True)))
+
+
+def weighted(result: Regularized) -> Tensor:
+    """Return a number that depends on every number of an output, and on every penalty."""
+    outputs = [tensor for tensor in _tensors(result.output) if tensor.is_floating_point()]
+    return sum((tensor * _numbers(tensor, 3)).sum() for tensor in outputs) + sum(result.penalties.values())  # type: ignore[return-value]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _numbers(like: Tensor, seed: int) -> Tensor:
+    """Return numbers between -1 and 1 of a tensor's shape and dtype, the same each time."""
+    numbers = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device)
+    return torch.sin(numbers * 1.7 + seed).view(like.shape).to(like.dtype)
+
+
+def _to(inputs: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
+
+
+def _call(module: nn.Module, inputs: Any) -> Regularized:
+    args, kwargs = arguments(inputs) or ((), {})
+    result: Regularized = module(*args, **kwargs)
+    return result
+
+
+# What is checked
+
+
+def check_refusals(
+    cls: type[Any], pattern: Selector, weight: float, wrong: Mapping[str, Sequence[Any]], options: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Check that wrong options raise RegularizerError, with the names of the class and of the option."""
+    names = {field.name for field in fields(cls)}
+    if unknown := [name for name in wrong if name not in names]:
+        raise RegularizerError(f"wrong={{{unknown[0]!r}: ...}} names no option of {cls.__name__}. Its options: {', '.join(sorted(names))}.")
+    cases = [(name, value) for name, values in wrong.items() for value in values]
+    cases += [("weight", float("nan")), ("weight", "much"), *((f.name, required()) for f in fields(cls) if f.default is required())]
+    for name, value in cases:
+        if sentence := _not_refused(cls, {"pattern": pattern, "weight": weight, **options, name: value}, name):
+            raise AssertionError(f"{cls.__name__}: {name}={shown(value)} {sentence}")
+
+
+def _not_refused(cls: type[Any], given: Mapping[str, Any], name: str) -> str:
+    """Say what is wrong with how a class refuses the option ``name``; ``""`` if nothing is."""
+    try:
+        cls(**given)
+    except RegularizerError as error:
+        named = cls.__name__ in str(error) and name in str(error)
+        return "" if named else f"raises an error that does not name the class and the option: {error}"
+    except Exception as error:
+        return f"raises {first_line(error)}, and not a RegularizerError."
+    return "is accepted. Refuse it in check(), by self.require(...)."
+
+
+def check_action(subject: Subject) -> None:
+    """Check that a splice changes the output in train mode, and that a penalty is a finite number that trains something."""
+    module, inputs = subject.made().train(), subject.example.inputs
+    if isinstance(subject.regularizer, Splice):
+        with noise_off(module), torch.no_grad():
+            plain = _tensors(_call(module, inputs).output)
+        with torch.no_grad():
+            changes = any(not _equal(_tensors(_call(module, inputs).output), plain) for _ in range(DRAWS))
+        subject.require(changes, f"the output is that of the model in {DRAWS} calls in train mode. Give another weight or model.")
+    if type(subject.regularizer).has_penalty():
+        (penalty,) = _call(module, inputs).penalties.values()
+        subject.require(bool(penalty.isfinite()), f"the penalty is {float(penalty.detach())}.")
+        subject.require(penalty.requires_grad, "the penalty carries no gradient, so it would train nothing.")
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        found = torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True)
+        subject.require(all(bool(g.isfinite().all()) for g in found), "a gradient of the penalty is not finite.")
+        subject.require(any(bool(g.any()) for g in found), "all gradients of the penalty are 0 on this model. Give another model.")
+
+
+def check_purity(subject: Subject) -> None:
+    """Check that the same state of the noise gives the same results, and that a call moves no global random generator."""
+    module, inputs = subject.made(), subject.example.inputs
+    state, globally = rng_state(module), (torch.get_rng_state(), random.getstate())
+    first = outcome(module, module, inputs)
+    moved = not torch.equal(globally[0], torch.get_rng_state()) or globally[1] != random.getstate()
+    subject.require(not moved, "a call draws from a global random generator. Draw from noise.")
+    set_rng_state(module, state)
+    _require_same(subject, outcome(module, module, inputs), first, "a second run from the same state of the noise")
+
+
+def check_zero(subject: Subject) -> None:
+    """Check that the penalty is 0 at strength 0, and that a splice then changes nothing, if its class says so."""
+    module, inputs = subject.made().train(), subject.example.inputs
+    set_strength(module, next(iter(strengths(module))), 0.0)
+    result = _call(module, inputs)
+    for penalty in result.penalties.values():
+        found = torch.autograd.grad(
+            penalty, [p for p in module.parameters() if p.requires_grad], retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        subject.require(float(penalty.detach()) == 0, f"at strength 0 the penalty is {float(penalty.detach())}, not 0.")
+        subject.require(not any(bool(g.any()) for g in found), "at strength 0 the penalty has a gradient.")
+    if getattr(subject.regularizer, "off_at_zero", False):
+        with noise_off(module):
+            plain = _call(module, inputs)
+        subject.require(
+            _equal(_tensors(result.output), _tensors(plain.output)),
+            "at strength 0 it changes the output. If this is meant, say off_at_zero = False in the class.",
+        )
+
+
+def check_model(subject: Subject) -> None:
+    """Check that the model is what it was: beside the regularizer, without it, and after it was removed."""
+    model, inputs = copy.deepcopy(subject.example.model), subject.example.inputs
+    before = copy.deepcopy(model.state_dict())
+    module = regularize(model, subject.regularizer, example_inputs=inputs, rng=7)
+    args, kwargs = arguments(inputs) or ((), {})
+    verify(model, module, *args, **kwargs)
+    after = model.state_dict()
+    same = list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    subject.require(same, "it changes the parameters or buffers of the model.")
+    stripped = strip(module)
+    subject.require(list(stripped.state_dict()) == list(before), "the stripped module has other keys than the model.")
+    with torch.no_grad():
+        plain, ours = (_tensors(each.eval()(*args, **kwargs)) for each in (model, stripped))
+    subject.require(_equal(plain, ours), "the stripped module is not the model.")
+
+
+def check_copies(subject: Subject) -> None:
+    """Check that a copy of the module has the same results, and, if the class has a key, so has a module that its recipe makes."""
+    module, inputs = subject.made(), subject.example.inputs
+    twin = copy.deepcopy(module)
+    _require_same(subject, outcome(twin, twin, inputs), outcome(module, module, inputs), "a copy of the module")
+    if type(subject.regularizer).keys and not callable(subject.regularizer.pattern):
+        module = regularize(copy.deepcopy(subject.example.model), subject.regularizer, example_inputs=inputs, rng=7)
+        again = regularize(copy.deepcopy(subject.example.model), recipe=recipe(module), example_inputs=inputs)
+        _require_same(subject, outcome(again, again, inputs), outcome(module, module, inputs), "the module that its recipe makes")
+
+
+def check_gradients(subject: Subject) -> None:
+    """Compare the gradient along a direction in the space of all parameters with a difference, in float64."""
+    module, inputs = subject.made(torch.float64).train(), _to(subject.example.inputs, torch.float64)
+    state = rng_state(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def value() -> Tensor:
+        set_rng_state(module, state)
+        return weighted(_call(module, inputs))
+
+    found = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
+    for direction in range(2):
+        along = [_numbers(p, 11 * direction + i) for i, p in enumerate(parameters)]
+        ours = float(sum((g * d).sum() for g, d in zip(found, along, strict=True)))
+        both = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, d in zip(parameters, along, strict=True):
+                    p.add_(d, alpha=sign * STEP)
+                both.append(float(value()))
+                for p, d in zip(parameters, along, strict=True):
+                    p.sub_(d, alpha=sign * STEP)
+        theirs = (both[0] - both[1]) / (2 * STEP)
+        size = max(1.0, abs(theirs), *(float(g.abs().max()) for g in found))
+        subject.require(
+            abs(ours - theirs) <= 1e-5 * size,
+            f"the gradient along a direction is {ours:.6g}, and the difference {theirs:.6g}. If this is meant, give gradients=False.",
+        )
+
+
+def check_compiled(subject: Subject, backend: str) -> None:
+    """Check that compiled code has the results of eager mode."""
+    eager, module, inputs = subject.made(), subject.made(), subject.example.inputs
+    torch.compiler.reset()
+    run = torch.compile(module, backend=backend, fullgraph=True)
+    _require_same(subject, outcome(module, run, inputs), outcome(eager, eager, inputs), f"the module compiled with {backend}")
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+def _require_same(subject: Subject, ours: Outcome, expected: Outcome, what: str) -> None:
+    """Raise AssertionError unless two outcomes are close; ``what`` names that of ``ours``."""
+    for names, one, other in (
+        ("outputs or penalties", ours.values, expected.values), ("gradients", ours.gradients, expected.gradients),
+    ):  # fmt: skip
+        try:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        except AssertionError as error:
+            raise AssertionError(f"{subject.name}: {what} has other {names}: {first_line(error)}") from error
