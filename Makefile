@@ -55,8 +55,8 @@ fuzz: .venv/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
 	$(if $(ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --hypothesis-profile=random $(PROPERTIES))
 
-# The tests with the oldest torch that they pass with, in an environment of its own. PyPI has it as a CUDA build: 5 GB on disk.
-OLDEST := torch==2.12.0 torchvision==0.27.0
+# The tests with the oldest torch that they pass with, in an environment of its own. PyPI has it as a CUDA build: 7 GB on disk.
+OLDEST := torch==2.10.0 torchvision==0.25.0
 oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) -e '.[test]'

@@ -17,7 +17,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown, warn
 from graphreg.ir import RULES, Missing, Selector, is_marked
-from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances
+from graphreg.planning import OwnDropout, Plan, check_blocks, check_missing, check_option, from_keywords, from_kwargs, instances
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
 from graphreg.regularizer import Regularizer, check_flag
@@ -160,7 +160,9 @@ def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Modu
     return copied(model)
 
 
-def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout) -> None:
+def check_options(
+    rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout, blocks: Selector | None = None
+) -> None:
     """Raise RegularizerError for options that ``regularize`` would refuse, without tracing a model."""
     _check_scaled(penalties, scale)
     check_missing(missing)
@@ -168,6 +170,8 @@ def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale
     check_scale(scale)
     check_rng(rng)
     check_option(own_dropout)
+    if blocks is not None:
+        check_blocks(blocks)
 
 
 def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
@@ -229,7 +233,7 @@ def as_pass(
         what = "compile" if "compile" in keywords else "front_end"
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass does not trace"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
-    check_options(rng, missing, penalties, scale, own_dropout)
+    check_options(rng, missing, penalties, scale, own_dropout, blocks)
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}

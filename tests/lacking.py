@@ -1,7 +1,18 @@
 """What only newer releases of torch have: the tests of what needs it are skipped by the condition that refuses it."""
 
+import re
+
 import pytest
 
-from graphreg.torch_internals import TELLS_RESULT
+from graphreg.torch_internals import TELLS_RESULT, TRACES_OBJECTS, defines_named_tuples
 
 needs_result = pytest.mark.skipif(not TELLS_RESULT, reason="torch before 2.12 does not show what a compiled call returns")
+NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"
+needs_objects = pytest.mark.skipif(not TRACES_OBJECTS, reason=NO_OBJECTS)
+
+
+def copied(code: str) -> str:
+    """Code as torch.fx writes it after one of its own functions has copied the graph: before torch 2.12 with another last line."""
+    if defines_named_tuples():
+        return code
+    return re.sub(r"return graphreg_Regularized\((\w+), ", r"return Regularized(output=\1, penalties=", code)

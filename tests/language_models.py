@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+import graphreg
 
 WORDS = 50
 _SMALL: dict[str, Any] = {
@@ -40,6 +45,20 @@ STATES = {"gpt2": "transformer.h.*", "bert": "bert.encoder.layer.*", "llama": "m
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     return MODELS[name]()
+
+
+@functools.cache
+def _traced(name: str) -> graphreg.Traced:
+    model: Any = build(name).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable()
+    return graphreg.trace(model, batch())
+
+
+def traced(name: str) -> graphreg.Traced:
+    """A trace of a new model. One trace, of a model that checkpoints its blocks, serves all models of a kind, because it takes seconds."""
+    return dataclasses.replace(_traced(name), model=build(name))
 
 
 def batch(rows: int = 3, words: int = 7, seed: int = 0) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import re
 SWEEP = {
     r"test_check_regularizer\.py::test_built_in\[(?!(HiddenL1|DropConnect|L0Gates)-).*-compiled": "three stay",
     r"test_owned_parameters\.py::test_compiled_is_eager\[inductor": "aot_eager stays",
-    r"test_transformers_callback\.py::test_gradient_checkpointing_is_refused": "four traces; other refusals of a trace stay",
+    r"test_own_checkpoints\.py::test_language_models_in_place": "GPT-2 checkpoints in test_in_place_models.py",
+    r"test_transformers_callback\.py::test_gradient_checkpointing_changes": "GPT-2 checkpoints in test_in_place_models.py",
     r"test_torch_check\.py::(test_of_a_whole_run|test_each_part_works\[.*Inductor)": "the other parts and the canaries stay",
     r"test_production\.py::test_eager_one_at_a_time\[(?!.*relu_1\]|fc|avgpool|layer4)": "layer 4 and each second ReLU stay",
     r"test_production\.py::test_compiled_each_of_all\[5\]": "sites are compiled one at a time in other tests, and all in the sweep",

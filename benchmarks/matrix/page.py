@@ -20,6 +20,9 @@ at the end of this page has a row for each pair that was run.
 |---|---|
 | up to 2.11: torch.compile does not show what a compiled call returns | `graphreg.backend(penalties="attach")` with a penalty is refused. \
 Use `penalties="return"`, or `graphreg.regularize` |
+| up to 2.11: torch.compile traces neither a loop over the attributes of an object nor a copy of one | with `fullgraph=True`, an error for \
+an object among the arguments of a model that `regularize_` has changed, and for a dataclass or a subclass of dict within an output with \
+`penalties="attach"`. Without `fullgraph=True`, such calls run in eager |
 | 2.10: Dynamo does not record which code it leaves to eager | the error for a call without a graph does not name the code. \
 `TORCH_LOGS=graph_breaks` does |
 

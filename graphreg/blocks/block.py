@@ -18,11 +18,12 @@ from torch import nn
 from graphreg.blocks.outline import OUTSIDE
 from graphreg.compiler import LOWERED, with_our_pass
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES
+from graphreg.ir import ORIGINAL, RULES
 from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with the record of a block object, and with its mode if it has no record
-_MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL)  # attributes that copies and pickles leave out
+CALLS = "graphreg_calls"  # the attribute of a placed block with its code; see placed_block.py
+_MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL, CALLS)  # attributes that copies and pickles leave out
 _classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
 
 Code = Callable[..., Any]
@@ -126,7 +127,7 @@ def refusal(kind: str, path: str) -> str:
 
 def _class_of(kind: type[nn.Module]) -> type[Block]:
     """Return the class of block objects for a class of modules."""
-    kind = getattr(kind, "graphreg_kind", kind)
+    kind = getattr(kind, "graphreg_kind", getattr(kind, ORIGINAL, kind))
     if kind not in _classes:
         contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
         metaclass: Any = type(kind)
@@ -155,7 +156,7 @@ def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str])
             siblings = siblings[step]._modules
         module = siblings[name]
         if id(module) not in made:
-            made[id(module)] = _twin(module, path)
+            made[id(module)] = twin_of(module, path)
         siblings[name] = made[id(module)]
     aliases = {id(original(module)): module for module in made.values()}
     for module in (None, *made.values()):  # a block may have further names in these modules
@@ -169,9 +170,9 @@ def _ends(path: str) -> Iterator[int]:
     yield len(path)
 
 
-def _twin(module: nn.Module, path: str) -> nn.Module:
+def twin_of(module: nn.Module, path: str) -> Block:
     """Make the block object for a module. It shares the module's dicts of parameters and buffers; its dict of submodules is its own."""
-    twin: nn.Module = _blank(type(module))
+    twin: Block = _blank(type(module))
     source = original(module)
     twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
     twin.__dict__["_modules"] = type(source._modules)(module._modules)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.blocks.block import BLOCK, View, block_at
+from graphreg.blocks.block import BLOCK, Block, View, block_at, twin_of
 from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
+from graphreg.blocks.placed_block import PlacedCall, add_call, unwrapped_block
 from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
 from graphreg.torch_internals import define_named_tuples
@@ -17,16 +18,21 @@ from graphreg.torch_internals import define_named_tuples
 Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers, if any
 
 
-def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...]) -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
+Variant = tuple[Callable[..., Any], Callable[..., Any], str]  # the functions for eager mode and for Dynamo, and the source of the first
+
+
+def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: str = "") -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
     """Give the blocks of a module their code, and return the graphs in which the whole module calls them.
 
     Args:
-        root: The rewritten module, with block objects at the paths in ``blocks``.
+        root: The rewritten module, with block objects at the paths in ``blocks``, or with the model's own modules there.
         sources: The graphs of the rewritten module, by mode.
         blocks: The paths of the blocks.
+        owner: ``""`` for block objects; for the model's own modules, what ``new_owner`` returned for the rewritten module.
     """
     outliner, emitter = Outliner(root, blocks), _Emitter()
-    variants: dict[str, list[tuple[Callable[..., Any], Callable[..., Any], str]]] = {path: [] for path in blocks}
+    variants: dict[str, list[Variant]] = {path: [] for path in blocks}
+    prefixes = _prefixes(root, blocks, owner) if owner else {}
     graphs = {}
     for mode, (flat, lowered) in sources.items():
         graph, calls = outliner.outline(flat)
@@ -37,20 +43,47 @@ def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...]) -> dict
             known = variants[call.path]
             if variant not in known:
                 known.append(variant)
+            number = known.index(variant)
             for node in (call.node, compiled.node):
-                node.kwargs = {**node.kwargs, VARIANT: known.index(variant)}
+                node.kwargs = {**node.kwargs, VARIANT: f"{prefixes[call.path]}{number}" if owner else number}
         graphs[mode] = graph, graph_lowered
     for path, known in variants.items():
-        _install(root, path, known, outliner)
+        if owner:
+            _install_in_place(root, path, known, outliner, prefixes[path])
+        else:
+            _install(root, path, known, outliner)
     return graphs
 
 
-def _install(root: nn.Module, path: str, variants: list[Any], outliner: Outliner) -> None:
-    block, names = block_at(root, path), outliner.names[path]
-    rules: Any = root._modules.get(RULES)
+def _prefixes(root: nn.Module, blocks: tuple[str, ...], owner: str) -> dict[str, str]:
+    """Return what the names of a block's variants begin with, by path: the same for all blocks, but not for two paths of one module."""
+    paths: dict[nn.Module, list[str]] = {}
+    for path in blocks:
+        paths.setdefault(unwrapped_block(root.get_submodule(path)), []).append(path)
+    return {path: f"{owner}_" + f"{i}_" * bool(i) for each in paths.values() for i, path in enumerate(each)}
+
+
+def _install(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner) -> None:
+    block = block_at(root, path)
     eager, compiled, sources = zip(*variants, strict=True) if variants else ((), (), ())
     block.__dict__[BLOCK] = replace(block.__dict__[BLOCK], eager=eager, compiled=compiled, sources=sources)
-    block.__dict__[RULES] = View({name: rules._modules[target] for name, target in names.rules.items()})
+    _show_outside(block, root, path, outliner)
+
+
+def _install_in_place(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner, prefix: str) -> None:
+    block = unwrapped_block(root.get_submodule(path))
+    twin = twin_of(block, path)
+    twin.__dict__["_modules"] = block._modules  # the same dict, so that the code finds a wrapper around a block within this one
+    _show_outside(twin, root, path, outliner)
+    for number, variant in enumerate(variants):
+        add_call(block, f"{prefix}{number}", PlacedCall(twin, *variant))
+
+
+def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) -> None:
+    """Give a block object the modules outside of the block that its code calls."""
+    names, rules = outliner.names[path], root._modules.get(RULES)
+    runtime: Any = rules._modules if rules is not None else {}
+    block.__dict__[RULES] = View({name: runtime[target] for name, target in names.rules.items()})
     block.__dict__[OUTSIDE] = View({name: root.get_submodule(target) for name, target in names.outside.items()})
     block.__dict__[LOWERED] = root.__dict__.get(LOWERED)
 

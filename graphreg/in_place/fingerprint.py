@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from graphreg.blocks import unwrapped_block
 from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
@@ -161,7 +162,8 @@ class Fingerprint:
 
     def same(self) -> bool:
         """Whether nothing has changed since the trace. The loops are comprehensions and C functions, because this runs at each call."""
-        if not all(map(operator.eq, self._modules_now, self._modules_then)):  # == of two modules compares identities
+        modules = self._modules_now, self._modules_then
+        if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
             return False
         if _shapes(self._parameters) != self._shapes:
             return False
@@ -177,7 +179,7 @@ class Fingerprint:
     def changed(self) -> str:
         """Name the first thing that has changed; ``""`` if nothing has."""
         for now, then, path in zip(self._modules_now, self._modules_then, self._paths, strict=True):
-            if now != then:
+            if not _same_modules(now, then):
                 return f"submodules of {path or 'the model'}"
         if _shapes(self._parameters) != self._shapes:
             return "shapes of parameters"
@@ -240,6 +242,11 @@ def _mapped(kind: type, names: _Names) -> _Names:
     """Return the names to which a class maps ``names``, such as by the ``attribute_map`` of a configuration of transformers."""
     maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
     return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
+
+
+def _same_modules(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether a module has the same submodules, apart from wrappers of activation checkpointing around blocks: graphs call these."""
+    return now.keys() == then.keys() and all(m is then[name] or (m and unwrapped_block(m)) is then[name] for name, m in now.items())
 
 
 def _shapes(registries: list[dict[str, Any]]) -> list[Any]:

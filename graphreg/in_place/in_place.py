@@ -13,8 +13,8 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class
-from graphreg.in_place.structure import ORIGINAL, Options, bare
-from graphreg.ir import PLACED, Missing
+from graphreg.in_place.structure import Options, bare
+from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
 from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once
 from graphreg.recipes import RecipeLike, by_recipe
@@ -42,6 +42,7 @@ def regularize_(
     verify: bool = False,
     eval_penalties: bool = False,
     recipe: RecipeLike | None = None,
+    blocks: Selector | None = None,
     **keywords: Any,
 ) -> M:
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
@@ -69,6 +70,8 @@ def regularize_(
         verify: As in ``regularize``; it needs example inputs.
         eval_penalties: Run the graph in eval mode, too, so that a call in eval mode also has penalties.
         recipe: As in ``regularize``.
+        blocks: A selector of modules, such as ``"layers.*"``. In train mode the graphs call these modules of the model, which then run
+            emitted code, so that FSDP2, activation checkpointing, ``module.compile()`` and hooks act on them.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
     Returns:
@@ -84,14 +87,23 @@ def regularize_(
         return cast("M", by_recipe(regularize_, locals()))
     warn_if_untested()
     check_compile(compile)
-    check_options(rng, missing, penalties, scale, own_dropout)
+    check_options(rng, missing, penalties, scale, own_dropout, blocks)
     check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
     _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
-    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
+    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks)
     placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
+    _install(model, placed, example_inputs, before)
+    return compile_if_asked(model, compile)
+
+
+def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.Module | None) -> None:
+    """Give the model its class and its state, and trace it for the example inputs if there are any. If that fails, undo it.
+
+    ``before``: a copy of the model to compare the graph with; or None.
+    """
     with Changes() as changes, changes:
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))
@@ -103,7 +115,6 @@ def regularize_(
                 with bare(model):
                     validate(before, model, placed.current(), example_inputs)
         kept[0] = True
-    return compile_if_asked(model, compile)
 
 
 def strip_(model: M) -> M:
@@ -132,6 +143,8 @@ def strip_(model: M) -> M:
 
 
 def _strip(model: nn.Module) -> None:
+    if isinstance(placed := vars(model).get(PLACED), Placed):
+        placed.leave(model)
     object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
     vars(model).pop(PLACED, None)
     vars(model).pop(COMPILED_CALL, None)  # the compiled call runs the graph

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphreg.blocks import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
 from graphreg.in_place.calls import CallForm, example_of, readable, refuse_caches, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
-from graphreg.in_place.structure import ORIGINAL, Options, StructureGraph, restored_unless_done, traced_for
-from graphreg.ir import RULES
+from graphreg.in_place.structure import Options, StructureGraph, bare, restored_unless_done, traced_for
+from graphreg.ir import ORIGINAL, RULES, strings
 from graphreg.pipeline import log_plan, warn_of_scale
+from graphreg.planning import Plan
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.runtime import (
     IN_PLACE_STATE,
@@ -140,6 +142,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
         graphs[0].refuse_hooks()
+        graphs[0].follow(model)
         self._choose(key, graphs[0])
         return graphs
 
@@ -163,7 +166,8 @@ class Placed(ModuleHandle, InPlaceHandle):
             if error is not None and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
-            present = Fingerprint(model)
+            with bare(model):
+                present = Fingerprint(model)
             try:
                 refuse_caches(args, kwargs)
                 example = example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
@@ -175,6 +179,8 @@ class Placed(ModuleHandle, InPlaceHandle):
             if len(self._made) == _MANY and not made:
                 log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)
             made.insert(0, graph)
+            for old in made[_MOST:]:
+                old.leave()
             del made[_MOST:]
             self._choose(key, graph)
         self._tell(graph)
@@ -230,6 +236,18 @@ class Placed(ModuleHandle, InPlaceHandle):
         strengths = {name: self.shared.rules.value(name) for name in self.shared.rules.strengths}
         return _unpickled, (self.options, strengths, self.rng_state(), self.shared.rules.chosen)
 
+    def leave(self, model: nn.Module) -> None:
+        """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of one."""
+        graphs = [graph for made in self._made.values() for graph in made]
+        for graph in graphs:
+            for block in graph.blocks:
+                check_class(block)
+        for graph in graphs:
+            graph.leave()
+        for inner in model.modules():  # blocks for which no graph was made, because that failed
+            if is_placed(inner):
+                leave(inner)
+
     # the handle
 
     def current(self) -> RewrittenModule:
@@ -256,7 +274,14 @@ class Placed(ModuleHandle, InPlaceHandle):
         front_end = None if given.front_end == "auto" else given.front_end
         scale = written_scale(given.scale)
         seeds = self.shared.seeds
-        return Asked(given.regularizers, seeds, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties)
+        made = given.regularizers, seeds, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties
+        return Asked(*made, () if given.blocks is None else strings(given.blocks) or self._plan_of_last().asked_blocks)
+
+    def _plan_of_last(self) -> Plan:
+        graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
+        self.current()
+        assert graphs is not None
+        return graphs[0].plan
 
     @property
     def attaches(self) -> bool:

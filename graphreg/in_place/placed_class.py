@@ -16,8 +16,7 @@ from graphreg.compiler import with_our_pass
 from graphreg.errors import GraphRegError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
-from graphreg.in_place.structure import ORIGINAL
-from graphreg.ir import PLACED
+from graphreg.ir import ORIGINAL, PLACED
 from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
 
 

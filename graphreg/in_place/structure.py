@@ -13,18 +13,43 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 
+from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
 from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
-from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents, is_in_place, is_pythons, scope_of
-from graphreg.planning import OwnDropout, Plan, plan
+from graphreg.ir import (
+    ORIGINAL,
+    PLACED,
+    RULES,
+    SIZE_ASSERTIONS,
+    Missing,
+    Selector,
+    State,
+    copied_contents,
+    is_in_place,
+    is_pythons,
+    scope_of,
+    state_of,
+)
+from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import CLOCK, Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree, version_of
-from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
+from graphreg.torch_internals import (
+    CALL_HOOKS,
+    COMPILED_CALL,
+    WRAPPED_MODULE,
+    Changes,
+    at_rest,
+    checkpoint_wrapped,
+    compiles_itself,
+    has_saved_tensor_hooks,
+    pytree,
+    version_of,
+)
+from graphreg.tracing import DECISIONS, FrontEnd, Traced, checkpoints_itself, mode_asked, trace
 
-ORIGINAL = "graphreg_original"  # the attribute of the generated class that holds the model's own class
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
 
 
@@ -36,6 +61,7 @@ class Options:
         regularizers: The regularizers by their final names. A splice has a seed in place of a generator.
         front_end: As in ``regularize``. The same holds for ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
         eval_penalties: Whether the graph runs in eval mode, too.
+        blocks: As in ``regularize``.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -45,6 +71,7 @@ class Options:
     scale: Scale | None
     own_dropout: OwnDropout
     eval_penalties: bool
+    blocks: Selector | None = None
 
 
 @dataclass(eq=False)
@@ -57,7 +84,8 @@ class StructureGraph:
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
         late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
-        hooks: The hook dicts of the modules whose operations the graph contains, but which it does not call; each with the module's path.
+        hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
+        blocks: The blocks of the model that the graph calls.
         held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
             object gets these ids.
         known: The shapes of the inputs with which the graph has run.
@@ -69,6 +97,7 @@ class StructureGraph:
     asks: bool
     late: bool
     hooks: list[tuple[dict[int, Any], str]]
+    blocks: tuple[nn.Module, ...]
     held: Any
     known: set[tuple[torch.Size, ...]] = field(default_factory=set)
 
@@ -82,20 +111,40 @@ class StructureGraph:
             if hooks:
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
-                    "call it: the hook would not run. Remove it, or register it on the model itself or on a layer that the graph calls, "
-                    "such as an nn.Linear; graphreg.report lists the sites."
+                    f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}); "
+                    "or register the hook on the model itself, or on a layer that the graph calls, such as an nn.Linear."
                 )
+
+    def follow(self, model: nn.Module) -> None:
+        """Call the blocks that are submodules of the model itself through the wrappers that they have now."""
+        for path in self.plan.blocks:
+            if "." not in path and self.module._modules[path] is not model._modules[path]:
+                self.module._modules[path] = model._modules[path]
+
+    def leave(self) -> None:
+        """Remove the graph's code from the blocks. A block that no other graph calls gets its own class back."""
+        for block in self.blocks:
+            leave(block, _record(self.module).owner)
 
 
 def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
     """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
+    _refuse_sharded(model)
+    _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
             traced = _traced(model, example, options.front_end)
         fingerprint = Fingerprint(model, reads)
-        decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout)
-        module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
+        decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks)
+        chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
+        if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
+            module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
+            hooks = _hooks(model, module)
+    if acting:  # the trace has what acts on their calls; a trace of placed blocks has not
+        for block in acting:
+            place(block)
+        return traced_for(model, example, options, shared)
     for child in rules_of(module).children():
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
@@ -104,7 +153,8 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
-    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, _hooks(model, module), held)
+    blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
+    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held)
     made.refuse_hooks()
     return made
 
@@ -115,14 +165,26 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
         return trace(model, example, front_end)
     except TraceError as error:
         title = type(model).__name__
+        if any(map(checkpoints_itself, model.modules())):  # a trace sees through these checkpoints
+            raise
         on = [path or title for path, inner in model.named_modules() if getattr(inner, "gradient_checkpointing", False) is True]
         if not on:
             raise
         raise TraceError(
             f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch checkpointing "
-            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
-            "and set torch._functorch.config.activation_memory_budget."
+            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, name the blocks in "
+            "blocks= and put checkpoint_wrapper around them, or compile the model and set torch._functorch.config.activation_memory_budget."
         ) from error
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise TraceError if FSDP2 was applied to the model or a part of it: a trace needs whole parameters."""
+    if (sharded := next((path for path, inner in model.named_modules() if is_sharded(inner)), None)) is not None:
+        raise TraceError(
+            f"fully_shard was applied to {repr(sharded) if sharded else 'the model'}, and the model has no graph for the arguments of this "
+            "call: it can be traced only while its parameters are whole. Before fully_shard, give graphreg.regularize_ example_inputs of "
+            "this structure, or call the model once with such arguments."
+        )
 
 
 def _first_effect(graph: fx.Graph) -> int:
@@ -147,9 +209,46 @@ def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, An
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
     inside |= {path.rpartition(".")[0] for path in called}
-    opened = {part for path in inside for part in _ancestors(path)} - called
+    opened = {part for path in inside for part in _ancestors(path)} - called - {*_record(module).blocks}
     places = [(path, inner) for path, inner in model.named_modules() if path in opened]
     return [(getattr(inner, name), path) for path, inner in places for name in CALL_HOOKS]
+
+
+def _record(module: RewrittenModule) -> State:
+    record = state_of(module)
+    assert record is not None
+    return record
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers of activation checkpointing."""
+    while (wrapped := checkpoint_wrapped(module)) is not None:
+        module = wrapped
+    return module
+
+
+def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
+    """Place the blocks whose calls something acts on, so that the trace does not contain what acts."""
+    if selector is None:
+        return
+    modules = {path: _unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
+    for path in matching_modules(modules, selector):
+        if not is_placed(modules[path]) and _acts_on_calls(model, path, modules[path]):
+            place(modules[path])
+
+
+def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
+    """Return whether something acts on calls of a block that the trace has seen: a hook, ``block.compile()``, or a wrapper around it.
+
+    Raises:
+        TraceError: The block's forward was replaced on the object.
+    """
+    if "forward" in vars(block):
+        raise TraceError(
+            f"the forward of {path!r}, which is a block (blocks=), was replaced on the object, but regularize_ replaces the forward of the "
+            "class. Regularize first."
+        )
+    return compiles_itself(block) or any(getattr(block, name) for name in CALL_HOOKS) or block is not model.get_submodule(path)
 
 
 def _ancestors(path: str) -> Iterator[str]:
@@ -161,30 +260,43 @@ def _ancestors(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """Within the block, the model is as it was before ``regularize_``, but without hooks; autocast and inference mode are off.
+    """Within the context, model and placed blocks are as before ``regularize_``, but without hooks; autocast and inference mode are off.
 
-    A function that wraps the model's forward, such as accelerate's, is also removed. A call runs the hooks and this function around the
-    graph, so the graph must not contain their operations.
+    A function that wraps the forward, such as accelerate's, is also removed, and a wrapper around a placed block. A call runs hooks and
+    wrappers around the graph, so the graph must not contain their operations.
     """
-    kind, space = type(model), vars(model)
+    blocks = [inner for inner in model.modules() if is_placed(inner)]
     devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
     with Changes() as changes, changes, contextlib.ExitStack() as stack:
         at_rest(changes)
-        for name in (PLACED, "forward", COMPILED_CALL):
-            if name in space:
-                changes.keep(space, name)
-                del space[name]
-        for name in CALL_HOOKS:
-            changes.put(space, name, OrderedDict())
-        if (original := getattr(kind, ORIGINAL, None)) is not None:
-            changes.later(partial(object.__setattr__, model, "__class__", kind))
-            object.__setattr__(model, "__class__", original)
+        for inner in list(model.modules()):
+            for name, child in inner._modules.items():
+                if child is not None and (block := unwrapped_block(child)) is not child:
+                    changes.put(inner._modules, name, block)
+        for inner in (model, *blocks):
+            _put_aside(inner, changes)
         for device in devices:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if has_saved_tensor_hooks():  # the caller's hooks would get the trace's tensors, which have no data
+            stack.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield
+
+
+def _put_aside(module: nn.Module, changes: Changes) -> None:
+    """Until the changes end, remove what graphreg gave a module, and what acts on calls of the module."""
+    kind, space = type(module), vars(module)
+    for name in (PLACED, CALLS, "forward", COMPILED_CALL):
+        if name in space:
+            changes.keep(space, name)
+            del space[name]
+    for name in CALL_HOOKS:
+        changes.put(space, name, OrderedDict())
+    if (original := getattr(kind, ORIGINAL, None)) is not None:
+        changes.later(partial(object.__setattr__, module, "__class__", kind))
+        object.__setattr__(module, "__class__", original)
 
 
 @contextlib.contextmanager

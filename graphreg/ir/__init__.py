@@ -39,6 +39,7 @@ from graphreg.ir.metadata import (
 from graphreg.ir.module_calls import STACK, ModuleCall, blocks, record_stacks
 from graphreg.ir.module_record import (
     IGNORED,
+    ORIGINAL,
     PLACED,
     PREFIX,
     RULES,
@@ -107,7 +108,7 @@ from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "FOREIGN", "IGNORED", "IN_PLACE_NAMES", "LAYER", "LIBRARY_FOLDERS",
-    "NORM_MODULES", "PACKS", "PARAMETERS", "PLACED", "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS",
+    "NORM_MODULES", "ORIGINAL", "PACKS", "PARAMETERS", "PLACED", "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS",
     "SIZE_ATTRIBUTES", "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "BufferConstants",
     "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing", "ModelFacts", "ModuleCall", "ModuleCalls", "Namer",
     "Names", "NativeDropout", "Operations", "Origin", "ParameterRead", "Pattern", "Place", "Reads", "Role", "Selector", "Site",

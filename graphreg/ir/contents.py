@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import array
 import copy
-import math
 import sys
 import types
 from collections import deque
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import shown
-from graphreg.torch_internals import pytree
+from graphreg.torch_internals import TRACES_OBJECTS, graph_break, plain_number, pytree
 
 # Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the proxy's class; if a model's code asks,
 # the trace raises an error. functools is left out, because singledispatch checks classes on behalf of the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
-_HASHED = 1 << 60  # whole numbers nearer to 0 have different hashes, except that hash(-1) is hash(-2)
+_DECIMAL = 1 << 60  # Python refuses to write whole numbers of thousands of digits in decimal; these are written in hexadecimal
 _FIXED = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, range, type, types.FunctionType)
 _NO_CONTENTS = (type, nn.Module, Tensor, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -70,12 +69,10 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) 
 
 
 def _number(value: Any) -> str:
-    if value in (math.inf, -math.inf):
-        return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
-    if isinstance(value, int) and not -_HASHED < value < _HASHED:
-        return f"({_number(value // _HASHED)}, {_number(value % _HASHED)})"
-    # The text has the hash, because Dynamo replaces a number that changes between calls by a symbol, and hash() makes it a number again.
-    return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
+    number = plain_number(value)
+    if isinstance(number, int) and not -_DECIMAL < number < _DECIMAL:
+        return f"{type(value).__name__} {int(number):#x}"
+    return f"{type(value).__name__} {int(number) if isinstance(number, int) else float(number)!r}"
 
 
 def _items(value: Any, within: tuple[Any, ...], is_data: bool) -> str:
@@ -110,6 +107,11 @@ def _attributes(value: Any) -> list[str] | None:
     named = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
     found = [name for name in named if name not in ("__dict__", "__weakref__") and hasattr(value, name)]
     if hasattr(value, "__dict__"):
+        if torch.compiler.is_dynamo_compiling() and not TRACES_OBJECTS:
+            graph_break(
+                msg=f"an argument is an object of class {kind.__name__}. graphreg reads its attributes, and torch.compile traces that from "
+                "torch 2.12 on. Leave fullgraph=True out, or pass what the forward reads of it as arguments of their own."
+            )
         found += [name for name in value.__dict__ if not isinstance(getattr(kind, name, None), cached_property)]
     elif not named:
         return None

@@ -19,6 +19,7 @@ from graphreg.errors import TraceError
 PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
+ORIGINAL = "graphreg_original"  # the attribute of a class that graphreg generated in place: the class that it is derived from
 PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
 _EMPTY = frozenset(dir(nn.Module()))
@@ -56,8 +57,9 @@ class State:
         mode: Whether the module is in train mode. Used only if ``root`` is empty.
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
-        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
-        blocks: The paths of the modules that the module calls as blocks, as ``blocks=`` asked; modules called as a whole are left out.
+        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
+        blocks: The paths of the modules that stay modules that are called.
+        owner: If the blocks are the model's own modules, as in place, the name by which they know this module; else ``""``.
     """
 
     model: ModelFacts
@@ -67,6 +69,7 @@ class State:
     codes: dict[str, str] = field(default_factory=dict)
     compiled_codes: dict[str, str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    owner: str = ""
 
     def running(self, training: bool) -> str:
         """Return the key in ``graphs`` of the graph that runs in train mode, or, if ``training`` is False, in eval mode."""

@@ -1,14 +1,22 @@
-"""Finds the modules that ``blocks=`` selects. The rewritten module still calls these as modules."""
+"""Finds the blocks: the modules that ``blocks=`` selects, and those that checkpoint their own forward. The result calls them as modules."""
 
 from __future__ import annotations
 
-from graphreg.errors import RegularizerError
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from graphreg.errors import RegularizerError, listed
 from graphreg.ir import Label, Missing, Pattern, Selector, Site, calls_of, select, strings
-from graphreg.tracing import Traced
+from graphreg.planning.parameter_splices import Readers
+from graphreg.regularizer import Regularizer
+from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
 
 
-def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[str, ...]:
-    """Return the paths of the modules that a selector matches, in the order of their first calls.
+def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the paths of the blocks, in the order of their first calls; and the paths of those that no string of the selector matches.
+
+    A module that checkpoints its own forward is a block in any case, because a graph without the module would not checkpoint.
 
     Args:
         traced: The traced model.
@@ -19,18 +27,68 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         NoMatchError: A string matches no module that the model calls.
         RegularizerError: A string asks for a port or a role, or is ``*`` alone.
     """
-    if selector is None:
-        return ()
+    sites = _modules(traced) if traced.whole else []
+    chosen = set[str]()
+    if selector is not None:
+        check_blocks(selector)
+        matched = select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
+        chosen = {site.name for site in matched}
+    unasked = {site.name for site in sites if checkpoints_itself(traced.operations.modules[site.name])} - chosen
+    names = [site.name for site in sites if site.name in chosen | unasked]
+    return tuple(names), tuple(name for name in names if name in unasked)
+
+
+def check_blocks(selector: Selector) -> None:
+    """Raise RegularizerError unless ``selector`` can select modules: it is a selector, and its strings have no port and no role."""
     for pattern in map(Pattern.parse, strings(selector)):
         if pattern.lone or pattern.port is not None or pattern.role is not None:
             raise RegularizerError(
                 f"blocks={pattern.text!r} names no modules. Give the paths of the blocks, such as blocks='layers.*', with a class after @ "
                 "if you like ('**@Block'), and no port or role."
             )
-    sites = _modules(traced)
-    return tuple(
-        site.name for site in select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
+
+
+def check_layers(replacing: Iterable[tuple[Site, str, Readers]], blocks: Sequence[str]) -> None:
+    """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer.
+
+    ``replacing``: the site of each splice on a parameter, the regularizer's name, and the modules whose reads the splice replaces.
+    """
+    for site, name, readers in replacing if blocks else ():
+        every = [label.name.rpartition(".")[0] for label in site.labels] if readers is None else readers
+        if (layer := next((path for path in every if path in blocks), None)) is not None:
+            raise RegularizerError(
+                f"{name} replaces {site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
+                "layer out of blocks=, or name the module around it."
+            )
+
+
+def lost_to_checkpoints(traced: Traced, regularizers: Mapping[str, Regularizer]) -> str:
+    """Return a warning for selectors that would match inside modules that are opaque because they checkpoint; ``""`` for none."""
+    opaque = [path for path, reason in traced.opaque_modules.items() if CHECKPOINTS in reason]
+    modules = traced.operations.modules.items()
+    hidden = [
+        Site((Label(path, type(module).__name__, module=path),), module=path, role="hidden")
+        for path, module in modules
+        if any(path.startswith(f"{outer}.") for outer in opaque)
+    ]
+    losing = [name for name, regularizer in regularizers.items() if hidden and _loses(traced, regularizer, hidden)]
+    if not losing:
+        return ""
+    return (
+        f"there are no sites for {listed(losing, 3)} inside {listed(opaque, 3)}, because a module that checkpoints activations in its "
+        "forward is opaque. To have sites there, take the checkpoint out of the forward, name the module in blocks=, and put "
+        "checkpoint_wrapper around the block of the result."
     )
+
+
+def _loses(traced: Traced, regularizer: Regularizer, hidden: Sequence[Site]) -> bool:
+    """Return whether a selector of values would match one of the ``hidden`` sites if the model had them."""
+    if regularizer.on != "values" or callable(regularizer.pattern):
+        return False
+    patterns = [pattern for pattern in map(Pattern.parse, strings(regularizer.pattern)) if not pattern.exclude]
+    if not patterns or any(pattern.lone for pattern in patterns):
+        return bool(regularizer.defaults(list(hidden)))
+    return any(site in hidden for pattern in patterns for site in pattern.find([*traced.values, *hidden]))
 
 
 def _modules(traced: Traced) -> list[Site]:
@@ -42,4 +100,17 @@ def _modules(traced: Traced) -> list[Site]:
             if node.op == "call_module":
                 paths[str(node.target)] = None
     modules = traced.operations.modules
-    return [Site((Label(path, type(modules[path]).__name__, module=path),), module=path) for path in paths if path in modules]
+    return [_site(path, modules[path]) for path in paths if path in modules]
+
+
+def matching_modules(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
+    """Return the paths that a selector matches before the model is traced; modules without a forward, such as an nn.ModuleList, left out.
+
+    A trace may find others: a selector that matches a module does not match the modules inside, unless the model never calls the module.
+    """
+    sites = [_site(path, module) for path, module in modules.items() if path and type(module).forward is not nn.Module.forward]
+    return [site.name for site in select(selector, sites, sites, what="module", model="", missing="ignore", who="blocks=")]
+
+
+def _site(path: str, module: nn.Module) -> Site:
+    return Site((Label(path, type(module).__name__, module=path),), module=path)

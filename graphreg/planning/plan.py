@@ -12,8 +12,8 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, shape_text
-from graphreg.planning.blocks import called_blocks
+from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, escaped, shape_text
+from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
@@ -112,7 +112,9 @@ class Plan(RenamedAttributes):
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
-        blocks: The paths of the modules that ``blocks=`` selects, which the rewritten module still calls as modules.
+        blocks: The paths of the blocks, which the rewritten module still calls as modules: those that ``blocks=`` selects, and those that
+            checkpoint their own forward.
+        unasked: The paths of the blocks that ``blocks=`` does not select.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -129,6 +131,7 @@ class Plan(RenamedAttributes):
     missing: Missing = "error"
     own_dropout: OwnDropout = "keep"
     blocks: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -139,6 +142,17 @@ class Plan(RenamedAttributes):
     def is_scheduled(self) -> bool:
         """Whether some strength changes while the model trains, so that the rewritten module has a clock."""
         return any(r.is_scheduled for r in self.regularizers.values()) or rates_are_scheduled(self.own_dropout)
+
+    @property
+    def blocks_text(self) -> str:
+        """The number of blocks and their paths, and which of them no selector asked for."""
+        unasked = f"; these checkpoint their own forward: {', '.join(self.unasked)}" if self.unasked else ""
+        return f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}{unasked}"
+
+    @property
+    def asked_blocks(self) -> tuple[str, ...]:
+        """Strings for ``blocks=`` that select the same blocks again."""
+        return tuple(escaped(path) for path in self.blocks if path not in self.unasked)
 
     @cached_property
     def by_site(self) -> dict[str, list[Edit]]:
@@ -199,7 +213,7 @@ class Plan(RenamedAttributes):
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
-        blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
+        blocks = f"\n{self.blocks_text}" if self.blocks else ""
         after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
@@ -210,8 +224,7 @@ class Plan(RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and
-        ``blocks``.
+        Its keys: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats``, ``blocks``.
         """
         return {
             "title": self.title,
@@ -237,12 +250,13 @@ def plan(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
 ) -> Plan:
-    """Make a plan, and warn if splices of one kind act on one value several times in a row.
+    """Make a plan. Warn if splices of one kind act on one value several times in a row, and if checkpoints hide sites from a selector.
 
     ``graphreg.plan`` in ``pipeline.py`` describes the arguments.
     """
     made = decided(traced, regularizers, missing, own_dropout, blocks)
-    if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
+    repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
+    for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
     return made
 
@@ -275,16 +289,17 @@ def decided(
                 more |= {"readers": reads[0], "other_readers": reads[1]}
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
             seen[site.name, kind] += 1
-    check_order(traced, [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter])
+    replacing = [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter]
+    check_order(traced, replacing)
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    check_calls(traced, [(e.site, e.name, e.readers) for e in edits if e.replaces_parameter], native_dropout)
+    check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
-    counts, called = count_sites(traced), called_blocks(traced, blocks, missing)
-    _check_layers(edits, called)
-    asked = (missing, own_dropout, called)
+    counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
+    check_layers(replacing, called)
+    asked = (missing, own_dropout, called, unasked)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
 
 
@@ -295,17 +310,6 @@ def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> 
     """
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): float(edit.at_depth) for edit in edits if edit.at_depth is not None}}
-
-
-def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
-    """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer."""
-    for edit in edits if blocks else ():
-        every = [label.name.rpartition(".")[0] for label in edit.site.labels] if edit.readers is None else edit.readers
-        if edit.replaces_parameter and (layer := next((path for path in every if path in blocks), None)) is not None:
-            raise RegularizerError(
-                f"{edit.name} replaces {edit.site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
-                "layer out of blocks=, or name the module around the layer."
-            )
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

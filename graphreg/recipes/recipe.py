@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
-from graphreg.ir import escaped
 from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
 from graphreg.recipes.files import Source, read, write
 from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, check_flag, find, registered
@@ -33,7 +32,7 @@ from graphreg.schedules import Schedule, of_plain
 VERSION = 1
 _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise
     "eval_penalties": "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too. Leave it out.",
-    "blocks": "only graphreg.regularize and graphreg.plan have this option. Leave it out, which changes no value and no mask.",
+    "blocks": "graphreg.backend has no such option: Dynamo calls no modules. Leave it out, which changes no value and no mask.",
 }
 ALL = "**"  # in a dict of strengths, the selector for all sites that no other selector of the dict matches
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
@@ -94,7 +93,7 @@ def load_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _of_plan(plan: Plan) -> Asked:
-    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.blocks)
+    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.asked_blocks)
 
 
 def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
         "scale": asked.scale, "eval_penalties": asked.eval_penalties or None,
         "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
-        "blocks": [escaped(path) for path in asked.blocks] or None,
+        "blocks": list(asked.blocks) or None,
     }  # fmt: skip
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]

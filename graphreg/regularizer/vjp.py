@@ -20,7 +20,15 @@ from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
-from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, materialized, one_level_below, transform_level
+from graphreg.torch_internals import (
+    custom_operators,
+    has_no_formula,
+    is_wrapped,
+    materialized,
+    one_level_below,
+    plain_number,
+    transform_level,
+)
 
 LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each takes a backward pass, and a part of the compiled graph
 
@@ -75,9 +83,10 @@ class Vjp:
         compiled = torch.compiler.is_compiling()
         limit = COMPILED_LIMIT if compiled else LIMIT
         if z.numel() > limit:
+            lengths = [str(plain_number(length)) for length in z.shape]
             raise RegularizerError(
-                f"{self.caller}: the exact Jacobian at {site} ({' x '.join(map(str, z.shape))}) has {z.numel()} rows, each a backward pass "
-                f"that is kept for the gradient; {limit} are the most{' when compiled' if compiled else ''}. "
+                f"{self.caller}: the exact Jacobian at {site} ({' x '.join(lengths)}) has {plain_number(z.numel())} rows, each a backward "
+                f"pass that is kept for the gradient; {limit} are the most{' when compiled' if compiled else ''}. "
                 "Use estimator='projection', which takes n backward passes, or fewer examples."
             )
         for row in torch.eye(z.numel(), dtype=z.dtype, device=z.device).unbind():

@@ -82,6 +82,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
     notes += plan.repeated(now)
+    notes += [plan.blocks_text] if plan.blocks else []
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     notes += [*record.notes, *decisions(first), *fixed(first)]

@@ -44,7 +44,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(next(traced.parameter_reads[mode] for mode, each in traced.graphs.items() if each is graph))
     work.add_key([*by_site.values(), *(chain.edits for chain in chains)])
-    work.add_clock()
+    if plan.is_scheduled:
+        work.clock = work.top = work.add_at_top(Kind.CLOCK)
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
     work.add_parameters(chains)
@@ -55,9 +56,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     work.replace_native_dropout()
     if penalties == "attach" and totals:
         work.attach(totals, end, loss)
-    return Insertions(
-        work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)
-    )  # fmt: skip
+    facts = (tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
+    return Insertions(work.ordered(), totals, penalties == "return", *facts)
 
 
 @dataclass
@@ -166,14 +166,10 @@ class _Lowering:
         if not native and not drawn:
             return
         args = (True,) if any(each.when == "always" for each in native) else ()
-        self.key = self.top = self._add_at_top(Kind.KEY, args)
+        self.key = self.top = self.add_at_top(Kind.KEY, args)
 
-    def add_clock(self) -> None:
-        """Insert the node that returns the scheduled strengths of the call, if there are any. It counts the calls, whatever reads it."""
-        if self.plan.is_scheduled:
-            self.clock = self.top = self._add_at_top(Kind.CLOCK, ())
-
-    def _add_at_top(self, kind: Kind, args: tuple[Any, ...]) -> Insertion:
+    def add_at_top(self, kind: Kind, args: tuple[Any, ...] = ()) -> Insertion:
+        """Insert the node of the keys, or of the clock, which counts the calls whatever reads it."""
         if self.top is None:
             return self._add_before(next(iter(self.graph.nodes)), kind, kind.value, f"{RULES}.{kind.value}", args)
         return self._add(self.top, kind, kind.value, f"{RULES}.{kind.value}", args)
@@ -313,8 +309,8 @@ class _Lowering:
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
         args = (read, *self._lengths(edit))
-        measured = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
-        self.measured[edit.name][edit.site.name] = measured
+        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
+        self.measured[edit.name][edit.site.name] = measurement
 
     # Splices on parameters
 

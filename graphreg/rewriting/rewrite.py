@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from graphreg.blocks import OUTSIDE_BLOCKS
+from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
 from graphreg.errors import RegularizerError
 from graphreg.ir import Addition, blank_like, calls_of, mark, record_calls
 from graphreg.planning import Plan, require_sites
@@ -28,6 +28,7 @@ from graphreg.runtime import (
     RewrittenModule,
     Rules,
     Scale,
+    SharedState,
     check_penalties,
     check_scale,
     clock_of,
@@ -71,7 +72,9 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
-    module = RewrittenModule(traced.model, graphs, rules, traced.specialized, traced.constants, traced.whole, plan.blocks)
+    owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # a shared state is that of a model in place
+    kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner
+    module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.train(module.training)
     check(module, traced, plan)

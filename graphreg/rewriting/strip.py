@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, copied, is_marked, is_replaced_call, specialized_arguments
+from graphreg.ir import RULES, copied, is_marked, is_replaced_call, specialized_arguments, state_of
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
 from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
+from graphreg.tracing import checkpoints_itself
 
 
 def strip(module: nn.Module) -> RewrittenModule:
     """Return the model without any addition. A call returns the model's output alone, bit-equal to the original in eval mode.
 
-    The result shares the layers of ``module``, which stays unchanged.
+    The result shares the layers of ``module``, which stays unchanged. Blocks that checkpoint their own forward still do so.
 
     Args:
         module: A rewritten module, also compiled or wrapped.
@@ -30,7 +31,9 @@ def strip(module: nn.Module) -> RewrittenModule:
         _strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
-    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module))
+    known = state_of(rewritten_module)
+    blocks = [path for path in (known.blocks if known else ()) if checkpoints_itself(rewritten_module.get_submodule(path))]
+    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks)
 
 
 def _strip_graph(graph: fx.Graph) -> None:

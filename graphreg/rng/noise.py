@@ -58,7 +58,7 @@ def of_process(keys: Tensor, alike: bool) -> Tensor:
     Rank and worker are looked up at each call. If a buffer held them, it would be broadcast from rank 0 and copied to every worker.
     """
     keys = keys if alike else ranked(keys, rank())
-    words = _worker_words(_Process.name)
+    words = _worker_words(_process.name)
     return keys if words is None else keys + _joined(keys, words)
 
 
@@ -93,8 +93,8 @@ def _rank_words(rank: int) -> tuple[int, int]:
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
-    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and draw them again in each
-    epoch. A worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_Process``).
+    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and again in each epoch. A
+    worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_process``).
     """
     info = get_worker_info()
     if info is None:
@@ -104,13 +104,19 @@ def _worker_words(process: str) -> tuple[int, int] | None:
 
 
 class _Process:
-    """The name of this process. Dynamo guards on it, so that a forked worker does not run its parent's compiled code."""
+    """Holds the name of this process."""
 
-    name = ""
+    def __init__(self) -> None:
+        self.name = ""
+
+
+# Dynamo guards on the name, so that a forked worker does not run its parent's compiled code. The name is an attribute of an object, because
+# up to torch 2.11 Dynamo takes the attributes of a class as constants.
+_process = _Process()
 
 
 def _forked() -> None:
-    _Process.name = str(os.getpid())
+    _process.name = str(os.getpid())
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,7 +6,7 @@ options. ``gradient_join.py`` has the autograd function that ``AttachRule`` call
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join, known_to_dynamo
-from graphreg.torch_internals import (
-    first_scale,
-    scale_tensor,
-)
+from graphreg.torch_internals import TRACES_OBJECTS, first_scale, graph_break, scale_tensor
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale
@@ -122,7 +119,7 @@ class AttachRule(nn.Module):
         scale = self.now[0] if self.fed else torch.as_tensor(factors(self.scale)[0])
         scale = scale.to(total.device, total.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
         joined = list(join(total, scale, tuple(tensors)))
-        return tuple(rebuilt(out, joined) for out in outputs)
+        return tuple([rebuilt(out, joined) for out in outputs])  # no generator: Dynamo of torch 2.10 loses the message of a break in one
 
 
 class CallScale(Protocol):
@@ -194,18 +191,29 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         items_by_key = {key: rebuilt(item, joined) for key, item in value.items()}
         if type(value) is dict:
             return items_by_key
-        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of a defaultdict
+        if type(value) is OrderedDict:
+            return OrderedDict(items_by_key)
+        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of one
             return defaultdict(value.default_factory, items_by_key)
-        new = copy.copy(value)
+        new = _copied(value)
         for key, item in items_by_key.items():
             new[key] = item
         return new
     if not isinstance(value, _PLAIN) and is_dataclass(value) and not isinstance(value, type):
-        twin: Any = copy.copy(value)
+        twin: Any = _copied(value)
         for field in fields(value):
             object.__setattr__(twin, field.name, rebuilt(getattr(value, field.name), joined))
         return twin
     return value
+
+
+def _copied(value: Any) -> Any:
+    if torch.compiler.is_dynamo_compiling() and not TRACES_OBJECTS:
+        graph_break(
+            msg=f"the model returns a {type(value).__name__}. penalties='attach' copies it, and torch.compile traces that from torch 2.12 "
+            "on. Leave fullgraph=True out, return a tuple or a dict, or use penalties='return'."
+        )
+    return copy.copy(value)
 
 
 def check_penalties(penalties: str) -> None:

@@ -34,7 +34,7 @@ class Asked:
         penalties: ``"return"`` or ``"attach"``; None for a plan.
         scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if no scale was given.
         eval_penalties: As in ``regularize_``.
-        blocks: The paths of the modules that ``blocks=`` selected, which the rewritten module calls.
+        blocks: Strings that select the modules that stay modules that are called.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -95,7 +95,7 @@ class BuildRecord:
         """The arguments that the module was made with."""
         plan, front_end = self.plan, self.asked_front_end
         given = (front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
-        return Asked(plan.regularizers, self.seeds, *given, blocks=plan.blocks)
+        return Asked(plan.regularizers, self.seeds, *given, blocks=plan.asked_blocks)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         require_readable(state.get("version"), state.get("made_with", "0.1"))

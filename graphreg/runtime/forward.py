@@ -171,6 +171,10 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     before = _begin(attach, args, kwargs) if attach is not None else None
     try:
         result = call()
+    except RuntimeError as error:
+        if "DTensor" in str(error) and (why := explained(module, error)):
+            raise GraphRegError(why) from error
+        raise
     finally:
         if attach is not None:
             _end(attach, before)

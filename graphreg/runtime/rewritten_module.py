@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
 
-from graphreg.blocks import opened, outlined, with_blocks
+from graphreg.blocks import new_owner, opened, outlined, with_blocks
 from graphreg.compiler import LOWERED, Lowering, with_our_pass
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import (
@@ -48,6 +48,7 @@ from graphreg.torch_internals import (
     COMPILED_CALL,
     STATE_HOOKS,
     TENSOR_REGISTRIES,
+    define_in_copies,
     define_named_tuples,
     enters_levels,
     pytree,
@@ -57,8 +58,8 @@ from graphreg.torch_internals import (
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
-
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
+define_in_copies(Regularized)
 
 
 class RewrittenModule(fx.GraphModule):
@@ -77,11 +78,14 @@ class RewrittenModule(fx.GraphModule):
         constants: Mapping[str, Tensor] | None = None,
         whole_model: bool = True,
         blocks: Collection[str] = (),
+        owner: str = "",
     ) -> None:
+        """``owner``: as in ``State``; ``""`` gives the module block objects in place of the model's modules."""
         check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
         self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
+        self.__dict__[STATE].owner = owner
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
@@ -156,7 +160,7 @@ class RewrittenModule(fx.GraphModule):
         self.__dict__[LOWERED] = lowered.stand_ins
         sources = {mode: (graph, lowered.lowered(graph) if lowered.layers else None) for mode, graph in state.graphs.items()}
         if state.blocks:
-            sources = outlined(self, sources, state.blocks)
+            sources = outlined(self, sources, state.blocks, state.owner)
         for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
             called, called_compiled = sources[mode]
             if called_compiled is not None:
@@ -168,7 +172,7 @@ class RewrittenModule(fx.GraphModule):
             forwards[mode], state.codes[mode] = type(self).forward, self._code
             if state.blocks:
                 state.compiled_codes.setdefault(mode, self._code)
-                state.codes[mode] = spelled(graph).python_code("self").src
+                state.codes[mode] = _text(graph)
             check_arguments(graph, state.codes[mode], type(self).__name__)
             self._graph, graph.owning_module = graph, self
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
@@ -259,7 +263,11 @@ class RewrittenModule(fx.GraphModule):
     def __copy__(self) -> RewrittenModule:
         """Share the layers, but copy the runtime modules with strengths and noise: a runtime module follows the mode of one module only."""
         twin, state = _blank(type(self).__name__), self.__getstate__()
-        state["_modules"] = with_blocks(self._modules, _known(self).blocks)
+        if owner := _known(self).owner:
+            owner, state["_modules"] = new_owner(), dict(self._modules)
+        else:
+            state["_modules"] = with_blocks(self._modules, _known(self).blocks)
+        state[STATE].owner = owner
         if (rules := self._modules.get(RULES)) is not None:
             shared: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
             shared += [scale for child in rules.children() if (scale := vars(child).get("scale")) is not None]
@@ -272,9 +280,8 @@ def _no_method(name: str, model: str) -> str:
     """Say, for the error, what to do instead of calling a method that only the model has."""
     if "checkpointing" in name and not name.startswith("is_"):  # such a method sets a flag that the forward read when it was traced
         advice = (
-            "Call it on the model before graphreg.regularize: a block that checkpoints in its own forward (as in transformers) then "
-            "becomes an opaque module, with no sites inside; a root that checkpoints its blocks (as in timm) is refused. A call now would "
-            "not change this module."
+            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers) then do so "
+            "here, too; a root that checkpoints its blocks (as in timm) is refused. Called now it would change nothing here."
         )
     else:
         advice = (
@@ -325,7 +332,7 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     for name in TENSOR_REGISTRIES:
         module.__dict__[name] = model.__dict__[name]
     children = {name: child for name, child in model._modules.items() if name != RULES}
-    module.__dict__["_modules"] = with_blocks(children, _known(module).blocks)
+    module.__dict__["_modules"] = children if _known(module).owner else with_blocks(children, _known(module).blocks)
     module.__dict__["meta"] = dict(meta) if isinstance(meta := attributes.get("meta"), dict) else {}
     for name in STATE_HOOKS:
         module.__dict__[name] = copy.copy(model.__dict__[name])
@@ -394,3 +401,9 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     define_named_tuples(graph)
     module._graph = spelled(graph)
     return super(RewrittenModule, module).recompile()
+
+
+def _text(graph: fx.Graph) -> str:
+    """Return the emitted Python of a graph that no forward is made of."""
+    define_named_tuples(graph)
+    return str(spelled(graph).python_code("self").src)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from graphreg.blocks import Block, is_sharded
+from graphreg.blocks import is_block, is_sharded
 from graphreg.errors import GraphRegError
 from graphreg.ir import state_of
 
@@ -30,15 +30,13 @@ def explained(module: nn.Module, error: BaseException) -> str:
     called = {str(node.target) for graph in state.graphs.values() for node in graph.nodes if node.op == "call_module"}
     for path, inner in module.named_modules():
         within = any(path == target or path.startswith(f"{target}.") for target in called)
-        if path and is_sharded(inner) and not isinstance(inner, Block) and not within:
+        if path and is_sharded(inner) and not is_block(inner) and not within:
             return (
                 f"fully_shard was applied to {path!r}, and the emitted code runs the operations inside that module without calling it, so "
                 f"FSDP2 does not gather its parameters. Make it a block that is called: graphreg.regularize(model, ..., blocks={path!r}), "
                 "with a selector of all modules that are sharded."
             )
-    if type(error).__name__ == "BackendCompilerFailed" and any(
-        isinstance(inner, Block) and is_sharded(inner) for inner in module.modules()
-    ):
+    if type(error).__name__ == "BackendCompilerFailed" and any(is_block(inner) and is_sharded(inner) for inner in module.modules()):
         return (
             "torch.compile cannot compile the whole of a module whose blocks FSDP2 shards, because the gradients of penalties are "
             "DTensors in it. Compile the blocks instead: for block in blocks: block.compile(fullgraph=True)."

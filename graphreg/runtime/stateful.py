@@ -142,7 +142,7 @@ def moves_on(rule: RuntimeModule, training: bool) -> bool:
         return True
     if in_backward():
         raise GraphRegError(
-            f"{rule.description}: a backward pass runs the forward again, and its state has moved on since. Checkpoint parts of "
+            f"{rule.description}: a backward pass runs the forward again, but the first run has replaced the state. Checkpoint parts of "
             "the model without it, not the whole module."
         )
     return not torch.is_inference_mode_enabled()

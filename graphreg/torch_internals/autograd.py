@@ -19,6 +19,11 @@ NO_BACKWARD = -1
 backward_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
+def has_saved_tensor_hooks() -> bool:
+    """Return whether a block of ``torch.autograd.graph.saved_tensors_hooks`` is active in this thread."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def in_backward() -> bool:
     """Return whether a backward pass runs in this thread. A forward that runs then must not draw new masks."""
     return backward_task() != NO_BACKWARD

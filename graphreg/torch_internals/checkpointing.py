@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.utils.checkpoint as checkpointing
+from torch import nn
 from torch._higher_order_ops.wrap import uid
 
 from graphreg.torch_internals.patching import Changes
+
+WRAPPED_MODULE = "_checkpoint_wrapped_module"  # the attribute of a wrapper that ``checkpoint_wrapper`` made
 
 
 def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
@@ -34,6 +37,11 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
 def begins() -> dict[str, Any]:
     """Return, by name, torch's functions that begin a non-reentrant checkpoint: one up to torch 2.14, two from 2.15 on."""
     return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
+
+
+def checkpoint_wrapped(module: nn.Module) -> nn.Module | None:
+    """Return the module inside a wrapper that ``checkpoint_wrapper`` made; None for any other module."""
+    return module._modules.get(WRAPPED_MODULE)
 
 
 def next_region() -> int:

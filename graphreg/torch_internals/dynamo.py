@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
+import torch._dynamo.variables.dicts
 from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.callback import callback_handler
@@ -28,6 +29,7 @@ from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import counters
 from torch._guards import Guard
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 # The names of the code of those functions that call a module's forward. torch.compile may capture one of them instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
@@ -50,6 +52,11 @@ def skip_as_outermost(function: Callable[..., Any]) -> None:
 # Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
 # recognizes it by identity.
 graph_break = torch._dynamo.graph_break
+# Returns a number itself. In code that Dynamo traces, the number may be a symbol, because it has changed between calls. Then the code is
+# compiled for this one number, and again for another.
+plain_number: Callable[[Any], Any] = guard_scalar
+# Whether Dynamo traces a loop over the attributes of an object, and ``copy.copy`` of an object. torch before 2.12 does not.
+TRACES_OBJECTS = hasattr(torch._dynamo.variables.dicts, "DunderDictVariable")
 # Whether Dynamo records which functions it leaves to eager as a whole. Older versions only log them, and ``skipped_code`` finds none.
 TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
 # Whether torch.compile keeps what a call returns until the call ends; without it, ``CompiledCall.result`` is always None.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
-from torch.fx.graph import CodeGen, PythonCode, _snake_case
+from torch.fx.graph import CodeGen, PythonCode, _register_custom_builtin, _snake_case
 from torch.fx.node import _get_qualified_name
 
 # Returns whether torch.fx is tracing: up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls this,
@@ -76,6 +76,15 @@ def define_named_tuples(graph: fx.Graph) -> None:
         emitter = _Defining()
         vars(emitter).update(vars(graph._codegen))
         graph.set_codegen(emitter)
+
+
+def define_in_copies(kind: type) -> None:
+    """Make the code of every graph define a class of named tuples, if torch.fx does not do so.
+
+    torch.fx's functions that copy or split a graph drop what ``define_named_tuples`` added to it.
+    """
+    if not defines_named_tuples():
+        _register_custom_builtin(kind.__name__, f"from {kind.__module__} import {kind.__name__}", kind)
 
 
 class _Defining(CodeGen):

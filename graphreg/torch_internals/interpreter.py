@@ -65,4 +65,6 @@ def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     8 compilations Dynamo stops compiling it.
     """
     made: Any = function
-    return types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)
+    own = types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)
+    own.__kwdefaults__ = made.__kwdefaults__
+    return own

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.guards import set_is_in_mode_without_ignore_compile_internals
 from torch._ops import mode_stack_state_for_pre_dispatch
 from torch.fx import _symbolic_trace
+from torch.utils import _python_dispatch
 
 from graphreg.torch_internals.patching import Changes, outermost, there
 
@@ -20,10 +22,13 @@ _FLAG: tuple[Any, tuple[str, ...]] = (
     if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
     else (_symbolic_trace, ("_is_fx_tracing_flag",))
 )
+# Where torch stores that a dispatch mode is active, besides in the stack of modes. While it is so, Dynamo compiles nothing.
+_DISPATCHES = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode", "_is_in_any_mode_without_ignore_compile_internals")
 _PLACES = (  # attributes that torch changes while it traces
     (nn.Module, ("__call__", "__getattr__")),
     (_symbolic_trace, ("CURRENT_PATCHER",)),
     _FLAG,
+    (_python_dispatch, _DISPATCHES),
     (torch.compiler, ("_is_compiling_flag", "_is_exporting_flag")),
     (torch._guards._TLS, ("compile_context", "tracing_context")),
     (warnings, ("filters", "showwarning", "_showwarnmsg_impl")),
@@ -42,6 +47,8 @@ def restore_after_trace(changes: Changes) -> None:
         for name in names:
             changes.keep(place, name)
     changes.later(partial(_modes_back, *_modes()))
+    dispatches = _python_dispatch.is_in_any_mode_without_ignore_compile_internals()
+    changes.later(partial(set_is_in_mode_without_ignore_compile_internals, dispatches))
     changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
 
 

@@ -3,6 +3,7 @@
 Open ``trace.py`` first: its function ``trace`` chooses a front end, ``symbolic/`` (torch.fx) or ``export/`` (torch.export).
 """
 
+from graphreg.tracing.checkpoints import CHECKPOINTS, checkpoints_itself
 from graphreg.tracing.export.export import without_caches
 from graphreg.tracing.fake_inputs import Arguments, arguments
 from graphreg.tracing.shape_decisions import DECISIONS, decisions
@@ -12,6 +13,7 @@ from graphreg.tracing.trace import FrontEnd, Traced, check_model, names, trace
 from graphreg.tracing.train_eval_graphs import mode_asked
 
 __all__ = [
-    "DECISIONS", "PLAIN", "Arguments", "FrontEnd", "ReachableCode", "Traced", "arguments", "check_model", "decisions",
-    "is_foreign_class", "is_foreign_name", "mode_asked", "names", "reachable_code", "trace", "without_caches",
+    "CHECKPOINTS", "DECISIONS", "PLAIN", "Arguments", "FrontEnd", "ReachableCode", "Traced", "arguments", "check_model",
+    "checkpoints_itself", "decisions", "is_foreign_class", "is_foreign_name", "mode_asked", "names", "reachable_code", "trace",
+    "without_caches",
 ]  # fmt: skip

@@ -26,7 +26,6 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import FOREIGN, label_site
 from graphreg.torch_internals import Changes
 
-CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason that both front ends give for such an opaque module
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
     for name in ("is_grad_enabled", "is_inference_mode_enabled", "are_deterministic_algorithms_enabled", "get_default_dtype")

@@ -47,6 +47,7 @@ from graphreg.torch_internals import (
     warn_if_untested,
     with_draws_restored,
 )
+from graphreg.tracing.checkpoints import see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
 from graphreg.tracing.graph_module import labelled_graphs
@@ -167,6 +168,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         restore_after_trace(changes)
         at_rest(changes)
         deep_enough(model, changes)
+        see_through_checkpoints(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
             traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -193,7 +195,7 @@ def test_operations_between() -> None:
 
 def test_where_blocks_is_no_option() -> None:
     with pytest.raises(graphreg.GraphRegError, match="'blocks' is an option of graphreg.regularize"):
-        graphreg.regularize_(Stack(1), hidden_dropout=0.1, blocks="layers.*")
+        graphreg.backend(hidden_dropout=0.1, blocks="layers.*")
 
 
 def test_of_a_graph_module_and_as_a_pass() -> None:
@@ -206,8 +208,10 @@ def test_of_a_graph_module_and_as_a_pass() -> None:
 
 def test_the_page() -> None:
     assert type(run_page("blocks.md")["model"]).__name__ == "Net"
-    page = (DOCS / "blocks.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", page, re.DOTALL)
-    space: dict[str, Any] = {"__name__": "page"}
-    exec(first[0] + second[0].replace("print(", "printed = ("), space)
-    assert space["printed"] == second[1].strip()
+    page, space = (DOCS / "blocks.md").read_text(), dict[str, Any](__name__="page")
+    pairs = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", page, re.DOTALL)
+    for code, expected in pairs:
+        with redirect_stdout(StringIO()) as printed:
+            exec(code, space)
+        assert printed.getvalue() == expected
+    assert len(pairs) == 3

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, apply_activation_checkpointing, checkpoint_wrapper
 
 import graphreg
 from block_nets import Residual, Stack
+from saved_tensors import saved_bytes
 
 IMPLEMENTATIONS = [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT]
 
@@ -28,20 +28,6 @@ def regularized(**more: Any) -> Any:
     return graphreg.regularize(Stack(4, 64), hidden_dropout=0.2, hidden_l1=0.1, weight_l2=0.1, own_dropout="seeded", rng=3, **more)
 
 
-def saved_bytes(run: Any) -> tuple[Any, int]:
-    """What ``run`` returns, and how many bytes of tensors, parameters left out, autograd saves in it."""
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    return result, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 def step(module: Any, x: Tensor) -> tuple[list[Any], int]:
     module.zero_grad()
     (output, penalties), size = saved_bytes(lambda: module(x))
@@ -49,6 +35,7 @@ def step(module: Any, x: Tensor) -> tuple[list[Any], int]:
     return [output, penalties, [p.grad for p in module.parameters()]], size
 
 
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl.NO_REENTRANT")  # torch 2.10
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_equal_to_flat_and_as_little_is_saved_as_for_the_model(implementation: CheckpointImpl) -> None:
     x = torch.randn(128, 64, requires_grad=True)  # reentrant checkpointing needs an input that requires a gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import graphreg
 import language_models
+from saved_tensors import saved_bytes
 from test_flat import KEYWORDS, assert_equal
 
 
@@ -44,15 +46,33 @@ def step(module: Any, given: dict[str, Any]) -> list[Any]:
     return [logits, penalties, {name: p.grad for name, p in module.named_parameters()}]
 
 
+def regularized(traced: graphreg.Traced, **keywords: Any) -> Any:
+    """What ``regularize`` makes of a trace."""
+    options = {name: keywords.pop(name) for name in ("blocks", "own_dropout") if name in keywords}
+    seed = keywords.pop("rng")
+    return graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, **keywords), **options), seed)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_flat(name: str) -> None:
     make, blocks, inputs = MODELS[name]
-    given, options = inputs(), {**KEYWORDS, "own_dropout": "keep" if name in ("resnet18", "llama") else "seeded"}
-    flat = graphreg.regularize(make(), example_inputs=given, **options)
-    module = graphreg.regularize(make(), example_inputs=given, blocks=blocks, **options)
+    options = {**KEYWORDS, "own_dropout": "keep" if name in ("resnet18", "llama") else "seeded"}
+    given, is_language_model = inputs(), name in language_models.MODELS
+    traced = language_models.traced(name) if is_language_model else graphreg.trace(make(), given)
+    flat, module = (regularized(replace(traced, model=make()), **options, blocks=each) for each in (None, blocks))
     called: list[str] = []
     for path in module.graphreg_state.blocks:
         module.get_submodule(path).register_forward_hook(lambda block, args, output, path=path: called.append(path))
-    assert_equal(step(module, given), step(flat, given))
+    expected = step(flat, given)
+    assert_equal(step(module, given), expected)
     assert called == list(module.graphreg_state.blocks) and called
     assert list(module.state_dict()) == list(make().state_dict())
+    if is_language_model:  # and if the model checkpoints its blocks, also without blocks=
+        model: Any = make()
+        model.gradient_checkpointing_enable()
+        checkpointed = regularized(replace(traced, model=model), **options)
+        assert checkpointed.graphreg_state.blocks == module.graphreg_state.blocks
+        assert_equal(step(checkpointed, given), expected)
+        (_, size), (_, size_flat) = (saved_bytes(lambda each=each: each(**given)) for each in (checkpointed, module))
+        assert size < 0.5 * size_flat

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 import graphreg
 from block_nets import Residual, Stack
 
+INPUTS = torch.randn(4, 9, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 KEYWORDS: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_l1": 0.1, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 3}
 
 
@@ -31,6 +32,15 @@ def made(**more: Any) -> Any:
     module = graphreg.regularize(Stack(3, 9).double(), **{**KEYWORDS, "blocks": "layers.*", **more})
     graphreg.set_ranks(module, "same")
     return module
+
+
+def placed(**more: Any) -> Any:
+    """The same in place. It is traced before it is sharded."""
+    torch.manual_seed(0)
+    model = Stack(3, 9).double()
+    graphreg.regularize_(model, **{**KEYWORDS, "blocks": "layers.*", "penalties": "return", "example_inputs": INPUTS, **more})
+    graphreg.set_ranks(model, "same")
+    return model
 
 
 def sharded(module: Any, root: bool = True, **options: Any) -> Any:
@@ -54,10 +64,9 @@ def compiled_blocks(module: Any) -> Any:
 def train(module: Any) -> list[Any]:
     """Two steps; of each the output, the penalties and the whole gradients."""
     optimizer, steps = torch.optim.SGD(module.parameters(), 0.1), []
-    x = torch.randn(4, 9, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         optimizer.zero_grad()
-        result = module(x)
+        result = module(INPUTS)
         attached = not isinstance(result, graphreg.Regularized)
         output, penalties = (result, module.penalties()) if attached else result
         loss = output.square().mean()
@@ -68,33 +77,45 @@ def train(module: Any) -> list[Any]:
     return steps
 
 
-def flat_error(**more: Any) -> str:
+def error_of(run: Callable[[], Any]) -> str:
     try:
-        train(sharded(made(**more)))
+        run()
     except graphreg.GraphRegError as error:
         return str(error)
     return ""
 
 
-WAYS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
-    "blocks and root": ({}, sharded),
-    "blocks alone": ({}, lambda module: sharded(module, root=False)),
-    "not resharded": ({}, lambda module: sharded(module, reshard_after_forward=False)),
-    "checkpointed": ({}, lambda module: sharded(checkpointed(module))),
-    "compiled blocks": ({}, lambda module: compiled_blocks(sharded(module))),
-    "attached": ({"penalties": "attach", "scale": 1.0}, sharded),
-    "learned parameters": (LEARNED, lambda module: compiled_blocks(sharded(module))),
-    "learned parameters, checkpointed": (LEARNED, lambda module: sharded(checkpointed(module))),
-    "whole parameters": ({"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}}, sharded),
+ATTACHED: dict[str, Any] = {"penalties": "attach", "scale": 1.0}
+WHOLE: dict[str, Any] = {"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}}
+# by name: further options, and the sharded module
+WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
+    "blocks and root": ({}, lambda **more: sharded(made(**more))),
+    "blocks alone": ({}, lambda **more: sharded(made(**more), root=False)),
+    "not resharded": ({}, lambda **more: sharded(made(**more), reshard_after_forward=False)),
+    "checkpointed": ({}, lambda **more: sharded(checkpointed(made(**more)))),
+    "compiled blocks": ({}, lambda **more: compiled_blocks(sharded(made(**more)))),
+    "attached": (ATTACHED, lambda **more: sharded(made(**more))),
+    "learned parameters": (LEARNED, lambda **more: compiled_blocks(sharded(made(**more)))),
+    "learned parameters, checkpointed": (LEARNED, lambda **more: sharded(checkpointed(made(**more)))),
+    "whole parameters": (WHOLE, lambda **more: sharded(made(**more))),
+    "in place": ({}, lambda **more: sharded(placed(**more))),
+    "in place, checkpointed": ({}, lambda **more: sharded(checkpointed(placed(**more)))),
+    "in place, compiled blocks": ({}, lambda **more: compiled_blocks(sharded(placed(**more)))),
+    "in place, attached": (ATTACHED, lambda **more: sharded(placed(**more))),
 }
 
 
 def main(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found: dict[str, Any] = {name: (train(shard(made(**more))), train(made(**more))) for name, (more, shard) in WAYS.items()}
-    found["without blocks"] = flat_error(blocks=None)
-    found["contractive"] = flat_error(contractive=0.1)
+    whole = {str(more): train(made(**more)) for more in ({}, ATTACHED, LEARNED, WHOLE)}
+    found: dict[str, Any] = {name: (train(shard(**more)), whole[str(more)]) for name, (more, shard) in WAYS.items()}
+    found["without blocks"] = error_of(lambda: train(sharded(made(blocks=None))))
+    found["without blocks in place"] = error_of(lambda: train(sharded(placed(blocks=None))))
+    found["contractive"] = error_of(lambda: train(sharded(made(contractive=0.1))))
+    found["contractive in place"] = error_of(lambda: train(sharded(placed(contractive=0.1))))
+    found["traced when sharded"] = error_of(lambda: sharded(placed(example_inputs=None))(INPUTS))
+    found["stripped when sharded"] = error_of(lambda: graphreg.strip_(sharded(placed(), root=False)))
     torch.save(found, out)
     dist.barrier()
     dist.destroy_process_group()

@@ -78,7 +78,7 @@ LEAVES = (
     "branch on a tensor's values by torch.where or a mask, or move the code before, inside and after the loop into submodules, each "
     "with a forward of its own."
 )
-WHY = LEAVES if TELLS_SKIPPED_CODE else "TORCH_LOGS=graph_breaks has torch say why."
+WHY = LEAVES if TELLS_SKIPPED_CODE else "If you set TORCH_LOGS=graph_breaks, torch says why."
 NOTHING = f"torch.compile captured no graph of Net, so nothing of it is regularized. {WHY}"
 
 

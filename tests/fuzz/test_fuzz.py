@@ -80,7 +80,7 @@ def test_a_selector_names_a_thing_and_not_its_insides() -> None:
 
 def test_a_seed_gives_the_same_models_in_every_process() -> None:
     sources = [Plain(generate(seed)).text() for seed in range(3)]
-    with multiprocessing.get_context("fork").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a forked process has no backward where autograd has started threads
         assert pool.map(_source, range(3)) == sources
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from perceptron import perceptron  # noqa: E402
 
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
-from language_models import batch, build  # noqa: E402
+from language_models import batch, build, traced  # noqa: E402
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
 
@@ -32,11 +33,17 @@ def steps(model: nn.Module, call: Any, calls: int = 2) -> list[Tensor]:
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
+    """It checkpoints its block, and the module that it is compared with does not."""
     model, other = build("gpt2").train(), build("gpt2").train()
     graphreg.regularize_(model, **ASKED)
-    module = graphreg.regularize(other, example_inputs=batch(), penalties="attach", **ASKED)
+    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    made = dataclasses.replace(traced("gpt2"), model=other)
+    asked = graphreg.from_kwargs(made, hidden_dropout=0.2, weight_l2=0.1)
+    module = graphreg.rewrite(made, graphreg.plan(made, asked, own_dropout="seeded"), 1, penalties="attach")
     assert steps(model, model) == steps(other, module)
+    assert model.graphreg_in_place.current().graphreg_state.blocks == ("transformer.h.0",)  # type: ignore[union-attr,operator]
     expected = copy.deepcopy(other.eval())
     words = batch()["input_ids"][:, :3]
     sampled = model.eval().generate(words, max_new_tokens=4, do_sample=False, pad_token_id=0)

@@ -219,9 +219,13 @@ def test_torch_compile(tmp_path: Path, backend: str) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_gradient_checkpointing_is_refused_in_words(tmp_path: Path) -> None:
-    model = graphreg.regularize_(gpt2(), **SETTINGS)
-    with pytest.raises(
-        GraphRegError, match=r"activation checkpointing is on \(.*\), and a trace of GPT2LMHeadModel would lose the checkpoints. Switch it"
-    ):
-        trainer(model, tmp_path, RegularizerCallback(), activation_checkpointing=True).train()
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    found = []
+    for on in (False, True):
+        model, watch = graphreg.regularize_(gpt2(), **SETTINGS), Watch()
+        trainer(model, tmp_path, watch, RegularizerCallback(), activation_checkpointing=on).train()
+        blocks = "1 block: transformer.h.0; these checkpoint their own forward: transformer.h.0"
+        assert (blocks in str(graphreg.report(model, cost=False))) == on
+        found.append(watch.gradients)
+    assert len(found[0]) == 2
+    torch.testing.assert_close(found[1], found[0])

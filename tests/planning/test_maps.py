@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import NoMatchError, RegularizerError
 from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
+from lacking import needs_result
 
 
 def net() -> nn.Sequential:
@@ -160,6 +161,7 @@ def test_a_misspelled_option_under_another_missing() -> None:
     assert list(module(torch.zeros(1, 4)).penalties) == ["weight_l2", "weight_l2_1"]
 
 
+@needs_result
 def test_a_map_in_a_backend_and_as_a_pass() -> None:
     model, x = net(), torch.randn(3, 4)
     options = {"inner": "eager", "penalties": "attach", "scale": 1.0}

@@ -16,6 +16,7 @@ from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, Hidden
 from graphreg.rewriting import Insertion, Insertions, Position, lower
 from graphreg.rewriting.instantiate import runtime_module_names
 from graphreg.rewriting.rewrite import inserted
+from graphreg.torch_internals import define_named_tuples
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -276,7 +277,9 @@ def test_a_write_under_another_name_is_refused() -> None:
 
 
 def copied_code(graph: fx.Graph, insertions: Insertions) -> list[str]:
-    lines = inserted(graph, insertions).python_code("self").src.splitlines()
+    made = inserted(graph, insertions)
+    define_named_tuples(made)
+    lines = made.python_code("self").src.splitlines()
     return [line.strip().partition(";")[0] for line in lines if line.strip() and "def forward" not in line]
 
 

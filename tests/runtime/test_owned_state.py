@@ -150,7 +150,7 @@ def test_a_forward_that_backward_repeats_is_refused() -> None:
     module = made()
     x = X.clone().requires_grad_()
     value = checkpoint(lambda x: sum(module(x).penalties.values()) + module(x).output.sum(), x, use_reentrant=False)
-    with pytest.raises(GraphRegError, match=r"a backward pass runs the forward again, but the first run has replaced the penalty's state"):
+    with pytest.raises(GraphRegError, match=r"a backward pass runs the forward again, but the first run has replaced the state"):
         value.backward()
 
 

@@ -279,12 +279,12 @@ def test_a_worker_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         return eager
 
     parent = both()
-    monkeypatch.setattr(noise._Process, "name", "")
+    monkeypatch.setattr(noise._process, "name", "")
     monkeypatch.setattr(noise, "get_worker_info", lambda: SimpleNamespace(id=1, seed=77))
     noise._forked()
     worker = both()
     assert not torch.equal(worker, parent)
-    monkeypatch.setattr(noise._Process, "name", "another")
+    monkeypatch.setattr(noise._process, "name", "another")
     monkeypatch.setattr(noise, "get_worker_info", lambda: SimpleNamespace(id=2, seed=78))
     assert not torch.equal(both(), worker)
 

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 import graphreg
 from graphreg.errors import TraceError
+from lacking import needs_objects
 
 
 class Sub(dict[str, Any]):
@@ -133,7 +134,7 @@ def test_an_output_keeps_its_class(case: str, penalties: Any) -> None:
         same(given.output if isinstance(given, graphreg.Regularized) else given, model(x))
 
 
-@pytest.mark.parametrize("case", ["defaultdict", "transformers' output", "nested"])
+@pytest.mark.parametrize("case", ["defaultdict", "transformers' output", pytest.param("nested", marks=needs_objects)])
 def test_so_compiled_and_attached(case: str) -> None:
     torch._dynamo.reset()
     model, x = Net(case), torch.ones(3, 4)

@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 import graphreg.torch_internals as door
@@ -166,7 +168,14 @@ def private_facts() -> None:
     assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
 
 
-@canary("activation checkpointing begins", "the front ends, which refuse checkpointing", "before_checkpoints")
+@canary("hooks on saved tensors are known", "traces in place at a call under such hooks", "has_saved_tensor_hooks")
+def saved_tensor_hooks() -> None:
+    assert not door.has_saved_tensor_hooks()
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        assert door.has_saved_tensor_hooks()
+
+
+@canary("activation checkpointing begins", "the front ends, which refuse it", "before_checkpoints")
 def before_checkpoints() -> None:
     for reentrant in (True, False):
         asked = list[int]()
@@ -182,3 +191,11 @@ def before_checkpoints() -> None:
 def next_region() -> None:
     first, second = door.next_region(), door.next_region()
     assert isinstance(first, int) and first != second
+
+
+@canary("a wrapper of activation checkpointing keeps its module", "blocks with wrappers around them in a model in place", "WRAPPED_MODULE",
+        "checkpoint_wrapped")  # fmt: skip
+def checkpoint_wrappers() -> None:
+    inner = nn.Linear(1, 1)
+    assert door.checkpoint_wrapped(checkpoint_wrapper(inner)) is inner and door.checkpoint_wrapped(inner) is None
+    assert door.WRAPPED_MODULE in dict(checkpoint_wrapper(inner).named_children())

@@ -5,6 +5,7 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -282,3 +283,35 @@ def left_to_eager() -> None:
     told.clear()
     compiled(lambda x: x + 1, nothing)(torch.ones(1))
     assert not told
+
+
+@canary("Dynamo traces numbers that have changed", "the structure of a call; messages from compiled code", "plain_number")
+def plain_number() -> None:
+    graphs = list[Any]()
+
+    def text(x: Tensor, number: float) -> tuple[Tensor, str]:
+        return x * number, f"{door.plain_number(number)!r} {door.plain_number(x.shape[0])}"
+
+    call = compiled(text, lambda gm, inputs: graphs.append(gm), fullgraph=True)
+    for size, number in ((1, 1.5), (2, 2.5), (3, 2.5), (3, -0.25), (3, 7)):
+        assert call(torch.ones(size), number)[1] == f"{number!r} {size}"
+    assert len(graphs) == 5
+
+
+class Attributes:
+    """An object with attributes."""
+
+    def __init__(self) -> None:
+        self.a, self.b = 1, 2
+
+
+@canary("Dynamo traces objects", "objects among the arguments or outputs of compiled code", "TRACES_OBJECTS")
+def objects() -> None:
+    def read(x: Tensor, value: Attributes) -> Tensor:
+        twin = copy.copy(value)
+        twin.a = 10
+        total: int = sum([getattr(twin, name) for name in vars(twin)]) + sum([getattr(value, name) for name in value.__dict__])
+        return x + total
+
+    if door.TRACES_OBJECTS:
+        assert compiled(read, nothing, fullgraph=True)(torch.ones(1), Attributes()) == 16

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 import graphreg.torch_internals as door
 from graphreg.torch_internals import Changes
-from graphreg.torch_internals.canaries.canary import canary, raising
+from graphreg.torch_internals.canaries.canary import canary, compiled, raising
 from graphreg.torch_internals.canaries.operators import Seen
 
 
@@ -170,6 +170,9 @@ def kept() -> None:
         mode.__enter__()  # type: ignore[no-untyped-call]
         torch._C._set_grad_enabled(False)
     assert door.operator_modes() == modes and torch.is_grad_enabled()
+    compiled_graphs = list[Any]()
+    compiled(lambda x: x + 1, lambda gm, inputs: compiled_graphs.append(gm))(torch.ones(1))
+    assert len(compiled_graphs) == 1
 
 
 @canary("torch.fx records a call of a function as one operation", "both front ends", "wrapped_functions", "take_as_one")
@@ -210,7 +213,20 @@ class Named(NamedTuple):
     more: Any
 
 
-@canary("torch.fx writes what a graph returns", "a rewritten module's named tuple", "defines_named_tuples", "define_named_tuples")
+class CanaryPair(NamedTuple):
+    """What a copied graph returns. Every graph of this process then knows the name."""
+
+    value: Any
+    more: Any
+
+
+@canary(
+    "torch.fx writes what a graph returns",
+    "a rewritten module's named tuple",
+    "defines_named_tuples",
+    "define_named_tuples",
+    "define_in_copies",
+)
 def named_tuples() -> None:
     def returns(x: Any) -> Any:
         return Named(x + 1, [Named(x, {})])
@@ -220,6 +236,10 @@ def named_tuples() -> None:
     module.recompile()
     assert module(1) == Named(2, [Named(1, {})]) and isinstance(module(1), Named), module.code
     assert isinstance(door.defines_named_tuples(), bool)
+    door.define_in_copies(CanaryPair)
+    graph, copy = fx.symbolic_trace(lambda x: CanaryPair(x, {})).graph, fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    assert fx.GraphModule(nn.Module(), copy)(1) == CanaryPair(1, {})
 
 
 CANDIDATES = [

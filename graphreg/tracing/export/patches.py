@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from graphreg.torch_internals import Changes, before_checkpoints, wrapped_functions
+from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.export.op_record import KeepOpaque
-from graphreg.tracing.global_queries import CHECKPOINTS
 
 
 def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> None:

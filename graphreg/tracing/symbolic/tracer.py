@@ -45,7 +45,8 @@ from graphreg.torch_internals import (
     restore_randomness,
     take_as_one,
 )
-from graphreg.tracing.global_queries import CHECKPOINTS, Answers, EnvironmentQueries
+from graphreg.tracing.checkpoints import CHECKPOINTS
+from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories

@@ -1,0 +1,176 @@
+"""Blocks of a model that is regularized in place: the model's own modules, which run emitted code when a graph of the model calls them.
+
+Such a block has a generated subclass of its class, and a ``PlacedCall`` for each variant of its code in each graph. What acts on calls of
+the block acts as before: hooks, ``module.compile()``, FSDP2, and wrappers of activation checkpointing around the block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from graphreg.blocks.block import CALLS, Block, Code
+from graphreg.compiler import with_our_pass
+from graphreg.errors import GraphRegError
+from graphreg.ir import ORIGINAL
+from graphreg.torch_internals import checkpoint_wrapped, is_exporting, with_own_code
+
+_numbers = itertools.count()
+_classes: WeakKeyDictionary[type, type[nn.Module]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedCall:
+    """A variant of a block's code.
+
+    Attributes:
+        twin: The object that the code calls ``self``. It shares the block's parameters, buffers and submodules, and has the runtime modules
+            of one graph.
+        eager: The function that runs in eager mode.
+        compiled: The function that Dynamo traces.
+        source: The source text of ``eager``.
+    """
+
+    twin: Block
+    eager: Code
+    compiled: Code
+    source: str
+
+
+class Calls:
+    """Has an attribute for each ``PlacedCall`` of a block, by the name that graphs pass. Dynamo guards each attribute separately."""
+
+
+# The ``Calls`` of each placed block, also while the block's attribute is hidden during a trace. A strong reference would keep the block.
+_calls: WeakKeyDictionary[nn.Module, weakref.ref[Calls]] = WeakKeyDictionary()
+
+
+def new_owner() -> str:
+    """Return the name of a rewritten module whose blocks are the model's own; the names of its ``PlacedCall``s begin with it."""
+    return f"g{next(_numbers)}"
+
+
+def place(block: nn.Module) -> None:
+    """Give a block the generated class, if it does not have it yet."""
+    if _calls_of(block) is None:
+        vars(block)[CALLS] = calls = Calls()
+        _calls[block] = weakref.ref(calls)
+        object.__setattr__(block, "__class__", _class_of(type(block)))
+
+
+def _calls_of(block: nn.Module) -> Calls | None:
+    known = _calls.get(block)
+    return None if known is None else known()
+
+
+def add_call(block: nn.Module, name: str, call: PlacedCall) -> None:
+    """Add a variant of a block's code, or replace it."""
+    place(block)
+    setattr(_calls_of(block), name, call)
+
+
+def leave(block: nn.Module, owner: str = "") -> None:
+    """Remove the code of one rewritten module from a block. A block without other code gets its own class back, and keeps nothing.
+
+    Raises:
+        GraphRegError: Another library has changed the class of the block.
+    """
+    if (calls := _calls_of(block)) is None:
+        return
+    kept = {name: call for name, call in vars(calls).items() if name.partition("_")[0] != owner}
+    if not kept:
+        check_class(block)
+        object.__setattr__(block, "__class__", getattr(type(block), ORIGINAL))
+        vars(block).pop(CALLS, None)
+        del _calls[block]
+    calls.__dict__ = kept
+
+
+def check_class(block: nn.Module) -> None:
+    """Raise GraphRegError if another library has changed the class of a block since it was placed."""
+    if ORIGINAL not in vars(type(block)):
+        raise GraphRegError(
+            f"another library has changed the class of a block of this model to {type(block).__name__} since the model was regularized. "
+            "Undo that first."
+        )
+
+
+def is_placed(module: nn.Module) -> bool:
+    """Return whether a module is a block of a model that is regularized in place."""
+    return _calls_of(module) is not None
+
+
+def unwrapped_block(module: nn.Module) -> nn.Module:
+    """Return the placed block inside wrappers of activation checkpointing; the module itself if there is none."""
+    inner = module
+    while (wrapped := checkpoint_wrapped(inner)) is not None:
+        inner = wrapped
+    return inner if is_placed(inner) else module
+
+
+def is_block(module: nn.Module) -> bool:
+    """Return whether a module runs emitted code when the graph calls it: a block object, or a placed block."""
+    return isinstance(module, Block) or is_placed(module)
+
+
+def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the generated subclass of a class. All blocks of a class share it, so that torch.compile compiles equal blocks once."""
+    if kind not in _classes:
+        members = {
+            ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
+            "forward": _forward(kind), "compile": _compile(kind),
+        }  # fmt: skip
+        metaclass: Any = type(kind)
+        made = metaclass(kind.__name__, (kind,), members)
+        made.__reduce_ex__ = _reduce(made)
+        _classes[kind] = made
+    return _classes[kind]
+
+
+def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
+    def forward(self: Any, *values: Any, graphreg_keys: Any = (), graphreg_variant: str | None = None, **options: Any) -> Any:
+        if graphreg_variant is None:  # not a call by a graph
+            return kind.forward(self, *values, **options)
+        call = getattr(self.graphreg_calls, graphreg_variant)
+        code = call.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else call.eager
+        return code(call.twin, *values, *graphreg_keys)
+
+    own: Any = with_own_code(forward)
+    theirs: Any = kind.forward
+    own.__doc__, own.__signature__ = theirs.__doc__, inspect.signature(theirs)
+    return own  # type: ignore[no-any-return]
+
+
+def _compile(kind: type[nn.Module]) -> Callable[..., None]:
+    def compile(self: Any, *args: Any, **options: Any) -> None:
+        """Compile this block in place, as ``nn.Module.compile`` does. Inductor also gets graphreg's passes."""
+        kind.compile(self, *args, **(options if args else with_our_pass(options)))
+
+    return compile
+
+
+def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
+    def reduce(self: Any, protocol: Any) -> Any:
+        """Return what the block's own class returns: a copy of a block is no block, until the copy of the model has a graph."""
+        reduced = super(made, self).__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        function, arguments, *rest = reduced
+        arguments = tuple(getattr(made, ORIGINAL) if argument is type(self) else argument for argument in arguments)
+        if rest and isinstance(rest[0], dict):
+            rest[0] = {name: value for name, value in rest[0].items() if name != CALLS}
+        return _remade, (function, arguments), *rest  # pickle would compare the class in ``arguments`` with the block's own class
+
+    return reduce
+
+
+def _remade(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)

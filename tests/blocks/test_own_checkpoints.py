@@ -1,0 +1,227 @@
+"""Blocks that checkpoint their own forward, as layers of transformers do: they keep doing so, and have their sites."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+transformers = pytest.importorskip("transformers")
+
+from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
+
+import graphreg  # noqa: E402
+import language_models  # noqa: E402
+from block_nets import Residual, Stack  # noqa: E402
+from saved_tensors import saved_bytes  # noqa: E402
+from test_flat import assert_equal, step  # noqa: E402
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+SETTINGS: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_l1": 0.1, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 3}
+
+
+class Layer(Residual, GradientCheckpointingLayer):  # type: ignore[misc]
+    def forward(self, x: Tensor, use_cache: bool = False) -> Tensor:
+        return Residual.forward(self, x)
+
+
+class Layers(Stack):
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+
+
+def made() -> Any:
+    torch.manual_seed(0)
+    return Layers()
+
+
+def switched(model: nn.Module, on: bool = True, **options: Any) -> Any:
+    """The model with checkpoints on or off, as ``gradient_checkpointing_enable`` and ``_disable`` of transformers do it."""
+    for inner in model.modules():
+        if hasattr(inner, "gradient_checkpointing"):
+            inner._gradient_checkpointing_func = partial(checkpoint, **{"use_reentrant": False, **options})
+            inner.gradient_checkpointing = on
+    return model
+
+
+def flat() -> Any:
+    return graphreg.regularize(made(), **SETTINGS)
+
+
+def counted(model: Any) -> list[int]:
+    """A list with the number of calls of the up layers so far: three in a forward, three more in a backward that recomputes."""
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    for layer in model.layers:
+        layer.up.register_forward_pre_hook(count)
+    return calls
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_result_of_regularize_checkpoints_as_the_model_does(reentrant: bool) -> None:
+    module = graphreg.regularize(switched(made(), use_reentrant=reentrant), **SETTINGS)
+    assert module.graphreg_state.blocks == ("layers.0", "layers.1", "layers.2") and isinstance(module.layers[0], Layer)
+    given = X.clone().requires_grad_()  # as reentrant checkpoints need it
+    sizes = [saved_bytes(lambda each=each: each(given))[1] for each in (module, switched(made(), use_reentrant=reentrant), flat())]
+    assert sizes[0] <= 1.1 * sizes[1] < 0.2 * sizes[2]
+    module, other = graphreg.regularize(switched(made(), use_reentrant=reentrant), **SETTINGS), flat()
+    calls = counted(module)
+    for _ in range(2):
+        assert_equal(step(module, (X,)), step(other, (X,)))
+    assert calls == [12]
+    assert_equal(step(copy.deepcopy(module), (X,)), step(other, (X,)))  # the copies of the hooks count, too
+    assert calls == [18]
+    torch.testing.assert_close(module.eval()(X), other.eval()(X), rtol=0, atol=0)
+    assert calls == [21]
+
+
+def test_the_plan_names_them_and_a_recipe_does_not() -> None:
+    model = switched(made())
+    model.layers[1].gradient_checkpointing = False
+    decided = graphreg.plan(graphreg.trace(model), [], blocks="layers.1")
+    assert str(decided).endswith("3 blocks: layers.0, layers.1, layers.2; these checkpoint their own forward: layers.0, layers.2")
+    assert graphreg.recipe(decided)["blocks"] == [r"layers.1"]
+    assert "blocks" not in graphreg.recipe(graphreg.regularize(model, **SETTINGS))
+
+
+def test_stripped_it_still_checkpoints() -> None:
+    model = switched(made())
+    stripped = graphreg.strip(graphreg.regularize(model, **SETTINGS))
+    torch.manual_seed(1)
+    ours, size = saved_bytes(lambda: stripped(X))
+    torch.manual_seed(1)
+    theirs, expected = saved_bytes(lambda: model(X))
+    assert torch.equal(ours, theirs) and size == expected
+    again = graphreg.regularize(stripped, **SETTINGS)
+    assert_equal(step(again, (X,)), step(flat(), (X,)))
+
+
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    for model in (
+        graphreg.regularize(switched(made()), **SETTINGS),
+        graphreg.regularize_(switched(made()), **SETTINGS, penalties="return"),
+    ):
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(step(model, (X,), compiled), step(flat(), (X,)))
+    torch._dynamo.reset()
+
+
+def test_in_place_a_switch_is_followed_at_the_next_call() -> None:
+    model, module = graphreg.regularize_(made(), **SETTINGS, penalties="return"), flat()
+    calls = counted(model)
+    for on, expected in ((False, 3), (True, 9), (False, 12), (True, 18)):
+        switched(model, on)
+        assert_equal(step(model, (X,)), step(module, (X,)))
+        assert calls == [expected]
+    assert_equal(step(copy.deepcopy(model), (X,)), step(module, (X,)))
+    model.eval()(X)
+    graphreg.strip_(model)
+    assert [type(layer) for layer in model.layers] == [Layer] * 3
+
+
+def test_options_of_the_checkpoints_are_followed_too() -> None:
+    model, began = graphreg.regularize_(switched(made()), **SETTINGS, penalties="return"), list[bool]()
+
+    def spy(function: Any, *args: Any) -> Any:
+        began.append(True)
+        return checkpoint(function, *args, use_reentrant=True)
+
+    model(X)
+    for layer in model.layers:
+        layer._gradient_checkpointing_func = spy
+    assert_equal(step(model, (X,))[0].shape, torch.Size((64, 4)))
+    assert began == [True] * 3
+
+
+class InItsForward(Residual):
+    """Checkpoints in a way that a trace cannot see through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(super().forward, x, use_reentrant=False)
+        return y
+
+
+class Opaque(Stack):
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.layers[1] = InItsForward()
+
+
+SENTENCE = r"no sites for {} inside layers\.1, because a module that checkpoints activations in its forward is opaque.*checkpoint_wrapper"
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("hidden_dropout", {"hidden_dropout": 0.1}),
+        ("dropout", {"dropout": {"**@LayerNorm": 0.1}}),
+        ("dropout", {"dropout": {"layers.*.drop": 0.1}}),
+    ],
+)
+def test_a_selector_that_loses_sites_says_so(name: str, keywords: Any) -> None:
+    with pytest.warns(UserWarning, match=SENTENCE.format(name)):
+        graphreg.regularize(Opaque(), **keywords)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{"dropout": {"layers.*": 0.1}}, {"weight_l2": 0.1}, {"dropout": {"layers.0.*u": 0.1}}, {"input_noise": 0.1}]
+)
+def test_a_selector_that_loses_none_does_not(keywords: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graphreg.regularize(Opaque(), **keywords)
+
+
+class InTheModel(Stack):
+    """The model itself checkpoints its blocks."""
+
+    gradient_checkpointing = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        y: Tensor = self.head(x)
+        return y
+
+
+def test_checkpoints_of_the_model_itself_are_refused_in_place() -> None:
+    sentence = r"activation checkpointing is on \(InTheModel\), and a trace of InTheModel would lose .*name the blocks in blocks="
+    with pytest.raises(graphreg.TraceError, match=sentence):
+        graphreg.regularize_(InTheModel(), **SETTINGS, example_inputs=X)
+
+
+INSIDE = {"gpt2": "transformer.h.**", "bert": "bert.encoder.layer.**", "llama": "model.layers.**"}
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", INSIDE)
+def test_language_models_in_place(name: str) -> None:
+    inside = f"{INSIDE[name]}#hidden"
+    settings: dict[str, Any] = {"dropout": {inside: 0.1}, "hidden_l1": {"weight": 0.1, "pattern": inside}, "rng": 0, "scale": 1}
+    model: Any = graphreg.regularize_(language_models.build(name).train(), **settings)
+    given, found = language_models.batch(16, 24), list[Any]()
+    for on in (False, True):
+        if on:
+            model.gradient_checkpointing_enable()
+        graphreg.set_rng_state(model, graphreg.rng_state(model) | {"call": 1})
+        model.zero_grad()
+        torch.manual_seed(1)
+        output, size = saved_bytes(lambda: model(**given))
+        output.loss.backward()
+        found.append(([output.loss, model.penalties(), [p.grad.clone() for p in model.parameters()]], size))
+    (plain, size_plain), (checkpointed, size) = found
+    assert_equal(checkpointed, plain)
+    graphreg.strip_(model)
+    _, size_of_model = saved_bytes(lambda: model(**given))
+    assert size <= 1.1 * size_of_model < 0.2 * size_plain
