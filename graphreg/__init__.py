@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+    from graphreg import schedules
     from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark, audit, doctor
     from graphreg.drawing import draw, to_networkx
     from graphreg.dynamo_backend import Backend, backend, backend_of
@@ -69,6 +70,7 @@ _ROOMS = {
     "verification": ("verify",),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = ("schedules",)  # public modules that are attributes without an import of their own
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
@@ -76,8 +78,8 @@ __all__ = [
     "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe",
-    "registered", "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
+    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
+    "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "schedules",
     "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
@@ -86,6 +88,8 @@ def __getattr__(name: str) -> "Any":
     if name in _RENAMED:
         warnings.warn(f"graphreg.{name} is called graphreg.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
         return __getattr__(_RENAMED[name])
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)

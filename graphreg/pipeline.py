@@ -68,8 +68,9 @@ def regularize(
         own_dropout: What to do with native dropout, which is the dropout, stochastic depth and attention dropout that the model
             itself contains. ``"keep"`` leaves it unchanged, ``"seeded"`` draws it from graphreg's streams, ``"off"`` turns it off,
             and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these values. If several
-            selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
-            fixed: ``set_strength`` does not change them. For a model without dropout, any value but ``"keep"`` is an error.
+            selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. A rate may be a
+            schedule; then ``set_strength(module, "own_dropout", ...)`` changes it, and all other rates are fixed. For a model without
+            dropout, any value but ``"keep"`` is an error.
         verify: Whether to compare the result with the model on the example inputs, as ``graphreg.verify`` does.
         recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come before those of the
             call, and its strengths are set. An option of the recipe counts only if the call leaves the default. A keyword of the call
@@ -182,7 +183,8 @@ def log_plan(decided: Plan) -> None:
     for name, regularizer in decided.regularizers.items():
         count = len(decided.of(name))
         what = "site" if count == 1 else "sites"
-        log.info("%g %s %r: %d %s (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, count, what, name)
+        kind, weight = type(regularizer).__name__, f"{regularizer.weight:g}"
+        log.info("%s %s %r: %d %s (%s)", weight, kind, regularizer.pattern, count, what, name)
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
     for dropout in decided.unmovable:

@@ -13,6 +13,7 @@ What the functions return:
 `Monitor`          Statistics of a module's values, by site, while the module trains. Made by ``graphreg.monitor``.
 `Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
 `Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
+`Schedule`         A strength that changes while the model trains. Made by ``graphreg.schedules``.
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
 `Audit`            What ``graphreg.audit`` found: `Remark` records.
 =================  =====================================================================================================
@@ -30,9 +31,10 @@ from graphreg.ir import Label, Missing, Names, Selector, Site
 from graphreg.planning import Edit, Plan
 from graphreg.reporting import Diff, Monitor, Report
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Samples, Scale
+from graphreg.schedules import Schedule
 from graphreg.tracing import FrontEnd, Traced
 
 __all__ = [
     "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
-    "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Selector", "Site", "Traced",
+    "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ def for_type_checkers() -> dict[str, tuple[str, ...]]:
 
 def test_the_three_lists_are_one() -> None:
     assert for_type_checkers() == graphreg._ROOMS
-    assert sorted(name for names in graphreg._ROOMS.values() for name in names) == graphreg.__all__
+    assert sorted([*graphreg._MODULES, *(name for names in graphreg._ROOMS.values() for name in names)]) == graphreg.__all__
 
 
 def test_each_name_is_that_of_its_room() -> None:
@@ -48,7 +48,7 @@ def test_the_rooms_show_what_they_offer() -> None:
     for room in graphreg._ROOMS:
         if room not in ("errors", "pipeline"):
             exec(f"from graphreg.{room} import *", space)
-    assert set(graphreg.__all__) <= set(space) | set(graphreg._ROOMS["errors"]) | set(graphreg._ROOMS["pipeline"])
+    assert set(graphreg.__all__) <= {*space, *graphreg._ROOMS["errors"], *graphreg._ROOMS["pipeline"], *graphreg._MODULES}
 
 
 def test_types_has_every_record() -> None:

@@ -37,7 +37,7 @@ COMPARED = {
     "docs/depth.md": 6,
     "docs/regularizers.md": 2,
     "docs/start.md": 3,
-    "docs/training.md": 3,
+    "docs/training.md": 4,
     "docs/writing.md": 1,
 }
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from graphreg.ir import Kind, ModuleCalls, calls_of, is_kind, is_marked, nodes_in
 
-OUTSIDE_BLOCKS = (Kind.KEY, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of additions that are in no block
+OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of additions that are in no block
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:

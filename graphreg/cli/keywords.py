@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +13,12 @@ from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.ir import ROLES
 from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs
 from graphreg.regularizer import PREFIXED, Regularizer, registered
+from graphreg.schedules import cosine, linear, of_plain, piecewise
 from graphreg.tracing import Traced
 
 Keywords = Sequence[tuple[str, str]]
+_KINDS = {"linear": linear, "cosine": cosine, "piecewise": piecewise}
+_SCHEDULE = re.compile(rf"({'|'.join(_KINDS)})\(.*\)$", re.DOTALL)
 ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
 
 
@@ -52,12 +57,13 @@ def _value(option: str, text: str) -> Any:
     """Parse the value of an option for ``from_kwargs``: a strength, or a dict of options."""
     if text.lstrip().startswith("{"):
         try:
-            return json.loads(text)
+            options = json.loads(text)
         except ValueError as error:
             raise UsageError(f"""{option} {text!r} is no JSON ({error}); write '{{"weight": 1e-4, "pattern": "fc.*"}}'.""") from None
-    glob, equals, strength = text.rpartition("=")
+        return {name: value if (schedule := of_plain(value)) is None else schedule for name, value in options.items()}
+    glob, equals, strength = _parts(text)
     try:
-        weight = float(strength)
+        weight = _strength(option, text, strength)
     except ValueError:
         raise UsageError(f"{option} {text!r}: {strength!r} is no number; write STRENGTH or GLOB=STRENGTH, e.g. 'layer4*=1e-3'.") from None
     if not equals:
@@ -68,19 +74,45 @@ def _value(option: str, text: str) -> Any:
     return {"weight": weight, "pattern": glob}
 
 
+def _parts(text: str) -> tuple[str, str, str]:
+    """Split GLOB=STRENGTH at its last ``=`` that is outside of the arguments of a schedule; without one, the first two parts are empty."""
+    schedule = _SCHEDULE.search(text)
+    strength = schedule[0] if schedule else text.rpartition("=")[2]
+    glob = text.removesuffix(strength)
+    return glob.removesuffix("="), glob[-1:], strength
+
+
+def _strength(option: str, text: str, strength: str) -> float:
+    """Return a number, or a schedule that is written as in Python: ``linear(0, 0.5, 1000)``. Raises ValueError if it is neither."""
+    if _SCHEDULE.fullmatch(strength) is None:
+        return float(strength)
+    try:
+        call: Any = ast.parse(strength, mode="eval").body
+        arguments = map(ast.literal_eval, call.args)
+        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        make: Any = _KINDS[call.func.id]
+        schedule: float = make(*arguments, **named)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{option} {text!r}: {strength!r} is no schedule ({error}); write linear(0, 0.5, 1000), cosine(0, 0.5, 1000) or "
+            "piecewise({0: 0.0, 1000: 0.1})."
+        ) from None
+    return schedule
+
+
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
     """Parse the values of ``--own-dropout`` for ``regularize``: a word, a rate, or a dict from selectors to words and rates."""
-    choices = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [text.rpartition("=")]}
+    choices = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [_parts(text)]}
     if not texts:
         return "keep"
-    return choices["*"] if len(choices) == 1 and "=" not in texts[0] else choices
+    return choices["*"] if len(choices) == 1 and not _parts(texts[0])[1] else choices
 
 
 def _choice(text: str, choice: str) -> Any:
     if choice in CHOICES:
         return choice
     try:
-        return float(choice)
+        return _strength("--own-dropout", text, choice)
     except ValueError:
         raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(CHOICES)} or a rate in [0, 1).") from None
 

@@ -132,7 +132,9 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     )
     subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
-        "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
+        "regularizers",
+        """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable. STRENGTH is a number, or
+a schedule: 'linear(0, 0.5, 1000)'"""
     )
     for key, line in written_keys().items():
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))

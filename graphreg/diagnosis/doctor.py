@@ -17,7 +17,7 @@ from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime import Drawing, key_of, native_draws, record_of, rewritten, rules_of
+from graphreg.runtime import Drawing, clock_of, key_of, native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 
@@ -69,7 +69,7 @@ def doctor(
         findings, right = _run_experiments(Bench(backend, device, show), native, drawing if key is not None else None)
         if step is not None:
             show("your step")
-            of_step = _of_step(observe(inner, key, step), drawing, native)
+            of_step = _of_step(observe(inner, [each for each in (key, clock_of(rules)) if each is not None], step), drawing, native)
             findings += of_step
             right += [] if of_step else ["your step: backward drew nothing anew"]
     if key is None and not native:
@@ -134,7 +134,8 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
     findings = []
     if seen.again:
         why = "your step runs the module again in backward: activation checkpointing around the whole module"
-        observed = f"calls that drew masks: {seen.forward} in the forward, {seen.again} in backward, each with masks of its own"
+        calls, own = ("that drew masks", "masks") if drawing else ("in train mode", "scheduled strengths")
+        observed = f"calls {calls}: {seen.forward} in the forward, {seen.again} in backward, each with {own} of its own"
         cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"
         findings.append(Finding("wrong", why, observed, drawing, cure, ""))
     if seen.moved:

@@ -10,7 +10,7 @@ are compared.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.runtime import KeyRule
+from graphreg.runtime import Counter
 from graphreg.torch_internals import Changes, wrap_engine
 
 
@@ -28,8 +28,8 @@ class Observed:
 
     Attributes:
         backwards: The number of backward passes.
-        forward: The number of calls of the module that drew from graphreg's streams and are not counted in ``again``.
-        again: The number of calls of the module that drew from graphreg's streams within a backward pass, but not under ``frozen_noise``.
+        forward: The number of calls of the module that drew from graphreg's streams, or moved its clock, and are not counted in ``again``.
+        again: The number of such calls within a backward pass, but not under ``frozen_noise``.
         moved: The number of backward passes that changed the state of one of torch's generators.
     """
 
@@ -39,19 +39,21 @@ class Observed:
     moved: int = 0
 
 
-def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> Observed:
-    """Run the step once and count its draws; restore parameters, buffers, gradients, modes and generators afterwards."""
-    seen = Observed()
-    before = 0 if key is None else int(key.step)
-    with _left_as_it_was(module, key), _watched(seen, key):
+def observe(module: nn.Module, counters: Sequence[Counter], step: Callable[[], Any]) -> Observed:
+    """Run the step once and count its calls; restore parameters, buffers, gradients, modes and generators afterwards.
+
+    ``counters``: the module's key rule and its clock, if it has them. The first of them counts the calls.
+    """
+    seen, counter = Observed(), next(iter(counters), None)
+    before = _call(counter)
+    with _left_as_it_was(module, counters), _watched(seen, counter):
         step()
-        if key is not None:
-            seen.forward = int(key.step) - before - seen.again
+        seen.forward = _call(counter) - before - seen.again
     return seen
 
 
 @contextmanager
-def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
+def _watched(seen: Observed, counter: Counter | None) -> Iterator[None]:
     """Add to ``seen`` what each backward pass draws, until the block ends. A pass within another pass counts as part of the outer one."""
     running = False
 
@@ -62,14 +64,14 @@ def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
             nonlocal running
             if running:
                 return run(*args, **kwargs)
-            running, state, call = True, _generators(), _call(key)
+            running, state, call = True, _generators(), _call(counter)
             try:
                 return run(*args, **kwargs)
             finally:
                 running = False
                 seen.backwards += 1
                 seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
-                seen.again += _call(key) - call if key is not None and key.frozen_call is None else 0
+                seen.again += _call(counter) - call if counter is not None and counter.frozen_call is None else 0
 
         return watched
 
@@ -78,8 +80,8 @@ def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
         yield
 
 
-def _call(key: KeyRule | None) -> int:
-    return 0 if key is None else int(key.step)
+def _call(counter: Counter | None) -> int:
+    return 0 if counter is None else int(counter.step)
 
 
 def _generators() -> list[Tensor]:
@@ -87,17 +89,17 @@ def _generators() -> list[Tensor]:
 
 
 @contextmanager
-def _left_as_it_was(module: nn.Module, key: KeyRule | None) -> Iterator[None]:
+def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[None]:
     """Restore modes, parameters, buffers, gradients and generators at the end of the block.
 
-    ``key``: the module's key rule. It is no submodule of ``module`` if ``module`` belongs to a model that is regularized in place.
+    ``counters``: as in ``observe``. They are no submodules of ``module`` if ``module`` belongs to a model that is regularized in place.
 
     For parameters and buffers, both the tensor objects and their values are restored: a compiled forward assigns new buffers, and batch
     norm and optimizers write into tensors.
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
-    inner = dict.fromkeys([*module.modules(), *([] if key is None else [key])])
+    inner = dict.fromkeys([*module.modules(), *counters])
     places = [(slots, name, t, t.detach().clone()) for m in inner for slots in (m._parameters, m._buffers)
               for name, t in slots.items() if t is not None]  # fmt: skip
     grads = [(p, p.grad) for p in module.parameters()]

@@ -141,7 +141,7 @@ def _legend(seen: Viewed) -> dict[str, str]:
 
 
 def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph without the nodes that are not drawn: sizes, noise keys, unread inputs, totals of penalties measured by site."""
+    """Return the graph without the nodes that are not drawn: sizes, keys, the clock, unread inputs, totals of measurements."""
     drawn: nx.DiGraph[str] = graph.copy()
     nodes = drawn.nodes
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
@@ -153,7 +153,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
         elif attributes["kind"] == "other" and readers and all(nodes[reader]["kind"] == "output" for reader in readers):
             _bypass(drawn, key)  # the node makes the object that the model returns
         elif (
-            added == "key" or (added == "total" and attributes["regularizer"] in measured)
+            added in ("key", "clock") or (added == "total" and attributes["regularizer"] in measured)
             or why_not == "no tensor" or attributes["kind"] in ("other", "read")
             or (not readers and (why_not == "a tuple" or attributes["call"] == "placeholder"))
         ):  # fmt: skip

@@ -12,6 +12,7 @@ from graphreg.ir import Missing, Pattern, Site, strings
 from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, readers_of, warning
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
+from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
 
 
@@ -51,7 +52,7 @@ def check_selectors(
                         readers_of(united, regularizer, site)
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
-    weights = {name: regularizer.weight for name, regularizer in regularizers.items()}
+    weights = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]
@@ -72,9 +73,10 @@ def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
 
 
 def backend_report(
-    title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]
-) -> Report:
-    """Make the report of a backend.
+    title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float],
+    given: Mapping[str, float],
+) -> Report:  # fmt: skip
+    """Make the report of a backend. ``given``: the strengths as they were given, some of them schedules; ``strengths``: the numbers now.
 
     It is like the report of a module, but it has a table of graphs, and no costs, because these depend on what the compiler saves.
     """
@@ -87,8 +89,9 @@ def backend_report(
     edits = [*(edit for subgraph in subgraphs for edit in subgraph.plan.edits), *weights]
     there = {(edit.name, edit.site.name) for edit in edits}
     for name, regularizer in regularizers.items():
+        schedule = f"schedule {given[name]!r}" if isinstance(given[name], Schedule) else ""
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
-        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals))
+        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, [schedule]))
     edited = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
     native = {dropout.site.name: dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout}
     unedited = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in edited]

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
-from graphreg.dynamo_backend.capture_place import Functions, place_of, root_of, same_modules
+from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_modules
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
-from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
+from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites, rates_are_scheduled
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
 from graphreg.runtime import OWN, Asked, BackendHandle, NoiseSwitches, Penalties, Scale, written_scale
+from graphreg.schedules import Schedule
 from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
 
@@ -69,7 +70,13 @@ class Backend(BackendHandle, RenamedAttributes):
             if {"module_input", "previous"}.intersection(regularizer.takes):
                 kind = type(regularizer).__name__
                 raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
-        self._strengths = {name: torch.tensor([float(r.weight)], dtype=torch.float64) for name, r in regularizers.items()}
+        if rates_are_scheduled(own_dropout):
+            raise RegularizerError(
+                f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
+                f"use {OTHERS}."
+            )
+        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths, some are schedules
+        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # those of the present call
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
@@ -159,13 +166,17 @@ class Backend(BackendHandle, RenamedAttributes):
             if isinstance(r, Penalty)
         }
         self.model, self.title = model, title
-        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if n not in penalties}, self.own_dropout, self.inner, title)
+        # the graphs have no clock: a scheduled strength is an input, like any other strength
+        acting = {n: dataclasses.replace(r, weight=float(r.weight)) for n, r in self.regularizers.items() if n not in penalties}
+        self._maker = Maker(model, acting, self.own_dropout, self.inner, title)
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
+        clock = self.streams.begin(is_training(self.model) and not self.forced and not self.silenced)
+        scheduled = {name: _tensor(weight.at(clock)) for name, weight in self._given.items() if isinstance(weight, Schedule)}
+        self._strengths = self._strengths | scheduled
         outer, self._call = self._call, Call(self.model, self._strengths, self._measurers, self.attaches, self.scale)
         self._last = None
-        self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
         strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
         strict.__enter__()
@@ -212,6 +223,13 @@ class Backend(BackendHandle, RenamedAttributes):
                 "the mode of a module changed and torch.compile did not capture its graph again. Call torch.compiler.reset(): then the "
                 "next call captures it."
             )
+        scheduled = subgraph.emitted is not None and any(isinstance(self._given[name], Schedule) for name in subgraph.emitted.strengths)
+        if scheduled and self.streams.frozen_calls is None and in_backward():
+            raise GraphRegError(
+                "a graph with scheduled strengths runs inside a backward pass, and the clock has moved on since the forward: activation "
+                "checkpointing around it would compute with the strengths of another call. Put forward and backward under "
+                "graphreg.frozen_noise(backend), or checkpoint inside what is compiled."
+            )
         if any(subgraph.draws) and self.streams.frozen_calls is None and in_backward():
             raise GraphRegError(
                 "a graph that draws masks runs inside a backward pass: activation checkpointing around it would draw other masks than "
@@ -255,7 +273,8 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def strengths(self) -> dict[str, float]:
         """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
-        return {name: float(value) for name, value in self._strengths.items()}
+        now = self.streams.now()
+        return {name: given.at(now) if isinstance(given, Schedule) else given for name, given in self._given.items()}
 
     def site_strengths(self) -> dict[str, dict[str, float]]:
         """Return the present strengths by regularizer name and site: see ``graphreg.site_strengths``.
@@ -263,8 +282,9 @@ class Backend(BackendHandle, RenamedAttributes):
         All sites of a regularizer have the same strength.
         """
         by_site: dict[str, dict[str, float]] = {}
+        strengths = self.strengths()
         for edit in (edit for subgraph in self.subgraphs for edit in subgraph.plan.edits if edit.regularizer.by_site):
-            by_site.setdefault(edit.name, {})[edit.site.name] = float(self._strengths[edit.name])
+            by_site.setdefault(edit.name, {})[edit.site.name] = strengths[edit.name]
         return by_site
 
     def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
@@ -274,15 +294,15 @@ class Backend(BackendHandle, RenamedAttributes):
         if name not in self.regularizers:
             known = ", ".join(self.regularizers) or "none"
             raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
-        checked = dataclasses.replace(self.regularizers[name], weight=value)
-        self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new tensor: backward may have saved the old one
+        self._given[name] = dataclasses.replace(self.regularizers[name], weight=value).weight
+        self._strengths[name] = _tensor(self._given[name])  # a new tensor: backward may have saved the old one
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
         """Return, by regularizer name, the strengths that differ from those that the backend was made with.
 
         Each stands under ``OWN``, because it is the strength for all sites.
         """
-        return {name: {OWN: value} for name, value in self.strengths().items() if value != self.regularizers[name].weight}
+        return {name: {OWN: value} for name, value in self._given.items() if value != self.regularizers[name].weight}
 
     def asked(self) -> Asked:
         """Return what the user asked for, as a recipe records it."""
@@ -292,11 +312,15 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def rng_state(self) -> dict[str, Any]:
         """Return the state of the noise: see ``graphreg.rng_state``."""
-        return self.streams.state()
+        return self.streams.state(self._has_clock())
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
-        self.streams.restore(state)
+        self.streams.restore(state, self._has_clock())
+
+    def _has_clock(self) -> bool:
+        """Return whether a strength has, or had, a schedule."""
+        return any(isinstance(weight, Schedule) for weight in (*self._given.values(), *(r.weight for r in self.regularizers.values())))
 
     def reset_state(self, names: Sequence[str]) -> None:
         """Raise GraphRegError: no regularizer of a backend keeps a state."""
@@ -326,4 +350,8 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
-        return backend_report(self.title, self.subgraphs, self.regularizers, self.strengths())
+        return backend_report(self.title, self.subgraphs, self.regularizers, self.strengths(), self._given)
+
+
+def _tensor(strength: float) -> Tensor:
+    return torch.tensor([float(strength)], dtype=torch.float64)

@@ -31,6 +31,12 @@ def same_modules(one: nn.Module, other: nn.Module) -> bool:
     return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
 
 
+def is_training(model: nn.Module) -> bool:
+    """Return whether a model is in train mode; of a compiled function, whether any module that it uses is."""
+    modules = list(model.children()) if isinstance(model, Functions) else []
+    return any(module.training for module in modules or [model])
+
+
 def root_of(call: CompiledCall) -> nn.Module:
     """Return the model of a call: the module that was compiled, or a ``Functions`` with the modules that a compiled function uses."""
     function: Any = call.function

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphreg.errors import GraphRegError
 from graphreg.rng import call_keys, of_process, stream
-from graphreg.runtime import BACKEND_STATE, checked_state, written_state
+from graphreg.runtime import BACKEND_STATE, checked_state, clock_of_state, written_state
 from graphreg.torch_internals import Changes
 
 
@@ -52,12 +52,15 @@ class Streams:
         seed: The seed of the streams without a seed of their own.
         alike: Whether all ranks draw the same masks.
         calls: The number of draws of each stream, by its ``text``.
+        clock: The number of the next call in train mode, on which scheduled strengths depend; in a block of ``frozen_noise`` that of the
+            call after it.
         frozen_calls: In a block of ``frozen_noise``, the counts with which every call begins; otherwise None.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.alike = seed, False
         self.calls: dict[str, int] = {}
+        self.clock, self.frozen_clock = 0, 0
         self.frozen_calls: dict[str, int] | None = None
         self._blocks: dict[object, None] = {}  # the open blocks of frozen_noise
         self._numbers: dict[Stream, int] = {}
@@ -80,11 +83,21 @@ class Streams:
             self._numbers[row] = stream(self.seed if row.seed is None else row.seed, row.site, row.kind, row.occurrence)
         return self._numbers[row]
 
-    def begin(self) -> None:
-        """Begin a call. In a block of ``freeze``, set the counts back to those at the beginning of the block."""
+    def begin(self, counts: bool) -> int:
+        """Begin a call, and return the clock of it. In a block of ``freeze``, set the counts back to those at the beginning of the block.
+
+        ``counts``: whether it is a call in train mode, which moves the clock.
+        """
         self._drawn = {}
+        now = self.now()
         if self.frozen_calls is not None:
             self.calls = dict(self.frozen_calls)
+        self.clock = max(self.clock, now + counts)
+        return now
+
+    def now(self) -> int:
+        """Return the clock of the next call."""
+        return self.clock if self.frozen_calls is None else self.frozen_clock
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
@@ -97,7 +110,7 @@ class Streams:
             changes.later(partial(self._release, block))
             self._blocks[block] = None
             if self.frozen_calls is None:
-                self.frozen_calls = dict(self.calls)
+                self.frozen_calls, self.frozen_clock = dict(self.calls), self.clock
             yield
 
     def _release(self, block: object) -> None:
@@ -105,12 +118,13 @@ class Streams:
         if not self._blocks:
             self.frozen_calls = None
 
-    def state(self) -> dict[str, Any]:
-        """Return the state of the noise: a plain dict with the seed and the counts of all streams."""
-        return written_state(BACKEND_STATE, self.alike, seed=self.seed, calls=dict(self.calls))
+    def state(self, has_clock: bool = False) -> dict[str, Any]:
+        """Return the state of the noise: a plain dict with the seed, the counts of all streams and, if ``has_clock``, the clock."""
+        clock = self.clock if has_clock else None
+        return written_state(BACKEND_STATE, self.alike, clock=clock, seed=self.seed, calls=dict(self.calls))
 
-    def restore(self, state: object) -> None:
-        """Resume the noise at a state that ``state()`` has returned.
+    def restore(self, state: object, has_clock: bool = False) -> None:
+        """Resume the noise at a state that ``state()`` has returned. ``has_clock``: whether a strength has a schedule.
 
         Raises:
             RegularizerError: The state is invalid. Nothing is changed.
@@ -119,5 +133,7 @@ class Streams:
         checked = checked_state(state, BACKEND_STATE)
         if self.frozen_calls is not None:
             raise GraphRegError("the noise is frozen (graphreg.frozen_noise): set its state before or after that block.")
+        clock = clock_of_state(checked, has_clock)
+        self.clock = self.clock if clock is None else clock
         self.seed, self.alike, self.calls = checked["seed"], checked["ranks"] == "same", dict(checked["calls"])
         self._numbers.clear()

@@ -94,7 +94,7 @@ def regularize_(
     _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks)
-    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
+    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
     _install(model, placed, example_inputs, before)
     return compile_if_asked(model, compile)
 

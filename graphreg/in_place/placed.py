@@ -34,6 +34,7 @@ from graphreg.runtime import (
     SharedState,
     call_within,
     checked_state,
+    clock_of_state,
     native_draws,
     no_noise,
     rules_of,
@@ -302,7 +303,9 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key
-        return written_state(IN_PLACE_STATE, key.alike, self.saved_states(), call=key.call(), seeds=dict(self.shared.seeds))
+        return written_state(
+            IN_PLACE_STATE, key.alike, self.saved_states(), self.clock_call(), call=key.call(), seeds=dict(self.shared.seeds)
+        )
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         checked, key = checked_state(state, IN_PLACE_STATE), self.shared.key
@@ -312,7 +315,9 @@ class Placed(ModuleHandle, InPlaceHandle):
                 f"the state belongs to another model: only the state or only the model has a seed of its own for {listed(other)}. "
                 "Give regularize_ the arguments that it had in the run that saved the state."
             )
+        clock = clock_of_state(checked, self.shared.clock is not None)
         self.load_states(checked)
+        self.seek_clock(clock)
         self.shared.reseed(checked["seeds"])
         key.alike = checked["ranks"] == "same"
         key.seek(checked["call"])
@@ -366,10 +371,10 @@ def _unpickled(
     options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]]
 ) -> Placed:
     """Make the state of an unpickled model. Its tensors are on the CPU until the model moves."""
-    shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"))
+    shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
     for name, value in strengths.items():
         shared.rules.strengths[name].fill_(value)
-    shared.rules.chosen = {name: dict(by_site) for name, by_site in chosen.items()}
+    shared.choose(chosen)
     placed = Placed(options, shared)
     placed.set_rng_state(state)
     return placed

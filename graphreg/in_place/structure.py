@@ -35,7 +35,7 @@ from graphreg.ir import (
 from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
-from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
+from graphreg.runtime import CLOCK, Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
 from graphreg.torch_internals import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -188,7 +188,7 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _first_effect(graph: fx.Graph) -> int:
-    """Return the position of the first node that may write or draw: a call of a module, except the key rule, or of a tensor operation.
+    """Return the position of the first node that may write or draw: a call of a module, except the counters, or of a tensor operation.
 
     Not every tensor operation writes or draws. But a needless restore costs little, and only in the first call with new sizes.
     """
@@ -197,7 +197,7 @@ def _first_effect(graph: fx.Graph) -> int:
 
 def _may_act(node: fx.Node) -> bool:
     if node.op == "call_module":
-        return node.target != f"{RULES}.key"
+        return node.target not in (f"{RULES}.key", f"{RULES}.{CLOCK}")
     if is_pythons(node):  # reads and arithmetic of sizes, but also ``x += y`` and ``x[i] = y``
         return node.target is operator.setitem or is_in_place(node)
     return node.op in ("call_function", "call_method") and node.target not in _ASKS
@@ -322,12 +322,12 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the block raises, restore the call number and, if ``late``, the model's buffers and torch's random state.
+    """If the block raises, restore the numbers of the call and, if ``late``, the model's buffers and torch's random state.
 
     Raise GraphRegError if the graph has written into an argument before it raised: another graph would write into it once more.
     """
-    key = shared.key
-    keys, saved = (key.step, key.keys), list[tuple[Tensor, Tensor]]()
+    counters = [counter for counter in (shared.key, shared.clock) if counter is not None]
+    counted, saved = [(counter, dict(counter._buffers)) for counter in counters], list[tuple[Tensor, Tensor]]()
     if late:
         saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -336,7 +336,8 @@ def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, argu
     try:
         yield
     except BaseException as error:
-        key._buffers["step"], key._buffers["keys"] = keys
+        for counter, buffers in counted:
+            counter._buffers.update({name: buffers[name] for name in ("step", counter.product)})
         if late:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state_all(cuda)

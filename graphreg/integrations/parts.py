@@ -12,6 +12,7 @@ from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
 from graphreg.reporting import Monitor, monitor
 from graphreg.runtime import ModuleHandle, RewrittenModule, current, handle_of
+from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
 _WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes in which wrappers hold the model
@@ -71,7 +72,7 @@ class Parts:
         The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
         """
         return {
-            path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": handle.changed_strengths()}
+            path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
             for path, handle in self.handles.items()
         }
 
@@ -100,7 +101,7 @@ class Parts:
                 )
         for path, handle in self.handles.items():
             handle.set_rng_state(state[path]["noise"])
-            handle.restore_strengths(state[path]["strengths"])
+            handle.restore_strengths(_read(state[path]["strengths"]))
 
     def scale_by(self, scale: TrainerScale) -> None:
         """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale."""
@@ -138,3 +139,16 @@ class Parts:
         """Remove the watches, and the scales that ``scale_by`` has set."""
         self._watched.clear()
         self._stack.close()
+
+
+Strengths = Mapping[str, Mapping[str, Any]]  # by regularizer and site
+
+
+def _plain(strengths: Strengths) -> dict[str, dict[str, Any]]:
+    """Return strengths with schedules as plain data."""
+    return {n: {s: v.to_plain() if isinstance(v, Schedule) else v for s, v in sites.items()} for n, sites in strengths.items()}
+
+
+def _read(strengths: Strengths) -> dict[str, dict[str, Any]]:
+    """Return what ``_plain`` got."""
+    return {n: {s: v if (made := of_plain(v)) is None else made for s, v in sites.items()} for n, sites in strengths.items()}

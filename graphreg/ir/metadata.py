@@ -26,6 +26,7 @@ class Kind(StrEnum):
     """The purpose of a node that graphreg added or whose call it replaced."""
 
     KEY = "key"  # returns the noise keys of a call
+    CLOCK = "clock"  # returns the strengths of a call that have a schedule
     NATIVE = "own"  # a native dropout that calls a runtime module now; the text is "own", because pickled graphs contain it
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty

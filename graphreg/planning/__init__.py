@@ -10,15 +10,24 @@ finds the reads of a parameter that a splice replaces, and ``blocks.py`` finds t
 from graphreg.planning.blocks import check_blocks, matching_modules
 from graphreg.planning.dependence import DependenceSlice
 from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
-from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, counted, matching_sites, missed
-from graphreg.planning.native_dropout import CHOICES, OWN_DROPOUT, NativeDropoutEdit, OwnDropout, check_option, decide
+from graphreg.planning.matching import SiteCounts, check_count, check_sites, check_trainable, count_sites, counted, matching_sites, missed
+from graphreg.planning.native_dropout import (
+    CHOICES,
+    OWN_DROPOUT,
+    NativeDropoutEdit,
+    OwnDropout,
+    check_option,
+    decide,
+    is_rate,
+    rates_are_scheduled,
+)
 from graphreg.planning.parameter_splices import readers_of
-from graphreg.planning.plan import Edit, Plan, check_missing, check_trainable, decided, named_once, plan, require_sites
+from graphreg.planning.plan import Edit, Plan, check_missing, decided, named_once, plan, require_sites
 from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
-    "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
-    "check_blocks", "check_count", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites", "counted", "decide",
-    "decided", "from_keywords", "from_kwargs", "instances", "lines", "matching_modules", "matching_sites", "missed", "named_once", "plan",
-    "readers_of", "require_sites", "warning",
+    "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts",
+    "Strengths", "check_blocks", "check_count", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites",
+    "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines", "matching_modules",
+    "matching_sites", "missed", "named_once", "plan", "rates_are_scheduled", "readers_of", "require_sites", "warning",
 ]  # fmt: skip

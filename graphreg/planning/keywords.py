@@ -15,7 +15,8 @@ from torch import nn
 
 from graphreg.errors import NoMatchError, RegularizerError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
-from graphreg.regularizer import OPTIONS, PREFIXED, ByDepth, Regularizer, find, registered
+from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, registered
+from graphreg.schedules import VaryingStrength
 from graphreg.tracing import Traced, trace
 
 FAMILIES = ("dropout", "noise")
@@ -28,6 +29,7 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     A value of a keyword may be:
 
     - a number, the weight or rate; 0, None and False give no regularizer;
+    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number; one that is 0 is not off;
     - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
       ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
     - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
@@ -179,7 +181,7 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
 def _number(what: str, value: Any, cure: str) -> float:
     if (number := number_of(value)) is None:
         raise RegularizerError(no_number(what, value, cure))
-    return value if isinstance(value, ByDepth) else number
+    return value if isinstance(value, VaryingStrength) else number
 
 
 def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:
@@ -188,7 +190,7 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
     A keyword that has a role in its name, such as ``hidden_dropout``, takes no selectors.
     """
     cls = find(key)
-    if value is None or value is False or number_of(value) == 0:
+    if value is None or value is False or (number_of(value) == 0 and not has_schedule(value)):
         return
     if keyword not in PREFIXED and value != {} and _is_map(value, cls):
         yield from _mapped(keyword, cls, _entries(keyword, value))

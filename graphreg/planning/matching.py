@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphreg.errors import NoMatchError, RegularizerError
-from graphreg.ir import Missing, Site, select, unmatched
+from graphreg.ir import Missing, Site, Steps, select, unmatched
 from graphreg.planning.keywords import like_an_option
 from graphreg.planning.parameter_splices import with_reads
-from graphreg.regularizer import Regularizer, Splice
+from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes
 from graphreg.tracing import Traced
 
 
@@ -104,3 +104,23 @@ def _enough_dims(site: Site, dims: int) -> Site:
         return site
     few = len(site.shape or ())
     return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
+
+
+def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
+    """Raise RegularizerError for a site whose shape is known and that the splice cannot take."""
+    for site, steps in sites.items():
+        if site.shape is None:
+            continue
+        who = f"{type(splice).__name__} at {site.name}"
+        splice.require_fit(site.shape, who)
+        shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
+
+
+def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
+    """Raise RegularizerError if all the parameters that a penalty selects are frozen."""
+    parameters = dict(traced.model.named_parameters())
+    if sites and not any(parameters[site.name].requires_grad for site in sites):
+        raise RegularizerError(
+            f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
+            f"({', '.join(site.name for site in sites[:3])}): it would train nothing. Unfreeze one, or leave it out."
+        )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.ir import Missing, NativeDropout, Pattern, Site, columns, complain, select, strings_of, unmatched
+from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]
 OwnDropout = Choice | float | Mapping[Any, Choice | float]
@@ -24,7 +25,7 @@ class NativeDropoutEdit:
 
     Attributes:
         dropout: The native dropout.
-        rate: Its new rate. None keeps the model's rate; 0 turns the dropout off.
+        rate: Its new rate, a number or a schedule. None keeps the model's rate; 0 turns the dropout off.
         matched: The selector that matched the dropout.
     """
 
@@ -36,6 +37,11 @@ class NativeDropoutEdit:
     def draws(self) -> bool:
         """Whether the dropout draws from graphreg's streams: False if it is turned off."""
         return self.rate != 0
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the rate changes while the model trains."""
+        return isinstance(self.rate, Schedule)
 
     @property
     def action(self) -> str:
@@ -87,7 +93,7 @@ def decide(
 
 
 def _rate(value: Choice | float) -> float | None:
-    return None if value == "seeded" else 0.0 if value == "off" else float(value)
+    return None if value == "seeded" else 0.0 if value == "off" else value if isinstance(value, Schedule) else float(value)
 
 
 def _matching(
@@ -120,10 +126,9 @@ def _none(title: str, selector: Any) -> str:
 
 
 def check_option(option: object) -> None:
-    """Raise RegularizerError unless the option is one of ``CHOICES``, a rate, or a dict of selectors to these."""
+    """Raise RegularizerError unless the option is one of ``CHOICES``, a rate, a schedule of rates, or a dict of selectors to these."""
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
-        number = None if isinstance(value, bool) else number_of(value)
-        if not (value in CHOICES if isinstance(value, str) else number is not None and 0 <= number < 1):
+        if not (value in CHOICES if isinstance(value, str) else is_rate(value)):
             hint = numeric_text(value)
             suggestion = f" {hint.strip()}" if hint else suggestions_text(value, CHOICES, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"
@@ -131,6 +136,19 @@ def check_option(option: object) -> None:
                 f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "
                 f"selector: own_dropout={{'layer4.*': 'off'}}.{suggestion}"
             )
+
+
+def is_rate(value: object) -> bool:
+    """Return whether a value is a rate of dropout, in [0, 1), or a schedule of such rates."""
+    if isinstance(value, Schedule):
+        return all(map(is_rate, value.values))
+    number = None if isinstance(value, (bool, VaryingStrength)) else number_of(value)
+    return number is not None and 0 <= number < 1
+
+
+def rates_are_scheduled(option: OwnDropout) -> bool:
+    """Return whether ``own_dropout=`` has a schedule for any native dropout."""
+    return any(isinstance(value, Schedule) for value in (option.values() if isinstance(option, Mapping) else (option,)))
 
 
 def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> list[str]:

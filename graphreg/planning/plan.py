@@ -17,9 +17,18 @@ from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkp
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
-from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
+from graphreg.planning.matching import (
+    SiteCounts,
+    check_count,
+    check_shapes,
+    check_sites,
+    check_trainable,
+    count_sites,
+    matching_sites,
+    missed,
+)
 from graphreg.planning.module_inputs import check_cells, module_inputs
-from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
+from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
@@ -28,11 +37,11 @@ from graphreg.regularizer import (
     Splice,
     check_lengths,
     sequences,
-    shared_axes,
     splice_steps,
     units_at,
     units_note,
 )
+from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
 
 
@@ -48,7 +57,7 @@ class Edit:
         occurrence: How many edits before this one act at the same site with a regularizer of the same class.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
-        at_depth: The strength at the site if the strength differs by depth; None if the strength is the regularizer's ``weight``.
+        at_depth: The strength at the site, a number or a schedule, if it differs by depth; None if it is the regularizer's ``weight``.
         module_input: For a splice that takes ``module_input``, the name of the value that the site's module gets; else None.
         readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
         other_readers: For a splice on a parameter, the paths of the modules at whose reads it does not act.
@@ -128,6 +137,11 @@ class Plan(RenamedAttributes):
     def of(self, name: str) -> tuple[Edit, ...]:
         """Return the edits of one regularizer."""
         return tuple(edit for edit in self.edits if edit.name == name)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether some strength changes while the model trains, so that the rewritten module has a clock."""
+        return any(r.is_scheduled for r in self.regularizers.values()) or rates_are_scheduled(self.own_dropout)
 
     @property
     def blocks_text(self) -> str:
@@ -217,7 +231,7 @@ class Plan(RenamedAttributes):
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
             "edits": [
                 {"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]}
-                | ({} if e.at_depth is None else {"weight": e.at_depth})
+                | ({} if e.at_depth is None else {"weight": str(e.at_depth) if isinstance(e.at_depth, Schedule) else e.at_depth})
                 for e in self.edits
             ],
             "derivatives": {name: slice_.note() for name, slice_ in self.slices.items()},
@@ -295,7 +309,7 @@ def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> 
     For a strength that differs by depth, there is a further entry for each site, with the key (regularizer name, site name).
     """
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
-    return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
+    return {**by_name, **{(edit.name, edit.site.name): float(edit.at_depth) for edit in edits if edit.at_depth is not None}}
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:
@@ -371,26 +385,6 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
         read_as = {site: (text, steps) for site, (text, steps) in chosen.items() if steps is not None}
         check_lengths(read_as, lengths, inputs, traced.specialized, type(regularizer).__name__)
     return chosen
-
-
-def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
-    """Raise RegularizerError if the splice cannot take the shape of a site. A site of unknown shape passes."""
-    for site, steps in sites.items():
-        if site.shape is None:
-            continue
-        who = f"{type(splice).__name__} at {site.name}"
-        splice.require_fit(site.shape, who)
-        shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
-
-
-def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
-    """Raise RegularizerError if all the parameters that a penalty selects are frozen."""
-    parameters = dict(traced.model.named_parameters())
-    if sites and not any(parameters[site.name].requires_grad for site in sites):
-        raise RegularizerError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
-            f"({', '.join(site.name for site in sites[:3])}), so it would train nothing. Unfreeze one, or leave the penalty out."
-        )
 
 
 def require_sites(plan: Plan, traced: Traced) -> None:

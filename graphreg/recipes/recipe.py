@@ -27,6 +27,7 @@ from graphreg.runtime import (
     check_scale,
     set_strength,
 )
+from graphreg.schedules import Schedule, of_plain
 
 VERSION = 1
 _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise
@@ -105,13 +106,15 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
     }  # fmt: skip
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
-    present = {name: _present(chosen) for name, chosen in changed.items() if dict(chosen) != {OWN: asked.regularizers[name].weight}}
+    weights = {name: regularizer.weight for name, regularizer in asked.regularizers.items()}
+    present = {name: _present(chosen) for name, chosen in changed.items() if dict(chosen) != {OWN: weights.get(name)}}
     return data | ({"strengths": present} if present else {})
 
 
-def _present(chosen: Mapping[str, float]) -> float | dict[str, float]:
-    """Convert the strengths that were set to what ``set_strength`` takes: a number, or a dict with the names of sites and ``**``."""
-    return chosen[OWN] if chosen.keys() == {OWN} else {site or ALL: value for site, value in chosen.items()}
+def _present(chosen: Mapping[str, float]) -> Any:
+    """Convert the strengths that were set to plain data: a number or a schedule, or a dict with the names of sites and ``**``."""
+    plain = {site: _plain(value, "a strength") for site, value in chosen.items()}
+    return plain[OWN] if plain.keys() == {OWN} else {site or ALL: value for site, value in plain.items()}
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
@@ -133,7 +136,9 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
 def _plain(value: Any, what: str) -> Any:
     """Return a value as plain data; raise RegularizerError if that is not possible. ``what``: the value's name, for the error."""
     if isinstance(value, ByDepth):
-        return {"by_depth": [value.first, value.last]}
+        return {"by_depth": [_plain(end, what) for end in (value.first, value.last)]}
+    if isinstance(value, Schedule):
+        return value.to_plain()
     if isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -166,7 +171,7 @@ class Recipe:
         regularizers: The regularizers in the recipe's list ``regularizers``.
         keywords: Regularizers by keyword, as ``regularize`` takes them.
         options: Options of ``regularize`` by name.
-        strengths: The strengths to set, by the regularizer's name: a number, or a dict of selectors to numbers.
+        strengths: The strengths to set, by the regularizer's name: a number, a schedule, or a dict of selectors to these.
     """
 
     source: Source
@@ -259,13 +264,17 @@ class Recipe:
     def _strengths(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise self.source.error(("strengths",), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
-        for name, strength in value.items():
-            by_place = {(name, site): number for site, number in strength.items()} if isinstance(strength, Mapping) else {(name,): strength}
-            for place, number in by_place.items():
-                if isinstance(number, bool) or number_of(number) is None:
-                    message = f"{shown(number)} is not a finite number. {numeric_text(number)}".rstrip()
-                    raise self.source.error(("strengths", *place), message)
-        return dict(value)
+        return {name: self._strength(("strengths", name), strength) for name, strength in value.items()}
+
+    def _strength(self, place: tuple[str, ...], value: Any) -> Any:
+        """Return a strength to set: a number, a schedule, or a dict of selectors to these."""
+        if (schedule := self._checked(place, of_plain, value)) is not None:
+            return schedule
+        if isinstance(value, Mapping) and len(place) == 2:
+            return {site: self._strength((*place, site), strength) for site, strength in value.items()}
+        if isinstance(value, bool) or number_of(value) is None:
+            raise self.source.error(place, f"{shown(value)} is not a finite number. {numeric_text(value)}".rstrip())
+        return value
 
     def _checked(self, place: tuple[str | int, ...], check: Callable[[Any], Any], value: Any) -> Any:
         """Return ``check(value)``. If it raises an error, add the place in the recipe to the error."""
@@ -288,17 +297,19 @@ def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
 
 
 def _read(value: Any) -> Any:
-    """Return a value as regularizers take it: with tuples in place of lists, and with ``by_depth`` in place of its dict."""
+    """Return a value as regularizers take it: tuples in place of lists, and schedules and ``by_depth`` in place of their dicts."""
     if isinstance(value, list):
         return tuple(map(_read, value))
     if not isinstance(value, Mapping):
         return value
+    if (schedule := of_plain(value)) is not None:
+        return schedule
     if value.keys() != {"by_depth"}:
         return {key: _read(item) for key, item in value.items()}
     ends = value["by_depth"]
     if not isinstance(ends, list) or len(ends) != 2:
         raise RegularizerError(f"by_depth={shown(ends)} is not allowed; give a list of two numbers, such as [0, 0.2].")
-    return by_depth(*ends)
+    return by_depth(*map(_read, ends))
 
 
 def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:
@@ -327,6 +338,10 @@ def _read_own_dropout(value: Any) -> Any:
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
             raise RegularizerError("own_dropout is a choice, a rate, a dict of selectors to these, or a list of pairs [selector, choice].")
         option = {_read(selector): choice for selector, choice in value}
+    if (schedule := of_plain(option)) is not None:
+        option = schedule
+    elif isinstance(option, Mapping):
+        option = {selector: choice if (made := of_plain(choice)) is None else made for selector, choice in option.items()}
     check_option(option)
     return option
 

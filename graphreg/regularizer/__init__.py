@@ -6,7 +6,7 @@ depth. ``purity.py`` and ``purity_trial.py`` check that a formula is a pure func
 """
 
 from graphreg.regularizer.base import Penalty, Regularizer, Splice, check_flag, required
-from graphreg.regularizer.by_depth import ByDepth, by_depth
+from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_schedule, own_strength
 from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
@@ -18,7 +18,6 @@ from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
     "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
-    "check_flag", "check_lengths", "find", "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences",
-    "shared_axes", "splice_steps", "tracked",
-    "units_at", "units_note",
+    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "known_to_dynamo", "own_strength", "recorded", "registered",
+    "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

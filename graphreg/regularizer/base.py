@@ -52,12 +52,13 @@ from torch import nn
 from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
-from graphreg.regularizer.by_depth import ByDepth
+from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
 from graphreg.regularizer.sequences import check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
+from graphreg.schedules import VaryingStrength
 
 On = Literal["values", "parameters"]
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
@@ -91,7 +92,7 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``.
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``).
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -168,17 +169,22 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
-        self.check()
-        if isinstance(self.weight, ByDepth):
-            self._check_ramp(self.weight)
+        self._check_weight(self.weight)
 
-    def _check_ramp(self, ramp: ByDepth) -> None:
-        """Raise RegularizerError if one of the ramp's two strengths is out of range, or if the formula takes all sites at once."""
-        for end in (ramp.first, ramp.last):
+    def _check_weight(self, weight: float) -> None:
+        """Run ``check``, for a schedule with each of its extremes; raise RegularizerError if the weight differs by depth and may not."""
+        for number in extremes(weight) if self.is_scheduled else [weight]:
+            object.__setattr__(self, "weight", number)
+            try:
+                self.check()
+            except RegularizerError as error:
+                raise error if number is weight else RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
+        object.__setattr__(self, "weight", weight)
+        for end in extremes(weight) if isinstance(weight, ByDepth) else ():
             replace(self, weight=end)
-        if not self.by_site:
+        if isinstance(weight, ByDepth) and not self.by_site:
             raise RegularizerError(
-                f"{type(self).__name__}: weight={ramp!r} is not allowed, because the formula takes all sites at once. Give a number."
+                f"{type(self).__name__}: weight={weight!r} is not allowed, because the formula takes all sites at once. Give a number."
             )
 
     @classmethod
@@ -197,6 +203,11 @@ class Regularizer:
                 formula takes ``units``, with the axis of units at the end.
         """
         raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the strength changes while the model trains."""
+        return has_schedule(self.weight)
 
     @property
     def by_site(self) -> bool:
@@ -259,12 +270,12 @@ class Regularizer:
         A value that is neither a text, a number, a tuple nor None becomes its ``repr``.
         """
         options = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, ByDepth) else repr(v) for k, v in options.items()}
+        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, VaryingStrength) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
         if (number := number_of(value)) is not None:
-            return value if isinstance(value, ByDepth) else number
+            return value if isinstance(value, VaryingStrength) else number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
         if value is NotGiven.OPTION:

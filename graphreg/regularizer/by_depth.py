@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from graphreg.errors import RegularizerError, number_of, shown
+from graphreg.schedules import Schedule, VaryingStrength, combined
 
 
-class ByDepth(float):
+class ByDepth(VaryingStrength):
     """A strength that differs by depth: ``first`` in the first block, ``last`` in the last, and evenly spaced between.
 
-    Used as a number, it is ``first`` or ``last``, whichever is further from 0.
-
     Attributes:
-        first: The strength in the first block.
-        last: The strength in the last block.
+        first: The strength in the first block, a number or a schedule.
+        last: The strength in the last block, a number or a schedule.
     """
 
     first: float
@@ -42,7 +41,9 @@ class ByDepth(float):
 
     def at(self, block: int, blocks: int) -> float:
         """Return the strength in block number ``block``, counted from 0, of a model that has ``blocks`` blocks."""
-        return self.last if block == blocks - 1 else self.first + (self.last - self.first) * block / (blocks - 1)
+        if block == blocks - 1:
+            return combined(self.first, self.last, lambda first, last: last)
+        return combined(self.first, self.last, lambda first, last: first + (last - first) * block / (blocks - 1))
 
 
 def by_depth(first: float, last: float) -> ByDepth:
@@ -54,11 +55,36 @@ def by_depth(first: float, last: float) -> ByDepth:
     A block is a module that has submodules and a sibling of the same class, such as a layer of a transformer. A site belongs to the
     innermost block around it; a site outside of all blocks is a block of its own.
 
+    One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then the ramp holds at each step.
+
     Raises:
-        RegularizerError: ``first`` or ``last`` is not a finite number.
+        RegularizerError: ``first`` or ``last`` is not a finite number, or they are schedules of different kinds or steps.
     """
-    ends = number_of(first), number_of(last)
+    ends = tuple(given if isinstance(given, Schedule) else number_of(given) for given in (first, last))
     for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):
-        if number is None or isinstance(given, bool):
+        if number is None or isinstance(given, (bool, ByDepth)):
             raise RegularizerError(f"by_depth: {name}={shown(given)} is not allowed; give two numbers: by_depth(0, 0.2).")
+    forms = {end.form for end in ends if isinstance(end, Schedule)}
+    if len(forms) > 1:
+        raise RegularizerError(
+            f"by_depth: {first!r} and {last!r} are not allowed together; give two schedules of one kind, with the same steps, or one "
+            "schedule and a number."
+        )
     return ByDepth(*ends)  # type: ignore[arg-type]
+
+
+def has_schedule(weight: float) -> bool:
+    """Return whether a strength changes while the model trains: it is a schedule, or differs by depth with a schedule at an end."""
+    ends = (weight.first, weight.last) if isinstance(weight, ByDepth) else (weight,)
+    return any(isinstance(end, Schedule) for end in ends)
+
+
+def own_strength(weight: float) -> float:
+    """Return the strength of a regularizer where no site is meant: the weight; of one by depth, the end that is furthest from 0."""
+    return max((weight.first, weight.last), key=abs) if isinstance(weight, ByDepth) else weight
+
+
+def extremes(weight: float) -> list[float]:
+    """Return the numbers between which a strength is at all times and sites: those at the ends of schedules and of the depth."""
+    ends = (weight.first, weight.last) if isinstance(weight, ByDepth) else (weight,)
+    return list(dict.fromkeys(value for end in ends for value in (end.values if isinstance(end, Schedule) else (float(end),))))

@@ -48,7 +48,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     except Exception as error:  # from the model's code, which may read a value, or from an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
-    names = [*plan.regularizers, OWN_DROPOUT, "keys", "copies", "attach", "monitor", "other"]
+    names = [*plan.regularizers, OWN_DROPOUT, "keys", "schedules", "copies", "attach", "monitor", "other"]
     operations, kept = Counter[str](), Counter[str]()
     for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
         more = with_them.operations[node] - without.operations[node]
@@ -82,8 +82,8 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     The model's own nodes have no entry, except native dropouts that graphreg moved to its streams.
     """
     kinds = {
-        Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach",
-        Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
+        Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLOCK: "schedules", Kind.CLONE: "copies", Kind.COPY: "copies",
+        Kind.ATTACH: "attach", Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
     }  # fmt: skip
     labels = {}
     for node in graph.nodes:

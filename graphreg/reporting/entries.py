@@ -58,9 +58,17 @@ def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
     return Act(edit.name, _does(edit.regularizer), strength, edit.matched, gone)
 
 
-def native_dropout_rows(edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout]) -> tuple[NativeDropoutRow, ...]:
-    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws."""
-    rows = [NativeDropoutRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
+def native_dropout_rows(
+    edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout], rates: Mapping[str, float] | None = None
+) -> tuple[NativeDropoutRow, ...]:
+    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws.
+
+    ``rates``: by site, the present rates that have a schedule.
+    """
+    rows = []
+    for e in edits:
+        site, now = e.dropout.site, f", now {rates[e.dropout.site.name]:g}" if rates and e.dropout.site.name in rates else ""
+        rows.append(NativeDropoutRow(site.name, site.op, e.dropout.rate, e.dropout.when, e.action + now, e.matched))
     return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
 
 

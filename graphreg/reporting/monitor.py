@@ -19,7 +19,9 @@ Log = Callable[[str, float, int], object]
 
 
 def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
-    """Watch a rewritten module in train mode: its penalties, and mean, std, share near zero and norm of the values at selected sites.
+    """Watch a rewritten module in train mode: its penalties, its scheduled strengths, and statistics of the values at selected sites.
+
+    The statistics are mean, std, share near zero and norm.
 
     Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. A monitor changes neither the numbers of the
     training nor the keys of ``state_dict``. It does change the graph, so compiled code is recompiled once after the block begins and once
@@ -107,7 +109,8 @@ class Monitor:
     def values(self) -> dict[str, float]:
         """Return the numbers of the last call that was read, by name; an empty dict if no call was read yet.
 
-        The names are ``penalty/NAME``, ``SITE/mean``, ``SITE/std``, ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
+        The names are ``penalty/NAME``, ``strength/NAME`` for a strength that has a schedule, ``SITE/mean``, ``SITE/std``,
+        ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
         """
         taken = self._taken if self._taken is not None else [watch.last for watch in self._watches]
         pairs = zip(self._watches, taken, strict=True)

@@ -107,7 +107,8 @@ class NativeDropoutRow:
         op: The name of the function or the module's class that it calls.
         rate: Its rate when the model was traced; None if not known.
         acts: When it acts: by ``"mode"``, that is, if its module is in train mode; ``"always"``; or ``"never"``.
-        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; ``"kept"`` if torch draws it as before.
+        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it, with the present rate if the rate has a
+            schedule; ``"kept"`` if torch draws it as before.
         matched: The selector of ``own_dropout=`` that matched it; empty if none did.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can.
     """

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
 from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir import addition_of, fixed, own_name
-from graphreg.planning import Plan, Strengths
-from graphreg.regularizer import Splice
+from graphreg.planning import OWN_DROPOUT, Plan, Strengths
+from graphreg.regularizer import ByDepth, Regularizer, Splice
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
 from graphreg.reporting.records import Acted, Cost, Entry, Report
 from graphreg.rewriting import measures, rewrite
 from graphreg.runtime import (
+    OWN,
     AttachRule,
     Regulated,
     RewrittenModule,
     backend_handle,
+    changed_strengths,
+    clock_of,
     graphs_of,
     in_place_handle,
     lowering,
@@ -29,6 +33,7 @@ from graphreg.runtime import (
     record_of,
     rewritten,
     rules_of,
+    site_strengths,
     strength_text,
     strengths_now,
 )
@@ -84,24 +89,38 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         scale = attached.describe_scale()
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
+    if (clock := clock_of(rules_of(module))) is not None:
+        notes.append(f"schedules: {clock.call()} calls in train mode so far")
     notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
+    native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
+    entries = _entries(plan, now, inner, changed_strengths(module))
     return Report(
-        plan.title, f"traced by the {record.front_end} front end", _entries(plan, now, inner), tuple(sites),
-        native_dropout_rows(plan.native_dropout, native_draws(module)), (), len(dict(inner.named_parameters())), measured_cost, why_not,
-        plan.missed, (*notes, *_settings(module)),
+        plan.title, f"traced by the {record.front_end} front end", entries, tuple(sites), native, (),
+        len(dict(inner.named_parameters())), measured_cost, why_not, plan.missed, (*notes, *_settings(module)),
     )  # fmt: skip
 
 
-def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule) -> tuple[Entry, ...]:
+def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Return the records of the regularizers. ``chosen``: what ``changed_strengths`` returns."""
     gradient_reach = trained(inner, graphs_of(inner))
     return tuple(
         entry(
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
-            gradient_reach.get(name), [_averages(plan, name), plan.note(name)], strength_text(name, now) if _differs(name, now) else "",
+            gradient_reach.get(name), [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name))],
+            strength_text(name, now) if _differs(name, now) else "",
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
+
+
+def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> str:
+    """Describe the schedule of a strength; ``""`` if it has none. ``chosen``: the strengths that were set since, by site."""
+    if not regularizer.is_scheduled:
+        return ""
+    if chosen and dict(chosen) != {OWN: regularizer.weight}:
+        return f"made with the schedule {regularizer.weight!r}, and set since"
+    return "" if isinstance(regularizer.weight, ByDepth) else f"schedule {regularizer.weight!r}"  # the plan's note has a strength by depth
 
 
 def _differs(name: str, now: Strengths) -> bool:

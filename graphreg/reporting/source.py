@@ -75,7 +75,8 @@ def _rules(plan: Plan, strengths: Strengths) -> list[Line]:
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
         where = ", ".join(map(repr, selector_of(regularizer)))
-        text = f"# {name}: {type(regularizer).__name__} {strength_text(name, strengths)} on {where}{options}"
+        schedule = f" now, {regularizer.weight!r}," if regularizer.is_scheduled else ""
+        text = f"# {name}: {type(regularizer).__name__} {strength_text(name, strengths)}{schedule} on {where}{options}"
         lines.append(Line(text, f"# {name}", "rule", (name,)))
     for action in dict.fromkeys(edit.action for edit in plan.native_dropout):
         sites = tuple(edit.dropout.site.name for edit in plan.native_dropout if edit.action == action)
@@ -140,6 +141,9 @@ def _names(addition: Addition, plan: Plan) -> list[str]:
     if kind == Kind.KEY:
         drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.slices]
         return [*drawing, *([OWN_DROPOUT] if any(edit.draws for edit in plan.native_dropout) else [])]
+    if kind == Kind.CLOCK:
+        scheduled = [name for name, r in plan.regularizers.items() if r.is_scheduled]
+        return [*scheduled, *([OWN_DROPOUT] if any(edit.is_scheduled for edit in plan.native_dropout) else [])]
     if kind == Kind.TRACK:
         return plan.tracked[site]
     if kind in (Kind.ATTACH, Kind.ATTACHED):
@@ -165,6 +169,8 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
         text = f"{listed} at {sites[0]}" if len(sites) == 1 else f"{listed} over {len(measured)} sites"
     elif kind == Kind.KEY:
         text = f"draws of {listed}"
+    elif kind == Kind.CLOCK:
+        text = f"schedules of {listed}"
     elif kind in (Kind.ATTACH, Kind.ATTACHED):
         text = f"{listed} attached to the output"
     elif kind in (Kind.CLONE, Kind.COPY):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.ir import Site, has_float64, identifier
-from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
+from graphreg.planning import OWN_DROPOUT, Edit, Plan, rates_are_scheduled
+from graphreg.regularizer import Penalty, Regularizer, Splice, own_strength, require_pure
 from graphreg.runtime import (
+    CLOCK,
+    OWN,
     AllSitesTotal,
+    ClockRule,
     Derivative,
     KeyRule,
     Measure,
@@ -23,6 +26,7 @@ from graphreg.runtime import (
     Places,
     Rules,
     RuntimeModule,
+    SharedClock,
     SharedKeyRule,
     SharedState,
     SpliceRule,
@@ -34,6 +38,7 @@ from graphreg.runtime import (
     StreamName,
     Total,
     Track,
+    own_strength_of_rates,
     strengths_on,
     zeros,
 )
@@ -45,7 +50,8 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
     A key of the result is an edit's index in the plan, or the name of a tracked site. The indices of native dropouts follow those of the
     edits. The streams in a state that ``rng_state`` returned have these names, so a new version of graphreg must not change the names.
     """
-    taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
+    own = {"key", "attach"} | ({CLOCK, OWN_DROPOUT} if plan.is_scheduled else set())
+    taken = {*dir(Rules()), *own, *plan.regularizers}
     names: dict[int | str, str] = {}
     bases: dict[int | str, str] = {i: f"{identifier(edit.site.name)}_{edit.name}" for i, edit in enumerate(plan.edits)}
     for i, base in (bases | {site: f"{identifier(site)}_wrt" for site in plan.tracked}).items():
@@ -61,7 +67,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
             name += "_"
         taken.add(name)
         names[i] = name
-    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "strengths"}]
+    clash = [name for name in plan.regularizers if name in {*dir(Rules()), *own, "strengths"}]
     if clash:
         raise RegularizerError(f"name={clash[0]!r} is a name that torch modules or graphreg use for themselves; choose another name.")
     return names
@@ -76,8 +82,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
     rules, streams = Rules(), _streams(plan, names)
     if isinstance(noise, SharedState):
-        _add_strengths(rules, plan, noise.key.step.device)
-        for name in plan.regularizers:
+        _add_strengths(rules, plan, noise.key.step.device, noise)
+        for name in rules.places:
             rules.set_by_site(name, noise.rules.chosen.get(name, {}))
         slots, rules.seeds = noise.slots(streams), dict(noise.seeds)
         key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
@@ -91,13 +97,18 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     states = _states(model, plan, noise)
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0), states)) is not None:
-            if isinstance(runtime_module, SpliceRule) and len(sites := rules.places[edit.name].sites) > 1:
+            sites, runtime_module.elements = rules.places[edit.name].sites, rules.elements.get(edit.name, ())
+            if isinstance(runtime_module, SpliceRule) and (len(sites) > 1 or runtime_module.elements):
                 own = 1 + sites.index(edit.site.name)
                 later = bool(plan.blocks) and edit.at_depth is None  # equal blocks compile once while their strengths are equal
                 runtime_module.element, runtime_module.own_element = (0, own) if later else (own, own)
             rules.add_module(names[i], runtime_module)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
-        rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))
+        rule = NativeDropoutRule(native, slots.get(names[i], 0))
+        if native.is_scheduled:
+            place = 1 + rules.places[OWN_DROPOUT].sites.index(native.dropout.site.name)
+            rule.elements = (rules.elements[OWN_DROPOUT][place],)
+        rules.add_module(names[i], rule)
     if streams:
         rules.add_module("key", key)
     _add_totals(rules, plan, names, slots, states)
@@ -110,10 +121,15 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     return rules
 
 
-def _add_strengths(rules: Rules, plan: Plan, device: torch.device) -> None:
-    """Put the planned strengths on a device."""
+def _add_strengths(rules: Rules, plan: Plan, device: torch.device, shared: SharedState | None = None) -> None:
+    """Put the planned strengths on a device: those that have a schedule into the clock, which may be shared."""
     rules.places = {name: places(plan, name) for name in plan.regularizers}
-    weights = {name: float(regularizer.weight) for name, regularizer in plan.regularizers.items()}
+    weights = {name: float(regularizer.weight) for name, regularizer in plan.regularizers.items() if not regularizer.is_scheduled}
+    if plan.is_scheduled:
+        scheduled = {name: rules.places[name] for name in plan.regularizers if name not in weights}
+        if rates_are_scheduled(plan.own_dropout):
+            scheduled[OWN_DROPOUT] = rules.places[OWN_DROPOUT] = _scheduled_rates(plan)
+        rules.elements = _add_clock(rules, scheduled, device, shared)
     rules.strengths = strengths_on(
         device, {name: rules.places[name].elements(own, rules.places[name].planned) for name, own in weights.items()}
     )
@@ -121,12 +137,39 @@ def _add_strengths(rules: Rules, plan: Plan, device: torch.device) -> None:
         rules.exact = weights
 
 
+def _add_clock(
+    rules: Rules, scheduled: Mapping[str, Places], device: torch.device, shared: SharedState | None
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """Add the clock, and return where the elements of each strength that has a schedule are in what it returns."""
+    schedules = {
+        (name, site): strength
+        for name, sites in scheduled.items()
+        for site, strength in [(OWN, sites.own), *zip(sites.sites, sites.planned, strict=True)]
+    }
+    if shared is not None:
+        assert shared.clock is not None
+        found, clock = shared.elements(schedules), shared.clock
+        rules.add_module(CLOCK, SharedClock(clock))
+    else:
+        clock = ClockRule(schedules, device)
+        rules.add_module(CLOCK, clock)
+        found = {element: place for place, element in enumerate(clock.names)}
+    return {name: tuple(found[name, site] for site in (OWN, *sites.sites)) for name, sites in scheduled.items()}
+
+
+def _scheduled_rates(plan: Plan) -> Places:
+    """Return the native dropouts whose rate has a schedule."""
+    rates = {edit.dropout.site.name: edit.rate for edit in plan.native_dropout if edit.is_scheduled}
+    return Places(tuple(rates), tuple(rate for rate in rates.values() if rate is not None), own=own_strength_of_rates(plan.own_dropout))
+
+
 def places(plan: Plan, name: str) -> Places:
     """Return the sites of a regularizer, each of which may have a strength of its own."""
     regularizer, edits = plan.regularizers[name], plan.of(name)
+    own = own_strength(regularizer.weight)
     if not regularizer.by_site:
-        return Places()
-    return Places(tuple(e.site.name for e in edits), tuple(float(e.weight) for e in edits), isinstance(regularizer, Penalty))
+        return Places(own=own)
+    return Places(tuple(e.site.name for e in edits), tuple(e.weight for e in edits), isinstance(regularizer, Penalty), own)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -155,7 +198,7 @@ def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> di
 
 def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, State]) -> RuntimeModule | None:
     """Return the runtime module of an edit; None if its penalty has a single runtime module for all sites."""
-    strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
+    strength, regularizer, site = rules.strengths.get(edit.name), edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
         given = (regularizer, site, strength, slot, edit.site.module, edit.steps, edit.units)
         return StatefulSplice(*given, states[edit.name].at(site)) if edit.name in states else SpliceRule(*given)
@@ -205,13 +248,11 @@ def _add_totals(
 ) -> None:  # fmt: skip
     """Add each penalty's runtime module, which computes the penalty from the measurements, the values at its sites, or a splice's state."""
     for name, regularizer in plan.regularizers.items():
-        strength, sites = rules.strengths[name], [edit.site.name for edit in plan.of(name)]
+        strength, sites = rules.strengths.get(name), [edit.site.name for edit in plan.of(name)]
         if isinstance(regularizer, Splice):
             if name in states:
-                has_penalty = regularizer.has_penalty()
-                rules.add_module(
-                    name, SpliceTotal(regularizer, name, strength, states[name], sites) if has_penalty else StateHolder(states[name])
-                )
+                rules.add_module(name, _of_state(regularizer, name, strength, states[name], sites))
+                rules.get_submodule(name).elements = rules.elements.get(name, ())  # type: ignore[assignment]
             continue
         assert isinstance(regularizer, Penalty)
         if name in plan.slices:
@@ -221,7 +262,13 @@ def _add_totals(
             total = StatefulTotal(regularizer, name, strength, states[name], sites)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
+        total.elements = rules.elements.get(name, ())
         rules.add_module(name, total)
+
+
+def _of_state(regularizer: Splice, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> RuntimeModule:
+    """Return the runtime module that has the state of a splice: it computes the splice's penalty, if the splice has one."""
+    return SpliceTotal(regularizer, name, strength, state, sites) if regularizer.has_penalty() else StateHolder(state)
 
 
 def measures(regularizer: Regularizer) -> bool:

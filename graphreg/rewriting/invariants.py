@@ -37,7 +37,7 @@ from graphreg.regularizer import Splice
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by
+from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by
 from graphreg.tracing import Traced
 
 
@@ -73,6 +73,14 @@ def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
             fail(f"{node.name} does not do what was planned.")
         elif edit.draws != (isinstance(key, fx.Node) and is_kind(key, Kind.KEY)):
             fail(f"{node.name} does not take the key of the call.")
+        elif edit.is_scheduled != _takes_clock(node):
+            fail(f"{node.name} does not take the strengths of the call from the clock.")
+
+
+def _takes_clock(node: fx.Node) -> bool:
+    """Whether a node gets what the clock returns."""
+    clock = node.kwargs.get(CLOCK)
+    return isinstance(clock, fx.Node) and is_kind(clock, Kind.CLOCK)
 
 
 def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -92,7 +100,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
             ok = place in plan.tracked and isinstance(runtime_module, Track) and runtime_module.site == place
         elif kind == Kind.TOTAL:
             ok = node.target == f"{RULES}.{added.regularizer}"
-        elif kind in (Kind.KEY, Kind.ATTACH):
+        elif kind in (Kind.KEY, Kind.CLOCK, Kind.ATTACH):
             ok = node.target == f"{RULES}.{kind}"
         elif kind in (Kind.CLONE, Kind.COPY):
             ok = node.target in (torch.clone, clone, apart) and place in acted | plan.tracked.keys()
@@ -100,6 +108,8 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
             ok = True
         if not ok:
             fail(f"{node.name} does not do what was planned.")
+        if kind in (Kind.SPLICE, Kind.TOTAL) and plan.regularizers[str(added.regularizer)].is_scheduled != _takes_clock(node):
+            fail(f"{node.name} does not take the strengths of the call from the clock.")
         if kind == Kind.ATTACH:
             totals = [(n, a.regularizer) for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL]
             order = [n for name in plan.regularizers for n, of in totals if of == name]
@@ -123,7 +133,7 @@ def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
     """
     value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
     if not {"module_input", "previous"}.intersection(takes):
-        return not node.kwargs
+        return not node.kwargs.keys() - {CLOCK}
     operations = Operations(module)
     wanted = state_before(site_nodes(node.graph, operations)[edit.site.name], operations) if "previous" in takes else None
     if node.kwargs.get("previous") is not wanted:
@@ -217,6 +227,11 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
+_NEED_NO_READER = (
+    Kind.KEY, Kind.CLOCK, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER,
+)  # fmt: skip
+
+
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
     """Check that additions and penalties are connected to the rest of the graph.
 
@@ -226,13 +241,15 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
     keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
+    if sum(is_kind(n, Kind.CLOCK) for n in graph.nodes) != plan.is_scheduled:
+        fail("it does not have one clock for its schedules.")
     totals: dict[str, fx.Node] = {}
     for node in graph.nodes:
         added = addition_of(node)
         if added is None:
             continue
         if (
-            added.kind not in (Kind.KEY, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER)
+            added.kind not in _NEED_NO_READER
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):

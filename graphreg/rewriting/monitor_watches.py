@@ -6,7 +6,7 @@ A watch returns nothing to the graph. It keeps one small tensor, which the monit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,28 @@ class WatchPenalties(Watch):
             self.last = torch.stack([value.detach().to(widest(value.device)) for value in values])
 
 
+class WatchSchedules(Watch):
+    """Records the strengths of a call that have a schedule.
+
+    ``elements``: by name, the places of the strength's elements in what the clock returns, as in ``Rules.elements``.
+    """
+
+    def __init__(self, elements: Mapping[str, tuple[int, ...]], clock: Clock) -> None:
+        super().__init__("the schedules", (), 0.0, clock)
+        self.names = tuple(f"strength/{name}" for name in elements)
+        self.places = tuple(places[1:] or places for places in elements.values())
+
+    def forward(self, strengths: Tensor) -> None:  # type: ignore[override]
+        if self.acts():
+            self.last = torch.stack([furthest(torch.stack([strengths[i] for i in places])) for places in self.places])
+
+
+def furthest(values: Tensor) -> Tensor:
+    """Return the value that is furthest from 0, 0-d, of values [n]."""
+    least, most = values.aminmax()
+    return torch.where(most.abs() >= least.abs(), most, least)
+
+
 def statistics(z: Tensor, near: float) -> list[Tensor]:
     """Return mean, standard deviation (divided by the number of elements), share with |z| <= near, and Euclidean norm of a value.
 
@@ -96,7 +118,7 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
 
 
 def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
-    """Put a watch at each of the sites in all graphs, and one at the penalties. The caller must recompile the module.
+    """Put a watch at each of the sites in all graphs, one at the penalties and one at the clock. The caller must recompile the module.
 
     ``near``: an element counts as near zero if |z| <= ``near``. ``clock``: decides which calls are measured.
     """
@@ -126,6 +148,9 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
             with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
                 watch = watches.setdefault(site, Watch(site, list(splices_here), near, clock))
                 add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in splices_here.values())))
+        if (clock_node := next((n for n in graph.nodes if is_kind(n, Kind.CLOCK)), None)) is not None:
+            with graph.inserting_after(clock_node):
+                add(watches.setdefault("schedules", WatchSchedules(rules.elements, clock)), "schedules_watch", (clock_node,))
         totals = {str(a.regularizer): n for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL}
         if totals:
             with graph.inserting_before(end_of(graph.output_node())):

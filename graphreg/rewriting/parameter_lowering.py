@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
 from graphreg.errors import TraceError
 from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
+from graphreg.regularizer import Regularizer
 from graphreg.rewriting.insertions import Insertion, Position, Value
 
 Ends = Mapping[ParameterRead, int]  # by read: how many of the splices come before it
@@ -71,16 +73,19 @@ AddBefore = Callable[..., Insertion]  # inserts directly before a node, after al
 
 
 def insert_chains(
-    chains: Sequence[ParameterChain], add_before: AddBefore, aliases: Aliases, names: Mapping[int | str, str], key: Insertion | None
-) -> Iterator[Insertion]:
+    chains: Sequence[ParameterChain], add_before: AddBefore, aliases: Aliases, names: Mapping[int | str, str], key: Insertion | None,
+    clock_for: Callable[[Regularizer], Mapping[str, Any]],
+) -> Iterator[Insertion]:  # fmt: skip
     """Insert the splices on parameters. Yield the insertions that take the places of calls of layers.
+
+    ``clock_for``: returns the argument by which a regularizer gets a strength that has a schedule.
 
     Raises TraceError if the forward writes into one of the parameters.
     """
     calls: dict[fx.Node, dict[str, Insertion]] = {}  # by call of a layer: the replaced parameters, by their names in the layer
     for chain in chains:
         _require_unwritten(chain, aliases)
-        results = _splices(chain, add_before, names, key)
+        results = _splices(chain, add_before, names, key, clock_for)
         for node, ends in chain.calls().items():
             calls.setdefault(node, {}).update({name: results[end - 1] for name, end in ends.items()})
         for (source, end), readers in chain.fetched().items():
@@ -96,7 +101,10 @@ def insert_chains(
         yield Insertion(node.name, Kind.CALL, Position.INSTEAD, node, "call_function", call_with, (), arguments)
 
 
-def _splices(chain: ParameterChain, add_before: AddBefore, names: Mapping[int | str, str], key: Insertion | None) -> list[Insertion]:
+def _splices(
+    chain: ParameterChain, add_before: AddBefore, names: Mapping[int | str, str], key: Insertion | None,
+    clock_for: Callable[[Regularizer], Mapping[str, Any]],
+) -> list[Insertion]:  # fmt: skip
     """Insert the splices at one parameter, each reading the result of the one before, and return them."""
     value: Value
     if chain.source is not None:
@@ -109,6 +117,7 @@ def _splices(chain: ParameterChain, add_before: AddBefore, names: Mapping[int | 
         value = add_before(
             chain.first, Kind.SPLICE, names[i], f"{RULES}.{names[i]}", (value, key), regularizer=edit.name, site=chain.site,
             replaces=chain.source if readers else None, readers=frozenset(readers) if readers else None,
+            kwargs=clock_for(edit.regularizer),
         )  # fmt: skip
         results.append(value)
     return results

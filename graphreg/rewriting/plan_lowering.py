@@ -13,11 +13,11 @@ from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
 from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Splice
+from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
-from graphreg.runtime import Penalties
+from graphreg.runtime import CLOCK, Penalties
 from graphreg.torch_internals import node_namer
 from graphreg.tracing import Traced
 
@@ -44,6 +44,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(next(traced.parameter_reads[mode] for mode, each in traced.graphs.items() if each is graph))
     work.add_key([*by_site.values(), *(chain.edits for chain in chains)])
+    if plan.is_scheduled:
+        work.clock = work.top = work.add_at_top(Kind.CLOCK)
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
     work.add_parameters(chains)
@@ -54,9 +56,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     work.replace_native_dropout()
     if penalties == "attach" and totals:
         work.attach(totals, end, loss)
-    return Insertions(
-        work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)
-    )  # fmt: skip
+    facts = (tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
+    return Insertions(work.ordered(), totals, penalties == "return", *facts)
 
 
 @dataclass
@@ -89,9 +90,10 @@ class _Lowering:
         self.take_name = node_namer(node.name for node in graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
-        # the last input, or the node of the keys once it is inserted; additions that act on an input are inserted after this node
+        # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
         self.top: Value | None = next(reversed(self.inputs.values()), None)
         self.key: Insertion | None = None
+        self.clock: Insertion | None = None
         self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
         self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
         self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
@@ -164,11 +166,21 @@ class _Lowering:
         if not native and not drawn:
             return
         args = (True,) if any(each.when == "always" for each in native) else ()
+        self.key = self.top = self.add_at_top(Kind.KEY, args)
+
+    def add_at_top(self, kind: Kind, args: tuple[Any, ...] = ()) -> Insertion:
+        """Insert the node of the keys, or of the clock, which counts the calls whatever reads it."""
         if self.top is None:
-            self.key = self._add_before(next(iter(self.graph.nodes)), Kind.KEY, "key", f"{RULES}.key", args)
-        else:
-            self.key = self._add(self.top, Kind.KEY, "key", f"{RULES}.key", args)
-        self.top = self.key
+            return self._add_before(next(iter(self.graph.nodes)), kind, kind.value, f"{RULES}.{kind.value}", args)
+        return self._add(self.top, kind, kind.value, f"{RULES}.{kind.value}", args)
+
+    def _clock_for(self, regularizer: Regularizer) -> dict[str, Any]:
+        """Return the argument by which the runtime modules of a regularizer get its strengths, if they have a schedule."""
+        return {CLOCK: self.clock} if regularizer.is_scheduled else {}
+
+    def _measured_by(self, edit: Edit) -> dict[str, Any]:
+        """Return further arguments of ``_add`` for a measurement, which gets the clock if its formula takes the strength."""
+        return {**_whose(edit), "kwargs": self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}}
 
     # Insertions at a site
 
@@ -237,7 +249,7 @@ class _Lowering:
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
             args = (chain.value, self.key, *self._lengths(edit))
-            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node)}
+            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node) | self._clock_for(edit.regularizer)}
             splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
@@ -258,7 +270,7 @@ class _Lowering:
                 self.measured[edit.name][chain.site] = chain.read
                 continue
             name, args = self.names[i], (chain.read, *self._lengths(edit))
-            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
+            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
             self.measured[edit.name][chain.site] = chain.point
 
     def _lengths(self, edit: Edit) -> list[fx.Node]:
@@ -297,7 +309,8 @@ class _Lowering:
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
         args = (read, *self._lengths(edit))
-        self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
+        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
+        self.measured[edit.name][edit.site.name] = measurement
 
     # Splices on parameters
 
@@ -312,7 +325,7 @@ class _Lowering:
 
     def add_parameters(self, chains: Sequence[ParameterChain]) -> None:
         """Insert the splices on parameters, each before the first read, and have the reads take their results."""
-        calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key)
+        calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key, self._clock_for)
         self.places.update({(Position.INSTEAD, call.anchor): [call] for call in calls})
         self.recomputed += [self.names[i] for chain in chains for i, _ in chain.edits]
 
@@ -336,19 +349,18 @@ class _Lowering:
         args = (values,) if all_at_once else tuple(values.values())
         there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
         some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        return self._add_before(
-            end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs={"places": there} if some else {}
-        )  # fmt: skip
+        kwargs = ({"places": there} if some else {}) | self._clock_for(self.plan.regularizers[name])
+        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=kwargs)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
         """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
-        args, target = (ordered, wrt, self.key), f"{RULES}.{name}"
+        args, target, kwargs = (ordered, wrt, self.key), f"{RULES}.{name}", self._clock_for(self.plan.regularizers[name])
         if not ordered:
-            return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name)
-        known = [value for value in (*ordered.values(), *wrt.values(), self.key) if value is not None]
-        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, regularizer=name)
+            return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
+        known = [value for value in (*ordered.values(), *wrt.values(), self.key, self.clock) if value is not None]
+        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
 
     def _read(self, edit: Edit, end: fx.Node) -> Insertion:
         return self._add_before(end, Kind.READ, identifier(edit.site.name), edit.site.name, (), op="get_attr", **_whose(edit))
@@ -363,7 +375,7 @@ class _Lowering:
             first = node.args[0] if node.args else None
             if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):
                 self.recomputed.append(name)
-            kwargs = {"noise": self.key} if edit.draws else {}
+            kwargs = ({"noise": self.key} if edit.draws else {}) | ({CLOCK: self.clock} if edit.is_scheduled else {})
             site = edit.dropout.site.name
             self.places[Position.INSTEAD, node] = [
                 Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)

@@ -31,6 +31,7 @@ from graphreg.runtime import (
     SharedState,
     check_penalties,
     check_scale,
+    clock_of,
 )
 from graphreg.torch_internals import collector_at_rest
 from graphreg.tracing import Traced
@@ -69,7 +70,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
-        rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
+        rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # a shared state is that of a model in place
     kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner
@@ -78,6 +79,12 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     rules.train(module.training)
     check(module, traced, plan)
     return module
+
+
+def _device(rules: Rules) -> torch.device:
+    """Return the device of the strengths."""
+    clock = clock_of(rules)
+    return clock.now.device if clock is not None else next(iter(rules.strengths.values())).device
 
 
 def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:

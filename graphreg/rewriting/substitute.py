@@ -10,7 +10,7 @@ from torch import fx
 
 from graphreg.ir import LAYER, PARAMETERS, Kind, copied, is_kind, is_replaced_call, unmark
 
-_OURS = {Kind.NATIVE: ("noise",), Kind.CALL: (LAYER, PARAMETERS)}  # the keyword arguments that a replaced call has in addition
+_OURS = {Kind.NATIVE: ("noise", "clock"), Kind.CALL: (LAYER, PARAMETERS)}  # the keyword arguments that a replaced call has in addition
 
 
 def restore(node: fx.Node) -> None:

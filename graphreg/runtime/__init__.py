@@ -9,6 +9,7 @@ functions that a user calls on the finished module.
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
+from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of, set_to_zero
 from graphreg.runtime.controls import (
     Regulated,
     asked_of,
@@ -25,6 +26,7 @@ from graphreg.runtime.controls import (
     site_strengths,
     strengths,
 )
+from graphreg.runtime.counter import Counter
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
@@ -43,28 +45,30 @@ from graphreg.runtime.handle import (
 )
 from graphreg.runtime.module_handle import ModuleHandle, handle_of, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
-from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
+from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import State, states_in, zeros
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
-from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
+from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
 from graphreg.runtime.sampling import Samples, sample
-from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
+from graphreg.runtime.shared_state import SharedState, StreamName, own_strength_of_rates, strengths_on
 from graphreg.runtime.site_strengths import OWN, Places
+from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, owned_by
 from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
-    "BuildRecord", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle",
-    "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules",
-    "RuntimeModule", "Samples", "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "SpliceTotal", "State", "StateHolder",
-    "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of", "backend_handle",
-    "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise",
-    "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "model_state_dict", "native_draws",
-    "no_noise", "noise_off", "noise_on", "owned_by", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of",
-    "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "states_in", "storage_of", "strength_text", "strengths",
-    "strengths_now", "strengths_on", "written_scale", "written_state", "zeros",
+    "BACKEND", "BACKEND_STATE", "CLOCK", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
+    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure",
+    "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized",
+    "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState",
+    "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Way",
+    "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state",
+    "clock_of", "clock_of_state", "collect", "current", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place",
+    "in_place_handle", "key_of", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on",
+    "own_strength_of_rates", "owned_by", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of", "sample",
+    "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "site_strengths", "states_in", "storage_of", "strength_text",
+    "strengths", "strengths_now", "strengths_on", "written_scale", "written_state", "zeros",
 ]  # fmt: skip

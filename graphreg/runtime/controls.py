@@ -25,7 +25,8 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of thi
 def strengths(module: Regulated) -> dict[str, float]:
     """Return the present strengths (weights and rates) by regularizer name.
 
-    If a regularizer's strength differs by site, its entry is the strength furthest from 0.
+    If a regularizer's strength differs by site, its entry is the strength furthest from 0. A strength that has a schedule is that of the
+    next call in train mode. Rates of native dropout that have a schedule are under ``own_dropout``.
     """
     return handle_of(module).strengths()
 
@@ -39,18 +40,20 @@ def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
 
 
 def set_strength(module: Regulated, name: str, value: float | Mapping[str, float]) -> None:
-    """Change a regularizer's strength (its weight or rate); nothing is recompiled.
+    """Change a regularizer's strength (its weight or rate); nothing is recompiled. A schedule is replaced.
 
     Args:
         module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         name: The regularizer's name, one of ``strengths(module)``.
         value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
             selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
-            strength at its site before it averages or sums the measurements.
+            strength at its site before it averages or sums the measurements. If the
+            regularizer was made with a schedule, a new strength may be another schedule.
 
     Raises:
         NoMatchError: No regularizer has this name, or a selector matches none of its sites.
-        RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once.
+        RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once, or a
+            schedule for a regularizer that was made with a number.
     """
     handle_of(module).set_strength(name, value)
 
@@ -70,10 +73,10 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
     regularizers keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``. The
-    parameters that regularizers learn are not part of it; they are in ``state_dict``.
-    Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was left alone
-    (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a
-    state without streams.
+    parameters that regularizers learn are not part of it; they are in ``state_dict``. If a strength has a schedule, the state has the count
+    of calls in train mode. Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was
+    left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing
+    has a state without streams.
     """
     return handle_of(module).rng_state()
 
@@ -115,7 +118,8 @@ def model_state_dict(module: nn.Module) -> dict[str, Any]:
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     """Resume the noise at a saved state: the next call draws the masks that would have come next when ``rng_state`` was called.
 
-    Streams are matched by name. They replace the module's own streams, and with them the seed that the module was built with.
+    Streams are matched by name. They replace the module's own streams, and with them the seed that the module was built with. Schedules
+    go on at the saved count of calls; a state that was saved without schedules leaves the count where it is.
 
     Args:
         module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.

@@ -35,7 +35,9 @@ class Derivative(Total):
 
     path = ""  # the penalty follows the mode of the whole model
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, dependence: DependenceSlice, slots: Mapping[str, int]) -> None:
+    def __init__(
+        self, regularizer: Penalty, name: str, strength: Tensor | None, dependence: DependenceSlice, slots: Mapping[str, int]
+    ) -> None:
         super().__init__(regularizer, name, strength)
         self.dependence, self.slots = dependence, dict(slots)
         self.always = bool(regularizer.engine_options.always)
@@ -50,23 +52,25 @@ class Derivative(Total):
         """Whether the penalty is computed in the present mode."""
         return self.always or self.owner[0].training
 
-    def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, *, clock: Tensor | None = None
+    ) -> Tensor:
         """Return the penalty, 0-d.
 
         ``values``: the values of the penalty's sites, by site name. ``wrt``: the values that ``wrt`` selects, by site name. ``key``: the
-        keys for the random directions, int32 [streams, 2].
+        keys for the random directions, int32 [streams, 2]. ``clock``: as in ``Total``.
         """
         if not values:
-            return self.weight(torch.float32) * 0
+            return self.weight(torch.float32, clock) * 0
         first = next(iter(values.values()))
         if not self.acts():
-            return self.weight(accumulation(first.dtype)) * 0
+            return self.weight(accumulation(first.dtype), clock) * 0
         self._require(values, wrt)
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = torch.compiler.is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
-        weight = self.weight(accumulation(first.dtype))
+        weight = self.weight(accumulation(first.dtype), clock)
         total = formula(self.regularizer, {**dict.fromkeys(VJP_NAMES, vjp), "weight": weight}, first.device.type, self.description)
         if not compiling:
             self.proven = True

@@ -26,7 +26,20 @@ from graphreg.torch_internals import safe_softmax
 _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this number before it rescales; Klambauer et al. 2017
 
 
-def scaled(mask: Tensor, scale: float) -> Tensor:
+Rate = float | Tensor  # a rate that has a schedule is a 0-d tensor, float64, or float32 on a device without float64
+
+
+def _is_off(p: Rate) -> bool:
+    """Return whether a rate is 0; False for one that has a schedule, whose number no code may depend on."""
+    return not isinstance(p, Tensor) and p == 0
+
+
+def _as_tensor(p: Rate, z: Tensor) -> Tensor:
+    """Return a rate as a 0-d tensor beside a value ``z``."""
+    return p if isinstance(p, Tensor) else torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
+
+
+def scaled(mask: Tensor, scale: Rate) -> Tensor:
     """Multiply a mask by ``scale``, in place if the mask's dtype allows it: nothing else reads the mask."""
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
@@ -36,7 +49,7 @@ class NativeDropoutRule(Drawing):
 
     Attributes:
         kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
-        rate: The rate that the plan gives; None for the rate of the original call or module.
+        rate: The rate that the plan gives; None for the rate of the original call or module. If it is a schedule, the clock returns it.
         was: The original's rate when the model was traced.
         always: Whether the original acts in eval mode too.
         layer: The dropout module that is replaced, in a tuple, so that it does not become a submodule; () if a function is replaced.
@@ -54,21 +67,22 @@ class NativeDropoutRule(Drawing):
         if self.is_module:
             self.layer = (owner,)
 
-    def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, noise: Tensor | None = None, clock: Tensor | None = None, **kwargs: Any) -> Any:
         """Return what the original call would return, with masks from graphreg's streams.
 
         The arguments are those of the original call. ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout off.
+        ``clock``: what the clock returned, [elements], or None if the rate has no schedule.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        p = self._rate(arguments)
+        p = self._rate(arguments) if clock is None else clock[self.elements[0]]
         if self.kind == "heads":
             return self._heads(p, noise, args, kwargs, arguments)
         if self.kind == "attention":
-            if p == 0 or noise is None or not self._acts(arguments):
+            if _is_off(p) or noise is None or not self._acts(arguments):
                 return F.scaled_dot_product_attention(**{**arguments, "dropout_p": 0.0})
             return attention(self._drop(p, noise), **arguments)
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if p == 0 or noise is None or not self._acts(arguments):
+        if _is_off(p) or noise is None or not self._acts(arguments):
             return z
         y = self._replaced(z, p, Noise(self.row(noise)), arguments)
         return z.copy_(y) if self._writes(arguments) else y
@@ -98,22 +112,23 @@ class NativeDropoutRule(Drawing):
         in_place = getattr(self.layer[0], "inplace", False) if self.is_module else arguments.get("inplace", False)
         return self.function.endswith("_") or bool(in_place)
 
-    def _replaced(self, z: Tensor, p: float, noise: Noise, arguments: Mapping[str, Any]) -> Tensor:
-        if p == 1:
+    def _replaced(self, z: Tensor, p: Rate, noise: Noise, arguments: Mapping[str, Any]) -> Tensor:
+        if not isinstance(p, Tensor) and p == 1:
             return z * 0  # as torch does
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
             shape = self._shape(z, arguments)
-            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight).to(z.dtype)
-            return self._dropped(z, mask, p, arguments)
+            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight.to(accumulation(z.dtype))).to(z.dtype)
+            return self._dropped(z, mask, weight if isinstance(p, Tensor) else p, arguments)
 
-        weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
+        weight = _as_tensor(p, z)
         recompute = self.recomputed and recomputes() and not self._writes(arguments)
         return recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
 
-    def _dropped(self, z: Tensor, mask: Tensor, p: float, arguments: Mapping[str, Any]) -> Tensor:
+    def _dropped(self, z: Tensor, mask: Tensor, p: Rate, arguments: Mapping[str, Any]) -> Tensor:
         if self.kind in ("alpha", "channel alpha"):
-            a = 1 / math.sqrt((_SELU**2 * p + 1) * (1 - p))
+            variance = (_SELU**2 * p + 1) * (1 - p)
+            a = 1 / (torch.sqrt(variance) if isinstance(variance, Tensor) else math.sqrt(variance))
             return z * (mask * a) + ((mask - 1) * (_SELU * a) + _SELU * a * p)
         scales = getattr(self.layer[0], "scale_by_keep", True) if self.layer else True
         return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
@@ -137,18 +152,18 @@ class NativeDropoutRule(Drawing):
         name = self.function or type(self.layer[0]).__name__.lower()
         return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
 
-    def _drop(self, p: float, noise: Tensor) -> Callable[[Tensor], Tensor]:
+    def _drop(self, p: Rate, noise: Tensor) -> Callable[[Tensor], Tensor]:
         draws = Noise(self.row(noise))
 
         def drop(weights: Tensor) -> Tensor:
-            mask = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))
+            mask = draws.keep(weights, _as_tensor(p, weights).to(accumulation(weights.dtype)))
             return weights * scaled(mask.to(weights.dtype), 1 / (1 - p))
 
         return drop
 
-    def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, arguments: Mapping[str, Any]) -> Any:
+    def _heads(self, p: Rate, noise: Tensor | None, args: Any, kwargs: Any, arguments: Mapping[str, Any]) -> Any:
         """Run multi-head attention: with ``multi_head`` if dropout acts, else with torch's own function and no dropout."""
-        drops = p > 0 and noise is not None and self._acts(arguments)
+        drops = not _is_off(p) and noise is not None and self._acts(arguments)
         if not self.is_module:
             if drops and noise is not None:
                 return multi_head(self._drop(p, noise), **arguments)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import contents_of, has_keys, may_change, shown_contents
 from graphreg.runtime.attach import collect
+from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
@@ -221,11 +222,14 @@ def _end(attach: Any, before: frozenset[int] | None) -> None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse(rules: nn.Module) -> None:
-    """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did."""
+    """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did, or have other strengths."""
     key = rules._modules.get("key")
     always = any(child.always for child in rules.children() if isinstance(child, Drawing))
     if isinstance(key, (KeyRule, SharedKeyRule)) and key.draws(always):
         key.refuse_backward()
+    clock = rules._modules.get(CLOCK)
+    if isinstance(clock, (ClockRule, SharedClock)) and clock.counts():
+        clock.refuse_backward()
 
 
 def _positions(forward: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:

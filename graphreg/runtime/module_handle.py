@@ -16,19 +16,23 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
-from graphreg.ir import NativeDropout, select_among
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, shown, suggestions_text
+from graphreg.ir import NativeDropout, Site, select_among
+from graphreg.planning import OWN_DROPOUT, is_rate
 from graphreg.regularizer import ByDepth, Regularizer
 from graphreg.runtime.attach import AttachRule, check_scale
 from graphreg.runtime.build_record import Asked
+from graphreg.runtime.clock import ClockRule, clock_of
+from graphreg.runtime.counter import Counter
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
-from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
+from graphreg.runtime.noise_state import MODULE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import Saved, State, states_in
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
+from graphreg.schedules import Schedule
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
@@ -64,7 +68,8 @@ class ModuleHandle(Handle):
 
     def strengths(self) -> dict[str, float]:
         rules, by_site = self._containers()[0], self.site_strengths()
-        return {name: max(by_site.get(name, {}).values(), key=abs, default=rules.value(name)) for name in rules.strengths}
+        names = [*(name for name in self._regularizers() if rules.has(name)), *([OWN_DROPOUT] if OWN_DROPOUT in rules.elements else [])]
+        return {name: max(by_site.get(name, {}).values(), key=abs, default=rules.value(name)) for name in names}
 
     def site_strengths(self) -> dict[str, dict[str, float]]:
         by_site: dict[str, dict[str, float]] = {}
@@ -74,45 +79,84 @@ class ModuleHandle(Handle):
         return {name: sites for name, sites in by_site.items() if sites}
 
     def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
-        regularizers = self._regularizers()
-        if name not in regularizers:  # ``name`` may be anything, not only a string
-            known = ", ".join(regularizers) or "none"
-            is_native = self._is_native(name)
-            hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
-            raise NoMatchError(
-                f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}.{hint if is_native else ''}"
-            )
+        self._require_name(name)
         containers = self._containers()
         if isinstance(value, Mapping):
-            chosen = containers[0].chosen.get(name, {}) | self._at_sites(regularizers[name], name, value)
+            chosen = containers[0].chosen.get(name, {}) | self._at_sites(name, value)
         else:
-            chosen = {OWN: _checked(regularizers[name], value)}
+            chosen = {OWN: self._checked(name, value)}
         for rules in containers:
-            if name in rules.strengths:
+            if rules.has(name):
                 rules.set_by_site(name, chosen)
+
+    def _require_name(self, name: object) -> None:
+        """Raise NoMatchError unless a strength has this name, which may be anything, not only a string."""
+        regularizers, elements = self._regularizers(), self._containers()[0].elements
+        if name in regularizers or (name == OWN_DROPOUT and name in elements):
+            return
+        known = ", ".join([*regularizers, *({OWN_DROPOUT} & elements.keys())]) or "none"
+        hint = (
+            " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate}). If it is a schedule, "
+            f"set_strength(module, {OWN_DROPOUT!r}, ...) changes it."
+        )
+        raise NoMatchError(
+            f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}."
+            f"{hint if self._is_native(name) else ''}"
+        )
+
+    def _checked(self, name: str, value: float) -> float:
+        """Return a new strength as a float, or a schedule; raise RegularizerError if it is out of range, or cannot be set."""
+        regularizer = self._regularizers().get(name)
+        if regularizer is not None:
+            checked = _checked(regularizer, value)
+        elif is_rate(value):
+            checked = value if isinstance(value, Schedule) else float(value)
+        else:
+            raise RegularizerError(f"{name}: {shown(value)} is not allowed; give a rate in [0, 1), or a schedule of rates.")
+        if isinstance(checked, Schedule):
+            clock = self._clock() if name in self._containers()[0].elements else None
+            if clock is None:
+                raise RegularizerError(
+                    f"{name}: {checked!r} is not allowed, because {name} was given a number and has no clock. Give the schedule to "
+                    "regularize."
+                )
+            if len(checked.pieces) > clock.room():
+                raise RegularizerError(
+                    f"{name}: {checked!r} has {len(checked.pieces)} pieces, and there is room for {clock.room()}, those of the longest "
+                    "schedule that the module was made with. Give a shorter one, or give it to regularize."
+                )
+        return checked
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
         return {name: dict(chosen) for name, chosen in self._containers()[0].chosen.items()}
 
     def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
         """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
-        for name, regularizer in self._regularizers().items():
-            planned = {} if isinstance(regularizer.weight, ByDepth) else {OWN: float(regularizer.weight)}
-            chosen = {site: _checked(regularizer, value) for site, value in changed.get(name, planned).items()}
+        weights = {name: regularizer.weight for name, regularizer in self._regularizers().items()}
+        for name in self.strengths():
+            planned = {} if name not in weights or isinstance(weights[name], ByDepth) else {OWN: weights[name]}
+            chosen = {site: self._checked(name, value) for site, value in changed.get(name, planned).items()}
             for rules in self._containers():
-                if name in rules.strengths and chosen != rules.chosen.get(name, planned):
+                if rules.has(name) and chosen != rules.chosen.get(name, planned):
                     rules.set_by_site(name, chosen)
 
-    def _at_sites(self, regularizer: Regularizer, name: str, value: Mapping[str, float]) -> dict[str, float]:
+    def _sites(self, name: str) -> dict[str, Site]:
+        """Return the sites of a regularizer; of ``own_dropout``, the native dropouts whose rate has a schedule."""
+        plans = [rules.build_record.plan for rules in self._containers() if rules.build_record is not None]
+        if name == OWN_DROPOUT and name not in self._regularizers():
+            return {e.dropout.site.name: e.dropout.site for plan in plans for e in plan.native_dropout if e.is_scheduled}
+        return {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
+
+    def _at_sites(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Turn a dict of selectors to strengths into a dict of the sites that they match to strengths."""
-        if not regularizer.by_site:
+        regularizer = self._regularizers().get(name)
+        if regularizer is not None and not regularizer.by_site:
             kind = type(regularizer).__name__
             raise RegularizerError(f"{name} takes all its sites at once ({kind}), so they have one strength. Give a number.")
-        plans = [rules.build_record.plan for rules in self._containers() if rules.build_record is not None]
-        sites = {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
+        sites = self._sites(name)
         chosen: dict[str, float] = {}
         for selector, number in value.items():
-            strength = _checked(regularizer, number)
+            strength = self._checked(name, number)
             matched = [selector] if selector in sites else [site.name for site in select_among(selector, list(sites.values()))]
             if not matched:
                 known = listed(list(sites), 6) or "none yet"
@@ -156,7 +200,7 @@ class ModuleHandle(Handle):
         key = self._key()
         streams = {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
         alike, call = key is not None and key.alike, 0 if key is None else key.call()
-        return written_state(MODULE_STATE, alike, self.saved_states(), call=call, streams=streams)
+        return written_state(MODULE_STATE, alike, self.saved_states(), self.clock_call(), call=call, streams=streams)
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         key = self._key()
@@ -171,7 +215,9 @@ class ModuleHandle(Handle):
                 f"the state belongs to another module, with other streams of noise; {'; '.join(differences)}. "
                 "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
             )
+        clock = clock_of_state(checked, self._clock() is not None)
         self.load_states(checked)
+        self.seek_clock(clock)
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
@@ -223,13 +269,11 @@ class ModuleHandle(Handle):
         key = self._key()
         if key is None or key.frozen_call is None:
             self._warn_unfrozen(self._containers()[0] if key is None else key)
-        if key is None:
-            yield
-            return
         block = object()
         with Changes() as changes, changes:
-            changes.later(partial(key.release, block))
-            key.freeze(block)
+            for counter in self._counters():
+                changes.later(partial(counter.release, block))
+                counter.freeze(block)
             yield
 
     def noise_on(self) -> AbstractContextManager[None]:
@@ -240,18 +284,17 @@ class ModuleHandle(Handle):
         return self._noise_switched(on=False)
 
     def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
-        key = self._key()
         switches: NoiseSwitches = vars(self._containers()[0]).setdefault("noise_switches", NoiseSwitches())
 
         def switch(state: bool | None) -> None:
             for rules in self._containers():
                 for child in rules.children():
-                    if isinstance(child, (Drawing, KeyRule)):
+                    if isinstance(child, (Drawing, Counter)):
                         child.forced = state is True
                     if isinstance(child, RuntimeModule):
                         child.silenced = state is False
-            if key is not None:
-                key.settle()
+            for counter in self._counters():
+                counter.settle()
 
         return switches.block(on, switch)
 
@@ -260,6 +303,24 @@ class ModuleHandle(Handle):
 
     def _key(self) -> KeyRule | None:
         return key_of(rules_of(self.module))
+
+    def _clock(self) -> ClockRule | None:
+        return clock_of(self._containers()[0])
+
+    def _counters(self) -> list[Counter]:
+        """Return the key rule and the clock, if there are any."""
+        return [counter for counter in (self._key(), self._clock()) if counter is not None]
+
+    def clock_call(self) -> int | None:
+        """Return the number of the next call in train mode; None if no strength has a schedule."""
+        clock = self._clock()
+        return None if clock is None else clock.call()
+
+    def seek_clock(self, call: int | None) -> None:
+        """Go to a call in train mode, unless the state that is restored has none."""
+        clock = self._clock()
+        if clock is not None and call is not None:
+            clock.seek(call)
 
     def _drawing_key(self) -> KeyRule:
         key = self._key()

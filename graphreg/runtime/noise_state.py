@@ -2,7 +2,7 @@
 
 The state of a rewritten module has the number of the next call, and a 64-bit number for each stream. A model that is regularized in place
 and a backend make streams while they run. So the state of such a model has the seeds instead of the streams, and the state of a backend
-has the seed, and a count of calls for each stream.
+has the seed, and a count of calls for each stream. If a strength has a schedule, the state also has the count of calls in train mode.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from graphreg.errors import RegularizerError, listed
 
-STATE_VERSION = 1  # the version of a saved dict without the key ``state``, which has the tensors that regularizers keep
-WITH_STATE = 2  # the version of a saved dict with this key
+STATE_VERSION = 1  # of a state without the fields of ``_MORE``
+WITH_MORE = 2
+_MORE = ("state", "clock")  # optional fields
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,26 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "ranks": (("differ", "same").__contains__, "not 'differ' or 'same'"),
     "streams": (_is_dict_of(is_int64), "not a dict of names to 64-bit numbers"),
     "seeds": (_is_dict_of(_is_integer), "not a dict of names to whole numbers"),
+    "clock": (lambda value: is_int64(value) and _is_count(value), "not a whole number of 0 or more (below 2**63)"),
     "calls": (_is_dict_of(_is_count), "not a dict of streams to whole numbers of 0 or more"),
 }
 
 
-def written_state(form: StateForm, alike: bool, state: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+def written_state(
+    form: StateForm, alike: bool, state: Mapping[str, Any] | None = None, clock: int | None = None, **fields: Any
+) -> dict[str, Any]:
     """Make the dict that a user saves, from ``fields`` and the arguments.
 
     Args:
         form: The kind of owner.
         alike: Whether all ranks draw the same masks.
         state: The tensors that regularizers keep, by name, site and name of the tensor.
+        clock: The number of the next call in train mode; None if no strength has a schedule.
         fields: The other fields.
     """
     fields["ranks"] = "same" if alike else "differ"
-    written = {"version": WITH_STATE if state else STATE_VERSION, **{name: fields[name] for name in form.fields}}
-    return {**written, "state": state} if state else written
+    more = ({"state": state} if state else {}) | ({} if clock is None else {"clock": clock})
+    return {"version": WITH_MORE if more else STATE_VERSION, **{name: fields[name] for name in form.fields}, **more}
 
 
 def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
@@ -85,10 +90,10 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         what = "noise" if form is MODULE_STATE else form.owner
         raise RegularizerError(f"{type(state).__name__} is no state of {what}. Give the dict that {form.returned_by} returned.")
-    if state.get("version") not in (STATE_VERSION, WITH_STATE):
+    if state.get("version") not in (STATE_VERSION, WITH_MORE):
         version = f"version {state['version']!r}" if "version" in state else "no version"
         raise RegularizerError(
-            f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_STATE}. Give the dict that "
+            f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_MORE}. Give the dict that "
             f"{form.returned_by} returned, or read it with the graphreg that saved it."
         )
     for other in (MODULE_STATE, BACKEND_STATE, IN_PLACE_STATE):
@@ -96,12 +101,12 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
             raise RegularizerError(
                 f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned."
             )
-    for name in form.fields:
+    more = _MORE if state["version"] == WITH_MORE else ()
+    for name in (*form.fields, *(["clock"] if "clock" in more and "clock" in state else [])):
         is_right, wrong = _FIELDS[name]
         if not is_right(state.get(name)):
             raise _damaged(f"{name}={state.get(name)!r}, {wrong}")
-    more = ("state",) if state["version"] == WITH_STATE else ()
-    if more and not _is_tensors(state.get("state")):
+    if more and ("state" in state or "clock" not in state) and not _is_tensors(state.get("state")):
         raise _damaged("something under 'state' that is not a dict of tensors by regularizer and site")
     if foreign := [str(name) for name in state if name not in ("version", *form.fields, *more)]:
         raise _damaged(f"{listed(foreign, 3)}, which no state has")
@@ -115,3 +120,20 @@ def _is_tensors(value: object) -> bool:
 
 def _damaged(what: str) -> RegularizerError:
     return RegularizerError(f"the state is damaged: it has {what}. Load the state of an older checkpoint, or start anew.")
+
+
+def clock_of_state(checked: Mapping[str, Any], has_clock: bool) -> int | None:
+    """Return the number of the next call in train mode that a checked state has; None if it has none.
+
+    A state that was saved when no strength had a schedule has none; the clock then stays where it is.
+
+    Raises:
+        RegularizerError: The state has one, but no strength of the module has a schedule.
+    """
+    clock: int | None = checked.get("clock")
+    if clock is not None and not has_clock:
+        raise RegularizerError(
+            "the state belongs to another module: it has the clock of schedules, and no strength has a schedule here. Build the module as "
+            "for the run that saved it."
+        )
+    return clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
+Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
 SHARDED = (
     "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
     "fullgraph=True"
@@ -25,41 +27,45 @@ SHARDED = (
 class Measure(RuntimeModule):
     """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site = regularizer, site
 
-    def forward(self, value: Tensor) -> Tensor:
-        """Return the measurement of the site's value: [any shape] -> []."""
-        return measured(self.regularizer, {_ANY: value}, self.weight, self.description)
+    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
+        """Return the measurement of the site's value: [any shape] -> [].
+
+        ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule.
+        """
+        return measured(self.regularizer, {_ANY: value}, partial(self.weight, clock=clock), self.description)
 
 
 class MeasureSteps(Measure):
     """Computes a penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor, steps: Steps) -> None:
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, steps: Steps) -> None:
         super().__init__(regularizer, site, strength)
         self.steps = steps
 
-    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None, *, clock: Tensor | None = None) -> Tensor:
         """Return the measurement, [], of a sequence or of the tuple of its steps.
 
-        ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths.
+        ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths. ``clock``: as in ``Measure``.
         """
         sequence, lengths = self.steps.of(value, lengths, self.description)
-        return measured(self.regularizer, {_ANY: sequence}, self.weight, self.description, lengths)
+        return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, lengths)
 
 
 class MeasureUnits(Measure):
     """Computes a penalty's formula on the value of one site, turned into a matrix [samples, units]."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor, units: Units) -> None:
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, units: Units) -> None:
         super().__init__(regularizer, site, strength)
         self.units = units
 
-    def forward(self, value: Tensor) -> Tensor:
-        """Return the measurement, [], of a value that has an axis of units and one or more of samples."""
-        return measured(self.regularizer, {_ANY: self.units.of(value, self.description)}, self.weight, self.description)
+    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
+        """Return the measurement, [], of a value that has an axis of units and one or more of samples. ``clock``: as in ``Measure``."""
+        units = self.units.of(value, self.description)
+        return measured(self.regularizer, {_ANY: units}, partial(self.weight, clock=clock), self.description)
 
 
 class Total(RuntimeModule):
@@ -68,52 +74,58 @@ class Total(RuntimeModule):
     If the penalty is on parameters, ``Total`` also measures them.
     """
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
         self.regularizer = regularizer
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape.
 
         ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
+        ``clock``: what the clock returned, [elements], for a strength that has a schedule.
         """
         if self.regularizer.on == "parameters":
-            values = tuple(self.parameter_measured({_ANY: value}) for value in values)
+            values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
         if not values:  # no site of the penalty is in this mode's graph
-            return self.weight(torch.float32) * 0
-        return self.combined(values, places)
+            return self.weight(torch.float32, clock) * 0
+        return self.combined(values, places, clock)
 
-    def combined(self, values: Sequence[Tensor], places: tuple[int, ...]) -> Tensor:
+    def combined(self, values: Sequence[Tensor], places: tuple[int, ...], clock: Tensor | None) -> Tensor:
         """Return the penalty, [], from the measurements, each multiplied by the strength at its site."""
         stacked = torch.stack(tuple(values))
-        if len(self.strength) > 1:
-            shares = torch.stack([self.strength[1 + place] for place in places]) if places else self.strength[1:]
+        strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
+        if len(first) == 1:
+            weight = strengths[first[0]]
+        else:
+            sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
+            weight, shares = (strengths[0], sites) if clock is None else _split(sites)
             stacked = stacked * shares.to(stacked.dtype)
         total = stacked.sum() if self.sums else stacked.mean()
-        return self.weight(total.dtype) * total
+        return weight.to(total.dtype) * total
 
-    def parameter_measured(self, values: dict[str, Tensor]) -> Tensor:
+    def parameter_measured(self, values: dict[str, Tensor], clock: Tensor | None) -> Tensor:
         """Return the formula's value, []. For sharded parameters (DTensor), it is a plain tensor that is the same on all ranks."""
+        weight = partial(self.weight, clock=clock)
         if any(hasattr(value, "full_tensor") for value in values.values()):
-            total: Tensor = self._sharded(values)
+            total: Tensor = self._sharded(values, weight)
             return total
-        return measured(self.regularizer, values, self.weight, self.description)
+        return measured(self.regularizer, values, weight, self.description)
 
     @torch.compiler.disable(reason=SHARDED)  # type: ignore[no-untyped-call,untyped-decorator]
-    def _sharded(self, values: dict[str, Any]) -> Tensor:
+    def _sharded(self, values: dict[str, Any], weight: Weight) -> Tensor:
         """Compute the formula on the shards. If torch refuses that, compute it on the whole parameters.
 
         The result becomes a plain tensor before it is scaled. Otherwise autograd would multiply the gradient of a plain tensor by a
         DTensor, which torch refuses.
         """
         try:
-            total: Any = measured(self.regularizer, values, self.weight, self.description)
+            total: Any = measured(self.regularizer, values, weight, self.description)
         except RuntimeError as error:  # such as in a formula that combines the shards with plain tensors
             if "DTensor" not in str(error):
                 raise
             values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
-            total = measured(self.regularizer, values, self.weight, self.description)
+            total = measured(self.regularizer, values, weight, self.description)
         whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
         return whole
 
@@ -121,16 +133,33 @@ class Total(RuntimeModule):
 class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
-    def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """Return the penalty, [], from the values of all sites by name, each of any shape."""
+    def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
         if not values:
-            return self.weight(torch.float32) * 0
-        total = self.parameter_measured(values)
-        return self.weight(total.dtype) * total
+            return self.weight(torch.float32, clock) * 0
+        total = self.parameter_measured(values, clock)
+        return self.weight(total.dtype, clock) * total
+
+
+def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:
+    """Return the elements at some places, [places]."""
+    first, count = places[0], len(places)
+    if tuple(places) == tuple(range(first, first + count)):
+        return strengths[first : first + count]
+    return torch.stack([strengths[place] for place in places])
+
+
+def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a common factor, [], and shares, [sites], whose products are the strengths at the sites.
+
+    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number.
+    """
+    alike = (sites == sites[0]).all()
+    return torch.where(alike, sites[0], 1), torch.where(alike, 1, sites)
 
 
 def measured(
-    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], description: str,
+    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Weight, description: str,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off."""

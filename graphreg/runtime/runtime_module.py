@@ -1,4 +1,4 @@
-"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``SpliceRule``, which runs a splice.
+"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``Drawing``, the base of those that draw.
 
 A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
 strengths as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
@@ -7,17 +7,13 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps, Units, brought, clone, has_float64, laid_out, overlaps
-from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, recomputes
+from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.site_strengths import OWN, Places
 
@@ -31,6 +27,8 @@ class Rules(nn.Module):
         places: The sites that have elements of their own in the strength's buffer, by regularizer name.
         chosen: The strengths that were set after the plan was made, by regularizer name and site. The key ``OWN`` instead of a site means
             all other sites.
+        elements: The places of a regularizer's elements in what the clock returns, by regularizer name, if it has a schedule: first that
+            of its own strength, then those of its sites. Such a regularizer has no entry in ``strengths``.
         build_record: How the module was made; None until the rewrite has finished.
         seeds: The seeds that the module's streams were made with. A splice that has an ``rng`` of its own has its seed under the
             regularizer's name; the seed under ``""`` is for all others.
@@ -44,6 +42,7 @@ class Rules(nn.Module):
         self.exact: dict[str, float] = {}
         self.places: dict[str, Places] = {}
         self.chosen: dict[str, dict[str, float]] = {}
+        self.elements: dict[str, tuple[int, ...]] = {}
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
@@ -101,6 +100,8 @@ class Rules(nn.Module):
                     if id(buffer) not in moved:
                         moved[id(buffer)] = brought(buffer, followed(buffer, fn))
                     child._buffers[name] = moved[id(buffer)]
+            if isinstance(child, RuntimeModule):
+                child.has_moved()
             for state in child.modules():  # the state of a site
                 if state is not child and not state._modules and id(state) not in moved:
                     moved[id(state)] = state._apply(fn)  # type: ignore[no-untyped-call]
@@ -120,8 +121,15 @@ class Rules(nn.Module):
         self.exact[name] = value
         return new
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a strength of this name."""
+        return name in self.strengths or name in self.elements
+
     def value(self, name: str) -> float:
-        """Return the strength exactly as it was set."""
+        """Return the strength exactly as it was set; of a schedule, that of the next call in train mode."""
+        if name in self.elements:
+            own: float = self._clock().value(self.elements[name][0])
+            return own
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         stored = float(tensor[0])
@@ -137,18 +145,34 @@ class Rules(nn.Module):
         ``chosen``: the new strengths by site; the key ``OWN`` means all other sites.
         """
         self.chosen[name] = dict(chosen)
-        places, tensor = self.places.get(name, Places()), self.strengths[name]
-        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
-        tensor.copy_(tensor.new_tensor(elements))
+        places = self.places.get(name, Places())
+        if name in self.elements:
+            self._clock().set(self.elements[name], [chosen.get(OWN, places.own), *places.values(chosen)])
+        else:
+            self._set_elements(name, places, chosen)
         for child in self.children() if chosen.keys() - {OWN} else ():
             if isinstance(child, RuntimeModule) and child.own_element:
                 child.element = child.own_element
+
+    def _set_elements(self, name: str, places: Places, chosen: Mapping[str, float]) -> None:
+        tensor = self.strengths[name]
+        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
+        tensor.copy_(tensor.new_tensor(elements))
         if name in self.exact:
             self.exact[name] = elements[0]
 
     def by_site(self, name: str) -> dict[str, float]:
         """Return the strength at each site; an empty dict if the regularizer's formula takes all sites at once."""
+        if name in self.elements:
+            clock, sites = self._clock(), self.places.get(name, Places()).sites
+            return {site: clock.value(place) for site, place in zip(sites, self.elements[name][1:], strict=True)}
         return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
+
+
+    def _clock(self) -> Any:
+        """Return the clock, which other graphs may share."""
+        clock: Any = self._modules["clock"]
+        return getattr(clock, "shared", (clock,))[0]
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
@@ -175,6 +199,7 @@ class RuntimeModule(nn.Module):
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
     own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
+    elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 
@@ -195,9 +220,13 @@ class RuntimeModule(nn.Module):
         """Follow the mode of ``owner``."""
         self.owner = (owner,)
 
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the strength as a 0-d tensor of the given dtype."""
-        return self.strength[self.element].to(dtype)
+    def weight(self, dtype: torch.dtype, clock: Tensor | None = None) -> Tensor:
+        """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
+        strength = self.strength[self.element] if clock is None else clock[self.elements[self.element]]
+        return strength.to(dtype)
+
+    def has_moved(self) -> None:
+        """Do what is to be done after the buffers were moved to another device."""
 
     def extra_repr(self) -> str:
         return self.description
@@ -256,137 +285,6 @@ class LayerMode:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayerMode, ({"training": self.training},)
-
-
-class SpliceRule(Drawing):
-    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
-
-    It does not act in a block of ``noise_off``.
-    """
-
-    overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
-
-    def __init__(
-        self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None,
-        units: Units | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
-        self.regularizer, self.steps, self.units = regularizer, steps, units
-        self.share_axes = regularizer.engine_options.share_axes
-        self.on_parameter = regularizer.on == "parameters"
-
-    def adopt(self, owner: nn.Module) -> None:
-        self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
-
-    def acts(self) -> bool:
-        """Whether the value is replaced now."""
-        return not self.silenced and (self.forced or self.owner[0].training)
-
-    def may_recompute(self) -> bool:
-        """Whether a compiled backward may recompute the result."""
-        return self.recomputed
-
-    def differs_in_eval(self) -> bool:
-        """Whether the splice has a form for eval mode (``in_eval``), which replaces the value while ``acts()`` is False."""
-        return bool(self.regularizer.takes_in_eval)
-
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, **others: Tensor) -> Tensor:
-        """Replace a value ``z`` of any shape and floating dtype. Return a tensor of the same shape and dtype.
-
-        ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``others``:
-        ``module_input`` and ``previous``, each [shape of z], for a splice that takes it. If the splice does not act, return
-        ``z`` itself, or a copy if ``apart``, unless the splice has a form for eval mode.
-        """
-        acts = self.acts()
-        if not acts and not self.differs_in_eval():
-            return clone(z) if self.apart else z
-        if self.on_parameter and type(z).__name__ == "DTensor":
-            raise RegularizerError(
-                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-                "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
-                "parameter out."
-            )
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
-            raise RegularizerError(
-                f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
-            )
-        self.regularizer.require_fit(z.shape, self.description)
-        if self.units is not None:
-            self.units.require(z.shape, self.description)
-        if self.steps is not None and self.steps.lengths is not None:
-            lengths = self.steps.counts(lengths, z, self.description)
-        others = self._others(z, others)
-        shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype)), Noise(self.row(key), shared)
-        formula = partial(self._formula, lengths=lengths, others=others)
-        recompute = self.may_recompute() and recomputes() and not others  # a recomputed formula has z as its only input
-        if not acts:
-            y = self._in_eval(z, weight, others)
-        elif recompute:
-            y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
-        else:
-            y = formula(z, weight, noise)
-        if not isinstance(y, Tensor):
-            raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
-        if y.shape != z.shape or y.dtype != z.dtype:
-            raise RegularizerError(
-                f"{self.description} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its "
-                "site's."
-            )
-        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
-
-    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """Return ``y`` with the strides of ``z``.
-
-        Strides decide the layout and the rounding of the operations that follow. They also decide whether such an operation returns a
-        view or a copy, which makes a difference if the model then writes in place.
-        """
-        if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
-            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
-        if not overlaps(z):
-            return laid_out(y, z)
-        if self.overwritten:
-            raise RegularizerError(
-                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), and the model "
-                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose an "
-                "earlier site, where the value is not yet expanded or unfolded, or clone the value in the model's code."
-            )
-        return y
-
-    def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
-        if "previous" in self.regularizer.takes:
-            others = {"previous": torch.zeros_like(z), **others}
-        for name, value in others.items():
-            if value.shape != z.shape:
-                what = "module" if name == "module_input" else "cell"
-                raise RegularizerError(
-                    f"{self.description}: the {what} gets {tuple(value.shape)} and returns {tuple(z.shape)}, so its input cannot take the "
-                    "place of its output. Leave the site out."
-                )
-        return {name: value.to(z.dtype) for name, value in others.items()}
-
-    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Any]) -> Any:
-        arguments = {"z": z, "units": self._moved(z), "weight": weight, **others}
-        y = self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
-        return self.moved_back(y)
-
-    def _moved(self, z: Tensor) -> Tensor:
-        """Return the value with the axis of units at the end, for a formula that takes ``units``."""
-        return z if self.units is None else z.movedim(self.units.axis, -1)
-
-    def moved_back(self, y: Any) -> Any:
-        """Return a formula's result with the axes of the value; anything else that a formula may return as it is."""
-        return y if self.units is None or not isinstance(y, Tensor) or not y.dim() else y.movedim(-1, self.units.axis)
-
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
-        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
-        arguments["units"] = self._moved(z)
-        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
-            arguments["values"] = {self.site: z}
-        return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from graphreg.ir import brought, has_float64
-from graphreg.regularizer import Regularizer
+from graphreg.planning import OWN_DROPOUT, OwnDropout, rates_are_scheduled
+from graphreg.regularizer import Regularizer, own_strength
 from graphreg.rng import call_keys, stream
+from graphreg.runtime.clock import CLOCK, ClockRule, Element
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.site_strengths import OWN, Places
+from graphreg.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -45,23 +49,47 @@ class SharedState:
 
     Attributes:
         seeds: The seed of the model under ``""``, and by name the seed of each splice that has a seed of its own.
-        rules: Holds the strengths, the key rule and the states of penalties. It is not the ``graphreg_rules`` of any rewritten module; each
-            rewritten module has a ``Rules`` of its own.
+        rules: Holds the strengths, the key rule, the clock and the states. It is not the ``graphreg_rules`` of any rewritten module;
+            each rewritten module has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
+        clock: The clock, which has the scheduled strengths of all rewritten modules; None if no strength has a schedule.
         names: The streams, in the order of the key rule's rows.
     """
 
-    def __init__(self, regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device) -> None:
+    def __init__(
+        self, regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device, own_dropout: OwnDropout = "keep"
+    ) -> None:
         self.seeds, self.names = dict(seeds), list[StreamName]()
         self.rules, self.key = Rules(), KeyRule({}).to(device)
-        self.rules.strengths = strengths_on(device, {name: [float(r.weight)] for name, r in regularizers.items()})
+        constants = {name: float(r.weight) for name, r in regularizers.items() if not r.is_scheduled}
+        self.rules.strengths = strengths_on(device, {name: [weight] for name, weight in constants.items()})
         if not has_float64(device):
-            self.rules.exact = {name: float(r.weight) for name, r in regularizers.items()}
+            self.rules.exact = constants
         self.rules.add_module("key", self.key)
-        self.key.rules = (self.rules,)
+        scheduled = {name: own_strength(r.weight) for name, r in regularizers.items() if r.is_scheduled}
+        if rates_are_scheduled(own_dropout):
+            scheduled[OWN_DROPOUT] = own_strength_of_rates(own_dropout)
+        self.clock = self._clock(scheduled, device)
+        for child in self.rules.children():
+            child.rules = (self.rules,)  # type: ignore[assignment]
         for name, regularizer in regularizers.items():
             if "state" in regularizer.takes:
                 self.rules.add_module(f"{name}_state", State(name, regularizer))
+
+    def _clock(self, scheduled: Mapping[str, float], device: torch.device) -> ClockRule | None:
+        """Make the clock for the strengths that have a schedule, each without its sites, which are not known before a graph is made."""
+        if not scheduled:
+            return None
+        clock = ClockRule({(name, OWN): strength for name, strength in scheduled.items()}, device)
+        self.rules.add_module(CLOCK, clock)
+        self.rules.elements = {name: (place,) for place, name in enumerate(scheduled)}
+        self.rules.places = {name: Places(own=strength) for name, strength in scheduled.items()}
+        return clock
+
+    def elements(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
+        """Return the places of scheduled strengths in what the clock returns; add those that are new."""
+        assert self.clock is not None
+        return self.clock.extend(schedules)
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
         """Return the row of each runtime module's stream in the keys of a call, by the module's name. Add the streams that are new.
@@ -97,15 +125,31 @@ class SharedState:
         It has no streams yet: ``slots`` adds them for each graph that is made for the copy.
         """
         twin = SharedState({}, self.seeds, self.key.step.device)
+        own = {name: places.own for name, places in self.rules.places.items()}
+        twin.clock = twin._clock(own, self.key.step.device)
         for name, state in self.states().items():
             twin.rules.add_module(f"{name}_state", State(name, state.regularizer))
             twin.states()[name].load(state.saved())
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
-        twin.rules.chosen = {name: dict(by_site) for name, by_site in self.rules.chosen.items()}
+        twin.choose(self.rules.chosen)
         twin.key.alike = self.key.alike
         twin.key.seek(self.key.call())
+        if self.clock is not None and twin.clock is not None:
+            twin.clock.seek(self.clock.call())
         return twin
+
+    def choose(self, chosen: Mapping[str, Mapping[str, float]]) -> None:
+        """Take strengths that were set, as ``Rules.chosen`` has them; those without a schedule are in ``Rules.strengths`` already."""
+        self.rules.chosen = {name: dict(by_site) for name, by_site in chosen.items()}
+        for name in self.rules.elements.keys() & chosen.keys():
+            self.rules.set_by_site(name, chosen[name])
+
+
+def own_strength_of_rates(own_dropout: OwnDropout) -> float:
+    """Return that schedule of ``own_dropout=`` which goes furthest from 0."""
+    rates = own_dropout.values() if isinstance(own_dropout, Mapping) else (own_dropout,)
+    return max((rate for rate in rates if isinstance(rate, Schedule)), key=float)
 
 
 def strengths_on(device: torch.device, elements: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:

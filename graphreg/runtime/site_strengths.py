@@ -3,6 +3,8 @@
 Element 0 of the tensor is the regularizer's own strength or, if strengths differ by site, the strength furthest from 0. If there are
 several sites, one element for each site follows: for a splice the strength at the site, for a penalty that strength divided by element 0.
 So a penalty that has one strength at all sites multiplies its measurements by 1, which changes no bit of them.
+
+A strength that has a schedule has no such tensor: its elements are in the clock's (``clock.py``), and are never shares.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ class Places:
         sites: The names of the sites; empty for a formula that takes all of them at once. A single site has no element of its own.
         planned: The strength that the plan has for each site.
         relative: Whether the elements after the first are divided by the first, as for a penalty.
+        own: The strength that the plan has for all sites together.
     """
 
     sites: tuple[str, ...] = ()
     planned: tuple[float, ...] = ()
     relative: bool = False
+    own: float = 0.0
 
     def values(self, chosen: Mapping[str, float]) -> list[float]:
         """Return the strength at each site. ``chosen``: the strengths that were set since the plan, by site; ``OWN`` means all others."""

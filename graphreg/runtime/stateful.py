@@ -14,7 +14,8 @@ from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
 from graphreg.runtime.owned_state import SiteState, State
 from graphreg.runtime.penalty import Total, result, uncast, widened
-from graphreg.runtime.runtime_module import RuntimeModule, SpliceRule, accumulation
+from graphreg.runtime.runtime_module import RuntimeModule, accumulation
+from graphreg.runtime.splice import SpliceRule
 from graphreg.torch_internals import in_backward, transforms
 
 
@@ -36,26 +37,26 @@ class StatefulTotal(Total):
     path = ""  # the root: a call of the whole model is one step
     moves_key = False
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, state: State, sites: Sequence[str]) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
         super().__init__(regularizer, name, strength)
         self.state, self.held = state, tuple(state.at(site) for site in sites)
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape. ``places``: as in ``Total``."""
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
             if type(value).__name__ == "DTensor":
                 raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
-            measurement, new = self._measured(value, held)
+            measurement, new = self._measured(value, held, clock)
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):
                 held.replace(new)
-        return self.combined(measurements, places)
+        return self.combined(measurements, places, clock)
 
-    def _measured(self, value: Tensor, held: SiteState) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+    def _measured(self, value: Tensor, held: SiteState, clock: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor] | None]:
         wide = widened(value)
         arguments: dict[str, Any] = {
-            "w": wide, "values": {"": wide}, "state": cast(held, wide.dtype), "weight": self.weight(wide.dtype),
+            "w": wide, "values": {"": wide}, "state": cast(held, wide.dtype), "weight": self.weight(wide.dtype, clock),
         }  # fmt: skip
         measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
         if new is not None:
@@ -70,7 +71,7 @@ class StatefulSplice(SpliceRule):
     """
 
     def __init__(
-        self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None, units: Units | None,
+        self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None, units: Units | None,
         held: SiteState,
     ) -> None:  # fmt: skip
         super().__init__(regularizer, site, strength, slot, path, steps, units)
@@ -100,22 +101,25 @@ class SpliceTotal(RuntimeModule):
     If ``penalty`` takes ``weight``, the result is not multiplied by the strength.
     """
 
-    def __init__(self, regularizer: Splice, name: str, strength: Tensor, state: State, sites: Sequence[str]) -> None:
+    def __init__(self, regularizer: Splice, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
         self.regularizer, self.state, self.held = regularizer, state, tuple(state.at(site) for site in sites)
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self) -> Tensor:
-        """Return the penalty, []."""
-        values = [self._measured(held, i) for i, held in enumerate(self.held)]
+    def forward(self, *, clock: Tensor | None = None) -> Tensor:
+        """Return the penalty, []. ``clock``: as in ``Total``."""
+        values = [self._measured(held, i, clock) for i, held in enumerate(self.held)]
         if not values:
-            return self.weight(torch.float32) * 0
+            return self.weight(torch.float32, clock) * 0
         stacked = torch.stack(values)
         return stacked.sum() if self.sums else stacked.mean()
 
-    def _measured(self, held: SiteState, place: int) -> Tensor:
+    def _measured(self, held: SiteState, place: int, clock: Tensor | None) -> Tensor:
         dtype = accumulation(next((t.dtype for t in held.tensors().values() if t.is_floating_point()), torch.float32))
-        weight = self.strength[1 + place if len(self.strength) > 1 else 0].to(dtype)
+        if clock is None:
+            weight = self.strength[1 + place if len(self.strength) > 1 else 0].to(dtype)
+        else:
+            weight = clock[self.elements[1 + place]].to(dtype)
         arguments, takes = {"state": cast(held, dtype), "weight": weight}, self.regularizer.penalty_takes
         with uncast(weight.device.type):
             value = self.regularizer.penalty(**{name: arguments[name] for name in takes})  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.ir import RULES, is_native_dropout
 from graphreg.rewriting import with_native_dropout
-from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
+from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of, set_to_zero
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
@@ -183,8 +183,7 @@ class Validation:
         rules = rules_of(self.module)
         outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # the GradScaler and the monitor: not copied
         twin = copied(self.module, self.shared.memo() | {id(each): None for each in outside if not isinstance(each, (int, float))})
-        for strength in rules_of(twin).strengths.values():
-            strength.zero_()
+        set_to_zero(rules_of(twin))
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
                 bypass = {"acts": lambda: form == "copy", "differs_in_eval": lambda: False}

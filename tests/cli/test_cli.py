@@ -18,6 +18,7 @@ from torch import nn
 
 import cli_page
 import graphreg
+from graphreg import schedules
 from graphreg.cli import commands as cli_demo
 from graphreg.cli import main as cli
 from graphreg.cli import parser as cli_parser
@@ -212,6 +213,12 @@ SPELLINGS: list[tuple[list[str], dict[str, object]]] = [
     (["--hidden-l1", "0", "--weight-l1", "1"], {"weight_l1": 1}),
     (["--weight-l2", '{"0.*": 1e-3, "2.*": 0}'], {"weight_l2": {"0.*": 1e-3, "2.*": 0}}),
     (["--dropout", '{"1": 0.0, "**#output": 0.5}'], {"dropout": {"1": 0.0, "**#output": 0.5}}),
+    (["--hidden-dropout", "linear(0, 0.5, 10)", "--weight-l2", "0*=cosine(1, 0, 10, every=4)"],
+     {"hidden_dropout": schedules.linear(0, 0.5, 10), "weight_l2": {"pattern": "0*", "weight": schedules.cosine(1, 0, 10, every=4)}}),
+    (["--hidden-l1", "piecewise({0: 0.0, 5: 1})", "--dropout", '{"1": {"linear": [0, 0.5, 10]}}'],
+     {"hidden_l1": schedules.piecewise({0: 0.0, 5: 1}), "dropout": {"1": schedules.linear(0, 0.5, 10)}}),
+    (["--weight-l1", '{"weight": {"piecewise": [[0, 1], [5, 2]], "every": 2}, "pattern": "0*"}'],
+     {"weight_l1": {"weight": schedules.piecewise({0: 1, 5: 2}, every=2), "pattern": "0*"}}),
     (["--dropout", r"a\@b\:c=0.2"], {"dropout": {r"a\@b\:c": 0.2}}),
     (["--weight-decay", '{"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}'],
      {"weight_decay": {"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}}),
@@ -240,6 +247,8 @@ def test_an_option_given_twice_is_two_regularizers(say: Say) -> None:
     [
         (None, "keep"), (["seeded"], "seeded"), (["0.3"], 0.3), (["drop=off"], {"drop": "off"}), (["*=off"], {"*": "off"}),
         (["seeded", "drop=0.2"], {"*": "seeded", "drop": 0.2}),
+        (["linear(0, 0.5, 10, every=2)"], schedules.linear(0, 0.5, 10, every=2)),
+        (["drop=cosine(0, 0.5, 10)"], {"drop": schedules.cosine(0, 0.5, 10)}),
     ],
 )  # fmt: skip
 def test_own_dropout(texts: list[str] | None, meant: object) -> None:
@@ -391,6 +400,10 @@ REGULARIZERS: list[tuple[list[str], str]] = [
     (["--hiden-dropout", "0.1"], "--hiden-dropout is no option of graphreg {0} and no key of a regularizer. Near options: --hidden-drop"),
     (["--front-ends", "auto"], "--front-ends is no option of graphreg {0} and no key of a regularizer. Near options: --front-end"),
     (["--hidden-dropout", "much"], "--hidden-dropout 'much': 'much' is no number; write STRENGTH or GLOB=STRENGTH, e.g. 'layer4*=1e-3'."),
+    (["--hidden-dropout", "linear(0, 1)"], "--hidden-dropout 'linear(0, 1)': 'linear(0, 1)' is no schedule (linear() missing 1 required"),
+    (["--hidden-dropout", "linear(0, x, 5)"], "is no schedule (malformed node"),
+    (["--hidden-dropout", "linear(0, 0.5, -1)"], "linear: steps=-1 is not allowed; steps is the number of steps"),
+    (["--hidden-dropout", "cosine(0, 1, 5)"], "BernoulliDropout: weight=1.0 is not allowed; weight must be in [0, 1). The schedule cos"),
     (["--hidden-dropout", "1.5"], "BernoulliDropout: weight=1.5 is not allowed; weight must be in [0, 1)."),
     (["--hidden-dropout", "nan"], "BernoulliDropout: weight"),
     (["--hidden-dropout", "-0.1"], "BernoulliDropout: weight=-0.1 is not allowed"),

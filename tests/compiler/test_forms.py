@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import Noise, Splice
 from graphreg.passes import BernoulliDropout, GaussianNoise
-from graphreg.runtime.runtime_module import SpliceRule
+from graphreg.runtime.splice import SpliceRule
 
 
 class Net(nn.Module):

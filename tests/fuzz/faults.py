@@ -99,7 +99,7 @@ def splices_in_the_wrong_order() -> Iterator[None]:
 
 @fault
 def noise_in_eval_mode() -> Iterator[None]:
-    acts = patched("runtime.runtime_module:SpliceRule", "acts", lambda was: lambda self: True)
+    acts = patched("runtime.splice:SpliceRule", "acts", lambda was: lambda self: True)
     with acts, patched("runtime.noise_keys:KeyRule", "draws", lambda was: lambda *a: True):
         yield
 
@@ -182,7 +182,7 @@ def one_key_for_all_splices() -> Iterator[None]:
     def wrap(forward: Any) -> Any:
         return lambda self, z, key: forward(self, z, key[:1].expand_as(key))
 
-    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
+    with patched("runtime.splice:SpliceRule", "forward", wrap):
         yield
 
 
@@ -198,7 +198,7 @@ def another_mask_in_backward() -> Iterator[None]:
 
         return wrong
 
-    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
+    with patched("runtime.splice:SpliceRule", "forward", wrap):
         yield
 
 
@@ -407,7 +407,7 @@ def a_splice_of_another_layout() -> Iterator[None]:
 
         return wrong
 
-    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
+    with patched("runtime.splice:SpliceRule", "forward", wrap):
         yield
 
 

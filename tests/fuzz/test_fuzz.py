@@ -41,7 +41,7 @@ def test_a_fault_in_the_engine_is_found(name: str) -> None:
 
 
 def test_what_a_fault_is_put_into_must_be_there() -> None:
-    with pytest.raises(KeyError), patched("runtime.runtime_module:SpliceRule", "gone", lambda was: was):
+    with pytest.raises(KeyError), patched("runtime.splice:SpliceRule", "gone", lambda was: was):
         pass
     for name, inject in FAULTS.items():
         with inject():

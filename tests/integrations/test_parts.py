@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError
+from graphreg import GraphRegError, RegularizerError, schedules
 from graphreg.integrations.parts import Parts
 
 X = torch.ones(2, 4)
@@ -55,6 +55,25 @@ def test_strengths_that_were_not_changed_go_back_to_those_of_the_plan() -> None:
     fresh = model()
     fresh(X)
     assert graphreg.site_strengths(other) == graphreg.site_strengths(fresh)
+
+
+def test_schedules_and_their_clock_come_back() -> None:
+    def scheduled() -> Any:
+        rising = schedules.linear(0, 0.5, 10)
+        return graphreg.regularize_(nn.Sequential(Block()), hidden_l1={"weight": rising, "pattern": "**@relu"}, weight_l2=rising,
+                                    weight_l1=rising, scale=1.0)  # fmt: skip
+
+    saved, other = scheduled(), scheduled()
+    for _ in range(3):
+        saved(X)
+    graphreg.set_strength(saved, "weight_l2", 0.7)
+    graphreg.set_strength(saved, "weight_l1", {"0.*": schedules.cosine(1, 0, 6)})
+    graphreg.set_strength(other, "hidden_l1", 0.9)
+    Parts(other).load(json.loads(json.dumps(Parts(saved).state())))
+    other(X)
+    saved(X)
+    assert graphreg.site_strengths(other) == graphreg.site_strengths(saved)
+    assert graphreg.strengths(other)["hidden_l1"] == 0.2 and Parts(other).numbers()["strength/weight_l2"] == 0.7
 
 
 def test_a_state_of_other_regularizers_changes_nothing() -> None:

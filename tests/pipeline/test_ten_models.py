@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import graphreg
-from graphreg.runtime.runtime_module import SpliceRule
+from graphreg.runtime.splice import SpliceRule
 from ten_models import TEN, build, tensors
 
 GOLDEN, BRANCHES = (json.loads((Path(__file__).parents[1] / "data" / name).read_text()) for name in ("hidden_sites.json", "branches.json"))

@@ -28,7 +28,7 @@ from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
 from graphreg.runtime.penalty import Measure
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.runtime.runtime_module import SpliceRule
+from graphreg.runtime.splice import SpliceRule
 from saved_nets import Auxiliary, Blocks, Frozen
 from ten_models import tensors
 

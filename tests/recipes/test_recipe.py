@@ -105,14 +105,20 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "always": st.booleans(), "norm": st.sampled_from(["squared", "l1"]), "block_size": st.sampled_from([3, 5, 7]),
 }  # fmt: skip
 NUMBERS = st.floats(1e-9, 0.99, allow_nan=False)
-DEPTHS = st.builds(graphreg.by_depth, NUMBERS, NUMBERS)
+EVERY = st.integers(1, 9)
+RAMPS = st.builds(graphreg.schedules.linear, NUMBERS, NUMBERS, st.integers(1, 10**9), every=EVERY)
+SCHEDULES = RAMPS | st.builds(graphreg.schedules.cosine, NUMBERS, NUMBERS, st.integers(1, 9)) | st.builds(
+    lambda values, first, every: graphreg.schedules.piecewise({**values, 0: first}, every=every),
+    st.dictionaries(st.integers(1, 10**9), NUMBERS, max_size=3), NUMBERS, EVERY,
+)  # fmt: skip
+DEPTHS = st.builds(graphreg.by_depth, NUMBERS, NUMBERS | RAMPS)
 
 
 @st.composite
 def regularizers(draw: st.DrawFn, kind: type[graphreg.Regularizer]) -> graphreg.Regularizer:
     """An instance with options of every kind; an option that is not allowed there keeps its default."""
     made = None
-    options: dict[str, Any] = {"pattern": draw(PATTERNS), "weight": draw(NUMBERS | DEPTHS)}
+    options: dict[str, Any] = {"pattern": draw(PATTERNS), "weight": draw(NUMBERS | DEPTHS | SCHEDULES)}
     for each in dataclasses.fields(kind):
         if each.name not in options:
             options[each.name] = draw(OPTIONS.get(each.name, NUMBERS))
@@ -137,10 +143,12 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
         st.sampled_from(["return", "attach"]),
     )
     seeds = {"": data.draw(st.integers(-(2**70), 2**70))} | ({"a": made.rng} if getattr(made, "rng", None) is not None else {})
-    choices = st.sampled_from(["seeded", "off"]) | NUMBERS
+    choices = st.sampled_from(["seeded", "off"]) | NUMBERS | SCHEDULES
     native = st.one_of(st.just("keep"), choices, st.dictionaries(PATTERNS, choices, min_size=1))
     asked = Asked({"a": made}, seeds, *(data.draw(each) for each in (front_end, missing, native, penalties)))
-    written = _written(asked, {"a": {OWN: 1.5}})
+    strength = data.draw(st.just(1.5) | SCHEDULES)
+    sites = data.draw(st.dictionaries(st.sampled_from(["x", "layer1.0.relu"]), st.just(0.5) | SCHEDULES, max_size=2))
+    written = _written(asked, {"a": {OWN: strength, **sites}})
     for text, parsed in [
         (json.dumps(written), json.loads), (files.toml_text(written), tomllib.loads),
         (yaml.safe_dump(written, sort_keys=False), yaml.safe_load),
@@ -152,7 +160,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
         assert recipe.options["rng"] == seeds[""]
         assert recipe.options["penalties"] == asked.penalties
         assert recipe.options.get("own_dropout", "keep") == asked.own_dropout
-        assert recipe.strengths == {"a": 1.5}
+        assert recipe.strengths == {"a": {"**": strength, **sites} if sites else strength}
 
 
 def test_every_option_of_a_built_in_is_tried() -> None:
@@ -300,6 +308,39 @@ def test_strengths_by_depth_and_by_site() -> None:
     assert graphreg.site_strengths(keyword)["drop_path"] == {"0.relu": 0.0, "1.relu": 0.25, "2.relu": 0.5}
     with pytest.raises(RegularizerError, match=r"^the recipe, at strengths\.drop_path\.0\.relu: 'x' is not a finite number"):
         graphreg.regularize(model, recipe={"drop_path": 0.5, "strengths": {"drop_path": {"0.relu": "x"}}})
+
+
+def test_schedules() -> None:
+    model, rising = net(), graphreg.schedules.linear(0.1, 0.5, 9)
+    module = graphreg.regularize(model, hidden_dropout=rising, hidden_l1=rising, weight_l2=rising, own_dropout={"2": rising}, rng=0)
+    plain = {"linear": [0.1, 0.5, 9]}
+    data = graphreg.recipe(module)
+    assert data["own_dropout"] == {"2": plain} and [each["weight"] for each in data["regularizers"]] == [plain] * 3
+    assert "strengths" not in data
+    graphreg.set_strength(module, "hidden_l1", graphreg.schedules.cosine(1, 0, 3, every=2))
+    graphreg.set_strength(module, "weight_l2", {"0.*": 0.7})
+    graphreg.set_strength(module, "own_dropout", 0.3)
+    data = json.loads(json.dumps(graphreg.recipe(module)))
+    assert data["strengths"] == {"hidden_l1": {"cosine": [1.0, 0.0, 3], "every": 2}, "weight_l2": {"0.weight": 0.7}, "own_dropout": 0.3}
+    again = graphreg.regularize(model, recipe=data)
+    assert graphreg.recipe(again) == data
+    for _ in range(2):
+        for ours, theirs in zip(result(again), result(module), strict=True):
+            assert torch.equal(ours, theirs)
+        assert graphreg.site_strengths(again) == graphreg.site_strengths(module)
+    by_hand = {"hidden_dropout": plain, "dropout": {"linear": 0.1}, "own_dropout": plain, "missing": "ignore"}
+    keyword = graphreg.regularize(model, recipe=by_hand)
+    assert graphreg.strengths(keyword)["hidden_dropout"] == 0.1 and graphreg.recipe(keyword)["own_dropout"] == plain
+    placed = graphreg.regularize_(net(), recipe=data, example_inputs=X)
+    assert graphreg.recipe(placed)["strengths"] == {**data["strengths"]}
+    for wrong, says in (
+        ({"hidden_dropout": {"linear": [0, 1]}}, r"^the recipe, at hidden_dropout: linear=\[0, 1\] is not allowed; give a list"),
+        ({"own_dropout": {"2": {"linear": [0, 1, 5]}}}, r"^the recipe, at own_dropout: own_dropout=linear\(0, 1, 5\) \(for '2'\) is not"),
+        ({"hidden_l1": 1, "strengths": {"hidden_l1": plain}}, r"^the recipe, at strengths\.hidden_l1: hidden_l1: linear.* has no clock"),
+        ({"hidden_l1": 1, "strengths": {"hidden_l1": {"cosine": [1]}}}, r"^the recipe, at strengths\.hidden_l1: cosine=\[1\] is not"),
+    ):
+        with pytest.raises(RegularizerError, match=says):
+            graphreg.regularize(model, recipe=wrong)
 
 
 def test_a_scale_that_is_no_number() -> None:

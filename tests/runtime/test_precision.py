@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg import schedules
 from graphreg.ir import precision
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ class Without:
         self.monkeypatch = monkeypatch
 
     def __enter__(self) -> None:
-        for module in ("ir.precision", "runtime.runtime_module", "rewriting.instantiate"):
+        for module in ("ir.precision", "runtime.runtime_module", "runtime.clock", "rewriting.instantiate"):
             self.monkeypatch.setattr(f"graphreg.{module}.has_float64", lambda device: False)
 
     def __exit__(self, *error: Any) -> None:
@@ -119,3 +120,24 @@ def test_a_backend_feeds_float32_there(without: Without) -> None:
         assert {penalty.dtype for penalty in backend.penalties().values()} == {torch.float32}
         assert backend._strength("hidden_l1", torch.device("cpu")).dtype == torch.float32
     assert graphreg.strengths(backend) == {"hidden_l1": 0.5, "weight_l2": 0.3}
+
+
+def test_schedules_there_and_back(without: Without) -> None:
+    rising, values = schedules.linear(0.1, 0.3, 3), [0.1 + 0.2 * (call / 3) for call in range(3)] + [0.3]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+    module = graphreg.regularize(net, hidden_l1={"weight": rising, "pattern": "1"})
+    with without:
+        module.to("cpu")
+        assert all(buffer.dtype != torch.float64 for buffer in buffers(module))
+        for value in values[:2]:
+            assert graphreg.strengths(module) == {"hidden_l1": pytest.approx(value, rel=1e-15)}
+            torch.testing.assert_close(module(X).penalties["hidden_l1"], value * net(X).abs().mean())
+        made_there = graphreg.regularize(nn.Sequential(nn.Linear(4, 6)), weight_l2=rising)
+        assert made_there.graphreg_rules.clock.now.dtype == torch.float32 and graphreg.strengths(made_there) == {"weight_l2": 0.1}
+        graphreg.set_strength(made_there, "weight_l2", 0.7)
+        assert graphreg.strengths(made_there) == {"weight_l2": 0.7}
+    for each, value in ((module, values[2]), (made_there, 0.7)):
+        each.to("cpu")
+        assert each.graphreg_rules.clock.numbers.dtype == torch.float64
+        assert list(graphreg.strengths(each).values()) == [pytest.approx(value, rel=1e-15)]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 import graphreg
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.rng import noise
-from graphreg.runtime.noise_keys import taking
+from graphreg.runtime.counter import taking
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 

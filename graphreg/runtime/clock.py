@@ -1,0 +1,183 @@
+"""``ClockRule``, the runtime module at the top of a graph that counts the calls in train mode and returns the strengths of this call.
+
+It returns one tensor with an element for each strength that has a schedule: one for the regularizer, and one for each of its sites. Each
+element has a schedule of its own. A strength that was set is a schedule with one value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import warn
+from graphreg.ir import brought, has_float64
+from graphreg.runtime.counter import Counter, SharedCounter
+from graphreg.schedules import Schedule, constant
+
+CLOCK = "clock"  # the name of the runtime module, and of the argument by which other runtime modules get its result
+Element = tuple[str, str]  # (name of the regularizer, name of the site, or OWN for its own strength)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _warn_of_export() -> None:
+    """Warn, once per export, that the program has the same strengths in each call."""
+    warn(
+        "this module is exported in train mode, and the program will have the scheduled strengths of this call in each call. Export it in "
+        "eval mode (module.eval()), or what graphreg.strip(module) gives."
+    )
+
+
+class ClockRule(Counter):
+    """Returns the scheduled strengths of this call and makes those of the next. It counts the calls of the whole module in train mode.
+
+    Attributes:
+        names: What each element is the strength of.
+        schedules: The schedule of each element.
+        numbers: The pieces of the schedules as numbers, float64 [elements, pieces, 6], or float32 on a device without float64.
+        now: The strengths of the next call, [elements], in the same dtype.
+    """
+
+    product = "now"
+    in_backward_text = (
+        "this module runs inside a backward pass, and its clock has moved on since the forward: activation checkpointing around the whole "
+        "of it would compute with the strengths of another call. Put forward and backward into one block of "
+        "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole."
+    )
+    jit_text = (
+        "torch.jit.trace would freeze the scheduled strengths of this call, and use them in every call. Trace the module in eval mode "
+        "(module.eval()), or what graphreg.strip(module) gives."
+    )
+    lent_text = (
+        "torch.func.functional_call was given the clock of the module's schedules: it would not advance. Leave out the names that begin "
+        "with 'graphreg_rules.': {n: b for n, b in module.named_buffers() if 'graphreg_rules.' not in n}."
+    )
+    path = ""  # the root: a call of the whole model is one step
+    moves_key = False
+    _is_impure = True  # otherwise torch.fx takes a node without users for dead code
+    numbers: Tensor
+    now: Tensor
+
+    def __init__(self, schedules: Mapping[Element, float], device: torch.device | None = None) -> None:
+        super().__init__("the clock of the schedules")
+        self.names: tuple[Element, ...] = ()
+        self.schedules: tuple[Schedule, ...] = ()
+        self.to(device or torch.device("cpu"))
+        for name in ("numbers", "now"):
+            self.register_buffer(name, None, persistent=False)
+        self.extend(schedules)
+
+    def extend(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
+        """Add the elements that are new, and return the place of each. A number is a schedule with one value."""
+        new = {element: constant(value) for element, value in schedules.items() if element not in self.names}
+        if new or not self.names:
+            self.names, self.schedules = (*self.names, *new), (*self.schedules, *new.values())
+            self._write(self.schedules)
+        return {element: self.names.index(element) for element in schedules}
+
+    def room(self) -> int:
+        """Return how many pieces a schedule may have."""
+        return self.numbers.shape[1]
+
+    def set(self, places: Sequence[int], values: Sequence[float]) -> None:
+        """Replace the schedules at some places. No compiled graph is compiled again."""
+        new = dict(zip(places, map(constant, values), strict=True))
+        self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
+        numbers = self.numbers.clone()
+        for place, schedule in new.items():
+            numbers[place] = _table([schedule], self.room()).to(numbers)[0]
+        self._take(numbers)
+
+    def value(self, place: int) -> float:
+        """Return the strength of the next call at a place; exactly, also where the device has no float64."""
+        return float(self.now[place]) if self.now.dtype == torch.float64 else self.schedules[place].at(self.call())
+
+    def has_moved(self) -> None:
+        """Write the numbers anew, exactly, if they are back on a device that has float64."""
+        if self.numbers.dtype != torch.float64 and has_float64(self.numbers.device):
+            self._write(self.schedules)
+
+    def _write(self, schedules: Sequence[Schedule]) -> None:
+        pieces = max((len(schedule.pieces) for schedule in schedules), default=1)
+        self._take(brought(_table(schedules, pieces), self.step.device))
+
+    def _take(self, numbers: Tensor) -> None:
+        self._buffers["numbers"] = numbers
+        step = self.step if self.frozen_call is None else torch.full_like(self.step, self.frozen_call)
+        self._buffers["now"] = self.made(step)
+
+    def made(self, step: Tensor) -> Tensor:
+        return strengths_at(self.numbers, step)
+
+    def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
+        return torch.where(self.free > 0, self.made(step), present)
+
+    def warn_of_export(self) -> None:
+        _warn_of_export()
+
+    def counts(self) -> bool:
+        """Whether a call counts in the present modes."""
+        return self.owner[0].training and not self.forced and not self.silenced
+
+    def forward(self) -> Tensor:
+        """Return the strengths of this call, [elements]."""
+        return self.of_call(self.counts())
+
+
+class SharedClock(SharedCounter):
+    """The clock of one of several graphs that count their calls together."""
+
+    path = ""
+    moves_key = False
+    _is_impure = True
+    shared: tuple[ClockRule]
+
+    def counts(self) -> bool:
+        """Whether a call of this graph counts in the present modes."""
+        clock = self.shared[0]
+        return self.owner[0].training and not clock.forced and not clock.silenced
+
+    def forward(self) -> Tensor:
+        """Return the strengths of this call, [elements]."""
+        return self.shared[0].of_call(self.counts())
+
+
+def clock_of(rules: Any) -> ClockRule | None:
+    """Return the clock that counts the calls of a graph, given the container of its runtime modules; None if it has no schedule."""
+    clock = rules._modules.get(CLOCK)
+    if isinstance(clock, SharedClock):
+        return clock.shared[0]
+    return clock if isinstance(clock, ClockRule) else None
+
+
+def set_to_zero(rules: Any) -> None:
+    """Set all strengths in a container of runtime modules to 0, without a record of it."""
+    for strength in rules.strengths.values():
+        strength.zero_()
+    if (clock := clock_of(rules)) is not None:
+        places = range(len(clock.names))
+        clock.set(places, [0.0] * len(places))
+
+
+def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:
+    """Return the strength of each schedule, [elements], at a call: numbers [elements, pieces, 6]; step int64 [1].
+
+    The step is converted before it is divided: torch divides integers in float32. ``Piece.at`` has the same operations.
+    """
+    begin, steps, start, stop, bends, every = numbers.unbind(-1)
+    step = (step.to(numbers.dtype) / every).floor()
+    share = ((step - begin) / steps).clamp(0, 1)
+    share = torch.where(bends > 0, (1 - torch.cos(math.pi * share)) / 2, share)
+    last = (begin <= step).sum(-1, keepdim=True) - 1  # the last piece that has begun
+    return (start + (stop - start) * share).gather(-1, last).squeeze(-1)
+
+
+def _table(schedules: Sequence[Schedule], pieces: int) -> Tensor:
+    """Return the numbers of schedules, float64 [schedules, pieces, 6]. A schedule with fewer pieces gets some that never begin."""
+    rows = [[[*piece, schedule.every] for piece in schedule.pieces] for schedule in schedules]
+    never = [math.inf, 1, 0, 0, 0, 1]
+    filled = [row + [never] * (pieces - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.float64).reshape(len(filled), pieces, 6)

@@ -1,0 +1,270 @@
+"""``Counter``: the base of runtime modules at the top of a graph that return what the call needs, and count the calls."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import GraphRegError
+from graphreg.runtime.runtime_module import RuntimeModule
+from graphreg.torch_internals import (
+    CHUNKED,
+    Chunk,
+    chunks,
+    in_backward,
+    in_chunks,
+    is_exporting,
+    is_lent,
+    is_wrapped,
+    jit_trace,
+    transforms,
+    unwrapped,
+    without_transforms,
+)
+
+
+class _Lock:
+    """One lock for all modules, held for microseconds. A lock in each module would have to be left out of every copy and pickle."""
+
+    now = threading.Lock()
+
+
+def _new_lock() -> None:
+    _Lock.now = threading.Lock()  # a thread of the parent may have held the old one, and does not exist in the child
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+class _Thread(threading.local):
+    """Identifies each thread by an object of its own, because Python reuses the ident of a thread that has ended."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+_thread = _Thread()
+
+
+def taking() -> AbstractContextManager[Any]:
+    """Return the lock under which a call takes its number, so that two threads do not take the same."""
+    return _Lock.now
+
+
+class Counter(RuntimeModule):
+    """Returns what a graph needs in this call, and makes what it needs in the next: one runtime module at the top of the graph.
+
+    It *assigns* new buffers. An increment in place would give wrong gradients, without an error, where the partitioner recomputes values
+    in backward. What the graph needs is made one call ahead. If a call computed its own, Inductor would fuse that computation into the
+    kernels that use it and repeat it for every element, which is slow.
+
+    A subclass says what is made from the number of a call, and has the sentences of the errors.
+
+    Attributes:
+        product: The name of the buffer with what the next call needs.
+        step: The number of the next call, int64 [1].
+        free: 0 while the noise is frozen, else 1, int64 [1]. Compiled graphs read it and not ``frozen_call``: it is a tensor, so freezing
+            the noise does not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        in_backward_text: The error for a forward that runs in a backward pass.
+        jit_text: The error for torch.jit.trace.
+        lent_text: The error for torch.func.functional_call with the counter among its buffers.
+    """
+
+    product: ClassVar[str]
+    in_backward_text: ClassVar[str]
+    jit_text: ClassVar[str]
+    lent_text: ClassVar[str]
+    step: Tensor
+    free: Tensor
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.forced = False
+        self.frozen_call: int | None = None  # the call that is repeated while the noise is frozen, see controls.frozen_noise
+        self.blocks: dict[object, tuple[object, int]] = {}  # by open block of frozen_noise: its thread, and its call number
+        self.left: set[object] = set()  # the threads that left their blocks while another thread is still in one
+        self.beyond = 0  # how many call numbers after ``frozen_call`` were taken while the noise was frozen
+        # Of the last chunk of a vmap: the vmap, the chunk's number, and the call number of that vmap's first chunk.
+        self.chunk: tuple[object, int, int] = (None, 0, 0)
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
+        self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
+
+    @abstractmethod
+    def made(self, step: Tensor) -> Tensor:
+        """Return what the call of number ``step``, int64 [1], needs."""
+
+    @abstractmethod
+    def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
+        """Return ``made(step)``, or ``present`` if the noise is frozen, by operations for a compiled graph."""
+
+    @abstractmethod
+    def warn_of_export(self) -> None:
+        """Warn, once per export, that the program does not count its calls."""
+
+    def refuse_backward(self) -> None:
+        """Raise GraphRegError if a backward pass runs the forward again, unless the noise is frozen: then it repeats the forward."""
+        if not in_backward():
+            return
+        if not self._is_frozen():
+            raise GraphRegError(self.in_backward_text)
+        threads = dict(self.blocks.values())
+        if len(threads) > 1 and _thread.token not in threads:
+            raise GraphRegError(
+                "this module runs inside a backward pass, in a thread without a block of graphreg.frozen_noise, while "
+                "several other threads are in such blocks, so it is not known whose masks to draw. Give each thread a copy of the module "
+                "(copy.deepcopy)."
+            )
+
+    def _is_frozen(self) -> bool:
+        """Whether this thread repeats a call. While any thread is in a block, all do except those that have left their own blocks."""
+        return self.frozen_call is not None and _thread.token not in self.left
+
+    def of_call(self, counts: bool) -> Tensor:
+        """Return what this call needs. If the call ``counts``, make what the next call needs."""
+        present = self._buffers[self.product]
+        assert present is not None
+        if not counts:
+            return present
+        if not torch.compiler.is_compiling():
+            return self._taken()
+        if transforms() and in_chunks():
+            return self._taken_of_chunk()  # type: ignore[no-any-return]
+        if is_exporting():
+            self.warn_of_export()
+        # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
+        step = self.step + 1
+        following = self.made_unless_frozen(step, present)
+        self._buffers["step"], self._buffers[self.product] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
+        return present
+
+    def _taken(self) -> Tensor:
+        """Return what this call needs and store what the next needs: one thread at a time, outside of the transforms of torch.func."""
+        self.refuse_backward()
+        if jit_trace() is not None:
+            raise GraphRegError(self.jit_text)
+        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
+            raise GraphRegError(self.lent_text)
+        if not transforms():
+            with taking():
+                return self._advanced()
+        running = chunks()
+        with taking(), without_transforms():
+            if running and self.frozen_call is None:
+                self._rejoin(running)
+            return self._advanced()
+
+    _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+    def _advanced(self) -> Tensor:
+        """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func."""
+        present, step = self._buffers[self.product], self.step + 1
+        assert present is not None
+        if type(step) is not type(self.step):  # shape propagation runs the module on fake tensors
+            return present
+        self._buffers["step"] = step
+        if self.frozen_call is None:
+            self._buffers[self.product] = self.made(step)
+            return present
+        number = self._number()
+        return present if number == self.frozen_call else self.made(torch.full_like(step, number))
+
+    def _number(self) -> int:
+        """Return the number of the call that this thread repeats, while some thread has frozen the noise."""
+        threads = dict(self.blocks.values())
+        if _thread.token in threads:
+            return threads[_thread.token]
+        if self._is_frozen():  # a thread that has entered no block
+            return next(iter(threads.values())) if len(threads) == 1 else self._required_frozen_call()
+        return self._next_beyond()
+
+    def _required_frozen_call(self) -> int:
+        assert self.frozen_call is not None
+        return self.frozen_call
+
+    def _next_beyond(self) -> int:
+        """Reserve the next free call number after the frozen one, and return it."""
+        self.beyond += 1
+        return self._required_frozen_call() + self.beyond
+
+    def _rejoin(self, running: Sequence[Chunk]) -> None:
+        """Let each chunk of a vmap with ``chunk_size`` begin with the call number of the first chunk, because a batch is one call."""
+        if len(running) > 1:
+            raise GraphRegError(
+                "the module draws noise within two vmaps that both have a chunk_size, so it is not known which rows belong to one call. "
+                "Leave the inner chunk_size out."
+            )
+        run, number, call = self.chunk
+        if run is not running[0].run:
+            call = int(self.step)
+        elif number != running[0].number:
+            self.seek(call)
+        self.chunk = (running[0].run, running[0].number, call)
+
+    def call(self) -> int:
+        """Return the number of the next call. All calls in one block of ``frozen_noise`` that count at all count as one."""
+        step = int(self.step)
+        if self.frozen_call is None:
+            return step
+        return self.frozen_call + self.beyond + 1 if self.beyond else min(step, self.frozen_call + 1)
+
+    def seek(self, call: int) -> None:
+        """Go to the call of this number: it is the next."""
+        self.step = torch.full_like(self.step, call)
+        self._buffers[self.product] = self.made(self.step)
+        if self.frozen_call is not None:
+            self.frozen_call, self.beyond = call, 0
+            self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
+
+    def settle(self) -> None:
+        """Replace buffers that were made under ``torch.inference_mode``: a compiled graph could not save them for backward later."""
+        if self.step.is_inference():
+            with torch.inference_mode(False):
+                for name in ("step", self.product):
+                    self._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
+
+    def freeze(self, block: object) -> None:
+        """Begin a block of ``frozen_noise``: until this thread's blocks end, all its calls repeat one call, the next one."""
+        with taking():
+            mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
+            if self.frozen_call is None:
+                self.frozen_call, self.free = int(self.step), torch.zeros_like(self.free)
+                number = self.frozen_call
+            else:
+                number = mine[0] if mine else self._next_beyond()
+            self.left.discard(_thread.token)
+            self.blocks[block] = (_thread.token, number)
+
+    def release(self, block: object) -> None:
+        """End a block. After the last one, go on with the call after those that were taken while the noise was frozen."""
+        with taking():
+            thread, _ = self.blocks.pop(block, (None, 0))
+            if thread is not None and all(thread is not other for other, _ in self.blocks.values()):
+                self.left.add(thread)
+            if self.blocks or self.frozen_call is None:
+                return
+            call, self.frozen_call, self.free = self.call(), None, torch.ones_like(self.free)
+            self.beyond, self.left = 0, set()
+            self.seek(call)
+
+
+class SharedCounter(RuntimeModule):
+    """The counter of one of several graphs that count their calls together. It knows which modes matter to its own graph.
+
+    ``shared``: the counter that counts the calls, in a tuple, so that it does not become a submodule.
+    """
+
+    def __init__(self, shared: Counter) -> None:
+        super().__init__(shared.description)
+        self.shared = (shared,)
+
+    def refuse_backward(self) -> None:
+        """Do what ``Counter.refuse_backward`` does."""
+        self.shared[0].refuse_backward()

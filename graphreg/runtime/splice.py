@@ -1,0 +1,148 @@
+"""``SpliceRule``, the runtime module that runs a splice at its site."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.compiler import recompute_in_backward
+from graphreg.errors import RegularizerError
+from graphreg.ir import Steps, Units, clone, laid_out, overlaps
+from graphreg.regularizer import Splice, called, shared_axes
+from graphreg.rng import Noise, recomputes
+from graphreg.runtime.runtime_module import Drawing, LayerMode, accumulation
+
+
+class SpliceRule(Drawing):
+    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
+
+    It does not act in a block of ``noise_off``.
+    """
+
+    overwritten = False  # whether the model may write into the value later
+    apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
+
+    def __init__(
+        self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None = None,
+        units: Units | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
+        self.regularizer, self.steps, self.units = regularizer, steps, units
+        self.share_axes = regularizer.engine_options.share_axes
+        self.on_parameter = regularizer.on == "parameters"
+
+    def adopt(self, owner: nn.Module) -> None:
+        self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
+
+    def acts(self) -> bool:
+        """Whether the value is replaced now."""
+        return not self.silenced and (self.forced or self.owner[0].training)
+
+    def may_recompute(self) -> bool:
+        """Whether a compiled backward may recompute the result."""
+        return self.recomputed
+
+    def differs_in_eval(self) -> bool:
+        """Whether the splice has a form for eval mode (``in_eval``), which replaces the value while ``acts()`` is False."""
+        return bool(self.regularizer.takes_in_eval)
+
+    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, *, clock: Tensor | None = None, **others: Tensor) -> Tensor:
+        """Replace a value ``z`` of any shape and floating dtype. Return a tensor of the same shape and dtype.
+
+        ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``clock``: what the
+        clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``, each [shape of z],
+        for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the splice has a form
+        for eval mode.
+        """
+        acts = self.acts()
+        if not acts and not self.differs_in_eval():
+            return clone(z) if self.apart else z
+        if self.on_parameter and type(z).__name__ == "DTensor":
+            raise RegularizerError(
+                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
+                "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
+                "parameter out."
+            )
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise RegularizerError(
+                f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
+            )
+        self.regularizer.require_fit(z.shape, self.description)
+        if self.units is not None:
+            self.units.require(z.shape, self.description)
+        if self.steps is not None and self.steps.lengths is not None:
+            lengths = self.steps.counts(lengths, z, self.description)
+        others = self._others(z, others)
+        shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
+        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(self.row(key), shared)
+        formula = partial(self._formula, lengths=lengths, others=others)
+        recompute = self.may_recompute() and recomputes() and not others  # a recomputed formula has z as its only input
+        if not acts:
+            y = self._in_eval(z, weight, others)
+        elif recompute:
+            y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
+        else:
+            y = formula(z, weight, noise)
+        if not isinstance(y, Tensor):
+            raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
+        if y.shape != z.shape or y.dtype != z.dtype:
+            raise RegularizerError(
+                f"{self.description} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its "
+                "site's."
+            )
+        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
+
+    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """Return ``y`` with the strides of ``z``.
+
+        Strides decide the layout and the rounding of the operations that follow. They also decide whether such an operation returns a
+        view or a copy, which makes a difference if the model then writes in place.
+        """
+        if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
+            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+        if not overlaps(z):
+            return laid_out(y, z)
+        if self.overwritten:
+            raise RegularizerError(
+                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), and the model "
+                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose an "
+                "earlier site, where the value is not yet expanded or unfolded, or clone the value in the model's code."
+            )
+        return y
+
+    def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
+        if "previous" in self.regularizer.takes:
+            others = {"previous": torch.zeros_like(z), **others}
+        for name, value in others.items():
+            if value.shape != z.shape:
+                what = "module" if name == "module_input" else "cell"
+                raise RegularizerError(
+                    f"{self.description}: the {what} gets {tuple(value.shape)} and returns {tuple(z.shape)}, so its input cannot take the "
+                    "place of its output. Leave the site out."
+                )
+        return {name: value.to(z.dtype) for name, value in others.items()}
+
+    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Any]) -> Any:
+        arguments = {"z": z, "units": self._moved(z), "weight": weight, **others}
+        y = self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
+        return self.moved_back(y)
+
+    def _moved(self, z: Tensor) -> Tensor:
+        """Return the value with the axis of units at the end, for a formula that takes ``units``."""
+        return z if self.units is None else z.movedim(self.units.axis, -1)
+
+    def moved_back(self, y: Any) -> Any:
+        """Return a formula's result with the axes of the value; anything else that a formula may return as it is."""
+        return y if self.units is None or not isinstance(y, Tensor) or not y.dim() else y.movedim(-1, self.units.axis)
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
+        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
+        arguments["units"] = self._moved(z)
+        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
+            arguments["values"] = {self.site: z}
+        return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))

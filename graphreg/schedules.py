@@ -1,0 +1,236 @@
+"""Schedules: strengths that change while a model trains. Give one in place of a number.
+
+    module = graphreg.regularize(model, hidden_dropout=schedules.linear(0, 0.5, 10_000), weight_l2=schedules.cosine(1e-3, 0, 10_000))
+
+A rewritten module counts its calls in train mode, from 0, and computes its strengths from this count. A call in eval mode or in a block
+of ``noise_on`` or ``noise_off`` does not count, and all calls in a block of ``frozen_noise`` count as one. ``rng_state`` saves the count.
+With gradient accumulation over k calls, give ``every=k``: then a step of the schedule is k calls.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from graphreg.errors import RegularizerError, number_of, shown
+
+KINDS = ("linear", "cosine", "piecewise")
+_MOST_STEPS = 2**53  # float64 has every whole number up to this one
+
+
+class Piece(NamedTuple):
+    """A part of a schedule, which begins at step ``begin``: from ``start`` to ``stop`` in ``steps`` steps.
+
+    ``bends``: whether the way is half a cosine wave, and not straight. The piece ends where the next one begins.
+    """
+
+    begin: int
+    steps: int
+    start: float
+    stop: float
+    bends: bool
+
+    def at(self, step: int) -> float:
+        """Return the strength at a step, by the operations of ``runtime/clock.py``."""
+        share = min(max((step - self.begin) / self.steps, 0.0), 1.0)
+        share = (1 - math.cos(math.pi * share)) / 2 if self.bends else share
+        return self.start + (self.stop - self.start) * share
+
+
+class VaryingStrength(float):
+    """Base of strengths that are not the same in all calls or at all sites. Used as a number, it is its value that is furthest from 0."""
+
+
+class Schedule(VaryingStrength):
+    """A strength that depends on the number of calls in train mode; ``linear``, ``cosine`` and ``piecewise`` make one.
+
+    It prints as the call that made it, and cannot be computed with.
+
+    Attributes:
+        kind: The name of the function that makes it.
+        values: Its values: the first and the last, or those of ``piecewise`` in order.
+        steps: The number of steps from the first value to the last, in a tuple; for ``piecewise`` the steps at which the values begin.
+        every: How many calls in train mode are a step.
+    """
+
+    kind: str
+    values: tuple[float, ...]
+    steps: tuple[int, ...]
+    every: int
+
+    def __new__(cls, kind: str, values: tuple[float, ...], steps: tuple[int, ...], every: int = 1) -> Schedule:
+        self = super().__new__(cls, max(values, key=abs))
+        self.kind, self.values, self.steps, self.every = kind, values, steps, every
+        return self
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parts of the schedule, in the order of their steps."""
+        if self.kind == "piecewise":
+            return tuple(Piece(step, 1, value, value, False) for step, value in zip(self.steps, self.values, strict=True))
+        (start, stop), (steps,) = self.values, self.steps
+        return Piece(0, steps, start, stop, self.kind == "cosine"), Piece(steps, 1, stop, stop, False)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """All of the schedule but its values. Schedules of one form differ in their values alone."""
+        return self.kind, self.steps, self.every
+
+    def at(self, call: int) -> float:
+        """Return the strength in a call in train mode. ``call``: the number of the call, from 0."""
+        step = call // self.every
+        return next(piece for piece in reversed(self.pieces) if piece.begin <= step).at(step)
+
+    def with_values(self, values: tuple[float, ...]) -> Schedule:
+        """Return the schedule of the same form with other values."""
+        return Schedule(self.kind, values, self.steps, self.every)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the schedule as text, numbers and lists, from which ``of_plain`` makes it again."""
+        arguments: list[Any] = [*self.values, *self.steps]
+        if self.kind == "piecewise":
+            arguments = [list(pair) for pair in zip(self.steps, self.values, strict=True)]
+        return {self.kind: arguments} | ({"every": self.every} if self.every > 1 else {})
+
+    def __repr__(self) -> str:
+        every = f", every={self.every}" if self.every > 1 else ""
+        if self.kind == "piecewise":
+            return f"piecewise({{{', '.join(f'{step}: {value:g}' for step, value in zip(self.steps, self.values, strict=True))}}}{every})"
+        return f"{self.kind}({self.values[0]:g}, {self.values[1]:g}, {self.steps[0]}{every})"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        """Return the schedule as it is written, also where a number is asked for."""
+        return repr(self)
+
+    def __getnewargs__(self) -> Any:
+        return self.kind, self.values, self.steps, self.every
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.__getnewargs__() == other.__getnewargs__()
+
+    def __ne__(self, other: object) -> bool:  # replaces float.__ne__, which compares the numbers
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.__getnewargs__())
+
+    def _no_arithmetic(self, *others: object) -> NoReturn:
+        raise RegularizerError(f"{self!r} is a schedule, and cannot be computed with. Give other numbers to schedules.{self.kind}.")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_arithmetic
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = _no_arithmetic
+
+
+def linear(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule:
+    """Return a strength that goes straight from ``start`` to ``stop`` in ``steps`` steps, and then stays.
+
+    At step t < steps it is start + (stop - start) t / steps.
+
+    Args:
+        start: The strength in the first call in train mode.
+        stop: The strength from step ``steps`` on.
+        steps: A whole number, 1 or more.
+        every: How many calls in train mode are a step: k for gradient accumulation over k calls.
+
+    Raises:
+        RegularizerError: An argument is not allowed.
+    """
+    return _ramp("linear", start, stop, steps, every)
+
+
+def cosine(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule:
+    """Return a strength that goes from ``start`` to ``stop`` in ``steps`` steps, along half a wave of the cosine, and then stays.
+
+    At step t < steps it is start + (stop - start) (1 - cos(pi t / steps)) / 2. It changes slowly at both ends.
+
+    The arguments are those of ``linear``.
+
+    Raises:
+        RegularizerError: An argument is not allowed.
+    """
+    return _ramp("cosine", start, stop, steps, every)
+
+
+def piecewise(values: Mapping[int, float], *, every: int = 1) -> Schedule:
+    """Return a strength that changes at given steps: ``piecewise({0: 0.0, 1000: 0.1, 5000: 0.2})``.
+
+    Args:
+        values: By the step from which on it holds, the strength; one of the steps is 0.
+        every: How many calls in train mode are a step: k for gradient accumulation over k calls.
+
+    Raises:
+        RegularizerError: An argument is not allowed.
+    """
+    usage = "write piecewise({0: 0.0, 1000: 0.1}): steps and strengths"
+    if not isinstance(values, Mapping) or not values:
+        raise RegularizerError(f"piecewise: values={shown(values)} is not allowed; {usage}.")
+    if wrong := [step for step in values if not _is_whole(step, 0)]:
+        raise RegularizerError(f"piecewise: the step {shown(wrong[0])} is not allowed; a step is a whole number, 0 or more.")
+    if 0 not in values:
+        raise RegularizerError(f"piecewise: the strength before step {min(values)} is not given; {usage}, one of them from step 0 on.")
+    steps = tuple(sorted(values))
+    numbers = tuple(_number("piecewise", f"the strength from step {step} on", values[step]) for step in steps)
+    return Schedule("piecewise", numbers, tuple(map(int, steps)), _count("piecewise", "every", every))
+
+
+def constant(value: float) -> Schedule:
+    """Return the schedule that always has one value; a schedule, for its only value, stays as it is."""
+    return value if isinstance(value, Schedule) else Schedule("piecewise", (float(value),), (0,))
+
+
+def of_plain(data: Any) -> Schedule | None:
+    """Return the schedule that ``to_plain`` has written; None for data of any other form.
+
+    Raises:
+        RegularizerError: The data has the form of a schedule, but a number in it is not allowed.
+    """
+    kinds = [kind for kind in KINDS if isinstance(data, Mapping) and isinstance(data.get(kind), (list, tuple))]
+    if len(kinds) != 1 or not data.keys() <= {kinds[0], "every"}:
+        return None
+    kind, given, every = kinds[0], data[kinds[0]], data.get("every", 1)
+    if kind == "piecewise":
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given):
+            raise RegularizerError(f"piecewise={shown(given)} is not allowed; give a list of pairs [step, strength].")
+        return piecewise(dict(map(tuple, given)), every=every)
+    if len(given) != 3:
+        raise RegularizerError(f"{kind}={shown(given)} is not allowed; give a list [start, stop, steps], such as [0, 0.5, 1000].")
+    start, stop, steps = given
+    return _ramp(kind, start, stop, steps, every)
+
+
+def combined(first: float, last: float, function: Callable[[float, float], float]) -> float:
+    """Apply a function to two strengths, numbers or schedules of one form, at each step. The function must be affine."""
+    model = next((each for each in (first, last) if isinstance(each, Schedule)), None)
+    if model is None:
+        return function(first, last)
+    ours, theirs = (each.values if isinstance(each, Schedule) else (each,) * len(model.values) for each in (first, last))
+    return model.with_values(tuple(map(function, ours, theirs)))
+
+
+def _ramp(kind: str, start: Any, stop: Any, steps: Any, every: Any) -> Schedule:
+    ends = _number(kind, "start", start), _number(kind, "stop", stop)
+    return Schedule(kind, ends, (_count(kind, "steps", steps),), _count(kind, "every", every))
+
+
+def _number(kind: str, name: str, value: Any) -> float:
+    number = None if isinstance(value, (bool, VaryingStrength)) else number_of(value)
+    if number is None:
+        example = "piecewise({0: 0.0, 1000: 0.1})" if kind == "piecewise" else f"{kind}(0, 0.5, 1000)"
+        hint = f" A strength by depth takes schedules as its ends: by_depth(0, {example})." if isinstance(value, VaryingStrength) else ""
+        raise RegularizerError(f"{kind}: {name} is {shown(value)}; it must be a finite number: {example}.{hint}")
+    return number
+
+
+def _count(kind: str, name: str, value: Any) -> int:
+    if not _is_whole(value, 1):
+        what = "the number of steps" if name == "steps" else "the number of calls that are a step"
+        raise RegularizerError(f"{kind}: {name}={shown(value)} is not allowed; {name} is {what}, a whole number of 1 or more.")
+    return int(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= _MOST_STEPS
