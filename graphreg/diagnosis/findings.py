@@ -96,6 +96,7 @@ def upstream(blamed: Sequence[Setting]) -> str:
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Return the cure as text: ``own_dropout='seeded'``, if any of the operations can be moved to graphreg's streams, or ``other``."""
+    """Return the cures as text, joined by ``, or``: ``own_dropout='seeded'`` if any of the operations can be moved to graphreg's streams;
+    ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

@@ -116,7 +116,7 @@ class StructureGraph:
                 )
 
     def follow(self, model: nn.Module) -> None:
-        """Call the blocks that are submodules of the model itself through the wrappers that they have now."""
+        """Let the graph call each block that is a direct child of the model through the wrapper that the block has now."""
         for path in self.plan.blocks:
             if "." not in path and self.module._modules[path] is not model._modules[path]:
                 self.module._modules[path] = model._modules[path]
@@ -141,7 +141,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
             hooks = _hooks(model, module)
-    if acting:  # the trace has what acts on their calls; a trace of placed blocks has not
+    if acting:  # the trace contains the operations of these blocks' hooks and wrappers; a trace after they are placed does not
         for block in acting:
             place(block)
         return traced_for(model, example, options, shared)
@@ -188,9 +188,11 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _first_effect(graph: fx.Graph) -> int:
-    """Return the position of the first node that may write or draw: a call of a module, except the counters, or of a tensor operation.
+    """Return the position of the first node that may write or draw: a call of a tensor operation, or of any module but the key and the
+    clock.
 
-    Not every tensor operation writes or draws. But a needless restore costs little, and only in the first call with new sizes.
+    Not every tensor operation writes or draws. So buffers and random state may be saved without need. That costs little, and is done only
+    in the first call with new sizes.
     """
     return next((i for i, node in enumerate(graph.nodes) if _may_act(node)), len(graph.nodes))
 
@@ -228,7 +230,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
-    """Place the blocks whose calls something acts on, so that the trace does not contain what acts."""
+    """Place the blocks that have a hook, ``block.compile()`` or a wrapper, so that the trace does not contain it."""
     if selector is None:
         return
     modules = {path: _unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
@@ -238,7 +240,7 @@ def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
 
 
 def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
-    """Return whether something acts on calls of a block that the trace has seen: a hook, ``block.compile()``, or a wrapper around it.
+    """Return whether a call of a block does more than run its forward, because of a hook, ``block.compile()``, or a wrapper around it.
 
     Raises:
         TraceError: The block's forward was replaced on the object.
@@ -301,7 +303,8 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
 
 @contextlib.contextmanager
 def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the block, the forward's signature has a parameter for each argument of the example that its ``**kwargs`` take."""
+    """Within the context, the forward's signature has a parameter of its own for each argument of the example that ``**kwargs`` would
+    take."""
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
@@ -322,7 +325,8 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the block raises, restore the numbers of the call and, if ``late``, the model's buffers and torch's random state.
+    """If the with-block raises, set the key and the clock back to where the call began and, if ``late``, the model's buffers and torch's
+    random state.
 
     Raise GraphRegError if the graph has written into an argument before it raised: another graph would write into it once more.
     """

@@ -1,6 +1,7 @@
 """Finds residual branches: the values that a sum adds to the value that they were computed from, its trunk.
 
-In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product must lie between the two: ``x + 0.04 * x ** 3`` has no branch.
+In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such as a linear layer, must lie between the
+two: ``x + 0.04 * x ** 3`` has no branch.
 In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more products,
 and both lie in the module that adds.
 """
@@ -56,7 +57,7 @@ class _Chain:
 
     Attributes:
         nodes: The nodes of the chain.
-        direct: How many of them, from the first on, have the summand's value up to views and dropout.
+        direct: How many of them, from the first on, differ from the summand only by views and dropout.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -129,7 +130,10 @@ class _Finder:
         return trunk in before and any(each in self.products for each in _from(trunk, before))
 
     def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
-        """Return a list with the branch of a sum of two values; an empty list if neither is computed from the other's trunk."""
+        """Return a list with the branch of a sum of two values; an empty list if it has none.
+
+        The branch is the value that was computed, by more products, from the other, or from a value that the other was computed from.
+        """
         return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
 
     def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:

@@ -172,7 +172,8 @@ class Regularizer:
         self._check_weight(self.weight)
 
     def _check_weight(self, weight: float) -> None:
-        """Run ``check``, for a schedule with each of its extremes; raise RegularizerError if the weight differs by depth and may not."""
+        """Run ``check``; if the strength has a schedule, once with each extreme. Raise RegularizerError for a strength by depth of all
+        sites at once."""
         for number in extremes(weight) if self.is_scheduled else [weight]:
             object.__setattr__(self, "weight", number)
             try:
@@ -195,8 +196,8 @@ class Regularizer:
     def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the state of a site before the first call, and after a reset: tensors by name, on the device of ``like``.
 
-        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. If
-        the formula returns a new state, this must have the names and shapes of all other tensors here.
+        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. A new
+        state that the formula returns must have the names and shapes of those tensors here that are not ``nn.Parameter``.
 
         Args:
             like: For a parameter, its values. For a value, zeros of its shape and dtype, as they were when the model was traced; if the

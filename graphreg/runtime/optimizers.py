@@ -36,9 +36,9 @@ def warn_of_missed(module: nn.Module) -> None:
     theirs = {id(parameter) for parameter in named.values()} - owned
     # by type(): isinstance reads an attribute of every object in the process, which may have side effects
     groups = [{id(p) for g in each.param_groups for p in g["params"]} for each in gc.get_objects() if issubclass(type(each), Optimizer)]
-    trained = set[int]().union(*(group for group in groups if not theirs.isdisjoint(group)))
+    trained = set[int]().union(*groups)
     missed = [name for name, parameter in named.items() if id(parameter) in owned and id(parameter) not in trained]
-    if trained and missed:
+    if missed and not theirs.isdisjoint(trained):
         warn(
             f"the optimizer has the model's parameters, and not those that regularizers learn ({listed(missed, 3)}), which stay as they "
             "are. Make it from the parameters of the rewritten module: torch.optim.SGD(module.parameters(), ...)."

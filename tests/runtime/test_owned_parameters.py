@@ -454,3 +454,16 @@ class Wrong(ScaleOf, keys=("wrong_scale",)):
 def test_what_the_methods_may_not_do(what: str, message: str) -> None:
     with pytest.raises(RegularizerError, match=message):
         graphreg.regularize(net(), Wrong("1", 1.0, what=what), example_inputs=X)(X)
+
+
+def test_an_optimizer_of_their_own_is_no_reason_to_warn() -> None:
+    """The model's parameters and those of the regularizer may be trained by two optimizers."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    module = graphreg.regularize(model, L0Gates("1", 0.1), example_inputs=x)
+    theirs = {id(parameter) for parameter in model.parameters()}
+    optimizers = [torch.optim.SGD(model.parameters(), 0.1),
+                  torch.optim.Adam([p for p in module.parameters() if id(p) not in theirs], 0.01)]  # fmt: skip
+    output, penalties = module(x)
+    (output.sum() + sum(penalties.values())).backward()  # a warning would be an error
+    assert all(group["params"] for optimizer in optimizers for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""The conditions on input sizes under which an exported graph holds: torch.export's guards, and conditions that it takes for certain."""
+"""The conditions on input sizes under which an exported graph holds: torch.export's guards, and some for which it makes none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphreg.ir import function_name
 from graphreg.torch_internals import Changes, evaluated, example_sizes, excludes_one, without_proxies
 from graphreg.tracing.export.op_record import OpRecord
 
-DECIDES_ON_BATCH = "the forward decides on the size of the batch."
+DECIDES_ON_BATCH = "a condition on sizes in the forward does not hold for a batch of one."
 
 
 def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[tuple[Any, bool]], negated: Collection[str]) -> None:
@@ -43,7 +43,8 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
 
 
 def squeezed(value: Tensor, dim: Any = None, **more: Any) -> Iterator[Any]:
-    """For each axis of varying size that ``squeeze`` names, yield the condition that the size is 1 or is not 1, as in the example."""
+    """For each axis of varying size that ``squeeze`` names, yield the condition that the example meets: either that the size is 1, or that
+    it is not."""
     with without_proxies():
         for axis in dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,):
             is_one = value.shape[axis] == 1
@@ -57,7 +58,8 @@ class Conditions:
 
     Attributes:
         asserted: The conditions, as sympy expressions in the symbols of input sizes.
-        assumes_no_zero: Whether the forward asked something that only a size of 0 would answer otherwise.
+        assumes_no_zero: Whether the graph must also assert that no variable size is 0, because the answer to a question of the forward
+            would be another then.
         fail_for_one: Conditions that hold for the example inputs, but not for a batch of one, by the text of what the forward asked.
             They are not among ``asserted``.
     """
