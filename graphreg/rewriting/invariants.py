@@ -277,7 +277,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if isinstance(regularizer, Splice):
-        right = not node.args and not node.kwargs
+        right = not node.args and not node.kwargs.keys() - {CLOCK}
     elif name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:

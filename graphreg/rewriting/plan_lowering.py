@@ -341,15 +341,16 @@ class _Lowering:
         """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
+        clock = self._clock_for(self.plan.regularizers[name])
         if isinstance(self.plan.regularizers[name], Splice):  # its penalty reads its state
-            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name)
+            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=clock)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes
         args = (values,) if all_at_once else tuple(values.values())
         there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
         some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        kwargs = ({"places": there} if some else {}) | self._clock_for(self.plan.regularizers[name])
+        kwargs = ({"places": there} if some else {}) | clock
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=kwargs)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:

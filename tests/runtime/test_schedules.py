@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, schedules
-from graphreg.passes import L2SP, BernoulliDropout, Contractive, DropPath, HiddenL1, WeightL1, WeightL2
+from graphreg.passes import L2SP, BernoulliDropout, ConcreteDropout, Contractive, DropPath, HiddenL1, L0Gates, WeightL1, WeightL2
 from graphreg.rewriting.invariants import check
 from graphreg.runtime.clock import _table, strengths_at
 
@@ -344,6 +344,19 @@ def test_formulas_that_take_all_values_and_derivatives_and_states() -> None:
     torch.testing.assert_close(ours["weight_l1"], theirs["weight_l1"])
 
 
+@pytest.mark.parametrize("kind", [L0Gates, ConcreteDropout])
+def test_a_splice_that_learns(kind: Any) -> None:
+    """The penalty of its own parameters follows the schedule."""
+    model, rising = perceptron(), schedules.linear(0.1, 0.5, 2)
+    module, plain = (graphreg.regularize(model, kind("relu", weight), rng=0, example_inputs=X) for weight in (rising, 0.1))
+    (name,) = graphreg.strengths(module)
+    for _ in range(3):
+        graphreg.set_strength(plain, name, graphreg.strengths(module)[name])
+        ours, theirs = module(X), plain(X)
+        assert torch.equal(ours.output, theirs.output) and torch.equal(ours.penalties[name], theirs.penalties[name])
+    assert graphreg.strengths(module) == {name: 0.5}
+
+
 class Scaled(graphreg.Penalty, keys=("scaled_by_its_weight",)):
     """A penalty that takes its own strength."""
 
@@ -632,6 +645,18 @@ def test_in_place() -> None:
     other = graphreg.regularize_(dropping(), **everything(), scale=1.0)
     graphreg.set_rng_state(other, state)  # before the first trace
     assert graphreg.strengths(other)["hidden_dropout"] == 0.5 and clock(other) == 4
+
+
+def test_blocks_in_place() -> None:
+    rising = schedules.linear(0.1, 0.5, 4)
+    options = {"hidden_dropout": rising, "drop_path": graphreg.by_depth(0, rising), "hidden_l1": rising, "rng": 0}
+    module = graphreg.regularize(blocks(), **options)
+    placed = graphreg.regularize_(blocks(), **options, blocks="[012]", penalties="return")
+    for call in range(3):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(results(placed), results(module), strict=True))
+        for each in (placed, module) if call == 1 else ():
+            graphreg.set_strength(each, "hidden_dropout", {"0.*": 0.0})
+    assert graphreg.site_strengths(placed) == graphreg.site_strengths(module)
 
 
 def test_an_assertion_that_fails_in_place_counts_once() -> None:
