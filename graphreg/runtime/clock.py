@@ -27,7 +27,7 @@ def _warn_of_export() -> None:
     """Warn, once per export, that the program has the same strengths in each call."""
     warn(
         "this module is exported in train mode, and the program will have the scheduled strengths of this call in each call. Export it in "
-        "eval mode (module.eval()), or what graphreg.strip(module) gives."
+        "eval mode (module.eval()), or export graphreg.strip(module)."
     )
 
 
@@ -44,12 +44,12 @@ class ClockRule(Counter):
     product = "now"
     in_backward_text = (
         "this module runs inside a backward pass, and its clock has moved on since the forward: activation checkpointing around the whole "
-        "of it would compute with the strengths of another call. Put forward and backward into one block of "
-        "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole."
+        "module would compute with the strengths of another call. Put forward and backward into one block of "
+        "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole module."
     )
     jit_text = (
         "torch.jit.trace would freeze the scheduled strengths of this call, and use them in every call. Trace the module in eval mode "
-        "(module.eval()), or what graphreg.strip(module) gives."
+        "(module.eval()), or trace graphreg.strip(module)."
     )
     lent_text = (
         "torch.func.functional_call was given the clock of the module's schedules: it would not advance. Leave out the names that begin "

@@ -37,7 +37,7 @@ class _Lock:
 
 
 def _new_lock() -> None:
-    _Lock.now = threading.Lock()  # a thread of the parent may have held the old one, and does not exist in the child
+    _Lock.now = threading.Lock()  # the old lock may be held by a thread that exists only in the parent process, and never releases it
 
 
 if hasattr(os, "register_at_fork"):
@@ -55,7 +55,7 @@ _thread = _Thread()
 
 
 def taking() -> AbstractContextManager[Any]:
-    """Return the lock under which a call takes its number, so that two threads do not take the same."""
+    """Return the lock under which a call takes its number, so that two threads do not take the same number."""
     return _Lock.now
 
 
@@ -124,7 +124,7 @@ class Counter(RuntimeModule):
             )
 
     def _is_frozen(self) -> bool:
-        """Whether this thread repeats a call. While any thread is in a block, all do except those that have left their own blocks."""
+        """Whether this thread repeats a call: while any thread is in a block, all threads do except those that have left a block."""
         return self.frozen_call is not None and _thread.token not in self.left
 
     def of_call(self, counts: bool) -> Tensor:
@@ -231,7 +231,7 @@ class Counter(RuntimeModule):
                     self._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
 
     def freeze(self, block: object) -> None:
-        """Begin a block of ``frozen_noise``: until this thread's blocks end, all its calls repeat one call, the next one."""
+        """Begin a block of ``frozen_noise``: until this thread's blocks end, all calls in this thread repeat its next call."""
         with taking():
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
             if self.frozen_call is None:
@@ -243,7 +243,7 @@ class Counter(RuntimeModule):
             self.blocks[block] = (_thread.token, number)
 
     def release(self, block: object) -> None:
-        """End a block. After the last one, go on with the call after those that were taken while the noise was frozen."""
+        """End a block. At the end of the last block, go on with the first call number that was not used while the noise was frozen."""
         with taking():
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):

@@ -27,13 +27,13 @@ class KeyRule(Counter):
 
     product = "keys"
     in_backward_text = (
-        "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
+        "this module runs inside a backward pass: activation checkpointing around the whole module would draw "
         "other masks than the forward did. Put forward and backward into one block of "
-        "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole."
+        "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole module."
     )
     jit_text = (
         "torch.jit.trace would freeze the masks of this call, and use them in every call. Trace the module in eval mode "
-        "(module.eval()), or what graphreg.strip(module) gives."
+        "(module.eval()), or trace graphreg.strip(module)."
     )
     lent_text = (
         "torch.func.functional_call was given the counter of the module's noise: it would not advance, and each call would draw "

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from graphreg.errors import RegularizerError, listed
 
-STATE_VERSION = 1  # of a state without the fields of ``_MORE``
-WITH_MORE = 2
-_MORE = ("state", "clock")  # optional fields
+STATE_VERSION = 1  # the version of a saved dict that has none of the keys in ``_MORE``
+WITH_MORE = 2  # the version of a saved dict with such keys
+_MORE = ("state", "clock")  # the tensors that regularizers keep, and the count of calls in train mode
 
 
 @dataclass(frozen=True)

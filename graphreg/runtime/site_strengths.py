@@ -4,7 +4,7 @@ Element 0 of the tensor is the regularizer's own strength or, if strengths diffe
 several sites, one element for each site follows: for a splice the strength at the site, for a penalty that strength divided by element 0.
 So a penalty that has one strength at all sites multiplies its measurements by 1, which changes no bit of them.
 
-A strength that has a schedule has no such tensor: its elements are in the clock's (``clock.py``), and are never shares.
+A strength that has a schedule has no such tensor. Its elements are in what the clock returns (``clock.py``), and are never divided.
 """
 
 from __future__ import annotations
