@@ -393,7 +393,7 @@ def a_contraction_not_divided_by_the_batch() -> Iterator[None]:
 @fault
 def a_copy_of_another_layout() -> Iterator[None]:
     copies = patched("ir.aliasing:Aliases", "clone_of", lambda was: lambda self, node: packed)
-    places = [patched(place, "clone", lambda was: packed) for place in ("ir.layout", "runtime.runtime_module", "rewriting.invariants")]
+    places = [patched(place, "clone", lambda was: packed) for place in ("ir.layout", "runtime.splice", "rewriting.invariants")]
     with copies, places[0], places[1], places[2]:
         yield
 
