@@ -195,6 +195,8 @@ def of_plain(data: Any) -> Schedule | None:
     if kind == "piecewise":
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given):
             raise RegularizerError(f"piecewise={shown(given)} is not allowed; give a list of pairs [step, strength].")
+        if not all(type(step) is int for step, _ in given) or len({step for step, _ in given}) < len(given):
+            raise RegularizerError(f"piecewise={shown(given)} is not allowed; each step must be a whole number, and occur once.")
         return piecewise(dict(map(tuple, given)), every=every)
     if len(given) != 3:
         raise RegularizerError(f"{kind}={shown(given)} is not allowed; give a list [start, stop, steps], such as [0, 0.5, 1000].")

@@ -20,7 +20,8 @@ from graphreg.tracing import FrontEnd, Traced, trace
 
 RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that zero parts of a value
+_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that replace parts of a value
+_SHIFTS = ("element", "channel")  # those of them that change the variance
 _SRIVASTAVA = "Srivastava et al., JMLR 15 (2014), section 4"
 
 
@@ -109,7 +110,8 @@ def audit(
     dropouts = traced.native_dropout
     acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
     graph = next(iter(traced.graphs.values()))
-    remarks = [*_by_themselves(dropouts)]
+    in_eval = site_nodes(traced.graphs.get("eval") or graph, traced.operations)
+    remarks = [*_by_themselves([each for each in dropouts if each.when != "always" or each.site.name in in_eval])]
     for find in (_before_batch_norm, _stacked):
         remarks += find(graph, traced.operations, acting)
     if optimizer is not None:
@@ -148,7 +150,7 @@ def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence
     found = {}
     for dropout in acting:
         node = nodes.get(dropout.site.name)
-        if node is not None and dropout.kind in _OF_ELEMENTS and (norm := _batch_norm_after(node, operations, sizes)) is not None:
+        if node is not None and dropout.kind in _SHIFTS and (norm := _batch_norm_after(node, operations, sizes)) is not None:
             found[dropout.site.name] = norm
     if found:
         yield Remark(
@@ -166,7 +168,7 @@ def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node
         node, layers = waiting.pop(0)
         for user in node.users:
             module = operations.module(user)
-            if isinstance(module, _BATCH_NORMS) or function_name(user) == "batch_norm":
+            if _keeps_variance(user, module):
                 return str(user.target) if module is not None else user.name
             passed = layers + operations.is_product(user)
             if user in sizes or operations.is_norm(user) or passed > 1 or (user, passed) in seen:
@@ -174,6 +176,14 @@ def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node
             seen.add((user, passed))
             waiting.append((user, passed))
     return None
+
+
+def _keeps_variance(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return whether a node is a batch norm with a running variance, which eval mode uses."""
+    if module is not None:
+        return isinstance(module, _BATCH_NORMS) and module.running_var is not None
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("running_var")
+    return function_name(node) == "batch_norm" and given is not None
 
 
 def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
@@ -195,7 +205,8 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
         for parameter in group["params"]:
             name = names.get(id(parameter))
             known |= name is not None
-            if name is not None and group.get("weight_decay") and _is_bias_or_norm(name, parameter, traced.operations.modules):
+            decays = bool(group.get("weight_decay")) and parameter.requires_grad
+            if name is not None and decays and _is_bias_or_norm(name, parameter, traced.operations.modules):
                 decayed[group["weight_decay"]].append(name)
     if not known:
         raise RegularizerError(

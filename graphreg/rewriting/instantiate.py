@@ -83,8 +83,6 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     rules, streams = Rules(), _streams(plan, names)
     if isinstance(noise, SharedState):
         _add_strengths(rules, plan, noise.key.step.device, noise)
-        for name in rules.places:
-            rules.set_by_site(name, noise.rules.chosen.get(name, {}))
         slots, rules.seeds = noise.slots(streams), dict(noise.seeds)
         key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
     else:
@@ -118,6 +116,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     for child in rules.children():
         assert isinstance(child, RuntimeModule)
         child.rules = (rules,)
+    for name in rules.places if isinstance(noise, SharedState) else ():  # last, because it has the splices read their own elements
+        rules.set_by_site(name, noise.rules.chosen.get(name, {}))
     return rules
 
 

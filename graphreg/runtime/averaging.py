@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from graphreg.runtime.counter import Counter
 from graphreg.runtime.runtime_module import Rules
 
 
@@ -40,3 +41,5 @@ def _follow(averaged: Any, model: nn.Module) -> None:
         for name, buffer in copy.named_buffers():
             if name in theirs:
                 buffer.copy_(theirs[name])
+        for counter in (child for child in copy.children() if isinstance(child, Counter)):
+            counter.free.fill_(counter.frozen_call is None)  # whether the noise is frozen is each module's own

@@ -83,9 +83,12 @@ class ClockRule(Counter):
         return self.numbers.shape[1]
 
     def set(self, places: Sequence[int], values: Sequence[float]) -> None:
-        """Replace the schedules at some places. No compiled graph is compiled again."""
+        """Replace the schedules at some places. Nothing is compiled again, unless a schedule has more pieces than there is room."""
         new = dict(zip(places, map(constant, values), strict=True))
         self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
+        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room():  # of a copy, which has no graph yet
+            self._write(self.schedules)
+            return
         numbers = self.numbers.clone()
         for place, schedule in new.items():
             numbers[place] = _table([schedule], self.room()).to(numbers)[0]

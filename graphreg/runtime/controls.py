@@ -74,7 +74,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
     regularizers keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``. The
     parameters that regularizers learn are not part of it; they are in ``state_dict``. If a strength has a schedule, the state has the count
-    of calls in train mode. Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was
+    of calls in train mode. Strengths are not part of it: if a run changes them, save ``recipe(module)`` too. A native dropout that was
     left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing
     has a state without streams.
     """

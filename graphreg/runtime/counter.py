@@ -97,6 +97,19 @@ class Counter(RuntimeModule):
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy. The copy is in no block of ``frozen_noise``, because the block would never end there.
+
+        It goes on with the call number with which this module will go on if its blocks end now.
+        """
+        state = super().__getstate__()
+        if self.frozen_call is None:
+            return state
+        with taking(), torch.inference_mode(False):
+            step = torch.full_like(self.step, self.call())
+            buffers = {**self._buffers, "step": step, self.product: self.made(step), "free": torch.ones_like(self.free)}
+        return {**state, "_buffers": buffers, "frozen_call": None, "blocks": {}, "left": set(), "beyond": 0}
+
     @abstractmethod
     def made(self, step: Tensor) -> Tensor:
         """Return what the call of number ``step``, int64 [1], needs."""
@@ -268,3 +281,12 @@ class SharedCounter(RuntimeModule):
     def refuse_backward(self) -> None:
         """Do what ``Counter.refuse_backward`` does."""
         self.shared[0].refuse_backward()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def settle(rules: Any) -> None:
+    """Let all counters in a container of runtime modules ``settle``."""
+    for child in rules.children():
+        counter = child.shared[0] if isinstance(child, SharedCounter) else child
+        if isinstance(counter, Counter):
+            counter.settle()

@@ -14,6 +14,7 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import contents_of, has_keys, may_change, shown_contents
 from graphreg.runtime.attach import collect
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
+from graphreg.runtime.counter import settle
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
@@ -138,6 +139,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
+        if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+            settle(rules)  # else compiled code could not save what this call made for the next one
         return result
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share

@@ -315,3 +315,38 @@ def test_strip_refuses_a_block_whose_class_another_library_changed() -> None:
     object.__setattr__(model.layers[1], "__class__", kind)
     graphreg.strip_(model)
     assert type(model.layers[1]) is Residual
+
+
+def test_strengths_by_site_in_graphs_that_are_made_later() -> None:
+    """For another structure of arguments, in a copy and after a change of the model: as without blocks."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            y: Tensor = self.head(x if mask is None else x * mask)
+            return y
+
+    def made(blocks: str | None) -> Any:
+        torch.manual_seed(0)
+        model = graphreg.regularize_(Masked(), dropout={"layers.*.1": 0.01}, rng=0, blocks=blocks)
+        model(x)
+        graphreg.set_strength(model, "dropout", {"layers.0.*": 0.9})
+        return model
+
+    x = torch.randn(16, 8)
+    ours, flat = made("layers.*"), made(None)
+    twins = copy.deepcopy(ours), copy.deepcopy(flat)
+    assert torch.equal(ours(x), flat(x))
+    assert torch.equal(ours(x, torch.ones(8)), flat(x, torch.ones(8)))
+    assert torch.equal(twins[0](x), twins[1](x))
+    assert graphreg.site_strengths(twins[0]) == graphreg.site_strengths(flat) == {"dropout": {"layers.0.1": 0.9, "layers.1.1": 0.01}}
+    for model in (ours, flat):
+        torch.manual_seed(1)
+        model.head = nn.Linear(8, 8)
+    assert torch.equal(ours(x), flat(x))

@@ -144,3 +144,23 @@ def test_what_is_no_optimizer_of_the_model(optimizer: Any, sentence: str) -> Non
     with pytest.raises(RegularizerError) as error:
         graphreg.audit(nn.Linear(2, 2), optimizer=optimizer)
     assert str(error.value) == sentence
+
+
+class Untracked(Of):
+    """Batch norms without a running variance, as a module and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: F.batch_norm(m.bn(m.d(x)), None, None, training=True))
+        self.bn = nn.BatchNorm1d(4, track_running_stats=False)
+
+
+def test_what_eval_mode_does_not_see_is_no_fault() -> None:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        y: Tensor = F.dropout(module.a(x), 0.3) if module.training else module.a(x)
+        return y
+
+    assert graphreg.audit(Of(forward)).ok  # the node is in the graph of train mode alone
+    assert graphreg.audit(Untracked()).ok  # there is no variance of train mode that eval mode would use
+    assert graphreg.audit(Of(lambda m, x: m.bn(F.alpha_dropout(x, 0.3, m.training)))).ok  # which keeps the variance
+    frozen = Of(lambda m, x: m.b(m.a(x))).requires_grad_(False)
+    assert graphreg.audit(frozen, optimizer=torch.optim.SGD(frozen.parameters(), 0.1, weight_decay=0.1)).ok  # nothing is decayed

@@ -808,3 +808,49 @@ def test_a_random_order_of_calls() -> None:
                 module(X)
             count += repeats if kind == "train" else 0
         assert clock(module) == count
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda module: pickle.loads(pickle.dumps(module))])
+@pytest.mark.parametrize("strength", [0.5, schedules.linear(0.2, 0.5, 10)])
+def test_a_copy_that_is_made_while_the_noise_is_frozen_is_not(copied: Callable[[Any], Any], strength: float) -> None:
+    """No block would ever end in it. It goes on where the module goes on after the block."""
+    module = graphreg.regularize(perceptron(), hidden_dropout=strength, rng=0)
+    with graphreg.frozen_noise(module):
+        first = module(X).output
+        twin = copied(module)
+        assert torch.equal(module(X).output, first)
+    expected = [module(X).output for _ in range(3)]
+    assert all(torch.equal(twin(X).output, each) for each in expected)
+    assert not torch.equal(expected[0], expected[1]) and not torch.equal(expected[0], first)
+
+
+def test_an_average_that_is_updated_while_the_noise_is_frozen_is_not() -> None:
+    module = graphreg.regularize(perceptron(), hidden_dropout=0.5, rng=0)
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True)
+    with graphreg.frozen_noise(module):
+        module(X)
+        averaged.update_parameters(module)
+    run = torch.compile(averaged.module, backend="aot_eager", fullgraph=True)
+    assert not torch.equal(run(X).output, run(X).output)
+
+
+def test_compiled_after_inference() -> None:
+    """A call under inference_mode makes what the next call needs; compiled, that call must be able to save it for backward."""
+    module = graphreg.regularize(perceptron(), hidden_dropout=RATES, rng=0)
+    run = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        module(X)
+        run(X)
+    run(X).output.sum().backward()
+    assert clock(module) == 3
+
+
+def test_copies_in_place_have_room_for_the_longest_schedule() -> None:
+    pieces = schedules.piecewise({0: 0.1, 2: 0.2, 3: 0.3})
+    model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4, 4), nn.Dropout(0.1))
+    graphreg.regularize_(model, own_dropout={"0": schedules.linear(0, 0.9, 10), "2": pieces}, rng=0, example_inputs=X)
+    graphreg.set_strength(model, "own_dropout", pieces)
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for _ in range(4):
+        y = model(X)
+        assert all(torch.equal(twin(X), y) for twin in twins)
