@@ -16,13 +16,17 @@ from two_shards import WAYS
 SCRIPT = Path(__file__).parent / "two_shards.py"
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two ranks found."""
-    place = tmp_path_factory.mktemp("shards")
+FIRST = (
+    "blocks and root", "checkpointed", "compiled blocks", "learned parameters", "whole parameters", "in place", "in place, checkpointed",
+)  # fmt: skip
+OTHERS = tuple(way for way in WAYS if way not in FIRST)
+
+
+def ran(place: Path, *ways: str) -> list[dict[str, Any]]:
+    """What each of the two ranks finds in these ways."""
     outs = [place / f"rank{rank}.pt" for rank in (0, 1)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    commands = [[sys.executable, str(SCRIPT), str(rank), str(place / "store"), str(out)] for rank, out in enumerate(outs)]
+    commands = [[sys.executable, str(SCRIPT), str(rank), str(place / "store"), str(out), *ways] for rank, out in enumerate(outs)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
     try:
@@ -35,11 +39,30 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(out) for out in outs]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_sharded_is_whole(found: list[dict[str, Any]], way: str) -> None:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return ran(tmp_path_factory.mktemp("first"), *FIRST, "errors")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return ran(tmp_path_factory.mktemp("others"), *OTHERS)
+
+
+def assert_whole(found: list[dict[str, Any]], way: str) -> None:
     for rank in found:
         ours, theirs = rank[way]
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("way", FIRST)
+def test_sharded_is_whole(found: list[dict[str, Any]], way: str) -> None:
+    assert_whole(found, way)
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_sharded_is_whole_in_other_ways(others: list[dict[str, Any]], way: str) -> None:
+    assert_whole(others, way)
 
 
 def test_without_blocks_the_cure_is_named(found: list[dict[str, Any]]) -> None:
@@ -51,3 +74,16 @@ def test_without_blocks_the_cure_is_named(found: list[dict[str, Any]]) -> None:
 def test_contractive_is_refused(found: list[dict[str, Any]]) -> None:
     for rank in found:
         assert "differentiates the model within its forward, and FSDP2 would free" in rank["contractive"]
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("without blocks in place", "layers.0 has a hook, and in train mode the model runs as a graph"),
+        ("contractive in place", "FSDP2 would free and average parameters during that. Leave this penalty out"),
+        ("traced when sharded", "it can be traced only while its parameters are whole"),
+        ("stripped when sharded", "another library has changed the class of a block of this model to FSDPResidual"),
+    ],
+)
+def test_what_is_refused_in_place(found: list[dict[str, Any]], what: str, sentence: str) -> None:
+    assert all(sentence in rank[what] for rank in found)
