@@ -46,7 +46,8 @@ class VaryingStrength(float):
 class Schedule(VaryingStrength):
     """A strength that depends on the number of calls in train mode; ``linear``, ``cosine`` and ``piecewise`` make one.
 
-    It prints as the call that made it, and cannot be computed with.
+    It prints as the call that made it. Python's arithmetic with it raises an error; where only a number can stand, as in ``abs`` or in an
+    operation with a tensor, it is its value that is furthest from 0.
 
     Attributes:
         kind: The name of the function that makes it.
@@ -79,7 +80,9 @@ class Schedule(VaryingStrength):
         return self.kind, self.steps, self.every
 
     def at(self, call: int) -> float:
-        """Return the strength in a call in train mode. ``call``: the number of the call, from 0."""
+        """Return the strength in a call in train mode. ``call``: the number of the call, from 0. RegularizerError: it is negative."""
+        if call < 0:
+            raise RegularizerError(f"the call {call} of {self!r} does not exist; calls are numbered from 0.")
         step = call // self.every
         return next(piece for piece in reversed(self.pieces) if piece.begin <= step).at(step)
 
@@ -97,8 +100,9 @@ class Schedule(VaryingStrength):
     def __repr__(self) -> str:
         every = f", every={self.every}" if self.every > 1 else ""
         if self.kind == "piecewise":
-            return f"piecewise({{{', '.join(f'{step}: {value:g}' for step, value in zip(self.steps, self.values, strict=True))}}}{every})"
-        return f"{self.kind}({self.values[0]:g}, {self.values[1]:g}, {self.steps[0]}{every})"
+            pairs = ", ".join(f"{step}: {_text(value)}" for step, value in zip(self.steps, self.values, strict=True))
+            return f"piecewise({{{pairs}}}{every})"
+        return f"{self.kind}({_text(self.values[0])}, {_text(self.values[1])}, {self.steps[0]}{every})"
 
     __str__ = __repr__
 
@@ -195,8 +199,9 @@ def of_plain(data: Any) -> Schedule | None:
     if kind == "piecewise":
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given):
             raise RegularizerError(f"piecewise={shown(given)} is not allowed; give a list of pairs [step, strength].")
-        if not all(type(step) is int for step, _ in given) or len({step for step, _ in given}) < len(given):
-            raise RegularizerError(f"piecewise={shown(given)} is not allowed; each step must be a whole number, and occur once.")
+        steps = [step for step, _ in given]
+        if not all(_is_whole(step, 0) for step in steps) or len({*steps}) < len(steps):
+            raise RegularizerError(f"piecewise={shown(given)} is not allowed; each step is a whole number, 0 or more, and occurs once.")
         return piecewise(dict(map(tuple, given)), every=every)
     if len(given) != 3:
         raise RegularizerError(f"{kind}={shown(given)} is not allowed; give a list [start, stop, steps], such as [0, 0.5, 1000].")
@@ -211,6 +216,11 @@ def combined(first: float, last: float, function: Callable[[float, float], float
         return function(first, last)
     ours, theirs = (each.values if isinstance(each, Schedule) else (each,) * len(model.values) for each in (first, last))
     return model.with_values(tuple(map(function, ours, theirs)))
+
+
+def _text(value: float) -> str:
+    """Return a number as short as it can be written without a loss."""
+    return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def _ramp(kind: str, start: Any, stop: Any, steps: Any, every: Any) -> Schedule:

@@ -1,7 +1,7 @@
 """Keeps the modules that ``blocks=`` selects as modules that the rewritten module calls.
 
-Plan, rewrite, check and pickle use the flat graph of the whole model, which does not contain these calls. ``outlined`` makes the graphs
-that contain these calls, while the forwards of a rewritten module are generated. ``homes.py`` finds the block calls of each node,
+Plan, rewrite, check and pickle use the flat graph of the whole model, which does not contain these calls. When the forwards of
+a rewritten module are generated, ``outlined`` makes the graphs that contain these calls. ``homes.py`` finds the block calls of each node,
 ``outline.py`` makes a graph for each call of a block, and ``block.py`` has the objects that stand for the blocks. In a model
 that is regularized in place, the model's own modules are the blocks (``placed_block.py``).
 """

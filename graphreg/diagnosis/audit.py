@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from graphreg.diagnosis.findings import told
 from graphreg.errors import RegularizerError, listed, shown
 from graphreg.ir import NORM_MODULES, NativeDropout, Operations, function_name, one_value_over_again, site_nodes, sizes_of
 from graphreg.tracing import FrontEnd, Traced, trace
@@ -46,8 +47,8 @@ class Remark:
     source: str = ""
 
     def __str__(self) -> str:
-        rows = (("observed", self.observed), ("matters", self.matters), ("advice", self.advice), ("source", self.source))
-        return "\n".join([f"{self.kind}: {listed(self.sites)}", *(f"  {name:<9} {text}" for name, text in rows if text)])
+        head = f"{self.kind}: {listed(self.sites)}"
+        return told(head, observed=self.observed, matters=self.matters, advice=self.advice, source=self.source)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ class Finding:
     upstream: str = NONE
 
     def __str__(self) -> str:
-        rows = (("observed", self.observed), ("concerns", listed(self.sites)), ("cure", self.cure), ("upstream", self.upstream))
-        return "\n".join([f"{self.kind}: {self.cause}", *(f"  {name:<9} {text}" for name, text in rows if text)])
+        head, sites = f"{self.kind}: {self.cause}", listed(self.sites)
+        return told(head, observed=self.observed, concerns=sites, cure=self.cure, upstream=self.upstream)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class Diagnosis(RenamedAttributes):
         return "\n".join([self.subject, *map(str, self.findings), *(f"right: {text}" for text in self.right)])
 
 
+def told(head: str, **rows: str) -> str:
+    """Return a line, and below it the rows that have a text, each with its name."""
+    return "\n".join([head, *(f"  {name:<9} {text}" for name, text in rows.items() if text)])
+
+
 def shares(seen: Iterable[tuple[str, float]]) -> str:
     """Return, as text, the share of elements that differ for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)
@@ -96,7 +101,6 @@ def upstream(blamed: Sequence[Setting]) -> str:
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Return the cures as text, joined by ``, or``: ``own_dropout='seeded'`` if any of the operations can be moved to graphreg's streams;
-    ``other``."""
+    """Return the cures as text: ``own_dropout='seeded'`` if any of the operations can be moved to graphreg's streams, and ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

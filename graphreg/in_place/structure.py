@@ -84,7 +84,7 @@ class StructureGraph:
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
         late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
-        hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
+        hooks: The hook dicts of the modules whose operations the graph contains, but which it does not call; each with the module's path.
         blocks: The blocks of the model that the graph calls.
         held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
             object gets these ids.
@@ -188,8 +188,7 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _first_effect(graph: fx.Graph) -> int:
-    """Return the position of the first node that may write or draw: a call of a tensor operation, or of any module but the key and the
-    clock.
+    """Return the position of the first node that may write or draw: a tensor operation, or a module other than the key and the clock.
 
     Not every tensor operation writes or draws. So buffers and random state may be saved without need. That costs little, and is done only
     in the first call with new sizes.
@@ -303,8 +302,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
 
 @contextlib.contextmanager
 def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the context, the forward's signature has a parameter of its own for each argument of the example that ``**kwargs`` would
-    take."""
+    """Within the context, the forward's signature names each argument of the example that ``**kwargs`` would take."""
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
@@ -325,8 +323,9 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the with-block raises, set the key and the clock back to where the call began and, if ``late``, the model's buffers and torch's
-    random state.
+    """If the with-block raises, set the key and the clock back to where the call began.
+
+    If ``late``, also restore the model's buffers and torch's random state.
 
     Raise GraphRegError if the graph has written into an argument before it raised: another graph would write into it once more.
     """

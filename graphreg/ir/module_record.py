@@ -57,7 +57,7 @@ class State:
         mode: Whether the module is in train mode. Used only if ``root`` is empty.
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
-        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
+        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
         blocks: The paths of the modules that stay modules that are called.
         owner: If the blocks are the model's own modules, as in place, the name by which they know this module; else ``""``.
     """

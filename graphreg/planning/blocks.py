@@ -58,7 +58,7 @@ def check_layers(replacing: Iterable[tuple[Site, str, Readers]], blocks: Sequenc
         if (layer := next((path for path in every if path in blocks), None)) is not None:
             raise RegularizerError(
                 f"{name} replaces {site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
-                "layer out of blocks=, or name the module around it."
+                "layer out of blocks=, or name the module around the layer."
             )
 
 

@@ -107,7 +107,7 @@ def _enough_dims(site: Site, dims: int) -> Site:
 
 
 def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
-    """Raise RegularizerError for a site whose shape is known and that the splice cannot take."""
+    """Raise RegularizerError if the splice cannot take the shape of a site. A site of unknown shape passes."""
     for site, steps in sites.items():
         if site.shape is None:
             continue
@@ -122,5 +122,5 @@ def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site])
     if sites and not any(parameters[site.name].requires_grad for site in sites):
         raise RegularizerError(
             f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
-            f"({', '.join(site.name for site in sites[:3])}): it would train nothing. Unfreeze one, or leave it out."
+            f"({', '.join(site.name for site in sites[:3])}), so it would train nothing. Unfreeze one, or leave the penalty out."
         )

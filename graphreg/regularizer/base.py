@@ -16,9 +16,9 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got; zeros if the cell got none.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
   or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
-- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. Without
-  it, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples. For a
-  splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
+- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. If
+  it is None, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
+  For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
 - ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
   them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
 - ``vjp``, for a penalty: computes vector-Jacobian products of the values at all selected sites, with respect to the values that the
@@ -172,8 +172,7 @@ class Regularizer:
         self._check_weight(self.weight)
 
     def _check_weight(self, weight: float) -> None:
-        """Run ``check``; if the strength has a schedule, once with each extreme. Raise RegularizerError for a strength by depth of all
-        sites at once."""
+        """Run ``check``, with each extreme if the strength has a schedule; refuse a strength by depth for all sites at once."""
         for number in extremes(weight) if self.is_scheduled else [weight]:
             object.__setattr__(self, "weight", number)
             try:
@@ -203,7 +202,7 @@ class Regularizer:
             like: For a parameter, its values. For a value, zeros of its shape and dtype, as they were when the model was traced; if the
                 formula takes ``units``, with the axis of units at the end.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
+        raise NotImplementedError(f"{type(self).__name__} has no init_state: write it, and return the state that the formula takes.")
 
     @property
     def is_scheduled(self) -> bool:
@@ -275,7 +274,7 @@ class Regularizer:
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
-        if (number := number_of(value)) is not None:
+        if not isinstance(value, bool) and (number := number_of(value)) is not None:
             return value if isinstance(value, VaryingStrength) else number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
@@ -354,7 +353,7 @@ class Penalty(Regularizer):
     whether they are averaged or added.
 
     Attributes:
-        clean: Whether to measure the value as it is before the splices at its own site.
+        clean: Whether to measure the value that the model computed, before the splices at the same site act on it.
         value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks the value
             at each call; in compiled code, an assertion in the graph checks it.
     """

@@ -39,7 +39,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     if ("state" in names) != makes_state:
-        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes it.")
+        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes the state.")
     if is_splice and "units" in names and "share_axes" in options:
         raise RegularizerError(f"{cls.__name__}: share_axes numbers the axes of z, and __call__ takes units, whose axes lie otherwise.")
     check_arguments(cls.__name__, names, options, is_splice)

@@ -1,5 +1,4 @@
-"""Watches: the runtime modules that measure values for ``graphreg.monitor``; ``place`` adds them to a module's graphs, ``remove`` takes
-them out.
+"""Watches, the runtime modules that measure values for ``graphreg.monitor``. ``place`` adds them to a module, ``remove`` takes them out.
 
 A watch returns nothing to the graph. It keeps one small tensor, which the monitor turns into numbers only when somebody asks for them.
 """

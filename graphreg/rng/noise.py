@@ -93,8 +93,8 @@ def _rank_words(rank: int) -> tuple[int, int]:
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
-    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and again in each epoch. A
-    worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_process``).
+    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and do so again in each epoch.
+    A worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_Process``).
     """
     info = get_worker_info()
     if info is None:

@@ -2,9 +2,9 @@
 
 Open ``rewritten_module.py`` first: ``RewrittenModule`` is the class of the module that ``graphreg.regularize`` returns. Each addition
 to its graph is a call of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``. ``runtime_module.py`` has the
-base class of runtime modules, and the one for splices. ``noise_keys.py`` has the one that returns the keys of the noise; ``penalty.py``,
-``derivative_penalty.py``, ``stateful.py``, ``dropout.py`` and ``attach.py`` have the others. ``controls.py`` and ``sampling.py`` have the
-functions that a user calls on the finished module.
+base class of runtime modules, and ``splice.py`` the class for splices. ``noise_keys.py`` has the runtime module that returns the keys of
+the noise, and ``clock.py`` that of schedules; ``penalty.py``, ``derivative_penalty.py``, ``stateful.py``, ``dropout.py`` and ``attach.py``
+have the other runtime modules. ``controls.py`` and ``sampling.py`` have the functions that a user calls on the finished module.
 """
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current

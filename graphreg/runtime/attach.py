@@ -193,7 +193,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
             return items_by_key
         if type(value) is OrderedDict:
             return OrderedDict(items_by_key)
-        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of one
+        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of a defaultdict
             return defaultdict(value.default_factory, items_by_key)
         new = _copied(value)
         for key, item in items_by_key.items():

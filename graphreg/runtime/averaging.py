@@ -41,5 +41,7 @@ def _follow(averaged: Any, model: nn.Module) -> None:
         for name, buffer in copy.named_buffers():
             if name in theirs:
                 buffer.copy_(theirs[name])
+        for name in original.chosen if copy.chosen != original.chosen else ():  # what recipes read, and which elements splices read
+            copy.set_by_site(name, original.chosen[name])
         for counter in (child for child in copy.children() if isinstance(child, Counter)):
             counter.free.fill_(counter.frozen_call is None)  # whether the noise is frozen is each module's own

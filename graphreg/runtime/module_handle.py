@@ -249,7 +249,7 @@ class ModuleHandle(Handle):
         return {name: state.saved() for name, state in self._saved().items()}
 
     def load_states(self, checked: Mapping[str, Any]) -> None:
-        """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
+        """Load the states of regularizers from a state of the noise. If they do not fit, raise RegularizerError before anything changes."""
         states, saved = self._saved(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(

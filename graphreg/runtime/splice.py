@@ -143,6 +143,6 @@ class SpliceRule(Drawing):
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
         arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
         arguments["units"] = self._moved(z)
-        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
+        if "values" in self.regularizer.takes:  # self.site is read only here: Dynamo compiles a graph for each value of it
             arguments["values"] = {self.site: z}
         return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))

@@ -30,8 +30,8 @@ class StateHolder(RuntimeModule):
 class StatefulTotal(Total):
     """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
 
-    The state is replaced in train mode alone, and neither in a block of ``noise_off`` nor in a transform of torch.func. A forward that a
-    backward pass repeats is refused: it would go on from another state.
+    The state is replaced only in train mode, and neither in a block of ``noise_off`` nor under a transform of torch.func. A forward that a
+    backward pass runs again is refused, because it would start from a state that the first run has replaced.
     """
 
     path = ""  # the root: a call of the whole model is one step

@@ -9,7 +9,7 @@ from torch import nn
 
 from graphreg.torch_internals import Changes
 
-CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # why both front ends make such a module opaque
+CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason that both front ends give
 _LAYER = "GradientCheckpointingLayer"  # the class of transformers whose subclasses checkpoint their own forward
 _FUNCTION = "_gradient_checkpointing_func"  # the attribute with the function that such a layer checkpoints with
 

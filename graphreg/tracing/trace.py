@@ -113,7 +113,8 @@ class Traced(RenamedAttributes):
     @property
     def title(self) -> str:
         """The model's class name, for messages and listings. The suffix of ``GraphModuleImpl``, a class of torch.fx, is left out."""
-        return type(self.model).__name__.removesuffix("Impl")
+        name = type(self.model).__name__
+        return name.removesuffix("Impl") if isinstance(self.model, fx.GraphModule) else name
 
     @cached_property
     def native_dropout(self) -> tuple[NativeDropout, ...]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from block_nets import Residual, Stack
@@ -97,6 +98,8 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "attached": (ATTACHED, lambda **more: sharded(made(**more))),
     "learned parameters": (LEARNED, lambda **more: compiled_blocks(sharded(made(**more)))),
     "learned parameters, checkpointed": (LEARNED, lambda **more: sharded(checkpointed(made(**more)))),
+    "learned parameters, root alone": (LEARNED, lambda **more: fully_shard(made(**more, blocks=None), mesh=init_device_mesh("cpu", (2,)))),
+    "learned parameters, DistributedDataParallel": (LEARNED, lambda **more: DistributedDataParallel(made(**more))),
     "whole parameters": (WHOLE, lambda **more: sharded(made(**more))),
     "in place": ({}, lambda **more: sharded(placed(**more))),
     "in place, checkpointed": ({}, lambda **more: sharded(checkpointed(placed(**more)))),

@@ -1000,3 +1000,12 @@ def test_a_rate_of_the_models_own_dropout() -> None:
     for name in ("1", "own_dropout"):
         with refused(model, NoMatchError, r"no regularizer is named.*Names: none. The rate of a native dropout is set once"):
             graphreg.set_strength(module, name, 0.3)
+
+
+def test_true_is_no_strength() -> None:
+    """It would be taken for 1."""
+    module = graphreg.regularize(nn.Linear(2, 2), weight_l2=0.1)
+    with pytest.raises(RegularizerError, match="weight is True; it must be a finite number"):
+        graphreg.set_strength(module, "weight_l2", True)
+    with pytest.raises(RegularizerError, match="weight is True; it must be a finite number"):
+        WeightL2("*", True)

@@ -854,3 +854,28 @@ def test_copies_in_place_have_room_for_the_longest_schedule() -> None:
     for _ in range(4):
         y = model(X)
         assert all(torch.equal(twin(X), y) for twin in twins)
+
+
+def test_an_average_has_the_strengths_that_were_set_by_site() -> None:
+    """Its splices read them, also within blocks that were made with equal strengths, and its recipe has them."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(), Block())
+    module = graphreg.regularize(blocks, dropout={"*.relu": 0.1}, rng=0, blocks="[01]")
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True)
+    graphreg.set_strength(module, "dropout", {"0.relu": 0.9})
+    averaged.update_parameters(module)
+    assert graphreg.site_strengths(averaged.module) == graphreg.site_strengths(module) == {"dropout": {"0.relu": 0.9, "1.relu": 0.1}}
+    assert graphreg.recipe(averaged.module) == graphreg.recipe(module)
+    assert torch.equal(averaged.module(X).output, module(X).output)
+
+
+def test_its_text_has_every_digit_and_no_call_is_before_the_first() -> None:
+    assert repr(schedules.linear(0, 0.12345678, 10)) == "linear(0, 0.12345678, 10)"
+    with pytest.raises(RegularizerError, match=r"the call -1 of linear\(0, 0\.5, 4\) does not exist; calls are numbered from 0\."):
+        RATES.at(-1)
+
+
+@pytest.mark.parametrize("pairs", [[[0, 0.1], [0, 0.2]], [[[0], 0.1]], [["0", 0.1]], [[0, 0.1], [-1, 0.2]]])
+def test_pairs_of_a_recipe_that_are_no_schedule(pairs: Any) -> None:
+    with pytest.raises(RegularizerError, match=r"each step is a whole number, 0 or more, and occurs once\."):
+        schedules.of_plain({"piecewise": pairs})

@@ -175,7 +175,7 @@ def saved_tensor_hooks() -> None:
         assert door.has_saved_tensor_hooks()
 
 
-@canary("activation checkpointing begins", "the front ends, which refuse it", "before_checkpoints")
+@canary("activation checkpointing begins", "the front ends, which refuse checkpointing", "before_checkpoints")
 def before_checkpoints() -> None:
     for reentrant in (True, False):
         asked = list[int]()

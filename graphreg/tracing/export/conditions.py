@@ -43,8 +43,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
 
 
 def squeezed(value: Tensor, dim: Any = None, **more: Any) -> Iterator[Any]:
-    """For each axis of varying size that ``squeeze`` names, yield the condition that the example meets: either that the size is 1, or that
-    it is not."""
+    """For each axis of varying size that ``squeeze`` names, yield what holds for the example: that the size is 1, or that it is not."""
     with without_proxies():
         for axis in dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,):
             is_one = value.shape[axis] == 1
