@@ -28,6 +28,7 @@ from graphreg.runtime.controls import (
 )
 from graphreg.runtime.counter import Counter
 from graphreg.runtime.derivative_penalty import Derivative, Track
+from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice, storage_of
@@ -70,5 +71,5 @@ __all__ = [
     "in_place_handle", "key_of", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on",
     "own_strength_of_rates", "owned_by", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of", "sample",
     "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "site_strengths", "states_in", "storage_of", "strength_text",
-    "strengths", "strengths_now", "strengths_on", "written_scale", "written_state", "zeros",
+    "strengths", "strengths_now", "strengths_on", "with_plain_gradient", "written_scale", "written_state", "zeros",
 ]  # fmt: skip

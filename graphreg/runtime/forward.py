@@ -16,13 +16,16 @@ from graphreg.runtime.attach import collect
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
 from graphreg.runtime.counter import settle
 from graphreg.runtime.derivative_penalty import run
+from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
+from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
+    is_distributed,
     is_exporting,
     is_traced,
     leaving_no_level,
@@ -139,6 +142,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
+        result = _addable(result)
         if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
             settle(rules)  # else compiled code could not save what this call made for the next one
         return result
@@ -198,10 +202,21 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return result
+    return _addable(result)
 
 
 skip_frame(call_within)
+
+
+def _addable(result: Any) -> Any:
+    """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
+    if not isinstance(result, Regularized):
+        return result
+    tensors: list[Tensor] = []
+    collect(result.output, tensors, [])
+    if not any(map(is_distributed, tensors)):
+        return result
+    return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -12,6 +12,7 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
+from graphreg.runtime.distributed_values import whole_parameter
 from graphreg.runtime.owned_state import SiteState, State
 from graphreg.runtime.penalty import Total, result, uncast, widened
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -45,9 +46,7 @@ class StatefulTotal(Total):
         """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
-            if type(value).__name__ == "DTensor":
-                raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
-            measurement, new = self._measured(value, held, clock)
+            measurement, new = self._measured(whole_parameter(value), held, clock)  # a state is whole on all ranks
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):
                 held.replace(new)

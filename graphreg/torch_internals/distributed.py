@@ -1,0 +1,91 @@
+"""DTensors, which are spread over the ranks of a mesh. torch.distributed.tensor takes half a second to import, so functions import it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_distributed(value: Any) -> bool:
+    """Return whether a value is a DTensor.
+
+    The name of its class is compared, because ``isinstance`` would need the import. Dynamo can trace this function. To
+    ``hasattr(value, "full_tensor")`` Dynamo of torch 2.13 answers no for every tensor.
+    """
+    return type(value).__name__ == "DTensor"
+
+
+def replicated(whole: Tensor, like: Any) -> Any:
+    """Return a DTensor on the mesh of the DTensor ``like`` that has all elements of ``whole`` on each rank.
+
+    ``whole``: a plain tensor that is the same on all ranks. It gets a plain tensor as its gradient.
+    """
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    return DTensor.from_local(whole, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+def without_partial_sums(value: Any) -> Any:
+    """Return a DTensor whose ranks have values. The ranks of a DTensor with the placement ``Partial`` have summands of the values."""
+    from torch.distributed.tensor import Replicate  # noqa: PLC0415
+
+    if not any(placement.is_partial() for placement in value.placements):
+        return value
+    return value.redistribute(placements=[Replicate() if placement.is_partial() else placement for placement in value.placements])
+
+
+def shards(value: Any) -> list[tuple[int, int]] | None:
+    """Return how a DTensor is sharded: for each dimension of the mesh that shards it, the tensor's dimension and the number of shards.
+
+    Return None for a DTensor that has a placement of another kind than ``Shard`` and ``Replicate``. FSDP2 over tensor parallelism has one.
+    """
+    from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
+
+    placed = list(zip(value.placements, value.device_mesh.shape, strict=True))
+    if any(type(placement) not in (Replicate, Shard) for placement, _ in placed):
+        return None
+    return [(placement.dim, size) for placement, size in placed if type(placement) is Shard]
+
+
+def on_all_ranks(answer: bool, like: Any) -> bool:
+    """Return whether ``answer`` is True on all ranks of the mesh of the DTensor ``like``. All these ranks must call this function."""
+    from torch.distributed import ReduceOp, all_reduce  # noqa: PLC0415
+
+    all_true = torch.tensor(int(answer), device=like.device)
+    for dim in range(like.device_mesh.ndim):
+        all_reduce(all_true, ReduceOp.MIN, like.device_mesh.get_group(dim))
+    return bool(all_true)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def uses_fsdp() -> bool:
+    """Return whether ``fully_shard`` (FSDP2) was applied to a module that still lives. Dynamo takes the answer for a constant."""
+    return next(_fsdp_states(), None) is not None
+
+
+def sharded_parameters() -> dict[int, Tensor]:
+    """Return, by the id of each parameter that FSDP2 uses now in place of one of its own, its own parameter: a DTensor, in its own dtype.
+
+    While a module runs, and until it is sharded again, its parameters are gathered tensors, in the dtype of the forward. FSDP2 frees their
+    memory, and takes their gradients, at times of its own. With ``reshard_after_forward=2``, parameters are on a smaller mesh after the
+    forward, and FSDP2 never takes the gradients of these. Its own parameters are those that an optimizer has.
+    """
+    own: dict[int, Tensor] = {}
+    for state in _fsdp_states():
+        groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+        for parameter in (parameter for group in groups if group is not None for parameter in group.fsdp_params):
+            for name in ("_unsharded_param", "_sharded_post_forward_param"):
+                if (other := getattr(parameter, name, None)) is not None:
+                    own[id(other)] = parameter.sharded_param
+    return own
+
+
+def _fsdp_states() -> Iterator[Any]:
+    """Yield the state of each module to which ``fully_shard`` was applied. If nothing has imported it, do not import it."""
+    composable = sys.modules.get("torch.distributed._composable_state")
+    states = [reference() for reference in composable._module_state_mapping.values()] if composable is not None else []
+    return (state for state in dict.fromkeys(states) if type(state).__name__ == "FSDPState")
