@@ -127,25 +127,24 @@ def own_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def whole_parameter(value: Any) -> Any:
     """Return a parameter as a plain tensor that has all elements. If FSDP2 has gathered it for a forward, gather its own again."""
-    if leaves_graph([value]):
-        return in_eager(whole_parameter, value)
     return whole(own_parameters({"": value})[""])
 
 
 def leaves_graph(values: Iterable[Any]) -> bool:
-    """Return whether Dynamo must not compile what is computed of these parameters: FSDP2 may have to be asked for its own parameters."""
-    return torch.compiler.is_dynamo_compiling() and any(map(is_distributed, values)) and uses_fsdp()
+    """Return whether Dynamo must not compile a function of these parameters: only in eager can FSDP2 be asked for its own parameters."""
+    return any(map(is_distributed, values)) and uses_fsdp()
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
     reason="graphreg: a penalty on parameters that FSDP2 shards runs in eager. Compile the blocks, block.compile(), or the whole model "
     "without fullgraph=True"
 )
-def in_eager(function: Callable[..., Any], *args: Any) -> Any:
+def in_eager(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function. Dynamo does not compile it."""
-    return function(*args)
+    return function(*args, **kwargs)
 
 
+@torch.compiler.allow_in_graph  # type: ignore[no-untyped-call,untyped-decorator]  # Dynamo would assume that the gradient is plain
 def with_plain_gradient(total: Tensor) -> Tensor:
     """Return a total, [], whose gradient may be a DTensor. It is one if the total is added to a loss that is a DTensor."""
     plain: Tensor = _WithPlainGradient.apply(total)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from graphreg.runtime.sharding import explained
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
+    has_process_group,
     is_distributed,
     is_exporting,
     is_traced,
@@ -71,8 +72,10 @@ def chosen(
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
         if derivatives and additions in self._modules:
-            return run(code, self, args, kwargs, self._modules[additions], derivatives)
-        return code(self, *args, **kwargs)
+            result = run(code, self, args, kwargs, self._modules[additions], derivatives)
+        else:
+            result = code(self, *args, **kwargs)
+        return _addable(result) if has_process_group() else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -142,7 +145,6 @@ def guarded(additions: str) -> Callable[..., Any]:
             raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
-        result = _addable(result)
         if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
             settle(rules)  # else compiled code could not save what this call made for the next one
         return result
@@ -202,7 +204,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return _addable(result)
+    return result
 
 
 skip_frame(call_within)

@@ -15,7 +15,7 @@ from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, transforms
+from graphreg.torch_internals import assert_async, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
@@ -95,6 +95,12 @@ class Total(RuntimeModule):
         ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
         ``clock``: what the clock returned, [elements], for a strength that has a schedule.
         """
+        if leaves_graph(values):
+            return in_eager(self.total, *values, places=places, clock=clock)  # type: ignore[no-any-return]
+        return self.total(*values, places=places, clock=clock)
+
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None) -> Tensor:
+        """Return the penalty, [], as ``forward`` does."""
         if self.regularizer.on == "parameters":
             values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
         if not values:  # no site of the penalty is in this mode's graph
@@ -116,8 +122,6 @@ class Total(RuntimeModule):
 
     def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
         """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""
-        if leaves_graph(values.values()):
-            return in_eager(self.parameter_measured, values, clock)  # type: ignore[no-any-return]
         return computed(partial(self._formula, clock=clock), own_parameters(values), self.regularizer)
 
     def _formula(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
@@ -129,10 +133,20 @@ class AllSitesTotal(Total):
 
     def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
+        if leaves_graph(values.values()):
+            return in_eager(self.total, values, clock=clock)  # type: ignore[no-any-return]
+        return self.total(values, clock=clock)
+
+    def total(self, values: dict[str, Tensor], *, clock: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Return the penalty, [], as ``forward`` does."""
         if not values:
             return self.weight(torch.float32, clock) * 0
-        total = self.parameter_measured(values, clock)
-        return self.weight(total.dtype, clock) * total
+        measurement = self.parameter_measured(values, clock)
+        return self.weight(measurement.dtype, clock) * measurement
+
+
+for _kind in (Total, AllSitesTotal):
+    skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
 
 
 def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:

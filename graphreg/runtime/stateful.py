@@ -42,7 +42,7 @@ class StatefulTotal(Total):
         super().__init__(regularizer, name, strength)
         self.state, self.held = state, tuple(state.at(site) for site in sites)
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None) -> Tensor:
         """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -17,6 +18,11 @@ def is_distributed(value: Any) -> bool:
     ``hasattr(value, "full_tensor")`` Dynamo of torch 2.13 answers no for every tensor.
     """
     return type(value).__name__ == "DTensor"
+
+
+def has_process_group() -> bool:
+    """Return whether the default process group of torch.distributed exists. There are no DTensors without it."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def replicated(whole: Tensor, like: Any) -> Any:
@@ -53,11 +59,9 @@ def shards(value: Any) -> list[tuple[int, int]] | None:
 
 def on_all_ranks(answer: bool, like: Any) -> bool:
     """Return whether ``answer`` is True on all ranks of the mesh of the DTensor ``like``. All these ranks must call this function."""
-    from torch.distributed import ReduceOp, all_reduce  # noqa: PLC0415
-
     all_true = torch.tensor(int(answer), device=like.device)
     for dim in range(like.device_mesh.ndim):
-        all_reduce(all_true, ReduceOp.MIN, like.device_mesh.get_group(dim))
+        dist.all_reduce(all_true, dist.ReduceOp.MIN, like.device_mesh.get_group(dim))
     return bool(all_true)
 
 
