@@ -21,7 +21,7 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained
+from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
@@ -71,11 +71,13 @@ def chosen(
             code = in_train if self.training else in_eval
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
+        if (in_group := has_process_group()) and additions in self._modules:
+            refuse_parallelized(self, self._modules[additions])
         if derivatives and additions in self._modules:
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return _addable(result) if has_process_group() else result
+        return _addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -134,13 +136,15 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
+        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
+            refuse_parallelized(self, rules)
         try:
             if attach is not None and not torch.compiler.is_compiling():
                 result = _call_attaching(attach, self, args, kwargs)
             else:
                 result = nn.Module.__call__(self, *args, **kwargs)
         except RuntimeError as error:
-            if "DTensor" in str(error) and (why := explained(self, error)):
+            if "DTensor" in str(error) and (why := explained(self)):
                 raise GraphRegError(why) from error
             raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
@@ -196,7 +200,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     try:
         result = call()
     except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module, error)):
+        if "DTensor" in str(error) and (why := explained(module)):
             raise GraphRegError(why) from error
         raise
     finally:
