@@ -21,6 +21,7 @@ from graphreg.regularizer import Regularizer
 from graphreg.rng import compiling
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.torch_internals import (
+    belongs_to_fsdp,
     is_distributed,
     is_fake,
     on_all_ranks,
@@ -28,7 +29,6 @@ from graphreg.torch_internals import (
     sharded_parameters,
     shards,
     transforms,
-    uses_fsdp,
     without_modes,
     without_partial_sums,
 )
@@ -130,9 +130,11 @@ def whole_parameter(value: Any) -> Any:
     return whole(own_parameters({"": value})[""])
 
 
-def leaves_graph(values: Iterable[Any]) -> bool:
+def leaves_graph(parameters: Iterable[Any]) -> bool:
     """Return whether Dynamo must not compile a function of these parameters: only in eager can FSDP2 be asked for its own parameters."""
-    return any(map(is_distributed, values)) and uses_fsdp()
+    if torch.compiler.is_dynamo_compiling():
+        return any(is_distributed(each) and belongs_to_fsdp(each) for each in parameters)
+    return any(map(is_distributed, parameters))  # the code may run in eager because Dynamo has left its graph here
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
@@ -177,7 +179,7 @@ def _computes_on_shards(compute: Compute, name: str, value: Any, formula: Hashab
     All ranks of the mesh must call this function. The first call for a formula, placements and sizes makes a trial.
     """
     parts = shards(value)
-    if not parts or value.device.type == "meta" or is_fake(value.to_local()) or _has_empty_shard(value.shape, parts):
+    if not parts or value.device.type == "meta" or is_fake(value.to_local()) or has_empty_shard(value.shape, parts):
         return False
     shape = small_shape(value.shape, math.prod(size for _, size in parts))
     key = formula, shape, value.placements, value.device_mesh  # other ranks may have tried it on another mesh that this rank is in
@@ -210,16 +212,13 @@ def _value_and_gradient(compute: Compute, name: str, tensor: Any) -> tuple[Tenso
     return total.detach(), whole(torch.autograd.grad(total, leaf)[0])
 
 
-def _has_empty_shard(shape: Sequence[int], parts: Sequence[tuple[int, int]]) -> bool:
+def has_empty_shard(shape: Sequence[int], parts: Sequence[tuple[int, int]]) -> bool:
     """Return whether a rank has no element: then an operation may fail on this rank alone, and the other ranks would wait for it."""
-    least = list(shape)
-    if 0 in least:
-        return True
+    sizes = [{size} for size in shape]
     for dim, count in parts:
-        least[dim] -= (count - 1) * -(-least[dim] // count)  # torch gives each rank the rounded-up share, and the last one the rest
-        if least[dim] <= 0:
-            return True
-    return False
+        shares = {(size, -(-size // count)) for size in sizes[dim]}  # torch gives each rank the rounded-up share, and the last one the rest
+        sizes[dim] = {share for _, share in shares} | {size - (count - 1) * share for size, share in shares}
+    return any(size <= 0 for each in sizes for size in each)
 
 
 def small_shape(shape: Sequence[int], ranks: int) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ class Total(RuntimeModule):
         ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
         ``clock``: what the clock returned, [elements], for a strength that has a schedule.
         """
-        if leaves_graph(values):
+        if self.regularizer.on == "parameters" and leaves_graph(values):
             return in_eager(self.total, *values, places=places, clock=clock)  # type: ignore[no-any-return]
         return self.total(*values, places=places, clock=clock)
 
@@ -133,7 +133,7 @@ class AllSitesTotal(Total):
 
     def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
-        if leaves_graph(values.values()):
+        if self.regularizer.on == "parameters" and leaves_graph(values.values()):
             return in_eager(self.total, values, clock=clock)  # type: ignore[no-any-return]
         return self.total(values, clock=clock)
 

@@ -108,9 +108,10 @@ def _has_parts(placements: Any) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def uses_fsdp() -> bool:
-    """Return whether ``fully_shard`` (FSDP2) was applied to a module that still lives. Dynamo takes the answer for a constant."""
-    return next(_fsdp_states(), None) is not None
+def belongs_to_fsdp(parameter: Tensor) -> bool:
+    """Return whether FSDP2 (``fully_shard``) made a parameter. Dynamo, which has the parameter itself, takes the answer for a constant."""
+    names = ("sharded_param", *_OTHERS)
+    return any(getattr(each, name, None) is parameter for each in _fsdp_parameters() for name in names)
 
 
 def sharded_parameters() -> dict[int, Tensor]:
@@ -120,18 +121,18 @@ def sharded_parameters() -> dict[int, Tensor]:
     memory, and takes their gradients, at times of its own. With ``reshard_after_forward=2``, parameters are on a smaller mesh after the
     forward, and FSDP2 never takes the gradients of these. Its own parameters are those that an optimizer has.
     """
-    own: dict[int, Tensor] = {}
-    for state in _fsdp_states():
-        groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
-        for parameter in (parameter for group in groups if group is not None for parameter in group.fsdp_params):
-            for name in ("_unsharded_param", "_sharded_post_forward_param"):
-                if (other := getattr(parameter, name, None)) is not None:
-                    own[id(other)] = parameter.sharded_param
-    return own
+    pairs = [(getattr(each, name, None), each.sharded_param) for each in _fsdp_parameters() for name in _OTHERS]
+    return {id(other): own for other, own in pairs if other is not None}
 
 
-def _fsdp_states() -> Iterator[Any]:
-    """Yield the state of each module to which ``fully_shard`` was applied. If nothing has imported it, do not import it."""
+_OTHERS = ("_unsharded_param", "_sharded_post_forward_param")  # FSDP2's names for what it uses in place of a parameter of its own
+
+
+def _fsdp_parameters() -> Iterator[Any]:
+    """Yield FSDP2's record of each parameter that it shards. If nothing has imported FSDP2, do not import it."""
     composable = sys.modules.get("torch.distributed._composable_state")
     states = [reference() for reference in composable._module_state_mapping.values()] if composable is not None else []
-    return (state for state in dict.fromkeys(states) if type(state).__name__ == "FSDPState")
+    for state in dict.fromkeys(state for state in states if type(state).__name__ == "FSDPState"):
+        groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+        for group in groups:
+            yield from group.fsdp_params if group is not None else ()
