@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from weakref import WeakSet
 
 import torch
@@ -11,7 +11,14 @@ from torch import fx, nn
 from graphreg.blocks import is_block, is_sharded
 from graphreg.errors import GraphRegError
 from graphreg.ir import addition_of, calls_of, measured_shard, state_of
-from graphreg.torch_internals import has_parallel_hooks, is_distributed, returns_shard, shards_passed
+from graphreg.torch_internals import (
+    COMPILED_MODULE,
+    WRAPPED_MODULE,
+    has_parallel_hooks,
+    is_distributed,
+    returns_shard,
+    shards_passed,
+)
 
 _examined: WeakSet[nn.Module] = WeakSet()  # the containers of the modules that ``refuse_parallelized`` has found right
 
@@ -55,8 +62,8 @@ def _parallelized_wrongly(module: nn.Module, rules: nn.Module) -> str:
     if rules in _examined or state is None or not _has_distributed_parameters(module):
         return ""
     called = _called(state.graphs)
-    for path, inner in module.named_modules():
-        if path and has_parallel_hooks(inner) and not is_block(inner) and not _within(path, called):
+    for path, inner in _named_modules(module):
+        if has_parallel_hooks(inner) and not is_block(inner) and not _within(path, called):
             return (
                 f"parallelize_module was applied to {path!r}, and the emitted code runs the operations inside that module without calling "
                 f"it, so its arguments and result are not distributed. Make it a block that is called: graphreg.regularize(model, ..., "
@@ -122,6 +129,14 @@ def _called(graphs: Mapping[str, fx.Graph]) -> set[str]:
     return {str(target) for op, target in (*calls, *was) if op == "call_module"}
 
 
+def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the submodules by path. Wrappers for checkpoints and of torch.compile do not count in paths."""
+    for path, inner in module.named_modules():
+        names = [name for name in path.split(".") if name not in (WRAPPED_MODULE, COMPILED_MODULE)]
+        if path:
+            yield ".".join(names), inner
+
+
 def _within(path: str, called: set[str]) -> bool:
     return any(path == target or path.startswith(f"{target}.") for target in called)
 
@@ -135,8 +150,8 @@ def explained(module: nn.Module) -> str:
     if state is None:
         return ""
     called = _called(state.graphs)
-    for path, inner in module.named_modules():
-        if path and is_sharded(inner) and not is_block(inner) and not _within(path, called):
+    for path, inner in _named_modules(module):
+        if is_sharded(inner) and not is_block(inner) and not _within(path, called):
             return (
                 f"fully_shard was applied to {path!r}, and the emitted code runs the operations inside that module without calling it, so "
                 f"FSDP2 does not gather its parameters. Make it a block that is called: graphreg.regularize(model, ..., blocks={path!r}), "
