@@ -10,6 +10,7 @@ import re
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; nine ways stay",
+    r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; sixteen ways stay",
     r"test_blocks_in_place\.py::test_compiled_as_a_whole\[False": "with checkpoints around the blocks it stays",
     r"test_blocks_in_place\.py::test_equal_to_flat.*\[(writes|contractive at|no noise|native dropout|nested\])": "the others stay",
     r"blocks/test_flat\.py::test_(copies_and_pickles|stripped_it_is)\w*\[(twice|nested|skips|no noise|inner)": "the others stay",
@@ -210,7 +211,7 @@ SWEEP = {
 NOT_QUICK = {
     r"tests/(compiler|benchmarks|integrations|fuzz)/": "they compile, train, or start processes",
     r"test_(doctor|torch_check|interrupted|cost)\.py": "what they look for is in rare settings, positions, and large models",
-    r"test_(distributed|fsdp|resume|whole|trainer\w+)\.py": "processes of their own",
+    r"test_(distributed|fsdp|penalties_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
     r"test_page\.py": "a browser",
