@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.ir import Steps, Units, widest
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer import Penalty
 from graphreg.rng import compiling
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.torch_internals import (
@@ -42,7 +42,7 @@ _trials: dict[Hashable, bool] = {}  # the answers of ``_computes_on_shards``
 
 
 def computed(
-    compute: Compute, values: Mapping[str, Any], regularizer: Regularizer, reads: Steps | Units | None = None, anywhere: bool = True
+    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, reads: Steps | Units | None = None, anywhere: bool = True
 ) -> Tensor:  # fmt: skip
     """Return the result of a formula, [], a plain tensor. If some tensors are DTensors, the result is the same on all ranks.
 
@@ -139,7 +139,7 @@ def leaves_graph(parameters: Iterable[Any]) -> bool:
         return False
     if torch.compiler.is_dynamo_compiling():
         return uses_fsdp() and any(map(taken_by_fsdp, parameters))
-    return uses_fsdp()  # if this runs in eager because Dynamo has left its graph here, Dynamo would compile what the function calls
+    return bool(uses_fsdp())  # if this runs in eager because Dynamo has left its graph here, Dynamo would compile what the function calls
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
@@ -151,7 +151,7 @@ def in_eager(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-@torch.compiler.allow_in_graph  # type: ignore[no-untyped-call,untyped-decorator]  # Dynamo would assume that the gradient is plain
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo would assume that the gradient is plain
 def with_plain_gradient(total: Tensor) -> Tensor:
     """Return a total, [], whose gradient may be a DTensor. It is one if the total is added to a loss that is a DTensor."""
     plain: Tensor = _WithPlainGradient.apply(total)  # type: ignore[no-untyped-call]
@@ -173,7 +173,7 @@ class _WithPlainGradient(torch.autograd.Function):
 # Trials
 
 
-def _identity(regularizer: Regularizer) -> Hashable:
+def _identity(regularizer: Penalty) -> Hashable:
     """Return what two regularizers have in common that compute the same formula: their class and options."""
     return type(regularizer), tuple((field.name, repr(getattr(regularizer, field.name))) for field in fields(regularizer))
 

@@ -71,8 +71,8 @@ def chosen(
             code = in_train if self.training else in_eval
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
-        if (in_group := has_process_group()) and additions in self._modules:
-            refuse_parallelized(self, self._modules[additions])
+        if (in_group := has_process_group()) and (rules := self._modules.get(additions)) is not None:
+            refuse_parallelized(self, rules)
         if derivatives and additions in self._modules:
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:

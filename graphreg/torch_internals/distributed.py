@@ -76,6 +76,7 @@ def has_parallel_hooks(module: nn.Module) -> bool:
 def returns_shard(module: nn.Module) -> bool | None:
     """Return whether ``parallelize_module`` has a module return a plain tensor of which each rank has a part. None: it was not applied."""
     answer = None
+    style: Any
     for hook in map(_captured, module._forward_hooks.values()):
         function, style = hook.get("output_fn"), hook.get("self")
         if isinstance(function, partial) and function.args and isinstance(function.args[-1], bool):  # ColwiseParallel, RowwiseParallel
@@ -87,6 +88,7 @@ def returns_shard(module: nn.Module) -> bool | None:
 
 def shards_passed(module: nn.Module) -> tuple[tuple[bool, ...], frozenset[str]]:
     """Return which arguments ``PrepareModuleInput`` makes plain tensors of which each rank has a part: by position, and by keyword."""
+    style: Any
     for hook in map(_captured, module._forward_pre_hooks.values()):
         style = hook.get("self")
         if hasattr(style, "desired_input_layouts") and style.use_local_output:

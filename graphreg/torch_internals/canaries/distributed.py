@@ -26,7 +26,7 @@ def alone() -> Iterator[Any]:
     """Open a block with a mesh that has this process alone."""
     made = not dist.is_initialized()
     if made:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield DeviceMesh("cpu", [dist.get_rank()])
     finally:
