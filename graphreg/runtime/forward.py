@@ -77,7 +77,7 @@ def chosen(
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return addable(result) if in_group else result
+        return _addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -136,8 +136,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
-        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
-            refuse_parallelized(self, rules)
+        if rules is not None and not torch.compiler.is_compiling():
+            _before(self, rules)
         try:
             if attach is not None and not torch.compiler.is_compiling():
                 result = _call_attaching(attach, self, args, kwargs)
@@ -151,7 +151,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             watching.after(self)
         if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
             settle(rules)  # else compiled code could not save what this call made for the next one
-        return addable(result) if has_process_group() else result  # of a compiled forward, too, which assumes plain gradients
+        return result if torch.compiler.is_compiling() else _after(result)
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call
@@ -208,13 +208,13 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return addable(result) if has_process_group() else result
+    return result if torch.compiler.is_compiling() else _after(result)
 
 
 skip_frame(call_within)
 
 
-def addable(result: Any) -> Any:
+def _addable(result: Any) -> Any:
     """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
     if not isinstance(result, Regularized):
         return result
@@ -223,6 +223,19 @@ def addable(result: Any) -> Any:
     if not any(map(is_distributed, tensors)):
         return result
     return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _before(module: nn.Module, rules: nn.Module) -> None:
+    """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
+    if has_process_group():
+        refuse_parallelized(module, rules)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after(result: Any) -> Any:
+    """Do after a call what concerns DTensors. A compiled forward assumes that the gradients of its results are plain."""
+    return _addable(result) if has_process_group() else result
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
