@@ -12,8 +12,10 @@ from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, recomputes
+from graphreg.rng import Noise, Window, recomputes
+from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import Drawing, LayerMode, accumulation
+from graphreg.runtime.shards import on_shards
 
 
 class SpliceRule(Drawing):
@@ -57,15 +59,18 @@ class SpliceRule(Drawing):
         for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the splice has a form
         for eval mode.
         """
-        acts = self.acts()
-        if not acts and not self.differs_in_eval():
+        if not self.acts() and not self.differs_in_eval():
             return clone(z) if self.apart else z
-        if self.on_parameter and type(z).__name__ == "DTensor":
-            raise RegularizerError(
-                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-                "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
-                "parameter out."
-            )
+        row = self.row(key)
+        if is_dtensor(z):
+            return on_shards(self, z, row, lengths, clock, others)
+        return self.replaced(z, row, window(z, self.cuts, self.description), lengths, clock, others)
+
+    def replaced(
+        self, z: Tensor, key: Tensor, window: Window | None, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
+    ) -> Tensor:
+        """Replace a value, as ``forward`` does. ``key``: int32 [2]; ``window``: the place of the value in the whole, if it is a part."""
+        acts = self.acts()
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise RegularizerError(
@@ -78,7 +83,7 @@ class SpliceRule(Drawing):
             lengths = self.steps.counts(lengths, z, self.description)
         others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(self.row(key), shared)
+        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(key, shared, window)
         formula = partial(self._formula, lengths=lengths, others=others)
         recompute = self.may_recompute() and recomputes() and not others  # a recomputed formula has z as its only input
         if not acts:
