@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -113,7 +113,8 @@ def audit(
     acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
     graph = next(iter(traced.graphs.values()))
     in_eval = site_nodes(traced.graphs.get("eval") or graph, traced.operations)
-    remarks = [*_by_themselves([each for each in dropouts if each.when != "always" or each.site.name in in_eval])]
+    seen = [each if each.when != "always" or each.site.name in in_eval else replace(each, when="mode") for each in dropouts]
+    remarks = [*_by_themselves(seen)]
     for find in (_before_batch_norm, _stacked):
         remarks += find(graph, traced.operations, acting)
     if optimizer is not None:

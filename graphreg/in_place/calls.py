@@ -28,8 +28,8 @@ class CallForm:
     Attributes:
         names: The names of the forward's parameters that may be given by position.
         defaults: By name of a parameter, its default, if the parameter has one.
-        lists: By name of a parameter whose default may change in place, such as a list: the position of the parameter. For a keyword-only
-            parameter, the number is the first position after all others.
+        lists: By name of a parameter whose default may change in place, such as a list: the position of the parameter; None if it is
+            keyword-only.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
@@ -38,7 +38,7 @@ class CallForm:
         self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
         positions = {name: i for i, name in enumerate(self.names)}
-        self.lists = {name: positions.get(name, len(positions)) for name, default in self.defaults.items() if may_change(default)}
+        self.lists = {name: positions.get(name) for name, default in self.defaults.items() if may_change(default)}
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
@@ -55,7 +55,7 @@ class CallForm:
             if not self._is_default(name, value):
                 parts.append(f"{name}={contents_of(value)}")
         for name, position in self.lists.items():
-            if len(args) <= position and name not in kwargs:
+            if (position is None or len(args) <= position) and name not in kwargs:
                 parts.append(f"{name}={contents_of(self.defaults[name])}")
         parts.sort()
         return ", ".join(parts).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")

@@ -122,7 +122,7 @@ def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> s
         return ""
     if chosen and dict(chosen) != {OWN: regularizer.weight}:
         return f"made with the schedule {regularizer.weight!r}, and set since"
-    # ``Plan.note`` describes a strength by depth, except if the regularizer also has reads of a parameter that it does not replace.
+    # ``Plan.note`` describes a strength by depth.
     return "" if isinstance(regularizer.weight, ByDepth) else f"schedule {regularizer.weight!r}"
 
 

@@ -152,5 +152,6 @@ def has_no_formula(function: Any) -> bool:
 
 
 # Private attributes of tensors that users' code and torch's Python code read. Reading them does not read the elements of the tensor.
-PRIVATE_FACTS = frozenset({"_version", "_base"})
+VERSION = "_version"  # an attribute of tensors that counts the writes into a tensor
+PRIVATE_FACTS = frozenset({VERSION, "_base"})
 PRIVATE_STORAGE = "_typed_storage"  # a method of tensors that gives access to the elements, like the public ``untyped_storage``

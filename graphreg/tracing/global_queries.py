@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import FOREIGN, label_site
+from graphreg.ir import FOREIGN, called_by_foreign_code, label_site
 from graphreg.torch_internals import Changes
 
 QUERIES: dict[str, Callable[[], Any]] = {
@@ -110,7 +110,7 @@ class EnvironmentQueries:
             if "training" not in attributes:  # after the error, Python calls __getattr__, by which a module of torch.jit gives its mode
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
-            if reader is not None and path and path != reader and not _called_by_foreign_code():
+            if reader is not None and path and path != reader and not called_by_foreign_code():
                 self.mode_reads.readers[path] = reader
             return attributes["training"]
 
@@ -145,11 +145,6 @@ class EnvironmentQueries:
             return self._answers.get(name, function())
 
         return ask
-
-
-def _called_by_foreign_code() -> bool:
-    """Return whether the code that reads ``training`` belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def _called_by_tracer() -> bool:
