@@ -125,9 +125,9 @@ class RankMesh:
             return lambda node: WHOLE
         if len(self.tensor) > 1:
             return lambda node: Unknown("is shared along several dimensions")
-        if not has_parallel_layers(root):
+        if not has_parallel_layers(root, self.tensor[0]):
             return lambda node: Unknown("comes from layers that are not parallel in a way that torch records")
-        return sharings(root, graph).__getitem__
+        return sharings(root, graph, self.tensor[0]).__getitem__
 
     def _refuse_penalty(self, rule: Measure, sharing: Sharing) -> None:
         if isinstance(sharing, int):

@@ -36,12 +36,13 @@ class Unknown:
 Sharing = str | int | Unknown  # WHOLE, DTENSOR, the axis that ranks divide, or Unknown
 
 
-def sharings(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, Sharing]:
+def sharings(root: nn.Module, graph: fx.Graph, dimension: str) -> dict[fx.Node, Sharing]:
     """Return how ranks share the value of each node of a graph.
 
     Args:
         root: The rewritten module.
         graph: One of its graphs.
+        dimension: The dimension of the mesh along which these ranks lie.
 
     Raises:
         GraphRegError: A module that the graph does not call has a hook of tensor parallelism, which then never runs.
@@ -49,20 +50,24 @@ def sharings(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, Sharing]:
     _refuse_uncalled(root, graph)
     operations, found = Operations(root), dict[fx.Node, Sharing]()
     for node in graph.nodes:
-        found[node] = _sharing(node, operations, found)
+        found[node] = _sharing(node, operations, found, dimension)
     return found
 
 
-def has_parallel_layers(root: nn.Module) -> bool:
-    """Return whether a parameter of a module is a DTensor."""
-    return any(map(is_dtensor, root.parameters()))
+def has_parallel_layers(root: nn.Module, dimension: str) -> bool:
+    """Return whether ranks along a dimension share a parameter of a module. FSDP shards parameters along other dimensions."""
+    return any(_is_shared(parameter, dimension) for parameter in root.parameters())
 
 
-def _sharing(node: fx.Node, operations: Operations, found: dict[fx.Node, Sharing]) -> Sharing:
+def _is_shared(value: Any, dimension: str) -> bool:
+    return is_dtensor(value) and dimension in (value.device_mesh.mesh_dim_names or (dimension,))
+
+
+def _sharing(node: fx.Node, operations: Operations, found: dict[fx.Node, Sharing], dimension: str) -> Sharing:
     if node.op == "placeholder":
         return WHOLE
     if node.op == "get_attr":
-        return DTENSOR if is_dtensor(_attribute(operations.modules[""], str(node.target))) else WHOLE
+        return DTENSOR if _is_shared(_attribute(operations.modules[""], str(node.target)), dimension) else WHOLE
     module = operations.module(node)
     values = [found[each] for each in node.all_input_nodes]
     if isinstance(module, RuntimeModule):
@@ -72,7 +77,7 @@ def _sharing(node: fx.Node, operations: Operations, found: dict[fx.Node, Sharing
         if not is_local:
             return DTENSOR
         return WHOLE if placement.is_replicate() else int(placement.dim) if placement.is_shard() else Unknown(f"is {placement}")
-    if module is not None and has_parallel_layers(module):
+    if module is not None and has_parallel_layers(module, dimension):
         return Unknown(f"comes from {node.target!r}, whose parameters are DTensors, and which no style of torch made parallel")
     others = [value for value in values if value != WHOLE]
     if not others or any(isinstance(value, Unknown) for value in others):
