@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -20,7 +21,7 @@ import graphreg
 BATCH = torch.randn(8, 3, 8, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 WAYS = (
     "plain", "DTensor", "compiled", "compiled DTensor", "native", "in place", "weights", "without set_ranks",
-    "compiled without set_ranks",
+    "compiled without set_ranks", "sharded",
 )  # fmt: skip
 
 
@@ -64,6 +65,8 @@ def parallel(module: Any, mesh: DeviceMesh, way: str) -> None:
     if way == "weights":
         del styles["out"]
     parallelize_module(module, mesh["tp"], styles)
+    if way == "sharded":
+        fully_shard(module, mesh=mesh["dp"])
 
 
 def steps(module: Any, run: Any, x: Tensor, mesh: DeviceMesh | None = None) -> list[tuple[Tensor, ...]]:
