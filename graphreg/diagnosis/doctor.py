@@ -33,9 +33,9 @@ def doctor(
 
     ``doctor`` compiles tiny functions and compares their masks. One function draws from graphreg's streams. The other functions draw from
     torch's generator, one for each kind of random operation for which the model still uses this generator. If a mask is wrong, ``doctor``
-    repeats the test with changed settings at their defaults, and blames the settings whose defaults cure the fault. The process caches the
-    measurements for each combination of settings. The module, its gradients, the generators, the settings and all compiled code stay as
-    they are.
+    looks for the settings of torch that are not at their defaults, repeats the test with these at their defaults, and blames the settings
+    whose defaults cure the fault. The process caches the measurements for each combination of settings. The module, its gradients, the
+    generators, the settings and all compiled code stay as they are.
 
     Without a module, ``doctor`` tests in a separate process which parts of graphreg work with the installed torch, and whether the private
     parts of torch that graphreg uses have changed.
@@ -52,9 +52,9 @@ def doctor(
         A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong, refused, broken or changed.
 
     Raises:
-        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or backward runs the module again in eager
-            mode outside of a block of ``frozen_noise``.
-        RegularizerError: Another argument is not allowed.
+        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or the backward pass calls the module again
+            without torch.compile and outside of a block of ``frozen_noise``.
+        RegularizerError: The value of ``step``, ``backend`` or ``progress`` is not allowed.
     """
     _check(step, backend, progress)
     if module is None:

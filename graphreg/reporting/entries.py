@@ -11,7 +11,7 @@ from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, co
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
 
-# The names of the parameters in the gradient reach of a penalty: first those that are trained, then those that are frozen.
+# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those with requires_grad, then the frozen ones.
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
 _WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
 # Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
@@ -31,7 +31,8 @@ def entry(
         sites: The sites.
         strength: The present strength.
         totals: The counts of all sites of the model that can be selected.
-        trained: The parameters that receive a gradient from the regularizer's penalty; None if it has no penalty, or if not known.
+        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that the penalty trains, and the frozen
+            ones. None if the regularizer has no penalty, or if the parameters are not known.
         notes: Remarks; empty ones are left out.
         by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
     """
@@ -108,7 +109,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain data for JSON. A function becomes its name in angle brackets, another object the name of its class."""
+    """Convert a value to plain data for JSON. A function becomes its name, and any other object the name of its class, both in angle brackets."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):

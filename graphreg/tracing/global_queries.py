@@ -1,4 +1,4 @@
-"""Handles a forward's queries of global state (``torch.is_grad_enabled()``): answers them, and asserts answers that change the graph.
+"""Answers a forward's queries of global state (``torch.is_grad_enabled()``) during a trace, and finds the answers that decide the graph.
 
 A graph is made for one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another
 graph and a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query,
@@ -41,7 +41,7 @@ class ModeReads:
     """Which modes (``training``) a forward reads while it is traced.
 
     Attributes:
-        readers: By the path of a module whose mode another module reads, the path of the module that reads the mode.
+        readers: A dict. Each key is the path of a module whose mode another module reads; the value is the path of that other module.
         any: Whether the forward reads the mode of any module. If not, it computes the same in both modes.
     """
 
@@ -153,7 +153,9 @@ def _called_by_tracer() -> bool:
 
 
 def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
-    """Return whether a mode may be read unseen, because a class defines ``training`` or code takes all attributes of an object.
+    """Return whether the forward may read a mode without being noticed.
+
+    That is so if a class of the model defines ``training`` itself, or if the model's code mentions ``__dict__`` or ``vars``.
 
     Args:
         model: The model.
@@ -182,7 +184,7 @@ def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: 
         if same({name: other_answer(name)}):
             continue
         submodules = [path for path in paths if path not in ("", *opaque)]
-        if submodules and name != "get_default_dtype":  # a program has one default dtype: assert that
+        if submodules and name != "get_default_dtype":  # all modules share the default dtype, so the graph asserts it
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:
             _assert(graph, name)

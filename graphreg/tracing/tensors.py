@@ -29,7 +29,7 @@ class TensorState:
         key: The key of the tensor's storage.
         geometry: The tensor's shape, strides and offset. Only the shape if the tensor is not strided or if a transform of torch.func has
             wrapped it; nothing if it is uninitialized.
-        version: torch's version counter, which writes in place increase.
+        version: torch's version counter of the tensor, which each write in place increases.
     """
 
     key: StorageKey
