@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch.distributed as dist
@@ -75,7 +75,7 @@ class RegularizerState(Stateful):
         _replaced(modules, named.setdefault)
         try:
             check_states(self._handles, modules)
-            self._check_tensors(given.keys(), named.keys())
+            _check_tensors(given.keys(), named.keys())
             load_states(self._handles, _replaced(modules, lambda key, name: given[key]))
         except RegularizerError as error:
             if not (dist.is_initialized() and dist.get_world_size() > 1):
@@ -84,22 +84,6 @@ class RegularizerState(Stateful):
                 f"{error} If ranks hold different parts of a model (pipeline parallelism), each part needs a key of its own in what "
                 "dcp.save gets, for example f'noise{stage}'."
             ) from error
-
-    def _check_tensors(self, given: Any, named: Any) -> None:
-        """Raise RegularizerError unless the tensors that were loaded are those that the text names."""
-        if given == named:
-            return
-        tensors = listed(sorted(named ^ given), 3)
-        if named - given and any(isinstance(each, ModuleHandle) and not each.is_traced for each in self._handles.values()):
-            raise RegularizerError(
-                f"the checkpoint has tensors that regularizers keep ({tensors}), and DCP did not load them, because this model is "
-                "regularized in place and has no graph yet. Call it once in train mode before you load, or give graphreg.regularize_ "
-                "example_inputs."
-            )
-        raise RegularizerError(
-            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {tensors}. Regularize the "
-            "model as for the run that saved the checkpoint."
-        )
 
     def _warn_of_native_draws(self) -> None:
         """Warn, once, of native dropout that draws from torch's generator, which is not saved."""
@@ -146,6 +130,15 @@ def _read(state: Mapping[str, Any]) -> dict[str, Any]:
         )
     modules: dict[str, Any] = found["modules"]
     return modules
+
+
+def _check_tensors(given: Set[str], named: Set[str]) -> None:
+    """Raise RegularizerError unless the tensors that were loaded are those that the text names."""
+    if other := sorted(named ^ given):
+        raise RegularizerError(
+            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {listed(other, 3)}. "
+            "Regularize the model as for the run that saved the checkpoint."
+        )
 
 
 def _replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict[str, Any]:
