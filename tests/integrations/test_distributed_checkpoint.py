@@ -140,6 +140,16 @@ def test_asynchronous(tmp_path: Path) -> None:
     assert all(map(torch.equal, other.step(), expected))
 
 
+def test_why_the_state_is_one_text(tmp_path: Path) -> None:
+    """Of a plain dict, DCP loads no entry that the present dict lacks, and says nothing."""
+    case, other = Case("backend", 1), Case("backend", 1)
+    case.step()
+    dcp.save({"noise": graphreg.rng_state(case.control)}, checkpoint_id=tmp_path)
+    state = graphreg.rng_state(other.control)
+    dcp.load({"noise": state}, checkpoint_id=tmp_path)
+    assert graphreg.rng_state(case.control)["calls"] and not state["calls"]
+
+
 # What is refused
 
 
