@@ -10,6 +10,7 @@ import re
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; nine ways stay",
+    r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once\[(transformers|lightning)": "accelerate stays; they take long to import",
     r"test_scale_page\.py::test_by_torchrun": "the scripts stay, started by a process that imports torch once for all of them",
     r"test_killed_ranks\.py::test_killed_and_resumed\[aot_eager": "eager stays",
     r"test_distributed_checkpoint\.py::test_saved_on_four_ranks\w+_in_other_ways": "processes of their own; two ways stay",
