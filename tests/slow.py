@@ -9,6 +9,7 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_mesh_ranks\.py::test_a_mesh_is_one_process": "processes of their own; two tensor ranks stay",
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; nine ways stay",
     r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once\[(transformers|lightning)": "accelerate stays; they take long to import",
     r"test_scale_page\.py::test_by_torchrun": "the scripts stay, started by a process that imports torch once for all of them",
