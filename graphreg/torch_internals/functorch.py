@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,13 +53,6 @@ _CODES = {
     for name in ("_flat_vmap", "_chunked_vmap")
     if hasattr(_vmap, name)
 }
-
-
-class Mapping(NamedTuple):
-    """An active vmap: its level and its option ``randomness``."""
-
-    level: int
-    randomness: str
 
 
 @dataclass(frozen=True)
@@ -131,14 +124,18 @@ def is_transform_step(function: object) -> bool:
     return str(getattr(function, "__module__", "")).startswith("torch._functorch")
 
 
-def vmaps() -> tuple[Mapping, ...]:
-    """Return the active vmaps, the outermost first. Their ``randomness`` decides whether all rows get the same mask."""
-    return tuple(_vmap_levels()) if transforms() else ()
+def vmaps() -> tuple[tuple[int, str], ...]:
+    """Return the level and the option ``randomness`` of each active vmap, the outermost first.
+
+    ``randomness`` decides whether all rows get the same mask. The pairs are plain tuples, because Dynamo of torch 2.12 does not trace a
+    loop over named tuples that come from a function of ``assume_constant_result``.
+    """
+    return _vmap_levels() if transforms() else ()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _vmap_levels() -> tuple[Mapping, ...]:
-    return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
+def _vmap_levels() -> tuple[tuple[int, str], ...]:
+    return tuple((each.level(), each.randomness()) for each in _vmaps())
 
 
 def _vmaps() -> list[VmapInterpreter]:
