@@ -162,6 +162,7 @@ from graphreg.torch_internals.operators import (
     schema_of,
 )
 from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.pipelining import PipelineRun, pipeline_run
 from graphreg.torch_internals.random_state import (
     ModuleStack,
     draws_watched,
@@ -191,7 +192,7 @@ __all__ = [
     "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
     "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "WRAPPED_MODULE", "BatchNormBase",
     "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode",
-    "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
+    "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "PipelineRun", "TorchDispatchMode", "asking_wrapper",
     "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints",
     "bound_call", "captured_code", "checkpoint_wrapped", "chunks", "collector_at_rest", "compile_record_of", "compiled_call",
     "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough", "default_of", "define_in_copies",
@@ -203,7 +204,7 @@ __all__ = [
     "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step", "is_wrapped",
     "jit_trace", "kernel_weights", "known_versions", "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lower",
     "make_function_table", "materialized", "module_behind", "name_in", "next_region", "node_namer", "number_of_storage",
-    "on_compilation_start", "on_seeding", "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of",
+    "on_compilation_start", "on_seeding", "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "pipeline_run",
     "plain_number", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet", "raise_interrupt",
     "randomness", "read_weights_again", "recorded_in_operator", "regions", "renew_hooks", "restore_after_trace",
     "restore_fx_patches", "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of",

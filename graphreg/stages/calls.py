@@ -1,0 +1,74 @@
+"""What a call of a stage has to know of the schedule that runs it: how gradients are scaled, and whether the call is only a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from graphreg.errors import GraphRegError
+from graphreg.runtime import Scale, factors, handle_of
+from graphreg.torch_internals import pipeline_run
+
+
+@dataclass(frozen=True)
+class StageCalls:
+    """What ``regularize_stage`` was told of the schedule.
+
+    Attributes:
+        microbatches: The number of microbatches in a step.
+        scale_grads: Whether the schedule divides the gradients by this number at the end of a step.
+    """
+
+    microbatches: int
+    scale_grads: bool
+
+    @contextmanager
+    def call(self, module: nn.Module) -> Iterator[None]:
+        """Return a context for a call of the stage. A call in which torch only finds out shapes does not count: noise and clock go back."""
+        run = pipeline_run()
+        if run is not None and module.training:
+            self._check(run.microbatches, run.scale_grads)
+        if run is None or not run.is_rehearsal:
+            yield
+            return
+        handle = handle_of(module)
+        state = handle.rng_state()
+        try:
+            yield
+        finally:
+            handle.set_rng_state(state)
+
+    def _check(self, microbatches: int | None, scale_grads: bool | None) -> None:
+        if microbatches in (None, self.microbatches) and scale_grads in (None, self.scale_grads):
+            return
+        raise GraphRegError(
+            f"the schedule has n_microbatches={microbatches} and scale_grads={scale_grads}, and regularize_stage was told "
+            f"microbatches={self.microbatches}, scale_grads={self.scale_grads}, so the penalties would have another strength. Give "
+            "regularize_stage what the schedule has."
+        )
+
+
+class StageScale:
+    """The scale of a stage's penalties: each of the microbatches of a step adds its share, if the schedule does not divide the gradients.
+
+    Attributes:
+        scale: The scale of the loss, as ``scale=`` of ``regularize``.
+        parts: The number of shares.
+        __name__: The scale in words, for reports.
+    """
+
+    def __init__(self, scale: Scale | None, parts: int) -> None:
+        self.scale, self.parts = scale, parts
+        self.__name__ = f"1/{parts} in each microbatch"
+
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the stage's loss.
+
+        A loss that the stage returns is scaled by what the user makes of it, and the penalties in it with it.
+        """
+        gradient, share = factors(self.scale, args, kwargs)
+        return gradient / self.parts, share
