@@ -9,29 +9,35 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, listed
 from graphreg.runtime import Scale, factors, handle_of
-from graphreg.torch_internals import pipeline_run
+from graphreg.torch_internals import PipelineRun, pipeline_run
 
 
 @dataclass(frozen=True)
 class StageCalls:
-    """What ``regularize_stage`` was told of the schedule.
+    """What ``regularize_stage`` was told of the schedule, and what a schedule must not do.
 
     Attributes:
         microbatches: The number of microbatches in a step.
         scale_grads: Whether the schedule divides the gradients by this number at the end of a step.
+        of_parameters: The names of the stage's penalties whose gradients go to parameters and to no value.
     """
 
     microbatches: int
     scale_grads: bool
+    of_parameters: tuple[str, ...] = ()
 
     @contextmanager
     def call(self, module: nn.Module) -> Iterator[None]:
-        """Return a context for a call of the stage. A call in which torch only finds out shapes does not count: noise and clock go back."""
+        """Return a context for a call of the stage. A call in which torch only finds out shapes does not count: noise and clock go back.
+
+        Raises:
+            GraphRegError: The schedule that calls the stage is not the one that ``regularize_stage`` was told of.
+        """
         run = pipeline_run()
-        if run is not None and module.training:
-            self._check(run.microbatches, run.scale_grads)
+        if run is not None and run.schedule is not None and module.training:
+            self._check(run)
         if run is None or not run.is_rehearsal:
             yield
             return
@@ -42,14 +48,20 @@ class StageCalls:
         finally:
             handle.set_rng_state(state)
 
-    def _check(self, microbatches: int | None, scale_grads: bool | None) -> None:
-        if microbatches in (None, self.microbatches) and scale_grads in (None, self.scale_grads):
-            return
-        raise GraphRegError(
-            f"the schedule has n_microbatches={microbatches} and scale_grads={scale_grads}, and regularize_stage was told "
-            f"microbatches={self.microbatches}, scale_grads={self.scale_grads}, so the penalties would have another strength. Give "
-            "regularize_stage what the schedule has."
-        )
+    def _check(self, run: PipelineRun) -> None:
+        if (run.microbatches, run.scale_grads) != (self.microbatches, self.scale_grads):
+            raise GraphRegError(
+                f"the schedule has n_microbatches={run.microbatches} and scale_grads={run.scale_grads}, and regularize_stage was told "
+                f"microbatches={self.microbatches}, scale_grads={self.scale_grads}, so the penalties would have another strength. Give "
+                "regularize_stage what the schedule has."
+            )
+        if self.of_parameters and run.splits_backward:
+            kind = type(run.schedule).__name__
+            raise GraphRegError(
+                f"{listed(self.of_parameters)} acts on parameters, and {kind} computes the gradients of parameters from saved gradients of "
+                "values, which these penalties do not have. Use a schedule that does not split the backward pass, such as "
+                "ScheduleInterleaved1F1B, or leave the penalty out and give the optimizer a weight_decay."
+            )
 
 
 class StageScale:

@@ -92,7 +92,8 @@ def regularize_stage(
         found = named_as_in_whole(trace(stage, example_inputs, known), traced_whole, names or {})
         decided = plan_of_stage(plan, traced_whole, found, blocks)
         module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
-    rules_of(module).__dict__["stage"] = StageCalls(microbatches, scale_grads)
+    of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
+    rules_of(module).__dict__["stage"] = StageCalls(microbatches, scale_grads, of_parameters)
     log_plan(decided)
     return compile_if_asked(module, compile)
 
@@ -118,6 +119,12 @@ def _require_seed(plan: Plan, rng: int | None) -> None:
             f"{drawing[0] if drawing else 'own_dropout'} draws, and rng= was not given: each stage would draw a seed by itself. Give all "
             "stages the same number, such as rng=0."
         )
+
+
+def _is_of_parameters(plan: Plan, name: str) -> bool:
+    """Return whether a penalty that acts in the stage measures parameters: the model's, or those that a splice has learned."""
+    regularizer = plan.regularizers[name]
+    return bool(plan.of(name)) and regularizer.has_penalty() and (regularizer.on == "parameters" or isinstance(regularizer, Splice))
 
 
 def _scale(scale: Scale | None, parts: int) -> Any:

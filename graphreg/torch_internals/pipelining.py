@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 _STAGES, _SCHEDULES = "torch.distributed.pipelining.stage", "torch.distributed.pipelining.schedules"
 # The functions that run a stage to find out the shapes of its values: of torch 2.13, of torch 2.10 to 2.12, and of its constructor there.
@@ -12,21 +13,35 @@ _REHEARSALS = ("_forward_metadata_inference", "_shape_inference", "__init__")
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """How a schedule calls a stage.
+    """How a stage is called.
 
     Attributes:
         is_rehearsal: Whether torch runs the stage only to find out the shapes of its values.
-        microbatches: The number of microbatches in a step; None if no schedule runs.
-        scale_grads: Whether the schedule divides the gradients by this number at the end of a step; None if no schedule runs.
+        schedule: The schedule that runs; None if none does.
     """
 
     is_rehearsal: bool
-    microbatches: int | None
-    scale_grads: bool | None
+    schedule: Any = None
+
+    @property
+    def microbatches(self) -> int:
+        """The number of microbatches in a step of the schedule."""
+        return int(self.schedule._n_microbatches)
+
+    @property
+    def scale_grads(self) -> bool:
+        """Whether the schedule divides the gradients by the number of microbatches at the end of a step."""
+        return bool(self.schedule.scale_grads)
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the schedule computes the gradients of a stage's parameters apart from those of its inputs, in a second pass."""
+        order: dict[int, Any] = getattr(self.schedule, "pipeline_order", {})
+        return any(action is not None and action.computation_type.name == "BACKWARD_WEIGHT" for each in order.values() for action in each)
 
 
 def pipeline_run() -> PipelineRun | None:
-    """Return how a schedule of ``torch.distributed.pipelining`` calls the code that is running; None if none does."""
+    """Return how ``torch.distributed.pipelining`` calls the code that is running; None if it does not."""
     if _STAGES not in sys.modules:
         return None
     is_rehearsal, frame = None, sys._getframe(1)
@@ -35,6 +50,6 @@ def pipeline_run() -> PipelineRun | None:
         if where == _STAGES:
             is_rehearsal = bool(is_rehearsal) or frame.f_code.co_name in _REHEARSALS
         elif where == _SCHEDULES and is_rehearsal is not None and hasattr(schedule := frame.f_locals.get("self"), "scale_grads"):
-            return PipelineRun(is_rehearsal, schedule._n_microbatches, schedule.scale_grads)
+            return PipelineRun(is_rehearsal, schedule)
         frame = frame.f_back
-    return None if is_rehearsal is None else PipelineRun(is_rehearsal, None, None)
+    return None if is_rehearsal is None else PipelineRun(is_rehearsal)
