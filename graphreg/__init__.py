@@ -1,4 +1,4 @@
-"""graphreg regularizes an existing PyTorch model by name.
+"""graphreg adds dropout, noise and penalties to an existing PyTorch model, at places that you select by name.
 
 A public name is imported at its first use, so that ``graphreg --help`` and shell completion run without importing torch.
 """
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
-from graphreg.old_pickles import refuse_old_modules  # above the TYPE_CHECKING block, mypy would take its names for modules
+# If this import stood above the TYPE_CHECKING block, mypy would take the names that the block imports for modules.
+from graphreg.old_pickles import refuse_old_modules
 
 __version__ = "0.1.0"
 refuse_old_modules()
@@ -72,7 +73,7 @@ _ROOMS = {
     "verification": ("verify",),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ("schedules",)  # public modules that are attributes without an import of their own
+_MODULES = ("schedules",)  # public modules that ``__getattr__`` imports when they are first used
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [

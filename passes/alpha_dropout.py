@@ -26,6 +26,8 @@ class AlphaDropout(Splice, keys=("alpha_dropout",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    separable = "elements"
+
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
 

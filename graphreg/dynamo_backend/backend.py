@@ -328,6 +328,11 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def set_ranks(self, ranks: Any) -> None:
         """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
+        if ranks not in ("differ", "same"):
+            raise GraphRegError(
+                "set_ranks(mesh=...) needs the whole graph of a model, and a backend sees it in parts. Use graphreg.regularize; or give "
+                "'differ' or 'same'."
+            )
         self.streams.alike = ranks == "same"
 
     def frozen_noise(self) -> AbstractContextManager[None]:

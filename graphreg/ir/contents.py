@@ -34,6 +34,11 @@ _SETS = (set, frozenset)
 _BUFFERS = (bytearray, array.array)
 
 
+def called_by_foreign_code() -> bool:
+    """Return whether the code that called the caller belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
+
+
 def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) -> str:
     """Describe an argument: values that a forward can tell apart have different texts. Dynamo traces this function.
 

@@ -178,11 +178,10 @@ class Plan(RenamedAttributes):
         """Describe what the table leaves out: ``wrt``, reads that are not replaced, how a strength depends on depth, axes of units."""
         if name in self.slices:
             return self.slices[name].note()
-        if stays := [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
-            return listed(stays)
+        stays = [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
-        return "; ".join(filter(None, (depth, units_note(read_as) if read_as else "")))
+        return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "")))
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""

@@ -61,6 +61,7 @@ from graphreg.regularizer.units import check_axis
 from graphreg.schedules import VaryingStrength
 
 On = Literal["values", "parameters"]
+Separable = Literal["nothing", "examples", "elements"]
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
 
 
@@ -293,6 +294,8 @@ class Splice(Regularizer):
         rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
         readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
+        separable: What the formula treats one by one, so that ranks which share a value may each replace a part of it: ``"elements"``,
+            ``"examples"`` (along axis 0), or ``"nothing"``. Its draws must have the shape of z, or share axes by ``shared=``.
     """
 
     _: KW_ONLY
@@ -303,6 +306,7 @@ class Splice(Regularizer):
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
     penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
     off_at_zero: ClassVar[bool] = True
+    separable: ClassVar[Separable] = "nothing"
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         if "in_eval" in cls.__dict__:

@@ -140,9 +140,17 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
 
 
 def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Compute ``words`` for any indices. Each block of 2**31 indices has its own key, as if the block were another stream."""
-    k0, k1 = lane_keys(key[0], key[1], lane)
-    index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
+    """Compute ``words`` for indices that may be 2**31 or more."""
+    return words_at(key, torch.arange(start, start + count, dtype=torch.int64, device=key.device), lane)
+
+
+def words_at(key: Tensor, index: Tensor, lane: int) -> Tensor:
+    """Hash any indices: int32 [2] key, int64 [shape] indices -> int32 [shape] random words.
+
+    Each block of 2**31 indices has its own key, as if the block were another stream.
+    """
+    k0, k1 = (key[:1], key[1:]) if index.dim() else (key[0], key[1])
+    k0, k1 = lane_keys(k0, k1, lane)
     block = (index >> 31).to(torch.int32) * signed(GOLDEN >> 32)
     drawn: Tensor = mix((index & 0x7FFFFFFF).to(torch.int32), k0 + block, k1 ^ block)
     return drawn

@@ -6,9 +6,9 @@ compiled with such a backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -17,6 +17,10 @@ from graphreg.ir import RULES
 from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, regularized
 from graphreg.runtime.module_handle import handle_of
+from graphreg.runtime.rank_mesh import RankMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Ranks = Literal["differ", "same"]
 Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of this file take
@@ -131,24 +135,54 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     handle_of(module).set_rng_state(state)
 
 
-def set_ranks(module: Regulated, ranks: Ranks) -> None:
-    """Choose whether the ranks of torch.distributed draw different masks (``"differ"``, the default) or the ``"same"``.
+def set_ranks(
+    module: Regulated,
+    ranks: Ranks | None = None,
+    *,
+    mesh: DeviceMesh | None = None,
+    data: str | Sequence[str] = (),
+    tensor: str | Sequence[str] = (),
+    placements: Mapping[str, Mapping[str, Any]] | None = None,
+    one_batch: bool = False,
+) -> None:
+    """Choose which ranks of torch.distributed draw the same masks: all, none (the default), or as a device mesh says.
 
-    Choose the same masks where the ranks work on one example together, as in tensor parallelism.
+    Give either ``ranks`` or ``mesh``. With ``mesh``, ranks along the dimensions ``data`` draw different masks. Ranks along the dimensions
+    ``tensor``, which work on the same examples together, draw the same mask for a value that each of them has whole, and their parts of one
+    mask for a value that they divide: the masks that one process would draw. Call this function after ``parallelize_module``, because the
+    placements of values follow from the layers that it made parallel. Ranks along any other dimension draw the same masks.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or, without ``mesh``, a backend.
         ranks: ``"differ"`` or ``"same"``.
+        mesh: A device mesh whose dimensions have names.
+        data: The dimensions of the mesh along which ranks have different examples, such as ``("dp",)``.
+        tensor: The dimensions along which ranks work on the same examples together, such as ``("tp",)``.
+        placements: How ranks share values where this cannot be inferred: a dict from a selector of splices' sites to a dict from a
+            dimension of ``tensor`` to ``Shard(axis)`` or ``Replicate()``.
+        one_batch: Whether ranks along ``data`` draw the rows of one batch, as one process with the whole batch would. This requires that
+            axis 0 of each value has the examples, and that all ranks have equally many, in the order of the ranks.
 
     Raises:
-        RegularizerError: ``ranks`` is anything else.
-        GraphRegError: The module draws no noise.
+        RegularizerError: An argument is not allowed, or ranks divide a value that a splice has to see as a whole.
+        GraphRegError: The module draws no noise; or how ranks share a value is not known; or a penalty would measure a part of a value.
     """
     handle = handle_of(module)
     handle.require_draws()
+    if mesh is not None:
+        if ranks is not None:
+            raise RegularizerError("set_ranks takes either 'differ' or 'same', or mesh= with the dimensions data= and tensor=, not both.")
+        handle.set_ranks(RankMesh(mesh, _names(data), _names(tensor), dict(placements or {}), one_batch))
+        return
+    if data or tensor or placements or one_batch:
+        raise RegularizerError("data=, tensor=, placements= and one_batch= belong to mesh=, the device mesh whose dimensions they name.")
     if ranks not in ("differ", "same"):
-        raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
+        raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks), 'same', or mesh=.")
     handle.set_ranks(ranks)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.compiler import recompute_in_backward
+from graphreg.errors import RegularizerError
 from graphreg.ir import rate_of
 from graphreg.planning import NativeDropoutEdit
 from graphreg.rng import Noise, recomputes
+from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
 
@@ -84,7 +86,12 @@ class NativeDropoutRule(Drawing):
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
         if _is_off(p) or noise is None or not self._acts(arguments):
             return z
-        y = self._replaced(z, p, Noise(self.row(noise)), arguments)
+        if is_dtensor(z):
+            raise RegularizerError(
+                f"{self.description}: the value is a DTensor, and graphreg draws only for plain tensors here. Leave the dropout to torch: "
+                "own_dropout='keep'."
+            )
+        y = self._replaced(z, p, Noise(self.row(noise), (), window(z, self.cuts, self.description)), arguments)
         return z.copy_(y) if self._writes(arguments) else y
 
     def _rate(self, arguments: Mapping[str, Any]) -> float:
@@ -117,8 +124,8 @@ class NativeDropoutRule(Drawing):
             return z * 0  # as torch does
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-            shape = self._shape(z, arguments)
-            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight.to(accumulation(z.dtype))).to(z.dtype)
+            shared = [axis for axis, size in enumerate(self._shape(z, arguments)) if size != z.shape[axis]]
+            mask = noise.keep(z, weight.to(accumulation(z.dtype)), shared).to(z.dtype)
             return self._dropped(z, mask, weight if isinstance(p, Tensor) else p, arguments)
 
         weight = _as_tensor(p, z)

@@ -29,6 +29,7 @@ from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import Saved, State, states_in
+from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
@@ -221,7 +222,7 @@ class ModuleHandle(Handle):
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
-        key.alike = checked["ranks"] == "same"
+        key.alike = checked["ranks"] == "same" and key.position is None
         key.seek(checked["call"])
 
     def asked(self) -> Asked:
@@ -262,7 +263,18 @@ class ModuleHandle(Handle):
             state.load(saved[name])
 
     def set_ranks(self, ranks: Any) -> None:
-        self._drawing_key().alike = ranks == "same"
+        key, mesh = self._drawing_key(), ranks if isinstance(ranks, RankMesh) else None
+        found = {} if mesh is None else {rule: cuts for root in self._roots() for rule, cuts in mesh.cuts(root).items()}
+        for rules in self._containers():
+            for child in rules.children():
+                if isinstance(child, Drawing):
+                    child.cuts = found.get(child, ())
+        key.alike = ranks == "same"
+        key.position, key.meshed, key.differing = (None, (), ()) if mesh is None else (mesh.position, mesh.tensor, mesh.differing)
+
+    def _roots(self) -> Sequence[nn.Module]:
+        """Return the rewritten modules whose graphs run."""
+        return [rewritten(self.module)]
 
     @contextmanager
     def frozen_noise(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.site_strengths import OWN, Places
 
 
@@ -263,10 +264,17 @@ class Drawing(RuntimeModule):
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # whether it acts in any mode: a block of noise_on is open
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
+        self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
 
     def row(self, key: Tensor) -> Tensor:
         """Return the row of the keys to draw from, int32 [2]. In the graph of a block (``blocks=``), ``key`` is this row already."""
         return key[self.slot] if key.dim() > 1 else key
+
+    def key_among(self, key: Tensor, mesh: Any) -> Tensor:
+        """Return the key that all ranks of a mesh share, of which each has only a part of the value. ``key``: this rank's, int32 [2]."""
+        source: Any = self.rules[0]._modules["key"]
+        shared: Tensor = getattr(source, "shared", (source,))[0].among(key, mesh)
+        return shared
 
 
 class LayerMode:

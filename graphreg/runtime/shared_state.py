@@ -133,7 +133,8 @@ class SharedState:
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
         twin.choose(self.rules.chosen)
-        twin.key.alike = self.key.alike
+        for name in ("alike", "position", "meshed", "differing"):
+            setattr(twin.key, name, getattr(self.key, name))
         twin.key.seek(self.key.call())
         if self.clock is not None and twin.clock is not None:
             twin.clock.seek(self.clock.call())

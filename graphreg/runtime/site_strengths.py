@@ -23,7 +23,7 @@ class Places:
         sites: The names of the sites; empty for a formula that takes all of them at once. A single site has no element of its own.
         planned: The strength that the plan has for each site.
         relative: Whether the elements after the first are divided by the first, as for a penalty.
-        own: The strength that the plan has for all sites together.
+        own: The strength in the plan that belongs to no particular site. If strengths go by depth, it is the end furthest from 0.
     """
 
     sites: tuple[str, ...] = ()
@@ -43,7 +43,10 @@ class Places:
         return [first, *((value / first if first else 1.0) if self.relative else value for value in values)]
 
     def read(self, elements: Sequence[float]) -> dict[str, float]:
-        """Compute the strength at each site from the elements of the tensor. The product for a penalty is rounded to 15 digits."""
+        """Compute the strength at each site from the elements of the tensor.
+
+        For a penalty, the strength is the product of the first element and the site's element, rounded to 15 significant digits.
+        """
         first, *others = elements
         if not others:
             return dict.fromkeys(self.sites, first)

@@ -127,6 +127,26 @@ def test_a_default_that_changes() -> None:
         Scales.forward.__defaults__[0].append(2.0)
 
 
+def test_a_keyword_only_default_that_changes() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, *more: Tensor, scales: list[float] = [1.0]) -> Tensor:  # noqa: B006
+            h: Tensor = self.layer(x)
+            for each in more:
+                h = h + each
+            for scale in scales:
+                h = h * scale
+            return h
+
+    model, more = graphreg.regularize_(Scales(), weight_l2=0.1, scale=1), torch.randn(4)
+    for _ in range(3):
+        assert torch.equal(model.train()(X, more), model.eval()(X, more))
+        Scales.forward.__kwdefaults__["scales"].append(2.0)
+
+
 class Reads(nn.Module):
     """Reads objects in a list, a list in a dict, tensors in a list and global variables."""
 

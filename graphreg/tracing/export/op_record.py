@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import FOREIGN, SIZE_ATTRIBUTES, SIZES
+from graphreg.ir import SIZE_ATTRIBUTES, SIZES
 from graphreg.torch_internals import HigherOrderOperator
 
 PLAIN = (
@@ -144,11 +144,6 @@ def called_by_operator(depth: int = 2) -> bool:
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
-
-
-def called_by_foreign_code(depth: int = 2) -> bool:
-    """Return whether the calling code belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:

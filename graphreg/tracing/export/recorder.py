@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import elements, is_single_operation
+from graphreg.ir import called_by_foreign_code, elements, is_single_operation
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
@@ -56,7 +56,6 @@ from graphreg.tracing.export.op_record import (
     UnsupportedValue,
     UntraceableModel,
     call_of,
-    called_by_foreign_code,
     called_by_operator,
     holds_tensors,
     map_tensors,
@@ -69,7 +68,7 @@ from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals, sizes_are_numbers
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
-from graphreg.tracing.tensors import SavedTensor, tensors_in
+from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, tensors_in
 
 
 class Recorder(TorchFunctionMode):
@@ -208,6 +207,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_recording():
             self._record_size_reads(size_reads(func), args)
+            if attribute_of(func) in LEFT_IN_TENSORS and func.__name__ == "__get__" and not called_by_foreign_code():
+                raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.ir import SPLITS, Effects, declared, is_in_place, origin_now, short
+from graphreg.ir import SPLITS, Effects, called_by_foreign_code, declared, is_in_place, origin_now, short
 from graphreg.torch_internals import (
     PRIVATE_FACTS,
     PRIVATE_STORAGE,
@@ -28,7 +28,16 @@ from graphreg.torch_internals import (
 )
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.tape_records import StorageFacts, TapeEntry
-from graphreg.tracing.tensors import SavedTensor, StorageKey, TensorState, storage_key, tensors_by_path, tensors_in
+from graphreg.tracing.tensors import (
+    LEFT_IN_TENSORS,
+    SavedTensor,
+    StorageKey,
+    TensorState,
+    reads_what_is_left,
+    storage_key,
+    tensors_by_path,
+    tensors_in,
+)
 
 # Attributes, methods and functions whose result does not depend on a tensor's content, so that no write changes it.
 FACTS = {
@@ -80,6 +89,8 @@ class Tape(TorchFunctionMode):
         if self.tracer.evaluating:
             return func(*args, **kwargs)
         name, tensors = _operation_name(func), list(tensors_in((args, kwargs)))
+        if name in LEFT_IN_TENSORS and not called_by_foreign_code():
+            raise TypeError(reads_what_is_left(name))
         self.check_states(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import FOREIGN, IN_PLACE_NAMES, label_site, origin_now, scope_of
+from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
 
@@ -87,8 +88,8 @@ class Value(fx.Proxy):
         raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
     def __getattr__(self, k: str) -> AttributeProxy:
-        if k in ("grad", "grad_fn"):  # not an AttributeError, because getattr() with a default would catch it
-            raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
+        if k in LEFT_IN_TENSORS:  # not an AttributeError, because getattr() with a default would catch it
+            raise TypeError(reads_what_is_left(k))
         return AttributeProxy(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
