@@ -51,6 +51,7 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
     found = _Names(stage, whole, paths, names)
     for mode, graph in graphs.items():
         found.give(graph, whole.graphs.get(mode) or next(iter(whole.graphs.values())))
+    found.tell_apart()
     root = paths.root()
     opaque = {paths(path): reason for path, reason in stage.opaque_modules.items()}
     traced = replace(stage, model=root, graphs=graphs, values=value_sites(root, graphs), opaque_modules=opaque)
@@ -101,7 +102,8 @@ class _Names:
         self.stage, self.whole, self.paths, self.names = stage, whole, paths, names
         self.constants = {*stage.constants, *whole.constants}
         self.values = {site.name: site for site in stage.values}
-        self.received = set[str]()
+        self.made = set[str]()
+        self.received = dict[str, list[fx.Node]]()
         self.nodes = set[fx.Node]()  # those of the whole model that the stage has
         self.uncertain = dict[str, tuple[str, ...]]()
         self.strange = dict[str, str]()
@@ -112,7 +114,8 @@ class _Names:
         by_name = {own_name(node): node for node in whole.nodes}
         chosen: dict[fx.Node, fx.Node | None] = {}
         for node in graph.nodes:
-            if node.op != "placeholder" and (ours := own_name(node)) in self.names and not self._is_path(ours):
+            ours = own_name(node)
+            if ours in self.names and node.op != "placeholder" and not (self._is_path(ours) and self.names[ours] is not None):
                 chosen[node] = self._chosen(ours, by_name)
         found = counterparts(graph, whole, self.paths, self.constants, chosen)
         inside = {path for node in whole.nodes for path, _ in calls_of(node) or ()}
@@ -154,7 +157,7 @@ class _Names:
             self.nodes.add(source)
             label_site(node, "", *own_labels(source))
         else:
-            self.received.add(labels[0].text)
+            self.received.setdefault(labels[0].text, []).append(node)
             label_site(node, "", replace(labels[0], op="input", module=None))
 
     def _label(self, node: fx.Node, found: Found, inside: set[str]) -> None:
@@ -163,12 +166,19 @@ class _Names:
         if len(theirs) == 1:
             self.nodes.add(theirs[0])
             label_site(node, self.paths(scope_of(node)), *own_labels(theirs[0]))
+            self.made.update(label.text for label in labels_of(theirs[0], self.whole.operations))
         elif theirs:
             self.uncertain[ours] = tuple(own_name(each) for each in theirs)
         elif node.op == "call_module" and (path := self.paths(str(node.target))) in inside:
             self.opaque[path] = None
         elif labels and self._matters(node, ours):
             self.strange[ours] = labels[0].op
+
+    def tell_apart(self) -> None:
+        """Take the name from a value that the stage gets in one mode, if it is the name of one that it computes in the other mode."""
+        for name in self.made.intersection(self.received):
+            for node in self.received.pop(name):
+                label_site(node, "")
 
     def _matters(self, node: fx.Node, name: str) -> bool:
         """Whether a value that the whole model does not have could be one that a regularizer should act on."""
