@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from graphreg.errors import RegularizerError
+from graphreg.torch_internals import TENSOR_REGISTRIES
+
+
+_UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module with the names of those of its buffers that no state_dict has
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Paths:
         for name, parameter in module._parameters.items():
             _put(root, self(_joined(path, name)), parameter, module)
         for name, buffer in module._buffers.items():
-            _put(root, self(_joined(path, name)), buffer, module, name not in module._non_persistent_buffers_set)
+            _put(root, self(_joined(path, name)), buffer, module, name not in getattr(module, _UNSAVED))
         for name, child in module._modules.items():
             if child is not None:
                 self._place(_joined(path, name), child, root)

@@ -113,7 +113,12 @@ def _parameter_edit(edit: Edit, stage: StageTrace) -> Edit | None:
     if here is None:
         return None
     if not isinstance(edit.regularizer, Splice):
-        return replace(edit, site=here) if here.name in stage.first_reads else None
+        if (is_first := stage.first_reads[here.name]) is None:
+            raise GraphRegError(
+                f"{edit.name} at {here.name}: the parameter is read several times in the whole model, and it is not certain whether the first "
+                "of these reads is in this stage, so it is not certain which stage counts the penalty. Leave the parameter out."
+            )
+        return replace(edit, site=here) if is_first else None
     reads = [read for by_name in stage.traced.parameter_reads.values() for read in by_name.get(here.name, ())]
     if not any(read.is_by(edit.readers) for read in reads):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -24,7 +24,8 @@ class StageTrace:
     Attributes:
         traced: The trace. What the stage gets from other stages has the name that it has in the whole model.
         received: The names of the values that the stage gets from other stages.
-        first_reads: The parameters, by their names in the stage, at whose first read in the whole model the stage reads them.
+        first_reads: The parameters, by their names in the stage, at whose first read in the whole model the stage reads them; None for one
+            of which this is not certain.
         uncertain: By the name of a value in the stage that may be one of several: the names of these in the whole model.
         strange: The values of the stage that the whole model does not have, by their names in the stage, each with its operation.
         opaque: The modules that the stage calls as one operation, and into which the trace of the whole model sees.
@@ -32,7 +33,7 @@ class StageTrace:
 
     traced: Traced
     received: frozenset[str]
-    first_reads: frozenset[str]
+    first_reads: Mapping[str, bool | None]
     uncertain: Mapping[str, tuple[str, ...]]
     strange: Mapping[str, str]
     opaque: tuple[str, ...]
@@ -47,8 +48,10 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
     graphs = dict(stage.graphs)
     if len(whole.graphs) > len(graphs):  # the whole model has a graph for each mode, whose values may be numbered in two ways
         graphs = {mode: graph if i == 0 else copy.deepcopy(graph) for i, mode in enumerate(whole.graphs) for graph in graphs.values()}
-    paths = _paths(stage, whole, names)
-    found = _Names(stage, whole, paths, names)
+    given, values = _told_apart(stage, whole, names)
+    paths = Paths.of(stage.model, whole.model, given)
+    _require_parts(stage, whole, paths)
+    found = _Names(stage, whole, paths, values)
     for mode, graph in graphs.items():
         found.give(graph, whole.graphs.get(mode) or next(iter(whole.graphs.values())))
     found.tell_apart()
@@ -59,19 +62,25 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
     return StageTrace(traced, frozenset(found.received), reads, found.uncertain, found.strange, tuple(found.opaque))
 
 
-def _paths(stage: Traced, whole: Traced, names: Names) -> Paths:
-    """Return the paths of the stage in the whole model, after checking ``names``."""
-    there = {*stage.operations.modules, *tensor_names(stage.model)}
-    values = {own_name(node) for graph in stage.graphs.values() for node in graph.nodes} - {""}
-    for ours, theirs in names.items():
-        if ours not in there | values:
-            raise RegularizerError(
-                f"names={{{ours!r}: ...}}: the stage has no module, parameter or value of that name."
-                f"{suggestions_text(ours, sorted(there | values))}"
-            )
-        if theirs is None and ours not in values:
-            raise RegularizerError(f"names={{{ours!r}: None}} is for a value that the whole model does not have, and {ours!r} is none.")
-    paths = Paths.of(stage.model, whole.model, {ours: name for ours, name in names.items() if ours in there and name is not None})
+def _told_apart(stage: Traced, whole: Traced, names: Names) -> tuple[dict[str, str], Names]:
+    """Return what ``names`` says of modules and tensors, and what it says of values."""
+    ours, theirs = ({*each.operations.modules, *tensor_names(each.model)} for each in (stage, whole))
+    our_values, their_values = ({own_name(n) for graph in each.graphs.values() for n in graph.nodes} - {""} for each in (stage, whole))
+    for name, other in names.items():
+        if name not in ours | our_values:
+            near = suggestions_text(name, sorted(ours | our_values))
+            raise RegularizerError(f"names={{{name!r}: ...}}: the stage has no module, parameter or value {name!r}.{near}")
+        if other is None and name not in our_values:
+            raise RegularizerError(f"names={{{name!r}: None}} is for a value that the whole model does not have, and {name!r} is none.")
+        if other is not None and not (name in ours and other in theirs) and not (name in our_values and other in their_values):
+            near = suggestions_text(other, sorted(theirs | their_values))
+            raise RegularizerError(f"names={{{name!r}: {other!r}}}: {whole.title} has nothing like it that is called {other!r}.{near}")
+    paths = {name: other for name, other in names.items() if other is not None and name in ours and other in theirs}
+    return paths, {name: other for name, other in names.items() if name not in paths}
+
+
+def _require_parts(stage: Traced, whole: Traced, paths: Paths) -> None:
+    """Raise RegularizerError unless the parameters of the stage are parameters of the whole model."""
     shapes = dict(_shapes(whole.model))
     for name, shape in _shapes(stage.model):
         theirs = paths(name)
@@ -86,7 +95,6 @@ def _paths(stage: Traced, whole: Traced, names: Names) -> Paths:
                 f"the parameter {theirs!r} has the shape {shape} in the stage, and {shapes[theirs]} in {whole.title}. "
                 "whole= must be the model that the stage is a part of; regularize before you shard."
             )
-    return paths
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
@@ -96,7 +104,7 @@ def _shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
 
 
 class _Names:
-    """Labels the graphs of a stage."""
+    """Labels the graphs of a stage. ``names``: the values whose names the user has given."""
 
     def __init__(self, stage: Traced, whole: Traced, paths: Paths, names: Names) -> None:
         self.stage, self.whole, self.paths, self.names = stage, whole, paths, names
@@ -105,6 +113,7 @@ class _Names:
         self.made = set[str]()
         self.received = dict[str, list[fx.Node]]()
         self.nodes = set[fx.Node]()  # those of the whole model that the stage has
+        self.known = set[fx.Node]()  # those of the stage with a certain counterpart
         self.uncertain = dict[str, tuple[str, ...]]()
         self.strange = dict[str, str]()
         self.opaque: dict[str, None] = {}
@@ -114,11 +123,13 @@ class _Names:
         by_name = {own_name(node): node for node in whole.nodes}
         chosen: dict[fx.Node, fx.Node | None] = {}
         for node in graph.nodes:
-            ours = own_name(node)
-            if ours in self.names and node.op != "placeholder" and not (self._is_path(ours) and self.names[ours] is not None):
-                chosen[node] = self._chosen(ours, by_name)
+            if node.op != "placeholder" and (ours := own_name(node)) in self.names:
+                chosen[node] = by_name.get(self.names[ours] or "")
         found = counterparts(graph, whole, self.paths, self.constants, chosen)
-        inside = {path for node in whole.nodes for path, _ in calls_of(node) or ()}
+        inside: dict[str, list[fx.Node]] = {}
+        for node in whole.nodes:
+            for path, _ in calls_of(node) or ():
+                inside.setdefault(path, []).append(node)
         taken = set[str]()
         for node in graph.nodes:
             record_calls(node, None if (calls := calls_of(node)) is None else tuple((self.paths(path), n) for path, n in calls))
@@ -129,17 +140,6 @@ class _Names:
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr") and node.target not in self.constants:
                 node.target = self.paths(str(node.target))
-
-    def _is_path(self, name: str) -> bool:
-        return name in self.stage.operations.modules
-
-    def _chosen(self, ours: str, by_name: Mapping[str, fx.Node]) -> fx.Node | None:
-        theirs = self.names[ours]
-        if theirs is not None and theirs not in by_name:
-            raise RegularizerError(
-                f"names={{{ours!r}: {theirs!r}}}: {self.whole.title} has no value {theirs!r}.{suggestions_text(theirs, by_name)}"
-            )
-        return None if theirs is None else by_name[theirs]
 
     def _label_input(self, node: fx.Node, read: list[fx.Node], taken: set[str]) -> None:
         """Label an input of the stage: an input of the whole model, or a value of another stage, if it is certain which."""
@@ -160,17 +160,21 @@ class _Names:
             self.received.setdefault(labels[0].text, []).append(node)
             label_site(node, "", replace(labels[0], op="input", module=None))
 
-    def _label(self, node: fx.Node, found: Found, inside: set[str]) -> None:
+    def _label(self, node: fx.Node, found: Found, inside: Mapping[str, Sequence[fx.Node]]) -> None:
+        """Label another node. ``inside``: the nodes of the whole model that were made during calls of a module, by its path."""
         ours, labels, theirs = own_name(node), own_labels(node), found[node]
         label_site(node, self.paths(scope_of(node)))
         if len(theirs) == 1:
             self.nodes.add(theirs[0])
+            self.known.add(node)
             label_site(node, self.paths(scope_of(node)), *own_labels(theirs[0]))
             self.made.update(label.text for label in labels_of(theirs[0], self.whole.operations))
         elif theirs:
             self.uncertain[ours] = tuple(own_name(each) for each in theirs)
         elif node.op == "call_module" and (path := self.paths(str(node.target))) in inside:
             self.opaque[path] = None
+            if len({n for each in inside[path] for outer, n in calls_of(each) or () if outer == path}) == 1:  # the only call
+                self.nodes.update(inside[path])
         elif labels and self._matters(node, ours):
             self.strange[ours] = labels[0].op
 
@@ -186,15 +190,28 @@ class _Names:
         known = name in self.names and self.names[name] is None
         return site is not None and site.selectable and not known and not self.stage.operations.passes_through(node)
 
-    def first_reads(self, traced: Traced) -> frozenset[str]:
-        """Return the names, in the relabelled stage, of the parameters that the stage reads first of all stages.
+    def first_reads(self, traced: Traced) -> dict[str, bool | None]:
+        """Return, by the names of the relabelled stage, whether the stage is the first of all stages to read a parameter; None if unknown.
 
         A parameter that the whole model never reads belongs to every stage that has it.
         """
-        first: dict[str, fx.Node] = {}
-        for reads in self.whole.parameter_reads.values():
-            for name, each in reads.items():
-                first.setdefault(name, each[0].node)
         owner = {label.name: site.name for site in self.whole.parameters for label in site.labels}
-        names = [(site.name, first.get(owner[site.name])) for site in traced.parameters]
-        return frozenset(name for name, node in names if node is None or node in self.nodes)
+        in_whole, here = _reads(self.whole), _reads(traced)
+        return {site.name: self._is_first(in_whole.get(owner[site.name], []), here.get(site.name, [])) for site in traced.parameters}
+
+    def _is_first(self, in_whole: list[fx.Node], here: list[fx.Node]) -> bool | None:
+        """Return whether the first of the whole model's reads of a parameter is in the stage, which has the reads ``here``."""
+        if not in_whole or in_whole[0] in self.nodes:
+            return True
+        if self.known.issuperset(here):
+            return False
+        return True if len(set(in_whole)) == 1 else None
+
+
+def _reads(traced: Traced) -> dict[str, list[fx.Node]]:
+    """Return the nodes that read each parameter, in the first graph that has such a node."""
+    reads: dict[str, list[fx.Node]] = {}
+    for by_name in traced.parameter_reads.values():
+        for name, each in by_name.items():
+            reads.setdefault(name, [read.node for read in each])
+    return reads

@@ -134,6 +134,24 @@ class FirstModes(nn.Module):
         return torch.relu(x * 2) if self.training else x
 
 
+class Shared(nn.Module):
+    """A layer that is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: nn.Module | None = nn.Linear(6, 6)
+        self.layer = nn.Linear(6, 6)
+        self.last: nn.Module | None = nn.Linear(6, 6)
+        self.calls = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first is not None:
+            x = self.first(x)
+        for _ in range(self.calls):
+            x = torch.tanh(self.layer(x))
+        return self.last(x) if self.last is not None else x
+
+
 class Steps(nn.Module):
     """A cell in a loop, whose calls are the steps of one sequence."""
 

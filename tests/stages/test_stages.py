@@ -36,6 +36,7 @@ from stage_nets import (
     Modes,
     Net,
     Recurrent,
+    Shared,
     Steps,
     Tied,
     net,
@@ -310,9 +311,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"microbatches": True}, "microbatches=True is not allowed"),
     ({"scale_grads": 1}, "scale_grads=1 is not allowed"),
     ({"names": ["a"]}, r"names=\['a'\] is not allowed; give a dict"),
-    ({"names": {"layer": "first"}}, r"names=\{'layer': \.\.\.\}: the stage has no module, parameter or value of that name"),
+    ({"names": {"layer": "first"}}, r"names=\{'layer': \.\.\.\}: the stage has no module, parameter or value 'layer'. Near names: layers"),
     ({"names": {"layers": None}}, r"names=\{'layers': None\} is for a value that the whole model does not have, and 'layers' is none"),
-    ({"names": {"tanh": "tanh_7"}}, r"names=\{'tanh': 'tanh_7'\}: Net has no value 'tanh_7'"),
+    ({"names": {"tanh": "tanh_7"}}, r"names=\{'tanh': 'tanh_7'\}: Net has nothing like it that is called 'tanh_7'"),
     ({"names": {"layers.0": "layers.1"}}, "the same name in the whole model, 'layers.1.up.weight'"),
     ({"rng": None}, r"hidden_dropout draws, and rng= was not given: each stage would draw a seed by itself"),
     ({"rng": torch.Generator()}, "rng=.* is not allowed; give an int, the same for all stages"),
@@ -392,6 +393,34 @@ def test_sites_of_several_stages_at_once() -> None:
         stages_of([stage_of(net_, 0)], net_, Together(["layers.1", "layers.2"], 0.1))
     inside = Together(["layers.0", "layers.1"], 0.1)
     assert_whole(stages_of([stage_of(net_, i) for i in range(2)], net_, inside), whole_of(net_, inside), batches(3, 4))
+
+
+def shared_parts() -> tuple[Shared, list[Any]]:
+    """Three stages that call one layer, each once. Which call a stage in the middle makes, its code does not say."""
+    torch.manual_seed(0)
+    model = Shared().double()
+    parts = [copy.deepcopy(model) for _ in range(3)]
+    for i, part in enumerate(parts):
+        part.calls = 1
+        part.first = part.first if i == 0 else None
+        part.last = part.last if i == 2 else None
+    return model, parts
+
+
+def test_a_layer_that_several_stages_call() -> None:
+    model, parts = shared_parts()
+    options: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1}
+    with pytest.raises(graphreg.GraphRegError, match=r"'tanh' of the stage may be tanh, tanh_1, tanh_2 in Shared"):
+        stages_of([parts[1]], model, **options)
+    with pytest.raises(graphreg.GraphRegError, match=r"weight_l2 at layer\.weight: the parameter is read several times in the whole model"):
+        stages_of([parts[1]], model, weight_l2=0.1)
+    stages = [stages_of([part], model, names=n, **options)[0] for part, n in zip(parts, ({}, {"layer": "layer_1"}, {}), strict=True)]
+    assert [entry.sites for stage in stages for entry in graphreg.report(stage).regularizers] == [
+        ("first", "tanh"), ("first.weight", "layer.weight"), ("tanh_1",), (), ("tanh_2",), ("last.weight",)
+    ]  # fmt: skip
+    whole, x = whole_of(model, **options), batches(3, 6)[0]
+    torch.testing.assert_close(run(stages, x), whole(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(stage.penalties()["weight_l2"] for stage in stages), whole.penalties()["weight_l2"])
 
 
 # As a rewritten module
