@@ -129,8 +129,11 @@ def guarded(additions: str) -> Callable[..., Any]:
         rules = self._modules.get(additions)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
-        with stage.call(self):
+        before = stage.begin(self)
+        try:
             return _called(self, rules, args, kwargs)
+        finally:
+            stage.end(self, before)
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
@@ -28,9 +28,9 @@ class StageCalls:
     scale_grads: bool
     of_parameters: tuple[str, ...] = ()
 
-    @contextmanager
-    def call(self, module: nn.Module) -> Iterator[None]:
-        """Return a context for a call of the stage. A call in which torch only finds out shapes does not count: noise and clock go back.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def begin(self, module: nn.Module) -> Mapping[str, Any] | None:
+        """Begin a call of the stage; return the argument ``before`` for ``end``.
 
         Raises:
             GraphRegError: The schedule that calls the stage is not the one that ``regularize_stage`` was told of.
@@ -38,15 +38,13 @@ class StageCalls:
         run = pipeline_run()
         if run is not None and run.schedule is not None and module.training:
             self._check(run)
-        if run is None or not run.is_rehearsal:
-            yield
-            return
-        handle = handle_of(module)
-        state = handle.rng_state()
-        try:
-            yield
-        finally:
-            handle.set_rng_state(state)
+        return handle_of(module).rng_state() if run is not None and run.is_rehearsal else None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def end(self, module: nn.Module, before: Mapping[str, Any] | None) -> None:
+        """End a call. One in which torch only finds out shapes does not count: noise and clock go back."""
+        if before is not None:
+            handle_of(module).set_rng_state(before)
 
     def _check(self, run: PipelineRun) -> None:
         if (run.microbatches, run.scale_grads) != (self.microbatches, self.scale_grads):

@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleavedZeroBubble, SplitPoint, pipeline
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from stage_nets import net, stage_of
@@ -79,7 +81,7 @@ def test_two_ranks_are_the_whole_model(told: list[dict[str, Any]], way: str) -> 
 @pytest.fixture
 def alone() -> Iterator[None]:
     hook = sys.excepthook
-    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
     sys.excepthook = hook
@@ -118,6 +120,22 @@ def test_a_rehearsal_is_no_call(alone: None) -> None:
     step(stage)
     assert len(seen) == 3 and graphreg.rng_state(module)["call"] == 2
     torch.testing.assert_close(torch.cat(seen[1:]), torch.cat([twin(x) for x in data(0)[0].chunk(2)]), **CLOSE)
+
+
+@pytest.mark.parametrize("by", ["torch.compile", "DistributedDataParallel", "mesh"])
+def test_compiled_and_wrapped(alone: None, by: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    module, stage = one_stage()
+    step(stage)
+    other: Any = one_stage()[0]
+    if by == "mesh":
+        graphreg.set_ranks(other, mesh=init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "pp")), data="dp")
+    wrapped = torch.compile(other, backend="aot_eager") if by == "torch.compile" else other
+    step(PipelineStage(DistributedDataParallel(other) if by[0] == "D" else wrapped, 0, 1, torch.device("cpu")))
+    assert not counters["graph_break"] and graphreg.rng_state(other)["call"] == 2
+    ours, theirs = ({name: p.grad for name, p in each.named_parameters()} for each in (other, module))
+    torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_penalties_on_parameters_and_a_backward_pass_in_two_parts(alone: None) -> None:

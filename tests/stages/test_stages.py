@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from graphreg.passes import (
     WeightL1,
     WeightL2,
 )
+from pages import DOCS, run_page
 from stage_nets import (
     FirstFunctions,
     FirstModes,
@@ -472,6 +475,20 @@ def test_report_and_code() -> None:
     assert decays[0] == decays[1] and decays[0].startswith("equivalent SGD weight_decay: ")
     last = graphreg.report(stages_of([stage_of(model, 1)], model, WeightL2("last.*", 0.1))[0]).regularizers[0].notes[-1]
     assert last == graphreg.report(whole_of(model, WeightL2("last.*", 0.1))).regularizers[0].notes[-1]
+
+
+def test_the_page() -> None:
+    assert run_page("pipeline.md")["same"]
+
+
+def test_the_page_has_the_options_and_the_defaults() -> None:
+    told = dict(re.findall(r"^\| `(\w+)=(\S*)` \|", (DOCS / "pipeline.md").read_text(), re.MULTILINE))
+    parameters = inspect.signature(graphreg.regularize_stage).parameters.values()
+    own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    shared = inspect.signature(graphreg.regularize).parameters
+    assert {n: v for n, v in own.items() if n in shared} == {n: p.default for n, p in shared.items() if n in own}
+    assert own.keys() - shared.keys() <= told.keys() and {*shared} - {*own, "model"} == {"regularizers", "keywords", "penalties", "verify"}
+    assert {name: str(own[name]) for name, default in told.items() if default} == {n: d for n, d in told.items() if d}
 
 
 def test_from_a_recipe() -> None:
