@@ -53,8 +53,8 @@ def regularize_(
 
     The first call in train mode traces the model. A later call traces the model again if its arguments have another structure (it gives
     other parameters of the forward, a tensor has another dtype or number of dimensions, or an argument that is no tensor has another
-    value), or if the model has changed (a layer is replaced, or a configuration value is set). All graphs share the noise and the strengths. If the model
-    cannot be traced, the call raises; no call in train mode runs the plain forward.
+    value), or if the model has changed (a layer is replaced, or a configuration value is set). All graphs share the noise and the
+    strengths. If the model cannot be traced, the call raises; no call in train mode runs the plain forward.
 
     ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
 

@@ -110,7 +110,10 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain data for JSON. A function becomes its name, and any other object the name of its class, both in angle brackets."""
+    """Convert a value to plain data for JSON.
+
+    A function becomes its name, and any other object the name of its class, both in angle brackets.
+    """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
