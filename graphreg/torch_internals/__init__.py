@@ -62,6 +62,7 @@ from graphreg.torch_internals.dynamo import (
     skip_frame,
     skipped_code,
     source_of,
+    splits_for_ddp,
     strict_limit,
     translator,
     without_source,
@@ -149,6 +150,7 @@ from graphreg.torch_internals.modules import (
     renew_hooks,
     take_state_version,
     weight_names,
+    wrapped_module,
 )
 from graphreg.torch_internals.node_names import node_namer
 from graphreg.torch_internals.operators import (
@@ -212,9 +214,9 @@ __all__ = [
     "pipeline_run", "plain_number", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet", "raise_interrupt",
     "randomness", "read_weights_again", "recorded_in_operator", "regions", "renew_hooks", "restore_after_trace", "restore_fx_patches",
     "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter", "silence_export",
-    "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "storage_number", "strict_limit",
-    "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here", "transform_level",
-    "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "warn_if_untested", "weight_names", "with_draws_restored",
-    "with_own_code", "without_autograd_cache", "without_functions", "without_modes", "without_proxies", "without_source",
-    "without_transforms", "wrap_engine", "wrapped_functions",
+    "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp", "storage_number",
+    "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here",
+    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "warn_if_untested", "weight_names",
+    "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions", "without_modes", "without_proxies",
+    "without_source", "without_transforms", "wrap_engine", "wrapped_functions", "wrapped_module",
 ]  # fmt: skip
