@@ -26,8 +26,8 @@ from graphreg.planning.plan import Edit, Plan, check_missing, decided, named_onc
 from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
-    "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts",
-    "Strengths", "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites",
-    "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines", "matching_modules",
+    "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
+    "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_option", "check_sites", "check_trainable",
+    "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines", "matching_modules",
     "matching_sites", "missed", "named_once", "plan", "rates_are_scheduled", "readers_of", "require_sites", "warning",
 ]  # fmt: skip

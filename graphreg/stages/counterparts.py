@@ -31,8 +31,8 @@ def counterparts(
         chosen: Operations that the user has named, each with its counterpart; None if the whole model has no such operation.
 
     Returns:
-        By node of the stage, in the order of its graph: the counterparts. A single one if it is certain, none if there is none. Placeholders
-        and the output are left out.
+        By node of the stage, in the order of its graph: the counterparts. A single one if it is certain, none if there is none.
+        Placeholders and the output are left out.
     """
     search = _Search(whole, path, constants)
     for node in stage.nodes:

@@ -10,7 +10,6 @@ from torch import nn
 from graphreg.errors import RegularizerError
 from graphreg.torch_internals import TENSOR_REGISTRIES
 
-
 _UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module with the names of those of its buffers that no state_dict has
 
 
@@ -58,11 +57,11 @@ class Paths:
         for path in tensor_names(self.stage):
             if (other := seen.setdefault(self(path), path)) != path:
                 raise RegularizerError(
-                    f"names= gives {path!r} and {other!r} of the stage the same name in the whole model, {self(path)!r}. Each needs its own."
+                    f"names= gives {path!r} and {other!r} of the stage the same name in the whole model, {self(path)!r}. Give each its own."
                 )
 
     def root(self) -> nn.Module:
-        """Return a module that has the modules and tensors of the stage under their paths in the whole model: the stage, if none differs."""
+        """Return a module with the modules and tensors of the stage under their paths in the whole model: the stage, if none differs."""
         if not self.renamed:
             return self.stage
         root = _container(self.stage, type(self.stage).__name__)

@@ -9,9 +9,9 @@ from torch import nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import Missing, Selector
+from graphreg.pipeline import check_compile, compile_if_asked, log_plan
 from graphreg.planning import OwnDropout, Plan, from_kwargs, instances
 from graphreg.planning import plan as planned
-from graphreg.pipeline import check_compile, compile_if_asked, log_plan
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice, check_flag
 from graphreg.rewriting import rewrite
@@ -88,8 +88,7 @@ def regularize_stage(
         every = [*instances(regularizers), *from_kwargs(traced_whole, **keywords)]
         plan = planned(traced_whole, every, missing, own_dropout, blocks)
         _require_seed(plan, rng)
-        known = traced_whole.front_end if front_end == "auto" and example_inputs is not None else front_end
-        found = named_as_in_whole(trace(stage, example_inputs, known), traced_whole, names or {})
+        found = named_as_in_whole(trace(stage, example_inputs, _like(traced_whole, front_end, example_inputs)), traced_whole, names or {})
         decided = plan_of_stage(plan, traced_whole, found, blocks)
         module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
     of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
@@ -109,6 +108,13 @@ def _check(whole: object, microbatches: object, scale_grads: object, names: obje
         raise RegularizerError(f"names={shown(names)} is not allowed; give a dict from names in the stage to names in the whole model.")
     if rng is not None and (isinstance(rng, bool) or not isinstance(rng, int)):
         raise RegularizerError(f"rng={shown(rng)} is not allowed; give an int, the same for all stages.")
+
+
+def _like(whole: Traced, front_end: FrontEnd, example_inputs: Any) -> FrontEnd:
+    """Return the front end for a stage. By ``"auto"`` it is that of the whole model, because the two give some values other names."""
+    if front_end != "auto" or example_inputs is None:
+        return front_end
+    return "export" if whole.front_end == "export" else "symbolic"
 
 
 def _require_seed(plan: Plan, rng: int | None) -> None:

@@ -31,8 +31,8 @@ def plan_of_stage(plan: Plan, whole: Traced, stage: StageTrace, blocks: Selector
     if plan.slices:
         name = next(iter(plan.slices))
         raise RegularizerError(
-            f"{name}: {type(plan.regularizers[name]).__name__} differentiates the whole forward, and a stage runs a part of it. Use another "
-            "penalty, or train without a pipeline."
+            f"{name}: {type(plan.regularizers[name]).__name__} differentiates the whole forward, and a stage runs a part of it. Use "
+            "another penalty, or train without a pipeline."
         )
     _require_certain(plan, whole, stage)
     edits = tuple(made for edit in plan.edits if (made := _edit(edit, stage)) is not None)
@@ -79,14 +79,14 @@ def _edit(edit: Edit, stage: StageTrace) -> Edit | None:
     who = f"{edit.name} at {edit.site.name}"
     if len(here) < len(edit.sites):
         raise RegularizerError(
-            f"{who}: the calls of the recurrent cell are in several stages ({listed([site.name for site in here], 3)} in this one), and the "
-            "penalty is one over all of them. Put the cell into one stage, or leave it out."
+            f"{who}: the calls of the recurrent cell are in several stages ({listed([site.name for site in here], 3)} in this one), and "
+            "the penalty is one over all of them. Put the cell into one stage, or leave it out."
         )
     names = {site.name for site in stage.traced.values}
     if edit.module_input is not None and edit.module_input not in names:
         raise RegularizerError(
-            f"{who}: the splice may return {edit.module_input}, the module's input, and the stage neither computes it nor gets it. Begin the "
-            "stage with a whole module, or leave the site out."
+            f"{who}: the splice may return {edit.module_input}, the module's input, and the stage neither computes it nor gets it. Begin "
+            "the stage with a whole module, or leave the site out."
         )
     inputs = {str(node.target) for graph in stage.traced.graphs.values() for node in graph.nodes if node.op == "placeholder"}
     if edit.steps is not None and edit.steps.lengths is not None and edit.steps.lengths not in inputs:
@@ -115,8 +115,9 @@ def _parameter_edit(edit: Edit, stage: StageTrace) -> Edit | None:
     if not isinstance(edit.regularizer, Splice):
         if (is_first := stage.first_reads[here.name]) is None:
             raise GraphRegError(
-                f"{edit.name} at {here.name}: the parameter is read several times in the whole model, and it is not certain whether the first "
-                "of these reads is in this stage, so it is not certain which stage counts the penalty. Leave the parameter out."
+                f"{edit.name} at {here.name}: the parameter is read several times in the whole model, and it is not certain whether the "
+                "first of these reads is in this stage, which would then count the penalty. Say which call a value belongs to, as by "
+                "names={'layer': 'layer_1'}, or leave the parameter out."
             )
         return replace(edit, site=here) if is_first else None
     reads = [read for by_name in stage.traced.parameter_reads.values() for read in by_name.get(here.name, ())]
@@ -155,13 +156,13 @@ def _require_certain(plan: Plan, whole: Traced, stage: StageTrace) -> None:
     for path in stage.opaque:
         if inside := [name for name in acting if name.startswith(f"{path}.")]:
             raise NoMatchError(
-                f"the stage calls {path!r} as a whole, and something acts inside it in {whole.title} ({listed(sorted(inside), 3)}). A stage "
-                "that torch.distributed.pipelining.pipeline() made has no such values. Build the stage from the modules of the model, as by "
-                "a copy from which the other layers are deleted; and give both or neither of the two example_inputs."
+                f"the stage calls {path!r} as a whole, and something acts inside it in {whole.title} ({listed(sorted(inside), 3)}). A "
+                "stage that torch.distributed.pipelining.pipeline() made has no such values. Build the stage from the modules of the "
+                "model, as by a copy from which the other layers are deleted; and give both or neither of the two example_inputs."
             )
     if stage.strange and acting:
         ours, op = next(iter(stage.strange.items()))
         raise NoMatchError(
-            f"the stage computes {ours!r} ({op}), and {whole.title} has no such value, so it is not certain what should act there. Build the "
-            f"stage from the code of the whole model. If nothing should act at the value, say so: names={{{ours!r}: None}}."
+            f"the stage computes {ours!r} ({op}), and {whole.title} has no such value, so it is not certain what should act there. Build "
+            f"the stage from the code of the whole model. If nothing should act at the value, say so: names={{{ours!r}: None}}."
         )

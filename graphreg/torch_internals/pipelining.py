@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 _STAGES, _SCHEDULES = "torch.distributed.pipelining.stage", "torch.distributed.pipelining.schedules"
@@ -44,7 +45,8 @@ def pipeline_run() -> PipelineRun | None:
     """Return how ``torch.distributed.pipelining`` calls the code that is running; None if it does not."""
     if _STAGES not in sys.modules:
         return None
-    is_rehearsal, frame = None, sys._getframe(1)
+    is_rehearsal: bool | None = None
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         where = frame.f_globals.get("__name__")
         if where == _STAGES:

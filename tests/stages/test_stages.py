@@ -17,14 +17,9 @@ import graphreg
 from graphreg import schedules
 from graphreg.passes import (
     BernoulliDropout,
-    DeCov,
     DropConnect,
-    DropPath,
     EmbeddingDropout,
     HiddenL1,
-    L0Gates,
-    L2SP,
-    LayerDrop,
     RecurrentState,
     WeightL1,
     WeightL2,
@@ -244,7 +239,7 @@ def test_a_tied_parameter_counts_in_the_stage_that_reads_it_first() -> None:
 
 def test_a_splice_on_a_tied_parameter() -> None:
     model, parts = tied_parts()
-    with pytest.raises(graphreg.RegularizerError, match=r"drop_connect at embedding\.weight: the parameter is tied.*has it as head\.weight"):
+    with pytest.raises(graphreg.RegularizerError, match=r"drop_connect at embedding\.weight: the parameter is tied.*as head\.weight"):
         stages_of(parts, model, DropConnect("**", 0.3))
     splice = EmbeddingDropout("embedding.weight", 0.3)  # acts where the embedding reads, and nowhere else
     stages, whole, x = stages_of(parts, model, splice), whole_of(model, splice), torch.arange(6)

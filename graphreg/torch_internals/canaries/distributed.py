@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,12 +21,18 @@ import graphreg.torch_internals as door
 from graphreg.torch_internals import PipelineRun
 from graphreg.torch_internals.canaries.canary import canary, compiled
 
+if dist.is_available():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleavedZeroBubble
+
 
 @contextmanager
 def _group() -> Iterator[None]:
     """Open a block in which this process is a process group of its own."""
     hook = sys.excepthook  # which init_process_group puts its own around
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -49,15 +56,14 @@ def pipeline() -> None:
     assert door.pipeline_run() is None
     if not dist.is_available():
         return
-    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleavedZeroBubble  # noqa: PLC0415
-
     x = torch.ones(4, 2)
     with _group():
-        for kind, splits, whole in ((ScheduleGPipe, False, False), (ScheduleInterleavedZeroBubble, True, True)):
+        kinds: list[tuple[Any, bool, bool]] = [(ScheduleGPipe, False, False), (ScheduleInterleavedZeroBubble, True, True)]
+        for kind, splits, whole in kinds:
             module = _Stage()
             stage = PipelineStage(module, 0, 1, torch.device("cpu"))
-            options = {"n_microbatches": 2, "loss_fn": lambda output, target: output.sum(), "scale_grads": whole}
-            kind([stage] if splits else stage, **options).step(x, target=x)  # type: ignore[operator]
+            options: Any = {"n_microbatches": 2, "loss_fn": lambda output, target: output.sum(), "scale_grads": whole}
+            kind([stage] if splits else stage, **options).step(x, target=x)
             runs = [run for run in module.seen if run is not None]
             assert [run.is_rehearsal for run in runs] == [True, False, False]
             assert {(run.microbatches, run.scale_grads, run.splits_backward) for run in runs[1:]} == {(2, whole, splits)}
@@ -67,13 +73,10 @@ def pipeline() -> None:
 def wrappers() -> None:
     if not dist.is_available():
         return
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # noqa: PLC0415
-    from torch.distributed.fsdp import FullyShardedDataParallel  # noqa: PLC0415
-    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE  # noqa: PLC0415
-
     module = nn.Linear(2, 2)
     with _group():
-        for wrapper in (DistributedDataParallel(module), DataParallel(module), checkpoint_wrapper(module), torch.compile(module)):
+        made: tuple[Any, ...] = (DistributedDataParallel(module), DataParallel(module), checkpoint_wrapper(module), torch.compile(module))
+        for wrapper in made:
             assert door.wrapped_module(wrapper) is module, type(wrapper).__name__
     sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # its constructor needs an accelerator
     nn.Module.__init__(sharded)
