@@ -60,7 +60,7 @@ class Sharded(FullyShardedDataParallel):
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
     hook = sys.excepthook  # which a process group puts its own around
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -141,7 +141,7 @@ def test_the_mode_of_a_module_with_wrapped_submodules() -> None:
     for mode in ("train", "eval", "train"):
         for each in (model, twin):
             each.train(mode == "train")
-            each.layers.train()  # type: ignore[operator, union-attr]
+            each.layers.train()  # type: ignore[union-attr]
         torch.testing.assert_close(runs[0](X), runs[1](X))
 
 
@@ -179,7 +179,7 @@ def test_what_is_unwrapped() -> None:
     model = net()
     assert unwrapped(model) is model and list(wrappers_of(model)) == []
     model.layers.append(model.layers[0])
-    inner = model.layers[0].linear
+    inner: Any = model.layers[0].linear
     model.layers[0].linear = Sharded(inner)
     seen: Any = unwrapped(Sharded(model))
     layers = [seen.get_submodule(f"layers.{i}") for i in range(3)]

@@ -157,6 +157,10 @@ def test_a_graph_that_is_split_at_the_buckets(way: Callable[[Any, Any], Any], pe
     torch.testing.assert_close(found, steps(returning(twin), list(twin.parameters())))
 
 
+def with_penalties(run: Any, backend: Any) -> Callable[[Tensor], Any]:
+    return lambda x: (run(x), backend.penalties())
+
+
 @pytest.mark.parametrize("way", ["inside", "around"])
 def test_the_backend_names_optimize_ddp_where_it_splits_a_graph(way: str) -> None:
     """A part of a graph does not tell which of its inputs are parameters. Switched off, all is as without the wrapper."""
@@ -173,7 +177,7 @@ def test_the_backend_names_optimize_ddp_where_it_splits_a_graph(way: str) -> Non
                 with pytest.raises(graphreg.TraceError, match=r"optimize_ddp is on, so torch splits.*config\.optimize_ddp = False before"):
                     run(X)
                 continue
-            found = steps(lambda x, run=run, backend=backend: (run(x), backend.penalties()), list(model.parameters()))
+            found = steps(with_penalties(run, backend), list(model.parameters()))
         torch.testing.assert_close(found, steps(module, list(module.parameters())))
         assert [[site.name for site in entry.traced.values] for entry in backend.subgraphs] == [["x", "a", "tanh", "b", "tanh_1", "c"]]
 

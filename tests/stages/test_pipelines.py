@@ -81,7 +81,7 @@ def test_two_ranks_are_the_whole_model(told: list[dict[str, Any]], way: str) -> 
 @pytest.fixture
 def alone() -> Iterator[None]:
     hook = sys.excepthook
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     yield
     dist.destroy_process_group()
     sys.excepthook = hook
@@ -131,7 +131,7 @@ def test_compiled_and_wrapped(alone: None, by: str) -> None:
     other: Any = one_stage()[0]
     if by == "mesh":
         graphreg.set_ranks(other, mesh=init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "pp")), data="dp")
-    wrapped = torch.compile(other, backend="aot_eager") if by == "torch.compile" else other
+    wrapped: Any = torch.compile(other, backend="aot_eager") if by == "torch.compile" else other
     step(PipelineStage(DistributedDataParallel(other) if by[0] == "D" else wrapped, 0, 1, torch.device("cpu")))
     assert not counters["graph_break"] and graphreg.rng_state(other)["call"] == 2
     ours, theirs = ({name: p.grad for name, p in each.named_parameters()} for each in (other, module))

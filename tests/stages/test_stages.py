@@ -169,7 +169,7 @@ def test_modules_with_other_names() -> None:
             self.blocks, self.out = nn.Sequential(*twin.layers.values()), twin.last
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.relu(self.blocks(x)))  # type: ignore[misc]
+            return self.out(torch.relu(self.blocks(x)))  # type: ignore[misc, no-any-return]
 
     with pytest.raises(graphreg.RegularizerError, match=r"parameter 'blocks\.0\.up\.weight', and Net has none.*names=\{'0': 'layers\.4'\}"):
         stages_of([Last()], model, **options)

@@ -75,7 +75,7 @@ def stage_of_way(way: Way, index: int) -> PipelineStage:
 
 
 def train(way: Way, rank: int) -> list[dict[str, Any]]:
-    stages = [stage_of_way(way, index) for index in range(rank, way.stages, 2)]
+    stages: list[Any] = [stage_of_way(way, index) for index in range(rank, way.stages, 2)]
     options: dict[str, Any] = {"n_microbatches": way.microbatches, "loss_fn": loss_of, "scale_grads": way.scale_grads}
     schedule = way.schedule(stages if way.stages > 2 else stages[0], **options)
     found = []
