@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties test test-quick fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ demo-study: .venv/.demo
 
 demo-penalties: .venv/.demo
 	$(PY) examples/demo_penalties.py
+
+# Two processes train a sharded model; one is killed, both resume from the last checkpoint, and the losses are compared.
+demo-ranks: .venv/.demo
+	$(PY) examples/demo_ranks.py
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =

@@ -1,4 +1,4 @@
-"""Finds the call that rebuilds a container in a graph's output, if torch.fx does not rebuild the container; finds the loss in an output.
+"""Finds a call that rebuilds a container in a graph, where torch.fx does not rebuild the container; finds the loss in an output.
 
 torch.fx rebuilds named tuples, but no other subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
 """
@@ -88,6 +88,6 @@ def loss_of(output: fx.Node) -> fx.Node | None:
 
 
 def _content(value: Any) -> Any:
-    """Return the ids of a container's elements and attributes. Contents are compared by them, because traced values cannot be compared."""
+    """Return the ids of a container's elements and attributes. ``building`` compares ids, because traced values cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}

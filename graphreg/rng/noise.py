@@ -3,9 +3,10 @@
 A random number is a function of a 64-bit key and the index of the element, so that eager and compiled code, forward and backward all see
 the same numbers. There are three levels, and the tests compare each level with known answers:
 
-- a *stream* is 64 bits: BLAKE2b of (seed, site name, class, occurrence);
-- the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at the stream plus (call + 1) times
-  SplitMix64's golden-ratio increment; one small tensor holds the keys of all streams;
+- a *stream* is a number of 64 bits, one for each splice: BLAKE2b of (seed, site name, class, occurrence), where the occurrence is the
+  position of the splice among those of its class at the site, from 0;
+- the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied to the stream plus (n + 1) times
+  SplitMix64's golden-ratio increment, where n is the number of the call; one small tensor holds the keys of all streams;
 - the bits of an *element* are triple32 of its index and the call's key (``hash.py``).
 """
 
@@ -60,7 +61,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 
 
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """Compute ``call_keys`` in a compiled graph; if ``free`` is 0, such as within ``frozen_noise``, return ``keys`` unchanged."""
+    """Compute ``call_keys`` in a compiled graph; if ``free`` is 0, as it is within ``frozen_noise``, return ``keys`` unchanged."""
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
@@ -129,7 +130,7 @@ def _worker_words(process: str) -> tuple[int, int] | None:
 
 
 class _Process:
-    """Holds the name of this process."""
+    """Holds a name for this process: its process id if it was forked, else ``""``."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -177,9 +178,9 @@ _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must
 class Noise:
     """The random numbers of one splice at one call. A regularizer draws masks, uniform values or normal values from it.
 
-    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key. Each element of a draw depends only on the key, the
-    draw's number and the element's index. To repeat the draws from the first on, take ``noise.repeated()``. Under ``torch.vmap``, the
-    option ``randomness`` decides whether all rows share one draw or each row has its own.
+    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key (see ``lane_keys``). Each element of a draw depends
+    only on the key, the draw's number and the element's index. To repeat the draws from the first on, take ``noise.repeated()``. Under
+    ``torch.vmap``, the option ``randomness`` decides whether all rows share one draw or each row has its own.
 
     A draw for z has one element for each element of z. Along *shared* axes, all elements of z share one element of the draw: the result has
     length 1 there, and broadcasts against z.
@@ -187,8 +188,8 @@ class Noise:
     Attributes:
         key: int32 [2], the key of this call.
         shared: The axes along which every draw is shared, from the splice's ``share_axes=``. A formula may share more axes in a draw.
-        window: The place of the value in a larger one, if this rank has only a part of it. The draws for the part are then those that
-            one process would draw for the same elements of the whole value.
+        window: Where this rank's part lies in the whole value, if several ranks divide one value; else None. The draws for the part are
+            those that one process would draw for the same elements of the whole value.
     """
 
     key: Tensor
@@ -201,7 +202,7 @@ class Noise:
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
-        The mask has the dtype that costs least. In eager mode, this is z's dtype, because torch multiplies different dtypes slowly. In
+        The mask has the dtype that costs least. In eager code, this is z's dtype, because torch multiplies different dtypes slowly. In
         compiled code it is int8, which takes a quarter of float32's memory when saved for backward (Inductor stores bool slowly).
 
         Args:
@@ -224,7 +225,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        # The mask is word >= 2 * threshold in unsigned numbers. torch compares signed numbers, so the sign bits of both sides are flipped.
+        # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
@@ -284,7 +285,7 @@ class Noise:
     def _drawn_for(self, z: Tensor, shared: Iterable[int]) -> tuple[Tensor, Tensor | None]:
         """Return a tensor with the shape that a draw for z has: z itself, or z cut to length 1 along the shared axes.
 
-        If z is a part of a larger value, also return the index of each element of the draw in the draw for the larger value.
+        If z is a rank's part of a value, also return, for each element of this draw, its index in the draw for the whole value; else None.
         """
         axes = {axis % z.dim() for axis in (*self.shared, *shared)}
         if axes:
@@ -305,7 +306,7 @@ class Noise:
 
 
 def key_of_row(key: Tensor) -> Tensor:
-    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, derived from its position.
+    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, derived from the row's position.
 
     Raises:
         RandomnessError: ``randomness`` is ``"error"``.
@@ -330,7 +331,7 @@ _ROW = -1  # no draw uses this lane or the one before it
 
 
 def _bits(key: Tensor, z: Tensor, lane: int, index: Tensor | None) -> Tensor:
-    """Draw random words for z. ``index``: the indices of the elements if z is a part of a larger value, else None."""
+    """Draw random words for z. ``index``: the indices of the elements if z is a rank's part of a value, else None."""
     return bits(key, z.shape, lane) if index is None else words_at(key, index, lane)
 
 

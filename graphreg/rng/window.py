@@ -1,4 +1,4 @@
-"""``Window``: the place of a part in a whole tensor. Ranks that hold parts of one value draw parts of one mask."""
+"""``Window``: where a rank's part lies in a value that several ranks divide. With it, each rank draws its part of one common mask."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from graphreg.errors import RandomnessError
 
 @dataclass(frozen=True)
 class Window:
-    """The place of a part in a whole tensor.
+    """Where one rank's part of a value lies in the whole value.
 
     Attributes:
-        shape: The shape of the whole.
-        starts: The index of the part's first element along each axis of the whole.
+        shape: The shape of the whole value.
+        starts: For each axis of the whole value, the index at which the part begins.
         sizes: The shape of the part.
     """
 
@@ -27,15 +27,15 @@ class Window:
     sizes: tuple[int, ...]
 
     def indices(self, sizes: Sequence[int], shared: Collection[int], device: torch.device) -> Tensor:
-        """Return the row-major index, in the draw for the whole, of each element that the part draws: int64 [sizes].
+        """Return, for each element of the draw for the part, its row-major index in the draw for the whole value: int64 [sizes].
 
         Args:
-            sizes: The shape that the part draws: that of the part, with length 1 along the axes that share one draw.
-            shared: These axes.
+            sizes: The shape of the draw for the part: the part's own shape, but with length 1 along the axes in ``shared``.
+            shared: The axes along which all elements share one draw.
             device: The device of the result.
 
         Raises:
-            RandomnessError: ``sizes`` is another shape, so that the place of the draw in the draw for the whole is not known.
+            RandomnessError: ``sizes`` is any other shape. Then it is not known which elements of the whole value the draw is for.
         """
         expected = tuple(1 if axis in shared else size for axis, size in enumerate(self.sizes))
         if tuple(sizes) != expected:

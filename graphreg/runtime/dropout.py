@@ -32,12 +32,12 @@ Rate = float | Tensor  # a rate that has a schedule is a 0-d tensor, float64, or
 
 
 def _is_off(p: Rate) -> bool:
-    """Return whether a rate is 0; False for one that has a schedule, whose number no code may depend on."""
+    """Return whether a rate is 0. Return False for a rate that has a schedule: no branch may depend on a number that changes."""
     return not isinstance(p, Tensor) and p == 0
 
 
 def _as_tensor(p: Rate, z: Tensor) -> Tensor:
-    """Return a rate as a 0-d tensor beside a value ``z``."""
+    """Return a rate as a 0-d tensor on the device of ``z``, the value that dropout acts on."""
     return p if isinstance(p, Tensor) else torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
 
 
@@ -51,10 +51,11 @@ class NativeDropoutRule(Drawing):
 
     Attributes:
         kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
-        rate: The rate that the plan gives; None for the rate of the original call or module. If it is a schedule, the clock returns it.
+        rate: The rate that the plan gives; None for the rate of the original call or module. If it is a schedule, the clock returns its
+            present value.
         was: The original's rate when the model was traced.
         always: Whether the original acts in eval mode too.
-        layer: The dropout module that is replaced, in a tuple, so that it does not become a submodule; () if a function is replaced.
+        layer: The module whose call is replaced, in a tuple, so that it does not become a submodule; () if a function call is replaced.
     """
 
     def __init__(self, edit: NativeDropoutEdit, slot: int) -> None:
@@ -100,7 +101,7 @@ class NativeDropoutRule(Drawing):
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; under noise_on, the rate at the trace then counts
+        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; noise_on then uses the rate at the trace
             return float(arguments["dropout_p"] or self.was or 0)
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
@@ -239,7 +240,8 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
-    # Only the attention weights that this call returns are used. To save work, its value and its output projection have one feature.
+    # Of what torch's function returns here, only the attention weights are used. To save work, it gets a value with one feature and an
+    # output projection to one feature.
     value, size = a["value"], len(a["q_proj_weight"])
     none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
     none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}

@@ -49,7 +49,7 @@ class KeyRule(Counter):
         self.names = tuple(streams)
         self.alike = False  # whether all ranks draw the same masks
         self.position: int | None = None  # the number that takes the place of the rank; None for the rank in torch.distributed
-        # dimensions of set_ranks' mesh: those along which ranks work on one value together, and those along which they draw other masks
+        # of the mesh of set_ranks: the dimensions along which ranks work on one value, and those along which they draw different masks
         self.meshed: tuple[str, ...] = ()
         self.differing: tuple[str, ...] = ()
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
@@ -77,7 +77,7 @@ class KeyRule(Counter):
         return of_process(self.of_call(draws), self.alike, self.position)
 
     def among(self, key: Tensor, mesh: Any) -> Tensor:
-        """Return the key that all ranks of a mesh share: that of the first of them. ``key``: this rank's key of a stream, int32 [2]."""
+        """Return the key that all ranks of a mesh share: that of the lowest rank. ``key``: this rank's key of a stream, int32 [2]."""
         if self.alike or all(name in self.meshed for name in mesh.mesh_dim_names or (None,)):
             return key
         if self.position is not None:
@@ -89,7 +89,7 @@ class KeyRule(Counter):
 
 
 class SharedKeyRule(SharedCounter):
-    """The key rule of one of several graphs that count their calls together."""
+    """Stands in one graph for the key rule that several graphs share."""
 
     shared: tuple[KeyRule]
 

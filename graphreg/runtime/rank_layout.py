@@ -36,7 +36,7 @@ def window(z: Tensor, cuts: Sequence[Cut] | None, description: str) -> Window | 
 
     Args:
         z: The value.
-        cuts: The divided axes; of two cuts of one axis the outer one first. None if they are not known.
+        cuts: The divided axes. If two cuts divide one axis, the cut into larger parts comes first. None if they are not known.
         description: The splice and its site, for messages.
 
     Raises:
@@ -64,7 +64,11 @@ def window(z: Tensor, cuts: Sequence[Cut] | None, description: str) -> Window | 
 
 
 def within(inner: Window | None, z: Tensor, cuts: Sequence[Cut] | None, description: str) -> Window | None:
-    """Return the place of a DTensor's shard in a value that is divided further by ``cuts``; ``inner``: its place in the DTensor ``z``."""
+    """Return the place of this rank's shard in the whole value, of which the DTensor ``z`` may be a part; None if it has the whole.
+
+    ``inner``: the place of the shard in ``z``; None if the rank has all of ``z``. ``cuts``: how ranks divide the whole value into parts
+    such as ``z``, as in ``window``.
+    """
     outer = window(z, cuts, description)
     if inner is None or outer is None:
         return inner or outer
@@ -75,7 +79,7 @@ def shard_window(z: Any) -> Window | None:
     """Return the place of this rank's shard in a DTensor; None if every rank has the whole.
 
     An axis of n elements is divided by d ranks as ``torch.chunk`` does: parts of ceil(n / d) elements, of which the last may be smaller
-    or empty. Several dimensions of the mesh may divide one axis, the first of them first.
+    or empty. Several dimensions of the mesh may divide one axis, one after the other in the order of the mesh.
     """
     coordinate = z.device_mesh.get_coordinate()
     starts, sizes = [0] * z.dim(), list(z.shape)
@@ -95,7 +99,7 @@ def shard_window(z: Any) -> Window | None:
 
 
 def require_separable(regularizer: Any, place: Window | None, description: str) -> None:
-    """Raise RegularizerError if a formula cannot be applied to a part of a value: each rank would compute another number.
+    """Raise RegularizerError if a formula cannot be applied to a part of a value, because it may look at the whole of it.
 
     ``place``: where the part lies; None if this rank has the whole value.
     """
@@ -134,7 +138,7 @@ def from_part(part: Tensor, z: Any) -> Any:
 
 
 def like_part(value: Any, z: Any) -> Tensor:
-    """Return the part of a value that belongs to this rank's shard of the DTensor ``z``, which has the same shape."""
+    """Return this rank's part of the DTensor ``value``, divided among ranks as the DTensor ``z`` is. Both have the same shape."""
     if not is_dtensor(value):
         raise RegularizerError("the value is a DTensor, and what the module or the cell got is a plain tensor")
     local: Tensor = value.redistribute(z.device_mesh, z.placements).to_local()

@@ -1,4 +1,4 @@
-"""``RankMesh``: what ``set_ranks(module, mesh=...)`` was told, and what follows from it for each splice of a module."""
+"""``RankMesh``: the arguments of ``set_ranks(module, mesh=...)``. It finds out which axes ranks divide, for each splice of a module."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class RankMesh:
         mesh: The mesh, a ``torch.distributed.device_mesh.DeviceMesh`` whose dimensions have names.
         data: The dimensions along which ranks have different examples.
         tensor: The dimensions along which ranks work on the same examples together.
-        placements: The placements of values by selector and dimension, where they cannot be inferred.
-        one_batch: Whether the ranks along ``data`` draw the rows of one batch, as one process with the whole batch would.
+        placements: The placements of values where they cannot be inferred, by selector of sites, then by dimension.
+        one_batch: Whether the examples of the ranks along ``data`` are one batch: each rank then draws its own rows of the masks that one
+            process would draw for the whole batch.
     """
 
     mesh: Any
@@ -69,7 +70,7 @@ class RankMesh:
 
     @property
     def position(self) -> int:
-        """The number of this rank among those that draw different masks; 0 if all draw parts of one batch."""
+        """The number of this rank among the ranks that draw different masks; 0 if no two ranks do."""
         position = 0
         for name in self._ordered(self.differing):
             position = position * self._size(name) + self._index(name)
@@ -77,11 +78,11 @@ class RankMesh:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The dimensions along which ranks draw different masks."""
+        """The dimensions along which ranks draw different masks: none with ``one_batch``, where they draw parts of the same masks."""
         return () if self.one_batch else self.data
 
     def cuts(self, root: nn.Module) -> dict[Drawing, tuple[Cut, ...]]:
-        """Return the axes that ranks divide, for each runtime module of a rewritten module that draws.
+        """Return, for each runtime module that draws, the axes of its value that ranks divide. ``root``: the rewritten module.
 
         Raises:
             RegularizerError: A placement matches no splice; or ranks divide a value, and the formula does not allow it.
@@ -165,7 +166,7 @@ class RankMesh:
 
 
 def rank_notes(rules: Rules) -> list[str]:
-    """Return lines for a report on which ranks draw the same masks; none if each rank draws its own."""
+    """Return the lines of the report that say which ranks draw the same masks; no lines if each rank draws its own."""
     key = key_of(rules)
     if key is None or (key.position is None and not key.alike):
         return []
@@ -183,7 +184,7 @@ def rank_notes(rules: Rules) -> list[str]:
 
 
 def unplace(rules: Rules) -> None:
-    """Have all splices of a graph that ``set_ranks`` knew nothing of raise an error until ``set_ranks`` is called again."""
+    """For a graph that was made after ``set_ranks`` was called: let all that draws raise an error until ``set_ranks`` is called again."""
     for child in rules.children():
         if isinstance(child, Drawing):
             child.cuts = None
@@ -198,7 +199,7 @@ def _sites(root: nn.Module) -> list[Site]:
 
 
 def _require(rule: Drawing, cuts: Sequence[Cut]) -> None:
-    """Raise RegularizerError if what draws cannot draw for a part of its value, divided as ``cuts`` say."""
+    """Raise RegularizerError if a runtime module cannot draw for a part of its value. ``cuts``: how ranks divide the value."""
     if not cuts:
         return
     if isinstance(rule, SpliceRule):

@@ -1,7 +1,8 @@
 """Finds how the ranks of tensor parallelism share each value of a graph, from the layers that torch made parallel.
 
-A value that a parallel layer returns as a plain tensor has the placement that the layer's style declares. Elementwise operations carry a
-placement on; any operation on values that every rank has whole gives such a value again. Nothing else is inferred.
+A value that a parallel layer returns as a plain tensor has the placement that the layer's style declares. The result of an elementwise
+operation has the placement of its inputs; so has the result of a layer that looks only along the last axis, if ranks divide another axis.
+If every rank has the inputs of an operation whole, every rank has the result whole. Nothing else is inferred.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Leaky
 
 @dataclass(frozen=True)
 class Unknown:
-    """How ranks share a value is not known. ``why``: the reason, for a message."""
+    """Says that it is not known how ranks share a value. ``why``: the reason, for a message."""
 
     why: str
 
@@ -88,7 +89,7 @@ def _sharing(node: fx.Node, operations: Operations, found: dict[fx.Node, Sharing
 
 
 def _carried(node: fx.Node, module: nn.Module | None, operations: Operations, axes: list[Any]) -> Sharing:
-    """Return the sharing of the result of an operation on values whose ``axes`` ranks divide."""
+    """Return how ranks share the result of an operation. ``axes``: for each input that ranks divide, the axis that they divide."""
     axis = axes[0]
     first = node.args[0] if node.args else None
     same = isinstance(module, _ELEMENTWISE) or operations.is_dropout(node) or is_elementwise(node) or function_name(node) in _SAME

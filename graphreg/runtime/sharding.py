@@ -19,7 +19,7 @@ def refuse_sharded_derivatives(module: nn.Module, names: list[str]) -> None:
 
 
 def explained(module: nn.Module, error: BaseException) -> str:
-    """Explain an error about DTensor, and say what to do; return ``""`` if the cause is not known.
+    """Return a text that explains an error about DTensor and says what to do; ``""`` if the cause is not known.
 
     The cause may be a sharded submodule that the graph does not call, or compiling a module whose blocks are sharded. Call this function
     only after a call has failed, because it searches all submodules, which takes long.

@@ -13,20 +13,20 @@ from graphreg.runtime.rank_layout import from_part, is_dtensor, like_part, made_
 def on_shards(
     splice: Any, z: Any, key: Tensor, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
 ) -> Tensor:
-    """Replace a DTensor, and return a DTensor with the same placements; partial sums are added up before.
+    """Replace a DTensor. Return a DTensor with the same placements, except that partial sums are added up first.
 
-    The mask is that which one process would draw for the whole value, so that the result does not depend on the placements.
+    The mask is the one that a single process would draw for the whole value, so that the result does not depend on the placements.
 
     Args:
         splice: The splice, a ``SpliceRule``.
         z: The DTensor.
-        key: Its row of the keys, int32 [2].
-        lengths: As in ``SpliceRule.forward``.
+        key: The splice's row of the keys, int32 [2].
+        lengths: As in ``SpliceRule.forward``, but only None is allowed.
         clock: As in ``SpliceRule.forward``.
-        others: As in ``SpliceRule.forward``; DTensors, too.
+        others: As in ``SpliceRule.forward``; they must be DTensors.
 
     Raises:
-        RegularizerError: The value is a parameter, or the formula cannot be applied to a part of a value.
+        RegularizerError: The value is a parameter, the formula cannot be applied to a part of a value, or an argument is not allowed.
         GraphRegError: The value is divided in another way than ``Shard`` says.
     """
     if splice.on_parameter:

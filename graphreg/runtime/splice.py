@@ -19,7 +19,7 @@ from graphreg.runtime.shards import on_shards
 
 
 class SpliceRule(Drawing):
-    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
+    """Runs a splice at a site. The splice acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
 
     It does not act in a block of ``noise_off``.
     """
@@ -41,7 +41,7 @@ class SpliceRule(Drawing):
         self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
 
     def acts(self) -> bool:
-        """Whether the value is replaced now."""
+        """Whether the splice acts in the present mode and the open blocks of ``noise_on`` and ``noise_off``."""
         return not self.silenced and (self.forced or self.owner[0].training)
 
     def may_recompute(self) -> bool:
@@ -57,8 +57,8 @@ class SpliceRule(Drawing):
 
         ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``clock``: what the
         clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``, each [shape of z],
-        for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the splice has a form
-        for eval mode.
+        for a splice that takes it. If the splice does not act, the result is that of its form for eval mode; without such a form, it is
+        ``z`` itself, or a copy of ``z`` if ``apart``.
         """
         if not self.acts() and not self.differs_in_eval():
             return clone(z) if self.apart else z
@@ -70,7 +70,7 @@ class SpliceRule(Drawing):
     def replaced(
         self, z: Tensor, key: Tensor, window: Window | None, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
     ) -> Tensor:
-        """Replace a value, as ``forward`` does. ``key``: int32 [2].
+        """Replace a value that is no DTensor, as ``forward`` does. ``key``: int32 [2].
 
         ``window``: if ranks divide the value among them, where this rank's part lies in the whole value; None if the rank has the whole.
         """

@@ -1,4 +1,4 @@
-"""Answers a forward's queries of global state (``torch.is_grad_enabled()``) during a trace, and finds the answers that decide the graph.
+"""Answers a forward's queries of global state (``torch.is_grad_enabled()``) during a trace, and finds those that the graph depends on.
 
 A graph is made for one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another
 graph and a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query,
@@ -69,7 +69,7 @@ class EnvironmentQueries:
     """Records which queries of global state a forward makes, and in which modules. It can answer them differently from torch.
 
     Attributes:
-        queries: By the name of a query, the paths of the modules that make it.
+        queries: A dict. Each key is the name of a query; the value has the paths of the modules that make the query.
         mode_reads: The modes that the forward reads.
     """
 
@@ -78,7 +78,7 @@ class EnvironmentQueries:
 
         Args:
             path: Returns the path of the module whose code runs, or None if no traced code runs.
-            answers: By the name of a query, an answer that replaces torch's own.
+            answers: Answers that replace torch's own, by the name of the query.
             refusal: The exception to raise when traced code sets the mode of a module.
         """
         self.queries: dict[str, dict[str, None]] = {}
@@ -99,6 +99,8 @@ class EnvironmentQueries:
 
     def _training_property(self, paths: Mapping[int, str]) -> property:
         """Return a property that replaces ``nn.Module.training`` and records which module reads the mode of another one.
+
+        Traced code that changes a mode gets the exception ``refusal``.
 
         Args:
             paths: The modules' paths by the id of their ``__dict__``. torch.export's proxy of a module has the same ``__dict__``.
@@ -132,7 +134,7 @@ class EnvironmentQueries:
         return [(name, value) for name, value in place.items() if id(value) in functions]
 
     def _answering(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a function that replaces a query, records which module makes the query, and gives the chosen answer."""
+        """Return a function that replaces a query. It records which module asks, and returns the answer in ``answers`` or else torch's."""
         name = next((name for name, each in QUERIES.items() if each is function), None)
 
         def ask() -> Any:
@@ -172,11 +174,13 @@ def other_answer(name: str) -> Any:
 
 
 def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]) -> None:
-    """Find the queries whose answers change the graph. Make submodules with such a query opaque; if there are none, assert the answer.
+    """Find the queries on whose answers the graph depends. Make submodules with such a query opaque, or make the graph assert the answer.
+
+    The graph asserts the answer if no submodule makes the query, or if the query is for the default dtype.
 
     Args:
         graph: The graph, traced with the present answers.
-        queries: By the name of a query, the paths of the modules that make it.
+        queries: A dict. Each key is the name of a query; the value has the paths of the modules that make the query.
         same: Returns whether a trace with other answers gives the same graph.
         opaque: The opaque modules by path, with reasons. This function may add some.
     """

@@ -531,10 +531,10 @@ def test_the_demo_is_that_of_make(say: Say, monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(cli_demo.subprocess, "run", run)
-    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0]] == [7, 7, 7]
+    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0], say("demo", "ranks")[0]] == [7, 7, 7, 7]
     examples = cli_page.TOP / "examples"
     assert [" ".join(command) for command in ran] == [
-        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py")
+        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py", "demo_ranks.py")
     ]
     made = (cli_page.TOP / "Makefile").read_text()
     assert all(f"$(PY) examples/{Path(path).name} {' '.join(more)}".strip() + "\n" in made for _, path, *more in ran)

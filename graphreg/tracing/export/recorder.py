@@ -3,7 +3,7 @@
 torch.export itself takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode
 fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. The call runs
 on torch.export's fake tensors while torch.export records nothing, and torch.export goes on with the result. So torch.export still
-decides on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
+finds out which sizes may vary, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
 symbolic trace. A call that cannot be recorded as one operation, such as one under ``torch.vmap``, stays in aten operators.
 """
 
@@ -86,7 +86,7 @@ class Recorder(TorchFunctionMode):
         Args:
             model: The model.
             opaque: Opaque modules by path, with reasons.
-            answers: Answers to queries of global state that differ from torch's own.
+            answers: Answers that replace torch's own, by the name of the query of global state.
             negated: Texts of conditions on sizes for which the forward gets the opposite answer.
         """
         super().__init__()
@@ -325,7 +325,7 @@ class Recorder(TorchFunctionMode):
         return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
-        """Make the model's code raise where it seeds a generator or adds an attribute to a tensor, because no mode of torch sees this."""
+        """Make the model's code raise where it seeds a generator or adds an attribute to a tensor. No ``TorchFunctionMode`` sees this."""
         thread = threading.get_ident()
 
         def seeded() -> None:
