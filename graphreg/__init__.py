@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         site_strengths,
         strengths,
     )
+    from graphreg.stages import regularize_stage
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
@@ -67,6 +68,7 @@ _ROOMS = {
         "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "reset_state", "rng_state", "sample",
         "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
     ),
+    "stages": ("regularize_stage",),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
 }  # fmt: skip
@@ -80,8 +82,9 @@ __all__ = [
     "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
-    "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "schedules",
-    "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
+    "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace",
+    "verify",
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_wrappers\.py::test_a_wrapper_changes_nothing\[(DataP|compiled|FSDP of|an FSDP|Distr\w+ of)": "a wrapper of each kind stays",
+    r"test_ranks\.py::test_a_graph_that_is_split_at_the_buckets\[return": "with attached penalties it stays",
     r"test_mesh_ranks\.py::test_a_mesh_is_one_process": "processes of their own; two tensor ranks stay",
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; nine ways stay",
     r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once\[(transformers|lightning)": "accelerate stays; they take long to import",

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
-from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_modules
+from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_model, without_wrappers
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
+from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites, rates_are_scheduled
@@ -28,7 +29,7 @@ from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
 from graphreg.runtime import OWN, Asked, BackendHandle, NoiseSwitches, Penalties, Scale, written_scale
 from graphreg.schedules import Schedule
-from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, strict_limit, translator
+from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
 from graphreg.tracing import Traced
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
@@ -39,7 +40,7 @@ class Backend(BackendHandle, RenamedAttributes):
 
     Attributes:
         regularizers: The regularizers by name.
-        model: The model, once its first graph was captured.
+        model: The model without wrappers (``unwrapped``), once its first graph was captured.
         subgraphs: The subgraphs, in the order of capture.
         forced: Whether a block of ``noise_on`` is open, and no block of ``noise_off`` within it.
         silenced: Whether a block of ``noise_off`` is open, and no block of ``noise_on`` within it.
@@ -57,6 +58,8 @@ class Backend(BackendHandle, RenamedAttributes):
         self.attaches, self.scale = penalties == "attach", scale
         self.streams = Streams(seed)
         self.model: nn.Module | None = None
+        self._root: nn.Module | None = None  # the model as it was compiled
+        self._wrappers: dict[int, str] = {}  # by the id of a wrapper: the path of what it contains
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
@@ -97,6 +100,12 @@ class Backend(BackendHandle, RenamedAttributes):
                     f"torch.compile was given {', '.join(options)} beside graphreg's backend, which takes no options. "
                     "Options of the inner backend go to graphreg.backend(options=...)."
                 )
+            if splits_for_ddp():
+                raise TraceError(
+                    "torch._dynamo.config.optimize_ddp is on, so torch splits the graph of a model in DistributedDataParallel where a "
+                    "bucket of gradients is full, and the parts do not tell which of their inputs are parameters. Set "
+                    "torch._dynamo.config.optimize_ddp = False before the first call, or compile what graphreg.regularize returns."
+                )
             return self._compiled(gm, inputs)
         except GraphRegError as error:
             return raising(error)
@@ -105,7 +114,7 @@ class Backend(BackendHandle, RenamedAttributes):
         tracing = translator()
         call = self._current()
         assert self.model is not None and self._maker is not None
-        paths = self._maker.paths()
+        paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
         subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched(), self._strength)
         guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
@@ -143,13 +152,14 @@ class Backend(BackendHandle, RenamedAttributes):
         model = root_of(running)
         if self.model is None:
             self._adopt(model)
-        elif model is not self.model and not same_modules(model, self.model):
+        elif self._root is not None and not same_model(model, self._root):
             raise GraphRegError(
                 f"this backend regularizes {self.title} already, and one backend is for one model: its noise, its penalties and its "
                 f"report are that model's. Make another backend for {type(model).__name__} with graphreg.backend."
             )
 
-    def _adopt(self, model: nn.Module) -> None:
+    def _adopt(self, root: nn.Module) -> None:
+        model = without_wrappers(root)
         if getattr(model, RULES, None) is not None:
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip returns.")
         traced = Traced.untraced(model)
@@ -165,7 +175,8 @@ class Backend(BackendHandle, RenamedAttributes):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
-        self.model, self.title = model, title
+        self.model, self.title, self._root = model, title, root
+        self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
         # the graphs have no clock: a scheduled strength is an input, like any other strength
         acting = {n: dataclasses.replace(r, weight=float(r.weight)) for n, r in self.regularizers.items() if n not in penalties}
         self._maker = Maker(model, acting, self.own_dropout, self.inner, title)

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.dynamo_backend.capture_place import Place
+from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.ir import (
     BOUNDARY,
     CELL_PORTS,
@@ -34,7 +35,7 @@ from graphreg.ir import (
     of_body,
     own_labels,
 )
-from graphreg.torch_internals import CALLERS_OF_FORWARD, snake_case, source_of
+from graphreg.torch_internals import snake_case, source_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Capture:
         """
         self.root = root
         self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules = {path: module_itself(module) for path, module in root.named_modules(remove_duplicate=False)}
         self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
         self.graph = fx.Graph()
         self.at_boundary: set[str] = set()
@@ -153,10 +154,10 @@ class Capture:
         The keys are joined by dots to one string in a tuple; the tuple is empty if the input is the argument itself.
         """
         name, keys = source_of(node)
-        if self.place.code in CALLERS_OF_FORWARD and name in ("args", "kwargs") and keys:
-            names = list(inspect.signature(self.root.forward).parameters)
+        if self.place.passes and name in ("args", "inputs", "kwargs") and keys:
+            names = list(inspect.signature(self.modules[""].forward).parameters)
             key = keys.pop(0)
-            name = names[min(int(key), len(names) - 1)] if name == "args" else key
+            name = key if name == "kwargs" else names[min(int(key), len(names) - 1)]
         return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from graphreg.dynamo_backend.capture_place import Functions, root_of
+from graphreg.dynamo_backend.wrappers import inside
 from graphreg.errors import GraphRegError
 from graphreg.runtime import backend_handle
 from graphreg.torch_internals import (
@@ -85,7 +86,7 @@ def _new() -> CompiledCall | None:
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:
-    title = model.title if isinstance(model, Functions) else type(model).__name__
+    title = model.title if isinstance(model, Functions) else type(inside(model)).__name__
 
     def begin() -> Callable[[], None]:
         before = sys.exc_info()[1]

@@ -15,6 +15,7 @@ from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.model_call import Call
 from graphreg.dynamo_backend.noise_streams import Stream
+from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
 from graphreg.ir import BOUNDARY, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
@@ -109,7 +110,7 @@ class Maker:
         """Return the paths of the model's modules by id; for a module with several paths, the first."""
         paths: dict[int, str] = {}
         for path, module in self.model.named_modules(remove_duplicate=False):
-            paths.setdefault(id(module), path)
+            paths.setdefault(id(module_itself(module)), path)
         return paths
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:

@@ -115,6 +115,7 @@ class Plan(RenamedAttributes):
         blocks: The paths of the blocks, which the rewritten module still calls as modules: those that ``blocks=`` selects, and those that
             checkpoint their own forward.
         unasked: The paths of the blocks that ``blocks=`` does not select.
+        in_whole: Of a stage of a pipeline, by mode and penalty: the number of sites in the whole model that the penalty is a mean over.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -132,6 +133,7 @@ class Plan(RenamedAttributes):
     own_dropout: OwnDropout = "keep"
     blocks: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    in_whole: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -299,7 +301,7 @@ def decided(
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced=traced)
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:

@@ -21,7 +21,7 @@ _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 def entry(
     name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
-    trained: Trained | None = None, notes: Iterable[str] = (), by_site: str = "",
+    trained: Trained | None = None, notes: Iterable[str] = (), by_site: str = "", here: float = 1.0,
 ) -> Entry:  # fmt: skip
     """Make the record of one regularizer, which acts at ``sites``.
 
@@ -35,10 +35,11 @@ def entry(
             ones. None if the regularizer has no penalty, or if the parameters are not known.
         notes: Remarks; empty ones are left out.
         by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
+        here: The share of a penalty's sites that a stage of a pipeline has.
     """
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
-    note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength) if sites else ""
+    note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength * here) if sites else ""
     return Entry(
         name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
         tuple(site.name for site in sites), every.sites, share, isinstance(regularizer, Penalty),

@@ -111,6 +111,7 @@ def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
             gradient_reach.get(name), [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name))],
             strength_text(name, now) if _differs(name, now) else "",
+            len(plan.of(name)) / of if (of := _in_whole(plan, name)) else 1.0,
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
@@ -133,9 +134,16 @@ def _differs(name: str, now: Strengths) -> bool:
 def _averages(plan: Plan, name: str) -> str:
     """Return how the measurements of a penalty at its sites are combined, such as ``mean over 2 values``; ``""`` if they are not."""
     regularizer, count = plan.regularizers[name], len(plan.of(name))
-    if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
+    if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp:
         return ""
-    return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}"
+    if of := _in_whole(plan, name):
+        return f"its share, {count} of {of}, in the mean over the {regularizer.on} of the whole model"
+    return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}" if count > 1 else ""
+
+
+def _in_whole(plan: Plan, name: str) -> int:
+    """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
+    return next(iter(plan.in_whole.values()), {}).get(name, 0)
 
 
 def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acted]:

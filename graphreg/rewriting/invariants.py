@@ -277,7 +277,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if isinstance(regularizer, Splice):
-        right = not node.args and not node.kwargs.keys() - {CLOCK}
+        right = not node.args and not node.kwargs.keys() - {CLOCK, "of"}
     elif name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:
@@ -287,6 +287,8 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
         right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
     if not right:
         fail(f"{name} does not add up each of its {len(edits)} sites once.")
+    if node.kwargs.get("of") not in ([counts.get(name) for counts in plan.in_whole.values()] or [None]):
+        fail(f"{name} is not averaged over its sites in the whole model.")
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:

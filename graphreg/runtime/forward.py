@@ -127,24 +127,38 @@ def guarded(additions: str) -> Callable[..., Any]:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        attach = None if rules is None else rules._modules.get("attach")
+        if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
+            return _called(self, rules, args, kwargs)
+        before = stage.begin(self)
         try:
-            if attach is not None and not torch.compiler.is_compiling():
-                result = _call_attaching(attach, self, args, kwargs)
-            else:
-                result = nn.Module.__call__(self, *args, **kwargs)
-        except RuntimeError as error:
-            if "DTensor" in str(error) and (why := explained(self, error)):
-                raise GraphRegError(why) from error
-            raise
-        if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
-            watching.after(self)
-        if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
-            settle(rules)  # else compiled code could not save what this call made for the next one
-        return result
+            return _called(self, rules, args, kwargs)
+        finally:
+            stage.end(self, before)
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call
+
+
+def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
+    """Call a module, given the container of its runtime modules, or None."""
+    attach = None if rules is None else rules._modules.get("attach")
+    try:
+        if attach is not None and not torch.compiler.is_compiling():
+            result = _call_attaching(attach, module, args, kwargs)
+        else:
+            result = nn.Module.__call__(module, *args, **kwargs)
+    except RuntimeError as error:
+        if "DTensor" in str(error) and (why := explained(module, error)):
+            raise GraphRegError(why) from error
+        raise
+    if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
+        watching.after(module)
+    if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        settle(rules)  # else compiled code could not save what this call made for the next one
+    return result
+
+
+skip_frame(_called)
 
 
 def no_method(name: str, model: str) -> str:

@@ -36,6 +36,7 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
 RESUMED = "torch_dynamo_resume_in_"  # the prefix of Dynamo's name for the rest of a function after a graph break
 _ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function that runs every compiled call; its module
+_SPLITTING = "torch._dynamo.backends.distributed"  # the module that splits graphs for DistributedDataParallel
 _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
 # Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would also leave the called functions to
@@ -216,6 +217,16 @@ def translator() -> Any:
     Some functions of this file take this object as their argument ``translator``.
     """
     return InstructionTranslator.current_tx()
+
+
+def splits_for_ddp() -> bool:
+    """Return whether Dynamo has split the captured graph, and is asking the backend to compile one part of it.
+
+    Dynamo does so for a model inside DistributedDataParallel whose gradients fill several buckets, while
+    ``torch._dynamo.config.optimize_ddp`` is on. The inputs of a part are copies, so that the parameters among them cannot be recognized.
+    """
+    frames = (frame for frame in _outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
+    return any(type(frame.f_locals.get("self")).__name__ == "SubmodCompiler" for frame in frames)
 
 
 def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.nn.modules.module import _has_any_global_hook
 
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.patching import Changes
 
 # The base classes of torch's dropout layers, batch and instance norms, constant paddings, and convolutions. They have no public names.
@@ -83,6 +84,22 @@ COMPILED_MODULE = "_orig_mod"  # the attribute in which torch.compile's wrapper 
 def original_of(module: Any) -> Any:
     """Return the original module inside the wrapper that ``torch.compile`` made; None if ``module`` is not such a wrapper."""
     return getattr(module, COMPILED_MODULE, None)
+
+
+_WRAPPERS = {  # by the name of a wrapper's class: the attribute that holds the module
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "OptimizedModule": COMPILED_MODULE,
+    "CheckpointWrapper": WRAPPED_MODULE,
+}
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return the module inside a wrapper of torch's: of torch.compile, checkpointing, or parallel training. None for any other module."""
+    kinds = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+    attribute = next((_WRAPPERS[name] for name in kinds if name in _WRAPPERS), "")
+    return module._modules.get(attribute)
 
 
 def take_state_version(module: nn.Module, model: nn.Module) -> None:
