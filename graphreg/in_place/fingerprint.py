@@ -22,8 +22,9 @@ from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
-# The attributes that every module has. Their values are not compared: ``Fingerprint`` compares submodules and shapes of parameters in
-# another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself follows or asserts modes.
+# The attributes that every module has, and a ``forward`` that was replaced on the object. Their values are not compared: ``Fingerprint``
+# compares submodules and shapes of parameters in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the
+# modes or asserts that they are as at the trace.
 _OWN = frozenset(vars(nn.Module())) | {"forward"}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
@@ -32,7 +33,7 @@ _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
 _DEPTH = 4  # the number of levels of nested objects and containers whose contents are compared
 _Names = frozenset[str]
-Reads = dict[int, set[str]]  # by id of a module or other object, the names of the attributes that code read during a trace
+Reads = dict[int, set[str]]  # for the id of each module or other object: the names of its attributes that code read during a trace
 _Getter = Callable[[Any], Any]
 
 
@@ -54,7 +55,8 @@ class Fingerprint:
         self._others: list[tuple[_Getter, Any]] = []  # for values compared by identity: a getter, and its argument
         self._objects: list[Any] = []  # the results of the getters in ``_others`` at the trace
         self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
-        # for each module or object: the names that only its class has; their values in the class; the object's ``__dict__``
+        # for each module or object, its attributes that are in its class, but not in its ``__dict__``: the names; the values in the class;
+        # the ``__dict__``, in which an attribute of this name may appear later
         self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
         self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # (getter, argument, name, value, whether by ==)
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
@@ -97,7 +99,7 @@ class Fingerprint:
             self._absent.append((absent.keys(), absent, space))
 
     def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add items of a dict or list, and their contents. ``titles``: the keys of the items, each with its name for messages."""
+        """Add items of a dict or a sequence, and their contents. ``titles``: the keys of the items, each with its name for messages."""
         plain = [key for key in titles if _is_plain(space[key])]
         if plain:
             self._plain.append((operator.itemgetter(*plain), space))
@@ -154,7 +156,8 @@ class Fingerprint:
     def _read_in(self, module: nn.Module, names: _Names) -> _Names:
         """Return those of ``names`` that the trace read as attributes of a module; all of ``names`` if the reads are not known.
 
-        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name.
+        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name, and
+        ``gradient_checkpointing`` always counts as read.
         """
         read = None if self._reads is None else self._reads.get(id(module))
         return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
@@ -162,14 +165,14 @@ class Fingerprint:
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
         """Return the names of an object's attributes that the trace read; if the reads are not known, return ``everywhere``.
 
-        Names to which a dict of the object's class maps these names are added (see ``_mapped``).
+        The result also contains the names to which a dict of the object's class maps these names (see ``_mapped``).
         """
         read = None if self._reads is None else self._reads.get(id(value), set())
         names = everywhere if read is None or "__dict__" in read else frozenset(read)
         return names | _mapped(type(value), names)
 
     def same(self) -> bool:
-        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, because each call runs this method."""
+        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, for speed: each call runs them."""
         modules = self._modules_now, self._modules_then
         if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
             return False
@@ -205,7 +208,7 @@ class Fingerprint:
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
     """Within the context, record which attributes code reads: those of modules, and of objects in their attributes or in global variables.
 
-    Such an object is, for example, a configuration. The context manager yields the records.
+    Such an object is, for example, a configuration. The context manager yields the records, which grow while the context lasts.
     """
     objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
     spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
@@ -250,7 +253,7 @@ def _mentioned(code: ReachableCode) -> _Names:
 
 
 def _mapped(kind: type, names: _Names) -> _Names:
-    """Return the names to which a dict of a class maps one of ``names``, such as ``attribute_map`` of a configuration of transformers."""
+    """Return the names to which a class's dicts map ``names``. Such a dict is ``attribute_map`` of a configuration of transformers."""
     maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
     return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
 
