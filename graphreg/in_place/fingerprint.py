@@ -22,10 +22,11 @@ from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
-# The attributes that every module has, and a ``forward`` that was replaced on the object. Their values are not compared: ``Fingerprint``
-# compares submodules and shapes of parameters in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the
-# modes or asserts that they are as at the trace.
-_OWN = frozenset(vars(nn.Module())) | {"forward"}
+# The attributes that every module has, and a ``forward`` that was replaced on the object. ``Fingerprint`` compares submodules, shapes of
+# parameters and such a ``forward`` in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the modes or
+# asserts that they are as at the trace.
+_FORWARD = "forward"
+_OWN = frozenset(vars(nn.Module())) | {_FORWARD}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
 _LARGEST = 1000  # the number of items up to which the items of a container are compared; a larger container is compared by identity
@@ -75,6 +76,8 @@ class Fingerprint:
                 self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
         for code in codes.values():
             self._add_variables(code, everywhere, seen)
+        self._inner = {path: vars(module) for path, module in model.named_modules() if path}
+        self._forwards = [space.get(_FORWARD) for space in self._inner.values()]
         self._modules_then = [dict(modules) for modules in self._modules_now]
         self._shapes = _shapes(self._parameters)
 
@@ -176,7 +179,7 @@ class Fingerprint:
         modules = self._modules_now, self._modules_then
         if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
             return False
-        if _shapes(self._parameters) != self._shapes:
+        if _shapes(self._parameters) != self._shapes or [space.get(_FORWARD) for space in self._inner.values()] != self._forwards:
             return False
         try:
             if [get(space) for get, space in self._plain] != self._values:
@@ -194,6 +197,9 @@ class Fingerprint:
                 return f"submodules of {path or 'the model'}"
         if _shapes(self._parameters) != self._shapes:
             return "shapes of parameters"
+        for (path, space), forward in zip(self._inner.items(), self._forwards, strict=True):
+            if space.get(_FORWARD) != forward:
+                return f"the forward of {path}"
         for get, space, title, value, plain in self._named:
             try:
                 present = get(space)

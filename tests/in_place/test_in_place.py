@@ -566,3 +566,30 @@ def test_other_constants_are_other_structures() -> None:
     keys = [form.key((torch.zeros(2, 3),), {"k": constant}) for constant in constants]
     assert len(set(keys)) == len(keys) and not any("." in key for key in keys)
     assert readable(form.key((torch.zeros(2, 3),), {"k": "a.·b"})) == "(k='a.·b', x=float32[2])"
+
+
+def test_a_forward_that_is_replaced_on_a_submodule_is_noticed() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Inner(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(x))
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x).relu()
+
+    model, x = graphreg.regularize_(Outer(), weight_l2=0.1, scale=1), torch.randn(3, 4)
+    inner: Any = model.inner
+    for replacement in (None, lambda x: inner.first(x).tanh(), lambda x: inner.first(x) * 2, None):
+        if replacement is None:
+            vars(inner).pop("forward", None)
+        else:
+            inner.forward = replacement
+        assert torch.equal(model.train()(x), model.eval()(x))
