@@ -35,6 +35,7 @@ from graphreg.runtime import (
     call_within,
     checked_state,
     clock_of_state,
+    fed,
     native_draws,
     no_noise,
     rules_of,
@@ -124,16 +125,18 @@ class Placed(ModuleHandle, InPlaceHandle):
         for graph in list(fitting):
             try:
                 with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known, (args, kwargs)):
-                    return self._forward(graph, shapes, args, kwargs)
+                    return self._forward(key, graph, shapes, args, kwargs)
             except OtherInputs:
                 continue
         graph = self._trace(model, key, args, kwargs)
-        return self._forward(graph, shapes_of(args, kwargs), args, kwargs)
+        return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
 
-    def _forward(self, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
-        result = type(graph.module).forward(graph.module, *args, **kwargs)
+    def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
+        with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
+            result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
             graph.known.add(shapes)
+        self._choose(key, graph)
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:

@@ -175,6 +175,25 @@ def test_other_sizes_are_traced_anew_and_nothing_counts_twice() -> None:
     assert graphreg.rng_state(model)["call"] == 5
 
 
+class ByRows:
+    """A scale that depends on the arguments of the call, as that of the Trainer's callback does."""
+
+    def of_call(self, args: Any, kwargs: Any) -> tuple[float, float]:
+        return 1.0 / args[0].shape[0], 1.0 / args[0].shape[0]
+
+
+def test_the_scale_of_a_call_reaches_the_graph_that_runs() -> None:
+    torch.manual_seed(0)
+    model: Any = graphreg.regularize_(Decides(), weight_l2=0.5, scale=ByRows())
+    weight = next(parameter for parameter in model.parameters() if parameter.dim() == 2)
+    by_hand = 2 * 0.5 * weight.detach() / weight.numel()
+    for rows in [5, 2, 5, 2, 3]:  # the second call begins in the graph of the first
+        model.zero_grad()
+        (model(X[:rows]) * 0).sum().backward()
+        torch.testing.assert_close(weight.grad, by_hand / rows)
+        assert "weight_l2" in model.penalties()
+
+
 class ActsThenDecides(nn.Module):
     """Counts or draws by an operation that is no module, then decides on a size."""
 
