@@ -28,7 +28,10 @@ def rank_of(script: str, rank: int, ranks: int, port: int, out: str) -> int:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(port)
         sys.argv = [script]
-        runpy.run_path(script, run_name="__main__")
+        # The script's objects are kept: a DistributedDataParallel that is freed after its process group joins a thread of gloo's while it
+        # holds the interpreter's lock, for which that thread may wait.
+        kept = runpy.run_path(script, run_name="__main__")
+        assert kept is not None
         sys.stdout.flush()
     except BaseException:
         traceback.print_exc()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from perceptron import perceptron
+from rank_processes import run_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.stateful import Stateful
@@ -249,10 +247,7 @@ OTHERS = ("FSDP2 in place", "FSDP2, learned", "DDP, remembering")
 
 
 def ran(folder: Path, *ways: str) -> Path:
-    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1] / "blocks")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, str(SCRIPT), str(folder), *ways], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(SCRIPT, folder, *ways, paths=(SCRIPT.parents[1] / "blocks",))
     return folder
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from rank_processes import run_ranks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = """
@@ -23,12 +21,9 @@ print(*killed_and_resumed(Screen(), setup, Path(sys.argv[1])), sep="\\n")
 @pytest.mark.parametrize("backend", ["", "aot_eager"])
 def test_killed_and_resumed(backend: str, tmp_path: Path) -> None:
     """The demo itself ends with an error if a loss, or a weight at the end, is not bit-equal with those of the uninterrupted run."""
-    command = [sys.executable, "-c", SMALL, str(tmp_path), backend]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES), "TORCH_LOGS": "-all"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert "Rank 1 was killed by SIGKILL in the middle of step " in done.stdout and "; its status is -9. Rank 0 ended with:" in done.stdout
+    told = run_ranks("-c", SMALL, tmp_path, backend, paths=(EXAMPLES,))
+    lines = told.splitlines()
+    assert "Rank 1 was killed by SIGKILL in the middle of step " in told and "; its status is -9. Rank 0 ended with:" in told
     assert lines[-4].startswith("a run on 2 ranks was killed in step ")
     assert lines[-3].endswith(" losses are those of the uninterrupted run, bit for bit; so are its weights")
     assert lines[-2] == "2 of the 2 losses of the run that was resumed without RegularizerState differ, so the comparison can fail"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rank_processes import run_ranks
 
 from pages import DOCS
 
@@ -56,18 +54,12 @@ def written(script: Script, folder: Path) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all", "PYTHONWARNINGS": "ignore"}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all scripts have run, by one process that imports torch for all of them."""
     folder = tmp_path_factory.mktemp("scripts")
-    jobs = [[str(script.ranks), str(len(script.outputs)), str(written(script, folder))] for script in SCRIPTS.values()]
-    command = [sys.executable, str(LAUNCHER), *(argument for job in jobs for argument in job)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = [(script.ranks, len(script.outputs), written(script, folder)) for script in SCRIPTS.values()]
+    run_ranks(LAUNCHER, *(argument for job in jobs for argument in job))
     return folder
 
 
@@ -83,11 +75,9 @@ def test_a_script_prints_what_the_page_shows(folder: Path, name: str) -> None:
 def test_by_torchrun(name: str, tmp_path: Path) -> None:
     script = SCRIPTS[name]
     path = written(script, tmp_path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(script.ranks), path.name]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", script.ranks, path.name]
     for output in script.outputs:
-        done = subprocess.run(command, cwd=path.parent, env=environment(), capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.strip() == output.strip()
+        assert run_ranks(*command, cwd=path.parent).strip() == output.strip()
 
 
 def test_every_way_has_a_recipe() -> None:

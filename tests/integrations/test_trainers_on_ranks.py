@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rank_processes import run_ranks
 from trained_ranks import RATE, WAYS, WEIGHT, Net, X
 
 import graphreg
@@ -22,10 +20,7 @@ SCRIPT, LAUNCHER = (Path(__file__).with_name(name) for name in ("trained_ranks.p
 def test_a_step_has_the_penalty_once(way: str, tmp_path: Path) -> None:
     pytest.importorskip(way.partition("_")[0])
     script = shutil.copy(SCRIPT, tmp_path / f"{way}.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(LAUNCHER), "2", "1", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(LAUNCHER, 2, 1, script)
     found: list[Any] = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model = Net()
     before = [p.detach().clone() for p in model.parameters()]
