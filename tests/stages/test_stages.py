@@ -440,6 +440,22 @@ def test_compiled_and_with_blocks() -> None:
     assert_whole(stages, whole_of(model, **options), batches(3, 4))
 
 
+def test_controls_of_a_stage_that_draws_nothing() -> None:
+    """All stages run the same code, so none of them refuses it."""
+    model = net()
+    stages = stages_of([stage_of(model, i) for i in range(2)], model, BernoulliDropout("layers.0", 0.5), weight_l2=0.1)
+    for stage in stages:
+        graphreg.set_ranks(stage, "same")
+        graphreg.set_strength(stage, "dropout", 0.3)
+        with graphreg.noise_on(stage), graphreg.frozen_noise(stage):
+            stage(torch.zeros(3, 4 if stage is stages[0] else 8).double())
+        state = graphreg.rng_state(stage)
+        assert len(state["streams"]) == (1 if stage is stages[0] else 0) and state["ranks"] == "same"
+        graphreg.set_rng_state(stage, state)
+    with pytest.raises(graphreg.GraphRegError, match="this module draws no noise"):
+        graphreg.set_ranks(stages_of([stage_of(model, 0)], model, weight_l2=0.1)[0], "same")
+
+
 def test_stripped_it_is_the_stage() -> None:
     model = net()
     part = stage_of(model, 1).eval()
