@@ -7,11 +7,14 @@ values or parameters by others.
 The docstrings of the classes have these entries:
 
 - Formula, Shapes: what ``__call__`` computes. z is the value at a site (a named place in the model); w is a parameter. ``units`` is
-  a value with all axes but one merged into samples (penalties), or with the axis of units moved to the end (splices).
+  the value at a site, too: a penalty gets it as a matrix [samples, units], a splice with the axis of units moved to the end.
 - Args: the options of the class. ``Regularizer`` documents the options that all classes have.
-- Averaged over: a penalty is a mean over these, in this order. With ``reduction="sum"``, the class or the engine adds instead.
+- Averaged over: what a penalty is a mean over, in this order. With ``reduction="sum"``, the numbers are added instead: those of one site
+  by the class, then those of all sites by the engine.
 - Draws: how many random numbers a splice draws.
-- Default sites: where the class acts if the user gives no selector. A hidden value is a value that a layer with weights reads.
+- Default sites: where the class acts if the user gives no selector. A hidden value lies between two layers with weights: it
+  was computed from the output of one layer, and the other layer reads it. A value has the axes of a convolution's output if it is such an
+  output, or was computed from one by operations that keep the axes, such as a ReLU.
 - Source: the paper.
 """
 

@@ -18,7 +18,7 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
     and τ = 0.1. So d is near 0 or 1, and gradients reach p.
     Penalty: ``K (p log p + (1 - p) log(1 - p))`` times ``weight``, where K is the number of units. This is the negative entropy of the mask
     of one sample, so the penalty is negative.
-    Learns: ``logit`` = log p - log(1 - p), [1] at each site. It is a parameter of the rewritten module.
+    Learns: ``logit`` = log p - log(1 - p), a tensor of shape [1] for each site. It is a parameter of the rewritten module.
     Shapes: units [..., units], floating -> [same shape].
 
     Args:
@@ -29,11 +29,11 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
         axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
 
     Draws: one u for each element.
-    Averaged over: the units, then the sites (the penalty).
+    Averaged over: the units, then the sites. Only the penalty is averaged.
     Default sites: the hidden values. Their shapes must be known, so give ``example_inputs``.
     Source: Gal, Hron & Kendall, Concrete dropout, NeurIPS 2017, equations 3 to 5. The paper adds a second penalty,
-    ``l² (1 - p) |W|² / 2``, where W is the weight of the layer that reads the value. This class does not have the second penalty;
-    ``weight_l2`` penalizes ``|W|²``, without the factor 1 - p.
+    ``l² (1 - p) |W|² / 2``, where W is the weight of the layer that reads the value, and l is the length scale of the prior. This class
+    does not have the second penalty; ``weight_l2`` penalizes ``|W|²``, without the factor 1 - p.
     """
 
     start: float = 0.1

@@ -16,7 +16,7 @@ class L0Gates(Splice, keys=("l0_gates",)):
     Formula: ``units min(1, max(0, 1.2 s - 0.1))``, with ``s = sigmoid((log u - log(1 - u) + log_alpha) 3/2)``, where u is uniform in
     (0, 1). In eval mode, s is ``sigmoid(log_alpha)``. Many gates are 0 or 1 exactly.
     Penalty: ``sigmoid(log_alpha + 2/3 log 11)`` times ``weight``. The sigmoid is the probability that a gate is not 0.
-    Learns: ``log_alpha``, [units] at each site. It is a parameter of the rewritten module.
+    Learns: ``log_alpha``, a tensor of shape [units] for each site. It is a parameter of the rewritten module.
     Shapes: units [..., units], floating -> [same shape].
 
     Args:
@@ -26,7 +26,7 @@ class L0Gates(Splice, keys=("l0_gates",)):
         axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
 
     Draws: one u for each unit, in each call.
-    Averaged over: the units, then the sites (the penalty).
+    Averaged over: the units, then the sites. Only the penalty is averaged.
     Default sites: the hidden values. Their shapes must be known, so give ``example_inputs``.
     Source: Louizos, Welling & Kingma, Learning sparse neural networks through L0 regularization, ICLR 2018, equations 10 to 13, with
     the constants of section 4: beta = 2/3, gamma = -0.1 and zeta = 1.1. The paper draws the initial log_alpha

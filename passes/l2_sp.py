@@ -1,4 +1,4 @@
-"""L2-SP, weight decay towards the start of training."""
+"""L2-SP, weight decay towards the weights at the start of training."""
 
 from torch import Tensor
 
@@ -9,7 +9,8 @@ class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
     """Penalizes the distance of a parameter from its value at the start of training.
 
     Formula: ``(w - w0)²``, where w0 is the value that the parameter had when the model was regularized. ``graphreg.reset_state(module)``
-    sets w0 to the present value, for example after a checkpoint was loaded. ``graphreg.rng_state`` returns w0, too.
+    sets w0 to the present value, for example after a checkpoint was loaded. w0 is in no ``state_dict``, but in the result of
+    ``graphreg.rng_state``.
     Shapes: w [2 or more dims] -> 0-d.
 
     Args:

@@ -12,8 +12,8 @@ class LayerDrop(Splice, keys=("layer_drop",)):
     """Skips a module for the whole batch at random: the module's input takes the place of its output.
 
     Formula: ``m z + (1 - m) x``, where x is the module's input, and m is 0 with probability ``weight``, else 1. Nothing is scaled.
-    A skipped module still runs, and the gradients of its parameters are 0, because DistributedDataParallel needs a gradient of each
-    parameter on each rank.
+    A skipped module still runs, so that its parameters have gradients (of 0): DistributedDataParallel needs a gradient of each parameter on
+    each rank.
     Shapes: z and x [any shape, the same for both], floating -> [same shape].
 
     Args:

@@ -15,7 +15,7 @@ class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
 
     Args:
         weight: The strength, 0 or more.
-        limit: The norm up to which a row adds nothing to the penalty, above 0. This option has no default.
+        limit: A number above 0. A row whose norm is at most this number adds nothing to the penalty. This option has no default.
         reduction: ``"mean"`` or ``"sum"``, over the parameters.
 
     Averaged over: the parameters.

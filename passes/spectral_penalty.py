@@ -13,7 +13,8 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
     """Penalizes the largest singular value of a weight.
 
     Formula: ``s²``, where s is the largest singular value. Power iteration estimates s, and the estimate is never above s. Each call begins
-    with the estimate of the singular vector u from the last call in train mode; ``graphreg.rng_state`` returns this estimate, too.
+    with the estimate of the left singular vector u from the last call in train mode. This estimate is in no ``state_dict``, but
+    in the result of ``graphreg.rng_state``.
     The gradient is ``2 s u vᵀ``, with the estimates of s and of the singular vectors u and v.
     Shapes: w [out, in, ...], read as the matrix W [out, product of the other dims] -> 0-d.
 

@@ -1,4 +1,4 @@
-"""Block objects: they stand in a rewritten module for the model's blocks (the modules that ``blocks=`` selects), and for their parents.
+"""Block objects, which stand in a rewritten module for the model's blocks (the modules that ``blocks=`` selects) and their parent modules.
 
 A block object shares the parameters, buffers and mode of the model's module. Its class is derived from the module's class and has the same
 name, so that wrapping policies of FSDP and activation checkpointing recognize the object. But its forward runs code that was emitted from
@@ -32,7 +32,7 @@ Code = Callable[..., Any]
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """The record that a block object has in its attribute ``graphreg_block``.
+    """What a block object knows, in its attribute ``graphreg_block``: its path, the model's module, its mode and its code.
 
     The calls of a block may have different code, for example because a splice acts in one of two calls. Each different code is a variant.
 
@@ -40,8 +40,8 @@ class BlockRecord:
         path: The path of the block in the model.
         original: A tuple with the model's module that the object stands for and whose mode it shares; () in a copy and after unpickling.
         mode: Whether the block is in train mode; used only if ``original`` is empty.
-        eager: The function of each variant for eager mode.
-        compiled: The function of each variant that Dynamo traces.
+        eager: For each variant, the function that runs without torch.compile.
+        compiled: For each variant, the function that Dynamo traces.
         sources: The source text of each function in ``eager``.
     """
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
     @property
     def training(self) -> bool:
         record = self.__dict__.get(BLOCK)
-        if record is None:  # slicing a ModuleList makes a new object of the list's class, which has no record
+        if record is None:  # a slice of a block object that is a ModuleList: a new object of its class
             return bool(self.__dict__.get(MODE, True))
         return bool(record.original[0].training if record.original else record.mode)
 
@@ -99,7 +99,7 @@ class Block(nn.Module):
         codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
         return codes[graphreg_variant](self, *values, *graphreg_keys)
 
-    __call__ = nn.Module.__call__  # the graph contains what a __call__ of the module's class does around the forward
+    __call__ = nn.Module.__call__  # not that of the module's class: what it does around the forward is in the graph
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile this block in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 def refusal(kind: str, path: str) -> str:
-    """Return the message for a call that does not come from the rewritten module."""
+    """Return the error message for a call that does not come from the rewritten module."""
     return (
         f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, and only that module can call this part, because "
         "emitted code takes other arguments. Call the whole module; to run this part alone, call the same part of the original model."
@@ -161,7 +161,7 @@ def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str])
             made[id(module)] = twin_of(module, path)
         siblings[name] = made[id(module)]
     aliases = {id(original(module)): module for module in made.values()}
-    for module in (None, *made.values()):  # a block may be a child of these modules under further names
+    for module in (None, *made.values()):  # a block may be a child of the model (None) or of a parent under further names
         siblings = new if module is None else module._modules
         siblings.update({name: aliases.get(id(child), child) for name, child in siblings.items()})
     return new

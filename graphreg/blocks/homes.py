@@ -17,17 +17,18 @@ def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]
 
 
 def _around(node: fx.Node) -> ModuleCalls:
-    """Return the module calls that were running when a node was traced. If the node itself calls a module, this call is left out."""
+    """Return the calls of modules that were running when a node was traced. If the node itself calls a module, this call is left out."""
     calls = calls_of(node) or ()
     return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:
-    """Return, by node, the calls of ``blocks`` that the node belongs to, outermost first.
+    """Return, for each node, the calls of ``blocks`` that the node belongs to, outermost first.
 
-    The ``get_attr`` nodes are not in the dict, because they belong to their readers. For most nodes, the trace has recorded the calls. If
-    graphreg added a node without a record, the node belongs to the calls that all values in its first argument belong to. Any other node
-    without a record belongs to the calls that its neighbours have in common, because the nodes of a trace are in the order of execution.
+    The ``get_attr`` nodes are not in the dict, because they belong to their readers. Inputs, the output and ``OUTSIDE_BLOCKS`` belong to no
+    call. For most other nodes, the trace has recorded the calls. If graphreg added a node, and no calls are recorded, the node belongs to
+    the calls that all values in its first argument belong to. Any other node without a record belongs to the calls that its neighbours
+    have in common (see ``_neighbours``), because the nodes of a trace are in the order of execution.
     """
     found: dict[fx.Node, ModuleCalls] = {}
     unknown: list[fx.Node] = []

@@ -59,9 +59,9 @@ def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: 
 
 
 def _prefixes(root: nn.Module, blocks: tuple[str, ...], owner: str) -> dict[str, str]:
-    """Return, by path of a block, the beginning of its variants' names. Two paths of one module have different beginnings.
+    """Return, for the path of each block, the beginning of the names of the block's variants.
 
-    Otherwise the beginnings are equal, so that equal blocks have equal code.
+    Different blocks have the same beginning, so that equal blocks have equal code. If one block has several paths, the beginnings differ.
     """
     paths: dict[nn.Module, list[str]] = {}
     for path in blocks:
@@ -79,14 +79,14 @@ def _install(root: nn.Module, path: str, variants: list[Variant], outliner: Outl
 def _install_in_place(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner, prefix: str) -> None:
     block = unwrapped_block(root.get_submodule(path))
     twin = twin_of(block, path)
-    twin.__dict__["_modules"] = block._modules  # the same dict, so that the code calls wrappers that are put around inner blocks
+    twin.__dict__["_modules"] = block._modules  # the same dict, so that the code calls wrappers that are put around inner blocks later
     _show_outside(twin, root, path, outliner)
     for number, variant in enumerate(variants):
         add_call(block, f"{prefix}{number}", PlacedCall(twin, *variant))
 
 
 def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) -> None:
-    """Give a block object views of the modules outside of the block that its code calls, such as runtime modules."""
+    """Give a block object views of all outside modules that its code calls, such as runtime modules."""
     names, rules = outliner.names[path], root._modules.get(RULES)
     runtime: Any = rules._modules if rules is not None else {}
     block.__dict__[RULES] = View({name: runtime[target] for name, target in names.rules.items()})

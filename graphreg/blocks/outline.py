@@ -21,7 +21,7 @@ from graphreg.errors import TraceError
 from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
 
 KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block's forward
-OUTSIDE = "graphreg_outside"  # the attribute of a block that holds the modules outside of the block that its code calls
+OUTSIDE = "graphreg_outside"  # the attribute of a block that holds the outside modules that its code calls
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """The modules outside of a block that the code of the block calls.
+    """The names by which a block's code calls modules outside of the block.
 
     Attributes:
-        rules: By name in the block's code, the name of a runtime module in the container of the whole model (``graphreg_rules``).
-        outside: By name in the block's code, the path of any other module.
+        rules: A dict for runtime modules. Each key is a name in the block's code; the value is the name of the runtime module in the
+            container of the whole model (``graphreg_rules``).
+        outside: A dict for all other modules. Each key is a name in the block's code; the value is the path of the module.
     """
 
     rules: dict[str, str] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class BlockNames:
 
 
 class Outliner:
-    """Outlines the graphs of one rewritten module.
+    """Outlines the graphs of one rewritten module. Outlining is the reverse of inlining: operations become calls of blocks.
 
     Attributes:
         names: The ``BlockNames`` of each block, by path. All calls of a block, in all graphs, use the same names.
@@ -62,12 +63,12 @@ class Outliner:
     def __init__(self, root: nn.Module, blocks: Iterable[str]) -> None:
         self.root, self.blocks = root, frozenset(blocks)
         self.names = {path: BlockNames() for path in sorted(self.blocks)}
-        self._paths: dict[int, list[str]] = {}  # by id of a module, all its paths
+        self._paths: dict[int, list[str]] = {}  # for the id of each module: all paths of the module
         for path, module in root.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), []).append(path)
 
     def outline(self, graph: fx.Graph) -> tuple[fx.Graph, list[BlockCall]]:
-        """Return the graph of the whole model, which calls the blocks, and all calls of blocks.
+        """Return a graph of the whole model that calls the blocks, and a ``BlockCall`` for each call of a block.
 
         Raises:
             TraceError: An operation outside of a block reads a value from inside, and the same call of the block reads the result of the
@@ -95,9 +96,9 @@ class _Level:
     Attributes:
         path: The block's path; "" for the whole model.
         graph: The graph.
-        made: By node of the flat graph, the node of ``graph`` that has the same value.
-        rows: By node of the flat graph that draws random numbers, the node of ``graph`` that has the noise key for the draw (a row of the
-            keys of the call).
+        made: A dict. Each key is a node of the flat graph; the value is the node of ``graph`` that has the same value.
+        rows: A dict. Each key is a node of the flat graph that draws random numbers; the value is the node of ``graph`` that has the noise
+            key for this draw (a row of the tensor with all keys).
     """
 
     path: str
@@ -107,7 +108,7 @@ class _Level:
 
 
 class _Outlining:
-    """The state of outlining one graph."""
+    """Does the work of ``Outliner.outline`` for one flat graph."""
 
     def __init__(self, outliner: Outliner, flat: fx.Graph) -> None:
         self.outliner, self.flat = outliner, flat
@@ -119,13 +120,14 @@ class _Outlining:
                 self.homes[node] = ()  # the whole model reads the attribute, and passes its value to the blocks
 
     def members(self) -> list[fx.Node]:
-        """Return all nodes of the flat graph, except those ``get_attr`` nodes that each level of a reader makes for itself."""
+        """Return all nodes of the flat graph, except those ``get_attr`` nodes that each level with a reader makes for itself."""
         return [node for node in self.flat.nodes if node in self.homes]
 
     def _readable(self, read: fx.Node, reader: fx.Node) -> bool:
         """Return whether the block that contains ``reader`` can read an attribute itself; True if no block contains the reader.
 
-        Any block reads a parameter itself, because FSDP would free the memory of a tensor that the whole model passed.
+        A block can read any parameter itself, also one from outside of the block. It has to, because FSDP would free the memory of a
+        parameter that the whole model read and passed to the block.
         """
         calls = self.homes.get(reader, ())
         owner, _, name = str(read.target).rpartition(".")
@@ -154,7 +156,7 @@ class _Outlining:
         return level
 
     def _ordered(self, members: Sequence[fx.Node], calls: ModuleCalls) -> list[fx.Node | tuple[fx.Node, ...]]:
-        """Return the parts of a level in an order of execution. A part is a node, or the tuple of all nodes of a call of an inner block."""
+        """Return the parts of a level in an order in which they can run: nodes, and a tuple of nodes for each call of an inner block."""
         inside: dict[tuple[str, int], list[fx.Node]] = {}
         item_of: dict[fx.Node, Any] = {}
         for node in members:
@@ -221,7 +223,10 @@ class _Outlining:
         return relative if relative is not None else f"{OUTSIDE}.{_take(names.outside, _identifier(path), path)}"
 
     def _call(self, level: _Level, members: tuple[fx.Node, ...], calls: ModuleCalls) -> None:
-        """Make the graph of a call of a block, and the node of ``level`` that calls the block. ``members``: the flat nodes of the call."""
+        """Make the graph of a call of a block, and the node of ``level`` that calls the block.
+
+        ``members``: the nodes of the flat graph that belong to the call.
+        """
         call = self.homes[members[0]][len(calls)]
         border = self._border(members, call[0])
         inner = self.level(members, (*calls, call), fx.Graph(), border)
@@ -239,7 +244,7 @@ class _Outlining:
             level.made[leaving] = level.graph.create_node("call_function", operator.getitem, (node, i), name=_identifier(leaving.name))
 
     def _row(self, level: _Level, node: fx.Node) -> fx.Node:
-        """Make the node that takes from the keys the row with which ``node`` draws."""
+        """Make the node that gets the noise key with which ``node`` draws: a row of the tensor with all keys."""
         key = next(source for source in node.all_input_nodes if is_kind(source, Kind.KEY))
         slot = self.outliner.module(str(node.target)).slot
         return level.graph.create_node("call_function", operator.getitem, (level.made[key], slot), name=f"{node.name}_key")
@@ -266,7 +271,7 @@ class _Border:
     Attributes:
         reads: The nodes outside of the call whose values the call reads, in the order of the reads.
         draws: The nodes in the call that draw random numbers. Each needs a noise key from outside.
-        leaves: The nodes in the call whose values nodes outside of the call read; the block's own output comes first.
+        leaves: The nodes in the call whose values are read outside of the call; the block's own output comes first.
     """
 
     reads: tuple[fx.Node, ...]

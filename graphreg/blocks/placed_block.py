@@ -1,8 +1,8 @@
 """Placed blocks: the blocks of a model that is regularized in place, which are the model's own modules.
 
 When a graph of the model calls a placed block, the block runs code that was emitted from a graph. Hooks, ``module.compile()``, FSDP2, and
-wrappers of activation checkpointing act on this call as on any call of the module. A placed block has a generated subclass of its class,
-and a ``PlacedCall`` for each variant of its code (two calls may have different code) in each graph of the model.
+wrappers of activation checkpointing act on this call as on any call of the module. A placed block gets a generated subclass of its class
+as its class. For each graph of the model, it has a ``PlacedCall`` for each variant of its code (two calls may have different code).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class PlacedCall:
 
     Attributes:
         twin: The object that the code gets as ``self``. The object shares the block's parameters, buffers and submodules, and has the
-            runtime modules of one graph.
-        eager: The function that runs in eager mode.
+            runtime modules of one graph of the model.
+        eager: The function that runs without torch.compile.
         compiled: The function that Dynamo traces.
         source: The source text of ``eager``.
     """
@@ -47,7 +47,7 @@ class PlacedCall:
 
 
 class Calls:
-    """Has each ``PlacedCall`` of a block as an attribute, whose name graphs pass. Dynamo guards each attribute separately."""
+    """Has an attribute for each ``PlacedCall`` of a block; graphs pass its name to the block. Dynamo guards each attribute separately."""
 
 
 # The ``Calls`` of each placed block. During a trace, the block lacks its attribute with the ``Calls``, but this entry stays. The reference
@@ -84,7 +84,7 @@ def leave(block: nn.Module, owner: str = "") -> None:
 
     Args:
         block: A module. If it is no placed block, nothing happens.
-        owner: The name of the rewritten module (see ``new_owner``).
+        owner: The name of the rewritten module (see ``new_owner``); ``""`` to remove no code.
 
     Raises:
         GraphRegError: Another library has changed the class of the block.
@@ -165,7 +165,10 @@ def _compile(kind: type[nn.Module]) -> Callable[..., None]:
 
 def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
-        """Return what ``__reduce_ex__`` of the block's own class returns. A copy becomes a placed block when the copied model is traced."""
+        """Return what ``__reduce_ex__`` of the block's own class returns, so that a copy has this class.
+
+        The copy becomes a placed block when the copied model is traced.
+        """
         reduced = super(made, self).__reduce_ex__(protocol)
         if isinstance(reduced, str):
             return reduced
@@ -173,7 +176,8 @@ def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
         arguments = tuple(getattr(made, ORIGINAL) if argument is type(self) else argument for argument in arguments)
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != CALLS}
-        return _remade, (function, arguments), *rest  # not ``function``, whose class argument pickle would compare with ``type(self)``
+        # not ``function`` itself: if this is ``copyreg.__newobj__``, pickle requires that its first argument is ``type(self)``
+        return _remade, (function, arguments), *rest
 
     return reduce
 

@@ -33,7 +33,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors. For a command with regularizers it accepts any option as the name of a regularizer.
+    """An argument parser that raises UsageError and does not exit. For a command with regularizers, any option may name one.
 
     An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
     """
@@ -144,7 +144,7 @@ a schedule: 'linear(0, 0.5, 1000)'"""
 
 @contextmanager
 def on_the_path(folder: Path) -> Iterator[None]:
-    """Put a folder on ``sys.path`` for a block."""
+    """Put a folder on ``sys.path`` for a ``with`` block."""
     sys.path.insert(0, str(folder))
     try:
         yield

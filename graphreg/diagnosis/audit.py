@@ -165,7 +165,7 @@ def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence
 
 
 def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node]) -> str | None:
-    """Return the name of a batch norm with a running variance that the value of a node reaches; None if it reaches none.
+    """Return the name of a batch norm that has a running variance and gets the value of a node; None if there is none.
 
     At most one layer with weights, and no other norm, lies between the node and the batch norm.
     """

@@ -110,7 +110,7 @@ class Bench:
         return Finding("differs", why, observed, _names(operations), seed(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
-        """Test whether a compiled graph makes several draws in the order of eager. Each draw by itself matches eager."""
+        """Test whether a compiled graph makes several draws in the order of eager. Call this if each single draw matches eager."""
         if len(operations) < 2:
             return []
         result = self._try("the order of draws", partial(measure_order, self.backend, self.device))

@@ -101,6 +101,9 @@ def upstream(blamed: Sequence[Setting]) -> str:
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Return cures: ``own_dropout='seeded'`` if one of the operations can be moved to graphreg's streams, or the cure ``other``."""
+    """Return up to two cures as a text, joined by ``or``.
+
+    The cures are ``own_dropout='seeded'``, if one of the operations can be moved to graphreg's streams, and ``other``, if it is not empty.
+    """
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

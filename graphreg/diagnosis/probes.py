@@ -1,4 +1,4 @@
-"""Experiments that compile tiny random functions under torch's present settings, and compare the masks of forward, backward and eager.
+"""Experiments that compile tiny functions under torch's present settings, and compare the masks that forward, backward and eager draw.
 
 ``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
 gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of

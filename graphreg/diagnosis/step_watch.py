@@ -58,7 +58,7 @@ def _watched(seen: Observed, counter: Counter | None) -> Iterator[None]:
     running = False
 
     def watching(run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that calls ``run``, which runs autograd's engine, and counts the draws of each outermost call."""
+        """Wrap ``run``, torch's function that runs autograd's engine: count the draws of each outermost call."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             nonlocal running

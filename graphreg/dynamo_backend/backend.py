@@ -40,10 +40,10 @@ class Backend(BackendHandle, RenamedAttributes):
 
     Attributes:
         regularizers: The regularizers by name.
-        model: The model without wrappers (``unwrapped``), once its first graph was captured.
-        subgraphs: The subgraphs, in the order of capture.
-        forced: Whether a block of ``noise_on`` is open, and no block of ``noise_off`` within it.
-        silenced: Whether a block of ``noise_off`` is open, and no block of ``noise_on`` within it.
+        model: The model without its wrappers (see ``unwrapped``); None until its first graph is captured.
+        subgraphs: A ``Subgraph`` for each captured graph, in the order of capture.
+        forced: Whether the open ``with`` block of ``noise_on`` or ``noise_off`` that was entered last is one of ``noise_on``.
+        silenced: Whether that block is one of ``noise_off``.
         complete: Whether the first call has ended and the selectors were checked over all its graphs.
     """
 
@@ -58,8 +58,8 @@ class Backend(BackendHandle, RenamedAttributes):
         self.attaches, self.scale = penalties == "attach", scale
         self.streams = Streams(seed)
         self.model: nn.Module | None = None
-        self._root: nn.Module | None = None  # the model as it was compiled
-        self._wrappers: dict[int, str] = {}  # by the id of a wrapper: the path of what it contains
+        self._root: nn.Module | None = None  # the model that was compiled, with its wrappers
+        self._wrappers: dict[int, str] = {}  # from the id of a wrapper to the path of the module in it
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
@@ -78,14 +78,14 @@ class Backend(BackendHandle, RenamedAttributes):
                 f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
                 f"use {OTHERS}."
             )
-        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths, some are schedules
-        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # those of the present call
+        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths: numbers or schedules
+        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # the numbers in the present call
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
-        self._apart = False  # whether the user was warned that some output does not lead to the attached penalties
+        self._apart = False  # whether the user was warned that backward from some output misses the attached penalties
 
     # called by torch.compile
 
@@ -132,8 +132,9 @@ class Backend(BackendHandle, RenamedAttributes):
     def _current(self) -> Call:
         """Return the running call of the model.
 
-        A backend learns of a model only when the model's first graph is captured. So at the first call through a context object of
-        torch.compile, run ``_begin`` now, and have the context object run it at the beginning of each later call.
+        torch.compile makes a context object for each model that it compiles, and the backend learns of a model only when the model's first
+        graph is captured. So at the first call through a context object, this method runs ``_begin``, and has the context object run it at
+        the beginning of each later call.
         """
         running = compiled_call()
         if running is None:
@@ -225,9 +226,10 @@ class Backend(BackendHandle, RenamedAttributes):
         return outputs
 
     def _require(self, subgraph: Subgraph) -> None:
-        """Raise GraphRegError if the mode of a module changed and no guard noticed, or if a graph that draws runs inside a backward pass.
+        """Raise GraphRegError if a mode changed without a new capture, or if a graph with noise or a schedule runs inside a backward pass.
 
-        Activation checkpointing runs a forward again in a backward pass, and the masks of the second forward would differ from the first's.
+        Activation checkpointing runs a forward again in a backward pass. The second forward would have other masks and other strengths than
+        the first, except in a block of ``frozen_noise``.
         """
         if any(owner.training != mode for owner, mode in zip(subgraph.owners, subgraph.modes, strict=True)):
             raise GraphRegError(
@@ -309,14 +311,14 @@ class Backend(BackendHandle, RenamedAttributes):
         self._strengths[name] = _tensor(self._given[name])  # a new tensor: backward may have saved the old one
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return, by regularizer name, the strengths that differ from those that the backend was made with.
+        """Return the strengths that differ from those that the backend was made with, as ``{regularizer name: {OWN: strength}}``.
 
-        Each stands under ``OWN``, because it is the strength for all sites.
+        In the inner dicts, a rewritten module also has keys for single sites. A backend has only ``OWN``, the key for all sites.
         """
         return {name: {OWN: value} for name, value in self._given.items() if value != self.regularizers[name].weight}
 
     def asked(self) -> Asked:
-        """Return what the user asked for, as a recipe records it."""
+        """Return the arguments that the backend was made with; a recipe consists of them."""
         own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
         penalties, scale = "attach" if self.attaches else "return", written_scale(self.scale)
         return Asked(self.regularizers, {"": self.streams.seed} | own, None, self.missing, self.own_dropout, penalties, scale)
@@ -330,7 +332,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self.streams.restore(state, self._has_clock())
 
     def _has_clock(self) -> bool:
-        """Return whether a strength has, or had, a schedule."""
+        """Return whether a strength has a schedule, or had one when the backend was made."""
         return any(isinstance(weight, Schedule) for weight in (*self._given.values(), *(r.weight for r in self.regularizers.values())))
 
     def reset_state(self, names: Sequence[str]) -> None:
@@ -347,15 +349,15 @@ class Backend(BackendHandle, RenamedAttributes):
         self.streams.alike = ranks == "same"
 
     def frozen_noise(self) -> AbstractContextManager[None]:
-        """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
+        """Return a context manager. Each call within it draws the same masks: see ``graphreg.frozen_noise``."""
         return self.streams.freeze()
 
     def noise_on(self) -> AbstractContextManager[None]:
-        """Keep every splice acting in a block, in any mode: see ``graphreg.noise_on``."""
+        """Return a context manager. Within it every splice acts, in eval mode too: see ``graphreg.noise_on``."""
         return self._noise_switched(on=True)
 
     def noise_off(self) -> AbstractContextManager[None]:
-        """Let no splice act in a block: see ``graphreg.noise_off``."""
+        """Return a context manager. Within it no splice acts: see ``graphreg.noise_off``."""
         return self._noise_switched(on=False)
 
     def _noise_switched(self, on: bool) -> AbstractContextManager[None]:

@@ -34,7 +34,7 @@ def same_model(one: nn.Module, other: nn.Module) -> bool:
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """Return a model, or a ``Functions``, as ``unwrapped`` does."""
+    """Return a model without its wrappers, as ``unwrapped`` does; for a compiled function, without those of the modules that it uses."""
     if not isinstance(model, Functions):
         return unwrapped(model)
     known: dict[int, nn.Module] = {}
@@ -42,7 +42,7 @@ def without_wrappers(model: nn.Module) -> nn.Module:
 
 
 def is_training(model: nn.Module) -> bool:
-    """Return whether a model is in train mode; of a compiled function, whether any module that it uses is."""
+    """Return whether a model is in train mode; for a compiled function, whether any module that it uses is."""
     modules = list(model.children()) if isinstance(model, Functions) else []
     return any(module.training for module in modules or [model])
 
@@ -81,7 +81,7 @@ class Place:
         first: Whether the graph begins where the model's forward begins.
         last: Whether the model returns what the graph returns.
         returns: Whether the module at ``path``, a submodule, returns what the graph returns.
-        passes: Whether the code passes its arguments on to the model's forward: it is that of ``nn.Module``, or of a wrapper of the model.
+        passes: Whether the code is that of ``nn.Module`` or of a wrapper of the model, and passes its arguments on to the model's forward.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error names that code.
+"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error names the skipped code.
 
 Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation. At the end
 of a call through its backend, graphreg checks whether the backend got a graph. Dynamo's counters say which code was skipped, and why.

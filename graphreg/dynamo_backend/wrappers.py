@@ -15,7 +15,7 @@ from graphreg.torch_internals import wrapped_module
 
 
 class Unwrapped(nn.Module):
-    """Stands for a module in which submodules are wrapped. It has their contents in their place, and shares everything else.
+    """Stands for a module in which submodules are wrapped: it has these without their wrappers, and shares the module's tensors and mode.
 
     Attributes:
         module_itself: The module, in a tuple, so that it does not become a submodule.
@@ -35,7 +35,7 @@ class Unwrapped(nn.Module):
 
     @training.setter
     def training(self, mode: bool) -> None:
-        """Leave the mode as it is: ``nn.Module.__init__`` sets it."""
+        """Do nothing: ``nn.Module.__init__`` assigns True, and the mode must stay that of the module."""
 
 
 def inside(module: nn.Module) -> nn.Module:
@@ -48,7 +48,7 @@ def inside(module: nn.Module) -> nn.Module:
 def unwrapped(module: nn.Module, known: dict[int, nn.Module] | None = None) -> nn.Module:
     """Return a module without its wrappers, and without those inside it: the module itself if there are none.
 
-    ``known``: by the id of a module that was met before, its result, so that a module with two paths stays one module.
+    ``known``: a dict from the id of each module that was met before to the result for it, so that a module with two paths stays one module.
     """
     module, known = inside(module), {} if known is None else known
     if id(module) not in known:
@@ -66,7 +66,10 @@ def module_itself(module: nn.Module) -> nn.Module:
 
 
 def wrappers_of(module: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str]]:
-    """Yield the wrappers around a module and inside it, each with the path, in the result of ``unwrapped``, of what it contains."""
+    """Yield the wrappers around a module and inside it, each with the path of the module in it.
+
+    The paths are those in the result of ``unwrapped``.
+    """
     while (inner := wrapped_module(module)) is not None:
         yield module, path
         module = inner

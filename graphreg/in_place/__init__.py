@@ -2,8 +2,8 @@
 
 ``in_place.py`` has the public functions. They give the model a generated subclass of its class (``placed_class.py``) and an attribute
 with a ``Placed`` object (``placed.py``). This object traces a graph for each structure of arguments (``structure.py``). Two calls have the
-same structure if the same arguments are given, with equal dtypes and numbers of dims of tensors, and equal contents of all other arguments
-(``calls.py``). A graph is stale if the model has changed since the trace (``fingerprint.py``).
+same structure if they pass arguments for the same parameters of the forward, with equal dtypes and numbers of dims of tensors, and equal
+contents of all other arguments (``calls.py``). A graph is stale if the model has changed since the trace (``fingerprint.py``).
 """
 
 from graphreg.in_place.in_place import regularize_, strip_

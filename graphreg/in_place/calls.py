@@ -1,7 +1,7 @@
 """Writes the structure of a call's arguments as a text, by which a model that is regularized in place chooses the graph for the call.
 
-Two calls have the same structure if the same arguments are given, with equal dtypes and numbers of dims of tensors, and equal contents of
-all other arguments.
+Two calls have the same structure if they pass arguments for the same parameters of the forward, with equal dtypes and numbers of dims of
+tensors, and equal contents of all other arguments.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class CallForm:
 
     Attributes:
         names: The names of the forward's parameters that may be given by position.
-        defaults: By name of a parameter, its default, if the parameter has one.
-        lists: By name of a parameter whose default may change in place, such as a list: the position of the parameter; None if it is
-            keyword-only.
+        defaults: A dict. Each key is the name of a parameter that has a default; the value is the default.
+        lists: A dict. Each key is the name of a parameter whose default may change in place, such as a list; the value is the position of
+            the parameter, or None if it is keyword-only.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:

@@ -22,9 +22,11 @@ from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
-# The attributes that every module has. Their values are not compared: ``Fingerprint`` compares submodules and shapes of parameters in
-# another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself follows or asserts modes.
-_OWN = frozenset(vars(nn.Module())) | {"forward"}
+# The attributes that every module has, and a ``forward`` that was replaced on the object. ``Fingerprint`` compares submodules, shapes of
+# parameters and such a ``forward`` in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the modes or
+# asserts that they are as at the trace.
+_FORWARD = "forward"
+_OWN = frozenset(vars(nn.Module())) | {_FORWARD}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
 _LARGEST = 1000  # the number of items up to which the items of a container are compared; a larger container is compared by identity
@@ -32,7 +34,7 @@ _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
 _DEPTH = 4  # the number of levels of nested objects and containers whose contents are compared
 _Names = frozenset[str]
-Reads = dict[int, set[str]]  # by id of a module or other object, the names of the attributes that code read during a trace
+Reads = dict[int, set[str]]  # for the id of each module or other object: the names of its attributes that code read during a trace
 _Getter = Callable[[Any], Any]
 
 
@@ -54,7 +56,8 @@ class Fingerprint:
         self._others: list[tuple[_Getter, Any]] = []  # for values compared by identity: a getter, and its argument
         self._objects: list[Any] = []  # the results of the getters in ``_others`` at the trace
         self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
-        # for each module or object: the names that only its class has; their values in the class; the object's ``__dict__``
+        # for each module or object, its attributes that are in its class, but not in its ``__dict__``: the names; the values in the class;
+        # the ``__dict__``, in which an attribute of this name may appear later
         self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
         self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # (getter, argument, name, value, whether by ==)
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
@@ -73,6 +76,8 @@ class Fingerprint:
                 self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
         for code in codes.values():
             self._add_variables(code, everywhere, seen)
+        self._inner = {path: vars(module) for path, module in model.named_modules() if path}
+        self._forwards = [space.get(_FORWARD) for space in self._inner.values()]
         self._modules_then = [dict(modules) for modules in self._modules_now]
         self._shapes = _shapes(self._parameters)
 
@@ -97,7 +102,7 @@ class Fingerprint:
             self._absent.append((absent.keys(), absent, space))
 
     def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add items of a dict or list, and their contents. ``titles``: the keys of the items, each with its name for messages."""
+        """Add items of a dict or a sequence, and their contents. ``titles``: the keys of the items, each with its name for messages."""
         plain = [key for key in titles if _is_plain(space[key])]
         if plain:
             self._plain.append((operator.itemgetter(*plain), space))
@@ -154,7 +159,8 @@ class Fingerprint:
     def _read_in(self, module: nn.Module, names: _Names) -> _Names:
         """Return those of ``names`` that the trace read as attributes of a module; all of ``names`` if the reads are not known.
 
-        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name.
+        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name, and
+        ``gradient_checkpointing`` always counts as read.
         """
         read = None if self._reads is None else self._reads.get(id(module))
         return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
@@ -162,18 +168,18 @@ class Fingerprint:
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
         """Return the names of an object's attributes that the trace read; if the reads are not known, return ``everywhere``.
 
-        Names to which a dict of the object's class maps these names are added (see ``_mapped``).
+        The result also contains the names to which a dict of the object's class maps these names (see ``_mapped``).
         """
         read = None if self._reads is None else self._reads.get(id(value), set())
         names = everywhere if read is None or "__dict__" in read else frozenset(read)
         return names | _mapped(type(value), names)
 
     def same(self) -> bool:
-        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, because each call runs this method."""
+        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, for speed: each call runs them."""
         modules = self._modules_now, self._modules_then
         if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
             return False
-        if _shapes(self._parameters) != self._shapes:
+        if _shapes(self._parameters) != self._shapes or [space.get(_FORWARD) for space in self._inner.values()] != self._forwards:
             return False
         try:
             if [get(space) for get, space in self._plain] != self._values:
@@ -191,6 +197,9 @@ class Fingerprint:
                 return f"submodules of {path or 'the model'}"
         if _shapes(self._parameters) != self._shapes:
             return "shapes of parameters"
+        for (path, space), forward in zip(self._inner.items(), self._forwards, strict=True):
+            if space.get(_FORWARD) != forward:
+                return f"the forward of {path}"
         for get, space, title, value, plain in self._named:
             try:
                 present = get(space)
@@ -205,7 +214,7 @@ class Fingerprint:
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
     """Within the context, record which attributes code reads: those of modules, and of objects in their attributes or in global variables.
 
-    Such an object is, for example, a configuration. The context manager yields the records.
+    Such an object is, for example, a configuration. The context manager yields the records, which grow while the context lasts.
     """
     objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
     spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
@@ -250,7 +259,7 @@ def _mentioned(code: ReachableCode) -> _Names:
 
 
 def _mapped(kind: type, names: _Names) -> _Names:
-    """Return the names to which a dict of a class maps one of ``names``, such as ``attribute_map`` of a configuration of transformers."""
+    """Return the names to which a class's dicts map ``names``. Such a dict is ``attribute_map`` of a configuration of transformers."""
     maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
     return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
 

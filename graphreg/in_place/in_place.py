@@ -45,15 +45,15 @@ def regularize_(
     blocks: Selector | None = None,
     **keywords: Any,
 ) -> M:
-    """Regularize a model in place, and return the same object. Its methods, parameters and ``state_dict`` stay.
+    """Regularize a model in place, and return the same object. Its methods, parameters and ``state_dict`` stay the same.
 
     The model's class becomes a generated subclass of its own class, with the same name, so that ``isinstance`` still holds.
 
     In train mode, a call runs the graph that ``regularize`` would make. In eval mode, a call runs the model's own forward.
 
-    The first call in train mode traces the model. A later call traces the model again if its arguments have another structure (it gives
-    other parameters of the forward, a tensor has another dtype or number of dimensions, or an argument that is no tensor has another
-    value), or if the model has changed (a layer is replaced, or a configuration value is set). All graphs share the noise and the
+    The first call in train mode traces the model. A later call traces the model again if its arguments have another structure (an
+    optional argument is added or left out, a tensor has another dtype or number of dimensions, or an argument that is no tensor has
+    another value), or if the model has changed (a layer is replaced, or a configuration value is set). All graphs share the noise and the
     strengths. If the model cannot be traced, the call raises; no call in train mode runs the plain forward.
 
     ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
@@ -150,7 +150,7 @@ def _strip(model: nn.Module) -> None:
         placed.leave(model)
     object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
     vars(model).pop(PLACED, None)
-    vars(model).pop(COMPILED_CALL, None)  # the compiled call that ``model.compile()`` stored is that of the regularized model
+    vars(model).pop(COMPILED_CALL, None)  # after ``model.compile()``: a compiled call of the regularized model
 
 
 def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
@@ -224,7 +224,8 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
     """Return the regularizers with seeds in place of generators, and a dict of seeds.
 
-    The key ``""`` of the dict has the model's seed. If a splice has an ``rng`` of its own, the splice's name has the seed made from it.
+    In the dict, the value for the key ``""`` is the model's seed. For each splice that has an ``rng`` of its own, there is a key with its
+    name; the value is the seed made from that ``rng``.
     """
     seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
     for name, regularizer in regularizers.items():

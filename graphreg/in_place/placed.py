@@ -1,4 +1,4 @@
-"""``Placed`` traces a model in place: a graph for each structure of arguments (see ``calls.py``). It chooses the graph that a call runs."""
+"""``Placed`` traces a graph of a model for each structure of arguments (see ``calls.py``), and chooses the graph that a call runs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from graphreg.runtime import (
     call_within,
     checked_state,
     clock_of_state,
+    fed,
     native_draws,
     no_noise,
     rules_of,
@@ -45,7 +46,7 @@ from graphreg.runtime import (
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-# The most graphs that are kept for one structure. If the model changes, or no graph accepts the sizes, the structure gets another graph.
+# The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
 _MOST = 8
 _MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
@@ -85,8 +86,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         super().__init__(self)
         self.options, self.shared, self.graphs = options, shared, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
-        self._made: dict[str, list[StructureGraph]] = {}  # by structure: its graphs; the first one ran last
-        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # by structure: the fingerprint at a failed trace, and the error
+        self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
+        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # for a structure: fingerprint and error of a failed trace
         self._told = False  # whether the plan has been logged
 
     # Calls of the model
@@ -111,7 +112,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return key, self.fitting(model, key, args, kwargs)
 
     def run(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> Any:
-        """Run the graph of a structure in eager mode, instead of the model's forward."""
+        """Run the graph of a structure, instead of the model's forward, in a call that Dynamo does not trace."""
         running = _thread.call
         if running is None or running[0] is not self:  # the user called ``model.forward``, not the model
             first = self.fitting(model, key, args, kwargs)[0]
@@ -124,20 +125,22 @@ class Placed(ModuleHandle, InPlaceHandle):
         for graph in list(fitting):
             try:
                 with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known, (args, kwargs)):
-                    return self._forward(graph, shapes, args, kwargs)
+                    return self._forward(key, graph, shapes, args, kwargs)
             except OtherInputs:
                 continue
         graph = self._trace(model, key, args, kwargs)
-        return self._forward(graph, shapes_of(args, kwargs), args, kwargs)
+        return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
 
-    def _forward(self, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
-        result = type(graph.module).forward(graph.module, *args, **kwargs)
+    def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
+        with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
+            result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
             graph.known.add(shapes)
+        self._choose(key, graph)
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale, those that ran with these shapes first. If all are stale, trace."""
+        """Return the graphs of a structure that are not stale. If there is none, trace. Graphs that ran with these shapes come first."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
@@ -178,7 +181,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             except GraphRegError as failure:
                 self._failed[key] = present, failure
                 raise
-            if self.shared.key.position is not None:  # set_ranks knew nothing of this graph
+            if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
                 unplace(graph.rules)
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
@@ -364,7 +367,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
 
 class _Watched:
-    """Has the property ``same``, which the guard that ``Placed.guard`` adds reads at each call of compiled code."""
+    """Has the property ``same`` for the guard that ``Placed.guard`` adds. The guard reads the property at each call of compiled code."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self._fingerprint = weakref.ref(fingerprint)

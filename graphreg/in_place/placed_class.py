@@ -23,7 +23,7 @@ from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of ``original`` for one model.
 
-    Each model has a subclass of its own, because Dynamo counts compilations by code object, and stops after eight.
+    Each model has a subclass of its own, because Dynamo counts the compilations of each code object, and stops compiling it after eight.
     """
     signature = inspect.signature(original.forward.__get__(model))
     form = CallForm(signature)
@@ -122,7 +122,7 @@ def _init(original: type[nn.Module]) -> Callable[..., None]:
 def _apply(original: type[nn.Module]) -> Callable[..., Any]:
     def apply(self: Any, fn: Callable[..., Any], recurse: bool = True) -> Any:
         result = original._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
-        if (placed := vars(self).get(PLACED)) is not None:  # None if a class moves a copy before the copy has its attributes
+        if (placed := vars(self).get(PLACED)) is not None:  # None if code of the model moves a copy that has no attributes yet
             placed.follow(fn)
         return result
 

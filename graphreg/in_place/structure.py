@@ -59,7 +59,7 @@ class Options:
 
     Attributes:
         regularizers: The regularizers by their final names. A splice with a generator has a seed in place of the generator.
-        front_end: As in ``regularize``, like ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
+        front_end: As in ``regularize``. The same holds for ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
         eval_penalties: Whether the graph runs in eval mode, too.
         blocks: As in ``regularize``.
     """
@@ -84,8 +84,8 @@ class StructureGraph:
         fingerprint: The state of the model at the trace, to notice changes.
         asks: Whether the graph has assertions about sizes, flags or modes. If an assertion fails, the graph raises OtherInputs.
         late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
-        hooks: The hook dicts of the modules that are inlined: the graph contains their operations, but does not call them. Each dict comes
-            with the path of its module.
+        hooks: The hook dicts of the inlined modules, each with the path of its module. The graph contains the operations of an inlined
+            module, but does not call the module.
         blocks: The blocks of the model that the graph calls.
         held: A copy of the arguments without their tensors. The copy keeps alive the objects whose ids are in the structure's text, so that
             no other object gets these ids.
@@ -235,7 +235,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
     """Give blocks the class of placed blocks (``place``) if they have a hook or a wrapper, or if ``block.compile()`` was called.
 
-    For placed blocks, ``bare`` puts all this aside, so that the trace does not contain it.
+    ``bare`` puts hooks, wrappers and compiled calls of placed blocks aside, so that the trace does not contain their operations.
     """
     if selector is None:
         return
@@ -294,7 +294,7 @@ def bare(model: nn.Module) -> Iterator[None]:
 
 
 def _put_aside(module: nn.Module, changes: Changes) -> None:
-    """Until the changes end, remove from a module all that graphreg gave it, and all that acts on its calls (hooks, ``compile()``)."""
+    """Remove from a module, until ``changes`` ends, all that graphreg gave it, and all that acts on its calls (hooks, ``compile()``)."""
     kind, space = type(module), vars(module)
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
         if name in space:

@@ -16,8 +16,8 @@ from graphreg.integrations.parts import Handles, Parts, check_states, load_state
 from graphreg.runtime import ModuleHandle, Regulated, backend_handle, native_draws
 
 log = logging.getLogger("graphreg")
-VERSION = 1  # of the text in a checkpoint
-TEXT = "state"  # the key of the text; the key of a tensor has slashes
+VERSION = 1  # the version of the format of the text in a checkpoint
+TEXT = "state"  # the key of the text; no tensor has this key, because the key of a tensor has slashes
 
 
 class RegularizerState(Stateful):
@@ -51,8 +51,9 @@ class RegularizerState(Stateful):
         """Return the state: a text, and the tensors that regularizers keep from call to call.
 
         The text is JSON, under ``"state"``. It is one entry because DCP loads no other entries of a checkpoint than those that the present
-        state has: a strength that was set would get lost in a model in which it was not set. The tensors are under
-        ``REGULARIZER/SITE/NAME``; DCP loads into them.
+        state has. If each changed strength had an entry, a model in which that strength is still unchanged would not load it. The key of a
+        tensor is ``REGULARIZER/SITE/NAME``, with ``PATH/`` before it if the regularized module is only a part of the model. DCP loads into
+        these tensors.
         """
         self._warn_of_native_draws()
         tensors: dict[str, Tensor] = {}
@@ -111,7 +112,7 @@ def _handles(model: Any) -> Handles:
 
 
 def _read(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a state that is text, by the paths of the modules."""
+    """Parse the text of a state. Return the states of the modules by path, with keys in place of the tensors."""
     text = state.get(TEXT) if isinstance(state, Mapping) else None
     if not isinstance(text, str):
         raise RegularizerError(
@@ -146,7 +147,8 @@ def _replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict
 
     Args:
         modules: The states by path, as ``states_of`` returns them.
-        of: Returns the value, given the key in the checkpoint and what stands there now: the tensor, or its key.
+        of: A function that returns the new value. Its arguments are the key of the tensor in the checkpoint, and the present value: the
+            tensor, or that key.
     """
     done = {}
     for path, module in modules.items():

@@ -67,7 +67,7 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of each module's noise and its changed strengths, by the module's path.
+        """Return, by the path of each module, the state of its noise, and those of its strengths that were changed.
 
         The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
         """
@@ -97,7 +97,7 @@ class Parts:
         """Watch the values that a selector matches, until ``close``: measure which share of each value the splices keep.
 
         With None, do nothing. A model that is regularized in place has a graph only after its first call. Before that call, nothing is
-        watched: call this method again.
+        watched: call this method again after it.
         """
         if selector is None:
             return
@@ -128,7 +128,7 @@ Handles = Mapping[str, ModuleHandle | BackendHandle]  # by the path of the modul
 
 
 def states_of(handles: Handles) -> dict[str, Any]:
-    """Return the state of each module's noise and its changed strengths: see ``Parts.state``."""
+    """Return the state of the noise and the changed strengths of each module: see ``Parts.state``."""
     return {
         path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
         for path, handle in handles.items()
@@ -159,7 +159,7 @@ def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
         _restore(handle, _read(states[path]["strengths"]))
 
 
-Strengths = Mapping[str, Mapping[str, Any]]  # by regularizer and site
+Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
 
 
 def _restore(handle: ModuleHandle | BackendHandle, changed: Strengths) -> None:
@@ -172,10 +172,10 @@ def _restore(handle: ModuleHandle | BackendHandle, changed: Strengths) -> None:
 
 
 def _plain(strengths: Strengths) -> dict[str, dict[str, Any]]:
-    """Return strengths with schedules as plain data."""
+    """Return strengths as plain data: each schedule is replaced by its plain form."""
     return {n: {s: v.to_plain() if isinstance(v, Schedule) else v for s, v in sites.items()} for n, sites in strengths.items()}
 
 
 def _read(strengths: Strengths) -> dict[str, dict[str, Any]]:
-    """Return what ``_plain`` got."""
+    """Return the strengths, with their schedules, from the result of ``_plain``."""
     return {n: {s: v if (made := of_plain(v)) is None else made for s, v in sites.items()} for n, sites in strengths.items()}

@@ -1,6 +1,7 @@
-"""Finds a call that rebuilds a container in a graph, where torch.fx does not rebuild the container; finds the loss in an output.
+"""Finds the call by which a graph builds a container of a subclass, and the loss in an output.
 
-torch.fx rebuilds named tuples, but no other subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
+torch.fx turns containers such as OrderedDict and the outputs of transformers into plain dicts, lists or tuples, so the graph must build
+them again. Of the subclasses of dict, list and tuple, torch.fx itself keeps only named tuples.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Nothing in this room changes a model or a graph. Open ``plan.py`` first. ``keywords.py`` turns keywords into regularizers, ``matching.py``
 finds the sites that a selector matches, and ``native_dropout.py`` decides what to do with the model's own dropout. ``dependence.py`` finds
-the operations that a derivative goes through, ``depth.py`` numbers the blocks for a strength by depth, and ``module_inputs.py`` finds the
-value that a module gets as its input. ``repeats.py`` finds values that splices act on several times in a row, ``parameter_splices.py``
-finds the reads of a parameter that a splice replaces, and ``blocks.py`` finds the modules that ``blocks=`` names.
+the operations that a derivative goes through, ``depth.py`` numbers the model's blocks for a strength by depth, and ``module_inputs.py``
+finds the value that a module gets as its input. ``repeats.py`` finds values that splices act on several times in a row,
+``parameter_splices.py`` finds the reads of a parameter that a splice replaces, and ``blocks.py`` finds the modules that ``blocks=`` names.
 """
 
 from graphreg.planning.blocks import called_blocks, check_blocks, check_layers, matching_modules

@@ -154,12 +154,12 @@ class _Pass(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
         self.operations, self.kept = Counter[str](), Counter[str]()
-        self.savers: dict[str, list[str]] = {}  # by the maker of a storage: the nodes that saved the storage
-        # By the number of a storage: the node that made the storage, and the storage itself. The reference keeps the storage alive, because
-        # torch may give the number of a freed storage to a new one.
+        self.savers: dict[str, list[str]] = {}  # key: the node that made a storage; value: the nodes that saved the storage
+        # Key: the number of a storage; value: the node that made the storage, and the storage itself. The reference keeps the storage
+        # alive, because torch may give the number of a freed storage to a new one.
         self.made: dict[int, tuple[str, Any]] = {}
-        self.holders: dict[str, dict[str, None]] = {}  # by the maker of a storage: the nodes whose values are in the storage
-        self.saved: dict[int, list[str]] = {}  # by the number of a storage: the nodes that saved the storage for backward
+        self.holders: dict[str, dict[str, None]] = {}  # key: the node that made a storage; value: the nodes whose values are in the storage
+        self.saved: dict[int, list[str]] = {}  # key: the number of a storage; value: the nodes that saved the storage for backward
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
         self.free = {number_of_storage(storage): storage for storage in storages}  # saving a parameter or a buffer needs no more memory

@@ -33,7 +33,7 @@ class DiffLine:
             a group of lines. ``"-"``, ``"+"`` and ``" "`` mark a line as removed, added or unchanged.
         text: The line as it is printed, with sign and comment.
         code: The line of Python, without sign and comment.
-        kind: A kind of addition, ``"reads"``, ``"rule"`` or ``""``, as ``Line.kind`` in ``source.py`` describes.
+        kind: The kind of addition, or ``"reads"``, ``"rule"`` or ``""``; see ``Line.kind`` in ``source.py``.
         regularizers: The names of the regularizers that the line belongs to.
         sites: The names of the sites that the line belongs to.
     """
@@ -134,7 +134,8 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
-        # One module has a single forward, and the other has two. The loop compares the single forward with each of these two instead.
+        # If one is None, only one of the modules has a single forward. The iterations for "train" and "eval" compare it with the two
+        # forwards of the other module.
         if ours is None or theirs is None:
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)

@@ -30,12 +30,12 @@ def entry(
         regularizer: The regularizer.
         sites: The sites.
         strength: The present strength.
-        totals: The counts of all sites of the model that can be selected.
+        totals: How many values and parameters of the model can be selected, and how many elements these have.
         trained: The parameters that the regularizer's penalty depends on, in two tuples: those that the penalty trains, and the frozen
             ones. None if the regularizer has no penalty, or if the parameters are not known.
         notes: Remarks; empty ones are left out.
         by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
-        here: The share of a penalty's sites that a stage of a pipeline has.
+        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage; else 1.
     """
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None

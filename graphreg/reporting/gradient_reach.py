@@ -1,4 +1,4 @@
-"""Finds the gradient reach of each penalty in the present graph: the parameters that receive a gradient from the penalty."""
+"""Finds the gradient reach of each penalty in the present graph: the parameters that get its gradient, or would if they were not frozen."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
-    """Return the parameters that a node reads: those of the module that it calls, or of the layer or parameter that it fetches."""
+    """Return the parameters that a node reads: those of the module that it calls or fetches, or the parameter that it fetches."""
     if (called := operations.module(node)) is not None:
         return (*called.parameters(), *owned_by(called))
     if node.op != "get_attr":

@@ -156,7 +156,7 @@ class Report:
 
     Attributes:
         title: The name of the model's class.
-        made: How the graph was made: ``"traced by the symbolic front end"``.
+        made: How the graph was made, such as ``"traced by the symbolic front end"``.
         regularizers: The regularizers, in the order of the plan.
         sites: The sites where a regularizer acts: values in the order of the graph, then parameters.
         own_dropout: The native dropouts.
@@ -164,7 +164,7 @@ class Report:
         parameters: The number of parameter tensors of the model.
         cost: The cost of the additions; None if not known.
         no_cost: Why the cost is not known.
-        missed: By regularizer, the strings of its selector that match nothing.
+        missed: A dict. Each key is the name of a regularizer; the value has the strings of its selector that match nothing.
         notes: Remarks, one a line.
     """
 
@@ -224,7 +224,7 @@ class Report:
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
     def _notes_of(self, entry: Entry) -> str:
-        """Return the line below the table about one regularizer: the parameters that it trains, and its notes; empty if it has neither."""
+        """Return a regularizer's line below the table: the parameters that it trains, and its notes; empty if it has neither."""
         notes = list(entry.notes)
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"

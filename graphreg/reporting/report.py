@@ -142,7 +142,7 @@ def _averages(plan: Plan, name: str) -> str:
 
 
 def _in_whole(plan: Plan, name: str) -> int:
-    """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
+    """Return the number of sites of the whole model over which a penalty averages; 0 if the plan is not for a stage of a pipeline."""
     return next(iter(plan.in_whole.values()), {}).get(name, 0)
 
 

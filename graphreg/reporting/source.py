@@ -29,7 +29,7 @@ class Line:
 
     Attributes:
         code: The Python, or a comment that takes the whole line.
-        key: The name that the line assigns. ``diff`` pairs lines of two sources that have the same key.
+        key: The name that the line assigns, or a text such as ``"return"``. ``diff`` pairs lines of two sources that have the same key.
         kind: For a line that graphreg added, the kind of addition, as in ``node.meta["graphreg"]``. ``"reads"`` for a line of the model
             that reads an addition. ``"rule"`` for a comment that describes a regularizer. ``""`` for any other line of the model.
         regularizers: The names of the regularizers that the line belongs to.
@@ -117,7 +117,10 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
-    """Return the pairs (regularizer, site) for which a node replaces a value of the model; an empty list if it replaces no value."""
+    """If a node's result stands in the place of a value of the model, return for which regularizers: pairs (regularizer, site).
+
+    Return an empty list for any other node.
+    """
     addition = addition_of(node)
     if addition is None:
         return []

@@ -19,7 +19,7 @@ STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of text. A line that is too long is wrapped by itself. ``style`` is a key of ``STYLES``, or empty."""
+    """Lines of text. Each line that is too long is wrapped on its own. ``style`` is a key of ``STYLES``, or empty."""
 
     lines: tuple[str, ...]
     style: str = ""

@@ -126,7 +126,9 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
 
 
 def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a node has the keyword arguments ``module_input`` and ``previous`` if its formula takes them, and no others.
+    """Whether a node has the right values as keyword arguments ``module_input`` and ``previous``, as far as its formula takes these.
+
+    If the formula takes neither, the node may have no keyword argument except ``clock``.
 
     ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
     cell got.

@@ -169,7 +169,7 @@ class _Lowering:
         self.key = self.top = self.add_at_top(Kind.KEY, args)
 
     def add_at_top(self, kind: Kind, args: tuple[Any, ...] = ()) -> Insertion:
-        """Insert the node of the keys, or of the clock, which counts the calls whatever reads it."""
+        """Insert the node of the keys, or that of the clock. The clock counts calls, so it is inserted even if no node reads it."""
         if self.top is None:
             return self._add_before(next(iter(self.graph.nodes)), kind, kind.value, f"{RULES}.{kind.value}", args)
         return self._add(self.top, kind, kind.value, f"{RULES}.{kind.value}", args)
@@ -179,13 +179,13 @@ class _Lowering:
         return {CLOCK: self.clock} if regularizer.is_scheduled else {}
 
     def _measured_by(self, edit: Edit) -> dict[str, Any]:
-        """Return further arguments of ``_add`` for a measurement, which gets the clock if its formula takes the strength."""
+        """Return further arguments of ``_add`` for a measurement: the clock, if the formula takes a strength with a schedule."""
         return {**_whose(edit), "kwargs": self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}}
 
     # Insertions at a site
 
     def is_written(self, name: str, edits: Edits, title: str) -> bool:
-        """Whether the model writes into the value later; raises TraceError if a replacement would miss such a write, or a direct read."""
+        """Whether the model later writes into a site's value. Raises TraceError if a write or a read would bypass a replacement of it."""
         node = self.where[name]
         replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
         if replacing and (culprit := self.aliases.written_aside(node)):
@@ -315,7 +315,7 @@ class _Lowering:
     # Splices on parameters
 
     def parameter_chains(self, reads: Reads) -> list[ParameterChain]:
-        """Return what the splices on parameters replace in this graph."""
+        """Return a chain for each parameter that splices replace in this graph."""
         by_parameter: dict[str, list[tuple[int, Edit]]] = {}
         for i, edit in enumerate(self.plan.edits):
             if edit.replaces_parameter:
@@ -324,7 +324,7 @@ class _Lowering:
         return [chain for chain in chains if chain is not None]
 
     def add_parameters(self, chains: Sequence[ParameterChain]) -> None:
-        """Insert the splices on parameters, each before the first read, and have the reads take their results."""
+        """Insert the splices on parameters: each chain before the first read of its parameter, so that the reads get the result."""
         calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key, self._clock_for)
         self.places.update({(Position.INSTEAD, call.anchor): [call] for call in calls})
         self.recomputed += [self.names[i] for chain in chains for i, _ in chain.edits]
@@ -342,7 +342,7 @@ class _Lowering:
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
         more = ({"of": self.in_whole[name]} if name in self.in_whole else {}) | self._clock_for(self.plan.regularizers[name])
-        if isinstance(self.plan.regularizers[name], Splice):  # its penalty reads its state
+        if isinstance(self.plan.regularizers[name], Splice):  # the penalty of a splice reads the splice's state, and no values
             return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=more)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}

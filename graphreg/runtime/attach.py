@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -221,6 +222,24 @@ def _copied(value: Any) -> Any:
             "on. Leave fullgraph=True out, return a tuple or a dict, or use penalties='return'."
         )
     return copy.copy(value)
+
+
+@contextmanager
+def fed(rules: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context, let the scale of a module's penalties be that of a call with these arguments, unless the call has set it already.
+
+    ``rules``: the container of the module's runtime modules.
+    """
+    attach = rules._modules.get("attach")
+    if not isinstance(attach, AttachRule) or not attach.asks or attach.fed:
+        yield
+        return
+    attach.feed(args, kwargs)
+    attach.fed = True
+    try:
+        yield
+    finally:
+        attach.fed = False
 
 
 def check_penalties(penalties: str) -> None:

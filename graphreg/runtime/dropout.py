@@ -74,7 +74,8 @@ class NativeDropoutRule(Drawing):
         """Return what the original call would return, with masks from graphreg's streams.
 
         The arguments are those of the original call. ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout off.
-        ``clock``: what the clock returned, [elements], or None if the rate has no schedule.
+        ``clock``: the strengths of this call that have a schedule, a 1-d tensor in which ``self.elements`` has the place of this rate; None
+        if the rate has no schedule.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(arguments) if clock is None else clock[self.elements[0]]
@@ -101,7 +102,8 @@ class NativeDropoutRule(Drawing):
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; noise_on then uses the rate at the trace
+        # Many models pass dropout_p=0 in eval mode. If a block of noise_on makes dropout act there, it has the rate of the trace.
+        if self.kind == "attention":
             return float(arguments["dropout_p"] or self.was or 0)
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 

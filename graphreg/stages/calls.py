@@ -1,4 +1,4 @@
-"""What a call of a stage has to know of the schedule that runs it: how gradients are scaled, and whether the call is only a rehearsal."""
+"""What a call of a stage must know of the pipeline schedule: how it scales gradients, and whether the call only finds out shapes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from graphreg.torch_internals import PipelineRun, pipeline_run
 
 @dataclass(frozen=True)
 class StageCalls:
-    """What ``regularize_stage`` was told of the schedule, and what a schedule must not do.
+    """Checks at each call of a stage that the pipeline schedule is one for which the stage was regularized.
 
     Attributes:
-        microbatches: The number of microbatches in a step.
-        scale_grads: Whether the schedule divides the gradients by this number at the end of a step.
-        of_parameters: The names of the stage's penalties whose gradients go to parameters and to no value.
+        microbatches: The number of microbatches in a step, as ``regularize_stage`` was told.
+        scale_grads: Whether the schedule divides the gradients by ``microbatches`` at the end of a step, as ``regularize_stage`` was told.
+        of_parameters: The names of the stage's penalties whose gradients go to parameters and to no value. With such penalties, a schedule
+            that splits the backward pass is refused.
     """
 
     microbatches: int
@@ -30,10 +31,11 @@ class StageCalls:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self, module: nn.Module) -> Mapping[str, Any] | None:
-        """Begin a call of the stage; return the argument ``before`` for ``end``.
+        """Begin a call of the stage. Return the argument ``before`` for ``end``: the state of the noise if the call only finds out shapes.
 
         Raises:
-            GraphRegError: The schedule that calls the stage is not the one that ``regularize_stage`` was told of.
+            GraphRegError: The schedule has other settings than ``regularize_stage`` was told, or splits the backward pass although
+                ``of_parameters`` is not empty.
         """
         run = pipeline_run()
         if run is not None and run.schedule is not None and module.training:
@@ -42,7 +44,7 @@ class StageCalls:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def end(self, module: nn.Module, before: Mapping[str, Any] | None) -> None:
-        """End a call. One in which torch only finds out shapes does not count: noise and clock go back."""
+        """End a call. A call that only finds out shapes does not count: reset the noise and the clock to their state before the call."""
         if before is not None:
             handle_of(module).set_rng_state(before)
 
@@ -63,11 +65,11 @@ class StageCalls:
 
 
 class StageScale:
-    """The scale of a stage's penalties: each of the microbatches of a step adds its share, if the schedule does not divide the gradients.
+    """The scale of a stage's penalties in one microbatch, for a schedule that sums the gradients of all microbatches without dividing them.
 
     Attributes:
         scale: The scale of the loss, as ``scale=`` of ``regularize``.
-        parts: The number of shares.
+        parts: The number of microbatches in a step. Each microbatch adds 1 / ``parts`` of the penalties' gradient.
         __name__: The scale in words, for reports.
     """
 
@@ -78,7 +80,7 @@ class StageScale:
     def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the stage's loss.
 
-        A loss that the stage returns is scaled by what the user makes of it, and the penalties in it with it.
+        Only the first is divided by ``parts``. If the stage returns a loss, the user scales it, and so scales the penalties in it, too.
         """
         gradient, share = factors(self.scale, args, kwargs)
         return gradient / self.parts, share

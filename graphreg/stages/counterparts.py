@@ -15,24 +15,25 @@ from torch import fx
 
 from graphreg.ir import is_nan
 
-Found = dict[fx.Node, list[fx.Node]]  # by node of the stage: the nodes of the whole model's graph that may be the same operation
+Found = dict[fx.Node, list[fx.Node]]  # from a node of the stage to the nodes of the whole model that may be the same operation
 
 
 def counterparts(
     stage: fx.Graph, whole: fx.Graph, path: Callable[[str], str], constants: Collection[str], chosen: Mapping[fx.Node, fx.Node | None]
 ) -> Found:
-    """Return the operations of the whole model that may be those of the stage.
+    """Return, for each operation of a stage, the operations of the whole model that may be the same operation.
 
     Args:
         stage: A graph of the stage.
         whole: The graph of the whole model for the same mode.
         path: Returns, for the path of a module or a tensor in the stage, its path in the whole model.
-        constants: The names of tensors that the graphs read and that belong to no module: they are numbered in each graph by itself.
+        constants: The names of tensors that the graphs read and that belong to no module. Each graph numbers them separately, so these
+            names are not compared.
         chosen: Operations that the user has named, each with its counterpart; None if the whole model has no such operation.
 
     Returns:
-        By node of the stage, in the order of its graph: the counterparts. A single one if it is certain, none if there is none.
-        Placeholders and the output are left out.
+        A dict. Each key is a node of the stage, in the order of its graph. The value is the list of its possible counterparts: a single one
+        if it is certain, an empty list if the whole model has none. Placeholders and the output are left out.
     """
     search = _Search(whole, path, constants)
     for node in stage.nodes:
@@ -43,7 +44,10 @@ def counterparts(
 
 
 def read_in_whole(found: Found, placeholder: fx.Node) -> list[fx.Node]:
-    """Return the values of the whole model that the readers of a stage's input read in its place, each once."""
+    """Return the values of the whole model that are in the place of an input of the stage, each once.
+
+    They are what the counterparts of the input's readers read there. Readers whose counterpart is not certain are left out.
+    """
     read: dict[fx.Node, None] = {}
     for user in placeholder.users:
         if len(theirs := found.get(user, [])) == 1:
@@ -53,7 +57,10 @@ def read_in_whole(found: Found, placeholder: fx.Node) -> list[fx.Node]:
 
 
 class _Search:
-    """The counterparts that are still possible. ``found`` only shrinks, and no list in it becomes empty after it was made."""
+    """The candidates for each node of the stage: the counterparts that are still possible.
+
+    The lists in ``found`` only shrink, and none becomes empty after it was made.
+    """
 
     def __init__(self, whole: fx.Graph, path: Callable[[str], str], constants: Collection[str]) -> None:
         self.path, self.constants, self.found = path, constants, Found()
@@ -68,7 +75,7 @@ class _Search:
         return node.op, path(str(node.target)) if node.op in ("call_module", "get_attr") else node.target
 
     def add(self, node: fx.Node, chosen: Mapping[fx.Node, fx.Node | None]) -> None:
-        """Find the counterparts of a node, given those of the nodes before it."""
+        """Find the candidates for a node, given those for the nodes before it."""
         same = self.by_key.get(self._key(node, self.path), [])
         if node in chosen:
             same = [each for each in same if each is chosen[node]]
@@ -79,7 +86,11 @@ class _Search:
         return pairs is not None and all(not self.found.get(ours) or theirs in self.found[ours] for ours, theirs in pairs)
 
     def settle(self) -> None:
-        """Leave out what does not fit to what is read before and after, until nothing changes; then go by the order of the operations."""
+        """Remove candidates until nothing changes; then decide between equal candidates by the order of the operations.
+
+        A candidate for a node is removed if one of its arguments is no candidate for the node's argument at the same place, if no candidate
+        for a reader of the node reads it at the same place, or if it is certainly the counterpart of another node.
+        """
         count = -1
         while count != (count := sum(map(len, self.found.values()))):
             for node in self.found:
@@ -90,7 +101,7 @@ class _Search:
         self._in_order()
 
     def _read_by(self, user: fx.Node) -> None:
-        """Keep, of what a node reads, what its own counterparts read at the same place."""
+        """For each node that ``user`` reads, keep the candidates that a candidate for ``user`` reads at the same place."""
         read: dict[fx.Node, list[fx.Node]] = {}
         for each in self.found[user]:
             for ours, theirs in paired((user.args, user.kwargs), (each.args, each.kwargs)) or []:
@@ -99,13 +110,13 @@ class _Search:
             self._keep(ours, [each for each in self.found.get(ours, []) if each in theirs_read])
 
     def _leave_taken(self) -> None:
-        """Leave out what is certainly the counterpart of another node."""
+        """Remove the candidates that are certainly the counterparts of other nodes."""
         taken = {each[0]: node for node, each in self.found.items() if len(each) == 1}
         for node, each in self.found.items():
             self._keep(node, [other for other in each if taken.get(other, node) is node])
 
     def _in_order(self) -> None:
-        """Where several nodes have the same counterparts, as many as there are nodes, take these in the order of the graphs."""
+        """If several nodes have the same candidates, as many as there are nodes, pair them in the order of the two graphs."""
         alike = Counter(tuple(each) for each in self.found.values())
         turn: Counter[tuple[fx.Node, ...]] = Counter()
         for node, each in self.found.items():
@@ -119,7 +130,7 @@ class _Search:
 
 
 def paired(ours: Any, theirs: Any) -> list[tuple[fx.Node, fx.Node]] | None:
-    """Return the nodes at the same places in two nested arguments; None if the arguments differ in anything else."""
+    """Return the pairs of nodes at the same places in two nested structures of arguments; None if these differ in anything else."""
     try:
         return list(_pairs(ours, theirs))
     except _DifferentError:

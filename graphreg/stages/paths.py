@@ -1,4 +1,4 @@
-"""Translates the paths of a stage's modules and tensors into those of the whole model, and makes a root that has them under those paths."""
+"""Translates the paths of a stage's modules and tensors into those of the whole model, and makes a root module with the new paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from graphreg.errors import RegularizerError
 from graphreg.torch_internals import TENSOR_REGISTRIES
 
-_UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module with the names of those of its buffers that no state_dict has
+_UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module that has the names of its non-persistent buffers
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Paths:
 
     Attributes:
         stage: The stage.
-        renamed: Those paths of the stage that differ in the whole model. What is inside goes along, unless it has a path here itself.
+        renamed: From paths in the stage to paths in the whole model, where the two differ. An entry for a module also holds for what is
+            inside it, except for what has an entry of its own.
     """
 
     stage: nn.Module
@@ -27,7 +28,7 @@ class Paths:
 
     @classmethod
     def of(cls, stage: nn.Module, whole: nn.Module, given: Mapping[str, str]) -> Paths:
-        """Return the paths that were given, and those of modules that the stage and the whole model share.
+        """Make a ``Paths`` from the paths that the user gave, and from the modules that the stage and the whole model share.
 
         Raises:
             RegularizerError: Two tensors of the stage get the same path.
@@ -43,7 +44,7 @@ class Paths:
         return paths
 
     def __call__(self, path: str) -> str:
-        """Return the path in the whole model."""
+        """Translate a path in the stage into the path in the whole model."""
         outer = path
         while outer not in self.renamed:
             if not outer:
@@ -61,7 +62,7 @@ class Paths:
                 )
 
     def root(self) -> nn.Module:
-        """Return a module with the modules and tensors of the stage under their paths in the whole model: the stage, if none differs."""
+        """Return a module with the modules and tensors of the stage under their paths in the whole model: the stage, if no path differs."""
         if not self.renamed:
             return self.stage
         root = _container(self.stage, type(self.stage).__name__)

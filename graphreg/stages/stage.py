@@ -44,24 +44,24 @@ def regularize_stage(
     """Return a stage of a pipeline with that part of the whole model's regularizers that falls to it.
 
     Call it for each stage with the same regularizers and options. Together the stages then do what ``regularize`` would do to the whole
-    model: the same masks, and the same penalties, each at the stage that has the site. Penalties attach, because only the last stage has a
-    loss. The stage itself stays unchanged and shares its layers with the result.
+    model: the same masks, and the same penalties, each at the stage that has the site. Penalties are attached (``penalties="attach"``),
+    because only the last stage has a loss. The stage itself stays unchanged and shares its layers with the result.
 
     Args:
-        stage: A part of the model: a module that runs some of the model's operations, by the model's own modules.
+        stage: A part of the model: a module that runs some of the model's operations, with the model's own modules.
         *regularizers: The regularizers of the whole model, or sequences of them.
         whole: The whole model, which may be on the meta device; or what ``graphreg.trace`` returned for it.
         microbatches: The number of microbatches in a step: ``n_microbatches`` of the schedule.
         scale_grads: Whether the gradients are divided by ``microbatches`` at the end of a step: ``scale_grads`` of the schedule.
         names: If modules or tensors of the stage have other names in the whole model: their names there, such as
-            ``{"0": "layers.4"}``. What is inside a module goes along. A value of the stage may be given, too; with None, if the whole
-            model has no such value. Modules that the stage shares with ``whole`` are recognized.
+            ``{"0": "layers.4"}``. An entry for a module also holds for what is inside it. A key may also name a value of the stage; its
+            entry is None if the whole model has no such value. Modules that the stage shares with ``whole`` need no entry.
         example_inputs: The arguments of one call of the stage, as in ``regularize``.
         rng: The seed of the noise, which must be the same number for all stages.
         front_end: As in ``regularize``; ``"auto"`` takes that of ``whole``.
         missing: What to do when a selector matches nothing in the whole model.
         compile: As in ``regularize``.
-        scale: As in ``regularize``. The microbatches are counted besides.
+        scale: As in ``regularize``. Leave out the number of microbatches: ``regularize_stage`` accounts for it.
         own_dropout: As in ``regularize``.
         recipe: As in ``regularize``.
         blocks: As in ``regularize``, for the modules of the whole model.
@@ -111,7 +111,7 @@ def _check(whole: object, microbatches: object, scale_grads: object, names: obje
 
 
 def _like(whole: Traced, front_end: FrontEnd, example_inputs: Any) -> FrontEnd:
-    """Return the front end for a stage. By ``"auto"`` it is that of the whole model, because the two give some values other names."""
+    """Return the front end for a stage: for ``"auto"`` that of the whole model, because other front ends name some values differently."""
     if front_end != "auto" or example_inputs is None:
         return front_end
     return "export" if whole.front_end == "export" else "symbolic"

@@ -22,7 +22,7 @@ def plan_of_stage(plan: Plan, whole: Traced, stage: StageTrace, blocks: Selector
         plan: The plan of the whole model.
         whole: The trace of the whole model.
         stage: The trace of the stage.
-        blocks: The selector of blocks; those that the stage has stay modules that are called.
+        blocks: The selector of blocks in the whole model. The blocks that are in the stage stay modules, which the stage's code calls.
 
     Raises:
         GraphRegError: It is not certain which sites the stage has.
@@ -58,7 +58,7 @@ def _graphs(whole: Traced, stage: StageTrace) -> Iterator[tuple[str, fx.Graph]]:
 
 
 def _counts(plan: Plan, whole: Traced, graph: fx.Graph) -> Mapping[str, int]:
-    """Return how many sites each penalty that is a mean over its sites has in a graph of the whole model."""
+    """Return, for each penalty that is a mean over its sites, the number of its sites in a graph of the whole model."""
     there = site_nodes(graph, whole.operations)
     counts = {}
     for name, regularizer in plan.regularizers.items():
@@ -98,12 +98,12 @@ def _edit(edit: Edit, stage: StageTrace) -> Edit | None:
 
 
 def _made(stage: StageTrace) -> dict[str, Site]:
-    """Return the sites of the values that the stage itself computes, or gets as inputs of the whole model."""
+    """Return, by name, the sites of the values that the stage itself computes, and of those inputs that are inputs of the whole model."""
     return {site.name: site for site in stage.traced.values if site.name not in stage.received}
 
 
 def _at_stage(site: Site, here: Site) -> Site:
-    """Return a site of the whole model with the shape that it has in the stage, for a microbatch."""
+    """Return a site of the whole model with the shape and dtype that its value has in the stage, where the batch is a microbatch."""
     return replace(site, shape=here.shape, dtype=here.dtype)
 
 

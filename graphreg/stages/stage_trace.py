@@ -24,11 +24,12 @@ class StageTrace:
     Attributes:
         traced: The trace. What the stage gets from other stages has the name that it has in the whole model.
         received: The names of the values that the stage gets from other stages.
-        first_reads: The parameters, by their names in the stage, at whose first read in the whole model the stage reads them; None for one
-            of which this is not certain.
-        uncertain: By the name of a value in the stage that may be one of several: the names of these in the whole model.
+        first_reads: For each parameter, by its name in ``traced``: whether the stage has the first of all reads of it in the whole model;
+            None if this is not certain.
+        uncertain: For each value of the stage that may be one of several values of the whole model, by its name in the stage: the names
+            of the several values.
         strange: The values of the stage that the whole model does not have, by their names in the stage, each with its operation.
-        opaque: The modules that the stage calls as one operation, and into which the trace of the whole model sees.
+        opaque: The paths of the modules that the stage calls as one operation, and into which the trace of the whole model sees.
     """
 
     traced: Traced
@@ -46,7 +47,7 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
         RegularizerError: A name in ``names`` is unknown, or the stage has a parameter that the whole model does not have.
     """
     graphs = dict(stage.graphs)
-    if len(whole.graphs) > len(graphs):  # the whole model has a graph for each mode, whose values may be numbered in two ways
+    if len(whole.graphs) > len(graphs):  # the whole model has a graph for each mode, and a value may have another number in each
         graphs = {mode: graph if i == 0 else copy.deepcopy(graph) for i, mode in enumerate(whole.graphs) for graph in graphs.values()}
     given, values = _told_apart(stage, whole, names)
     paths = Paths.of(stage.model, whole.model, given)
@@ -63,7 +64,7 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
 
 
 def _told_apart(stage: Traced, whole: Traced, names: Names) -> tuple[dict[str, str], Names]:
-    """Return what ``names`` says of modules and tensors, and what it says of values."""
+    """Split ``names`` into the entries for modules and tensors, and the entries for values."""
     ours, theirs = ({*each.operations.modules, *tensor_names(each.model)} for each in (stage, whole))
     our_values, their_values = ({own_name(n) for graph in each.graphs.values() for n in graph.nodes} - {""} for each in (stage, whole))
     for name, other in names.items():
@@ -161,7 +162,7 @@ class _Names:
             label_site(node, "", replace(labels[0], op="input", module=None))
 
     def _label(self, node: fx.Node, found: Found, inside: Mapping[str, Sequence[fx.Node]]) -> None:
-        """Label another node. ``inside``: the nodes of the whole model that were made during calls of a module, by its path."""
+        """Label a node that is no input. ``inside``: for the path of each module, the nodes of the whole model that its calls made."""
         ours, labels, theirs = own_name(node), own_labels(node), found[node]
         label_site(node, self.paths(scope_of(node)))
         if len(theirs) == 1:
@@ -179,7 +180,7 @@ class _Names:
             self.strange[ours] = labels[0].op
 
     def tell_apart(self) -> None:
-        """Take the name from a value that the stage gets in one mode, if it is the name of one that it computes in the other mode."""
+        """Remove the name of a value that the stage gets as an input in one mode, if it computes that value itself in the other mode."""
         for name in self.made.intersection(self.received):
             for node in self.received.pop(name):
                 label_site(node, "")
@@ -191,7 +192,7 @@ class _Names:
         return site is not None and site.selectable and not known and not self.stage.operations.passes_through(node)
 
     def first_reads(self, traced: Traced) -> dict[str, bool | None]:
-        """Return, by the names of the relabelled stage, whether the stage is the first of all stages to read a parameter; None if unknown.
+        """Return, for each parameter of ``traced`` by name, whether the stage is the first of all stages to read it; None if not certain.
 
         A parameter that the whole model never reads belongs to every stage that has it.
         """

@@ -56,7 +56,7 @@ def check_regularizer(
         weight: The strength.
         model: A model that the regularizer can act on; None for the first of ``graphreg.testing.examples()`` that it can act on.
         inputs: The arguments of a call of the model, as ``example_inputs`` of ``graphreg.regularize``.
-        wrong: By name of an option, values that the class must refuse.
+        wrong: A dict. Each key is the name of an option; the value is a list of values of this option that the class must refuse.
         backend: The backend of torch.compile; None to leave out the check of compiled code.
         gradients: Whether to compare gradients with finite differences. Give False for a formula whose gradient is not its derivative,
             such as a straight-through estimator.
@@ -109,7 +109,7 @@ class Subject:
     example: Example
 
     def made(self, dtype: torch.dtype | None = None) -> RewrittenModule:
-        """Return a regularized copy of the model, whose parameters have changed since then.
+        """Return a regularized copy of the model. Its parameters are changed after the regularization.
 
         Without the change, a penalty such as ``L2SP``, which measures the distance from the parameters at the start, would be 0.
         """
@@ -136,7 +136,7 @@ class Outcome:
 
     Attributes:
         values: For each call, the tensors in the output and the penalties.
-        gradients: By name of a parameter, the gradient of the sum of ``weighted`` over all calls.
+        gradients: A dict. Each key is the name of a parameter; the value is the gradient of the sum of ``weighted(result)`` over all calls.
     """
 
     values: list[list[Tensor]]
@@ -144,7 +144,7 @@ class Outcome:
 
 
 def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (True, True, False)) -> Outcome:
-    """Put ``module`` into each of the modes (True for train mode), call ``run``, and return the results.
+    """Put ``module`` into one mode after the other (True for train mode), call ``run`` in each, and return the results.
 
     ``run``: the module, or the compiled module.
     """
@@ -204,7 +204,7 @@ def check_refusals(
 
 
 def _not_refused(cls: type[Any], given: Mapping[str, Any], name: str) -> str:
-    """Construct a class with options of which ``name`` has a wrong value. Return why this is not refused correctly; ``""`` if it is."""
+    """Make a regularizer with a wrong value of the option ``name``. Return how the class fails to refuse it; ``""`` if it refuses it."""
     try:
         cls(**given)
     except RegularizerError as error:
@@ -283,7 +283,10 @@ def check_model(subject: Subject) -> None:
 
 
 def check_copies(subject: Subject) -> None:
-    """Check that a copy of the module has the same results. If the class has a key, also check a module made from the recipe."""
+    """Check that a copy of the module has the same results, and so has a module made from its recipe, if it can have a recipe.
+
+    A recipe needs a class with a key (a keyword of ``regularize``), and a selector that is no function.
+    """
     module, inputs = subject.made(), subject.example.inputs
     twin = copy.deepcopy(module)
     _require_same(subject, outcome(twin, twin, inputs), outcome(module, module, inputs), "a copy of the module")

@@ -35,8 +35,8 @@ def in_backward() -> bool:
 def wrap_engine(changes: Changes, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace torch's function that runs autograd's engine by ``around(function)``, until the block of ``changes`` ends.
 
-    Each backward pass calls this function. Dynamo guards the other functions that ``backward()`` calls, but not this one, so replacing it
-    does not make Dynamo compile anything again.
+    Each backward pass calls torch's function. Dynamo guards the other functions that ``backward()`` calls, but not this one, so
+    replacing it does not make Dynamo compile anything again.
     """
     changes.put(torch.autograd, "_engine_run_backward", around(torch.autograd._engine_run_backward))  # type: ignore[attr-defined]
 
@@ -52,11 +52,11 @@ def recorded_in_operator() -> AbstractContextManager[None]:
 
 
 def materialized(gradient: Tensor) -> Tensor:
-    """Return a gradient unchanged, except that ordinary zeros replace a zero tensor without memory.
+    """Return a gradient unchanged, or as ordinary zeros if it is a ZeroTensor, which is torch's form of zeros without memory.
 
-    The second derivative of ``abs``, for example, is a zero tensor without memory. AOTAutograd does not trace a view of such a tensor, but
-    treats the view as a constant of the backward graph. This constant cannot be copied. So a compiled backward pass fails with "Attempted
-    to call copy_() on an invalid python storage" (torch 2.13), while the same pass works in eager.
+    The second derivative of ``abs``, for example, is a ZeroTensor. AOTAutograd does not trace a view of such a tensor, but treats the view
+    as a constant of the backward graph. This constant cannot be copied. So a compiled backward pass fails with "Attempted to call copy_()
+    on an invalid python storage" (torch 2.13), while the same pass works in eager.
     """
     is_lazy = torch._is_zerotensor(gradient)
     return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device) if is_lazy else gradient
@@ -151,7 +151,8 @@ def has_no_formula(function: Any) -> bool:
     return any(getattr(content, "_backward_fn", captured) is None for content in captured)
 
 
-# Private attributes of tensors that users' code and torch's Python code read. Reading them does not read the elements of the tensor.
+# Private attributes of tensors that users' code and torch's Python code read. Reading one of ``PRIVATE_FACTS`` does not read the
+# elements of the tensor.
 VERSION = "_version"  # an attribute of tensors that counts the writes into a tensor
 PRIVATE_FACTS = frozenset({VERSION, "_base"})
 PRIVATE_STORAGE = "_typed_storage"  # a method of tensors that gives access to the elements, like the public ``untyped_storage``

@@ -18,8 +18,8 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
     """Call ``ask`` before each activation checkpoint, until the block of ``changes`` ends. If ``ask`` raises, the checkpoint raises.
 
     A trace would run the checkpointed function once, and the graph would lose the checkpoint without notice. So both front ends (torch.fx
-    and torch.export) pass an ``ask`` that raises during a trace. torch has no hook for the start of a checkpoint. Therefore this replaces
-    torch's functions that start a checkpoint by wrappers, in all threads.
+    and torch.export) pass an ``ask`` that raises during a trace. torch has no hook for the start of a checkpoint. So wrappers replace
+    torch's functions that start one, in all threads.
     """
 
     def preceded(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """Reads Dynamo's private state: the running compiled call, the code of a graph, and the code left to eager. Also adds guards to graphs.
 
 Dynamo passes a backend only a graph and its inputs. The functions of this file find the other facts on Python's stack and in Dynamo's
-translator. Most of these functions are called while Dynamo captures a graph. There are two exceptions: a guard calls ``first_arguments`` at
-each call of compiled code, and ``CompiledCall.result`` is read at the end of a call.
+translator. Most of these functions are called while Dynamo captures a graph. Some are also called at other times: a guard calls
+``first_arguments`` at each call of compiled code, ``compiled_call`` and ``left_to_eager`` are called at the end of a call, and
+``compile_record_of`` and ``backend_in`` are called with objects that a user passes to graphreg.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch._dynamo.utils import counters
 from torch._guards import Guard
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-# The code names of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
+# The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
 RESUMED = "torch_dynamo_resume_in_"  # the prefix of Dynamo's name for the rest of a function after a graph break
 _ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function that runs every compiled call; its module
@@ -55,8 +56,8 @@ def skip_as_outermost(function: Callable[..., Any]) -> None:
 # Makes Dynamo break the graph. With ``fullgraph=True``, Dynamo raises an error that contains the argument ``msg``. A wrapper is not
 # possible, because Dynamo recognizes its own function by identity.
 graph_break = torch._dynamo.graph_break
-# Converts a number or a symbol to a plain number. Dynamo replaces a number by a symbol once the number has changed between calls. The
-# conversion of a symbol makes the compiled code valid for its present number only: Dynamo compiles the code again for another number.
+# Converts a number or a symbol to a plain number. Dynamo replaces a number by a symbol once the number has changed between calls. If a
+# symbol is converted, the compiled code is valid for the symbol's present value only: Dynamo compiles the code again for another value.
 plain_number: Callable[[Any], Any] = guard_scalar
 # Whether Dynamo traces a loop over the attributes of an object, and ``copy.copy`` of an object. Before torch 2.12, Dynamo traces neither.
 TRACES_OBJECTS = hasattr(torch._dynamo.variables.dicts, "DunderDictVariable")
@@ -82,8 +83,8 @@ class CompiledCall:
         function: The callable that was compiled.
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
-        result: The result of the call, for functions that run at the end of the call (``cleanups``). None before the end of the call, and
-            always None if ``TELLS_RESULT`` is False.
+        result: The result of the call, if this object is made in one of the ``cleanups``. None if the object is made earlier, and always
+            None if ``TELLS_RESULT`` is False.
     """
 
     record: Any
@@ -197,7 +198,7 @@ class CapturedCode:
     """The code that Dynamo is capturing in a graph.
 
     Attributes:
-        name: The name of the function.
+        name: The name of the function that the code belongs to.
         resumed: Whether the code is only the rest of the function after a graph break.
         line: The line at which the graph ends, if it is known; else the first line of the function.
         broken: Whether the graph ends at a graph break.
@@ -243,11 +244,11 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
 
 
 def function_of(code: str) -> str:
-    """Return the name of the function to which a code name belongs.
+    """Return the name of the function that a code object belongs to.
 
     Args:
-        code: The name of the function's code, or Dynamo's name for the rest of the function after a graph break, such as
-            ``torch_dynamo_resume_in_forward_at_12``.
+        code: The ``co_name`` of the code object: the function's name, or Dynamo's name for the rest of the function after a graph break,
+            such as ``torch_dynamo_resume_in_forward_at_12``.
     """
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
@@ -306,8 +307,8 @@ def guard_value(translator: Any, name: str, holder: object, attribute: str, by_m
         name: The prefix of the name of the global variable in which Dynamo stores the object.
         holder: The object.
         attribute: The name of the attribute.
-        by_module: Whether the graph is valid for one module only. Then each module that runs the code needs a graph, so the graph does not
-            count towards Dynamo's ``recompile_limit``.
+        by_module: Whether the graph is valid for one module only. Then each module that runs the code needs a graph of its own, so the
+            graph does not count towards Dynamo's ``recompile_limit``.
     """
     source = AttrSource(GlobalSource(translator.output.install_global_by_id(name, holder)), attribute)
     install_guard(source.make_guard(_of_one_module if by_module else GuardBuilder.EQUALS_MATCH))

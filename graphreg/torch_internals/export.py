@@ -86,7 +86,7 @@ def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
 
 
 def excludes_one(condition: Any) -> bool:
-    """Return whether a guard of torch.export, a sympy expression, only excludes that a size is 0 or 1 (``s0 != 1``, ``s0 >= 2``).
+    """Return whether a guard of torch.export, a sympy expression, excludes no other sizes than 0 and 1 (``s0 != 1``, ``s0 >= 2``).
 
     torch.export adds such a guard when an operation could broadcast. graphreg does not need the guard, because the operation decides again
     at each call whether it broadcasts.

@@ -128,7 +128,7 @@ def vmaps() -> tuple[tuple[int, str], ...]:
     """Return the level and the option ``randomness`` of each active vmap, the outermost first.
 
     ``randomness`` decides whether all rows get the same mask. The pairs are plain tuples, because Dynamo of torch 2.12 does not trace a
-    loop over named tuples that come from a function of ``assume_constant_result``.
+    loop over named tuples that come from a function decorated with ``assume_constant_result``.
     """
     return _vmap_levels() if transforms() else ()
 
@@ -216,7 +216,7 @@ def chunks() -> list[Chunk]:
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
-    """Return the running chunks, each after the level of its vmap. The index of a chunk is found in the frame of torch's loop."""
+    """Return a pair for each running chunk: the level of its vmap, and the chunk. The frame of torch's loop shows the chunk's index."""
     chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back

@@ -20,7 +20,7 @@ def collector_at_rest() -> Iterator[None]:
     """Pause Python's garbage collector in a block that builds a large graph.
 
     Without the pause, the collector would visit all nodes again and again, and free none, because all nodes are in use. With 100,000 nodes,
-    this would take half of the time. If the user has disabled the collector, it stays disabled after the block.
+    this would take half of the block's time. If the user has disabled the collector, it stays disabled after the block.
     """
     with Changes() as changes, changes:
         at_rest(changes)

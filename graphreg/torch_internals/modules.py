@@ -51,7 +51,7 @@ def drop_forward_hooks(module: nn.Module) -> None:
 
 
 def renew_hooks(module: nn.Module) -> None:
-    """Give a module its own dicts of hooks, if it shares all attributes with another module.
+    """Give a module that shares all attributes with another module its own dicts of hooks.
 
     After the call, the module has no call hooks. It has copies of the other module's hooks for saving and loading state.
     """
@@ -86,7 +86,7 @@ def original_of(module: Any) -> Any:
     return getattr(module, COMPILED_MODULE, None)
 
 
-_WRAPPERS = {  # by the name of a wrapper's class: the attribute that holds the module
+_WRAPPERS = {  # each key is the name of a wrapper's class; the value is the attribute that holds the module
     "DistributedDataParallel": "module",
     "DataParallel": "module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",

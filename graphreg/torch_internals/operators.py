@@ -32,7 +32,7 @@ def overload_name(operator: OpOverload) -> str:
 
 
 def qualified_name(packet: OpOverloadPacket) -> str:
-    """Return ``aten::add`` for ``torch.ops.aten.add``."""
+    """Return the name of a packet with its namespace: ``aten::add`` for ``torch.ops.aten.add``."""
     return str(packet._qualified_op_name)
 
 

@@ -1,4 +1,4 @@
-"""What ``torch.distributed.pipelining`` is doing while it calls a stage: it passes a stage nothing but the stage's arguments."""
+"""Finds out how ``torch.distributed.pipelining`` calls a stage, because it passes the stage nothing but the stage's arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any
 
 _STAGES, _SCHEDULES = "torch.distributed.pipelining.stage", "torch.distributed.pipelining.schedules"
-# The functions that run a stage to find out the shapes of its values: of torch 2.13, of torch 2.10 to 2.12, and of its constructor there.
+# The names of torch's functions that run a stage to find out the shapes of its values: in torch 2.13 the first one; in torch 2.10 to 2.12
+# the second one, and the constructor of the stage.
 _REHEARSALS = ("_forward_metadata_inference", "_shape_inference", "__init__")
 
 
@@ -42,7 +43,7 @@ class PipelineRun:
 
 
 def pipeline_run() -> PipelineRun | None:
-    """Return how ``torch.distributed.pipelining`` calls the code that is running; None if it does not."""
+    """Return how ``torch.distributed.pipelining`` calls the code that is running; None if it does not call it."""
     if _STAGES not in sys.modules:
         return None
     is_rehearsal: bool | None = None

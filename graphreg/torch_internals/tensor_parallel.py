@@ -1,4 +1,4 @@
-"""How a layer that ``torch.distributed.tensor.parallel`` made parallel shares its output among ranks."""
+"""Finds out how a parallel layer of ``torch.distributed.tensor.parallel`` shares its output among ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import nn
 def output_layout(module: nn.Module) -> tuple[Any, bool] | None:
     """Return the placement of a parallel layer's output, and whether the output is a plain tensor, not a DTensor.
 
-    Return None for a layer that no style of torch made parallel, or whose style is unknown.
+    Return None for a layer that no ``ParallelStyle`` of torch made parallel, or whose style is unknown.
 
-    The placement is an argument of the style (``ColwiseParallel(output_layouts=...)``), which torch keeps only in the hook that it
-    registers on the layer: ``distribute_module`` registers a lambda, and ``SequenceParallel`` has the placement in the hook on the input.
+    The placement is an argument of the style, such as ``ColwiseParallel(output_layouts=...)``. torch keeps this argument only in the
+    closure of a lambda that ``distribute_module`` registers on the layer: as a forward hook, or for ``SequenceParallel`` as a forward
+    pre-hook.
     """
     after, before = _bound(module._forward_hooks, "output_fn"), _bound(module._forward_pre_hooks, "input_fn")
     if not after:
@@ -33,7 +34,7 @@ def is_distributed(module: nn.Module) -> bool:
 
 
 def _bound(hooks: Any, name: str) -> tuple[Any, ...]:
-    """Return the arguments that are bound in the function ``name`` in the closure of one of torch's own hooks."""
+    """Return the arguments of the ``partial`` that a hook of torch's has in its closure under ``name``; () if there is none."""
     for hook in hooks.values():
         code = getattr(hook, "__code__", None)
         if code is None or not hook.__module__.startswith("torch.distributed.tensor") or name not in code.co_freevars:

@@ -21,7 +21,7 @@ import graphreg
 BATCH = torch.randn(8, 3, 8, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 WAYS = (
     "plain", "DTensor", "compiled", "compiled DTensor", "native", "in place", "weights", "without set_ranks",
-    "compiled without set_ranks", "sharded",
+    "compiled without set_ranks", "sharded", "exported", "exported without set_ranks", "backend without set_ranks",
 )  # fmt: skip
 
 
@@ -43,8 +43,11 @@ def plain() -> nn.Module:
 def regularized(way: str) -> Any:
     """The same on every rank, and on one process for the whole batch."""
     options: dict[str, Any] = {"dropout": {"pattern": ["down", "add"], "weight": 0.3}, "rng": 7}
+    if "exported" in way:
+        options |= {"front_end": "export", "example_inputs": BATCH}
     if "without set_ranks" in way:
-        return graphreg.regularize(plain(), gaussian_dropout={"pattern": "tanh", "weight": 0.2}, own_dropout="off", rng=7)
+        del options["dropout"]
+        return graphreg.regularize(plain(), gaussian_dropout={"pattern": "tanh", "weight": 0.2}, own_dropout="off", **options)
     if way == "weights":
         options |= {"drop_connect": {"pattern": "out.weight", "weight": 0.4}}
     else:
@@ -93,13 +96,18 @@ def whole(gradient: Any) -> Tensor:
 
 def ran(way: str, mesh: DeviceMesh) -> tuple[Any, Any]:
     """What the ranks of the mesh find, and what one process with the whole batch finds."""
-    module, alone = regularized(way), regularized(way)
+    alone, module = regularized(way), plain() if "backend" in way else regularized(way)
     parallel(module, mesh, way)
     x = BATCH
     if "without set_ranks" not in way:
         graphreg.set_ranks(module, mesh=mesh, data="dp", tensor="tp", one_batch=True)
         x = BATCH.chunk(mesh["dp"].size())[mesh.get_local_rank("dp")]
     run = torch.compile(module, backend="aot_eager", fullgraph=True) if "compiled" in way else module
+    if "backend" in way:
+        backend = graphreg.backend(
+            gaussian_dropout={"pattern": "tanh", "weight": 0.2}, own_dropout="off", rng=7, inner="aot_eager"
+        )  # fmt: skip
+        run = torch.compile(module, backend=backend, fullgraph=True)
     found = steps(module, run, x, mesh)
     graphreg.set_ranks(alone, "same")  # as one process without ranks
     return found, steps(alone, alone, BATCH)

@@ -1,7 +1,7 @@
 """Canaries of torch's wrappers and pipelines for training on several devices.
 
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names. A torch that
-was built without torch.distributed has nothing of this, and passes.
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names. If
+torch was built without torch.distributed, these canaries test nothing, and pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if dist.is_available():
 
 @contextmanager
 def _group() -> Iterator[None]:
-    """Open a block in which this process is a process group of its own."""
-    hook = sys.excepthook  # which init_process_group puts its own around
+    """Open a block in which this process is the only member of a process group."""
+    hook = sys.excepthook  # init_process_group replaces it
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield

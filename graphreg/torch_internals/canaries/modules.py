@@ -11,14 +11,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import HashStore
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
 
 import graphreg.torch_internals as door
 from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary
+
+if dist.is_available():
+    from torch._C._distributed_c10d import HashStore
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
 
 
 @canary("torch's layers are derived from base classes", "the kinds of operations", "DropoutBase", "BatchNormBase", "ConstantPadBase",
@@ -165,7 +173,7 @@ def plain_transformers() -> None:
 def parallel_layers() -> None:
     if not dist.is_available() or dist.is_initialized():  # a second process group cannot be made
         return
-    hook = sys.excepthook  # which a process group puts its own around
+    hook = sys.excepthook  # init_process_group replaces it
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))

@@ -214,7 +214,7 @@ class Named(NamedTuple):
 
 
 class CanaryPair(NamedTuple):
-    """What a copied graph returns. Every graph of this process then knows the name."""
+    """What a copied graph returns. After the canary, every graph of this process knows the name."""
 
     value: Any
     more: Any
