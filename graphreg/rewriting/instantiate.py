@@ -108,7 +108,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
             place = 1 + rules.places[OWN_DROPOUT].sites.index(native.dropout.site.name)
             rule.elements = (rules.elements[OWN_DROPOUT][place],)
         rules.add_module(names[i], rule)
-    if streams:
+    if streams or _draws_elsewhere(plan):
         rules.add_module("key", key)
     _add_totals(rules, plan, names, slots, states)
     for site, readers in plan.tracked.items():
@@ -190,6 +190,14 @@ def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName
         if native.draws:
             streams[names[i]] = StreamName(native.dropout.site.name, "own dropout", 0)
     return streams
+
+
+def _draws_elsewhere(plan: Plan) -> bool:
+    """Whether the plan is for a stage of a pipeline, and something may draw in another stage.
+
+    Such a stage gets keys even if it draws nothing: then ``set_ranks`` and ``noise_on`` may be called for all stages alike.
+    """
+    return bool(plan.in_whole) and (plan.own_dropout != "keep" or any(isinstance(each, Splice) for each in plan.regularizers.values()))
 
 
 def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> dict[str, int]:

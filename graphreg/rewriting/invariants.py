@@ -267,7 +267,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if whole_model and node.args and node.args[0] != {} and node.name not in trained:
+        if whole_model and not plan.in_whole and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
                 "parameter, or leave the penalty out."

@@ -179,6 +179,21 @@ def test_modules_with_other_names() -> None:
     assert_whole(stages, whole_of(model, **options), batches(3, 4))
 
 
+def test_a_stage_that_is_frozen() -> None:
+    """What trains nothing here trains something in the whole model."""
+    model, options = net(), {"hidden_l1": 0.3, "weight_l2": 0.1}
+    for parameter in (*model.first.parameters(), *model.layers["0"].parameters(), *model.layers["1"].parameters()):  # type: ignore[union-attr]
+        parameter.requires_grad_(False)
+    stages, whole, x = stages_of([stage_of(model, i) for i in range(2)], model, **options), whole_of(model, **options), batches(3, 4)[0]
+    run(stages, x).square().mean().backward()
+    whole(x).square().mean().backward()
+    torch.testing.assert_close(gradients(stages), gradients([whole]), rtol=1e-12, atol=1e-12)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(graphreg.RegularizerError, match="selects only parameters that are frozen"):
+        stages_of([stage_of(model, 0)], model, weight_l2=0.1)
+
+
 def test_what_the_stage_shares_with_the_whole_is_recognized() -> None:
     torch.manual_seed(0)
     model: Any = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4))).double()
@@ -438,6 +453,22 @@ def test_compiled_and_with_blocks() -> None:
     stages = stages_of([stage_of(model, i) for i in range(2)], model, **options, **compiled)
     assert type(stages[1].layers["2"]).__name__ == "Block"
     assert_whole(stages, whole_of(model, **options), batches(3, 4))
+
+
+def test_controls_of_a_stage_that_draws_nothing() -> None:
+    """All stages run the same code, so none of them refuses it."""
+    model = net()
+    stages = stages_of([stage_of(model, i) for i in range(2)], model, BernoulliDropout("layers.0", 0.5), weight_l2=0.1)
+    for stage in stages:
+        graphreg.set_ranks(stage, "same")
+        graphreg.set_strength(stage, "dropout", 0.3)
+        with graphreg.noise_on(stage), graphreg.frozen_noise(stage):
+            stage(torch.zeros(3, 4 if stage is stages[0] else 8).double())
+        state = graphreg.rng_state(stage)
+        assert len(state["streams"]) == (1 if stage is stages[0] else 0) and state["ranks"] == "same"
+        graphreg.set_rng_state(stage, state)
+    with pytest.raises(graphreg.GraphRegError, match="this module draws no noise"):
+        graphreg.set_ranks(stages_of([stage_of(model, 0)], model, weight_l2=0.1)[0], "same")
 
 
 def test_stripped_it_is_the_stage() -> None:
