@@ -16,13 +16,17 @@ from graphreg.runtime.attach import collect
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
 from graphreg.runtime.counter import settle
 from graphreg.runtime.derivative_penalty import run
+from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
+from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained
+from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
+    has_process_group,
+    is_distributed,
     is_exporting,
     is_traced,
     leaving_no_level,
@@ -67,9 +71,13 @@ def chosen(
             code = in_train if self.training else in_eval
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
+        if (in_group := has_process_group()) and additions in self._modules:
+            refuse_parallelized(self, self._modules[additions])
         if derivatives and additions in self._modules:
-            return run(code, self, args, kwargs, self._modules[additions], derivatives)
-        return code(self, *args, **kwargs)
+            result = run(code, self, args, kwargs, self._modules[additions], derivatives)
+        else:
+            result = code(self, *args, **kwargs)
+        return _addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -127,6 +135,8 @@ def guarded(additions: str) -> Callable[..., Any]:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
+        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
+            refuse_parallelized(self, rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -148,7 +158,7 @@ def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
         else:
             result = nn.Module.__call__(module, *args, **kwargs)
     except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module, error)):
+        if "DTensor" in str(error) and (why := explained(module)):
             raise GraphRegError(why) from error
         raise
     if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
@@ -204,7 +214,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     try:
         result = call()
     except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module, error)):
+        if "DTensor" in str(error) and (why := explained(module)):
             raise GraphRegError(why) from error
         raise
     finally:
@@ -216,6 +226,17 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
 
 
 skip_frame(call_within)
+
+
+def _addable(result: Any) -> Any:
+    """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
+    if not isinstance(result, Regularized):
+        return result
+    tensors: list[Tensor] = []
+    collect(result.output, tensors, [])
+    if not any(map(is_distributed, tensors)):
+        return result
+    return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

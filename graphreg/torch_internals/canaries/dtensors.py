@@ -1,0 +1,110 @@
+"""Canaries of DTensors, of FSDP2, and of torch's tensor parallelism. They make a process group of this one process.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import graphreg.torch_internals as door
+from graphreg.torch_internals.canaries.canary import canary
+
+
+@contextmanager
+def alone() -> Iterator[Any]:
+    """Open a block with a mesh that has this process alone; None if torch was built without torch.distributed."""
+    if not dist.is_available():
+        yield None
+        return
+    from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
+
+    made = not dist.is_initialized()
+    if made:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield DeviceMesh("cpu", [dist.get_rank()])
+    finally:
+        if made:
+            dist.destroy_process_group()
+
+
+@canary("a DTensor is made, read and reduced", "penalties on DTensors", "has_process_group", "is_distributed", "on_all_ranks", "replicated",
+        "shards", "without_partial_sums")  # fmt: skip
+def tensors() -> None:
+    with alone() as mesh:
+        if mesh is None:
+            return
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: PLC0415
+
+        whole = torch.arange(6.0).view(3, 2)
+        sharded: Any = distribute_tensor(whole, mesh, [Shard(0)])
+        assert door.has_process_group() and door.is_distributed(sharded) and not door.is_distributed(whole)
+        assert door.is_distributed(nn.Parameter(sharded)) and door.shards(sharded) == [(0, 1)]
+        assert torch.compile(door.is_distributed, backend="eager", fullgraph=True)(sharded)
+        copied = door.replicated(whole, sharded)
+        assert copied.placements == (Replicate(),) and door.shards(copied) == [] and torch.equal(copied.full_tensor(), whole)
+        summed = DTensor.from_local(whole, mesh, [Partial()], run_check=False)
+        assert door.shards(summed) is None and door.without_partial_sums(summed).placements == (Replicate(),)
+        assert door.without_partial_sums(sharded) is sharded
+        assert door.on_all_ranks(True, sharded) and not door.on_all_ranks(False, sharded)
+
+
+@canary("FSDP2 keeps the parameters that it shards", "penalties on parameters under FSDP2", "belongs_to_fsdp", "sharded_parameters")
+def fsdp() -> None:
+    with alone() as mesh:
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+        seen = list[Tensor]()
+
+        class Layer(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                seen.append(self.weight)
+                return super().forward(x)
+
+        layer = Layer(2, 2)
+        assert not door.belongs_to_fsdp(layer.weight)
+        fully_shard(layer, mesh=mesh)
+        own = layer.weight
+        layer(torch.ones(1, 2))
+        assert not door.is_distributed(seen[0]) and door.sharded_parameters()[id(seen[0])] is own
+        assert door.belongs_to_fsdp(own) and door.belongs_to_fsdp(seen[0])
+
+
+@canary("parallelize_module converts what a layer takes and returns", "penalties under tensor parallelism", "has_parallel_hooks",
+        "returns_shard", "shards_passed")  # fmt: skip
+def parallel() -> None:
+    with alone() as mesh:
+        if mesh is None:
+            return
+        from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
+        from torch.distributed.tensor import parallel as styles  # noqa: PLC0415
+
+        def returns(style: Any, layer: nn.Module) -> bool | None:
+            assert not door.has_parallel_hooks(layer) and door.returns_shard(layer) is None
+            styles.parallelize_module(layer, mesh, style)
+            assert door.has_parallel_hooks(layer)
+            return door.returns_shard(layer)
+
+        assert returns(styles.ColwiseParallel(), nn.Linear(2, 2)) is True
+        assert returns(styles.ColwiseParallel(use_local_output=False), nn.Linear(2, 2)) is False
+        assert returns(styles.ColwiseParallel(output_layouts=Replicate()), nn.Linear(2, 2)) is False
+        assert returns(styles.RowwiseParallel(), nn.Linear(2, 2)) is False
+        assert returns(styles.RowwiseParallel(output_layouts=Shard(1)), nn.Embedding(2, 2)) is True
+        assert returns(styles.SequenceParallel(), nn.LayerNorm(2)) is False
+        assert returns(styles.SequenceParallel(use_local_output=True), nn.LayerNorm(2)) is True
+        cut: dict[str, Any] = {"output_layouts": Replicate(), "desired_output_layouts": Shard(0)}
+        assert returns(styles.PrepareModuleOutput(**cut), nn.Identity()) is True
+        layer = nn.Identity()
+        moved = (Shard(1), None, Replicate())
+        entry = styles.PrepareModuleInput(input_layouts=moved, desired_input_layouts=moved, use_local_output=True)
+        assert returns(entry, layer) is None and door.shards_passed(layer) == ((True, False, False), frozenset())
+        assert door.shards_passed(nn.Identity()) == ((), frozenset())

@@ -1,0 +1,138 @@
+"""DTensors, which are spread over the ranks of a mesh. torch.distributed.tensor takes half a second to import, so functions import it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from graphreg.torch_internals.modules import forward_hooks
+
+
+def is_distributed(value: Any) -> bool:
+    """Return whether a value is a DTensor.
+
+    The name of its class is compared, because ``isinstance`` would need the import. Dynamo can trace this function. To
+    ``hasattr(value, "full_tensor")`` Dynamo of torch 2.13 answers no for every tensor.
+    """
+    return type(value).__name__ == "DTensor"
+
+
+def has_process_group() -> bool:
+    """Return whether the default process group of torch.distributed exists. There are no DTensors without it."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def replicated(whole: Tensor, like: Any) -> Any:
+    """Return a DTensor on the mesh of the DTensor ``like`` that has all elements of ``whole`` on each rank.
+
+    ``whole``: a plain tensor that is the same on all ranks. It gets a plain tensor as its gradient.
+    """
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    return DTensor.from_local(whole, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+def without_partial_sums(value: Any) -> Any:
+    """Return a DTensor whose ranks have values. The ranks of a DTensor with the placement ``Partial`` have summands of the values."""
+    from torch.distributed.tensor import Replicate  # noqa: PLC0415
+
+    if not any(placement.is_partial() for placement in value.placements):
+        return value
+    return value.redistribute(placements=[Replicate() if placement.is_partial() else placement for placement in value.placements])
+
+
+def shards(value: Any) -> list[tuple[int, int]] | None:
+    """Return how a DTensor is sharded: for each dimension of the mesh that shards it, the tensor's dimension and the number of shards.
+
+    Return None for a DTensor that has a placement of another kind than ``Shard`` and ``Replicate``. FSDP2 over tensor parallelism has one.
+    """
+    from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
+
+    placed = list(zip(value.placements, value.device_mesh.shape, strict=True))
+    if any(type(placement) not in (Replicate, Shard) for placement, _ in placed):
+        return None
+    return [(placement.dim, size) for placement, size in placed if type(placement) is Shard]
+
+
+def on_all_ranks(answer: bool, like: Any) -> bool:
+    """Return whether ``answer`` is True on all ranks of the mesh of the DTensor ``like``. All these ranks must call this function."""
+    all_true = torch.tensor(int(answer), device=like.device)
+    for dim in range(like.device_mesh.ndim):
+        dist.all_reduce(all_true, dist.ReduceOp.MIN, like.device_mesh.get_group(dim))
+    return bool(all_true)
+
+
+def has_parallel_hooks(module: nn.Module) -> bool:
+    """Return whether ``parallelize_module`` put hooks on a module: they convert its arguments or its result to or from DTensors."""
+    return any(str(getattr(hook, "__module__", "")).startswith("torch.distributed.tensor") for hook in forward_hooks(module))
+
+
+def returns_shard(module: nn.Module) -> bool | None:
+    """Return whether ``parallelize_module`` has a module return a plain tensor of which each rank has a part. None: it was not applied."""
+    answer = None
+    for hook in map(_captured, module._forward_hooks.values()):
+        function, style = hook.get("output_fn"), hook.get("self")
+        if isinstance(function, partial) and function.args and isinstance(function.args[-1], bool):  # ColwiseParallel, RowwiseParallel
+            answer = function.args[-1] and (len(function.args) == 1 or _has_parts(function.args[0]))  # one argument: SequenceParallel
+        elif hasattr(style, "desired_output_layouts"):  # PrepareModuleOutput
+            answer = bool(style.use_local_output) and _has_parts(style.desired_output_layouts)
+    return answer
+
+
+def shards_passed(module: nn.Module) -> tuple[tuple[bool, ...], frozenset[str]]:
+    """Return which arguments ``PrepareModuleInput`` makes plain tensors of which each rank has a part: by position, and by keyword."""
+    for hook in map(_captured, module._forward_pre_hooks.values()):
+        style = hook.get("self")
+        if hasattr(style, "desired_input_layouts") and style.use_local_output:
+            named = getattr(style, "desired_input_kwarg_layouts", None) or {}
+            positions = tuple(_has_parts((placement,)) for placement in style.desired_input_layouts or ())
+            return positions, frozenset(name for name, placement in named.items() if _has_parts((placement,)))
+    return (), frozenset()
+
+
+def _captured(hook: Any) -> dict[str, Any]:
+    """Return the variables that the code of a hook has captured, by name."""
+    cells, code = getattr(hook, "__closure__", None) or (), getattr(hook, "__code__", None)
+    return {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)} if code is not None else {}
+
+
+def _has_parts(placements: Any) -> bool:
+    """Return whether a placement is one where ranks have different tensors."""
+    return any(placement is not None and not placement.is_replicate() for placement in placements)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def belongs_to_fsdp(parameter: Tensor) -> bool:
+    """Return whether FSDP2 (``fully_shard``) made a parameter. Dynamo, which has the parameter itself, takes the answer for a constant."""
+    names = ("sharded_param", *_OTHERS)
+    return any(getattr(each, name, None) is parameter for each in _fsdp_parameters() for name in names)
+
+
+def sharded_parameters() -> dict[int, Tensor]:
+    """Return, by the id of each parameter that FSDP2 uses now in place of one of its own, its own parameter: a DTensor, in its own dtype.
+
+    While a module runs, and until it is sharded again, its parameters are gathered tensors, in the dtype of the forward. FSDP2 frees their
+    memory, and takes their gradients, at times of its own. With ``reshard_after_forward=2``, parameters are on a smaller mesh after the
+    forward, and FSDP2 never takes the gradients of these. Its own parameters are those that an optimizer has.
+    """
+    pairs = [(getattr(each, name, None), each.sharded_param) for each in _fsdp_parameters() for name in _OTHERS]
+    return {id(other): own for other, own in pairs if other is not None}
+
+
+_OTHERS = ("_unsharded_param", "_sharded_post_forward_param")  # FSDP2's names for what it uses in place of a parameter of its own
+
+
+def _fsdp_parameters() -> Iterator[Any]:
+    """Yield FSDP2's record of each parameter that it shards. If nothing has imported FSDP2, do not import it."""
+    composable = sys.modules.get("torch.distributed._composable_state")
+    states = [reference() for reference in composable._module_state_mapping.values()] if composable is not None else []
+    for state in dict.fromkeys(state for state in states if type(state).__name__ == "FSDPState"):
+        groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+        for group in groups:
+            yield from group.fsdp_params if group is not None else ()
