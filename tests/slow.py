@@ -11,6 +11,7 @@ import re
 SWEEP = {
     r"test_wrappers\.py::test_a_wrapper_changes_nothing\[(DataP|compiled|FSDP of|an FSDP|Distr\w+ of)": "a wrapper of each kind stays",
     r"test_ranks\.py::test_a_graph_that_is_split_at_the_buckets\[return": "with attached penalties it stays",
+    r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
     r"test_mesh_ranks\.py::test_(a_mesh_is_one_process|two_tensor_ranks_are_one_process_in_other)": "four ways on two ranks stay",
     r"test_distributed_checkpoint\.py::test_(saved_on_four_ranks|parts_of_a_model)": "the tests in one process and the killed ranks stay",
     r"blocks/test_models\.py::test_equal_to_flat\[llama": "GPT-2 stays",

@@ -5,6 +5,7 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 import graphreg.torch_internals as door
 from graphreg.torch_internals.canaries.canary import canary
 
+if dist.is_available():
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import parallel as styles
+
 
 @contextmanager
 def alone() -> Iterator[Any]:
@@ -23,9 +30,8 @@ def alone() -> Iterator[Any]:
     if not dist.is_available():
         yield None
         return
-    from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
 
-    made = not dist.is_initialized()
+    made, hook = not dist.is_initialized(), sys.excepthook  # init_process_group replaces the hook
     if made:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -33,6 +39,7 @@ def alone() -> Iterator[Any]:
     finally:
         if made:
             dist.destroy_process_group()
+            sys.excepthook = hook
 
 
 @canary("a DTensor is made, read and reduced", "penalties on DTensors", "has_process_group", "is_distributed", "on_all_ranks", "replicated",
@@ -41,7 +48,6 @@ def tensors() -> None:
     with alone() as mesh:
         if mesh is None:
             return
-        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: PLC0415
 
         whole = torch.arange(6.0).view(3, 2)
         sharded: Any = distribute_tensor(whole, mesh, [Shard(0)])
@@ -61,7 +67,6 @@ def fsdp() -> None:
     with alone() as mesh:
         if mesh is None:
             return
-        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
         seen = list[Tensor]()
 
@@ -85,8 +90,6 @@ def parallel() -> None:
     with alone() as mesh:
         if mesh is None:
             return
-        from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
-        from torch.distributed.tensor import parallel as styles  # noqa: PLC0415
 
         def returns(style: Any, layer: nn.Module) -> bool | None:
             assert not door.has_parallel_hooks(layer) and door.returns_shard(layer) is None
