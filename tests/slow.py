@@ -220,7 +220,7 @@ SWEEP = {
 NOT_QUICK = {
     r"tests/(compiler|benchmarks|integrations|fuzz)/": "they compile, train, or start processes",
     r"test_(doctor|torch_check|interrupted|cost)\.py": "what they look for is in rare settings, positions, and large models",
-    r"test_(distributed|fsdp|resume|whole|trainer\w+)\.py": "processes of their own",
+    r"test_(distributed|fsdp|penalties_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
     r"test_page\.py": "a browser",

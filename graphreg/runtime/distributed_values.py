@@ -17,18 +17,20 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.ir import Steps, Units, widest
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer import Penalty
 from graphreg.rng import compiling
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.torch_internals import (
-    belongs_to_fsdp,
+    has_process_group,
     is_distributed,
     is_fake,
     on_all_ranks,
     replicated,
     sharded_parameters,
     shards,
+    taken_by_fsdp,
     transforms,
+    uses_fsdp,
     without_modes,
     without_partial_sums,
 )
@@ -40,7 +42,7 @@ _trials: dict[Hashable, bool] = {}  # the answers of ``_computes_on_shards``
 
 
 def computed(
-    compute: Compute, values: Mapping[str, Any], regularizer: Regularizer, reads: Steps | Units | None = None, anywhere: bool = True
+    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, reads: Steps | Units | None = None, anywhere: bool = True
 ) -> Tensor:  # fmt: skip
     """Return the result of a formula, [], a plain tensor. If some tensors are DTensors, the result is the same on all ranks.
 
@@ -86,16 +88,17 @@ class _OnWhole(torch.autograd.Function):
             leaves = [whole(value.detach()) for value in values]
             leaves = [leaf.to(accumulation(leaf.dtype)).requires_grad_(need) for leaf, need in zip(leaves, needs, strict=True)]
             total = compute(dict(zip(names, leaves, strict=True)))
-            live = [(leaf, value) for leaf, value in zip(leaves, values, strict=True) if leaf.requires_grad]
-            found = torch.autograd.grad(total, [leaf for leaf, _ in live], materialize_grads=True)
+            live = [leaf for leaf in leaves if leaf.requires_grad]
+            found = torch.autograd.grad(total, live, materialize_grads=True) if total.requires_grad else map(torch.zeros_like, live)
+        placed = map(_placed, found, (value for value, need in zip(values, needs, strict=True) if need))
         ctx.compute, ctx.names, ctx.needs = compute, names, needs
-        ctx.save_for_backward(*values, *(_placed(gradient, value) for gradient, (_, value) in zip(found, live, strict=True)))
+        ctx.save_for_backward(*values, *placed)
         return total.detach()  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
-        count, grad = len(ctx.needs), whole(grad)
-        values, gradients = ctx.saved_tensors[:count], iter(ctx.saved_tensors[count:])
+        saved, count, grad = ctx.saved_tensors, len(ctx.needs), whole(grad)  # within a checkpoint, they can be read once
+        values, gradients = saved[:count], iter(saved[count:])
         if not torch.is_grad_enabled():
             scaled = [(next(gradients) * grad).to(value.dtype) if need else None for value, need in zip(values, ctx.needs, strict=True)]
             return (None, None, *scaled)
@@ -132,9 +135,11 @@ def whole_parameter(value: Any) -> Any:
 
 def leaves_graph(parameters: Iterable[Any]) -> bool:
     """Return whether Dynamo must not compile a function of these parameters: only in eager can FSDP2 be asked for its own parameters."""
+    if not has_process_group():
+        return False
     if torch.compiler.is_dynamo_compiling():
-        return any(is_distributed(each) and belongs_to_fsdp(each) for each in parameters)
-    return any(map(is_distributed, parameters))  # the code may run in eager because Dynamo has left its graph here
+        return uses_fsdp() and any(map(taken_by_fsdp, parameters))
+    return bool(uses_fsdp())  # if this runs in eager because Dynamo has left its graph here, Dynamo would compile what the function calls
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
@@ -146,7 +151,7 @@ def in_eager(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-@torch.compiler.allow_in_graph  # type: ignore[no-untyped-call,untyped-decorator]  # Dynamo would assume that the gradient is plain
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo would assume that the gradient is plain
 def with_plain_gradient(total: Tensor) -> Tensor:
     """Return a total, [], whose gradient may be a DTensor. It is one if the total is added to a loss that is a DTensor."""
     plain: Tensor = _WithPlainGradient.apply(total)  # type: ignore[no-untyped-call]
@@ -168,7 +173,7 @@ class _WithPlainGradient(torch.autograd.Function):
 # Trials
 
 
-def _identity(regularizer: Regularizer) -> Hashable:
+def _identity(regularizer: Penalty) -> Hashable:
     """Return what two regularizers have in common that compute the same formula: their class and options."""
     return type(regularizer), tuple((field.name, repr(getattr(regularizer, field.name))) for field in fields(regularizer))
 

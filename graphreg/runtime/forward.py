@@ -71,13 +71,13 @@ def chosen(
             code = in_train if self.training else in_eval
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
-        if (in_group := has_process_group()) and additions in self._modules:
-            refuse_parallelized(self, self._modules[additions])
+        if (in_group := has_process_group()) and (rules := self._modules.get(additions)) is not None:
+            refuse_parallelized(self, rules)
         if derivatives and additions in self._modules:
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return _addable(result) if in_group else result
+        return addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -165,7 +165,7 @@ def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
         watching.after(module)
     if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
         settle(rules)  # else compiled code could not save what this call made for the next one
-    return result
+    return addable(result) if has_process_group() else result  # of a compiled forward, too, which assumes plain gradients
 
 
 skip_frame(_called)
@@ -222,13 +222,13 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return result
+    return addable(result) if has_process_group() else result
 
 
 skip_frame(call_within)
 
 
-def _addable(result: Any) -> Any:
+def addable(result: Any) -> Any:
     """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
     if not isinstance(result, Regularized):
         return result

@@ -1,4 +1,4 @@
-"""DTensors, which are spread over the ranks of a mesh. torch.distributed.tensor takes half a second to import, so functions import it."""
+"""DTensors, which are spread over the ranks of a mesh, and what makes them: FSDP2 (``fully_shard``) and ``parallelize_module``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def is_distributed(value: Any) -> bool:
     return type(value).__name__ == "DTensor"
 
 
+def _kinds() -> Any:
+    """Return the module of DTensor and its placements. It is imported wherever there is a DTensor; its import takes half a second."""
+    return dist.tensor
+
+
 def has_process_group() -> bool:
     """Return whether the default process group of torch.distributed exists. There are no DTensors without it."""
     return dist.is_available() and dist.is_initialized()
@@ -33,18 +38,15 @@ def replicated(whole: Tensor, like: Any) -> Any:
 
     ``whole``: a plain tensor that is the same on all ranks. It gets a plain tensor as its gradient.
     """
-    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
-
-    return DTensor.from_local(whole, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+    kinds = _kinds()
+    return kinds.DTensor.from_local(whole, like.device_mesh, [kinds.Replicate()] * like.device_mesh.ndim, run_check=False)
 
 
 def without_partial_sums(value: Any) -> Any:
     """Return a DTensor whose ranks have values. The ranks of a DTensor with the placement ``Partial`` have summands of the values."""
-    from torch.distributed.tensor import Replicate  # noqa: PLC0415
-
     if not any(placement.is_partial() for placement in value.placements):
         return value
-    return value.redistribute(placements=[Replicate() if placement.is_partial() else placement for placement in value.placements])
+    return value.redistribute(placements=[_kinds().Replicate() if placement.is_partial() else placement for placement in value.placements])
 
 
 def shards(value: Any) -> list[tuple[int, int]] | None:
@@ -52,12 +54,10 @@ def shards(value: Any) -> list[tuple[int, int]] | None:
 
     Return None for a DTensor that has a placement of another kind than ``Shard`` and ``Replicate``. FSDP2 over tensor parallelism has one.
     """
-    from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
-
-    placed = list(zip(value.placements, value.device_mesh.shape, strict=True))
-    if any(type(placement) not in (Replicate, Shard) for placement, _ in placed):
+    kinds, placed = _kinds(), list(zip(value.placements, value.device_mesh.shape, strict=True))
+    if any(type(placement) not in (kinds.Replicate, kinds.Shard) for placement, _ in placed):
         return None
-    return [(placement.dim, size) for placement, size in placed if type(placement) is Shard]
+    return [(placement.dim, size) for placement, size in placed if type(placement) is kinds.Shard]
 
 
 def on_all_ranks(answer: bool, like: Any) -> bool:
@@ -76,6 +76,7 @@ def has_parallel_hooks(module: nn.Module) -> bool:
 def returns_shard(module: nn.Module) -> bool | None:
     """Return whether ``parallelize_module`` has a module return a plain tensor of which each rank has a part. None: it was not applied."""
     answer = None
+    style: Any
     for hook in map(_captured, module._forward_hooks.values()):
         function, style = hook.get("output_fn"), hook.get("self")
         if isinstance(function, partial) and function.args and isinstance(function.args[-1], bool):  # ColwiseParallel, RowwiseParallel
@@ -87,6 +88,7 @@ def returns_shard(module: nn.Module) -> bool | None:
 
 def shards_passed(module: nn.Module) -> tuple[tuple[bool, ...], frozenset[str]]:
     """Return which arguments ``PrepareModuleInput`` makes plain tensors of which each rank has a part: by position, and by keyword."""
+    style: Any
     for hook in map(_captured, module._forward_pre_hooks.values()):
         style = hook.get("self")
         if hasattr(style, "desired_input_layouts") and style.use_local_output:
@@ -108,10 +110,22 @@ def _has_parts(placements: Any) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def belongs_to_fsdp(parameter: Tensor) -> bool:
-    """Return whether FSDP2 (``fully_shard``) made a parameter. Dynamo, which has the parameter itself, takes the answer for a constant."""
-    names = ("sharded_param", *_OTHERS)
-    return any(getattr(each, name, None) is parameter for each in _fsdp_parameters() for name in names)
+def uses_fsdp() -> bool:
+    """Return whether FSDP2 (``fully_shard``) shards a module. Dynamo takes the answer for a constant."""
+    return next(_fsdp_parameters(), None) is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def taken_by_fsdp(parameter: Tensor) -> bool:
+    """Return whether FSDP2 may free a parameter, or take its gradient, before a backward pass has read it and given it one.
+
+    That is so unless FSDP2 has gathered it for a forward that is still running. Dynamo, which has the parameter itself, takes the answer
+    for a constant.
+    """
+    for each, state in _fsdp_parameters():
+        if any(getattr(each, name, None) is parameter for name in ("sharded_param", *_OTHERS)):
+            return getattr(each, _OTHERS[0], None) is not parameter or state.name != "FORWARD"
+    return False
 
 
 def sharded_parameters() -> dict[int, Tensor]:
@@ -121,18 +135,21 @@ def sharded_parameters() -> dict[int, Tensor]:
     memory, and takes their gradients, at times of its own. With ``reshard_after_forward=2``, parameters are on a smaller mesh after the
     forward, and FSDP2 never takes the gradients of these. Its own parameters are those that an optimizer has.
     """
-    pairs = [(getattr(each, name, None), each.sharded_param) for each in _fsdp_parameters() for name in _OTHERS]
+    pairs = [(getattr(each, name, None), each.sharded_param) for each, _ in _fsdp_parameters() for name in _OTHERS]
     return {id(other): own for other, own in pairs if other is not None}
 
 
 _OTHERS = ("_unsharded_param", "_sharded_post_forward_param")  # FSDP2's names for what it uses in place of a parameter of its own
 
 
-def _fsdp_parameters() -> Iterator[Any]:
-    """Yield FSDP2's record of each parameter that it shards. If nothing has imported FSDP2, do not import it."""
+def _fsdp_parameters() -> Iterator[tuple[Any, Any]]:
+    """Yield FSDP2's record of each parameter that it shards, and what the parameter's module is doing: an enum of FSDP2's.
+
+    If nothing has imported FSDP2, do not import it.
+    """
     composable = sys.modules.get("torch.distributed._composable_state")
     states = [reference() for reference in composable._module_state_mapping.values()] if composable is not None else []
     for state in dict.fromkeys(state for state in states if type(state).__name__ == "FSDPState"):
         groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
         for group in groups:
-            yield from group.fsdp_params if group is not None else ()
+            yield from ((each, group._training_state) for each in (group.fsdp_params if group is not None else ()))

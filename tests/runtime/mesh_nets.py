@@ -273,6 +273,7 @@ def by_backend(net: Any, regularizers: list[Any], **options: Any) -> list[Any]:
     backend = graphreg.backend(*regularizers, inner="aot_eager", rng=0, **options)
     run, steps = torch.compile(net, backend=backend), []
     for _ in range(2):
+        net.zero_grad()
         output = run(INPUTS)
         loss = output.square().mean()
         (loss if options else loss + sum(backend.penalties().values())).backward()

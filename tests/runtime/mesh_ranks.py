@@ -99,6 +99,9 @@ WAYS: dict[str, Way] = {
     "FSDP2, exported": way(sharded, **BLOCKS, **EXPORT),
     "FSDP2, float32": way(sharded, dtype=torch.float32, **BLOCKS),
     "FSDP2, compiled blocks": way(lambda module: compiled_blocks(sharded(module)), **BLOCKS, **FEW),
+    "FSDP2, compiled, two forwards": way(
+        lambda module: compiled(sharded(module, reshard_after_forward=False)), nets.two_forwards, **BLOCKS, **FEW
+    ),
     "FSDP2, compiled, attached": way(lambda module: compiled(sharded(module)), **BLOCKS, **FEW, **ATTACH),
     "FSDP2, leaves, attached": way(partial(sharded, leaves=True), **ATTACH),
     "FSDP2, leaves, no root": way(partial(sharded, leaves=True, root=False)),

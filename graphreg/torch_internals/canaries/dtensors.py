@@ -13,27 +13,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import parallel as styles
 
 import graphreg.torch_internals as door
 from graphreg.torch_internals.canaries.canary import canary
 
-if dist.is_available():
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-    from torch.distributed.tensor import parallel as styles
-
 
 @contextmanager
 def alone() -> Iterator[Any]:
-    """Open a block with a mesh that has this process alone; None if torch was built without torch.distributed."""
-    if not dist.is_available():
-        yield None
-        return
-
+    """Open a block with a mesh that has this process alone."""
     made, hook = not dist.is_initialized(), sys.excepthook  # init_process_group replaces the hook
     if made:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield DeviceMesh("cpu", [dist.get_rank()])
     finally:
@@ -46,9 +40,6 @@ def alone() -> Iterator[Any]:
         "shards", "without_partial_sums")  # fmt: skip
 def tensors() -> None:
     with alone() as mesh:
-        if mesh is None:
-            return
-
         whole = torch.arange(6.0).view(3, 2)
         sharded: Any = distribute_tensor(whole, mesh, [Shard(0)])
         assert door.has_process_group() and door.is_distributed(sharded) and not door.is_distributed(whole)
@@ -62,35 +53,33 @@ def tensors() -> None:
         assert door.on_all_ranks(True, sharded) and not door.on_all_ranks(False, sharded)
 
 
-@canary("FSDP2 keeps the parameters that it shards", "penalties on parameters under FSDP2", "belongs_to_fsdp", "sharded_parameters")
+@canary("FSDP2 keeps the parameters that it shards", "penalties on parameters under FSDP2", "sharded_parameters",
+        "taken_by_fsdp", "uses_fsdp")  # fmt: skip
 def fsdp() -> None:
     with alone() as mesh:
-        if mesh is None:
-            return
-
-        seen = list[Tensor]()
+        seen = list[tuple[Tensor, bool]]()
 
         class Layer(nn.Linear):
             def forward(self, x: Tensor) -> Tensor:
-                seen.append(self.weight)
+                seen.append((self.weight, door.taken_by_fsdp(self.weight)))
                 return super().forward(x)
 
         layer = Layer(2, 2)
-        assert not door.belongs_to_fsdp(layer.weight)
+        assert not door.uses_fsdp() and not door.taken_by_fsdp(layer.weight)
         fully_shard(layer, mesh=mesh)
         own = layer.weight
         layer(torch.ones(1, 2))
-        assert not door.is_distributed(seen[0]) and door.sharded_parameters()[id(seen[0])] is own
-        assert door.belongs_to_fsdp(own) and door.belongs_to_fsdp(seen[0])
+        gathered, was_taken = seen[0]
+        assert door.uses_fsdp() and not door.is_distributed(gathered) and door.sharded_parameters()[id(gathered)] is own
+        assert not was_taken and door.taken_by_fsdp(own) and door.taken_by_fsdp(gathered)
+        function = torch.compile(lambda weight: (door.taken_by_fsdp(weight), weight * 2), backend="eager", fullgraph=True)
+        assert function(own)[0] and not function(torch.ones(2))[0]
 
 
 @canary("parallelize_module converts what a layer takes and returns", "penalties under tensor parallelism", "has_parallel_hooks",
         "returns_shard", "shards_passed")  # fmt: skip
 def parallel() -> None:
     with alone() as mesh:
-        if mesh is None:
-            return
-
         def returns(style: Any, layer: nn.Module) -> bool | None:
             assert not door.has_parallel_hooks(layer) and door.returns_shard(layer) is None
             styles.parallelize_module(layer, mesh, style)
