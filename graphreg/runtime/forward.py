@@ -30,6 +30,7 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
+    skip_as_outermost,
     skip_frame,
     traces_here,
     with_own_code,
@@ -237,6 +238,9 @@ def addable(result: Any) -> Any:
     if not any(map(is_distributed, tensors)):
         return result
     return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
+
+
+skip_as_outermost(addable)  # ``call``, which Dynamo skips, calls it, too
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
