@@ -1,1 +1,1 @@
-"""The demos that ``make demo``, ``make demo-penalties`` and ``graphreg demo`` run, each in a process of its own."""
+"""The demos that ``make demo``, ``make demo-penalties``, ``make demo-ranks`` and ``graphreg demo`` run, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""graphreg regularizes an existing PyTorch model by name.
+"""graphreg adds dropout, noise and penalties to an existing PyTorch model, at places that you select by name.
 
 A public name is imported at its first use, so that ``graphreg --help`` and shell completion run without importing torch.
 """
@@ -40,10 +40,12 @@ if TYPE_CHECKING:
         site_strengths,
         strengths,
     )
+    from graphreg.stages import regularize_stage
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
-from graphreg.old_pickles import refuse_old_modules  # above the TYPE_CHECKING block, mypy would take its names for modules
+# If this import stood above the TYPE_CHECKING block, mypy would take the names that the block imports for modules.
+from graphreg.old_pickles import refuse_old_modules
 
 __version__ = "0.1.0"
 refuse_old_modules()
@@ -66,11 +68,12 @@ _ROOMS = {
         "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "reset_state", "rng_state", "sample",
         "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
     ),
+    "stages": ("regularize_stage",),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ("schedules",)  # public modules that are attributes without an import of their own
+_MODULES = ("schedules",)  # public modules that ``__getattr__`` imports when they are first used
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
@@ -79,8 +82,9 @@ __all__ = [
     "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
-    "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "schedules",
-    "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
+    "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace",
+    "verify",
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""graphreg's exception classes, and helpers for their messages: suggestions, quoted values, hints for a value that is not a number.
+"""Defines graphreg's exceptions, and functions that make parts of their messages, such as suggestions and short texts for values.
 
-An error of graphreg's says what was given, what is allowed, and what to do next.
+The message of an error names the value that was given, the values that are allowed, and the next step for the user.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class GraphRegError(Exception):
 
 
 class TraceError(GraphRegError):
-    """The model cannot be traced, for example because its forward decides on values, or because it is wrapped or rewritten already."""
+    """The model cannot be traced. For example, its forward branches on the values of tensors, or the model is wrapped or rewritten."""
 
 
 class NoMatchError(GraphRegError, LookupError):
-    """A name, key or selector matches nothing, or a selector matches another number of sites than ``expect=`` says."""
+    """A name, key or selector matches nothing, or a selector does not match as many sites as ``expect=`` says."""
 
 
 class OtherInputs(GraphRegError):
-    """A graph was made for inputs, modes or flags that the call does not have. Another trace would give a graph for this call."""
+    """A graph is called with inputs, modes or flags for which it was not made. Another trace would make a graph for this call."""
 
 
 class RegularizerError(GraphRegError, ValueError):
@@ -37,30 +37,31 @@ class RegularizerError(GraphRegError, ValueError):
 
 
 class RandomnessError(GraphRegError, RuntimeError):
-    """Noise is drawn under ``torch.vmap`` with ``randomness="error"``, which does not say whether the rows share one mask.
+    """Noise is drawn where it is not known which mask to draw, such as under ``torch.vmap`` with ``randomness="error"``.
 
-    It is also a RuntimeError, because torch raises a RuntimeError for its own random operations there.
+    With this option, the caller of ``torch.vmap`` has not said whether all rows share one mask. This exception is also a RuntimeError,
+    because torch raises a RuntimeError for its own random operations in the same place.
     """
 
 
 class UntestedTorchWarning(UserWarning):
-    """The installed version of torch is newer than every version of torch with which this version of graphreg was tested."""
+    """The installed torch is newer than every version of torch with which this version of graphreg was tested."""
 
 
 def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first. Wildcards at the ends of ``word`` are ignored."""
+    """Return up to ``count`` of ``words`` that are close to ``word``, the closest first. Wildcards at the ends of ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
 
 def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") -> str:
-    """Return the suggestions for ``word`` as a sentence to append, such as `` Near names: a, b.``; ``""`` if nothing is close."""
+    """Return the suggestions for ``word`` as a sentence to append, such as `` Near names: a, b.``; ``""`` if no word is close."""
     close = suggestions(word, words)
     return f" {what}: {', '.join(close)}." if close else ""
 
 
 def shown(value: object) -> str:
-    """Return the text for a value in an error message: of a tensor the type and shape, of a long value the beginning and the end."""
+    """Return a short text for a value in an error message. A tensor is shown by type and shape, a long value by its beginning and end."""
     if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
         return f"{type(value).__name__} of shape {tuple(shape)}"
     short = reprlib.Repr()
@@ -71,21 +72,21 @@ def shown(value: object) -> str:
 def number_of(value: Any) -> float | None:
     """Return a finite real number as a float, also from a 0-d tensor or array that does not require grad; None for anything else."""
     if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # a tensor on the meta device has no number
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # item() raises for a tensor on the meta device
             value = value.item()
-    with contextlib.suppress(OverflowError):  # math.isfinite raises it for an integer too large for a float
+    with contextlib.suppress(OverflowError):  # math.isfinite raises OverflowError for an integer too large for a float
         if isinstance(value, numbers.Real) and math.isfinite(value):
             return float(value)
     return None
 
 
 def no_number(what: str, value: Any, cure: str) -> str:
-    """Return the message of the error for a value that is not a finite number.
+    """Return the error message for a value that is not a finite number.
 
     Args:
-        what: What the value was given for, for example ``"WeightL2: weight"``.
+        what: The class and the argument that the value was given for, for example ``"WeightL2: weight"``.
         value: The value that was given.
-        cure: What to write instead, as a sentence.
+        cure: A sentence that says what to write instead.
     """
     cure = numeric_text(value) + cure
     if getattr(value, "requires_grad", False):
@@ -94,7 +95,7 @@ def no_number(what: str, value: Any, cure: str) -> str:
 
 
 def numeric_text(value: object) -> str:
-    """Return a hint, to put before another sentence, if the value is a string that contains a number; ``""`` for any other value."""
+    """Return a hint to put before another sentence if the value is a number in quotes, such as ``"1e-4"``; ``""`` for any other value."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)
@@ -111,15 +112,15 @@ def warn(sentence: str, category: type[Warning] = UserWarning) -> None:
 
 
 class RenamedAttributes:
-    """A base class for objects whose attributes had other names in graphreg 0.1: the old names work, with a DeprecationWarning.
+    """A base class for objects whose attributes had other names in graphreg 0.1. An old name works, with a DeprecationWarning.
 
     Attributes:
-        renamed: For each old name of an attribute, the present name.
+        renamed: The present name of each renamed attribute, by its old name.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    if not TYPE_CHECKING:  # hidden from type checkers, which should know only the present names
+    if not TYPE_CHECKING:  # hidden from type checkers, so that they report an old name as an error
 
         def __getattr__(self, name: str) -> Any:
             title, now = type(self).__name__, type(self).renamed.get(name)
@@ -137,7 +138,8 @@ def first_line(error: BaseException) -> str:
 def raising(error: GraphRegError) -> Callable[..., Any]:
     """Return a function that raises ``error`` when called.
 
-    If ``error`` were raised while Dynamo captures a graph, Dynamo would wrap it in an error of its own.
+    graphreg's backend returns this function to Dynamo in place of a compiled graph, so the error is raised when the graph runs. If the
+    backend raised the error itself, Dynamo would wrap it in an error of its own.
     """
 
     def run(*values: Any) -> Any:
@@ -147,5 +149,5 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return up to ``most`` of the names for a message, joined by commas, and how many more there are."""
+    """Return up to ``most`` of the names, joined by commas, and the number of the other names, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

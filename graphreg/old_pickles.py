@@ -1,4 +1,4 @@
-"""Refuses pickles made by another version of graphreg, with an error that says what to load instead.
+"""Refuses pickles made by another version of graphreg, with an error that says what to save and load instead.
 
 A pickle of graphreg 0.1 imports modules that no longer exist. Importing such a module raises OldModuleError instead of ModuleNotFoundError.
 """
@@ -47,7 +47,7 @@ def refuse_other(version: int | None, made_with: str, expected: int, present: st
 
 
 class OldModules:
-    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1. Python asks its own finders first."""
+    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1, if no finder before it finds the module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
@@ -57,7 +57,7 @@ class OldModules:
         raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, and no longer exists. {CURE}", name=spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: ``create_module`` raises before. If the method were missing, importlib would call ``load_module`` instead."""
+        """Do nothing, because ``create_module`` always raises. Without this method, importlib would not call ``create_module``."""
 
 
 def refuse_old_modules() -> None:

@@ -1,6 +1,6 @@
-"""``graphreg.regularize`` runs the whole pipeline: trace the model, plan the edits, rewrite the graph, and compile if asked.
+"""``graphreg.regularize`` runs the whole pipeline: it traces the model, plans the edits, rewrites the graph, and compiles it if asked.
 
-``graphreg.plan`` makes a plan alone, and ``graphreg.as_pass`` wraps the pipeline as a torch.fx pass.
+``graphreg.plan`` only makes the plan. ``graphreg.as_pass`` wraps the pipeline as a torch.fx pass.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ def regularize(
     blocks: Selector | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
-    """Return a copy of the model's graph with regularizers at the sites that they select.
+    """Trace a model, and return a module that runs the traced graph with regularizers at the sites that they select.
 
-    The result is a GraphModule that returns ``(output, penalties)``; with ``penalties="attach"`` it returns the output alone. The
-    model itself stays unchanged and shares its layers with the result.
+    The result is a GraphModule that returns ``(output, penalties)``. With ``penalties="attach"``, it returns the output alone. The model
+    itself stays unchanged and shares its layers with the result.
 
     Args:
         model: The model to regularize.
         *regularizers: Regularizers, or sequences of them.
-        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments of one call of the model.
-        rng: A seed or a generator for the noise; without one, the seed is drawn from torch's generator.
-        front_end: How to trace the model: with ``"symbolic"`` (torch.fx), with ``"export"`` (torch.export), or ``"auto"``: torch.fx
-            first, then torch.export.
+        example_inputs: The arguments of one call of the model: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        rng: A seed or a generator for the noise. If it is None, the seed is drawn from torch's generator.
+        front_end: ``"symbolic"`` traces the model with torch.fx, ``"export"`` with torch.export. ``"auto"`` tries torch.fx first, and then
+            torch.export.
         missing: What to do when a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         penalties: ``"return"`` returns the penalties together with the output. ``"attach"`` returns the output alone. If this output
-            has a loss, the penalties are added to the loss; otherwise their gradients are added in the backward pass.
+            has a ``loss``, the penalties are added to the loss. Otherwise, the gradients of the penalties are added in the backward pass.
         compile: True, or a dict of options for torch.compile.
         scale: With ``penalties="attach"``, the factor by which your training code multiplies the loss: a number, a 0-d tensor, a
             GradScaler, or a function without arguments that returns the factor.
         own_dropout: What to do with native dropout, which is the dropout, stochastic depth and attention dropout that the model
             itself contains. ``"keep"`` leaves it unchanged, ``"seeded"`` draws it from graphreg's streams, ``"off"`` turns it off,
             and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these values. If several
-            selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. A rate may be a
-            schedule; then ``set_strength(module, "own_dropout", ...)`` changes it, and all other rates are fixed. For a model without
-            dropout, any value but ``"keep"`` is an error.
+            selectors match one dropout, the last one counts. ``*`` matches dropouts at every depth, and ``!`` excludes dropouts. A rate
+            may be a schedule. ``set_strength(module, "own_dropout", ...)`` can change such a rate, but not a rate without a schedule. For
+            a model without dropout, any value but ``"keep"`` is an error.
         verify: Whether to compare the result with the model on the example inputs, as ``graphreg.verify`` does.
-        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come before those of the
-            call, and its strengths are set. An option of the recipe counts only if the call leaves the default. A keyword of the call
-            replaces the recipe's regularizers of that name.
+        recipe: The dict that ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come before those of
+            the call, and the recipe's strengths are set. An option of the recipe counts only if the call leaves that option at its
+            default. A keyword of the call replaces the recipe's regularizers of that name.
         blocks: A selector of modules, such as ``"layers.*"``. The result calls these modules, each with an emitted forward of its own,
             so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
         **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=1e-4``.
@@ -115,18 +115,20 @@ def plan(
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
 
-    The function warns if splices of one kind act several times in a row on one value.
+    The function warns if splices of one kind act several times in a row on one value. It also warns if a selector would match values inside
+    modules that are opaque because they checkpoint activations.
 
     Args:
-        traced: What ``graphreg.trace`` returned.
+        traced: The result of ``graphreg.trace``.
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
-        blocks: A selector of the modules that the result calls, as in ``regularize``.
-        recipe: A recipe, as in ``regularize``. A plan uses its regularizers and its values of the three options above.
+        blocks: A selector of modules that the rewritten module calls, as in ``regularize``.
+        recipe: A recipe, as in ``regularize``. The plan uses only the recipe's regularizers, and the recipe's values of ``missing``,
+            ``own_dropout`` and ``blocks``.
 
     Raises:
-        NoMatchError: A string of a selector matches nothing, or a selector matches another number of sites than ``expect``.
+        NoMatchError: A string of a selector matches nothing, or a selector does not match as many sites as ``expect`` says.
         RegularizerError: An object in ``regularizers`` is not a regularizer, or a penalty selects only frozen parameters.
     """
     if recipe is None:
@@ -143,14 +145,17 @@ def check_compile(compile: object) -> None:
 
 
 def compile_if_asked(module: M, compile: bool | Mapping[str, Any]) -> M:
-    """Make a module compile itself at its first call, with the options of ``compile=``; return the module."""
+    """Call ``module.compile`` with the options of ``compile=``, unless that is False, and return the module.
+
+    torch then compiles the module at its first call.
+    """
     if compile is not False:
         module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
     return module
 
 
 def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
-    """Return a copy of the model as it is before tracing, for ``verify`` to compare with; None if ``verify`` is False."""
+    """Return a copy of the model, made before the trace, with which ``verify`` compares the result; None if ``verify`` is False."""
     check_flag("verify", verify)
     if not verify:
         return None
@@ -163,7 +168,7 @@ def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Modu
 def check_options(
     rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout, blocks: Selector | None = None
 ) -> None:
-    """Raise RegularizerError for options that ``regularize`` would refuse, without tracing a model."""
+    """Raise RegularizerError for the options that ``regularize`` would refuse. This check does not trace a model."""
     _check_scaled(penalties, scale)
     check_missing(missing)
     check_penalties(penalties)
@@ -216,18 +221,18 @@ def as_pass(
 ) -> PassBase:
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
 
-    The pass takes a GraphModule and returns ``PassResult(graph_module, modified)`` with the module that ``regularize`` makes; the
-    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens in a second
-    run of the same pass, and, with ``penalties="attach"``, if no regularizer matches a site. Each added node is marked in
-    ``node.meta["graphreg"]``.
+    The pass takes a GraphModule and returns ``PassResult(graph_module, modified)``, where ``graph_module`` is the module that
+    ``regularize`` makes. The GraphModule that the pass takes stays unchanged. If the pass adds nothing, it returns that GraphModule, and
+    ``modified`` is False. A second run of the same pass adds nothing. With ``penalties="attach"``, a pass whose regularizers match no
+    site adds nothing, either. Each added node is marked in ``node.meta["graphreg"]``.
 
     The arguments are those of ``regularize``, without ``compile``, ``front_end``, ``recipe`` and ``verify``. To compile, compile the module
     that the last pass returns.
 
     Raises:
         RegularizerError: An option or a value is not allowed.
-        NoMatchError: A keyword is unknown. If a selector matches nothing, not this function but the pass raises this error, when it
-            runs; a PassManager then raises an Exception whose cause is the NoMatchError.
+        NoMatchError: A keyword is unknown. If a selector matches nothing, the pass raises this error when it runs, and this function does
+            not. Within a PassManager, the error is then the cause of the Exception that the PassManager raises.
     """
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
@@ -245,7 +250,7 @@ def as_pass(
 class Regularize(PassBase):
     """The torch.fx pass that ``as_pass`` returns.
 
-    It stores ``mark`` in each module that it makes, and returns a module that has this mark as it is.
+    The pass stores ``mark`` in each module that it makes. If the pass gets a module with this mark, it returns that module unchanged.
     """
 
     regularizers: tuple[Regularizer, ...]

@@ -1,10 +1,10 @@
-"""Schedules: strengths that change while a model trains. Give one in place of a number.
+"""Schedules are strengths that change while a model trains. Give a schedule in place of a number.
 
     module = graphreg.regularize(model, hidden_dropout=schedules.linear(0, 0.5, 10_000), weight_l2=schedules.cosine(1e-3, 0, 10_000))
 
 A rewritten module counts its calls in train mode, from 0, and computes its strengths from this count. A call in eval mode or in a block
-of ``noise_on`` or ``noise_off`` does not count, and all calls in a block of ``frozen_noise`` count as one. ``rng_state`` saves the count.
-With gradient accumulation over k calls, give ``every=k``: then a step of the schedule is k calls.
+of ``noise_on`` or ``noise_off`` does not count. All calls in a block of ``frozen_noise`` count as one. ``rng_state`` saves the count. With
+gradient accumulation over k calls, give ``every=k``, so that a step of the schedule is k calls.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, NoReturn
 from graphreg.errors import RegularizerError, number_of, shown
 
 KINDS = ("linear", "cosine", "piecewise")
-_MOST_STEPS = 2**53  # float64 has every whole number up to this one
+_MOST_STEPS = 2**53  # float64 represents every whole number up to this one exactly
 
 
 class Piece(NamedTuple):
-    """A part of a schedule, which begins at step ``begin``: from ``start`` to ``stop`` in ``steps`` steps.
+    """A part of a schedule. The strength goes from ``start`` at step ``begin`` to ``stop`` at step ``begin + steps``, and then stays.
 
-    ``bends``: whether the way is half a cosine wave, and not straight. The piece ends where the next one begins.
+    ``bends``: whether the strength follows half a cosine wave, and not a straight line. The piece ends where the next piece begins.
     """
 
     begin: int
@@ -33,27 +33,27 @@ class Piece(NamedTuple):
     bends: bool
 
     def at(self, step: int) -> float:
-        """Return the strength at a step, by the operations of ``runtime/clock.py``."""
+        """Return the strength at a step, computed with the same operations as in ``runtime/clock.py``."""
         share = min(max((step - self.begin) / self.steps, 0.0), 1.0)
         share = (1 - math.cos(math.pi * share)) / 2 if self.bends else share
         return self.start + (self.stop - self.start) * share
 
 
 class VaryingStrength(float):
-    """Base of strengths that are not the same in all calls or at all sites. Used as a number, it is its value that is furthest from 0."""
+    """Base class of strengths that differ by call or by site. As a float, such a strength is its value furthest from 0."""
 
 
 class Schedule(VaryingStrength):
     """A strength that depends on the number of calls in train mode; ``linear``, ``cosine`` and ``piecewise`` make one.
 
-    It prints as the call that made it. Python's arithmetic with it raises an error; where only a number can stand, as in ``abs`` or in an
-    operation with a tensor, it is its value that is furthest from 0.
+    A schedule prints as the call that made it. Python arithmetic with a schedule raises an error. Where Python or torch needs a number,
+    as in ``abs`` or in an operation with a tensor, the number is the value of the schedule that is furthest from 0.
 
     Attributes:
-        kind: The name of the function that makes it.
-        values: Its values: the first and the last, or those of ``piecewise`` in order.
-        steps: The number of steps from the first value to the last, in a tuple; for ``piecewise`` the steps at which the values begin.
-        every: How many calls in train mode are a step.
+        kind: The name of the function that makes the schedule: ``"linear"``, ``"cosine"`` or ``"piecewise"``.
+        values: The first and the last value; for ``piecewise``, all values in the order of their steps.
+        steps: The number of steps from the first value to the last, in a tuple; for ``piecewise``, the step from which on each value holds.
+        every: The number of calls in train mode that are one step.
     """
 
     kind: str
@@ -76,22 +76,22 @@ class Schedule(VaryingStrength):
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """All of the schedule but its values. Schedules of one form differ in their values alone."""
+        """The kind, steps and ``every`` of the schedule. Schedules of one form differ only in their values."""
         return self.kind, self.steps, self.every
 
     def at(self, call: int) -> float:
-        """Return the strength in a call in train mode. ``call``: the number of the call, from 0. RegularizerError: it is negative."""
+        """Return the strength in call number ``call`` in train mode, counted from 0. Raises RegularizerError if ``call`` is negative."""
         if call < 0:
             raise RegularizerError(f"the call {call} of {self!r} does not exist; calls are numbered from 0.")
         step = call // self.every
         return next(piece for piece in reversed(self.pieces) if piece.begin <= step).at(step)
 
     def with_values(self, values: tuple[float, ...]) -> Schedule:
-        """Return the schedule of the same form with other values."""
+        """Return a schedule with these values, and with the kind, steps and ``every`` of this one."""
         return Schedule(self.kind, values, self.steps, self.every)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the schedule as text, numbers and lists, from which ``of_plain`` makes it again."""
+        """Return the schedule as a dict of text, numbers and lists. ``of_plain`` converts the dict back to the schedule."""
         arguments: list[Any] = [*self.values, *self.steps]
         if self.kind == "piecewise":
             arguments = [list(pair) for pair in zip(self.steps, self.values, strict=True)]
@@ -107,7 +107,7 @@ class Schedule(VaryingStrength):
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        """Return the schedule as it is written, also where a number is asked for."""
+        """Return ``repr(self)``, also for the format of a number, such as ``g``."""
         return repr(self)
 
     def __getnewargs__(self) -> Any:
@@ -116,7 +116,7 @@ class Schedule(VaryingStrength):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.__getnewargs__() == other.__getnewargs__()
 
-    def __ne__(self, other: object) -> bool:  # replaces float.__ne__, which compares the numbers
+    def __ne__(self, other: object) -> bool:  # without this, float.__ne__ would compare only the numbers
         return not self == other
 
     def __hash__(self) -> int:
@@ -130,15 +130,15 @@ class Schedule(VaryingStrength):
 
 
 def linear(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule:
-    """Return a strength that goes straight from ``start`` to ``stop`` in ``steps`` steps, and then stays.
+    """Return a strength that goes from ``start`` to ``stop`` in ``steps`` steps, along a straight line, and then stays.
 
-    At step t < steps it is start + (stop - start) t / steps.
+    At step t < steps, the strength is start + (stop - start) t / steps.
 
     Args:
         start: The strength in the first call in train mode.
         stop: The strength from step ``steps`` on.
         steps: A whole number, 1 or more.
-        every: How many calls in train mode are a step: k for gradient accumulation over k calls.
+        every: The number of calls in train mode that are one step: k for gradient accumulation over k calls.
 
     Raises:
         RegularizerError: An argument is not allowed.
@@ -149,7 +149,7 @@ def linear(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule
 def cosine(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule:
     """Return a strength that goes from ``start`` to ``stop`` in ``steps`` steps, along half a wave of the cosine, and then stays.
 
-    At step t < steps it is start + (stop - start) (1 - cos(pi t / steps)) / 2. It changes slowly at both ends.
+    At step t < steps, the strength is start + (stop - start) (1 - cos(pi t / steps)) / 2. It changes slowly at both ends.
 
     The arguments are those of ``linear``.
 
@@ -163,8 +163,8 @@ def piecewise(values: Mapping[int, float], *, every: int = 1) -> Schedule:
     """Return a strength that changes at given steps: ``piecewise({0: 0.0, 1000: 0.1, 5000: 0.2})``.
 
     Args:
-        values: By the step from which on it holds, the strength; one of the steps is 0.
-        every: How many calls in train mode are a step: k for gradient accumulation over k calls.
+        values: A dict of steps to strengths. A strength holds from its step until the next step in the dict. One of the steps is 0.
+        every: The number of calls in train mode that are one step: k for gradient accumulation over k calls.
 
     Raises:
         RegularizerError: An argument is not allowed.
@@ -182,12 +182,12 @@ def piecewise(values: Mapping[int, float], *, every: int = 1) -> Schedule:
 
 
 def constant(value: float) -> Schedule:
-    """Return the schedule that always has one value; a schedule, for its only value, stays as it is."""
+    """Return a schedule that has the value ``value`` in all calls. If ``value`` is a schedule already, return it unchanged."""
     return value if isinstance(value, Schedule) else Schedule("piecewise", (float(value),), (0,))
 
 
 def of_plain(data: Any) -> Schedule | None:
-    """Return the schedule that ``to_plain`` has written; None for data of any other form.
+    """Convert data that ``Schedule.to_plain`` returned back to the schedule; return None for data of any other form.
 
     Raises:
         RegularizerError: The data has the form of a schedule, but a number in it is not allowed.
@@ -210,7 +210,10 @@ def of_plain(data: Any) -> Schedule | None:
 
 
 def combined(first: float, last: float, function: Callable[[float, float], float]) -> float:
-    """Apply a function to two strengths, numbers or schedules of one form, at each step. The function must be affine."""
+    """Apply an affine function to two strengths, numbers or schedules of one form, and return the resulting number or schedule.
+
+    The function is applied to the values of the schedules. Because the function is affine, the result holds at each step.
+    """
     model = next((each for each in (first, last) if isinstance(each, Schedule)), None)
     if model is None:
         return function(first, last)
@@ -219,7 +222,7 @@ def combined(first: float, last: float, function: Callable[[float, float], float
 
 
 def _text(value: float) -> str:
-    """Return a number as short as it can be written without a loss."""
+    """Return a number in the format ``g`` if this text converts back to the same number, else its ``repr``."""
     return short if float(short := f"{value:g}") == value else repr(value)
 
 

@@ -1,25 +1,25 @@
-"""The types that graphreg's functions take and return. Use them in annotations; the classes also work in ``isinstance``.
+"""The types of the arguments and results of graphreg's functions. Use them in annotations. The classes also work in ``isinstance``.
 
-What the functions return:
+Types of results:
 
 =================  =====================================================================================================
 `Site`             A named value or parameter of a traced model; its names are `Label` records.
 `Names`            The list of sites that ``graphreg.names`` returns; it prints as a table.
 `Traced`           A traced model: its graphs and its sites. Made by ``graphreg.trace``.
-`Plan`             What each regularizer does at which site: `Edit` records. Made by ``graphreg.plan``.
+`Plan`             An `Edit` record for each regularizer at each of its sites. Made by ``graphreg.plan``.
 `RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` return.
-`Regularized`      What a call of that module returns: ``output`` and ``penalties``.
+`Regularized`      The result of a call of a `RewrittenModule`: ``output`` and ``penalties``.
 `Samples`          The mean, spread and values of many forward passes with noise. Made by ``graphreg.sample``.
 `Monitor`          Statistics of a module's values, by site, while the module trains. Made by ``graphreg.monitor``.
-`Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
-`Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
-`Schedule`         A strength that changes while the model trains. Made by ``graphreg.schedules``.
-`Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
-`Audit`            What ``graphreg.audit`` found: `Remark` records.
+`Report`           The sites, strength and cost of each regularizer. Made by ``graphreg.report``.
+`Diff`             The changes of graphreg to the emitted Python. Made by ``graphreg.diff``.
+`Schedule`         A strength that changes while the model trains. Made by the functions of ``graphreg.schedules``.
+`Diagnosis`        The result of ``graphreg.doctor``: `Finding` records.
+`Audit`            The result of ``graphreg.audit``: `Remark` records.
 =================  =====================================================================================================
 
-What the functions take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
-``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`), ``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
+Types of arguments: `Selector` for a selector of sites (a string, several strings, or a function of a site), and `FrontEnd`, `Missing`,
+`Penalties` and `Scale` for the values of the options ``front_end=``, ``missing=``, ``penalties=`` and ``scale=``.
 
     from graphreg.types import Report
 

@@ -1,10 +1,21 @@
 """The built-in regularizers, one file each.
 
-The imports are for type checkers and readers: the registry does not need them, because it scans this folder. To begin, read
-``weight_l1.py``, a penalty (it measures values or parameters), and ``gaussian_noise.py``, a splice (it replaces them).
+The imports are for type checkers and readers: the registry of regularizers does not need the imports, because it scans this folder.
+Begin with ``weight_l1.py``, a penalty, and ``gaussian_noise.py``, a splice. A penalty measures values or parameters. A splice replaces
+values or parameters by others.
 
-Each class has a docstring of the same form: what the class does; the formula and the shapes; the options; what the penalty is averaged
-over, or how many numbers the splice draws; the default sites; the source. ``Regularizer`` documents the options that all classes have.
+The docstrings of the classes have these entries:
+
+- Formula, Shapes: what ``__call__`` computes. z is the value at a site (a named place in the model); w is a parameter. ``units`` is
+  the value at a site, too: a penalty gets it as a matrix [samples, units], a splice with the axis of units moved to the end.
+- Args: the options of the class. ``Regularizer`` documents the options that all classes have.
+- Averaged over: what a penalty is a mean over, in this order. With ``reduction="sum"``, the numbers are added instead: those of one site
+  by the class, then those of all sites by the engine.
+- Draws: how many random numbers a splice draws.
+- Default sites: where the class acts if the user gives no selector. A hidden value lies between two layers with weights: it
+  was computed from the output of one layer, and the other layer reads it. A value has the axes of a convolution's output if it is such an
+  output, or was computed from one by operations that keep the axes, such as a ReLU.
+- Source: the paper.
 """
 
 from graphreg.passes.alpha_dropout import AlphaDropout

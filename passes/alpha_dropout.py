@@ -12,7 +12,8 @@ LOW = -1.7580993408473766  # the limit of SELU at minus infinity, alpha' in the 
 class AlphaDropout(Splice, keys=("alpha_dropout",)):
     """Sets elements to SELU's lowest value, then scales and shifts all elements so that a mean of 0 and a variance of 1 are preserved.
 
-    Formula: ``a (z m + LOW (1 - m)) + b``, where m is 0 with probability ``weight``, else 1; a and b depend on ``weight`` alone.
+    Formula: ``a (z m + LOW (1 - m)) + b``, where m is 0 with probability ``weight``, else 1. LOW = -1.758 is SELU's lowest value; a and b
+    depend on ``weight`` alone.
     Shapes: z [any shape], floating -> [same shape]. Select outputs of SELU: other activations have another lowest value.
 
     Args:
@@ -25,6 +26,8 @@ class AlphaDropout(Splice, keys=("alpha_dropout",)):
     """
 
     share_axes: str | int | Sequence[str | int] = ()
+
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

@@ -26,6 +26,8 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    separable = "elements"
+
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
 
@@ -34,6 +36,7 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)
-        # Both branches compute the same numbers, but autograd saves different tensors for the gradient of z. In eager mode, it saves the
-        # scaled mask, so that backward is one product. In compiled code, it saves the int8 mask, a quarter of the size of a float32 mask.
+        # Both branches compute the same numbers, but autograd saves different tensors for the gradient of z. In eager mode, autograd saves
+        # the scaled mask, so that backward is one product. In compiled code, the mask is int8. There autograd saves the int8 mask, which
+        # has a quarter of the size of a float32 mask.
         return z * keep.mul_(scale) if keep.is_floating_point() else z * keep * scale

@@ -19,11 +19,12 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
 
     Draws: one m for each channel of each example.
     Default sites: the hidden values that have the axes of a convolution's output.
-    Source: Tompson, Goroshin, Jain, LeCun & Bregler, Efficient object localization using convolutional networks, CVPR 2015, section 3.2. In
-    PyTorch it is ``nn.Dropout1d``, ``nn.Dropout2d`` and ``nn.Dropout3d``, in Keras ``SpatialDropout2D``.
+    Source: Tompson, Goroshin, Jain, LeCun & Bregler, Efficient object localization using convolutional networks, CVPR 2015, section 3.2.
+    PyTorch has this dropout as ``nn.Dropout1d``, ``nn.Dropout2d`` and ``nn.Dropout3d``, Keras as ``SpatialDropout2D``.
     """
 
     usual = "the hidden values that have the axes of a convolution's output"
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

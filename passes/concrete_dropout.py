@@ -16,22 +16,24 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
 
     Formula: ``units (1 - d) / (1 - p)`` with ``d = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / τ)``, where u is uniform in (0, 1)
     and τ = 0.1. So d is near 0 or 1, and gradients reach p.
-    Penalty: ``K (p log p + (1 - p) log(1 - p))``, the negative entropy of the mask of one sample, times ``weight``. K is the number of
-    units. It is negative.
-    Learns: ``logit``, log p - log(1 - p), [1] at each site, which is a parameter of the rewritten module.
+    Penalty: ``K (p log p + (1 - p) log(1 - p))`` times ``weight``, where K is the number of units. This is the negative entropy of the mask
+    of one sample, so the penalty is negative.
+    Learns: ``logit`` = log p - log(1 - p), a tensor of shape [1] for each site. It is a parameter of the rewritten module.
     Shapes: units [..., units], floating -> [same shape].
 
     Args:
-        weight: The strength of the penalty, 0 or more. At 0 the dropout acts all the same.
-        start: The rate p at the start, 0 < start < 1.
-        reduction: ``"mean"`` leaves K out; ``"sum"`` is the paper's.
+        weight: The strength of the penalty, 0 or more. With strength 0, the dropout still acts.
+        start: The rate p before training, 0 < start < 1.
+        reduction: ``"mean"`` leaves the factor K out of the penalty, and averages over the sites. ``"sum"`` keeps the factor, as the paper
+            does, and adds over the sites.
         axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
 
     Draws: one u for each element.
-    Averaged over: the units, then the sites.
+    Averaged over: the units, then the sites. Only the penalty is averaged.
     Default sites: the hidden values. Their shapes must be known, so give ``example_inputs``.
-    Source: Gal, Hron & Kendall, Concrete dropout, NeurIPS 2017, equations 3 to 5. The paper also has ``l² (1 - p) |W|² / 2`` with the
-    weight W that reads the value; ``weight_l2`` penalizes ``|W|²``, without the factor 1 - p.
+    Source: Gal, Hron & Kendall, Concrete dropout, NeurIPS 2017, equations 3 to 5. The paper adds a second penalty,
+    ``l² (1 - p) |W|² / 2``, where W is the weight of the layer that reads the value, and l is the length scale of the prior. This class
+    does not have the second penalty; ``weight_l2`` penalizes ``|W|²``, without the factor 1 - p.
     """
 
     start: float = 0.1
@@ -54,7 +56,7 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
         return units * ((1 - dropped) / torch.sigmoid(-logit)).to(units.dtype)
 
     def penalty(self, state: dict[str, Tensor]) -> Tensor:
-        """Return the negative entropy of the mask, of one unit or of all."""
+        """Return the negative entropy of the mask: for one unit, or with ``reduction="sum"`` for all units of a sample."""
         logit = state["logit"]
         p = torch.sigmoid(logit)
         negative_entropy = -(p * softplus(-logit) + (1 - p) * softplus(logit)).sum()

@@ -8,8 +8,8 @@ from graphreg import Penalty, Site
 class ConfidencePenalty(Penalty, keys=("confidence",)):
     """Penalizes confident output distributions: their negative entropy.
 
-    Formula: ``sum p log p`` over the classes, where p is the softmax of the logits. It is between -log(classes) and 0.
-    Shapes: units, which are the logits, [samples, classes] -> 0-d.
+    Formula: ``sum p log p`` over the classes, where p is the softmax of the logits. The sum is between -log(number of classes) and 0.
+    Shapes: units (the logits) [samples, classes] -> 0-d.
 
     Args:
         weight: The strength, 0 or more.

@@ -9,28 +9,28 @@ from graphreg import Penalty, Selector, Vjp
 class Contractive(Penalty, keys=("contractive",)):
     """Penalizes the Jacobian of the sites with respect to other values: its squared Frobenius norm, divided by the number of examples.
 
-    Formula: ``sum (dz/dx)² / len(x)``. The Jacobian is that of the whole batch, with the dependence of one example on another. It is 0
-    where z does not depend on x.
+    Formula: ``sum (dz/dx)² / len(x)``, the sum over all elements of z and x. The Jacobian includes the derivatives of one example's z with
+    respect to another example's x; a batch norm in train mode makes them nonzero. Where z does not depend on x, the Jacobian is 0.
     Shapes: z, at each site, and x, each value that ``wrt`` selects, [batch, any shape] -> 0-d.
 
     Args:
         weight: The strength, 0 or more.
         wrt: A selector of the values x to differentiate with respect to; ``"*"`` means the model's floating-point inputs.
-        estimator: How the formula is computed. ``"projection"`` estimates it by ``n`` random directions, without bias; each direction takes
+        estimator: How to compute the formula. ``"projection"`` is an unbiased estimate from ``n`` random directions; each direction takes
             one backward pass for all sites together. ``"exact"`` takes one backward pass for each element of z. ``"mean"`` computes another
-            formula, that of theanets' code: ``(d mean(z)/dx)²``, averaged over the elements of x and over the values x.
-        n: The number of random directions, a whole number, 1 or more. For another estimator than ``"projection"``, leave it out.
-        always: Whether the penalty acts in eval mode, too; by default it acts in train mode alone.
+            formula, which theanets' code has: ``(d mean(z)/dx)²``, averaged over the elements of x, then over the selected values x.
+        n: The number of random directions, a whole number, 1 or more. Leave it out for the other estimators.
+        always: Whether the penalty acts in eval mode, too. By default, the penalty acts in train mode alone.
 
     Raises:
         GraphRegError: An operation between x and z cannot be differentiated twice.
         NoMatchError: ``wrt`` matches nothing.
 
-    Averaged over: the sites. The squares are summed over all values x.
+    Averaged over: the sites. The results for several values x are added.
     Default sites: the hidden values, except the outputs of normalizations.
-    Source: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5. The random directions: Hoffman,
-    Roberts & Yaida, Robust learning with Jacobian regularization, 2019, equation 9. Here the directions consist of random signs
-    (Hutchinson, 1990), which need not be normalized.
+    Source: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5. For the random directions:
+    Hoffman, Roberts & Yaida, Robust learning with Jacobian regularization, 2019, equation 9. They draw a normal vector and normalize it.
+    This class draws random signs (Hutchinson, 1990), which need no normalization.
     """
 
     wrt: Selector = "*"
@@ -53,11 +53,11 @@ class Contractive(Penalty, keys=("contractive",)):
             rows = [gradients for name in vjp.sites for gradients in vjp.rows(name)]
             return _squared(rows) / len(vjp.sites)
         signs = {name: (2 * vjp.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in vjp.sites.items()}
-        # the directions of different sites are independent, so the expectation of a product of two sites is 0
+        # One backward pass serves all sites: the signs at different sites are independent, so the cross terms between sites have mean 0.
         rows = [vjp({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]
         return _squared(rows) / (self.n * len(vjp.sites))
 
 
 def _squared(rows: list[dict[str, Tensor]]) -> Tensor:
-    """Return the sum of squares over all rows of the Jacobian and all values of ``wrt``, each divided by the number of examples."""
+    """Return the sum of squares over all rows of the Jacobian and all values x, divided for each x by the number of examples in x."""
     return torch.stack([g.square().sum() / (len(g) if g.dim() else 1) for gradients in rows for g in gradients.values()]).sum()

@@ -8,7 +8,8 @@ from graphreg import Penalty
 class Covariance(Penalty, keys=("covariance",)):
     """Penalizes covariances between different units, so that the units become uncorrelated.
 
-    Formula: ``sum C_ij² / units`` over all i ≠ j, where C is the unbiased covariance of the units over the samples of the batch.
+    Formula: ``sum C_ij² / n`` over all i ≠ j, where n is the number of units, and C is the unbiased covariance of the units over the
+    samples of the batch.
     Shapes: units [samples, units] -> 0-d.
 
     Args:

@@ -8,8 +8,8 @@ from graphreg import Penalty
 class DeCov(Penalty, keys=("decov",)):
     """Penalizes covariances between different units, so that the units become uncorrelated.
 
-    Formula: ``sum C_ij² / 2`` over all i ≠ j, where C is the covariance of the units over the samples of the batch, with the number of
-    samples as its divisor.
+    Formula: ``sum C_ij² / 2`` over all i ≠ j, where C is the covariance of the units over the samples of the batch. The divisor of C is the
+    number of samples.
     Shapes: units [samples, units] -> 0-d.
 
     Args:

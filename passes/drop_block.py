@@ -9,18 +9,18 @@ from graphreg import Noise, Site, Splice
 
 
 class DropBlock(Splice, keys=("drop_block",)):
-    """Zeroes square blocks of channels at random, and divides the other elements by the share that is kept.
+    """Zeroes square blocks in each channel at random, and divides the other elements by the share that is kept.
 
-    Formula: ``z m / mean(m)``, where m is 0 in the blocks, else 1, and the mean is that of the whole value. A block begins at a place with
-    the probability of the paper's equation 1, so that about a share ``weight`` of all elements is zeroed. Blocks lie within the map and may
-    overlap.
+    Formula: ``z m / mean(m)``, where m is 0 in the blocks, else 1, and the mean is over the whole value. A map is one channel of one
+    example. With the probability of the paper's equation 1, an element of a map is the top left corner of a block; only elements whose
+    block lies within the map can be corners. So about the share ``weight`` of all elements is zeroed. Blocks may overlap.
     Shapes: z [batch, channels, height, width], floating -> [same shape].
 
     Args:
         weight: The share of elements to zero, 0 <= weight < 1.
-        block_size: The height and the width of a block, at most those of the map. 1 gives dropout of single elements.
+        block_size: The height and the width of a block. A block may be no larger than the map. 1 drops single elements.
 
-    Draws: one for each place where a block may begin, in each channel of each example.
+    Draws: in each map, one number for each element that can be a corner.
     Default sites: the hidden values that have the axes of a 2d convolution's output, except the outputs of adaptive pooling.
     Source: Ghiasi, Lin & Le, DropBlock: A regularization method for convolutional networks, NeurIPS 2018, algorithm 1 and equation 1.
     """
@@ -45,7 +45,7 @@ class DropBlock(Splice, keys=("drop_block",)):
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         size, (height, width) = self.block_size, z.shape[2:]
-        corners = z[:, :, : height - size + 1, : width - size + 1]  # where a block may begin
+        corners = z[:, :, : height - size + 1, : width - size + 1]  # the elements that may be corners
         gamma = weight * (height * width) / (size**2 * (height - size + 1) * (width - size + 1))  # equation 1
         begins = 1 - noise.keep(corners, gamma).to(z.dtype)
         dropped = F.max_pool2d(F.pad(begins, [size - 1] * 4), size, stride=1)

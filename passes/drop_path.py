@@ -19,16 +19,16 @@ class DropPath(Splice, keys=("drop_path", "stochastic_depth")):
         batch_axis: The axis of examples: 0, or 1 for a model whose first axis is time.
 
     Draws: one m for each example.
-    Default sites: the residual branches, ``**#branch``. A residual branch is a value that a sum adds to the value that it was computed
-    from.
+    Default sites: the residual branches, ``**#branch``. In ``x + f(x)``, the value ``f(x)`` is the branch.
     Source: Huang, Sun, Liu, Sedra & Weinberger, Deep networks with stochastic depth, ECCV 2016, sections 3 and 4. The paper drops a branch
-    for the whole batch, and scales it in eval mode. Like timm's ``DropPath`` and torchvision's ``stochastic_depth``, this class draws for
-    each example, and scales in train mode.
+    for the whole batch, and scales the branch in eval mode. Like timm's ``DropPath`` and torchvision's ``stochastic_depth``, this class
+    draws for each example, and scales the branch in train mode.
     """
 
     batch_axis: int = 0
 
     usual = "the residual branches, **#branch"
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

@@ -25,6 +25,8 @@ class GaussianNoise(Splice, keys=("noise",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    separable = "elements"
+
     def in_a_row(self, weights: Sequence[float]) -> str:
         return (
             f"the noise adds up to a standard deviation of {math.hypot(*weights):.3g} (if nothing in between scales it), not "

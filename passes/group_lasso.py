@@ -16,17 +16,17 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
 
     Args:
         weight: The strength, 0 or more.
-        axis: The axis whose indices number the groups: the weights at one index are a group. With axis 0, that is one output unit or
-            channel.
+        axis: The axis of groups: all weights at one index of this axis are one group. With axis 0, a group holds the weights of one output
+            unit or channel.
         reduction: ``"mean"`` or ``"sum"``, over the parameters.
 
     Raises:
-        RegularizerError: A parameter has no such axis.
+        RegularizerError: A parameter does not have the axis ``axis``.
 
     Averaged over: the parameters.
     Default sites: the parameters of 2 dims or more.
-    Source: Yuan & Lin, Model selection and estimation in regression with grouped variables, J. R. Stat. Soc. B 68 (2006), equation 2.1,
-    where the matrix K of a group is the group's size times the identity.
+    Source: Yuan & Lin, Model selection and estimation in regression with grouped variables, J. R. Stat. Soc. B 68 (2006), equation 2.1.
+    Here, the matrix K of a group in that equation is the group's size times the identity.
     """
 
     axis: int = 0
@@ -43,6 +43,6 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
 
     def __call__(self, w: Tensor) -> Tensor:
         groups = w.movedim(self.axis, 0).flatten(1)
-        # vector_norm has the gradient 0 at a group of zeros; that of the square root of a sum of squares would be nan
+        # At a group of zeros, the gradient of vector_norm is 0; the gradient of ``w.square().sum(1).sqrt()`` would be nan.
         norms: Tensor = torch.linalg.vector_norm(groups, dim=1)
         return math.sqrt(groups.shape[1]) * norms.sum()

@@ -33,6 +33,7 @@ class HeadDropout(Splice, keys=("head_dropout",)):
     """
 
     usual = "the outputs of scaled_dot_product_attention; nn.MultiheadAttention mixes its heads before it returns, so it has none"
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

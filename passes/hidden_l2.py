@@ -17,7 +17,7 @@ class HiddenL2(Penalty, keys=("hidden_l2",)):
     Averaged over: the elements of each value, then the sites.
     Default sites: the hidden values, except the outputs of normalizations.
     Source: Merity, McCann & Socher, Revisiting activation regularization for language RNNs, 2017 (activation regularization, AR). The paper
-    has a norm; the authors' code of AWD-LSTM computes the mean of the squares, as this class does.
+    writes a norm. The code of the same authors (AWD-LSTM) computes the mean of the squares, as this class does.
     """
 
     def __call__(self, z: Tensor) -> Tensor:

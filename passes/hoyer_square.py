@@ -9,8 +9,8 @@ from graphreg import Penalty
 class HoyerSquare(Penalty, keys=("hoyer_square",)):
     """Penalizes examples whose activations are not sparse, whatever the scale of the activations.
 
-    Formula: ``(sum |z|)² / sum z²``, the squared ratio of the L1 norm to the L2 norm of one example. It is 1 if a single element is not 0,
-    and at most the number of elements. For an example of zeros, the ratio and its gradient are 0.
+    Formula: ``(sum |z|)² / sum z²``, the squared ratio of the L1 norm to the L2 norm of one example. The result is 1 if only one
+    element is not 0, and at most the number of elements. For an example of zeros, the result and its gradient are 0.
     Shapes: z [examples, any shape] -> 0-d. A value of one dim is one example.
 
     Args:

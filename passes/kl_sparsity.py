@@ -10,8 +10,8 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
     """Penalizes units whose mean activation differs from a small target.
 
     Formula: ``sum t log(t / m) + (1 - t) log((1 - t) / (1 - m))`` over the units, where t is ``target`` and m is the mean of the unit over
-    the samples: the Kullback-Leibler divergence of two Bernoulli distributions. m is clamped to [eps, 1 - eps], where eps is the machine
-    epsilon of the dtype.
+    the samples. Each term is KL(Bernoulli(t) ‖ Bernoulli(m)), a Kullback-Leibler divergence. m is clamped to [eps, 1 - eps], where eps
+    is the machine epsilon of the dtype.
     Shapes: units [samples, units], in [0, 1], such as outputs of a sigmoid -> 0-d.
 
     Args:
@@ -21,7 +21,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
             the last axis.
 
     Raises:
-        RegularizerError: A value has a number outside of [0, 1]. Compiled code fails with an error of torch instead.
+        RegularizerError: A value has a number outside of [0, 1]. Compiled code raises an error of torch instead.
 
     Averaged over: the sites.
     Default sites: the hidden values, except the outputs of normalizations.

@@ -15,21 +15,22 @@ class L0Gates(Splice, keys=("l0_gates",)):
 
     Formula: ``units min(1, max(0, 1.2 s - 0.1))``, with ``s = sigmoid((log u - log(1 - u) + log_alpha) 3/2)``, where u is uniform in
     (0, 1). In eval mode, s is ``sigmoid(log_alpha)``. Many gates are 0 or 1 exactly.
-    Penalty: ``sigmoid(log_alpha + 2/3 log 11)``, the probability that a gate is not 0, times ``weight``.
-    Learns: ``log_alpha``, [units] at each site, which is a parameter of the rewritten module.
+    Penalty: ``sigmoid(log_alpha + 2/3 log 11)`` times ``weight``. The sigmoid is the probability that a gate is not 0.
+    Learns: ``log_alpha``, a tensor of shape [units] for each site. It is a parameter of the rewritten module.
     Shapes: units [..., units], floating -> [same shape].
 
     Args:
-        weight: The strength of the penalty, 0 or more. At 0 the gates act all the same.
-        start: ``sigmoid(log_alpha)`` at the start, 0 < start < 1. Near 1, most gates are open.
+        weight: The strength of the penalty, 0 or more. With strength 0, the gates still act.
+        start: ``sigmoid(log_alpha)`` before training, 0 < start < 1. With a start near 1, most gates are open.
         reduction: ``"mean"``, or ``"sum"`` for the expected number of gates that are not 0, as in the paper.
         axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
 
     Draws: one u for each unit, in each call.
-    Averaged over: the units, then the sites.
+    Averaged over: the units, then the sites. Only the penalty is averaged.
     Default sites: the hidden values. Their shapes must be known, so give ``example_inputs``.
     Source: Louizos, Welling & Kingma, Learning sparse neural networks through L0 regularization, ICLR 2018, equations 10 to 13, with
-    the constants of section 4: beta = 2/3, gamma = -0.1 and zeta = 1.1. The paper draws the first log_alpha around that of ``start``.
+    the constants of section 4: beta = 2/3, gamma = -0.1 and zeta = 1.1. The paper draws the initial log_alpha
+    near the logit of ``start``. Here, each log_alpha begins with this logit.
     """
 
     start: float = 0.5
@@ -50,7 +51,7 @@ class L0Gates(Splice, keys=("l0_gates",)):
         return units * _gate(torch.sigmoid((torch.logit(u) + state["log_alpha"]) / TEMPERATURE)).to(units.dtype)
 
     def in_eval(self, units: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """Multiply by the gates of eval mode, which are not drawn."""
+        """Multiply the units by the gates of eval mode, which do not depend on u."""
         return units * _gate(torch.sigmoid(state["log_alpha"])).to(units.dtype)
 
     def penalty(self, state: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""L2-SP, weight decay towards the start of training."""
+"""L2-SP, weight decay towards the weights at the start of training."""
 
 from torch import Tensor
 
@@ -8,8 +8,9 @@ from graphreg import Penalty
 class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
     """Penalizes the distance of a parameter from its value at the start of training.
 
-    Formula: ``(w - w0)²``, where w0 is the parameter when the model was regularized. ``graphreg.reset_state(module)`` sets w0 to the
-    present parameter, for example after a checkpoint was loaded. ``graphreg.rng_state`` saves w0.
+    Formula: ``(w - w0)²``, where w0 is the value that the parameter had when the model was regularized. ``graphreg.reset_state(module)``
+    sets w0 to the present value, for example after a checkpoint was loaded. w0 is in no ``state_dict``, but in the result of
+    ``graphreg.rng_state``.
     Shapes: w [2 or more dims] -> 0-d.
 
     Args:
@@ -19,7 +20,7 @@ class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
     Averaged over: the elements of each parameter, then the parameters.
     Default sites: the parameters of 2 dims or more.
     Source: Li, Grandvalet & Davoine, Explicit inductive bias for transfer learning with convolutional networks, ICML 2018, section 3,
-    "L2-SP". The paper takes the sum, times ½.
+    "L2-SP". The paper multiplies the sum by ½.
     """
 
     reduction: str = "mean"

@@ -11,10 +11,10 @@ from graphreg import Noise, Site, Splice
 class LayerDrop(Splice, keys=("layer_drop",)):
     """Skips a module for the whole batch at random: the module's input takes the place of its output.
 
-    Formula: ``m z + (1 - m) x``, where x is the module's input, and m is 0 with probability ``weight``, else 1. Nothing is scaled. A
-    skipped module is computed all the same, and its gradients are 0: DistributedDataParallel needs gradients of all parameters on all
-    ranks.
-    Shapes: z and x [any shape], floating, the same for both -> [same shape].
+    Formula: ``m z + (1 - m) x``, where x is the module's input, and m is 0 with probability ``weight``, else 1. Nothing is scaled.
+    A skipped module still runs, so that its parameters have gradients (of 0): DistributedDataParallel needs a gradient of each parameter on
+    each rank.
+    Shapes: z and x [any shape, the same for both], floating -> [same shape].
 
     Args:
         weight: The probability that a module is skipped, 0 <= weight < 1.
@@ -25,6 +25,7 @@ class LayerDrop(Splice, keys=("layer_drop",)):
     """
 
     usual = "none: select the modules to skip, as in layer_drop={'weight': 0.2, 'pattern': 'layers.*'}"
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

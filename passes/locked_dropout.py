@@ -10,25 +10,27 @@ from graphreg import Noise, Splice
 
 
 class LockedDropout(Splice, keys=("locked_dropout",)):
-    """Zeroes units of a sequence at random, each at all steps of an example, and scales the others so that the expectation is preserved.
+    """Zeroes units of a sequence at random, the same units at all steps, and scales the others so that the expectation is preserved.
 
     Formula: ``z m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
-    Shapes: z [batch, time, units], floating, or with another order or more axes -> [same shape].
+    Shapes: z [batch, time, units], also in another order or with more axes, floating -> [same shape].
 
     Args:
         weight: The probability that a unit is zeroed, 0 <= weight < 1.
-        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
-            determines the axis.
+        time_axis: The axis of time in a value. For the output of a recurrent layer, leave it out: ``batch_first`` of the layer determines
+            the axis.
 
-    Draws: one m for each unit of each example; all steps share it.
+    Draws: one m for each unit of each example. All steps share the draw.
     Default sites: the hidden values.
-    Source: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section 4.1. Merity
-    et al., 2017, call it locked dropout.
+    Source: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section 4.1.
+    Merity et al., 2017, call this method locked dropout.
     """
 
     time_axis: int = 1
 
     share_axes: ClassVar[tuple[str, ...]] = ("time",)
+
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

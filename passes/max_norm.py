@@ -15,13 +15,13 @@ class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
 
     Args:
         weight: The strength, 0 or more.
-        limit: The norm up to which a row adds nothing to the penalty, above 0. It must be given.
+        limit: A number above 0. A row whose norm is at most this number adds nothing to the penalty. This option has no default.
         reduction: ``"mean"`` or ``"sum"``, over the parameters.
 
     Averaged over: the parameters.
     Default sites: the parameters of 2 dims or more.
-    Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 5.1. The paper has
-    a constraint in place of the penalty.
+    Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 5.1. The paper
+    constrains the norms; this class penalizes them.
     """
 
     limit: float = required()

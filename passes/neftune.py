@@ -10,23 +10,24 @@ from graphreg import Noise, Site, Splice
 class NEFTune(Splice, keys=("neftune",)):
     """Adds uniform noise to the embeddings of tokens.
 
-    Formula: ``z + u weight / sqrt(L d)``, where u is uniform in [-1, 1). L includes padding, as in transformers' ``neftune_noise_alpha``,
-    unless ``lengths`` is given.
+    Formula: ``z + u weight / sqrt(L d)``, where u is uniform in [-1, 1). Without ``lengths``, L counts padding, as in transformers'
+    ``neftune_noise_alpha``.
     Shapes: z [batch, L, d], floating -> [same shape].
 
     Args:
         weight: The scale of the noise, 0 or more; 5 is usual.
-        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, L] that
-            is True at a token. L is then the number of tokens of each example.
+        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a bool mask
+            [batch, L] that is True at tokens and False at padding. In the formula, L is then the number of tokens of each example.
 
     Draws: one u for each element.
-    Default sites: of the embeddings that read an input of the model, the first, and all others that read the same input.
+    Default sites: the output of the first embedding that reads an input of the model, and of all embeddings that read the same input.
     Source: Jain et al., NEFTune: Noisy embeddings improve instruction finetuning, ICLR 2024, algorithm 1.
     """
 
     lengths: str | None = None
 
     usual = "the Embedding that reads token ids"
+    separable = "examples"
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         reading = [site for site in sites if site.reads]

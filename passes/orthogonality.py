@@ -7,7 +7,7 @@ from graphreg import Penalty
 
 
 class Orthogonality(Penalty, keys=("orthogonality",), on="parameters"):
-    """Penalizes weights whose rows are not orthonormal; if a weight has more rows than columns, whose columns are not.
+    """Penalizes weights whose rows (or columns, if a weight has more rows than columns) are not orthonormal.
 
     Formula: ``|W Wᵀ - I|²``, the squared Frobenius norm, or ``|Wᵀ W - I|²`` if W has more rows than columns.
     Shapes: w [out, in, ...], read as the matrix W [out, product of the other dims] -> 0-d.
@@ -19,7 +19,7 @@ class Orthogonality(Penalty, keys=("orthogonality",), on="parameters"):
     Averaged over: the parameters.
     Default sites: the parameters of 2 dims or more.
     Source: Bansal, Chen & Wang, Can we gain more from orthogonality regularizations in training deep networks?, NeurIPS 2018, section 3.1.
-    The paper takes the sum over the parameters.
+    The paper adds over the parameters, as ``reduction="sum"`` does.
     """
 
     reduction: str = "mean"

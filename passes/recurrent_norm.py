@@ -16,19 +16,19 @@ class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
     Args:
         weight: The strength, 0 or more.
         norm: ``"squared"`` for differences of squared norms, or ``"l2"`` for differences of norms.
-        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
-            determines the axis.
-        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, time]
-            that is True where a step counts (the padding masks of torch are the opposite). All other steps are ignored. None means that
-            every step counts.
+        time_axis: The axis of time in a value. For the output of a recurrent layer, leave it out: ``batch_first`` of the layer determines
+            the axis.
+        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a bool mask
+            [batch, time] that is True where a step counts (torch's padding masks are True where a step does not count). The penalty
+            ignores all other steps. None means that every step counts.
 
     Raises:
-        RegularizerError: A value is not a sequence, or the lengths do not fit it.
+        RegularizerError: A value is not a sequence, or the lengths do not fit the value.
 
-    Averaged over: all pairs of neighbouring steps of all sequences together, so that a long sequence weighs more; then the sites.
+    Averaged over: all pairs of neighbouring steps in all sequences of the batch, so a long sequence counts more; then the sites.
     Default sites: none. Give a selector of sequences.
-    Source: Krueger & Memisevic, Regularizing RNNs by stabilizing activations, ICLR 2016, equation 1, for ``norm="l2"``. The squared norms
-    are those of the formula in theanets' documentation (``theanets.regularizers.RecurrentNorm``); theanets' code lacks the outer square.
+    Source: Krueger & Memisevic, Regularizing RNNs by stabilizing activations, ICLR 2016, equation 1, for ``norm="l2"``. theanets'
+    documentation (``theanets.regularizers.RecurrentNorm``) has the formula with squared norms; theanets' code lacks the outer square.
     """
 
     norm: str = "squared"
@@ -40,6 +40,6 @@ class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
         self.require(self.norm in ("squared", "l2"), "norm", "'squared' or 'l2'")
 
     def __call__(self, steps: Tensor, lengths: Tensor | None) -> Tensor:
-        # vector_norm has the gradient 0 at a zero state; that of the square root of a sum of squares would be nan
+        # At a state of zeros, the gradient of vector_norm is 0; the gradient of ``steps.square().sum(-1).sqrt()`` would be nan.
         norms = torch.linalg.vector_norm(steps, dim=-1) if self.norm == "l2" else steps.square().sum(-1)
         return mean_over_pairs(norms.diff(dim=0).square(), lengths)

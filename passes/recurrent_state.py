@@ -13,20 +13,20 @@ class RecurrentState(Penalty, keys=("recurrent_state",)):
 
     Args:
         weight: The strength, 0 or more.
-        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
-            determines the axis.
-        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, time]
-            that is True where a step counts (the padding masks of torch are the opposite). All other steps are ignored. None means that
-            every step counts.
+        time_axis: The axis of time in a value. For the output of a recurrent layer, leave it out: ``batch_first`` of the layer determines
+            the axis.
+        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a bool mask
+            [batch, time] that is True where a step counts (torch's padding masks are True where a step does not count). The penalty
+            ignores all other steps. None means that every step counts.
 
     Raises:
-        RegularizerError: A value is not a sequence, or the lengths do not fit it.
+        RegularizerError: A value is not a sequence, or the lengths do not fit the value.
 
-    Averaged over: the units and all pairs of neighbouring steps of all sequences together, so that a long sequence weighs more; then the
+    Averaged over: the units and all pairs of neighbouring steps in all sequences of the batch, so a long sequence counts more; then the
     sites.
     Default sites: none. Give a selector of sequences.
-    Source: theanets' ``RecurrentState``. It is the temporal coherence loss of Jonschkowski & Brock, Autonomous Robots 39 (2015), and,
-    averaged over the units, the temporal activation regularization of Merity, McCann & Socher, ICLR workshop 2017.
+    Source: theanets' ``RecurrentState``. Jonschkowski & Brock, Autonomous Robots 39 (2015), call the formula temporal coherence loss. Its
+    mean over the units is the temporal activation regularization of Merity, McCann & Socher, ICLR workshop 2017.
     """
 
     time_axis: int = 1

@@ -6,15 +6,16 @@ from torch.nn.functional import normalize
 
 from graphreg import Penalty
 
-START = 15  # the number of iterations for the first estimate, as in torch.nn.utils.parametrizations.spectral_norm
+START = 15  # the number of power iterations for the first estimate, as in torch.nn.utils.parametrizations.spectral_norm
 
 
 class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
     """Penalizes the largest singular value of a weight.
 
-    Formula: ``s²``, where s is the largest singular value. Power iteration estimates s from below. In train mode, each call continues from
-    the vector that the call before has found; ``graphreg.rng_state`` saves this vector. The gradient is ``2 s u vᵀ``, with the estimates of
-    the singular vectors u and v.
+    Formula: ``s²``, where s is the largest singular value. Power iteration estimates s, and the estimate is never above s. Each call begins
+    with the estimate of the left singular vector u from the last call in train mode. This estimate is in no ``state_dict``, but
+    in the result of ``graphreg.rng_state``.
+    The gradient is ``2 s u vᵀ``, with the estimates of s and of the singular vectors u and v.
     Shapes: w [out, in, ...], read as the matrix W [out, product of the other dims] -> 0-d.
 
     Args:
@@ -25,7 +26,7 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
     Averaged over: the parameters.
     Default sites: the parameters of 2 dims or more.
     Source: Yoshida & Miyato, Spectral norm regularization for improving the generalizability of deep learning, 2017, section 3. The paper
-    takes the sum over the parameters.
+    adds over the parameters.
     """
 
     reduction: str = "mean"
@@ -46,7 +47,7 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
         return (u @ matrix @ v).square(), {"u": u}
 
     def _vectors(self, matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """Estimate the singular vectors u, [out], and v, [the other dims], of the largest singular value, starting with the given u."""
+        """Estimate the singular vectors u [out] and v [product of the other dims] of the largest singular value, beginning with ``u``."""
         v = u
         for _ in range(iterations):
             v = normalize(matrix.T @ u, dim=0)

@@ -15,14 +15,14 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
     Shapes: w [2 or more dims] -> 0-d.
 
     Args:
-        weight: The strength, 0 or more. A mean divides by the number of elements, so its gradient is far smaller than that of the sum at
-            the same strength. The report prints the weight decay of SGD that has the same effect.
+        weight: The strength, 0 or more. The mean divides by the number of elements. So at the same strength, the gradient of the mean is
+            far smaller than the gradient of the sum. ``graphreg.report`` prints the ``weight_decay`` of SGD that has the same effect.
         reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
 
     Averaged over: the elements of each parameter, then the parameters.
     Default sites: the parameters of 2 dims or more.
     Source: Krogh & Hertz, A simple weight decay can improve generalization, NIPS 4 (1991), equation 4. theanets' code takes the mean, as
-    this class does.
+    this class does by default.
     """
 
     reduction: str = "mean"

@@ -8,14 +8,14 @@ from graphreg import Noise, Splice
 class WeightNoise(Splice, keys=("weight_noise",), on="parameters"):
     """Adds normal noise to a parameter wherever the forward reads it.
 
-    Formula: ``w + weight e``, where e is standard normal. The parameter itself does not change. It gets the gradient, and penalties measure
-    it without the noise.
+    Formula: ``w + weight e``, where e is standard normal. The noise is not written into the parameter: the parameter receives the
+    gradient, and penalties measure the parameter without the noise.
     Shapes: w [any shape], floating -> [same shape].
 
     Args:
         weight: The standard deviation of the noise, in the units of w, 0 or more.
 
-    Draws: one e for each element in each call. All reads of the parameter share it.
+    Draws: one e for each element in each call. All reads of the parameter share the draw.
     Default sites: the parameters of 2 dims or more that the forward reads.
     Source: Graves, Practical variational inference for neural networks, NIPS 2011.
     """

@@ -9,7 +9,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
     """Penalizes the logarithm of the softmax normalizer, so that the logits do not drift.
 
     Formula: ``(log sum exp z)²``, where the sum is over the classes.
-    Shapes: units, which are the logits z, [samples, classes] -> 0-d.
+    Shapes: units (the logits z) [samples, classes] -> 0-d.
 
     Args:
         weight: The strength, 0 or more; 1e-4 in the paper.

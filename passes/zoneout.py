@@ -13,20 +13,21 @@ CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 class Zoneout(Splice, keys=("zoneout",)):
     """Keeps units of a recurrent cell's state as they were before the step, at random.
 
-    Formula: ``m z + (1 - m) previous``, where ``previous`` is the state that the cell got, and m is 0 with probability ``weight``, else 1.
-    In eval mode, the expectation: ``(1 - weight) z + weight previous``.
+    Formula: ``m z + (1 - m) previous``, where ``previous`` is the state that the cell read, and m is 0 with probability ``weight``, else
+    1. In eval mode, the expectation replaces z: ``(1 - weight) z + weight previous``.
     Shapes: z, a state that a recurrent cell returns, [any shape], floating -> [same shape].
 
     Args:
-        weight: The probability that a unit keeps the value from before the step, 0 <= weight < 1.
+        weight: The probability that a unit keeps its value from before the step, 0 <= weight < 1.
 
     Draws: one m for each element.
-    Default sites: the states of ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell``. An ``nn.LSTMCell`` has two, h and c; for one with the
-    name ``cell``, the selector ``"cell:c"`` selects c.
+    Default sites: the states of ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell``. An ``nn.LSTMCell`` returns two states, h
+    and c. If the model's LSTM cell has the path ``cell``, the selector ``"cell:c"`` selects c.
     Source: Krueger et al., Zoneout: Regularizing RNNs by randomly preserving hidden activations, ICLR 2017, section 3.
     """
 
     usual = "the states of nn.RNNCell, nn.GRUCell and nn.LSTMCell"
+    separable = "elements"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
@@ -38,5 +39,5 @@ class Zoneout(Splice, keys=("zoneout",)):
         return torch.where(noise.keep(z, weight) != 0, z, previous)
 
     def in_eval(self, z: Tensor, weight: Tensor, previous: Tensor) -> Tensor:
-        """Return the expectation of ``__call__``, which is the value in eval mode."""
+        """Return the expectation of what ``__call__`` returns. This expectation replaces z in eval mode."""
         return torch.lerp(z, previous, weight.to(z.dtype))

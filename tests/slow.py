@@ -9,8 +9,17 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_wrappers\.py::test_a_wrapper_changes_nothing\[(DataP|compiled|FSDP of|an FSDP|Distr\w+ of)": "a wrapper of each kind stays",
+    r"test_ranks\.py::test_a_graph_that_is_split_at_the_buckets\[return": "with attached penalties it stays",
+    r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
+    r"test_mesh_ranks\.py::test_(a_mesh_is_one_process|two_tensor_ranks_are_one_process_in_other)": "four ways on two ranks stay",
+    r"test_distributed_checkpoint\.py::test_(saved_on_four_ranks|parts_of_a_model)": "the tests in one process and the killed ranks stay",
+    r"blocks/test_models\.py::test_equal_to_flat\[llama": "GPT-2 stays",
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; nine ways stay",
-    r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; sixteen ways stay",
+    r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once\[(transformers|lightning)": "accelerate stays; they take long to import",
+    r"test_scale_page\.py::test_by_torchrun": "the scripts stay, started by a process that imports torch once for all of them",
+    r"test_killed_ranks\.py::test_killed_and_resumed\[aot_eager": "eager stays",
+    r"test_distributed_checkpoint\.py::test_saved_on_four_ranks\w+_in_other_ways": "processes of their own; two ways stay",
     r"test_blocks_in_place\.py::test_compiled_as_a_whole\[False": "with checkpoints around the blocks it stays",
     r"test_blocks_in_place\.py::test_equal_to_flat.*\[(writes|contractive at|no noise|native dropout|nested\])": "the others stay",
     r"blocks/test_flat\.py::test_(copies_and_pickles|stripped_it_is)\w*\[(twice|nested|skips|no noise|inner)": "the others stay",

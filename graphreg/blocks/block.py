@@ -1,7 +1,8 @@
-"""The objects that stand for the model's blocks in a rewritten module, and for the modules that contain blocks.
+"""Block objects, which stand in a rewritten module for the model's blocks (the modules that ``blocks=`` selects) and their parent modules.
 
-Such an object shares the parameters, buffers and mode of the model's module, and has a class of the same name derived from the module's
-class, so that wrapping policies of FSDP and activation checkpointing recognize it. But its forward runs emitted code.
+A block object shares the parameters, buffers and mode of the model's module. Its class is derived from the module's class and has the same
+name, so that wrapping policies of FSDP and activation checkpointing recognize the object. But its forward runs code that was emitted from
+a graph.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import ORIGINAL, RULES
 from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
 
-BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with the record of a block object, and with its mode if it has no record
-CALLS = "graphreg_calls"  # the attribute of a placed block with its code; see placed_block.py
+BLOCK, MODE = "graphreg_block", "graphreg_mode"  # attributes of a block object: its record; its mode, if it has no record
+CALLS = "graphreg_calls"  # the attribute of a placed block that holds its code; see placed_block.py
 _MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL, CALLS)  # attributes that copies and pickles leave out
 _classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
 
@@ -31,15 +32,16 @@ Code = Callable[..., Any]
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """The record that a block object has in its attribute ``graphreg_block``.
+    """What a block object knows, in its attribute ``graphreg_block``: its path, the model's module, its mode and its code.
+
+    The calls of a block may have different code, for example because a splice acts in one of two calls. Each different code is a variant.
 
     Attributes:
         path: The path of the block in the model.
-        original: The model's module that the object stands for and whose mode it shares, in a tuple; () in a copy and after unpickling.
+        original: A tuple with the model's module that the object stands for and whose mode it shares; () in a copy and after unpickling.
         mode: Whether the block is in train mode; used only if ``original`` is empty.
-        eager: The functions of the emitted code that run in eager mode. Calls of the block that have different code are different
-            variants, and each variant has a function.
-        compiled: The functions that Dynamo traces, one for each variant.
+        eager: For each variant, the function that runs without torch.compile.
+        compiled: For each variant, the function that Dynamo traces.
         sources: The source text of each function in ``eager``.
     """
 
@@ -52,21 +54,21 @@ class BlockRecord:
 
 
 class View:
-    """A namespace of modules that emitted code calls. A view is no module, so these modules are not in the block's state_dict."""
+    """A namespace of modules that the code of a block calls. A view is no module, so these modules are not in the block's state_dict."""
 
     def __init__(self, things: Mapping[str, Any]) -> None:
         self.__dict__.update(things)
 
 
 class Block(nn.Module):
-    """The class that every block object has as a base, besides the class of the model's module; see this file's docstring."""
+    """A base of the class of every block object (see this file's docstring). The other base is the class of the model's module."""
 
     graphreg_kind: type[nn.Module]
 
     @property
     def training(self) -> bool:
         record = self.__dict__.get(BLOCK)
-        if record is None:  # slicing a ModuleList makes a new object of the list's class, which has no record
+        if record is None:  # a slice of a block object that is a ModuleList: a new object of its class
             return bool(self.__dict__.get(MODE, True))
         return bool(record.original[0].training if record.original else record.mode)
 
@@ -84,8 +86,8 @@ class Block(nn.Module):
         """Run the emitted code of one variant.
 
         Args:
-            *values: The values that the code reads.
-            graphreg_keys: The rows of the keys that the code draws from.
+            *values: The values from outside of the block that the code reads.
+            graphreg_keys: The noise keys from which the code draws.
             graphreg_variant: The number of the variant; None in a call that does not come from the rewritten module.
 
         Raises:
@@ -97,10 +99,10 @@ class Block(nn.Module):
         codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
         return codes[graphreg_variant](self, *values, *graphreg_keys)
 
-    __call__ = nn.Module.__call__  # the trace recorded what the class's own __call__ does around the forward
+    __call__ = nn.Module.__call__  # not that of the module's class: what it does around the forward is in the graph
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile this block in place, as ``nn.Module.compile`` does, with the Inductor passes that the whole module would get."""
+        """Compile this block in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
         super().compile(*args, **(options if args else with_our_pass(options)))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -118,7 +120,7 @@ class Block(nn.Module):
 
 
 def refusal(kind: str, path: str) -> str:
-    """Return the message for a call that does not come from the rewritten module."""
+    """Return the error message for a call that does not come from the rewritten module."""
     return (
         f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, and only that module can call this part, because "
         "emitted code takes other arguments. Call the whole module; to run this part alone, call the same part of the original model."
@@ -126,7 +128,7 @@ def refusal(kind: str, path: str) -> str:
 
 
 def _class_of(kind: type[nn.Module]) -> type[Block]:
-    """Return the class of block objects for a class of modules."""
+    """Return the class of the block objects for modules of class ``kind``."""
     kind = getattr(kind, "graphreg_kind", getattr(kind, ORIGINAL, kind))
     if kind not in _classes:
         contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
@@ -141,7 +143,7 @@ def _blank(kind: type[nn.Module]) -> Any:
 
 
 def original(module: nn.Module) -> nn.Module:
-    """Return the model's module that a block object stands for; the argument itself if it is no block object or has no original."""
+    """Return the model's module that a block object stands for; ``module`` itself if it is no block object or has no original."""
     record = module.__dict__.get(BLOCK)
     return record.original[0] if record is not None and record.original else module
 
@@ -159,7 +161,7 @@ def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str])
             made[id(module)] = twin_of(module, path)
         siblings[name] = made[id(module)]
     aliases = {id(original(module)): module for module in made.values()}
-    for module in (None, *made.values()):  # a block may have further names in these modules
+    for module in (None, *made.values()):  # a block may be a child of the model (None) or of a parent under further names
         siblings = new if module is None else module._modules
         siblings.update({name: aliases.get(id(child), child) for name, child in siblings.items()})
     return new
@@ -171,18 +173,18 @@ def _ends(path: str) -> Iterator[int]:
 
 
 def twin_of(module: nn.Module, path: str) -> Block:
-    """Make the block object for a module. It shares the module's dicts of parameters and buffers; its dict of submodules is its own."""
+    """Make the block object for a module, with the module's own dicts of parameters and buffers, and a copy of its dict of submodules."""
     twin: Block = _blank(type(module))
     source = original(module)
     twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
     twin.__dict__["_modules"] = type(source._modules)(module._modules)
-    renew_hooks(twin)  # the twin needs no call hooks: the trace recorded what they do
+    renew_hooks(twin)  # the twin needs no call hooks: the graph contains their operations
     twin.__dict__[BLOCK] = BlockRecord(path, (source,), source.training)
     return twin
 
 
 def block_at(root: nn.Module, path: str) -> Block:
-    """Return the block object at a path, also inside wrappers, such as those of activation checkpointing."""
+    """Return the block object at a path, also if wrappers are around it, such as those of activation checkpointing."""
     for module in root.get_submodule(path).modules():
         if isinstance(module, Block) and (record := module.__dict__.get(BLOCK)) is not None and record.path == path:
             return module

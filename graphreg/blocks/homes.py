@@ -1,4 +1,4 @@
-"""Finds the block calls that each node of a graph belongs to."""
+"""Finds the calls of blocks that each node of a flat graph belongs to. A block is a module that ``blocks=`` selects."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from torch import fx
 
 from graphreg.ir import Kind, ModuleCalls, calls_of, is_kind, is_marked, nodes_in
 
-OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of additions that are in no block
+OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of added nodes that are in no block
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
-    """Return those paths whose modules have operations in the graphs. The graphs call the other modules as a whole, or not at all."""
+    """Return those of ``paths`` whose modules the graphs inline. The graphs call the other modules as a whole, or not at all."""
     return frozenset(path for graph in graphs for node in graph.nodes for path, _ in _around(node) if path in paths)
 
 
 def _around(node: fx.Node) -> ModuleCalls:
-    """Return the recorded calls of modules during which a node was made. If the node itself calls a module, leave out this call."""
+    """Return the calls of modules that were running when a node was traced. If the node itself calls a module, this call is left out."""
     calls = calls_of(node) or ()
     return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:
-    """Return, by node, the calls of ``blocks`` that the node belongs to, outermost first.
+    """Return, for each node, the calls of ``blocks`` that the node belongs to, outermost first.
 
-    The dict does not have the ``get_attr`` nodes, because they belong to their readers. An addition without a record belongs to the calls
-    that the values in its first argument have in common. Any other node without a record belongs to the calls that its neighbours have in
-    common, because the nodes of a trace are in the order in which they run.
+    The ``get_attr`` nodes are not in the dict, because they belong to their readers. Inputs, the output and ``OUTSIDE_BLOCKS`` belong to no
+    call. For most other nodes, the trace has recorded the calls. If graphreg added a node, and no calls are recorded, the node belongs to
+    the calls that all values in its first argument belong to. Any other node without a record belongs to the calls that its neighbours
+    have in common (see ``_neighbours``), because the nodes of a trace are in the order of execution.
     """
     found: dict[fx.Node, ModuleCalls] = {}
     unknown: list[fx.Node] = []
@@ -45,17 +46,22 @@ def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls
             found[node] = _shared(found[value] for value in nodes_in(node.args[:1]) if value in found)
         else:
             found[node] = _shared(found[each] for each in _neighbours(node, found))
-    for node in graph.nodes:  # a measurement of values of several calls belongs to the calls that these values have in common
+    for node in graph.nodes:  # a measurement of values from several calls belongs only to the calls that contain all these values
         if is_kind(node, Kind.MEASURE):
             found[node] = _shared([found[node], *(found[value] for value in nodes_in(node.args[:1]) if value in found)])
     return found
 
 
 def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
-    """Return the nodes from which the home of a node follows; an empty list if it belongs to no block.
+    """Return the nodes whose common calls are the calls of ``node``; an empty list if the node belongs to no block.
 
-    If the node reads only attributes, such as a call of ``choose``, and all its readers are known, return its readers. Otherwise return
-    the nearest known nodes before and after the node.
+    Args:
+        node: A node without a record of calls.
+        known: The nodes whose calls are known.
+
+    Returns:
+        The readers of the node, if the node reads nothing but attributes (``get_attr``) and the calls of all readers are known. Otherwise
+        the nearest known nodes before and after the node.
     """
     if node.users and all(source.op == "get_attr" for source in node.all_input_nodes):
         readers = [reader for reader in node.users if reader in known]
@@ -70,7 +76,7 @@ def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
 
 
 def _shared(calls: Iterable[ModuleCalls]) -> ModuleCalls:
-    """Return the calls that all of the tuples have in common, from the outermost call on."""
+    """Return the longest common beginning of several tuples of calls."""
     every = list(calls)
     if not every:
         return ()

@@ -1,4 +1,4 @@
-"""Outlines the graphs of a rewritten module, compiles the code of its blocks, and gives the code to the block objects."""
+"""Generates the code of a rewritten module's blocks from its flat graphs, and gives each block its code."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
 from graphreg.torch_internals import define_named_tuples
 
-Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers, if any
+Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers
 
 
-Variant = tuple[Callable[..., Any], Callable[..., Any], str]  # the functions for eager mode and for Dynamo, and the source of the first
+Variant = tuple[Callable[..., Any], Callable[..., Any], str]  # function for eager mode, function for Dynamo, source of the former
 
 
 def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: str = "") -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
-    """Give the blocks of a module their code, and return the graphs in which the whole module calls them.
+    """Give the blocks of a rewritten module their code, and return the graphs in which the whole module calls the blocks.
 
     Args:
-        root: The rewritten module, with block objects at the paths in ``blocks``, or with the model's own modules there.
-        sources: The graphs of the rewritten module, by mode.
+        root: The rewritten module. At the paths in ``blocks`` it has block objects, or, in place, the model's own modules.
+        sources: By mode, the flat graph, and its copy with lowered recurrent layers (None if the model has no recurrent layers).
         blocks: The paths of the blocks.
-        owner: ``""`` for block objects; for the model's own modules, what ``new_owner`` returned for the rewritten module.
+        owner: ``""`` if the blocks are block objects. In place, the name that ``new_owner`` returned for the rewritten module.
+
+    Returns:
+        Graphs in the form of ``sources``, with calls of the blocks.
     """
     outliner, emitter = Outliner(root, blocks), _Emitter()
     variants: dict[str, list[Variant]] = {path: [] for path in blocks}
@@ -56,7 +59,10 @@ def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: 
 
 
 def _prefixes(root: nn.Module, blocks: tuple[str, ...], owner: str) -> dict[str, str]:
-    """Return what the names of a block's variants begin with, by path: the same for all blocks, but not for two paths of one module."""
+    """Return, for the path of each block, the beginning of the names of the block's variants.
+
+    Different blocks have the same beginning, so that equal blocks have equal code. If one block has several paths, the beginnings differ.
+    """
     paths: dict[nn.Module, list[str]] = {}
     for path in blocks:
         paths.setdefault(unwrapped_block(root.get_submodule(path)), []).append(path)
@@ -73,14 +79,14 @@ def _install(root: nn.Module, path: str, variants: list[Variant], outliner: Outl
 def _install_in_place(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner, prefix: str) -> None:
     block = unwrapped_block(root.get_submodule(path))
     twin = twin_of(block, path)
-    twin.__dict__["_modules"] = block._modules  # the same dict, so that the code finds a wrapper around a block within this one
+    twin.__dict__["_modules"] = block._modules  # the same dict, so that the code calls wrappers that are put around inner blocks later
     _show_outside(twin, root, path, outliner)
     for number, variant in enumerate(variants):
         add_call(block, f"{prefix}{number}", PlacedCall(twin, *variant))
 
 
 def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) -> None:
-    """Give a block object the modules outside of the block that its code calls."""
+    """Give a block object views of all outside modules that its code calls, such as runtime modules."""
     names, rules = outliner.names[path], root._modules.get(RULES)
     runtime: Any = rules._modules if rules is not None else {}
     block.__dict__[RULES] = View({name: runtime[target] for name, target in names.rules.items()})
@@ -89,13 +95,13 @@ def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) 
 
 
 class _Emitter:
-    """Compiles graphs to functions. Graphs with the same code get the same function, so that Dynamo compiles it once."""
+    """Makes functions from graphs. Graphs with equal code get the same function, so that Dynamo compiles the function once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[Callable[..., Any], str]] = {}
 
     def code(self, graph: fx.Graph) -> tuple[Callable[..., Any], str]:
-        """Return the function of a graph, and the source text of the function."""
+        """Return the function that runs a graph, and the source text of the function."""
         holder = fx.GraphModule(nn.Module(), fx.Graph())
         define_named_tuples(graph)
         holder._graph = spelled(graph)

@@ -1,6 +1,7 @@
 """Turns a flat graph into a graph that calls blocks, and a graph for each call of a block. The flat graph stays unchanged.
 
-The names in a block's code are relative to the block, so that equal blocks have equal code, which torch.compile then compiles once.
+A block is a module that ``blocks=`` selects; the flat graph contains its operations, but does not call it. The names in a block's code are
+relative to the block. So equal blocks have equal code, and torch.compile compiles the code once.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from graphreg.errors import TraceError
 from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
 
 KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block's forward
-OUTSIDE = "graphreg_outside"  # the attribute of a block with the modules outside of the block that its code calls
+OUTSIDE = "graphreg_outside"  # the attribute of a block that holds the outside modules that its code calls
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """A call of a block: the path of the block, the graph of the operations in this call, and the node that calls the block."""
+    """A call of a block.
+
+    Attributes:
+        path: The path of the block.
+        graph: The graph of the operations in this call.
+        node: The node that calls the block, in the graph of the whole model or of an outer block.
+    """
 
     path: str
     graph: fx.Graph
@@ -34,11 +41,12 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """The modules outside of a block that the code of the block calls, by the names that they have in this code.
+    """The names by which a block's code calls modules outside of the block.
 
     Attributes:
-        rules: The names of runtime modules in the container of the whole model.
-        outside: The paths of all other modules.
+        rules: A dict for runtime modules. Each key is a name in the block's code; the value is the name of the runtime module in the
+            container of the whole model (``graphreg_rules``).
+        outside: A dict for all other modules. Each key is a name in the block's code; the value is the path of the module.
     """
 
     rules: dict[str, str] = field(default_factory=dict)
@@ -46,7 +54,7 @@ class BlockNames:
 
 
 class Outliner:
-    """Outlines the graphs of one module.
+    """Outlines the graphs of one rewritten module. Outlining is the reverse of inlining: operations become calls of blocks.
 
     Attributes:
         names: The ``BlockNames`` of each block, by path. All calls of a block, in all graphs, use the same names.
@@ -55,15 +63,16 @@ class Outliner:
     def __init__(self, root: nn.Module, blocks: Iterable[str]) -> None:
         self.root, self.blocks = root, frozenset(blocks)
         self.names = {path: BlockNames() for path in sorted(self.blocks)}
-        self._paths: dict[int, list[str]] = {}  # by id of a module, all its paths
+        self._paths: dict[int, list[str]] = {}  # for the id of each module: all paths of the module
         for path, module in root.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), []).append(path)
 
     def outline(self, graph: fx.Graph) -> tuple[fx.Graph, list[BlockCall]]:
-        """Return the graph of the whole model, in which blocks are called, and all calls of blocks.
+        """Return a graph of the whole model that calls the blocks, and a ``BlockCall`` for each call of a block.
 
         Raises:
-            TraceError: An operation outside of a block reads a value from inside, and its result is read inside, in the same call.
+            TraceError: An operation outside of a block reads a value from inside, and the same call of the block reads the result of the
+                operation. Then the block cannot be one call.
         """
         work = _Outlining(self, graph)
         level = work.level(work.members(), (), blank_like(graph))
@@ -87,8 +96,9 @@ class _Level:
     Attributes:
         path: The block's path; "" for the whole model.
         graph: The graph.
-        made: By node of the flat graph, the node of ``graph`` that has the same value.
-        rows: By node of the flat graph that draws, the node of ``graph`` that has the row of the keys for the draw.
+        made: A dict. Each key is a node of the flat graph; the value is the node of ``graph`` that has the same value.
+        rows: A dict. Each key is a node of the flat graph that draws random numbers; the value is the node of ``graph`` that has the noise
+            key for this draw (a row of the tensor with all keys).
     """
 
     path: str
@@ -98,7 +108,7 @@ class _Level:
 
 
 class _Outlining:
-    """The state of outlining one graph."""
+    """Does the work of ``Outliner.outline`` for one flat graph."""
 
     def __init__(self, outliner: Outliner, flat: fx.Graph) -> None:
         self.outliner, self.flat = outliner, flat
@@ -107,16 +117,17 @@ class _Outlining:
         self.calls: list[BlockCall] = []
         for node in flat.nodes:
             if node.op == "get_attr" and not all(self._readable(node, reader) for reader in node.users):
-                self.homes[node] = ()  # the whole model reads the attribute, and passes the value to the blocks
+                self.homes[node] = ()  # the whole model reads the attribute, and passes its value to the blocks
 
     def members(self) -> list[fx.Node]:
-        """Return all nodes of the flat graph, except the ``get_attr`` nodes that are copied to the levels of their readers."""
+        """Return all nodes of the flat graph, except those ``get_attr`` nodes that each level with a reader makes for itself."""
         return [node for node in self.flat.nodes if node in self.homes]
 
     def _readable(self, read: fx.Node, reader: fx.Node) -> bool:
-        """Return whether the block of a reader can read an attribute itself; also True for a reader in no block.
+        """Return whether the block that contains ``reader`` can read an attribute itself; True if no block contains the reader.
 
-        A block must read a parameter itself, because FSDP frees the memory of the tensor that the whole model would pass.
+        A block can read any parameter itself, also one from outside of the block. It has to, because FSDP would free the memory of a
+        parameter that the whole model read and passed to the block.
         """
         calls = self.homes.get(reader, ())
         owner, _, name = str(read.target).rpartition(".")
@@ -125,7 +136,14 @@ class _Outlining:
         return isinstance(getattr(self.outliner.module(owner), name, None), nn.Parameter)
 
     def level(self, members: Sequence[fx.Node], calls: ModuleCalls, graph: fx.Graph, inputs: _Border | None = None) -> _Level:
-        """Make the graph of a level from its nodes. ``inputs``: what crosses the border of the block's call; None for the whole model."""
+        """Make the graph of a level.
+
+        Args:
+            members: The nodes of the flat graph in this level, including those in calls of inner blocks.
+            calls: The block calls that contain the level, outermost first; () for the whole model.
+            graph: The empty graph to fill.
+            inputs: The values that cross the border of the block's call; None for the whole model.
+        """
         level = _Level(calls[-1][0] if calls else "", graph)
         if inputs is not None:
             level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
@@ -138,7 +156,7 @@ class _Outlining:
         return level
 
     def _ordered(self, members: Sequence[fx.Node], calls: ModuleCalls) -> list[fx.Node | tuple[fx.Node, ...]]:
-        """Return the parts of a level in an order in which they can run: nodes, and for each call, the tuple of the call's nodes."""
+        """Return the parts of a level in an order in which they can run: nodes, and a tuple of nodes for each call of an inner block."""
         inside: dict[tuple[str, int], list[fx.Node]] = {}
         item_of: dict[fx.Node, Any] = {}
         for node in members:
@@ -181,10 +199,10 @@ class _Outlining:
         return level.graph.create_node(node.op, target, args, kwargs, _identifier(name))
 
     def _value(self, level: _Level, source: fx.Node, reader: fx.Node) -> fx.Node:
-        """Return the node of a level that has the value of ``source``, which ``reader`` reads."""
+        """Return the node of a level that has the value of ``source``. Both ``source`` and its reader are nodes of the flat graph."""
         if reader in level.rows and is_kind(source, Kind.KEY):
             return level.rows[reader]
-        if source not in level.made:  # source reads an attribute, and reader is its first reader at this level
+        if source not in level.made:  # ``source`` reads an attribute, and ``reader`` is its first reader at this level
             owner, _, attribute = str(source.target).rpartition(".")
             target = str(source.target)
             if level.path:
@@ -205,7 +223,10 @@ class _Outlining:
         return relative if relative is not None else f"{OUTSIDE}.{_take(names.outside, _identifier(path), path)}"
 
     def _call(self, level: _Level, members: tuple[fx.Node, ...], calls: ModuleCalls) -> None:
-        """Make the graph of a call of a block, and the node that calls the block."""
+        """Make the graph of a call of a block, and the node of ``level`` that calls the block.
+
+        ``members``: the nodes of the flat graph that belong to the call.
+        """
         call = self.homes[members[0]][len(calls)]
         border = self._border(members, call[0])
         inner = self.level(members, (*calls, call), fx.Graph(), border)
@@ -223,13 +244,13 @@ class _Outlining:
             level.made[leaving] = level.graph.create_node("call_function", operator.getitem, (node, i), name=_identifier(leaving.name))
 
     def _row(self, level: _Level, node: fx.Node) -> fx.Node:
-        """Make the node that takes, out of the keys, the row from which ``node`` draws."""
+        """Make the node that gets the noise key with which ``node`` draws: a row of the tensor with all keys."""
         key = next(source for source in node.all_input_nodes if is_kind(source, Kind.KEY))
         slot = self.outliner.module(str(node.target)).slot
         return level.graph.create_node("call_function", operator.getitem, (level.made[key], slot), name=f"{node.name}_key")
 
     def _border(self, members: Sequence[fx.Node], path: str) -> _Border:
-        """Find out what crosses the border of a call."""
+        """Find the values that cross the border of a call of the block at ``path``."""
         within = set(members)
         reads: dict[fx.Node, None] = {}
         draws: list[fx.Node] = []
@@ -245,12 +266,12 @@ class _Outlining:
 
 @dataclass(frozen=True)
 class _Border:
-    """What crosses the border of a block's call.
+    """The values that cross the border of a block's call.
 
     Attributes:
-        reads: The nodes outside of the call whose values the call reads, in the order in which it reads them.
-        draws: The nodes in the call that draw.
-        leaves: The nodes in the call whose values are read outside of it; the block's own output first.
+        reads: The nodes outside of the call whose values the call reads, in the order of the reads.
+        draws: The nodes in the call that draw random numbers. Each needs a noise key from outside.
+        leaves: The nodes in the call whose values are read outside of the call; the block's own output comes first.
     """
 
     reads: tuple[fx.Node, ...]
@@ -259,7 +280,7 @@ class _Border:
 
 
 def _is_output(node: fx.Node, path: str) -> bool:
-    """Return whether a value is the output of the module at a path, or a part of that output; splices at the output are ignored."""
+    """Return whether a value is the output of the module at a path, or an element of the output, possibly after splices."""
     while is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return any(label.module == path for label in own_labels(node))
@@ -271,7 +292,7 @@ def _identifier(path: str) -> str:
 
 
 def _take(names: dict[str, str], wanted: str, path: str) -> str:
-    """Return the name that a path has in a block's ``names``. A path without a name gets one: ``wanted``, with ``_`` appended if taken."""
+    """Return the name of ``path`` in ``names``. A new path gets the name ``wanted``, with ``_`` appended until no other path has it."""
     name = _identifier(wanted)
     while names.setdefault(name, path) != path:
         name += "_"

@@ -1,7 +1,8 @@
-"""Blocks of a model that is regularized in place: the model's own modules, which run emitted code when a graph of the model calls them.
+"""Placed blocks: the blocks of a model that is regularized in place, which are the model's own modules.
 
-Such a block has a generated subclass of its class, and a ``PlacedCall`` for each variant of its code in each graph. What acts on calls of
-the block acts as before: hooks, ``module.compile()``, FSDP2, and wrappers of activation checkpointing around the block.
+When a graph of the model calls a placed block, the block runs code that was emitted from a graph. Hooks, ``module.compile()``, FSDP2, and
+wrappers of activation checkpointing act on this call as on any call of the module. A placed block gets a generated subclass of its class
+as its class. For each graph of the model, it has a ``PlacedCall`` for each variant of its code (two calls may have different code).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class PlacedCall:
     """A variant of a block's code.
 
     Attributes:
-        twin: The object that the code calls ``self``. It shares the block's parameters, buffers and submodules, and has the runtime modules
-            of one graph.
-        eager: The function that runs in eager mode.
+        twin: The object that the code gets as ``self``. The object shares the block's parameters, buffers and submodules, and has the
+            runtime modules of one graph of the model.
+        eager: The function that runs without torch.compile.
         compiled: The function that Dynamo traces.
         source: The source text of ``eager``.
     """
@@ -46,20 +47,21 @@ class PlacedCall:
 
 
 class Calls:
-    """Has an attribute for each ``PlacedCall`` of a block, by the name that graphs pass. Dynamo guards each attribute separately."""
+    """Has an attribute for each ``PlacedCall`` of a block; graphs pass its name to the block. Dynamo guards each attribute separately."""
 
 
-# The ``Calls`` of each placed block, also while the block's attribute is hidden during a trace. A strong reference would keep the block.
+# The ``Calls`` of each placed block. During a trace, the block lacks its attribute with the ``Calls``, but this entry stays. The reference
+# is weak, because a strong one would keep the block alive.
 _calls: WeakKeyDictionary[nn.Module, weakref.ref[Calls]] = WeakKeyDictionary()
 
 
 def new_owner() -> str:
-    """Return the name of a rewritten module whose blocks are the model's own; the names of its ``PlacedCall``s begin with it."""
+    """Return a new name for a rewritten module whose blocks are placed blocks. The names of its ``PlacedCall``s begin with this name."""
     return f"g{next(_numbers)}"
 
 
 def place(block: nn.Module) -> None:
-    """Give a block the generated class, if it does not have it yet."""
+    """Make a module a placed block: give it the generated class. Do nothing if it is a placed block already."""
     if _calls_of(block) is None:
         vars(block)[CALLS] = calls = Calls()
         _calls[block] = weakref.ref(calls)
@@ -72,13 +74,17 @@ def _calls_of(block: nn.Module) -> Calls | None:
 
 
 def add_call(block: nn.Module, name: str, call: PlacedCall) -> None:
-    """Add a variant of a block's code, or replace it."""
+    """Add a variant of a block's code, or replace the variant that has this name."""
     place(block)
     setattr(_calls_of(block), name, call)
 
 
 def leave(block: nn.Module, owner: str = "") -> None:
-    """Remove the code of one rewritten module from a block. A block without other code gets its own class back, and keeps nothing.
+    """Remove the code of one rewritten module from a block. A block without other code gets its own class back.
+
+    Args:
+        block: A module. If it is no placed block, nothing happens.
+        owner: The name of the rewritten module (see ``new_owner``); ``""`` to remove no code.
 
     Raises:
         GraphRegError: Another library has changed the class of the block.
@@ -95,7 +101,7 @@ def leave(block: nn.Module, owner: str = "") -> None:
 
 
 def check_class(block: nn.Module) -> None:
-    """Raise GraphRegError if another library has changed the class of a block since it was placed."""
+    """Raise GraphRegError if another library has changed the class of a block since ``place``."""
     if ORIGINAL not in vars(type(block)):
         raise GraphRegError(
             f"another library has changed the class of a block of this model to {type(block).__name__} since the model was regularized. "
@@ -104,12 +110,12 @@ def check_class(block: nn.Module) -> None:
 
 
 def is_placed(module: nn.Module) -> bool:
-    """Return whether a module is a block of a model that is regularized in place."""
+    """Return whether a module is a placed block, that is, a block of a model that is regularized in place."""
     return _calls_of(module) is not None
 
 
 def unwrapped_block(module: nn.Module) -> nn.Module:
-    """Return the placed block inside wrappers of activation checkpointing; the module itself if there is none."""
+    """Return the placed block inside wrappers of activation checkpointing; ``module`` itself if there is no placed block inside."""
     inner = module
     while (wrapped := checkpoint_wrapped(inner)) is not None:
         inner = wrapped
@@ -117,12 +123,12 @@ def unwrapped_block(module: nn.Module) -> nn.Module:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Return whether a module runs emitted code when the graph calls it: a block object, or a placed block."""
+    """Return whether a module is a block object or a placed block, which run emitted code when a graph calls them."""
     return isinstance(module, Block) or is_placed(module)
 
 
 def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the generated subclass of a class. All blocks of a class share it, so that torch.compile compiles equal blocks once."""
+    """Return the generated subclass of a class. All blocks of the class share it, so that torch.compile compiles equal blocks once."""
     if kind not in _classes:
         members = {
             ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
@@ -137,7 +143,7 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
     def forward(self: Any, *values: Any, graphreg_keys: Any = (), graphreg_variant: str | None = None, **options: Any) -> Any:
-        if graphreg_variant is None:  # not a call by a graph
+        if graphreg_variant is None:  # the call does not come from a graph
             return kind.forward(self, *values, **options)
         call = getattr(self.graphreg_calls, graphreg_variant)
         code = call.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else call.eager
@@ -151,7 +157,7 @@ def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
 
 def _compile(kind: type[nn.Module]) -> Callable[..., None]:
     def compile(self: Any, *args: Any, **options: Any) -> None:
-        """Compile this block in place, as ``nn.Module.compile`` does. Inductor also gets graphreg's passes."""
+        """Compile this block in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
         kind.compile(self, *args, **(options if args else with_our_pass(options)))
 
     return compile
@@ -159,7 +165,10 @@ def _compile(kind: type[nn.Module]) -> Callable[..., None]:
 
 def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
-        """Return what the block's own class returns: a copy of a block is no block, until the copy of the model has a graph."""
+        """Return what ``__reduce_ex__`` of the block's own class returns, so that a copy has this class.
+
+        The copy becomes a placed block when the copied model is traced.
+        """
         reduced = super(made, self).__reduce_ex__(protocol)
         if isinstance(reduced, str):
             return reduced
@@ -167,7 +176,8 @@ def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
         arguments = tuple(getattr(made, ORIGINAL) if argument is type(self) else argument for argument in arguments)
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != CALLS}
-        return _remade, (function, arguments), *rest  # pickle would compare the class in ``arguments`` with the block's own class
+        # not ``function`` itself: if this is ``copyreg.__newobj__``, pickle requires that its first argument is ``type(self)``
+        return _remade, (function, arguments), *rest
 
     return reduce
 

@@ -146,7 +146,9 @@ def _drawn(args: Namespace) -> Drawn:
     return Drawn(plan.title, path)
 
 
-FILES = {"regularizers": ("demo.py",), "study": ("demo.py", "--study"), "penalties": ("demo_penalties.py",)}
+FILES = {
+    "regularizers": ("demo.py",), "study": ("demo.py", "--study"), "penalties": ("demo_penalties.py",), "ranks": ("demo_ranks.py",),
+}  # fmt: skip
 NEEDED = ("matplotlib", "pygraphviz", "rich", "scipy", "sklearn", "torchvision")
 
 

@@ -32,7 +32,7 @@ def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) ->
 def raised(error: BaseException, file: str | None = None) -> str:
     """Summarize an error that the user's code raised: ``ValueError: message (net.py, line 3)``.
 
-    The line is the last one of ``file`` in the traceback; it is left out if ``file`` is None or not in the traceback.
+    The place in parentheses is the last entry for ``file`` in the traceback. It is left out if there is no such entry, or ``file`` is None.
     """
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -75,7 +75,7 @@ def _value(option: str, text: str) -> Any:
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Split GLOB=STRENGTH at its last ``=`` that is outside of the arguments of a schedule; without one, the first two parts are empty."""
+    """Split GLOB=STRENGTH at its last ``=``, except those in the arguments of a schedule. Without ``=``, the first two parts are empty."""
     schedule = _SCHEDULE.search(text)
     strength = schedule[0] if schedule else text.rpartition("=")[2]
     glob = text.removesuffix(strength)
@@ -101,7 +101,7 @@ def _strength(option: str, text: str, strength: str) -> float:
 
 
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
-    """Parse the values of ``--own-dropout`` for ``regularize``: a word, a rate, or a dict from selectors to words and rates."""
+    """Turn the values of ``--own-dropout`` into one for ``own_dropout=``: a word (``off``), a rate, or a dict of selectors to these."""
     choices = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [_parts(text)]}
     if not texts:
         return "keep"

@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` or ``audit`` finds a
-        fault; 130 when interrupted; 141 when stdout is closed.
+        0 on success; 2 for a GraphRegError or an OSError, such as a wrong command line, with one line on stderr; 1 for any other error, and
+        if ``doctor`` or ``audit`` finds a fault; 130 when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:

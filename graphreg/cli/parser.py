@@ -28,12 +28,12 @@ COMMANDS = {
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
 }
-DEMOS = ("regularizers", "study", "penalties")
+DEMOS = ("regularizers", "study", "penalties", "ranks")
 SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors. For a command with regularizers it accepts any option as the name of a regularizer.
+    """An argument parser that raises UsageError and does not exit. For a command with regularizers, any option may name one.
 
     An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
     """
@@ -100,7 +100,8 @@ def parser() -> Parser:
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-study, make demo-penalties).")
+    made = ", ".join("make demo" if name == DEMOS[0] else f"make demo-{name}" for name in DEMOS)
+    demo = commands.add_parser("demo", help=COMMANDS["demo"], description=f"Run a demo ({made}).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
     completion.add_argument("shell", choices=SHELLS)
@@ -143,7 +144,7 @@ a schedule: 'linear(0, 0.5, 1000)'"""
 
 @contextmanager
 def on_the_path(folder: Path) -> Iterator[None]:
-    """Put a folder on ``sys.path`` for a block."""
+    """Put a folder on ``sys.path`` for a ``with`` block."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -17,9 +17,10 @@ HELP = {
 
 
 def written_keys() -> dict[str, str]:
-    """Return every key with a line of help: ``dropout`` and ``noise``, also with a role (``hidden_dropout``), and every class's keys.
+    """Return a line of help for every key.
 
-    The classes are those of ``graphreg.passes`` and of installed packages that announce regularizers by an entry point.
+    The keys are ``dropout`` and ``noise``, each alone and with a role in front (``hidden_dropout``), and the keys of every class. The
+    classes are those of ``graphreg.passes`` and of installed packages that announce regularizers by an entry point.
     """
     keys = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
     keys |= HELP

@@ -8,10 +8,10 @@ five reasons:
 - Some of these sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not notice: the
   graph of the first derivative sums with ``keepdim``, and uses other operations to give the statistics four axes. ``same_forms`` writes
   the sums of both derivatives in one form, so that equal sums are merged.
-- The mask of a ReLU (``output <= 0``) is needed in the vjp, in the derivative of the vjp, and in the backward of the loss. A
-  partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs 12 ns to store a bool, and
-  0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which is saved in any case.
-  Eager does the same.
+- The mask of a ReLU (``output <= 0``) is needed in the penalty's vector-Jacobian product (vjp), in the derivative of the vjp, and in
+  the backward of the loss. A partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs
+  12 ns to store a bool, and 0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which
+  is saved in any case. Eager does the same.
 - The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this operator the memory layout that they
   have in eager (channels first), while the convolutions around it use another layout, so the values are copied between layouts. A
   ``convolution`` needs no such copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
@@ -132,7 +132,7 @@ def weight_gradients(graph: fx.Graph) -> int:
         x, g = _untransposed(x), _untransposed(g)
         if x is None or g is None or bias is not None or transposed or groups != 1:
             continue
-        # The strides of the model's convolution are the dilations of this one, and the reverse.
+        # The strides of the model's convolution are the dilations of this one, and vice versa.
         weight, result = _weight(x, (dilations, padding, strides)), _result(node)
         if weight is None or result is None or _value(result).shape != _value(weight).shape:
             continue
@@ -185,7 +185,7 @@ def recompute_masks(graph: fx.Graph) -> int:
     comparisons = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _reads_cpu_floats(node)]
     for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-        if node.args[0].target is aten.relu.default:  # otherwise the partitioner could recompute the ReLU and save the mask
+        if node.args[0].target is aten.relu.default:  # otherwise backward could recompute the ReLU, too, and store the mask
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
     return len(comparisons)
 

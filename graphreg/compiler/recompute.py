@@ -71,9 +71,9 @@ def recompute_in_backward(
     large as the parameter has to be saved.
     """
     if redraws:
-        return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared)), z, weight, noise.key)
+        return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared, noise.window)), z, weight, noise.key)
     draws: list[Tensor] = []
-    formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, draws=draws))
+    formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, noise.window, draws=draws))
 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
         return formula(z, weight, _RecordedDraws(key, draws=list(draws)))

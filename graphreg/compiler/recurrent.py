@@ -5,8 +5,8 @@ steps take two minutes to compile, and another length is compiled anew. This ope
 
 The forward saves the autograd graph that the kernel records, as eager does. So backward does not run the forward again, and uses the
 same masks of the layer's native dropout. The autograd graph lives exactly as long as the storage of the output tensor ``saved``. If that
-storage is gone, because saved tensors were copied elsewhere and back, backward runs the forward again; if the layer has dropout and is in
-train mode, backward raises instead.
+storage is gone, because a hook copied autograd's saved tensors elsewhere and back, backward runs the forward again; if the layer has
+dropout and is in train mode, backward raises instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 class SavedGraph(bytearray):
-    """The memory of an output tensor ``saved``. It contains an int64 key of ``_saved``.
+    """The memory of the tensor ``saved`` that the operator returns. Its content is an int64: the key of this object in ``_saved``.
 
     Attributes:
         edges: The autograd edges of the kernel's outputs.
@@ -156,7 +156,7 @@ def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode:
 def _dtypes(
     device: str, inputs: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, ...]:
-    """Return the dtypes of a kernel's outputs. Under autocast each kernel has different rules, so the kernel is run on a tiny example."""
+    """Return the dtypes of a kernel's outputs. Under autocast each kernel has its own rules, so the kernel is run on a tiny example."""
     if autocast is None:
         return (inputs[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]

@@ -48,7 +48,7 @@ def refusal(path: str, kind: type, why: str) -> str:
 
 
 class Layer:
-    """Stands in for a recurrent layer and calls the operator. If the layer cannot be lowered, it breaks the graph and says why."""
+    """Stands in for a recurrent layer: calls the operator, or, if the layer cannot be lowered, breaks the graph and says why."""
 
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
@@ -66,7 +66,7 @@ class Layer:
 
 
 class Packing:
-    """Stands in for a function such as ``pack_padded_sequence``, where Dynamo would break the graph. Gives the break a useful message."""
+    """Stands in for a function such as ``pack_padded_sequence``, at which Dynamo breaks the graph. Gives the break a useful message."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
@@ -175,7 +175,7 @@ class Lowering:
 
 
 def _called(node: fx.Node) -> str:
-    """Return the path of the layer that a node calls, maybe with replaced parameters; ``""`` for any other node."""
+    """Return the path of the module that a node calls, also if by ``call_with``; ``""`` for a node that calls no module."""
     addition = addition_of(node)
     op, target = addition.was if addition is not None and addition.kind == Kind.CALL and addition.was else (node.op, node.target)
     return str(target) if op == "call_module" else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphreg.torch_internals import CONFIGS, FUNCTORCH, INDUCTOR, default_of, has_setting
 
-# The settings that decide which operations backward runs again, which generator draws, and in which order.
+# The settings that decide which operations backward runs again, in which order operations run, and from which generator they draw.
 NAMES = {
     FUNCTORCH: (
         "activation_memory_budget", "aggressive_recomputation", "ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains",
@@ -54,7 +54,7 @@ def setting(place: str, name: str) -> Setting | None:
 
 
 def changed() -> list[Setting]:
-    """Return the settings among ``NAMES`` that differ from torch's defaults, whether code or an environment variable changed them."""
+    """Return the settings among ``NAMES`` that differ from torch's defaults, no matter whether code or the environment changed them."""
     settings = [setting(place, name) for place, names in NAMES.items() for name in names]
     return [each for each in settings if each is not None and each.value != each.default]
 

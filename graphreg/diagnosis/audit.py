@@ -1,6 +1,6 @@
-"""``graphreg.audit``: looks over the regularization that a model has already, and over the weight decay of its optimizer.
+"""``graphreg.audit`` finds mistakes in a model's own dropout, and in the weight decay of the model's optimizer.
 
-The remarks are found in the traced graph and in the optimizer's parameter groups. Nothing is run, and nothing is changed.
+``audit`` reads the traced graph and the parameter groups of the optimizer. It trains nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,8 +21,8 @@ from graphreg.tracing import FrontEnd, Traced, trace
 
 RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that replace parts of a value
-_SHIFTS = ("element", "channel")  # those of them that change the variance
+_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that drop elements or channels of a value
+_SHIFTS = ("element", "channel")  # the kinds that change the variance of a value; alpha dropout keeps the variance
 _SRIVASTAVA = "Srivastava et al., JMLR 15 (2014), section 4"
 
 
@@ -31,12 +31,12 @@ class Remark:
     """One thing that ``audit`` found.
 
     Attributes:
-        kind: What is remarkable.
+        kind: The kind of remark.
         sites: The names of the dropouts, or of the parameters.
-        observed: What the model or the optimizer has there.
-        matters: Why it matters.
+        observed: The fact about these dropouts or parameters, such as their rates.
+        matters: Why this fact matters.
         advice: What to do.
-        source: Where that was shown; ``""`` if it follows from the arithmetic.
+        source: The publication that shows why the fact matters; ``""`` if no publication is needed.
     """
 
     kind: RemarkKind
@@ -53,7 +53,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Audit:
-    """What ``audit`` found. It prints as text, and ``bool(audit)`` is ``audit.ok``.
+    """The result of ``audit``. It prints as text, and ``bool(audit)`` is ``audit.ok``.
 
     Attributes:
         title: The model's class name.
@@ -89,8 +89,9 @@ def audit(
 ) -> Audit:
     """Look over a model's own dropout, and over an optimizer's weight decay.
 
-    It finds dropout that acts in eval mode, never acts, drops everything, has rate 0, feeds a batch norm, or follows another dropout of the
-    same value; and weight decay on biases and on the parameters of norms. The model is not changed.
+    A remark is made on dropout that acts in eval mode, never acts, drops everything, has rate 0, feeds a batch norm, or follows another
+    dropout of the same value. A remark is made on weight decay of biases, of the parameters of norms, and of other parameters with fewer
+    than two dims. The model is not changed.
 
     Args:
         model: The model, or a trace of it.
@@ -99,7 +100,7 @@ def audit(
         front_end: As in ``trace``.
 
     Returns:
-        The remarks; they print as text. ``bool(audit)`` is True if there is nothing to do.
+        An ``Audit`` with the remarks, which prints as text. ``bool(audit)`` is True if there is nothing to do.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -112,7 +113,8 @@ def audit(
     acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
     graph = next(iter(traced.graphs.values()))
     in_eval = site_nodes(traced.graphs.get("eval") or graph, traced.operations)
-    remarks = [*_by_themselves([each for each in dropouts if each.when != "always" or each.site.name in in_eval])]
+    seen = [each if each.when != "always" or each.site.name in in_eval else replace(each, when="mode") for each in dropouts]
+    remarks = [*_by_themselves(seen)]
     for find in (_before_batch_norm, _stacked):
         remarks += find(graph, traced.operations, acting)
     if optimizer is not None:
@@ -122,7 +124,7 @@ def audit(
 
 
 def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
-    """Yield remarks for which the rate and the mode of a dropout are enough."""
+    """Yield the remarks on single dropouts that follow from their rate and mode alone, whatever their place in the graph."""
     always = [dropout for dropout in dropouts if dropout.when == "always" and dropout.rate]
     if always:
         yield Remark(
@@ -146,7 +148,7 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
 
 
 def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
-    """Yield a remark on dropouts whose value reaches a batch norm through one layer with weights at most, and through no other norm."""
+    """Yield a remark on dropouts of elements or channels that feed a batch norm. ``_batch_norm_after`` finds the batch norm."""
     nodes, sizes = site_nodes(graph, operations), sizes_of(graph)
     found = {}
     for dropout in acting:
@@ -163,7 +165,10 @@ def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence
 
 
 def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node]) -> str | None:
-    """Return the name of a batch norm that the value of a node reaches before any other norm; None if there is none."""
+    """Return the name of a batch norm that has a running variance and gets the value of a node; None if there is none.
+
+    At most one layer with weights, and no other norm, lies between the node and the batch norm.
+    """
     seen, waiting = set[tuple[fx.Node, int]](), [(start, 0)]
     while waiting:
         node, layers = waiting.pop(0)
@@ -180,7 +185,7 @@ def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node
 
 
 def _keeps_variance(node: fx.Node, module: nn.Module | None) -> bool:
-    """Return whether a node is a batch norm with a running variance, which eval mode uses."""
+    """Return whether a node is a batch norm that keeps a running variance for eval mode."""
     if module is not None:
         return isinstance(module, _BATCH_NORMS) and module.running_var is not None
     given = node.args[2] if len(node.args) > 2 else node.kwargs.get("running_var")
@@ -198,7 +203,7 @@ def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDro
 
 
 def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remark]:
-    """Yield a remark for each rate of weight decay that the optimizer applies to biases, or to parameters of norms."""
+    """Yield a remark for each rate of weight decay that the optimizer applies to biases, scales or shifts."""
     names = {id(parameter): name for name, parameter in traced.model.named_parameters()}
     decayed = defaultdict[float, list[str]](list)
     known = False
@@ -223,7 +228,7 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
 
 
 def _is_bias_or_norm(name: str, parameter: nn.Parameter, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a parameter is a bias, or a scale or a shift: a parameter of a norm, or one without a second dim."""
+    """Return whether a parameter belongs to a norm, has ``bias`` in its name, or has fewer than two dims, as scales and shifts have."""
     path, _, own = name.rpartition(".")
     return isinstance(modules.get(path), NORM_MODULES) or "bias" in own or parameter.dim() < 2
 

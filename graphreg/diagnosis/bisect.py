@@ -1,4 +1,4 @@
-"""Runs the experiments under the present settings of torch, finds the settings that cause a wrong mask, and makes the findings."""
+"""Runs the experiments of ``probes.py``, finds the settings of torch that cause wrong masks, and makes the findings of ``doctor``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 def by_kind(operations: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
     """Group the model's own random operations by the experiment that tests them.
 
-    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. It needs no experiment, because it raises an
-    error if backward recomputes it.
+    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. This dropout needs no experiment, because the
+    backward pass of the layer raises an error if the masks of the forward are gone.
     """
     kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for operation in operations:
@@ -36,8 +36,8 @@ class Bench:
 
     Attributes:
         backend: A backend of torch.compile, by name or as a callable.
-        device: Where the experiments run.
-        show: Shows progress; called with a description of each experiment before it runs.
+        device: The device on which the experiments run.
+        show: A function that shows progress. It is called with a description of each experiment before the experiment runs.
     """
 
     backend: Backend
@@ -71,7 +71,11 @@ class Bench:
         return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
 
     def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
-        """Find the settings to blame: as few as possible whose defaults cure the fault. Return () if the defaults of all do not cure it."""
+        """Return the settings that cause a fault, as few as the search can find; () if torch's defaults do not cure the fault.
+
+        The search starts with all settings that are not at their default. A setting is left out if the defaults of the remaining settings
+        still cure the fault. ``again``: repeats the experiment that shows the fault.
+        """
         needed = changed()
         if not needed or not self._cured(needed, again):
             return ()
@@ -91,7 +95,7 @@ class Bench:
         return experiment()
 
     def _unlike(self, unlike: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
-        """Make the finding that compiled code draws other masks than eager, and test whether ``fallback_random`` cures it."""
+        """Make the finding that compiled code draws other masks than eager. Test whether ``fallback_random`` removes the difference."""
         operations = [operation for kind, _ in unlike for operation in kinds[kind]]
         observed = f"from one seed, compiled code and eager draw different masks: {shares(unlike)}"
         fallback = setting(INDUCTOR, "fallback_random")
@@ -106,7 +110,7 @@ class Bench:
         return Finding("differs", why, observed, _names(operations), seed(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
-        """Test whether several draws in one graph are made in eager's order. It is already known that each draw alone matches eager."""
+        """Test whether a compiled graph makes several draws in the order of eager. Call this if each single draw matches eager."""
         if len(operations) < 2:
             return []
         result = self._try("the order of draws", partial(measure_order, self.backend, self.device))

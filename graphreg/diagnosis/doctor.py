@@ -1,4 +1,4 @@
-"""``graphreg.doctor`` tests whether a module's masks are right under torch's settings, or which parts of graphreg work with this torch."""
+"""``graphreg.doctor`` tests the masks of a module under torch's settings, or which parts of graphreg work with the installed torch."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ def doctor(
     backend: Backend = "inductor",
     progress: bool | None = None,
 ) -> Diagnosis:
-    """Test whether backward has the masks of the forward, and compiled code those of eager, under torch's present settings.
+    """Test under torch's present settings whether backward has the masks of the forward, and compiled code the masks of eager.
 
-    A tiny function is compiled, and its masks compared, for graphreg's streams and for each kind of random operation that the model still
-    draws from torch's generator. A setting is blamed for a fault if its default cures the fault. Measurements are cached for the process,
-    by settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
+    ``doctor`` compiles tiny functions and compares their masks. One function draws from graphreg's streams. The other functions draw from
+    torch's generator, one for each kind of random operation for which the model still uses this generator. If a mask is wrong, ``doctor``
+    looks for the settings of torch that are not at their defaults, repeats the test with these at their defaults, and blames the settings
+    whose defaults cure the fault. The process caches the measurements for each combination of settings. The module, its gradients, the
+    generators, the settings and all compiled code stay as they are.
 
-    Without a module, ``doctor`` tests, in a separate process, which parts of graphreg work with the torch that is installed, and which
-    private parts of torch that graphreg uses have changed.
+    Without a module, ``doctor`` tests in a separate process which parts of graphreg work with the installed torch, and whether the private
+    parts of torch that graphreg uses have changed.
 
     Args:
         module: The module that ``regularize`` returned; None tests torch.
-        step: A callable without arguments that runs forward and backward. It is called once, to detect activation checkpointing around
-            the whole module, and anything else that makes backward draw new random numbers. Watching it costs a copy of parameters and
-            buffers. Do not step an optimizer in it: the state of an optimizer is not restored.
+        step: A callable without arguments that runs forward and backward. ``doctor`` calls it once, to detect whether backward draws new
+            random numbers, as with activation checkpointing around the whole module. The call needs memory for a copy of parameters and
+            buffers. Do not step an optimizer in the callable, because ``doctor`` does not restore the state of an optimizer.
         backend: A backend of torch.compile, by name or as a callable.
         progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
 
@@ -50,9 +52,9 @@ def doctor(
         A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong, refused, broken or changed.
 
     Raises:
-        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or backward runs the module again in eager
-            mode without ``frozen_noise``.
-        RegularizerError: Another argument is not allowed.
+        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or the backward pass calls the module again
+            without torch.compile and outside of a block of ``frozen_noise``.
+        RegularizerError: The value of ``step``, ``backend`` or ``progress`` is not allowed.
     """
     _check(step, backend, progress)
     if module is None:
@@ -80,7 +82,7 @@ def doctor(
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Return the device for the experiments: that of the module's first parameter; the CPU if there is none, or if it is a meta tensor."""
+    """Return the device of the module's first parameter; the CPU if the module has no parameter, or if that parameter is on meta."""
     tensor = next(module.parameters(), None)
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
@@ -88,10 +90,10 @@ def _device(module: nn.Module) -> torch.device:
 def _run_experiments(
     bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None
 ) -> tuple[list[Finding], list[str]]:
-    """Run the experiments; return the findings, and a line for each thing that was tested and is right.
+    """Run the experiments. Return the findings, and sentences about the masks that were tested and are right.
 
-    ``native``: the model's own random operations. ``drawing``: the sites that draw from graphreg's streams; None if the module has no
-    streams.
+    ``native``: the model's random operations that draw from torch's generator. ``drawing``: the sites that draw from graphreg's streams;
+    None if the module has no streams.
     """
     kinds = by_kind(native)
     findings = bench.native(kinds)
@@ -148,7 +150,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
 
 @contextmanager
 def _line(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that shows a text on stderr in place of the text before; clear the line at the end of the block."""
+    """Yield a function that shows a line of progress on stderr, in place of the line before it. Clear the line at the end of the block."""
 
     def show(text: str) -> None:
         if shown:

@@ -21,14 +21,14 @@ class Finding:
 
     Attributes:
         kind: ``"wrong"``: backward has other masks than the forward, or graphreg's masks differ between eager and compiled code.
-            ``"refused"``: the operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
-            than eager, which is not an error. If torch is tested: ``"broken"``: a part of graphreg does not work with it. ``"changed"``:
-            a private part of torch is not as graphreg expects it.
-        cause: The settings to blame, with their values, or what the step does wrong; if torch is tested, what is broken or changed.
-        observed: What was measured, in numbers; if torch is tested, the error, or what has changed.
+            ``"refused"``: an operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
+            than eager, which is not an error. Without a module, ``doctor`` makes findings of two other kinds. ``"broken"``: a part of
+            graphreg does not work with the installed torch. ``"changed"``: a private part of torch is not as graphreg expects it.
+        cause: The settings to blame, with their values, or the fault of the step; without a module, the part that is broken or changed.
+        observed: The measurements, in numbers; without a module, the error, or a sentence that says what has changed.
         sites: The names of the sites that the finding concerns.
         cure: What to do.
-        upstream: The address of torch's issue, or a text that says that none was found; ``""`` if torch is not at fault.
+        upstream: The address of torch's issue, or a text that says that no issue was found; ``""`` if torch is not at fault.
     """
 
     kind: Literal["wrong", "refused", "differs", "broken", "changed"]
@@ -45,12 +45,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis(RenamedAttributes):
-    """What ``doctor`` found. A diagnosis prints as text, and ``bool(diagnosis)`` is ``diagnosis.ok``.
+    """The result of ``doctor``. It prints as text, and ``bool(diagnosis)`` is ``diagnosis.ok``.
 
     Attributes:
-        subject: The module, torch's version, the backend and the device, as text; if torch is tested, the versions.
-        findings: The findings, by kind: wrong, then refused, then differs; if torch is tested, broken, then changed.
-        right: What was tested and is right, as sentences.
+        subject: The module, torch's version, the backend and the device, as text; without a module, the versions of torch and Python.
+        findings: The findings, by kind: wrong, then refused, then differs; without a module, broken, then changed.
+        right: Sentences about everything that was tested and is right.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"about": "subject"}
@@ -76,22 +76,22 @@ class Diagnosis(RenamedAttributes):
 
 
 def told(head: str, **rows: str) -> str:
-    """Return a line, and below it the rows that have a text, each with its name."""
+    """Return the text of a record: the line ``head``, and below it the name and the text of each row that is not empty."""
     return "\n".join([head, *(f"  {name:<9} {text}" for name, text in rows.items() if text)])
 
 
 def shares(seen: Iterable[tuple[str, float]]) -> str:
-    """Return, as text, the share of elements that differ for each kind of random operation."""
+    """Return a text with the share of elements whose masks differ, for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)
 
 
 def cause(blamed: Sequence[Setting]) -> str:
-    """Return a text that names the settings to blame, or says that none is to blame."""
+    """Return a text that names the settings to blame, or says that no setting is to blame."""
     return " and ".join(map(str, blamed)) or "none of the settings known to graphreg: at torch's defaults it is the same"
 
 
 def set_back(blamed: Sequence[Setting]) -> str:
-    """Return the cure as text: how to set each of the settings to its default."""
+    """Return a cure: the lines of Python that set the settings to their defaults, joined by ``and``."""
     return " and ".join(each.at_default for each in blamed)
 
 
@@ -101,6 +101,9 @@ def upstream(blamed: Sequence[Setting]) -> str:
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Return the cures as text: ``own_dropout='seeded'`` if any of the operations can be moved to graphreg's streams, and ``other``."""
+    """Return up to two cures as a text, joined by ``or``.
+
+    The cures are ``own_dropout='seeded'``, if one of the operations can be moved to graphreg's streams, and ``other``, if it is not empty.
+    """
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

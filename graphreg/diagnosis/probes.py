@@ -1,11 +1,12 @@
-"""Experiments that compile tiny functions with random operations under the present settings, and measure which masks they draw.
+"""Experiments that compile tiny functions under torch's present settings, and compare the masks that forward, backward and eager draw.
 
 ``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
 gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of
 them in backward. ``measure_order`` compares two draws in one compiled graph with the same draws in eager.
 
-An experiment has no side effects. Its functions have code objects of their own, so that it adds nothing to what Dynamo has cached for
-other code (``torch._dynamo.reset`` would clear that cache), and the generators are restored. Measurements are cached for the process.
+An experiment has no side effects. Its functions have code objects of their own, so the experiment does not change the code that Dynamo has
+cached for other functions. (``torch._dynamo.reset`` would clear that cache.) The random generators are restored. The process caches the
+measurements.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Measured:
     """The outcome of one experiment.
 
     Attributes:
-        backward: The share of elements, in [0, 1], whose mask in backward differs from the forward's.
-        eager: The share of elements, in [0, 1], whose compiled mask differs from eager's.
-        error: Why the function could not be compiled or run; ``""`` if it could.
+        backward: The share of elements, in [0, 1], whose mask in backward differs from their mask in the forward.
+        eager: The share of elements, in [0, 1], whose mask in compiled code differs from their mask in eager.
+        error: The error with which the function failed to compile or run; ``""`` if it ran.
     """
 
     backward: float = 0.0
@@ -74,7 +75,7 @@ def _depth(x: Tensor) -> Tensor:
 
 
 def _attention(x: Tensor) -> Tensor:
-    """Attend from each query to a single key. The weight of that key is 1 before dropout, so the result shows the mask."""
+    """Attend from each query to a single key. The weight of this key is 1 before dropout, so the result is ``x`` times the mask."""
     none = x.new_zeros((x.numel(), 1, 1, 1))
     return F.scaled_dot_product_attention(none, none, x.reshape(-1, 1, 1, 1), dropout_p=P).reshape(x.shape)
 
@@ -101,7 +102,7 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
 
 
 def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw twice, with different sizes, in branches that meet at the end. If a scheduler swaps the draws, both get other masks."""
+    """Draw twice, with different sizes, in branches that meet at the end. If a compiler swaps the draws, both masks change."""
     first = F.dropout(large, P)
     first = first @ first.t()
     second = F.dropout(small, P)
@@ -117,17 +118,17 @@ def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measur
 
 
 def measure_order(backend: Backend, device: torch.device) -> Measured:
-    """Measure whether two draws in one graph are made in eager's order: ``eager`` is the share of the second mask that differs."""
+    """Measure whether a compiled graph makes two draws in the order of eager. ``Measured.eager`` is about the mask of the second draw."""
     return _once(("order", backend, device), lambda: _of_order(backend, device))
 
 
 def measure_streams(backend: Backend, device: torch.device) -> Measured:
-    """Measure the chain with dropout that draws from graphreg's streams, not from torch's generator."""
+    """Measure a chain of dropouts that draw from graphreg's streams, not from torch's generator."""
     return _once(("streams", backend, device), lambda: _of_streams(backend, device))
 
 
 def _once(key: tuple[Any, ...], experiment: Callable[[], Measured]) -> Measured:
-    """Run an experiment, or return its cached result if it ran under the present settings before; an error becomes ``Measured.error``."""
+    """Return the result of an experiment under the present settings, from the cache or by running it. Errors go to ``Measured.error``."""
     full = (*key, snapshot())
     if full not in _measured:
         with _apart(key[-1]):
@@ -193,7 +194,7 @@ def _share(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """Run an experiment apart from the caller's context: gradients on, autocast off, no warnings; restore the generators at the end."""
+    """Run an experiment with gradients on, autocast off and no warnings, whatever the caller has set. Restore the generators at the end."""
     state = random.getstate()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode(False), torch.enable_grad(),

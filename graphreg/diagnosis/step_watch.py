@@ -1,10 +1,10 @@
-"""Runs one training step of the user's and detects whether its backward pass draws new random numbers.
+"""Runs a training step that the user gives, and detects whether a backward pass of the step draws new random numbers.
 
-A backward pass that recomputes parts of the forward must draw the same numbers as the forward. If the pass does so, it leaves torch's
-generators unchanged, because a checkpoint with ``preserve_rng_state`` restores them. It leaves the counter of graphreg's noise unchanged,
-too. Only under ``frozen_noise`` may the counter change, because every call then draws the same masks. Any other change of a generator or
-the counter means that the pass drew new numbers. This works for compiled code, too. Only the generators of the CPU and of CUDA devices
-are compared.
+A backward pass that recomputes parts of the forward must draw the same numbers as the forward. Such a pass leaves torch's generators
+unchanged, because a checkpoint with ``preserve_rng_state`` restores them. The pass also leaves the counter of graphreg's noise unchanged.
+Under ``frozen_noise`` the counter may change, because every call then draws the same masks. Any other change of a generator or of the
+counter means that the pass drew new numbers. The comparison works for compiled code, too. Only the generators of the CPU and of CUDA
+devices are compared.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from graphreg.torch_internals import Changes, wrap_engine
 
 @dataclass
 class Observed:
-    """Counts made during the step.
+    """Counts of the backward passes, and of the calls of the module, that ran during the step.
 
     Attributes:
         backwards: The number of backward passes.
-        forward: The number of calls of the module that drew from graphreg's streams, or moved its clock, and are not counted in ``again``.
-        again: The number of such calls within a backward pass, but not under ``frozen_noise``.
-        moved: The number of backward passes that changed the state of one of torch's generators.
+        forward: The number of calls that advanced the counter and are not counted in ``again``.
+        again: The number of calls within a backward pass that advanced the counter. Calls under ``frozen_noise`` are not counted here.
+        moved: The number of backward passes that changed the state of a generator of torch.
     """
 
     backwards: int = 0
@@ -42,7 +42,7 @@ class Observed:
 def observe(module: nn.Module, counters: Sequence[Counter], step: Callable[[], Any]) -> Observed:
     """Run the step once and count its calls; restore parameters, buffers, gradients, modes and generators afterwards.
 
-    ``counters``: the module's key rule and its clock, if it has them. The first of them counts the calls.
+    ``counters``: the module's ``KeyRule`` and ``ClockRule``, if the module has them. Only the first of them is compared.
     """
     seen, counter = Observed(), next(iter(counters), None)
     before = _call(counter)
@@ -54,11 +54,11 @@ def observe(module: nn.Module, counters: Sequence[Counter], step: Callable[[], A
 
 @contextmanager
 def _watched(seen: Observed, counter: Counter | None) -> Iterator[None]:
-    """Add to ``seen`` what each backward pass draws, until the block ends. A pass within another pass counts as part of the outer one."""
+    """Count in ``seen`` the backward passes of the block and their draws. A pass within another pass counts as part of the outer pass."""
     running = False
 
     def watching(run: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap ``run``, which runs autograd's engine, to count what its outermost calls draw."""
+        """Wrap ``run``, torch's function that runs autograd's engine: count the draws of each outermost call."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             nonlocal running
@@ -92,10 +92,11 @@ def _generators() -> list[Tensor]:
 def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[None]:
     """Restore modes, parameters, buffers, gradients and generators at the end of the block.
 
-    ``counters``: as in ``observe``. They are no submodules of ``module`` if ``module`` belongs to a model that is regularized in place.
+    ``counters``: as in ``observe``. If ``module`` is a graph of a model that is regularized in place, the counters are not submodules of
+    ``module``, because all graphs of the model share them.
 
-    For parameters and buffers, both the tensor objects and their values are restored: a compiled forward assigns new buffers, and batch
-    norm and optimizers write into tensors.
+    Both the tensor objects and their values are restored. A compiled forward assigns new buffers, and batch norm and optimizers write into
+    tensors.
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]

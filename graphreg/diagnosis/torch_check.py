@@ -1,7 +1,7 @@
-"""``graphreg.doctor()`` without a module: which parts of graphreg work with the torch that is installed.
+"""``graphreg.doctor()`` without a module finds out which parts of graphreg work with the installed torch.
 
-All parts are tried in one separate process, at torch's default settings. So nothing changes for the caller, and if a part crashes that
-process, this is a finding.
+All parts are tried in one separate process, at torch's default settings. So nothing changes in the caller's process. If a part crashes the
+separate process, the crash becomes a finding.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ PACKAGE = Path(__file__).parents[2]
 
 
 def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
-    """Try all parts in one separate process.
+    """Try all parts of graphreg in one separate process, and report the parts that fail.
 
     Args:
-        show: Called with the name of each part before it is tried, to show progress.
+        show: A function that shows progress. It is called with the name of each part before the part is tried.
         module: The Python module that the process runs.
 
     Returns:
-        A diagnosis, true if every part works and no private part of torch has changed.
+        A diagnosis. ``bool(diagnosis)`` is True if every part works and no private part of torch has changed.
     """
     path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}  # canaries use assert
+    # PYTHONOPTIMIZE would remove the assert statements of the canaries.
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}
     command = [sys.executable, "-m", module]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment) as child:
         assert child.stdout is not None
@@ -47,7 +48,7 @@ def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
 
 
 def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict[str, Any]], str]:
-    """Return the lines of the report, and the last line of anything else that was printed."""
+    """Return the lines of the report, parsed, and the last other line that the process printed."""
     lines, last = list[dict[str, Any]](), ""
     for text in output:
         if text.startswith(MARK):
@@ -59,7 +60,7 @@ def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict
 
 
 def _ended(status: int, last: str) -> str:
-    """Describe how a process that did not finish its report ended."""
+    """Return a clause that says how the process ended. The clause explains why the report is not complete."""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     return f"the process ended with {how}" + f": {last[:160]}" * bool(last)
 

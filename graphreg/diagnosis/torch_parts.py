@@ -1,6 +1,7 @@
-"""Tries each part of graphreg with the torch that is installed; ``torch_check.py`` runs this file in a separate process.
+"""Tries each part of graphreg with the installed torch. ``torch_check.py`` runs this file in a separate process.
 
-A trial is a tiny example from end to end. If a trial fails, the canaries tell which private part of torch has changed.
+A trial is a tiny example from end to end. After the trials, the canaries of ``torch_internals`` test each private part of torch that
+graphreg uses, so that a failed trial can be explained.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from graphreg.pipeline import regularize
 from graphreg.runtime import backend_handle
 from graphreg.torch_internals import run_canaries
 
-MARK = "graphreg: "  # each line of the report begins with it; torch may print other lines
+MARK = "graphreg: "  # begins each line of the report, because torch may print other lines
 CPU = torch.device("cpu")
 
 
 class _Net(nn.Module):
-    """A model of two layers, which both front ends can trace."""
+    """A model of two layers that both front ends can trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ def _through_backend(penalties: str) -> None:
         raise GraphRegError("the gradient of a penalty through the backend is wrong")
 
 
-# The trials, by the names that a diagnosis has for the parts.
+# The trial of each part, by the name that the part has in a diagnosis.
 PARTS: dict[str, Callable[[], None]] = {
     "the symbolic front end": lambda: _traced("symbolic"),
     "the export front end": lambda: _traced("export"),
@@ -142,9 +143,9 @@ PARTS: dict[str, Callable[[], None]] = {
 
 
 def outcomes() -> Iterator[tuple[str, str | None]]:
-    """Try each part, and yield it twice: its name and None before the trial; its name and why it does not work after it.
+    """Try each part. Yield a pair before the trial, (name of the part, None), and a pair after the trial, (name of the part, error).
 
-    If the part works, the reason is ``""``.
+    The error is a text. If the part works, the text is ``""``.
     """
     for name, trial in PARTS.items():
         yield name, None

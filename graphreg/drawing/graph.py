@@ -72,7 +72,7 @@ def check_level(level: object) -> None:
 
 
 def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
-    """Convert every node of the graph, including those that graphreg added."""
+    """Convert the graph, with the nodes that graphreg added. No module is folded."""
     plan = seen.plan
     names = ", ".join(plan.regularizers) if plan else ""
     graph: nx.DiGraph[str] = nx.DiGraph(model=seen.title, forward=seen.forward, regularizers=names)
@@ -189,8 +189,8 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":
-        # If the graph calls a module on the parameter's path, the node is drawn next to the outermost such module, otherwise inside the
-        # module that has the parameter.
+        # If the graph calls the module that has the parameter, or a module around it, the node is drawn next to the outermost module that
+        # is called; otherwise inside the module that has the parameter.
         called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)

@@ -1,6 +1,6 @@
 """Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
-The wheel of pygraphviz contains dot. For the layout of the module around it, a module is one node of fixed size.
+The wheel of pygraphviz contains dot. When a module is laid out, each module directly inside it is one node of fixed size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
-PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: around a box's content, its title, room for lines at its border, one inch
+PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
 RANKS, NODES = 26.0, 16.0  # pixels between two ranks, and between two neighbours in a rank
 Point = tuple[float, float]
 

@@ -141,7 +141,7 @@ def _legend(seen: Viewed) -> dict[str, str]:
 
 
 def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph without the nodes that are not drawn: sizes, keys, the clock, unread inputs, totals of measurements."""
+    """Return the graph without the nodes that are not drawn: sizes, noise keys, the clock, unread inputs, totals of measurements."""
     drawn: nx.DiGraph[str] = graph.copy()
     nodes = drawn.nodes
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
@@ -168,7 +168,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
 
 
 def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
-    """Return the first node that uses a parameter: a call of the layer that has it, or a ``get_attr`` of the model."""
+    """Return the key of the first node that uses a parameter: a call of the layer that has it, or a ``get_attr`` of the model."""
     for key, attributes in nodes.items():
         runs = attributes["call"] == "call_module" and attributes["kind"] != "addition" and parameter.startswith(f"{attributes['target']}.")
         if runs or (attributes["call"] == "get_attr" and attributes["kind"] == "site" and attributes["target"] == parameter):

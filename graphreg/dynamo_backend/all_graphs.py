@@ -1,4 +1,4 @@
-"""Looks at all graphs of a backend together: whether each selector matches a site in any of them, and the report of the backend."""
+"""Checks that each selector matches a site in at least one graph of a backend, and makes the report over all graphs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from graphreg.tracing import Traced
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
     """Return a ``Traced`` with the sites of all graphs.
 
-    A site that several graphs have is listed once, as the first of them has it. But it is hidden, used or a branch if it is so in any
-    graph.
+    A site that several graphs have is listed once, with the data that the first of them has. But it is hidden, used or a branch if it is
+    that in any graph.
     """
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
@@ -76,9 +76,12 @@ def backend_report(
     title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float],
     given: Mapping[str, float],
 ) -> Report:  # fmt: skip
-    """Make the report of a backend. ``given``: the strengths as they were given, some of them schedules; ``strengths``: the numbers now.
+    """Make the report of a backend.
 
-    It is like the report of a module, but it has a table of graphs, and no costs, because these depend on what the compiler saves.
+    ``given``: the strengths as the user set them, numbers or schedules; ``strengths``: their present values.
+
+    The report is like the report of a rewritten module, but it has a table of graphs. It has no costs, because these depend on which
+    tensors the compiler saves for backward.
     """
     if not subgraphs:
         advice = ("call the model that was compiled with this backend",)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
-from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_modules
+from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_model, without_wrappers
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
+from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites, rates_are_scheduled
@@ -28,7 +29,7 @@ from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
 from graphreg.runtime import OWN, Asked, BackendHandle, NoiseSwitches, Penalties, Scale, written_scale
 from graphreg.schedules import Schedule
-from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, strict_limit, translator
+from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
 from graphreg.tracing import Traced
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
@@ -39,10 +40,10 @@ class Backend(BackendHandle, RenamedAttributes):
 
     Attributes:
         regularizers: The regularizers by name.
-        model: The model, once its first graph was captured.
-        subgraphs: The subgraphs, in the order of capture.
-        forced: Whether a block of ``noise_on`` is open, and no block of ``noise_off`` within it.
-        silenced: Whether a block of ``noise_off`` is open, and no block of ``noise_on`` within it.
+        model: The model without its wrappers (see ``unwrapped``); None until its first graph is captured.
+        subgraphs: A ``Subgraph`` for each captured graph, in the order of capture.
+        forced: Whether the open ``with`` block of ``noise_on`` or ``noise_off`` that was entered last is one of ``noise_on``.
+        silenced: Whether that block is one of ``noise_off``.
         complete: Whether the first call has ended and the selectors were checked over all its graphs.
     """
 
@@ -57,6 +58,8 @@ class Backend(BackendHandle, RenamedAttributes):
         self.attaches, self.scale = penalties == "attach", scale
         self.streams = Streams(seed)
         self.model: nn.Module | None = None
+        self._root: nn.Module | None = None  # the model that was compiled, with its wrappers
+        self._wrappers: dict[int, str] = {}  # from the id of a wrapper to the path of the module in it
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
@@ -75,14 +78,14 @@ class Backend(BackendHandle, RenamedAttributes):
                 f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
                 f"use {OTHERS}."
             )
-        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths, some are schedules
-        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # those of the present call
+        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths: numbers or schedules
+        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # the numbers in the present call
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
-        self._apart = False  # whether the user was warned that some output does not lead to the attached penalties
+        self._apart = False  # whether the user was warned that backward from some output misses the attached penalties
 
     # called by torch.compile
 
@@ -97,6 +100,12 @@ class Backend(BackendHandle, RenamedAttributes):
                     f"torch.compile was given {', '.join(options)} beside graphreg's backend, which takes no options. "
                     "Options of the inner backend go to graphreg.backend(options=...)."
                 )
+            if splits_for_ddp():
+                raise TraceError(
+                    "torch._dynamo.config.optimize_ddp is on, so torch splits the graph of a model in DistributedDataParallel where a "
+                    "bucket of gradients is full, and the parts do not tell which of their inputs are parameters. Set "
+                    "torch._dynamo.config.optimize_ddp = False before the first call, or compile what graphreg.regularize returns."
+                )
             return self._compiled(gm, inputs)
         except GraphRegError as error:
             return raising(error)
@@ -105,7 +114,7 @@ class Backend(BackendHandle, RenamedAttributes):
         tracing = translator()
         call = self._current()
         assert self.model is not None and self._maker is not None
-        paths = self._maker.paths()
+        paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
         subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched(), self._strength)
         guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
@@ -123,8 +132,9 @@ class Backend(BackendHandle, RenamedAttributes):
     def _current(self) -> Call:
         """Return the running call of the model.
 
-        A backend learns of a model only when the model's first graph is captured. So at the first call through a context object of
-        torch.compile, run ``_begin`` now, and have the context object run it at the beginning of each later call.
+        torch.compile makes a context object for each model that it compiles, and the backend learns of a model only when the model's first
+        graph is captured. So at the first call through a context object, this method runs ``_begin``, and has the context object run it at
+        the beginning of each later call.
         """
         running = compiled_call()
         if running is None:
@@ -143,13 +153,14 @@ class Backend(BackendHandle, RenamedAttributes):
         model = root_of(running)
         if self.model is None:
             self._adopt(model)
-        elif model is not self.model and not same_modules(model, self.model):
+        elif self._root is not None and not same_model(model, self._root):
             raise GraphRegError(
                 f"this backend regularizes {self.title} already, and one backend is for one model: its noise, its penalties and its "
                 f"report are that model's. Make another backend for {type(model).__name__} with graphreg.backend."
             )
 
-    def _adopt(self, model: nn.Module) -> None:
+    def _adopt(self, root: nn.Module) -> None:
+        model = without_wrappers(root)
         if getattr(model, RULES, None) is not None:
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip returns.")
         traced = Traced.untraced(model)
@@ -165,7 +176,8 @@ class Backend(BackendHandle, RenamedAttributes):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
-        self.model, self.title = model, title
+        self.model, self.title, self._root = model, title, root
+        self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
         # the graphs have no clock: a scheduled strength is an input, like any other strength
         acting = {n: dataclasses.replace(r, weight=float(r.weight)) for n, r in self.regularizers.items() if n not in penalties}
         self._maker = Maker(model, acting, self.own_dropout, self.inner, title)
@@ -214,9 +226,10 @@ class Backend(BackendHandle, RenamedAttributes):
         return outputs
 
     def _require(self, subgraph: Subgraph) -> None:
-        """Raise GraphRegError if the mode of a module changed and no guard noticed, or if a graph that draws runs inside a backward pass.
+        """Raise GraphRegError if a mode changed without a new capture, or if a graph with noise or a schedule runs inside a backward pass.
 
-        Activation checkpointing runs a forward again in a backward pass, and the masks of the second forward would differ from the first's.
+        Activation checkpointing runs a forward again in a backward pass. The second forward would have other masks and other strengths than
+        the first, except in a block of ``frozen_noise``.
         """
         if any(owner.training != mode for owner, mode in zip(subgraph.owners, subgraph.modes, strict=True)):
             raise GraphRegError(
@@ -298,14 +311,14 @@ class Backend(BackendHandle, RenamedAttributes):
         self._strengths[name] = _tensor(self._given[name])  # a new tensor: backward may have saved the old one
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return, by regularizer name, the strengths that differ from those that the backend was made with.
+        """Return the strengths that differ from those that the backend was made with, as ``{regularizer name: {OWN: strength}}``.
 
-        Each stands under ``OWN``, because it is the strength for all sites.
+        In the inner dicts, a rewritten module also has keys for single sites. A backend has only ``OWN``, the key for all sites.
         """
         return {name: {OWN: value} for name, value in self._given.items() if value != self.regularizers[name].weight}
 
     def asked(self) -> Asked:
-        """Return what the user asked for, as a recipe records it."""
+        """Return the arguments that the backend was made with; a recipe consists of them."""
         own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
         penalties, scale = "attach" if self.attaches else "return", written_scale(self.scale)
         return Asked(self.regularizers, {"": self.streams.seed} | own, None, self.missing, self.own_dropout, penalties, scale)
@@ -319,7 +332,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self.streams.restore(state, self._has_clock())
 
     def _has_clock(self) -> bool:
-        """Return whether a strength has, or had, a schedule."""
+        """Return whether a strength has a schedule, or had one when the backend was made."""
         return any(isinstance(weight, Schedule) for weight in (*self._given.values(), *(r.weight for r in self.regularizers.values())))
 
     def reset_state(self, names: Sequence[str]) -> None:
@@ -328,18 +341,23 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def set_ranks(self, ranks: Any) -> None:
         """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
+        if ranks not in ("differ", "same"):
+            raise GraphRegError(
+                "set_ranks(mesh=...) needs the whole graph of a model, and a backend sees it in parts. Use graphreg.regularize; or give "
+                "'differ' or 'same'."
+            )
         self.streams.alike = ranks == "same"
 
     def frozen_noise(self) -> AbstractContextManager[None]:
-        """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
+        """Return a context manager. Each call within it draws the same masks: see ``graphreg.frozen_noise``."""
         return self.streams.freeze()
 
     def noise_on(self) -> AbstractContextManager[None]:
-        """Keep every splice acting in a block, in any mode: see ``graphreg.noise_on``."""
+        """Return a context manager. Within it every splice acts, in eval mode too: see ``graphreg.noise_on``."""
         return self._noise_switched(on=True)
 
     def noise_off(self) -> AbstractContextManager[None]:
-        """Let no splice act in a block: see ``graphreg.noise_off``."""
+        """Return a context manager. Within it no splice acts: see ``graphreg.noise_off``."""
         return self._noise_switched(on=False)
 
     def _noise_switched(self, on: bool) -> AbstractContextManager[None]:

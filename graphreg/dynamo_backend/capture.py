@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.dynamo_backend.capture_place import Place
+from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.ir import (
     BOUNDARY,
     CELL_PORTS,
@@ -34,7 +35,7 @@ from graphreg.ir import (
     of_body,
     own_labels,
 )
-from graphreg.torch_internals import CALLERS_OF_FORWARD, snake_case, source_of
+from graphreg.torch_internals import snake_case, source_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Capture:
         """
         self.root = root
         self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules = {path: module_itself(module) for path, module in root.named_modules(remove_duplicate=False)}
         self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
         self.graph = fx.Graph()
         self.at_boundary: set[str] = set()
@@ -96,7 +97,7 @@ class Capture:
         Args:
             inputs: The example inputs from Dynamo.
             known: What is known of the inputs that earlier graphs of the call computed, by the id of the input.
-            taken: The site names that those graphs use.
+            taken: The site names that earlier graphs of the call use.
         """
         namer = Namer(self.modules.keys() - {""})
         for name in taken:
@@ -148,19 +149,20 @@ class Capture:
         return twin
 
     def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
-        """Return the name of the argument that an input comes from, ``""`` if it comes from none, and the keys that lead to the input.
+        """Return the name of the forward's argument that an input is or belongs to, and the keys that lead from the argument to the input.
 
-        The keys are joined by dots to one string in a tuple; the tuple is empty if the input is the argument itself.
+        The name is ``""`` if there is no such argument. The keys are joined by dots to one string, in a tuple. The tuple is empty if the
+        input is the argument itself.
         """
         name, keys = source_of(node)
-        if self.place.code in CALLERS_OF_FORWARD and name in ("args", "kwargs") and keys:
-            names = list(inspect.signature(self.root.forward).parameters)
+        if self.place.passes and name in ("args", "inputs", "kwargs") and keys:
+            names = list(inspect.signature(self.modules[""].forward).parameters)
             key = keys.pop(0)
-            name = names[min(int(key), len(names) - 1)] if name == "args" else key
+            name = key if name == "kwargs" else names[min(int(key), len(names) - 1)]
         return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:
-        """Return the module calls in which the node was made, outermost first. The list ends at the first layer (``is_layer``)."""
+        """Return the module calls in which the node was made, outermost first. Calls inside a layer (``is_layer``) are left out."""
         stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
@@ -202,7 +204,7 @@ class Capture:
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
-        """Give the module's name, as a label, to the value that leaves the module's call.
+        """For each call of a module, label the value that leaves the call with the module's name.
 
         If several values leave the call, they get labels only if the module is an LSTMCell.
         """
@@ -236,7 +238,10 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def base_and_operation(node: fx.Node) -> tuple[str, str]:
-    """Return the name that a trace would give the node, without its number, and the operation. Dynamo names nodes after variables."""
+    """Return the name that a trace would give a node, without the number at its end, and the name of the node's operation.
+
+    The node's present name is no help, because Dynamo names nodes after the variables in the user's code.
+    """
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
     base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))

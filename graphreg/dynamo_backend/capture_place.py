@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphreg.dynamo_backend.wrappers import inside, module_itself, unwrapped
 from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_code, first_arguments
 
 
@@ -25,14 +26,23 @@ class Functions(nn.Module):
             self.add_module(path, module)
 
 
-def same_modules(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether both stand for compiled functions, and these functions use the same modules."""
-    functions = isinstance(one, Functions) and isinstance(other, Functions)
-    return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
+def same_model(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether both are one model, whatever wrappers are around it; for compiled functions, whether they use the same modules."""
+    if isinstance(one, Functions) and isinstance(other, Functions):
+        return {id(inside(m)) for m in one.children()} == {id(inside(m)) for m in other.children()}
+    return inside(one) is inside(other)
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """Return a model without its wrappers, as ``unwrapped`` does; for a compiled function, without those of the modules that it uses."""
+    if not isinstance(model, Functions):
+        return unwrapped(model)
+    known: dict[int, nn.Module] = {}
+    return Functions(model.title, {name: unwrapped(child, known) for name, child in model.named_children()})
 
 
 def is_training(model: nn.Module) -> bool:
-    """Return whether a model is in train mode; of a compiled function, whether any module that it uses is."""
+    """Return whether a model is in train mode; for a compiled function, whether any module that it uses is."""
     modules = list(model.children()) if isinstance(model, Functions) else []
     return any(module.training for module in modules or [model])
 
@@ -71,6 +81,7 @@ class Place:
         first: Whether the graph begins where the model's forward begins.
         last: Whether the model returns what the graph returns.
         returns: Whether the module at ``path``, a submodule, returns what the graph returns.
+        passes: Whether the code is that of ``nn.Module`` or of a wrapper of the model, and passes its arguments on to the model's forward.
     """
 
     path: str
@@ -80,18 +91,22 @@ class Place:
     first: bool
     last: bool
     returns: bool
+    passes: bool = False
 
 
 def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mapping[int, str]) -> Place:
-    """Return the place of the graph that Dynamo is compiling. ``paths``: the paths of the model's modules by id."""
+    """Return the place of the graph that Dynamo is compiling. ``paths``: the paths of the model's modules and of their wrappers by id."""
     code = captured_code(translator, gm)
     function = isinstance(root, Functions) and code.name == root.title
     local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
     path = paths[id(code.values[local])] if local is not None else here(paths)
-    calls = code.name in ("forward", *CALLERS_OF_FORWARD, _outermost(root if path == "" else root.get_submodule(path)))
+    owner = module_itself(root if path == "" else root.get_submodule(path))
+    calls = code.name in ("forward", *CALLERS_OF_FORWARD, _outermost(owner))
     is_model = function or (not isinstance(root, Functions) and path == "" and calls)
     returns = path != "" and calls and not code.broken
-    return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns)
+    wraps = local is not None and inside(code.values[local]) is not code.values[local]
+    passes = code.name in CALLERS_OF_FORWARD or (wraps and path == "")
+    return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns, passes)
 
 
 def here(paths: Mapping[int, str]) -> str:

@@ -1,8 +1,8 @@
 """Turns a rewritten graph back into Dynamo's form for the inner compiler. The resulting graph has no state that a call changes.
 
 Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, and the backend passes them at each call: if a
-runtime module assigned a buffer, that would happen only once, while the compiler traces. The measurements are returned after the graph's
-own outputs.
+runtime module assigned a buffer, that would happen only once, while the compiler traces. After its own outputs, the graph returns the
+measurements of penalties on values (``model_call.py`` says what these are) and the totals of penalties on parameters.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Emitted:
 
     Attributes:
         module: The graph, with the runtime modules that it calls.
-        draws: Whether the graph draws. If so, the first additional input is the tensor of keys.
+        draws: Whether the graph draws random numbers. If so, the first additional input is the tensor of keys.
         strengths: The regularizers whose strengths are the next inputs, in order.
         more: The names of the parameters that are the last inputs. Penalties read these, and the captured graph does not.
-        measured: The penalty of each measurement; the measurements are the outputs after the graph's own.
-        weighed: The penalties on parameters; their totals are the last outputs.
+        measured: For each measurement, the name of the penalty that made it. The measurements are the outputs after the graph's own.
+        weighed: The names of the penalties on parameters that the graph computes. Their totals are the last outputs.
     """
 
     module: fx.GraphModule
@@ -67,7 +67,7 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty name: its runtime module, and the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # from a penalty's name to its runtime module and its parameters' names
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:

@@ -1,4 +1,4 @@
-"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error names that code.
+"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error names the skipped code.
 
 Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation. At the end
 of a call through its backend, graphreg checks whether the backend got a graph. Dynamo's counters say which code was skipped, and why.
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from graphreg.dynamo_backend.capture_place import Functions, root_of
+from graphreg.dynamo_backend.wrappers import inside
 from graphreg.errors import GraphRegError
 from graphreg.runtime import backend_handle
 from graphreg.torch_internals import (
@@ -85,7 +86,7 @@ def _new() -> CompiledCall | None:
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:
-    title = model.title if isinstance(model, Functions) else type(model).__name__
+    title = model.title if isinstance(model, Functions) else type(inside(model)).__name__
 
     def begin() -> Callable[[], None]:
         before = sys.exc_info()[1]

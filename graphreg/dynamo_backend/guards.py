@@ -17,7 +17,9 @@ from graphreg.torch_internals import guard_identity, guard_value
 
 
 class Watched:
-    """The object that the guard reads. ``now`` is a tuple: the modes, whether noise is switched on or off, and the running module's path.
+    """The object that the guard reads. ``now`` is a tuple of all that a graph depends on.
+
+    It has the modes of ``owners``, whether noise is switched on, whether it is switched off, and the path of the running module.
 
     ``paths``: the paths of the model's modules by id; None if another guard checks which module runs the graph.
     """
@@ -33,7 +35,7 @@ class Watched:
 
 
 def guard(translator: Any, place: Place, watched: Watched) -> None:
-    """Have Dynamo capture the code again if ``watched.now`` has another value, or if another module runs the code."""
+    """Have Dynamo capture the code again when ``watched.now`` has changed, or when another module runs the code."""
     if place.local is not None:
         guard_identity(place.local)
     guard_value(translator, "__graphreg_watched", watched, "now", by_module=watched.paths is not None)

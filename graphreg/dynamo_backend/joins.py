@@ -18,7 +18,7 @@ from graphreg.errors import GraphRegError
 from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
-Share = Callable[[str, torch.device, torch.dtype], Tensor]  # returns a penalty's derivative with respect to a measurement, 0-d
+Share = Callable[[str, torch.device, torch.dtype], Tensor]  # from a penalty's name: its derivative with respect to a measurement
 
 
 class Joins:
@@ -28,7 +28,7 @@ class Joins:
         share: Returns a penalty's derivative with respect to a measurement. It is called in backward, because only then is the number of
             measurements in all graphs known.
         scale: The factor of the penalties' gradient.
-        names: For each node of the chain, the penalty of each of its measurements.
+        names: For each node of the chain, a list with the name of the penalty that made each of its measurements.
         token: The output of the chain's last node, from which backward runs the chain; None before the first node and after the call.
         reached: The number of the latest backward pass, and the number of the node that ran last in it.
     """
@@ -45,7 +45,7 @@ class Joins:
         Nothing is added if no value requires grad or if grad mode is off.
 
         Args:
-            names: The penalty of each value.
+            names: For each value, the name of its penalty.
             values: The measurements or totals.
         """
         live = [(name, value) for name, value in zip(names, values, strict=True) if value.requires_grad]
@@ -61,7 +61,7 @@ class Joins:
         self.token = _Shares.apply(self, len(self.names), current(self.scale), self.token, *values)  # type: ignore[no-untyped-call]
 
     def join(self, outputs: list[Any], inputs: Sequence[Any]) -> list[Any]:
-        """Connect the outputs of a graph that require grad to the present last node of the chain. Return all outputs.
+        """Connect those outputs of a graph that require grad to the node that is now the last in the chain. Return all outputs.
 
         ``inputs``: the arguments of the graph.
         """

@@ -1,4 +1,8 @@
-"""One call of a model whose forward is several graphs: collects the graphs' measurements and computes the penalties over all graphs."""
+"""One call of a model whose forward is several graphs: collects the graphs' measurements and computes the penalties over all graphs.
+
+A measurement is what a penalty's formula returns for one site. If the formula takes all sites at once, each graph makes one
+measurement.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ class Measurer:
     Attributes:
         regularizer: The penalty.
         name: The name of the penalty.
-        all_at_once: Whether the penalty's formula takes ``values``, all sites at once.
+        all_at_once: Whether the penalty's formula takes the argument ``values``, which has the values of all sites.
         parameters: The names of the parameters that the penalty measures; empty for a penalty on values.
         total_module: The runtime module that computes the mean or sum, times the strength.
     """
@@ -110,7 +114,7 @@ class Call:
         Args:
             results: What the graph returned: its own outputs, then the measurements of the penalties ``names``, then the totals of the
                 penalties ``weighed``.
-            names: The penalty of each measurement.
+            names: For each measurement, the name of the penalty that made it.
             weighed: The penalties on parameters that the graph computed.
             counts: Whether the totals of ``weighed`` are valid.
             inputs: The arguments of the graph.

@@ -1,7 +1,8 @@
-"""The noise of a backend: a stream is added when a graph that draws from it is captured, and each stream counts its draws.
+"""The noise streams of a backend. Each belongs to one splice at a site, or to one native dropout, and counts its own draws.
 
-A rewritten module counts its calls instead. But when a model runs as several graphs, one call may draw at some of the sites only, or
-several times at a site that is in a loop. If each call draws once at every site, both ways of counting give the same masks.
+New graphs may bring new streams. A rewritten module counts its calls, and not the draws of each stream. But when a model runs as several
+graphs, one call may draw at some of the sites only, or several times at a site that is in a loop. If each call draws once at every site,
+both ways of counting give the same masks.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ class Stream:
     Attributes:
         site: The name of the site.
         kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
-        occurrence: Which of several splices of that class at the site it is, from 0.
+        occurrence: If several splices of that class act at the site, the number of this splice among them, from 0.
         seed: A seed that replaces the backend's, or None.
         once: Whether all graphs of a call share one draw, as for a parameter, which is replaced once in a call.
+        shared_by: If the value is a DTensor, the first of the ranks that share it. All of them draw parts of the mask of that rank.
     """
 
     site: str
@@ -38,6 +40,7 @@ class Stream:
     occurrence: int
     seed: int | None = None
     once: bool = False
+    shared_by: int | None = None
 
     @property
     def text(self) -> str:
@@ -52,9 +55,10 @@ class Streams:
         seed: The seed of the streams without a seed of their own.
         alike: Whether all ranks draw the same masks.
         calls: The number of draws of each stream, by its ``text``.
-        clock: The number of the next call in train mode, on which scheduled strengths depend; in a block of ``frozen_noise`` that of the
-            call after it.
-        frozen_calls: In a block of ``frozen_noise``, the counts with which every call begins; otherwise None.
+        clock: How many calls in train mode have begun, not counting those in blocks of ``noise_on`` and ``noise_off``. All calls in a block
+            of ``frozen_noise`` count as one. Scheduled strengths depend on this number.
+        frozen_clock: In a block of ``frozen_noise``, the clock of every call.
+        frozen_calls: In a block of ``frozen_noise``, the value of ``calls`` with which every call begins; otherwise None.
     """
 
     def __init__(self, seed: int) -> None:
@@ -76,7 +80,11 @@ class Streams:
                     self._drawn[row.text] = self.calls.get(row.text, 0)
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(numbers, calls)
-        return of_process(keys, self.alike).to(device)
+        positions = dict.fromkeys(row.shared_by for row in rows)
+        if len(positions) < 2:
+            return of_process(keys, self.alike, *positions).to(device)
+        each = [of_process(keys[i : i + 1], self.alike, row.shared_by) for i, row in enumerate(rows)]
+        return torch.cat(each).to(device)
 
     def _number(self, row: Stream) -> int:
         if row not in self._numbers:
@@ -84,9 +92,9 @@ class Streams:
         return self._numbers[row]
 
     def begin(self, counts: bool) -> int:
-        """Begin a call, and return the clock of it. In a block of ``freeze``, set the counts back to those at the beginning of the block.
+        """Begin a call, and return its clock. In a block of ``freeze``, set the counts back to those at the beginning of the block.
 
-        ``counts``: whether it is a call in train mode, which moves the clock.
+        ``counts``: whether the call moves the clock, as a call in train mode does.
         """
         self._drawn = {}
         now = self.now()

@@ -57,7 +57,8 @@ def backend(
 
     Raises:
         NoMatchError: A keyword is unknown.
-        RegularizerError: A regularizer, an option or a value is not allowed.
+        RegularizerError: A regularizer, an option or the value of one is not allowed.
+        GraphRegError: ``penalties="attach"`` needs a newer torch.
     """
     if recipe is not None:
         return by_recipe(backend, locals())
@@ -173,8 +174,8 @@ def backend_of(compiled: Any) -> Backend:
 def __getattr__(name: str) -> Any:
     """Return the function ``by_name``, which torch looks up when it first needs the backend, and watch Dynamo's compilations from then on.
 
-    So the import of this file registers no callback with Dynamo, but the use of the backend by its name does. A call that captures no
-    graph is noticed then, too.
+    So the import of this file registers no callback with Dynamo, but the use of the backend by its name does. Without the callback, a call
+    for which Dynamo captures no graph would go unnoticed.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

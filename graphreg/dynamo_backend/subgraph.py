@@ -15,13 +15,14 @@ from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.model_call import Call
 from graphreg.dynamo_backend.noise_streams import Stream
+from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
-from graphreg.ir import BOUNDARY, RULES, Label, deep_nodes, measured_shard, own_labels, scope_of, value_sites
+from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
-from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, graphs_of, shard_measured
+from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, graphs_of, is_dtensor, lead, shard_measured
 from graphreg.torch_internals import is_distributed, without_autograd_cache
 from graphreg.tracing import Traced
 
@@ -38,7 +39,7 @@ def parameter_metadata(parameter: Tensor) -> ParameterMetadata:
 
 @dataclass(frozen=True)
 class Subgraph:
-    """A subgraph of the model: one graph that Dynamo captured, planned and compiled.
+    """A subgraph of the model: one graph that Dynamo captured, with its plan and its compiled form.
 
     Attributes:
         number: Its number, from 1, in the order of capture.
@@ -76,12 +77,12 @@ class Subgraph:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The penalty of each measurement that the compiled graph returns."""
+        """For each measurement that the compiled graph returns, the name of the penalty that made it."""
         return self.emitted.measured if self.emitted else ()
 
     @property
     def weighed(self) -> tuple[str, ...]:
-        """The penalties on parameters that the compiled graph computes."""
+        """The names of the penalties on parameters that the compiled graph computes."""
         return self.emitted.weighed if self.emitted else ()
 
     def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
@@ -109,7 +110,7 @@ class Maker:
         """Return the paths of the model's modules by id; for a module with several paths, the first."""
         paths: dict[int, str] = {}
         for path, module in self.model.named_modules(remove_duplicate=False):
-            paths.setdefault(id(module), path)
+            paths.setdefault(id(module_itself(module)), path)
         return paths
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
@@ -168,7 +169,10 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """Return the edit. If another graph computed the value, add to ``occurrence`` how often the class has acted on it in this call."""
+    """Return the edit with the ``occurrence`` that it has in the call.
+
+    If another graph computed the value, the edits that have acted on it there with a regularizer of the same class count, too.
+    """
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
@@ -179,7 +183,7 @@ Strengths = Callable[[str, torch.device], Tensor]
 
 @dataclass(frozen=True)
 class Named(Traced):
-    """A ``Traced`` subgraph with the title of the whole model; for a compiled function, the name of the function."""
+    """A ``Traced`` of one subgraph, whose ``title`` is that of the whole model, or the name of the compiled function."""
 
     model_title: str = ""
 
@@ -223,8 +227,12 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
     key = rules._modules.get("key")
     if not isinstance(key, KeyRule):
         return ()
+    key.alike = True  # the keys that the graph gets are those of this rank, or of the first of the ranks that share a DTensor
+    shared = _shared_by(rewritten)
     streams = [
-        Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng, e.replaces_parameter)
+        Stream(
+            e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng, e.replaces_parameter, shared.get(e.site.name)
+        )
         for e in plan.edits
         if isinstance(e.regularizer, Splice)
     ] + [Stream(e.dropout.site.name, "own dropout", 0) for e in plan.native_dropout if e.draws]
@@ -233,3 +241,16 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
             "graphreg's backend and its rewrite disagree about the number of noise streams. This is a fault of graphreg; report it."
         )
     return tuple(streams)
+
+
+def _shared_by(rewritten: RewrittenModule) -> dict[str, int]:
+    """Return, for each splice on a DTensor, by the name of its site: the first of the ranks that share the value."""
+    found = {}
+    for graph in graphs_of(rewritten).values():
+        for node in graph.nodes:
+            addition = addition_of(node)
+            if addition is not None and addition.kind is Kind.SPLICE and addition.site is not None:
+                value = node.all_input_nodes[0].meta.get("example_value")
+                if is_dtensor(value):
+                    found[addition.site] = lead(value.device_mesh)
+    return found

@@ -1,4 +1,8 @@
-"""The structure of a call's arguments, as text. It decides which graph the call needs."""
+"""Writes the structure of a call's arguments as a text, by which a model that is regularized in place chooses the graph for the call.
+
+Two calls have the same structure if they pass arguments for the same parameters of the forward, with equal dtypes and numbers of dims of
+tensors, and equal contents of all other arguments.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import contents_of, may_change
 from graphreg.torch_internals import pytree
 
-_DOT = "·"  # stands for a dot, because Dynamo cannot read an attribute that has a dot in its name
+# Stands for a dot in the text. The text is also the name of an attribute of ``Graphs`` (placed.py), and Dynamo cannot read an attribute
+# that has a dot in its name.
+_DOT = "·"
 
 
 class CallForm:
@@ -21,9 +27,9 @@ class CallForm:
 
     Attributes:
         names: The names of the forward's parameters that may be given by position.
-        defaults: The default of each parameter that has one, by name.
-        lists: The position of each parameter whose default may change in place, such as a list, by name. A keyword-only parameter has a
-            position after all others.
+        defaults: A dict. Each key is the name of a parameter that has a default; the value is the default.
+        lists: A dict. Each key is the name of a parameter whose default may change in place, such as a list; the value is the position of
+            the parameter, or None if it is keyword-only.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
@@ -32,13 +38,13 @@ class CallForm:
         self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
         positions = {name: i for i, name in enumerate(self.names)}
-        self.lists = {name: positions.get(name, len(positions)) for name, default in self.defaults.items() if may_change(default)}
+        self.lists = {name: positions.get(name) for name, default in self.defaults.items() if may_change(default)}
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
 
-        The text does not depend on whether an argument is given by position or by name, nor on whether an argument that equals its default
-        is given or left out.
+        The text is the same whether an argument is given by position or by name. The text is also the same whether an argument that equals
+        its default is given or left out, if the default is None, a bool, a number, a str or an object that may change in place.
         """
         parts = []
         for i in range(len(args)):
@@ -49,7 +55,7 @@ class CallForm:
             if not self._is_default(name, value):
                 parts.append(f"{name}={contents_of(value)}")
         for name, position in self.lists.items():
-            if len(args) <= position and name not in kwargs:
+            if (position is None or len(args) <= position) and name not in kwargs:
                 parts.append(f"{name}={contents_of(self.defaults[name])}")
         parts.sort()
         return ", ".join(parts).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
@@ -66,12 +72,12 @@ class CallForm:
 
 
 def readable(key: str) -> str:
-    """Return the text of a structure in the form that messages show."""
+    """Return the text of a structure (``key``) as messages show it: in parentheses, with dots."""
     return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
 
 
 def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TraceError if a call carries a cache of keys and values, or asks for one: a graph can neither read nor return a cache."""
+    """Raise TraceError if a call passes a ``Cache`` of transformers or asks for one: a graph can neither read nor return a cache."""
     for value in (*args, *kwargs.values()):
         if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
             raise TraceError(
@@ -86,7 +92,7 @@ def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the arguments of a call as example inputs: a tuple, or a dict if some arguments are given by name. Tensors are detached."""
+    """Return a call's arguments, with detached tensors, as example inputs: a tuple, or, if some are given by name, a dict by name."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
     if not kwargs:
         return tuple(args)
@@ -112,7 +118,10 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Siz
 
 
 def not_traced(key: str, title: str) -> GraphRegError:
-    """Return the error for a call under Dynamo whose arguments have a structure without a graph, or with a stale graph only."""
+    """Return the error for a call that Dynamo traces, if the structure ``key`` of its arguments has no graph, or only a stale graph.
+
+    ``title``: the name of the model's class.
+    """
     return GraphRegError(
         f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
         "change of the model. The model cannot be traced while torch.compile compiles the code around the call. Call the model with such "

@@ -1,4 +1,7 @@
-"""``Fingerprint``: what a graph depends on besides its inputs. Each call compares it with the model, so that no call runs a stale graph."""
+"""``Fingerprint`` records everything that a graph depends on besides its inputs.
+
+Before a graph runs, its fingerprint is compared with the model, so that no call runs a graph from before a change of the model.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,19 @@ from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
-# these attributes of every module are not compared as values: submodules, parameters, hooks and modes are checked in other ways
-_OWN = frozenset(vars(nn.Module())) | {"forward"}
+# The attributes that every module has, and a ``forward`` that was replaced on the object. ``Fingerprint`` compares submodules, shapes of
+# parameters and such a ``forward`` in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the modes or
+# asserts that they are as at the trace.
+_FORWARD = "forward"
+_OWN = frozenset(vars(nn.Module())) | {_FORWARD}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
-_LARGEST = 1000  # the most items of a container that are compared at each call; of a larger container, only the identity is compared
+_LARGEST = 1000  # the number of items up to which the items of a container are compared; a larger container is compared by identity
 _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
-_DEPTH = 4  # how many levels of objects and containers are entered
+_DEPTH = 4  # the number of levels of nested objects and containers whose contents are compared
 _Names = frozenset[str]
-Reads = dict[int, set[str]]  # by id of an object, the names of the attributes that were read
+Reads = dict[int, set[str]]  # for the id of each module or other object: the names of its attributes that code read during a trace
 _Getter = Callable[[Any], Any]
 
 
@@ -36,23 +42,24 @@ class Fingerprint:
     """What a graph was traced from: the modules by identity, the shapes of parameters, and the values that the forwards may read.
 
     These values are attributes of modules, attributes of objects such as a configuration, global variables, and variables of enclosing
-    functions. Making a fingerprint takes milliseconds; ``same`` takes microseconds for each module.
+    functions. To make a fingerprint takes milliseconds. A call of ``same`` takes microseconds for each module.
     """
 
     def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: the attributes that the trace read. With None, every attribute counts if the code of a forward mentions its name."""
+        """``reads``: the attributes that the trace read; None for all attributes whose names the code of the forwards mentions."""
         self._reads = reads
         self._modules_now: list[dict[str, Any]] = []
         self._parameters: list[dict[str, Any]] = []
         self._paths: list[str] = []
-        self._plain: list[tuple[_Getter, Any]] = []  # values that are compared by ==: a getter, and the object to call it with
-        self._values: list[Any] = []  # what these getters returned at the trace
-        self._others: list[tuple[_Getter, Any]] = []  # values that are compared by identity: a getter, and the object to call it with
-        self._objects: list[Any] = []  # what these getters returned at the trace
+        self._plain: list[tuple[_Getter, Any]] = []  # for values compared by ==: a getter, and its argument
+        self._values: list[Any] = []  # the results of the getters in ``_plain`` at the trace
+        self._others: list[tuple[_Getter, Any]] = []  # for values compared by identity: a getter, and its argument
+        self._objects: list[Any] = []  # the results of the getters in ``_others`` at the trace
         self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
-        # for each owner: the names that only its class has, their values in the class, and the ``__dict__`` of the owner
+        # for each module or object, its attributes that are in its class, but not in its ``__dict__``: the names; the values in the class;
+        # the ``__dict__``, in which an attribute of this name may appear later
         self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
-        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # all these values with their names, for ``changed``
+        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # (getter, argument, name, value, whether by ==)
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
         codes = {kind: reachable_code([module]) for kind, module in kinds.items()}
         mentioned = {kind: _mentioned(code) for kind, code in codes.items()}
@@ -69,18 +76,20 @@ class Fingerprint:
                 self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
         for code in codes.values():
             self._add_variables(code, everywhere, seen)
+        self._inner = {path: vars(module) for path, module in model.named_modules() if path}
+        self._forwards = [space.get(_FORWARD) for space in self._inner.values()]
         self._modules_then = [dict(modules) for modules in self._modules_now]
         self._shapes = _shapes(self._parameters)
 
     def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = _DEPTH) -> None:
-        """Add the attributes of a module or object, and what these attributes contain.
+        """Add the attributes of a module or object, and the contents of these attributes.
 
         Args:
             owner: The module or object.
-            names: The names of the attributes of the owner that code may read.
-            everywhere: The names that any code of the model mentions. They count for objects of which no reads were recorded.
-            seen: The ids of the owners that were added so far.
-            depth: How many levels of objects and containers to enter.
+            names: The names of the owner's attributes that code may read.
+            everywhere: The names that any code of the model mentions. If no reads are known, code may read these attributes of any object.
+            seen: The ids of the objects, containers and closure cells that were added so far.
+            depth: The number of levels of objects and containers to enter.
         """
         if id(owner) in seen:
             return
@@ -93,7 +102,7 @@ class Fingerprint:
             self._absent.append((absent.keys(), absent, space))
 
     def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add items of a dict or list, and what they contain. ``titles``: the keys of the items, each with its name for messages."""
+        """Add items of a dict or a sequence, and their contents. ``titles``: the keys of the items, each with its name for messages."""
         plain = [key for key in titles if _is_plain(space[key])]
         if plain:
             self._plain.append((operator.itemgetter(*plain), space))
@@ -104,7 +113,7 @@ class Fingerprint:
             self._add_other(operator.itemgetter(key), space, titles[key], everywhere, seen, depth)
 
     def _add_other(self, get: _Getter, space: Any, title: str, everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add a value that is compared by identity, and what it contains if it is an object or a container."""
+        """Add a value that is compared by identity. If the value is an object or a container, add its contents, too."""
         value = get(space)
         self._others.append((get, space))
         self._objects.append(value)
@@ -124,7 +133,8 @@ class Fingerprint:
     def _add_variables(self, code: ReachableCode, everywhere: _Names, seen: set[int]) -> None:
         """Add the global variables that code mentions, and the variables of enclosing functions, if their values are data.
 
-        Variables of installed packages are left out: there are hundreds, such as tables of classes, and nobody changes these between steps.
+        The variables of installed packages are left out: there are hundreds, such as tables of classes, and users do not change these
+        between training steps.
         """
         for space, names in code.variables.values():
             if _is_installed(str(space.get("__file__", ""))):
@@ -147,25 +157,29 @@ class Fingerprint:
                     self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
 
     def _read_in(self, module: nn.Module, names: _Names) -> _Names:
-        """Return those of the names that the trace read as attributes of a module. The module's code may mention more names.
+        """Return those of ``names`` that the trace read as attributes of a module; all of ``names`` if the reads are not known.
 
-        Return all names if the reads are not known. A read of a whole ``__dict__`` counts as a read of every name.
+        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name, and
+        ``gradient_checkpointing`` always counts as read.
         """
         read = None if self._reads is None else self._reads.get(id(module))
         return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
 
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
-        """Return the names of an object's attributes that the trace read; ``everywhere`` if the reads are not known."""
+        """Return the names of an object's attributes that the trace read; if the reads are not known, return ``everywhere``.
+
+        The result also contains the names to which a dict of the object's class maps these names (see ``_mapped``).
+        """
         read = None if self._reads is None else self._reads.get(id(value), set())
         names = everywhere if read is None or "__dict__" in read else frozenset(read)
         return names | _mapped(type(value), names)
 
     def same(self) -> bool:
-        """Whether nothing has changed since the trace. The loops are comprehensions and C functions, because this runs at each call."""
+        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, for speed: each call runs them."""
         modules = self._modules_now, self._modules_then
         if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
             return False
-        if _shapes(self._parameters) != self._shapes:
+        if _shapes(self._parameters) != self._shapes or [space.get(_FORWARD) for space in self._inner.values()] != self._forwards:
             return False
         try:
             if [get(space) for get, space in self._plain] != self._values:
@@ -177,12 +191,15 @@ class Fingerprint:
         return all(names.isdisjoint(space) or not _shadowed(values, space) for names, values, space in self._absent)
 
     def changed(self) -> str:
-        """Name the first thing that has changed; ``""`` if nothing has."""
+        """Describe the first change of the model that is found, for a log message; ``""`` if the model has not changed."""
         for now, then, path in zip(self._modules_now, self._modules_then, self._paths, strict=True):
             if not _same_modules(now, then):
                 return f"submodules of {path or 'the model'}"
         if _shapes(self._parameters) != self._shapes:
             return "shapes of parameters"
+        for (path, space), forward in zip(self._inner.items(), self._forwards, strict=True):
+            if space.get(_FORWARD) != forward:
+                return f"the forward of {path}"
         for get, space, title, value, plain in self._named:
             try:
                 present = get(space)
@@ -195,7 +212,10 @@ class Fingerprint:
 
 @contextmanager
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
-    """Record which attributes are read, within the block, of modules and of objects that the modules have, such as configurations."""
+    """Within the context, record which attributes code reads: those of modules, and of objects in their attributes or in global variables.
+
+    Such an object is, for example, a configuration. The context manager yields the records, which grow while the context lasts.
+    """
     objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
     spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
     spaces += [space for space, _ in reachable_code(model.modules()).variables.values()]
@@ -228,24 +248,27 @@ def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[A
 
 
 def _is_of_model(frame: types.FrameType) -> bool:
-    """Whether the code that reads a whole ``__dict__`` is a model's, not that of a copy or pickle, nor graphreg's search for changes."""
+    """Whether a frame that reads a whole ``__dict__`` runs code of the model, and not a copy, a pickle or graphreg's search for changes."""
     return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
 
 
 def _mentioned(code: ReachableCode) -> _Names:
-    """Return the names that the code of a module's forward mentions, and the string constants in it, which ``getattr`` may get as names."""
+    """Return the names that code mentions, and its string constants, because the code may pass these to ``getattr``."""
     texts = {text for function in code.functions.values() for text in function.__code__.co_consts if isinstance(text, str)}
     return frozenset(code.mentioned | texts | {_CHECKPOINTS})
 
 
 def _mapped(kind: type, names: _Names) -> _Names:
-    """Return the names to which a class maps ``names``, such as by the ``attribute_map`` of a configuration of transformers."""
+    """Return the names to which a class's dicts map ``names``. Such a dict is ``attribute_map`` of a configuration of transformers."""
     maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
     return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
 
 
 def _same_modules(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Whether a module has the same submodules, apart from wrappers of activation checkpointing around blocks: graphs call these."""
+    """Whether a module has the same submodules as at the trace.
+
+    A new wrapper of activation checkpointing around a block is no change, because the graph calls the block through the wrapper.
+    """
     return now.keys() == then.keys() and all(m is then[name] or (m and unwrapped_block(m)) is then[name] for name, m in now.items())
 
 
@@ -258,7 +281,7 @@ def _shapes(registries: list[dict[str, Any]]) -> list[Any]:
 
 
 def _shadowed(values: dict[str, Any], space: dict[str, Any]) -> list[str]:
-    """Return the names for which the object has a value that differs from the value of its class."""
+    """Return the names for which an object's ``__dict__`` (``space``) has another value than the object's class (``values``)."""
     return [name for name, value in values.items() if name in space and space[name] != value]
 
 
@@ -299,7 +322,10 @@ def _is_installed(file: str) -> bool:
 
 
 def _content(cell: types.CellType) -> Any:
-    """Return the value of a variable of an enclosing function. If it is not assigned yet, return this function, which is no data."""
+    """Return the value of a variable of an enclosing function.
+
+    If the variable is not assigned yet, return the function ``_content`` itself. No function is data, so the variable is left out.
+    """
     try:
         return cell.cell_contents
     except ValueError:

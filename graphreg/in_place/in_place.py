@@ -45,33 +45,36 @@ def regularize_(
     blocks: Selector | None = None,
     **keywords: Any,
 ) -> M:
-    """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
+    """Regularize a model in place, and return the same object. Its methods, parameters and ``state_dict`` stay the same.
 
-    In train mode, a call runs the graph that ``regularize`` would make. The model is traced at the first call. It is traced again for a
-    call whose arguments have another structure (other arguments are given, a tensor has another dtype or number of dimensions, or an
-    argument that is no tensor has another value), and after a change of the model (a layer is replaced, or a configuration value is set).
-    All graphs share the noise and the strengths. In eval mode, a call runs the model's own forward. If the model cannot be traced, the
-    call raises; it never runs the plain forward in train mode.
+    The model's class becomes a generated subclass of its own class, with the same name, so that ``isinstance`` still holds.
+
+    In train mode, a call runs the graph that ``regularize`` would make. In eval mode, a call runs the model's own forward.
+
+    The first call in train mode traces the model. A later call traces the model again if its arguments have another structure (an
+    optional argument is added or left out, a tensor has another dtype or number of dimensions, or an argument that is no tensor has
+    another value), or if the model has changed (a layer is replaced, or a configuration value is set). All graphs share the noise and the
+    strengths. If the model cannot be traced, the call raises; no call in train mode runs the plain forward.
 
     ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
 
     Args:
         model: The model to regularize.
         *regularizers: Regularizers, or sequences of them.
-        example_inputs: Arguments of one call, as in ``regularize``; the model is traced for them at once.
+        example_inputs: Arguments of one call, as in ``regularize``. If they are given, ``regularize_`` traces the model for them at once.
         rng: As in ``regularize``.
         front_end: As in ``regularize``.
-        missing: As in ``regularize``, for each structure.
-        penalties: ``"attach"`` adds the penalties to the output's loss, or their gradients in the backward pass, so that a training loop
-            need not know of them. ``"return"`` makes a call in train mode return ``(output, penalties)``.
+        missing: As in ``regularize``, for the graph of each structure of arguments.
+        penalties: ``"attach"`` adds the penalties to the loss in the output. If the output has no loss, the backward pass adds their
+            gradients. So a training loop needs no change. ``"return"`` makes a call in train mode return ``(output, penalties)``.
         compile: As in ``regularize``.
         scale: As in ``regularize``.
         own_dropout: As in ``regularize``.
-        verify: As in ``regularize``; it needs example inputs.
+        verify: As in ``regularize``; it needs ``example_inputs``.
         eval_penalties: Run the graph in eval mode, too, so that a call in eval mode also has penalties.
         recipe: As in ``regularize``.
-        blocks: A selector of modules, such as ``"layers.*"``. In train mode the graphs call these modules of the model, which then run
-            emitted code, so that FSDP2, activation checkpointing, ``module.compile()`` and hooks act on them.
+        blocks: A selector of modules, such as ``"layers.*"``. In train mode the graphs call these modules of the model, so that FSDP2,
+            activation checkpointing, ``module.compile()`` and hooks act on the calls. The modules then run code that graphreg generates.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
     Returns:
@@ -100,9 +103,9 @@ def regularize_(
 
 
 def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.Module | None) -> None:
-    """Give the model its class and its state, and trace it for the example inputs if there are any. If that fails, undo it.
+    """Give the model its generated class and its ``Placed`` object, and trace the model for the example inputs if there are any.
 
-    ``before``: a copy of the model to compare the graph with; or None.
+    If a step fails, the model gets its own class back. ``before``: a copy of the model to compare the graph with; None for no comparison.
     """
     with Changes() as changes, changes:
         kept = [False]
@@ -118,16 +121,16 @@ def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.M
 
 
 def strip_(model: M) -> M:
-    """Undo ``regularize_``: the model gets its own class back, and keeps nothing of graphreg's. Its parameters do not change.
+    """Undo ``regularize_``: the model gets its own class back, and loses all that graphreg added. Its parameters do not change.
 
     Args:
-        model: What ``regularize_`` returned, without wrappers around it.
+        model: The model that ``regularize_`` returned, without a wrapper around it.
 
     Returns:
         The model.
 
     Raises:
-        GraphRegError: The model is not regularized in place, or another library has changed its class since.
+        GraphRegError: The model is not regularized in place, or another library has changed its class since ``regularize_``.
     """
     if not isinstance(model, nn.Module) or PLACED not in vars(model):
         raise GraphRegError(
@@ -147,7 +150,7 @@ def _strip(model: nn.Module) -> None:
         placed.leave(model)
     object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
     vars(model).pop(PLACED, None)
-    vars(model).pop(COMPILED_CALL, None)  # the compiled call runs the graph
+    vars(model).pop(COMPILED_CALL, None)  # after ``model.compile()``: a compiled call of the regularized model
 
 
 def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
@@ -185,7 +188,7 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
 def _check_splices(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
     """Raise RegularizerError for a splice that keeps a state.
 
-    Raise it also for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode.
+    Also raise RegularizerError for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode.
     """
     for name, regularizer in regularizers.items():
         if isinstance(regularizer, Splice) and "state" in regularizer.takes:
@@ -205,7 +208,10 @@ def _owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
 
 
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
-    """Make the states of penalties from the present parameters of the model, not from those at the first call. Return ``shared``."""
+    """Make the states of penalties from the present parameters of the model, and return ``shared``.
+
+    Otherwise the first call would make the states, from the values that the parameters have then.
+    """
     traced = Traced.untraced(model)
     for state in shared.states().values():
         for site in matching_sites(traced, state.regularizer, missing):
@@ -216,7 +222,11 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
-    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with the model's seed under ``""``."""
+    """Return the regularizers with seeds in place of generators, and a dict of seeds.
+
+    In the dict, the value for the key ``""`` is the model's seed. For each splice that has an ``rng`` of its own, there is a key with its
+    name; the value is the seed made from that ``rng``.
+    """
     seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
     for name, regularizer in regularizers.items():
         named[name] = regularizer

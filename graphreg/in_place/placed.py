@@ -1,4 +1,4 @@
-"""``Placed``: the state of a model that is regularized in place. It traces a graph for each structure, and chooses one for each call."""
+"""``Placed`` traces a graph of a model for each structure of arguments (see ``calls.py``), and chooses the graph that a call runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,16 +35,18 @@ from graphreg.runtime import (
     call_within,
     checked_state,
     clock_of_state,
+    fed,
     native_draws,
     no_noise,
     rules_of,
+    unplace,
     written_scale,
     written_state,
 )
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-# The most graphs that are kept for one structure. It gets a further graph if the model has changed, or for sizes that no graph accepts.
+# The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
 _MOST = 8
 _MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
@@ -53,7 +55,7 @@ _one_at_a_time = threading.RLock()
 class _Thread(threading.local):
     """The call that runs in this thread."""
 
-    # the model's state, the structure of the arguments, and the graphs that fit; None outside of ``Placed.call``
+    # the state of the called model, the structure of the arguments, and the graphs that are not stale; None outside of ``Placed.call``
     call: tuple[Placed, str, list[StructureGraph]] | None = None
 
 
@@ -61,37 +63,39 @@ _thread = _Thread()
 
 
 class Graphs:
-    """Has an attribute for each structure: its name is the structure's text, and its value is the rewritten module.
+    """Has an attribute for each structure. The attribute's name is the text of the structure, and its value is the rewritten module.
 
-    Dynamo guards each of these attributes separately.
+    Dynamo guards each attribute separately, so that a new structure makes no compiled code invalid.
     """
 
 
 class Placed(ModuleHandle, InPlaceHandle):
-    """The state of a model that is regularized in place, and its handle. It is in the model's ``__dict__``, and is no submodule.
+    """The state of a model that is regularized in place. The state is in the model's ``__dict__``, and is no submodule.
+
+    The state is also the model's handle: the object through which ``graphreg.set_strength``, ``graphreg.rng_state`` and the like act.
 
     Attributes:
         options: The options of ``regularize_``.
-        shared: Strengths and noise, which all graphs share.
-        graphs: The present rewritten module of each structure.
+        shared: The strengths and the noise, which all graphs share.
+        graphs: For each structure, the rewritten module that was chosen last.
         in_eval: Whether the graph runs in eval mode, too.
-        last: The structure of the last call.
+        last: The text of the structure of the last call.
     """
 
     def __init__(self, options: Options, shared: SharedState) -> None:
         super().__init__(self)
         self.options, self.shared, self.graphs = options, shared, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
-        self._made: dict[str, list[StructureGraph]] = {}  # the graphs of each structure; the first is the one that ran last
-        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # by structure: the fingerprint at a failed trace, and its error
+        self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
+        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # for a structure: fingerprint and error of a failed trace
         self._told = False  # whether the plan has been logged
 
-    # what a call runs
+    # Calls of the model
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Make sure that there is a graph for this call, and return ``run()``, which calls the model with its hooks.
+        """Trace the model if no graph fits this call, then return ``run()``, which calls the model with its hooks.
 
-        Compiled code needs a graph as well, and cannot trace the model by itself.
+        The trace must come before ``run``: if the model is compiled, Dynamo traces the forward in ``run``, and needs the graph there.
         """
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
@@ -100,7 +104,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         finally:
             _thread.call = outer
 
-    skip_frame(call)  # Dynamo must compile only the model's forward, which ``run`` calls, and nothing around it
+    skip_frame(call)  # Dynamo must compile the model's forward, which ``run`` calls, but not this method
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
@@ -108,9 +112,9 @@ class Placed(ModuleHandle, InPlaceHandle):
         return key, self.fitting(model, key, args, kwargs)
 
     def run(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> Any:
-        """Run the graph of a structure in eager mode, instead of the model's forward."""
+        """Run the graph of a structure, instead of the model's forward, in a call that Dynamo does not trace."""
         running = _thread.call
-        if running is None or running[0] is not self:  # the user called the forward itself, not the model
+        if running is None or running[0] is not self:  # the user called ``model.forward``, not the model
             first = self.fitting(model, key, args, kwargs)[0]
             return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
         return self._run(model, key, args, kwargs, running[2] if running[1] == key else None)
@@ -121,20 +125,22 @@ class Placed(ModuleHandle, InPlaceHandle):
         for graph in list(fitting):
             try:
                 with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known, (args, kwargs)):
-                    return self._forward(graph, shapes, args, kwargs)
+                    return self._forward(key, graph, shapes, args, kwargs)
             except OtherInputs:
                 continue
         graph = self._trace(model, key, args, kwargs)
-        return self._forward(graph, shapes_of(args, kwargs), args, kwargs)
+        return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
 
-    def _forward(self, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
-        result = type(graph.module).forward(graph.module, *args, **kwargs)
+    def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
+        with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
+            result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
             graph.known.add(shapes)
+        self._choose(key, graph)
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is no such graph."""
+        """Return the graphs of a structure that are not stale. If there is none, trace. Graphs that ran with these shapes come first."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
@@ -159,7 +165,7 @@ class Placed(ModuleHandle, InPlaceHandle):
     def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> StructureGraph:
         """Trace the model for a call, and return the graph.
 
-        An error of graphreg's is stored, and raised again at each call of the same structure until the model changes.
+        If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes.
         """
         with _one_at_a_time:
             fingerprint, error = self._failed.get(key, (None, None))
@@ -175,6 +181,8 @@ class Placed(ModuleHandle, InPlaceHandle):
             except GraphRegError as failure:
                 self._failed[key] = present, failure
                 raise
+            if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
+                unplace(graph.rules)
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
                 log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)
@@ -187,7 +195,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return graph
 
     def _log_change(self, key: str) -> None:
-        """If the structure was traced before, log what has changed since, and warn if a monitor watches the graph that is replaced."""
+        """If the structure has a graph already, log why it gets another one, and warn if a monitor watches the earlier graph."""
         if not (made := self._made.get(key)):
             return
         what = made[0].fingerprint.changed() or "sizes, flags or modes that the graph asserts"
@@ -206,7 +214,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
 
     def guard(self, key: str) -> bool:
-        """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles again once the structure's graph is stale.
+        """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles the code again once the structure's graph is stale.
 
         Return False, without adding a guard, if the graph is stale already.
         """
@@ -217,7 +225,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move strengths, keys and the buffers of the runtime modules to where ``fn`` moves the model's tensors."""
+        """Apply ``fn``, which moves the model's tensors (``nn.Module._apply``), to strengths, keys and buffers of the runtime modules."""
         moved: dict[int, Tensor] = {}
         for rules in self._containers():
             rules.move(fn, moved)
@@ -237,18 +245,18 @@ class Placed(ModuleHandle, InPlaceHandle):
         return _unpickled, (self.options, strengths, self.rng_state(), self.shared.rules.chosen)
 
     def leave(self, model: nn.Module) -> None:
-        """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of one."""
+        """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of a block."""
         graphs = [graph for made in self._made.values() for graph in made]
         for graph in graphs:
             for block in graph.blocks:
                 check_class(block)
         for graph in graphs:
             graph.leave()
-        for inner in model.modules():  # blocks for which no graph was made, because that failed
+        for inner in model.modules():  # blocks that have a generated class, but no graph, because a trace failed
             if is_placed(inner):
                 leave(inner)
 
-    # the handle
+    # Methods of the handle
 
     def current(self) -> RewrittenModule:
         graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
@@ -264,7 +272,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return [f"in place: a graph for arguments of the structure {each}" for each in shown]
 
     def penalties(self) -> dict[str, Tensor]:
-        """Return the penalties of the last call by name, detached; an empty dict before the first call."""
+        """Return the penalties of the last call by name, detached from autograd; an empty dict before the first call."""
         if self.options.penalties == "return":
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
@@ -319,7 +327,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         self.load_states(checked)
         self.seek_clock(clock)
         self.shared.reseed(checked["seeds"])
-        key.alike = checked["ranks"] == "same"
+        key.alike = checked["ranks"] == "same" and key.position is None
         key.seek(checked["call"])
 
     @contextmanager
@@ -333,6 +341,9 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def _containers(self) -> list[Rules]:
         return [self.shared.rules, *(graph.rules for made in self._made.values() for graph in made)]
+
+    def _roots(self) -> Sequence[nn.Module]:
+        return [graph.module for made in self._made.values() for graph in made]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
         return self.options.regularizers
@@ -356,7 +367,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
 
 class _Watched:
-    """Has the property ``same``, which Dynamo's guard reads at each call."""
+    """Has the property ``same`` for the guard that ``Placed.guard`` adds. The guard reads the property at each call of compiled code."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self._fingerprint = weakref.ref(fingerprint)

@@ -1,4 +1,4 @@
-"""The class that ``regularize_`` gives a model. It is a subclass of the model's own class, with the same name, and runs the graphs."""
+"""Generates the class that ``regularize_`` gives a model: a subclass of the model's own class, with the same name, that runs the graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of ``original`` for one model.
 
-    Models do not share a subclass, because Dynamo counts compilations by code object, and stops after eight.
+    Each model has a subclass of its own, because Dynamo counts the compilations of each code object, and stops compiling it after eight.
     """
     signature = inspect.signature(original.forward.__get__(model))
     form = CallForm(signature)
@@ -62,7 +62,7 @@ skip_as_outermost(state_in)
 def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Module]) -> Callable[..., Any]:
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def guarded(key: str) -> bool:
-        """Install the guard while Dynamo compiles. Raise GraphRegError if there is no graph, or only a stale one."""
+        """While Dynamo compiles, add the guard for the structure's graph. Raise GraphRegError if there is no graph, or only a stale one."""
         model = of()
         assert model is not None
         if not hasattr(state_in(model).graphs, key) or not state_in(model).guard(key):
@@ -89,7 +89,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
         if hasattr(theirs, name):
             setattr(own, name, getattr(theirs, name))
-    own.__signature__ = inspect.signature(theirs)  # not by __wrapped__, because accelerate would call the function in __wrapped__
+    own.__signature__ = inspect.signature(theirs)  # without setting __wrapped__: accelerate would call the function in __wrapped__
     return own  # type: ignore[no-any-return]
 
 
@@ -104,7 +104,7 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
 
     own = with_own_code(call)
     own.__name__ = "__call__"
-    skip_as_outermost(own)  # so that ``placed.call`` traces the model and prepares attached penalties before Dynamo compiles the forward
+    skip_as_outermost(own)  # so that ``placed.call`` can trace the model and prepare attached penalties before Dynamo compiles the forward
     return own
 
 
@@ -122,7 +122,7 @@ def _init(original: type[nn.Module]) -> Callable[..., None]:
 def _apply(original: type[nn.Module]) -> Callable[..., Any]:
     def apply(self: Any, fn: Callable[..., Any], recurse: bool = True) -> Any:
         result = original._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
-        if (placed := vars(self).get(PLACED)) is not None:  # None if a class moves a copy before the copy has its attributes
+        if (placed := vars(self).get(PLACED)) is not None:  # None if code of the model moves a copy that has no attributes yet
             placed.follow(fn)
         return result
 
@@ -131,7 +131,7 @@ def _apply(original: type[nn.Module]) -> Callable[..., Any]:
 
 def _compile(original: type[nn.Module]) -> Callable[..., None]:
     def compile(self: Any, *args: Any, **options: Any) -> None:
-        """Compile the model in place, as ``nn.Module.compile`` does. Inductor also gets graphreg's passes."""
+        """Compile the model in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
         differentiates = any(r.takes_vjp for r in state_in(self).options.regularizers.values())
         original.compile(self, *args, **(options if args else with_our_pass(options, differentiates)))
 
@@ -139,7 +139,7 @@ def _compile(original: type[nn.Module]) -> Callable[..., None]:
 
 
 def _penalties(self: Any) -> dict[str, torch.Tensor]:
-    """Return the penalties of the last call by name, detached. This method is for models with ``penalties="attach"``."""
+    """Return the penalties of the last call by name, detached from autograd. This method is for models with ``penalties="attach"``."""
     return state_in(self).penalties()
 
 
@@ -151,9 +151,9 @@ def _refuse_replica(self: Any) -> None:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Return what the model's own class returns, but with a new ``Placed`` for the copy.
+    """Return what ``__reduce_ex__`` of the model's own class returns, but with a new ``Placed`` object for the copy.
 
-    ``_remade`` generates the class of the copy, because pickle cannot find a generated class by its name.
+    The function in the result is ``_remade``, which generates the class of the copy: pickle cannot find a generated class by name.
     """
     original = getattr(type(self), ORIGINAL)
     reduced = super(type(self), self).__reduce_ex__(protocol)

@@ -1,4 +1,4 @@
-"""``StructureGraph``: the graph for one structure of arguments, and the function that traces the model for it."""
+"""``StructureGraph``, the graph for one structure of arguments (see ``calls.py``), and ``traced_for``, which traces the model for it."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``regularize_``, for each graph that is made. The strengths and the noise are in ``SharedState``.
+    """The options of ``regularize_``, from which each graph is made. The strengths and the noise are in ``SharedState``.
 
     Attributes:
-        regularizers: The regularizers by their final names. A splice has a seed in place of a generator.
+        regularizers: The regularizers by their final names. A splice with a generator has a seed in place of the generator.
         front_end: As in ``regularize``. The same holds for ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
         eval_penalties: Whether the graph runs in eval mode, too.
         blocks: As in ``regularize``.
@@ -81,14 +81,15 @@ class StructureGraph:
     Attributes:
         module: The rewritten module, which shares the model's layers.
         plan: The plan by which the module was rewritten.
-        fingerprint: What the graph was traced from.
-        asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
+        fingerprint: The state of the model at the trace, to notice changes.
+        asks: Whether the graph has assertions about sizes, flags or modes. If an assertion fails, the graph raises OtherInputs.
         late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
-        hooks: The hook dicts of the modules whose operations the graph contains, but which it does not call; each with the module's path.
+        hooks: The hook dicts of the inlined modules, each with the path of its module. The graph contains the operations of an inlined
+            module, but does not call the module.
         blocks: The blocks of the model that the graph calls.
-        held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
-            object gets these ids.
-        known: The shapes of the inputs with which the graph has run.
+        held: A copy of the arguments without their tensors. The copy keeps alive the objects whose ids are in the structure's text, so that
+            no other object gets these ids.
+        known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors of one call.
     """
 
     module: RewrittenModule
@@ -106,7 +107,7 @@ class StructureGraph:
         return rules_of(self.module)
 
     def refuse_hooks(self) -> None:
-        """Raise GraphRegError if a module that the graph does not call has a hook, which would not run."""
+        """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
         for hooks, path in self.hooks:
             if hooks:
                 raise GraphRegError(
@@ -116,19 +117,22 @@ class StructureGraph:
                 )
 
     def follow(self, model: nn.Module) -> None:
-        """Let the graph call each block that is a direct child of the model through the wrapper that the block has now."""
+        """Take over wrappers that were put around blocks after the trace, such as those of activation checkpointing.
+
+        This concerns direct children of the model. For all other modules, model and graph share the dict of submodules.
+        """
         for path in self.plan.blocks:
             if "." not in path and self.module._modules[path] is not model._modules[path]:
                 self.module._modules[path] = model._modules[path]
 
     def leave(self) -> None:
-        """Remove the graph's code from the blocks. A block that no other graph calls gets its own class back."""
+        """Remove the code of this graph from the blocks. A block that no other graph calls gets its own class back."""
         for block in self.blocks:
             leave(block, _record(self.module).owner)
 
 
 def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
-    """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
+    """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph."""
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
@@ -141,7 +145,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
             hooks = _hooks(model, module)
-    if acting:  # the trace contains the operations of these blocks' hooks and wrappers; a trace after they are placed does not
+    if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
             place(block)
         return traced_for(model, example, options, shared)
@@ -165,7 +169,7 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
         return trace(model, example, front_end)
     except TraceError as error:
         title = type(model).__name__
-        if any(map(checkpoints_itself, model.modules())):  # a trace sees through these checkpoints
+        if any(map(checkpoints_itself, model.modules())):  # a trace ignores these checkpoints, so they are not why it failed
             raise
         on = [path or title for path, inner in model.named_modules() if getattr(inner, "gradient_checkpointing", False) is True]
         if not on:
@@ -178,7 +182,7 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    """Raise TraceError if FSDP2 was applied to the model or a part of it: a trace needs whole parameters."""
+    """Raise TraceError if FSDP2 was applied to the model or to a submodule, because a trace needs whole parameters."""
     if (sharded := next((path for path, inner in model.named_modules() if is_sharded(inner)), None)) is not None:
         raise TraceError(
             f"fully_shard was applied to {repr(sharded) if sharded else 'the model'}, and the model has no graph for the arguments of this "
@@ -188,10 +192,10 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _first_effect(graph: fx.Graph) -> int:
-    """Return the position of the first node that may write or draw: a tensor operation, or a module other than the key and the clock.
+    """Return the position of the first node that may write into a tensor or draw random numbers; the number of nodes if there is none.
 
-    Not every tensor operation writes or draws. So buffers and random state may be saved without need. That costs little, and is done only
-    in the first call with new sizes.
+    Any tensor operation counts, and any call of a module other than the key and the clock, although many write and draw nothing. If this
+    makes ``StructureGraph.late`` True, calls with new sizes save buffers and random state, perhaps without need. That costs little.
     """
     return next((i for i, node in enumerate(graph.nodes) if _may_act(node)), len(graph.nodes))
 
@@ -199,13 +203,13 @@ def _first_effect(graph: fx.Graph) -> int:
 def _may_act(node: fx.Node) -> bool:
     if node.op == "call_module":
         return node.target not in (f"{RULES}.key", f"{RULES}.{CLOCK}")
-    if is_pythons(node):  # reads and arithmetic of sizes, but also ``x += y`` and ``x[i] = y``
+    if is_pythons(node):  # reads of sizes and arithmetic with them, but also ``x += y`` and ``x[i] = y``
         return node.target is operator.setitem or is_in_place(node)
     return node.op in ("call_function", "call_method") and node.target not in _ASKS
 
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
-    """Return the hook dicts of the modules whose operations the graphs contain, but which they do not call; each with the module's path."""
+    """Return the hook dicts of the inlined modules (see ``StructureGraph.hooks``), each with the path of its module."""
     nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
@@ -222,14 +226,17 @@ def _record(module: RewrittenModule) -> State:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside wrappers of activation checkpointing."""
+    """Return the module inside wrappers of activation checkpointing; the module itself if it is no such wrapper."""
     while (wrapped := checkpoint_wrapped(module)) is not None:
         module = wrapped
     return module
 
 
 def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
-    """Place the blocks that have a hook, ``block.compile()`` or a wrapper, so that the trace does not contain it."""
+    """Give blocks the class of placed blocks (``place``) if they have a hook or a wrapper, or if ``block.compile()`` was called.
+
+    ``bare`` puts hooks, wrappers and compiled calls of placed blocks aside, so that the trace does not contain their operations.
+    """
     if selector is None:
         return
     modules = {path: _unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
@@ -239,7 +246,7 @@ def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
 
 
 def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
-    """Return whether a call of a block does more than run its forward, because of a hook, ``block.compile()``, or a wrapper around it.
+    """Return whether a call of a block does more than run its forward: it has a hook or a wrapper, or ``block.compile()`` was called.
 
     Raises:
         TraceError: The block's forward was replaced on the object.
@@ -253,7 +260,7 @@ def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """Yield the path, then the paths of the modules around it, except the model's own path ``""``."""
+    """Yield the path, then the paths of the modules that contain it, from inside outwards, except the model's own path ``""``."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -263,8 +270,8 @@ def _ancestors(path: str) -> Iterator[str]:
 def bare(model: nn.Module) -> Iterator[None]:
     """Within the context, model and placed blocks are as before ``regularize_``, but without hooks; autocast and inference mode are off.
 
-    A function that wraps the forward, such as accelerate's, is also removed, and a wrapper around a placed block. A call runs hooks and
-    wrappers around the graph, so the graph must not contain their operations.
+    The context also removes wrappers around placed blocks, and functions that replaced a forward, such as accelerate's. A call of the model
+    runs hooks and wrappers around the graph, so the graph must not contain their operations.
     """
     blocks = [inner for inner in model.modules() if is_placed(inner)]
     devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
@@ -279,7 +286,7 @@ def bare(model: nn.Module) -> Iterator[None]:
         for device in devices:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if has_saved_tensor_hooks():  # the caller's hooks would get the trace's tensors, which have no data
+        if has_saved_tensor_hooks():  # the user's hooks would get tensors of the trace, which have no data
             stack.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -287,7 +294,7 @@ def bare(model: nn.Module) -> Iterator[None]:
 
 
 def _put_aside(module: nn.Module, changes: Changes) -> None:
-    """Until the changes end, remove what graphreg gave a module, and what acts on calls of the module."""
+    """Remove from a module, until ``changes`` ends, all that graphreg gave it, and all that acts on its calls (hooks, ``compile()``)."""
     kind, space = type(module), vars(module)
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
         if name in space:
@@ -302,7 +309,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
 
 @contextlib.contextmanager
 def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the context, the forward's signature names each argument of the example that ``**kwargs`` would take."""
+    """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take."""
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
@@ -323,11 +330,12 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the with-block raises, set the key and the clock back to where the call began.
+    """If the with-block, which runs a graph, raises: reset the call counters of the key and the clock to the beginning of the call.
 
-    If ``late``, also restore the model's buffers and torch's random state.
+    If ``late``, also restore the model's buffers and torch's random state. So another graph can run the call.
 
-    Raise GraphRegError if the graph has written into an argument before it raised: another graph would write into it once more.
+    Raises:
+        GraphRegError: The graph wrote into an argument, and then raised OtherInputs. Another graph would write into the argument again.
     """
     counters = [counter for counter in (shared.key, shared.clock) if counter is not None]
     counted, saved = [(counter, dict(counter._buffers)) for counter in counters], list[tuple[Tensor, Tensor]]()

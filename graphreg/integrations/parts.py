@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
 from graphreg.reporting import Monitor, monitor
-from graphreg.runtime import ModuleHandle, RewrittenModule, current, handle_of
+from graphreg.runtime import OWN, BackendHandle, ModuleHandle, RewrittenModule, current, handle_of
 from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
@@ -67,14 +67,11 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of each module's noise and its changed strengths, by the module's path.
+        """Return, by the path of each module, the state of its noise, and those of its strengths that were changed.
 
         The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
         """
-        return {
-            path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
-            for path, handle in self.handles.items()
-        }
+        return states_of(self.handles)
 
     def keeping_tensors(self) -> list[str]:
         """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold tensors."""
@@ -87,21 +84,7 @@ class Parts:
             RegularizerError: The state belongs to another model. If the paths of the regularized modules or the names of the regularizers
                 differ, nothing is changed.
         """
-        if state.keys() != self.handles.keys():
-            other = [path or "the model itself" for path in sorted(state.keys() ^ self.handles.keys())]
-            raise RegularizerError(
-                "the checkpoint belongs to another model: only the checkpoint or only the model has a regularized module at "
-                f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
-            )
-        for path, handle in self.handles.items():
-            if other := sorted(handle.strengths().keys() ^ set(state[path]["regularizers"])):
-                raise RegularizerError(
-                    "the checkpoint belongs to another model: only the checkpoint or only the model has a regularizer named "
-                    f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
-                )
-        for path, handle in self.handles.items():
-            handle.set_rng_state(state[path]["noise"])
-            handle.restore_strengths(_read(state[path]["strengths"]))
+        load_states(self.handles, state)
 
     def scale_by(self, scale: TrainerScale) -> None:
         """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale."""
@@ -114,7 +97,7 @@ class Parts:
         """Watch the values that a selector matches, until ``close``: measure which share of each value the splices keep.
 
         With None, do nothing. A model that is regularized in place has a graph only after its first call. Before that call, nothing is
-        watched: call this method again.
+        watched: call this method again after it.
         """
         if selector is None:
             return
@@ -141,14 +124,58 @@ class Parts:
         self._stack.close()
 
 
-Strengths = Mapping[str, Mapping[str, Any]]  # by regularizer and site
+Handles = Mapping[str, ModuleHandle | BackendHandle]  # by the path of the module
+
+
+def states_of(handles: Handles) -> dict[str, Any]:
+    """Return the state of the noise and the changed strengths of each module: see ``Parts.state``."""
+    return {
+        path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
+        for path, handle in handles.items()
+    }
+
+
+def check_states(handles: Handles, states: Mapping[str, Any]) -> None:
+    """Raise RegularizerError unless the states are those of the same modules, with regularizers of the same names."""
+    if states.keys() != handles.keys():
+        other = [path or "the model itself" for path in sorted(states.keys() ^ handles.keys())]
+        raise RegularizerError(
+            "the checkpoint belongs to another model: only the checkpoint or only the model has a regularized module at "
+            f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
+        )
+    for path, handle in handles.items():
+        if other := sorted(handle.strengths().keys() ^ set(states[path]["regularizers"])):
+            raise RegularizerError(
+                "the checkpoint belongs to another model: only the checkpoint or only the model has a regularizer named "
+                f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
+            )
+
+
+def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
+    """Restore what ``states_of`` returned: see ``Parts.load``."""
+    check_states(handles, states)
+    for path, handle in handles.items():
+        handle.set_rng_state(states[path]["noise"])
+        _restore(handle, _read(states[path]["strengths"]))
+
+
+Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
+
+
+def _restore(handle: ModuleHandle | BackendHandle, changed: Strengths) -> None:
+    """Set strengths that ``changed_strengths`` returned, and reset all others to those that the regularizers were made with."""
+    if isinstance(handle, ModuleHandle):
+        handle.restore_strengths(changed)
+        return
+    for name, regularizer in handle.asked().regularizers.items():
+        handle.set_strength(name, changed.get(name, {}).get(OWN, regularizer.weight))
 
 
 def _plain(strengths: Strengths) -> dict[str, dict[str, Any]]:
-    """Return strengths with schedules as plain data."""
+    """Return strengths as plain data: each schedule is replaced by its plain form."""
     return {n: {s: v.to_plain() if isinstance(v, Schedule) else v for s, v in sites.items()} for n, sites in strengths.items()}
 
 
 def _read(strengths: Strengths) -> dict[str, dict[str, Any]]:
-    """Return what ``_plain`` got."""
+    """Return the strengths, with their schedules, from the result of ``_plain``."""
     return {n: {s: v if (made := of_plain(v)) is None else made for s, v in sites.items()} for n, sites in strengths.items()}

@@ -70,7 +70,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             self._scale.batches = batches % most or most
 
     def on_step_end(self, *args: Any, **more: Any) -> None:
-        """Begin to watch as soon as there is a graph."""
+        """Begin to watch the values that ``watch`` selects, as soon as there is a graph."""
         if self._parts is not None:
             self._parts.watch(self.watch)
 

@@ -25,16 +25,16 @@ class Write(NamedTuple):
 class Aliases:
     """Alias analysis of a graph. It describes the graph at the time of construction, and does not follow later edits.
 
-    Each value has bases. These are the values whose storage it may share, except those that share another value's storage themselves.
-    Two values may alias if they have a common base. Two slices of one tensor have a common base. The elements of a tuple that one
-    operation returns have one, too, because the analysis does not distinguish them.
+    Each value has bases: the values from which its storage may come. A base has its storage from no other value: the base of
+    ``x.t()[0]`` is ``x``, not ``x.t()``. Two values may alias if they have a common base. Two slices of one tensor have a common base. The
+    elements of a tuple that one operation returns have a common base, too, because the analysis does not distinguish them.
     """
 
     def __init__(self, graph: fx.Graph, operations: Operations) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.effects = Effects(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # x -> the values whose storage x shares later: y after ``x.set_(y)``
+        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # x -> the values whose storage x gets later: y by ``x.set_(y)``
         for node in self.order:
             if (joined := _joined_storage(node)) is not None:
                 self._shared_later.setdefault(joined[0], []).extend(joined[1])
@@ -68,7 +68,10 @@ class Aliases:
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """Return a function that copies the value with its strides: ``torch.clone`` if the value is dense, else ``ir.layout.clone``."""
+        """Return a function that copies the value with its strides.
+
+        This is ``torch.clone`` if the value is known to have no gaps or overlaps in memory, else ``ir.layout.clone``.
+        """
         return torch.clone if self.effects.is_dense(node) and node not in self._shared_later else clone
 
     def is_external(self, node: fx.Node) -> bool:
@@ -95,16 +98,16 @@ class Aliases:
         return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
 
     def written_aside(self, node: fx.Node) -> fx.Node | None:
-        """Return the first node whose definite write would be lost if a new tensor replaced ``node``; None if there is none.
+        """Return the first node whose definite write would be lost if a new tensor replaced the value of ``node``; None if there is none.
 
-        After the replacement, ``node`` and the aliases made from it use the new tensor, and all other aliases use the old storage. A
-        write through an alias of one group is lost if an alias of the other group is read later.
+        After the replacement, readers of ``node`` and the aliases made from it use the new tensor. All other aliases use the old storage.
+        A write through an alias of one group is lost if an alias of the other group is read later.
         """
         if not self.written_later(node, is_definite=True):
             return None
         derived, bases = self._downstream([node]), self.bases(node)
         asides = self._downstream(bases) - derived
-        # for a write through an alias in ``derived`` (True) or through another alias (False): the last read in the other group
+        # whether a write goes through an alias in ``derived`` -> the position of the last read of an alias in the other group
         last_read = {True: self._last_read(asides), False: self._last_read(derived)}
         if any(base.op == "get_attr" for base in bases - derived):  # a tensor of the module is read again at the next call
             last_read[True] = len(self.order)
@@ -116,7 +119,8 @@ class Aliases:
     def read_past(self, node: fx.Node) -> fx.Node | None:
         """Return the first ``as_strided`` that reads ``node`` or an alias made from it; None if there is none.
 
-        Also return None if the value is dense: a replacement then has the same layout.
+        Such a node reads the storage by offsets, so a replacement with another memory layout would give it other elements. If the value
+        is known to be dense, a replacement has the same layout: then return None, too.
         """
         if self.effects.is_dense(node):
             return None
@@ -152,9 +156,9 @@ def _joined_storage(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the positions of the arguments that an operator's result may alias, and of those that the operator may write into.
+    """Return the positions of the arguments that a higher-order operator's result may alias, and of those that the operator may write into.
 
-    ``body``: the graph inside the operator.
+    ``body``: the module with the graph that the operator runs.
     """
     aliases = Aliases(body.graph, Operations(body))
     inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # argument 0 is the body

@@ -1,9 +1,9 @@
-"""Finds residual branches: the values that a sum adds to the value that they were computed from, its trunk.
+"""Finds residual branches: values that a sum adds to the value that they were computed from. That value is the trunk of the sum.
 
 In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such as a linear layer, must lie between the
 two: ``x + 0.04 * x ** 3`` has no branch.
 In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more products,
-and both lie in the module that adds.
+and the operations of both lie in the module whose forward computes the sum.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from graphreg.ir.metadata import scope_of
 from graphreg.ir.operations import Operations, function_name, is_integer, nodes_in
 
 SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
-_PICKS = {"select", "unbind"}  # a step of a sequence is no trunk: W x_t + U h is not residual
+_PICKS = {"select", "unbind"}  # operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
 
-_MOST = 32  # the most summands of a sum with branches, so that a loop that adds to one value is not searched again at each step
-_LONGEST = 32  # the most nodes of a shortcut with a projection, so that the search stays linear in the size of the graph
+_MOST = 32  # a sum with more summands gets no branches; otherwise, a loop that adds to one value would be searched again at each step
+_LONGEST = 32  # a shortcut with a projection has at most so many nodes; this keeps the search linear in the size of the graph
 
 
 def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
@@ -36,7 +36,7 @@ def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node]
 
 
 def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that depend on a floating-point input or on a product. Masks, positions and parameters are not among them."""
+    """Return the signals: nodes that depend on a floating-point input or on a product. Masks, positions and parameters are no signals."""
     found = set[fx.Node]()
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -53,11 +53,11 @@ def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx
 
 @dataclass(frozen=True)
 class _Chain:
-    """The operations from a summand back to a value that it was computed from, each with one operand; the summand comes first.
+    """The nodes from a summand back to an earlier value, where each node but the last has the next node as its only signal operand.
 
     Attributes:
-        nodes: The nodes of the chain.
-        direct: How many of them, from the first on, differ from the summand only by views and dropout.
+        nodes: The nodes of the chain; the summand comes first.
+        direct: How many nodes, counted from the summand, have the same value as the summand up to views and dropout.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -89,8 +89,8 @@ class _Finder:
     def _judge(self, node: fx.Node) -> None:
         """Record the branches of a sum.
 
-        An inner sum that only this sum reads is replaced by its summands: in the first attempt if it has no branch itself, in the second
-        in any case.
+        An inner sum that only this sum reads is replaced by its summands. The first attempt does so only if the inner sum has no branch
+        itself. If no branch is found, the second attempt does so in any case.
         """
         for through in (False, True):
             summands = self._summands(node, through)
@@ -116,7 +116,10 @@ class _Finder:
         return list(summands)
 
     def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
-        """Return the branches of a sum of several values. The trunk is the one computed first, not counting views and dropout."""
+        """Return the branches of a sum of several values.
+
+        The trunk is the summand that was computed first. Views and dropout at the end of a summand's computation do not count.
+        """
         trunks = {summand: list(self._peeled(summand))[-1] for summand in summands}
         if len(trunks) < 2:
             return []
@@ -125,19 +128,20 @@ class _Finder:
         return [other for other in summands if other is not first and self._is_deeper(other, trunk)]
 
     def _is_deeper(self, value: fx.Node, trunk: fx.Node) -> bool:
-        """Return whether a value was computed from the trunk by one product or more."""
+        """Return whether a value was computed from the trunk through one product or more."""
         before = self._before(value, self.order[trunk])
         return trunk in before and any(each in self.products for each in _from(trunk, before))
 
     def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
         """Return a list with the branch of a sum of two values; an empty list if it has none.
 
-        The branch is the value that was computed, by more products, from the other, or from a value that the other was computed from.
+        A summand is the branch if both summands were computed from a common value, with more products on the way to this summand than on
+        the way to the other. The common value may be the other summand itself.
         """
         return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
 
     def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:
-        """Return whether the chain leads to a value from which the branch, too, was computed, by more products than the chain has."""
+        """Return whether the branch was computed from a node of the chain, through more products than the chain has before that node."""
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
         if way is None:

@@ -1,6 +1,7 @@
-"""Finds the values that a forward computes from buffers alone. Such a value is no site, and no name is used up for it.
+"""Finds the values that a forward computes from buffers alone. Such a value is no site and gets no name.
 
-torch.fx, and therefore torchvision's feature extraction, computes these values while it traces, and has no nodes for them.
+torch.fx, and therefore torchvision's feature extraction, computes these values while it traces, and has no nodes for them. If they took
+names, the numbers in the names of later values would differ from torchvision's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class BufferConstants:
         self._nodes.add(node)
 
     def take(self, node: fx.Node) -> bool:
-        """Add a node if it reads a buffer, or reads only values of nodes that were added before. Return whether it was added."""
+        """Add a node if it fetches a buffer, or if all nodes that it reads were added before. Return whether it was added."""
         if node.op == "get_attr":
             is_constant = node.target in self.buffers
         else:

@@ -10,16 +10,16 @@ from graphreg.ir.operations import Operations, is_port
 
 
 def cell_call(node: fx.Node, operations: Operations) -> fx.Node | None:
-    """Return the call of a recurrent cell of torch that made a node's value, alone or in a tuple; None if no such call made it."""
+    """Return the call of a torch recurrent cell that returned a node's value, alone or in a tuple; None if no such call did."""
     source: Any = node.args[0] if is_port(node, operations) else node
     return source if isinstance(source, fx.Node) and isinstance(operations.module(source), nn.RNNCellBase) else None
 
 
 def state_before(node: fx.Node, operations: Operations) -> fx.Node | None:
-    """Return the previous state of the cell, for the state that its call returns at ``node``; None if the call starts from zeros.
+    """Return the state that a cell got as an argument when it returned the state at ``node``; None if the call starts from zeros.
 
     Raises:
-        LookupError: The states of an LSTM cell were passed as one object, and the graph does not show the two states in it.
+        LookupError: The two states of an LSTM cell were passed as one object, and the graph does not show them separately.
     """
     call = cell_call(node, operations)
     assert call is not None

@@ -1,7 +1,7 @@
 """Fixes the emitted code for names that torch.fx writes wrongly: keywords, quotes, paths too deep for Python's parser.
 
-torch.fx writes ``self.class`` for a layer called ``class``. For a path of two hundred numbers it writes two hundred nested calls of
-``getattr``, which Python's parser rejects.
+torch.fx writes ``self.class`` for a layer called ``class``. For a path of two hundred numbers (``0.0.0...``) it writes two hundred nested
+calls of ``getattr``, which Python's parser rejects.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.fx.graph import PythonCode
 from graphreg.errors import TraceError
 from graphreg.ir.serialize import copied
 
-_DEEP = 50  # a path with more names than this is read by one call of ``get_submodule``
+_DEEP = 50  # for a path with more names than this, the code calls ``get_submodule``
 
 
 def spelled(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph whose code reads by ``getattr`` the paths that torch.fx writes wrongly.
+    """Return a copy of the graph whose code uses ``getattr`` for the paths that torch.fx writes wrongly.
 
     Return the graph itself if it has no such path.
     """

@@ -10,7 +10,7 @@ from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
 
-Literals = dict[int, tuple[Any, Any]]  # by position in ``flat``: the literals of the first and of the second graph
+Literals = dict[int, tuple[Any, Any]]  # position in the result of ``flat`` -> (literal in the first graph, literal in the second)
 
 
 def name_of(node: fx.Node) -> str:
@@ -49,7 +49,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Return whether two graphs have the same structure, and the literals in which they differ, by the name of the node."""
+    """Return whether two graphs have the same structure, and a dict of the literals that differ, by name of the node that takes them."""
     others = {name_of(node): node for node in second.nodes}
     differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)

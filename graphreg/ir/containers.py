@@ -1,6 +1,7 @@
-"""Finds the call that rebuilds a container in a graph's output, if torch.fx does not rebuild the container; finds the loss in an output.
+"""Finds the call by which a graph builds a container of a subclass, and the loss in an output.
 
-torch.fx rebuilds named tuples, but no other subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
+torch.fx turns containers such as OrderedDict and the outputs of transformers into plain dicts, lists or tuples, so the graph must build
+them again. Of the subclasses of dict, list and tuple, torch.fx itself keeps only named tuples.
 """
 
 from __future__ import annotations
@@ -88,6 +89,6 @@ def loss_of(output: fx.Node) -> fx.Node | None:
 
 
 def _content(value: Any) -> Any:
-    """Return the ids of a container's elements and attributes. Contents are compared by them, because traced values cannot be compared."""
+    """Return the ids of a container's elements and attributes. ``building`` compares ids, because traced values cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}

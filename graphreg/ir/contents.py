@@ -34,14 +34,19 @@ _SETS = (set, frozenset)
 _BUFFERS = (bytearray, array.array)
 
 
+def called_by_foreign_code() -> bool:
+    """Return whether the code that called the caller belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
+
+
 def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) -> str:
-    """Describe an argument: values that a forward can tell apart have different texts. Dynamo traces this function.
+    """Return a text for an argument. Two values that a forward can tell apart have different texts. Dynamo traces this function.
 
     Args:
         value: The argument, or something in it.
-        within: The containers and objects around the value.
-        is_data: Whether tensors are inputs of the graph, so that only dtype and number of dimensions count. Of other tensors, the identity
-            counts.
+        within: The containers and objects that contain the value, the outermost first.
+        is_data: Whether tensors in the value are inputs of the graph. The text of an input has only its dtype and number of dimensions;
+            the text of any other tensor also has its ``id``.
     """
     if isinstance(value, Tensor):
         return f"{value.dtype}[{value.dim()}]" + ("" if is_data else f" {id(value)}")
@@ -57,7 +62,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) 
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
         return _items(value, (*within, value), is_data)
     if _has_memory(value):
-        return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(bytes(value))}>"
+        memory = value.tobytes() if hasattr(value, "tobytes") else bytes(value)  # bytes(n) of a number of numpy would be n zeros
+        return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(memory)}>"
     if _is_fixed_value(value):
         return f"<{kind} {value!r}>"
     names = _attributes(value)
@@ -87,19 +93,19 @@ def _items(value: Any, within: tuple[Any, ...], is_data: bool) -> str:
 
 
 def _has_memory(value: Any) -> bool:
-    """Whether a value is an array of numbers, as numpy's are."""
+    """Return whether a value is a ``bytearray``, an ``array.array``, or an array or number of numpy."""
     return isinstance(value, _BUFFERS) or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "dtype"))
 
 
 def _is_fixed_value(value: Any) -> bool:
-    """Whether a value is of a library's class whose objects are compared by value and do not change, such as a path or a fraction."""
+    """Return whether a value counts as immutable: its class is from ``FOREIGN``, compares by value and has a hash, like a path."""
     kind = type(value)
     compares: Any = kind.__eq__
     return _is_foreign(kind) and compares is not object.__eq__ and kind.__hash__ is not None and not isinstance(value, _NO_CONTENTS)
 
 
 def _attributes(value: Any) -> list[str] | None:
-    """Return the names of an object's attributes, without those of ``cached_property``; None if only the object's identity counts."""
+    """Return the names of an object's attributes, without cached properties; None if the object is compared by identity alone."""
     kind = type(value)
     if isinstance(value, _NO_CONTENTS) or (_is_foreign(kind) and not isinstance(value, _NAMESPACES)):
         return None
@@ -130,7 +136,7 @@ def may_change(value: Any) -> bool:
 
 
 def copied_contents(value: Any, copies: dict[int, Any] | None = None) -> Any:
-    """Copy a container or object with everything in it. What has no contents (tensors, modules, functions) is shared, not copied."""
+    """Return a deep copy of a container or object. Tensors, modules, functions and immutable objects in it are shared, not copied."""
     copies = {} if copies is None else copies
     if id(value) in copies:
         return copies[id(value)]
@@ -157,7 +163,7 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None) -> Any:
 
 
 def shown_contents(value: Any) -> str:
-    """Quote an argument for a message: an object by its class and attributes."""
+    """Return a short text for an argument in a message; for an object, the text shows the class and the attributes."""
     names = _attributes(value)
     if names is None or isinstance(value, (*_ITEMS, *_SETS, dict)):
         return shown(value)

@@ -26,12 +26,12 @@ def carries_derivative(node: fx.Node, sizes: Container[fx.Node]) -> bool:
 def reached(
     start: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]], passes: Callable[[fx.Node], bool] = lambda node: True
 ) -> set[fx.Node]:
-    """Return all nodes that a walk visits, including the starting nodes.
+    """Return all nodes that a walk through a graph visits, including the starting nodes that ``passes`` admits.
 
     Args:
         start: The nodes to start at.
-        onward: Returns the nodes to which the walk goes on from a node.
-        passes: Returns whether the walk may enter a node, also a starting node; by default, it may enter every node.
+        onward: Returns, for a node, the nodes to which the walk goes on.
+        passes: Returns whether the walk may enter a node; by default, it may enter every node.
     """
     visited, waiting = set[fx.Node](), list(start)
     while waiting:

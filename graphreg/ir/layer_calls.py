@@ -1,7 +1,7 @@
-"""The functions by which a graph reads replaced parameters: ``call_with`` for the call of a layer, ``instead_of`` for a fetched parameter.
+"""Functions that a graph calls where a splice replaces a parameter: ``call_with`` calls a layer, ``instead_of`` returns the replacement.
 
-``call_with`` calls the layer itself, with its hooks, and the layer keeps its parameters. Graphs call these functions, so pickled graphs
-contain their names.
+A graph calls ``instead_of`` where a ``get_attr`` node fetches the parameter. ``call_with`` calls the layer itself, with its hooks, and the
+layer keeps its parameters. Pickled graphs contain the names of both functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"  # keywords of ``cal
 
 
 class _Thread(threading.local):
-    """The tensors that replace parameters in this thread, by the id of a module's dict of parameters, then by the parameter's name."""
+    """The tensors that replace parameters in this thread.
+
+    ``replaced``: a dict. Each key is the ``id`` of a module's ``_PerThread``; the value maps names of parameters to their replacements.
+    """
 
     def __init__(self) -> None:
         self.replaced: dict[int, Mapping[str, Tensor]] = {}
@@ -33,7 +36,7 @@ _thread = _Thread()
 
 
 class _PerThread(dict[str, Any]):
-    """A module's dict of parameters while threads call the module with replaced parameters.
+    """The dict that a module has as ``_parameters`` while threads call the module with replaced parameters.
 
     Each of these threads reads its own replacements, and every other thread reads the parameters. ``calls``: how many calls with replaced
     parameters are running.
@@ -49,9 +52,9 @@ class _PerThread(dict[str, Any]):
 
 
 class _Locks:
-    """``guard`` protects the exchange of dicts, and ``recurrent`` has a lock for each recurrent layer.
+    """Locks: ``guard`` is held while a module's ``_parameters`` is exchanged; ``recurrent`` has a lock for each recurrent layer.
 
-    The kernel of a recurrent layer reads a list of weights that all threads share.
+    A recurrent layer is locked for the whole call, because its kernel reads a list of weights that all threads share.
     """
 
     guard = threading.Lock()
@@ -72,8 +75,8 @@ def call_with(*args: Any, graphreg_layer: nn.Module, graphreg_parameters: Mappin
     Args:
         args: The layer's positional arguments.
         graphreg_layer: The layer.
-        graphreg_parameters: By name of a parameter in the layer, the tensor to use instead. An entry that is the parameter itself has no
-            effect.
+        graphreg_parameters: A dict. Each key is the name of a parameter in the layer; the value is the tensor to use instead. A value
+            that is the parameter itself has no effect.
         kwargs: The layer's keyword arguments.
     """
     if torch.compiler.is_compiling():  # in compiled code, functional_call changes no module

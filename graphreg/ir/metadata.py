@@ -1,8 +1,8 @@
 """Reads and writes graphreg's metadata of nodes: the labels of their values, and what graphreg did at the nodes.
 
-``node.meta["site"]`` is (path of the module, labels), ``node.meta["graphreg"]`` is a dict of plain data, and ``node.meta["calls"]`` has the
-calls of submodules during which the value was made. All survive copying, pickling and passes that copy ``node.meta``. No other file
-accesses them, except ``serialize.py``, which pickles them.
+``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]`` is a dict of plain data, and
+``node.meta["calls"]`` has the calls of submodules during which the value was made. All three survive copying, pickling and passes that copy
+``node.meta``. No other file accesses them, except ``serialize.py``, which pickles them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Kind(StrEnum):
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty
     TRACK = "track"  # makes autograd record a value that a derivative is taken with respect to
-    CLONE = "clone"  # a copy of a replaced value, which the model's operations read and may write into
+    CLONE = "clone"  # a copy of a splice's or track node's result; the model's operations read this copy and may write into it
     COPY = "copy"  # a copy for penalties, made before the model writes into the value
-    READ = "read"  # reads a parameter
+    READ = "read"  # reads a parameter for a penalty
     TOTAL = "total"  # combines the measurements of a penalty at its sites
     ATTACH = "attach"  # joins the penalties to the outputs
     ATTACHED = "attached"  # an output that the penalties were joined to
     WATCH = "watch"  # measures a value for a monitor
     PARAMETER = "parameter"  # reads a parameter for the splices that replace it
-    REPLACED = "replaced"  # what a node of the model reads instead of a parameter
+    REPLACED = "replaced"  # the tensor that a node of the model reads instead of a parameter
     LAYER = "layer"  # fetches a layer that is called with replaced parameters
     CALL = "call"  # a call of a layer of the model, now with replaced parameters
 
@@ -73,7 +73,11 @@ def scope_of(node: fx.Node) -> str:
 
 
 def own_labels(node: fx.Node) -> tuple[Label, ...]:
-    """Return the labels of the node's value; () if it has none. Labels as an element of another node's tuple are not among them."""
+    """Return the labels of the node's value; () if it has none.
+
+    A value that is an element of another node's tuple may have more labels, made from that tuple's labels: ``labels_of`` in ``roles.py``
+    returns these, too.
+    """
     labels: tuple[Label, ...] = node.meta.get(SITE, _UNNAMED)[1]
     return labels
 

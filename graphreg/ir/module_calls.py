@@ -55,7 +55,7 @@ def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]])
 
 
 def record_stacks(graph: fx.Graph) -> None:
-    """Convert the module calls that torch's tracer wrote to each node into plain data, and record these.
+    """Record at each node, as plain data, the module calls that torch's tracer stored there.
 
     The tracer's entry contains classes, which may not be picklable, and its keys differ between torch.fx and torch.export.
     """

@@ -1,4 +1,4 @@
-"""The record that graphreg attaches to a rewritten module, and the check that the model's own names leave room for it.
+"""The record that graphreg attaches to a rewritten module, and a check that no name in the model conflicts with a reserved name.
 
 A rewritten module is a GraphModule with all attributes of the model. GraphModule and graphreg add attributes, too, and an attribute of
 the model may have the same name as one of these.
@@ -19,7 +19,7 @@ from graphreg.errors import TraceError
 PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
-ORIGINAL = "graphreg_original"  # the attribute of a class that graphreg generated in place: the class that it is derived from
+ORIGINAL = "graphreg_original"  # an attribute of the class that ``regularize_`` generates for a model: the model's own class
 PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
 _EMPTY = frozenset(dir(nn.Module()))
@@ -58,8 +58,8 @@ class State:
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
         compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
-        blocks: The paths of the modules that stay modules that are called.
-        owner: If the blocks are the model's own modules, as in place, the name by which they know this module; else ``""``.
+        blocks: The paths of the blocks: the modules that the emitted code still calls as modules.
+        owner: In place, where the blocks are the model's own modules, the name by which they know this rewritten module; else ``""``.
     """
 
     model: ModelFacts
@@ -72,7 +72,7 @@ class State:
     owner: str = ""
 
     def running(self, training: bool) -> str:
-        """Return the key in ``graphs`` of the graph that runs in train mode, or, if ``training`` is False, in eval mode."""
+        """Return the key in ``graphs`` of the graph that runs in the mode ``training`` (True for train mode, False for eval mode)."""
         return "both" if "both" in self.graphs else "train" if training else "eval"
 
 
@@ -102,7 +102,10 @@ def registered(model: nn.Module) -> Iterator[str]:
 
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
-    """Return the plain attributes of a model: the constants of its class, which its methods read by ``self``, and those of the instance."""
+    """Return the plain attributes of a model: the constants of its class, and the instance's own attributes.
+
+    A method reads both by ``self``. For a GraphModule, return the instance's attributes alone.
+    """
     attributes: dict[str, Any] = {}
     if not isinstance(model, fx.GraphModule):
         for name in set(dir(type(model))) - _EMPTY:

@@ -30,7 +30,7 @@ class Namer:
         self._next: dict[str, int] = {}
 
     def module(self, path: str) -> str:
-        """Return a name for the output of the module at ``path``: the path itself, and from the second call on the path with a number."""
+        """Return a name for the output of the module at ``path``: the path; from the module's second call on, the path with a number."""
         return self._take(path) if path not in self._used else self._count(path)
 
     def operation(self, scope: str, base: str) -> str:
@@ -86,7 +86,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Label the value that a module returned with the name of the module's output; if the value is a container, label its elements."""
+    """Give the output of the module at ``path`` a label called ``name``; if the output is a container, label its elements instead."""
     if isinstance(value, fx.Proxy):
         add_label(value.node, Label(name, kind, module=path))
         return

@@ -33,7 +33,7 @@ from graphreg.torch_internals import (
 )
 
 TRIES = 400  # the most calls of a probe; many of them raise
-_OPERATORS = 2000  # the most operators in one call
+_OPERATORS = 2000  # the most operators that one probed call may run
 _RANKS = (2, 4, 3, 1, 5, 0)
 _NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # tried for an argument that is not a tensor
 _SMALL, _LONG, _MANY = 4, 64, 1 << 16  # the usual size of an axis, a size with room for sliding windows, the largest size
@@ -104,7 +104,7 @@ def probe(
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to the dtype of a tensor makes no copy: try other dtypes
+                if seen and not seen_calls and not known_shapes:  # a cast to a tensor's own dtype makes no copy: try other dtypes
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -122,7 +122,7 @@ def together(calls: Sequence[Seen]) -> Seen:
     return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the index of a hole: the specs of its tensors, or a value that is not a tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]  # index of a hole -> the specs of its tensors, or a value that is not a tensor
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
@@ -138,7 +138,7 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
 def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
     """Yield groups of fillings to try: tensors with the usual size in all axes, and tensors with sizes from ``shapes``.
 
-    ``fits``: whether the arguments probably have sizes from ``shapes``, such as those of weights. These sizes are then tried first.
+    ``fits``: whether to try the sizes from ``shapes`` first, as for a layer, whose input has to fit the shapes of its weights.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
@@ -322,8 +322,8 @@ class Declared(NamedTuple):
     """What the schemas of an operator declare about aliases and writes.
 
     Attributes:
-        shares: The arguments that the result aliases, as some overload declares.
-        writes: The arguments that the operator writes into, as some overload declares.
+        shares: The arguments that the result aliases according to at least one overload.
+        writes: The arguments that the operator writes into according to at least one overload.
         complete: Whether the declarations are complete, so that what is not declared does not happen.
         silent: Whether an overload may write without declaring it.
     """

@@ -19,13 +19,13 @@ from torch.nn.utils import rnn as packing
 from graphreg.ir.operation_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
-# Products mix units through weights. A value that depends on one product and is read by another is hidden.
+# Products mix units through weights. A value that depends on one product and is read by another has the role ``hidden``.
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
     "multi_head_attention_forward", "__matmul__", "imatmul",
 }  # fmt: skip
-# Operations that only select, reorder or reshape elements: dropout before one of them is the same as dropout after it.
+# Operations that only select, reorder, reshape or convert elements: dropout before one of them is the same as dropout after it.
 VIEWS = {
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes",
     "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
@@ -159,7 +159,7 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def first_argument(node: fx.Node) -> list[fx.Node]:
-    """Return the first argument of a call in a list, if it is a node; else an empty list."""
+    """Return a list with the first argument of a call, if that argument is a node; else an empty list."""
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     return [first] if isinstance(first, fx.Node) else []
 
@@ -349,7 +349,7 @@ def stacks(model: nn.Module) -> list[str]:
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether the value is a tuple: the output of a torch layer, or the state of an LSTM.
+    """Return whether the value is a tuple: the output of one of the layers in ``TUPLES``, or the state of an LSTM.
 
     A trace needs this to answer ``isinstance(state, tuple)`` in a forward.
     """

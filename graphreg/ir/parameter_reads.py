@@ -18,10 +18,11 @@ class ParameterRead:
     If a graph returns a parameter, that is no read: the graph always returns the parameter itself, never a replacement.
 
     Attributes:
-        node: The node that reads: the call of a module that has the parameter, or a node that takes what a ``get_attr`` node fetches.
-        source: That ``get_attr`` node; None for the call of a module.
-        name: For the call of a module, the parameter's name within this module; else ``""``.
-        module: For the call of a module, the path of the module that has the parameter; else, of the module whose forward made ``node``.
+        node: The node that reads: the call of a module that contains the parameter, or a node that has the parameter as an argument.
+        source: The ``get_attr`` node that fetches this argument; None for the call of a module.
+        name: For the call of a module, the parameter's name within the called module; else ``""``.
+        module: For the call of a module, the path of the module that owns the parameter: the called module or a submodule of it. Else, the
+            path of the module whose forward made ``node``.
     """
 
     node: fx.Node
@@ -30,9 +31,9 @@ class ParameterRead:
     module: str
 
     def is_by(self, readers: frozenset[str] | None) -> bool:
-        """Return whether one of the modules with these paths makes the read; None stands for any module.
+        """Return whether one of the modules with the paths ``readers`` makes the read; None stands for all modules.
 
-        If the read takes what a ``get_attr`` node fetches, a module also counts as the reader if the code of its submodules reads.
+        A read through a ``get_attr`` node is made by the module whose forward made the reading node, and by every module around that one.
         """
         if readers is None or self.module in readers:
             return True
@@ -43,7 +44,7 @@ Reads = Mapping[str, tuple[ParameterRead, ...]]
 
 
 def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
-    """Return the reads of each parameter in a traced graph, by the name of its site and in the order of the graph."""
+    """Return the reads of each parameter in a traced graph, in the order of the graph. The keys are the names of the parameters' sites."""
     owner: dict[str, str] = {}  # any name of a parameter -> the name of its site
     inside: dict[str, list[str]] = {}  # the path of a module -> the names of the parameters in it
     for site in parameters:

@@ -1,4 +1,4 @@
-"""Finds which calls of a module depend on earlier calls of the same module, and which sites hold one value up to scale."""
+"""Finds which calls of a module depend on earlier calls of the same module, and which sites hold the same value up to scale."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group those sites of ``among`` that hold one value up to scale. A group has two sites or more, in the order of the forward.
+    """Group those sites of ``among`` that hold the same value up to scale. A group has two sites or more, in the order of the forward.
 
     Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
     multiplication by something that does not depend on an input. A norm counts as such an operation although it

@@ -87,7 +87,7 @@ class NativeDropout:
 
 
 def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
-    """Return the native dropouts in graph order, each once. ``opaque``: for the path of each opaque module, why it is opaque."""
+    """Return the native dropouts in graph order, each once. ``opaque``: path of each opaque module -> the reason why it is opaque."""
     dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():
         for node in graph.nodes:

@@ -89,7 +89,7 @@ def _in_output(value: object) -> Iterator[fx.Node]:
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
-    """Return whether the node calls a recurrent cell, or an operator that contains a graph. Both count as products, like opaque modules."""
+    """Return whether the node calls one of ``CELLS`` or an operator that contains a graph. Both count as products, like opaque modules."""
     return is_region(node) or function_name(node) in CELLS
 
 
@@ -116,7 +116,7 @@ class _Judge:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
-        self.data: set[fx.Node] = set()  # depends on an input, through tensors
+        self.data: set[fx.Node] = set()  # depends on an input through tensors, not only through sizes
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
         self.filled: set[fx.Node] = set()  # data was written into the value, so a later node that reads it is data, too
@@ -182,10 +182,10 @@ class _Judge:
         return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:
-        """If the node's value is data, count each value that the node writes into as filled with data from then on.
+        """If the node's value is data, mark each value that the node writes into as filled with data.
 
-        Also mark every value that a marked value may be a view of. If the node's value is deep, mark all these as filled with a deep value,
-        too.
+        Also mark every value that a marked value may be a view of. If the node's value is deep, mark all of these as filled with a deep
+        value, too.
         """
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
@@ -240,7 +240,7 @@ class _Judge:
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
-        """Return what the node is to a recurrent layer.
+        """Return whether the value is the output sequence of a recurrent layer, and with which order of axes, or a state of such a layer.
 
         ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
         ``"state"`` if it is another output of the layer; else ``""``.

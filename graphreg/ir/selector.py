@@ -139,7 +139,7 @@ def _within(name: str, modules: set[str]) -> bool:
 
 
 def strings(selector: Selector) -> tuple[str, ...]:
-    """Return the strings of a selector after checking them; an empty tuple for a function. Raises RegularizerError for anything else."""
+    """Return the strings of a selector after checking them; () for a function. Raises RegularizerError if the selector is not valid."""
     if isinstance(selector, str):
         texts: tuple[object, ...] = (selector,)
     elif isinstance(selector, Sequence):
@@ -223,7 +223,8 @@ def _by_strings(
 ) -> tuple[dict[int, str], set[int]]:
     """Return the ids of the sites that the strings select, each with its string, and the ids of the sites that they exclude.
 
-    ``why`` words the error for a string that matches nothing. If all strings exclude, they exclude from the default sites.
+    ``why`` returns the message for a string that matches nothing. If all strings begin with ``!``, the selection is the default sites
+    without those that the strings match.
     """
     patterns = [Pattern.parse(text) for text in texts]
     wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
@@ -265,7 +266,7 @@ def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """Return the strings of a selector that match nothing, by the rules of ``select``; the name of a function that selects nothing."""
+    """Return the strings of a selector that match nothing, by the rules of ``select``; for a function that selects nothing, its name."""
     if callable(selector):
         return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_title(selector),)
     lost = []

@@ -100,7 +100,7 @@ def fixed(graph: fx.Graph) -> list[str]:
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
     """Append to a graph assertions about the sizes of its inputs. Return a function that appends assertions of further conditions.
 
-    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether no variable size may be 0.
+    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether to assert that no variable size is 0.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     derived = []
@@ -131,8 +131,8 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
 def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived]) -> Assert:
     """Append an assertion that each size in ``derived`` equals its expression. Return a function that appends assertions of guards.
 
-    A size is derived if torch.export expresses it by the symbol of another: if the forward asks ``a.shape[0] == 2 * b.shape[0]``, the size
-    of ``b`` has a symbol ``s``, and that of ``a`` the expression ``2*s``.
+    A size is derived if torch.export expresses it by the symbol of another size: if the forward asks ``a.shape[0] == 2 * b.shape[0]``, the
+    size of ``b`` has a symbol ``s``, and the size of ``a`` is the expression ``2*s``.
     """
     tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
     shown_as = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
@@ -179,7 +179,7 @@ def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
 
 
 def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
-    """Write ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
+    """Write each node's ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
     The entry is left out if a size depends on data. ``ones``: the inputs whose batch of one was widened to two for the trace; if there
     are any, all shapes are written for a batch of one.

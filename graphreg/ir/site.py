@@ -59,8 +59,8 @@ class Site:
             ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was computed from.
-        reads: For the output of an embedding, the name of the model's input that holds the indices. A plan sets it for the embedding's
-            table, too, as splices on the table need it. ``""`` for any other site.
+        reads: For the output of an embedding, the name of the model's input that holds the indices. A plan sets this field for the
+            embedding's table (a parameter), too, because splices on the table need it. ``""`` for any other site.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """

@@ -45,7 +45,7 @@ def origin_of(node: fx.Node) -> Origin | None:
 
 @cache
 def short(origin: Origin) -> str:
-    """Return an origin as text, with the path relative to the folder Python imports it from: ``torchvision/models/resnet.py:268``."""
+    """Return an origin as text, with the path relative to the folder the file is imported from: ``torchvision/models/resnet.py:268``."""
     file, line = origin
     folders = sorted((f"{path.rstrip('/')}/" for path in sys.path if path), key=len, reverse=True)
     folder = next((path for path in folders if file.startswith(path)), f"{Path(file).parent}/")

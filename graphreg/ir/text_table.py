@@ -73,7 +73,7 @@ def _broken(cell: str, width: int) -> list[str]:
 
 
 def _pieces(text: str, width: int, level: int = 0) -> list[str]:
-    """Split the text into pieces of at most ``width``, with as few kinds of breaks as possible; a piece without breaks may be longer."""
+    """Split the text into pieces of at most ``width``, with as few kinds of breaks as possible. An unbreakable piece may be longer."""
     if len(text.rstrip()) <= width or level == len(_BREAKS):
         return [text]
     return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]

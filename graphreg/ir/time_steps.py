@@ -28,7 +28,7 @@ def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
         lengths: int64 [batch]; the pair (t, t + 1) counts if t + 1 < length. None if every step counts.
 
     Returns:
-        0-d.
+        A 0-d tensor.
     """
     if lengths is None:
         return values.mean() if values.numel() else values.sum()
@@ -143,7 +143,10 @@ class Steps:
             )
 
     def _fits(self, shape: Sequence[int], longest: int, exactly: bool = False) -> str:
-        """Return a sentence that names the axes with room for ``longest`` steps; ``""`` if a recurrent layer or a cell fixes the axis."""
+        """Return a sentence that names other axes with room for ``longest`` steps, as a hint for ``time_axis=``.
+
+        Return ``""`` if there are none, or if a recurrent layer or a cell fixes the axis of time.
+        """
         if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():  # sizes of a compiled graph may be symbols
             return ""
         time = self.axis % len(shape)

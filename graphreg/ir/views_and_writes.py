@@ -57,7 +57,7 @@ class Effects:
     def writes(self, node: fx.Node, is_definite: bool = False) -> tuple[fx.Node, ...]:
         """Return the arguments whose storage the operation may write into; with ``is_definite``, those that it definitely writes into.
 
-        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True`` declares it, or if every probe made it.
+        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True`` declares it, or if every probed call made it.
         """
         if node not in self._writes:
             self._writes[node] = self._written(node)
@@ -148,7 +148,7 @@ class Effects:
         return self._seen_to_share(node, out)
 
     def _of_python(self, node: fx.Node, name: str) -> tuple[tuple[fx.Node, ...], bool]:
-        """Return what ``_sharing`` returns, for a function of ``operator``, ``builtins`` or ``math``."""
+        """Return the arguments that the output may alias and whether it is dense, for functions of ``operator``, ``builtins``, ``math``."""
         first = tuple(first_argument(node))
         listed = any(self.operations.is_list(n) for n in first) or any(isinstance(value, (tuple, list)) for value in node.args[:1])
         if name == "getattr":
@@ -256,7 +256,7 @@ def is_inert(node: fx.Node) -> bool:
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
-    """Return the arguments that an operator with a graph inside aliases or writes into; all arguments if the graph was not analysed.
+    """Return the arguments that a higher-order operator aliases or writes into; all arguments if the graph in it was not analysed.
 
     ``which``: 0 for aliases, 1 for writes.
     """

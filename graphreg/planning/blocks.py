@@ -1,4 +1,4 @@
-"""Finds the blocks: the modules that ``blocks=`` selects, and those that checkpoint their own forward. The result calls them as modules."""
+"""Finds the blocks, which stay modules that are called: those that ``blocks=`` selects, and those that checkpoint their own forward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the paths of the blocks, in the order of their first calls; and the paths of those that no string of the selector matches.
 
-    A module that checkpoints its own forward is a block in any case, because a graph without the module would not checkpoint.
+    A module that checkpoints its own forward is a block in any case, because a graph that does not call the module would not
+    checkpoint.
 
     Args:
         traced: The traced model.
@@ -39,7 +40,7 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
 
 
 def check_blocks(selector: Selector) -> None:
-    """Raise RegularizerError unless ``selector`` can select modules: it is a selector, and its strings have no port and no role."""
+    """Raise RegularizerError unless ``selector`` is a selector that can select modules: no string is ``*`` or has a port or a role."""
     for pattern in map(Pattern.parse, strings(selector)):
         if pattern.lone or pattern.port is not None or pattern.role is not None:
             raise RegularizerError(
@@ -106,7 +107,8 @@ def _modules(traced: Traced) -> list[Site]:
 def matching_modules(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
     """Return the paths that a selector matches before the model is traced; modules without a forward, such as an nn.ModuleList, left out.
 
-    A trace may find others: a selector that matches a module does not match the modules inside, unless the model never calls the module.
+    The paths may differ from those of ``called_blocks``, which knows the calls: a string that matches a called module matches no module
+    inside it, but if the model never calls the module, the string may match modules inside it.
     """
     sites = [_site(path, module) for path, module in modules.items() if path and type(module).forward is not nn.Module.forward]
     return [site.name for site in select(selector, sites, sites, what="module", model="", missing="ignore", who="blocks=")]

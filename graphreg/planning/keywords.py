@@ -29,7 +29,8 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     A value of a keyword may be:
 
     - a number, the weight or rate; 0, None and False give no regularizer;
-    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number; one that is 0 is not off;
+    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number; a schedule gives a regularizer even if all its
+      values are 0;
     - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
       ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
     - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.

@@ -13,7 +13,7 @@ from graphreg.tracing import Traced
 
 
 def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, str]:
-    """Return, for each site that is a module's output, the name of the value that the module gets as its input.
+    """Return a dict from each site of a regularizer to the name of a value: the input of the module whose output the site is.
 
     Args:
         traced: The traced model.
@@ -21,7 +21,7 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
         matched: The regularizer's sites, each with the string that matched it.
 
     Returns:
-        The names by site; an empty dict if the regularizer does not take ``module_input``.
+        The dict; an empty dict if the regularizer does not take ``module_input``.
 
     Raises:
         RegularizerError: A site is not the output of a module, or it is not certain which single value the module gets.

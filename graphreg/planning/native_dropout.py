@@ -16,7 +16,7 @@ from graphreg.schedules import Schedule, VaryingStrength
 Choice = Literal["keep", "seeded", "off"]
 OwnDropout = Choice | float | Mapping[Any, Choice | float]
 CHOICES = ("keep", "seeded", "off")
-OWN_DROPOUT = "own_dropout"  # the key of this option in Plan.missed and other mappings from the names of regularizers
+OWN_DROPOUT = "own_dropout"  # the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def decide(
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
 
     Raises:
-        RegularizerError: The option is unknown, a rate is outside [0, 1), or none of the chosen dropouts can be moved.
+        RegularizerError: The option has an unknown value, a rate is outside [0, 1), or none of the chosen dropouts can be moved.
         NoMatchError: A selector matches no dropout.
     """
     check_option(option)

@@ -18,7 +18,7 @@ Readers = frozenset[str] | None  # the paths of the modules at whose reads a spl
 
 
 def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Site]:
-    """Return copies of the sites of parameters that say what the splice needs to know of the reads.
+    """Return copies of parameter sites, in which ``selectable``, ``why_not`` and ``reads`` are set as this splice needs them.
 
     ``Site.reads`` of an embedding's table is the name of the input that holds the indices. A parameter is not selectable if no operation
     reads it, or if no module that has it is of a class in the splice's ``readers``.

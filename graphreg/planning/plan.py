@@ -53,10 +53,10 @@ class Edit:
         site: The site; if the calls of a recurrent cell are the steps of a sequence, the site of the first call.
         name: The regularizer's name in the plan.
         regularizer: The regularizer.
-        matched: The string of the selector that matched the site.
+        matched: The string of the selector that matched the site; for a selector that is a function, the function's name.
         occurrence: How many edits before this one act at the same site with a regularizer of the same class.
-        steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
-        units: How a penalty on units reads the value as samples of units; None for other regularizers.
+        steps: How to read the value as a sequence, for a regularizer that needs the axis of time or of the batch; None for others.
+        units: Which axis of the value has the units, for a penalty that compares units; None for other regularizers.
         at_depth: The strength at the site, a number or a schedule, if it differs by depth; None if it is the regularizer's ``weight``.
         module_input: For a splice that takes ``module_input``, the name of the value that the site's module gets; else None.
         readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
@@ -106,15 +106,17 @@ class Plan(RenamedAttributes):
         edits: One edit for each regularizer at each of its sites.
         slices: The dependence slices of penalties on derivatives, by the penalty's name.
         native_dropout: What to do with native dropout.
-        unmovable: Native dropouts that were chosen but cannot be moved to graphreg's streams.
-        site_counts: How many sites the model has.
-        missed: The strings of selectors that match nothing, by the regularizer's name. Empty with ``missing="error"``.
+        unmovable: Native dropouts that ``own_dropout`` selects but that cannot draw from graphreg's streams.
+        site_counts: How many sites of the model can be selected.
+        missed: The strings of selectors that match nothing, by the regularizer's name, or under ``"own_dropout"`` for that option. Empty
+            with ``missing="error"``.
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
         blocks: The paths of the blocks, which the rewritten module still calls as modules: those that ``blocks=`` selects, and those that
             checkpoint their own forward.
         unasked: The paths of the blocks that ``blocks=`` does not select.
+        in_whole: For a stage of a pipeline, by mode, then by penalty: over how many sites of the whole model the penalty is a mean.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -132,6 +134,7 @@ class Plan(RenamedAttributes):
     own_dropout: OwnDropout = "keep"
     blocks: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    in_whole: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -176,18 +179,17 @@ class Plan(RenamedAttributes):
         """Describe what the table leaves out: ``wrt``, reads that are not replaced, how a strength depends on depth, axes of units."""
         if name in self.slices:
             return self.slices[name].note()
-        if stays := [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
-            return listed(stays)
+        stays = [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
-        return "; ".join(filter(None, (depth, units_note(read_as) if read_as else "")))
+        return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "")))
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty differentiates by the value at a site, or reads the result of the splices there, which autograd then saves."""
+        """Whether autograd saves what replaces a site's value, because a penalty reads it or differentiates with respect to the value."""
         edits = self.by_site.get(site, ())
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
@@ -268,7 +270,7 @@ def decided(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
 ) -> Plan:
-    """Make the same plan as ``plan``, without the warning."""
+    """Make the same plan as ``plan``, without the two warnings of ``plan``."""
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
@@ -300,7 +302,7 @@ def decided(
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced=traced)
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
@@ -348,7 +350,7 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
     return named
 
 
-Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # by site: the string that matched it, and how to read its value
+Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # from a site to the string that matched it, and how to read its value
 
 
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chosen:
@@ -367,7 +369,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
-    """Return the selected sites, each with the string that matched it, and with ``Steps`` if the regularizer reads the value as steps.
+    """Return the selected sites, each with the string that matched it and the ``Steps`` for ``Edit.steps``, or None.
 
     Also check the option ``lengths``.
     """

@@ -75,7 +75,7 @@ def write(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
 
 
 def _of_suffix(path: Any) -> tuple[Callable[[str, Path], Any], Callable[[Mapping[str, Any]], str]]:
-    """Return the functions that parse and write the format of a path's suffix."""
+    """Return two functions for the format that a path's suffix names: one parses a file's text, the other makes the text from data."""
     formats: dict[str, tuple[Callable[[str, Path], Any], Callable[[Mapping[str, Any]], str]]] = {
         ".json": (_parse_json, lambda data: json.dumps(data, indent=2, ensure_ascii=False) + "\n"),
         ".toml": (_parse_toml, toml_text),

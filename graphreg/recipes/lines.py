@@ -17,7 +17,7 @@ def line_of(text: str, data: Any, place: Place) -> int | None:
     """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if the line cannot be found."""
     while place and not isinstance(place[-1], str):
         found = _at(data, place)
-        place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # the first key of a list's entry
+        place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # of a list's entry, the first key
     if not place:
         return None
     key = str(place[-1])

@@ -112,13 +112,13 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
 
 
 def _present(chosen: Mapping[str, float]) -> Any:
-    """Convert the strengths that were set to plain data: a number or a schedule, or a dict with the names of sites and ``**``."""
+    """Return, as plain data, the strengths that were set: a number, a schedule, or a dict whose keys are names of sites and ``**``."""
     plain = {site: _plain(value, "a strength") for site, value in chosen.items()}
     return plain[OWN] if plain.keys() == {OWN} else {site or ALL: value for site, value in plain.items()}
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
-    """Return a regularizer as plain data. ``seed``: the seed of a splice that has its own ``rng=``, whether given or drawn; else None."""
+    """Return a regularizer as plain data. ``seed``: for a splice with its own ``rng=``, the seed that was given or drawn; else None."""
     kind = type(regularizer)
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(
@@ -152,7 +152,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _own_dropout(option: Any) -> Any:
-    """Return the option as plain data. A dict becomes a list of pairs if one of its selectors is not a single string."""
+    """Return the option ``own_dropout`` as plain data. A dict becomes a list of pairs if one of its selectors is not a single string."""
     if not isinstance(option, Mapping):
         return _plain(option, "own_dropout")
     pairs = [(_plain(selector, "own_dropout"), _plain(choice, "own_dropout")) for selector, choice in option.items()]
@@ -203,7 +203,7 @@ class Recipe:
         return Recipe(self.source, regularizers, others, self.options, strengths)
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options to call a function with: those of ``given``, with the recipe's value for an option that is at its default."""
+        """Return the options to call a function with: those of ``given``, but the recipe's where ``given`` has the default."""
         parameters, chosen = inspect.signature(function).parameters, dict(given)
         for name, value in self.options.items():
             if name in given and given[name] == parameters[name].default:
@@ -313,7 +313,7 @@ def _read(value: Any) -> Any:
 
 
 def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:
-    """Return a function that checks a value and returns it."""
+    """Return a function that checks a value and returns the value unchanged."""
 
     def checked(value: Any) -> Any:
         check(value)

@@ -49,5 +49,5 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a basic string of TOML. JSON escapes the same characters in the same way, except for DEL."""
+    """Return a text as a basic string of TOML. JSON escapes the same characters in the same way, except for DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

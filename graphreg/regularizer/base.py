@@ -21,12 +21,13 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
   For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
 - ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
   them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
-- ``vjp``, for a penalty: computes vector-Jacobian products of the values at all selected sites, with respect to the values that the
-  option ``wrt`` selects, see ``Vjp``.
+- ``vjp``, for a penalty: a function that computes vector-Jacobian products of the values at all selected sites, with respect to the
+  values that the option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
-mode. The arguments of ``in_eval`` have the same meaning: it takes ``z`` or ``units``, and may take ``weight``, ``state``, ``previous`` and
-``module_input``. If its class has a method ``penalty``, the splice has a penalty of its own, which this method computes from ``state``.
+mode. The arguments of ``in_eval`` mean the same as those of ``__call__``: it takes ``z`` or ``units``, and may take ``weight``, ``state``,
+``previous`` and ``module_input``. If its class has a method ``penalty``, the splice has a penalty of its own, which this method computes
+from ``state``.
 
 The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
 ``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes
@@ -61,6 +62,7 @@ from graphreg.regularizer.units import check_axis
 from graphreg.schedules import VaryingStrength
 
 On = Literal["values", "parameters"]
+Separable = Literal["nothing", "examples", "elements"]
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
 
 
@@ -97,7 +99,7 @@ class Regularizer:
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
         takes: The names of the arguments of ``__call__``, which say what the engine supplies.
-        takes_vjp: Whether ``__call__`` takes the vector-Jacobian product.
+        takes_vjp: Whether ``__call__`` takes the argument ``vjp``.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
         default_role: The role of the default sites of a class that acts on values. If it is ``"output"``, losses are left out.
         usual: The default sites in words, for messages.
@@ -172,7 +174,7 @@ class Regularizer:
         self._check_weight(self.weight)
 
     def _check_weight(self, weight: float) -> None:
-        """Run ``check``, with each extreme if the strength has a schedule; refuse a strength by depth for all sites at once."""
+        """Run ``check`` with each extreme of the strength; refuse ``by_depth`` if the formula takes all sites at once."""
         for number in extremes(weight) if self.is_scheduled else [weight]:
             object.__setattr__(self, "weight", number)
             try:
@@ -195,12 +197,12 @@ class Regularizer:
     def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the state of a site before the first call, and after a reset: tensors by name, on the device of ``like``.
 
-        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. A new
-        state that the formula returns must have the names and shapes of those tensors here that are not ``nn.Parameter``.
+        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. If
+        the formula returns a new state, it must have the names and shapes of those tensors in this dict that are not ``nn.Parameter``.
 
         Args:
-            like: For a parameter, its values. For a value, zeros of its shape and dtype, as they were when the model was traced; if the
-                formula takes ``units``, with the axis of units at the end.
+            like: If the site is a parameter, its values. If it is a value, zeros of the shape and dtype that the value had when the model
+                was traced; if the formula takes ``units``, with the axis of units at the end.
         """
         raise NotImplementedError(f"{type(self).__name__} has no init_state: write it, and return the state that the formula takes.")
 
@@ -267,7 +269,7 @@ class Regularizer:
     def to_dict(self) -> dict[str, Any]:
         """Return the name of the class and the options as plain data.
 
-        A value that is neither a text, a number, a tuple nor None becomes its ``repr``.
+        Texts, numbers, tuples and None are left unchanged. A schedule, a ``by_depth(...)`` and any other object become their ``repr``.
         """
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, VaryingStrength) else repr(v) for k, v in options.items()}
@@ -293,6 +295,8 @@ class Splice(Regularizer):
         rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
         readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
+        separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis 0), or ``"nothing"``. If ranks divide
+            a value among themselves, each can then replace its own part. The draws must have the shape of z, or share axes by ``shared=``.
     """
 
     _: KW_ONLY
@@ -303,6 +307,7 @@ class Splice(Regularizer):
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
     penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
     off_at_zero: ClassVar[bool] = True
+    separable: ClassVar[Separable] = "nothing"
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         if "in_eval" in cls.__dict__:

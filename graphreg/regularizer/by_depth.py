@@ -49,13 +49,15 @@ class ByDepth(VaryingStrength):
 def by_depth(first: float, last: float) -> ByDepth:
     """Return a strength that differs by depth, for the ``weight`` of any regularizer whose formula takes one site at a time.
 
-    The blocks that have a site are numbered in the order in which they run. The strength is ``first`` in the first of these blocks,
-    ``last`` in the last one, and evenly spaced between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's ``drop_path_rate=0.2``.
+    The blocks in which the regularizer has a site are numbered in the order in which they run. The strength is ``first`` in the first of
+    these blocks, ``last`` in the last one, and evenly spaced between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's
+    ``drop_path_rate=0.2``.
 
     A block is a module that has submodules and a sibling of the same class, such as a layer of a transformer. A site belongs to the
-    innermost block around it; a site outside of all blocks is a block of its own.
+    innermost block around it; a site outside of all blocks counts as a block of its own.
 
-    One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then the ramp holds at each step.
+    One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then the strengths are evenly spaced
+    at each step.
 
     Raises:
         RegularizerError: ``first`` or ``last`` is not a finite number, or they are schedules of different kinds or steps.
@@ -80,11 +82,11 @@ def has_schedule(weight: float) -> bool:
 
 
 def own_strength(weight: float) -> float:
-    """Return the strength of a regularizer where no site is meant: the weight; of one by depth, the end that is furthest from 0."""
+    """Return the strength that belongs to no particular site: the weight itself; for ``by_depth``, the end that is further from 0."""
     return max((weight.first, weight.last), key=abs) if isinstance(weight, ByDepth) else weight
 
 
 def extremes(weight: float) -> list[float]:
-    """Return the numbers between which a strength is at all times and sites: those at the ends of schedules and of the depth."""
+    """Return numbers that bound a strength at all times and sites: all values of its schedules, and both ends of ``by_depth``."""
     ends = (weight.first, weight.last) if isinstance(weight, ByDepth) else (weight,)
     return list(dict.fromkeys(value for end in ends for value in (end.values if isinstance(end, Schedule) else (float(end),))))

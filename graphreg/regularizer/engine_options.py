@@ -13,7 +13,7 @@ from graphreg.ir import Selector
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The values of these options in one regularizer. A field has its default if the class lacks the option.
+    """The options that the engine reads, as one regularizer has them. A field has its default if the class lacks the option.
 
     Attributes:
         reduction: How measurements of several sites become one penalty: ``"mean"`` or ``"sum"``.

@@ -24,7 +24,7 @@ from graphreg.rng import compiling
 from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
-# the classes whose formula could not be tried before (see purity_trial.py), and has not run under ``watched`` since
+# the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under ``watched`` since
 unproven: WeakSet[type] = WeakSet()
 
 
@@ -70,7 +70,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.regularizer = regularizer
         self.error: ImpureError | None = None  # the error that was raised, stored because the formula may catch it
-        self.made: set[int] = set()  # the numbers of the storages that the formula made
+        self.made: set[int] = set()  # the storages that the formula made, each as its ``storage_number``
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -145,7 +145,10 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
 
 
 def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
-    """Run a formula twice on the same arguments, and compare the results and the state before and after.
+    """Run a formula twice on the same arguments, and raise ImpureError if the two runs show that it is impure.
+
+    The two results must be equal. A run must change neither the states of Python's and numpy's generators, nor the attributes of the
+    regularizer and its classes.
 
     Args:
         regularizer: The regularizer whose formula to run.
@@ -161,7 +164,7 @@ def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
             given: Any = run()
             results.append(given[0] if isinstance(given, tuple) and "state" in regularizer.takes else given)  # without the new state
         states.append(_python_states())
-    if states[0] != states[1] != states[2]:  # the state changed in both runs: a change in one run alone may come from another thread
+    if states[0] != states[1] != states[2]:  # changed by both runs: a change during one run alone may come from another thread
         raise draw_error(regularizer, "by Python's random or numpy.random")
     if changed := [name for name, what in _attributes(regularizer).items() if attributes.get(name) != what]:
         raise state_error(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
@@ -193,9 +196,9 @@ def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
     """Return the states of the default generators, to compare before and after a call.
 
-    The tag alone does not show that a call drew: torch tags attention and recurrent layers as random even when a call draws nothing.
-    A generator that the formula passes as an argument is not included, because the formula may seed this generator, for example for a
-    fixed projection. If the formula does not seed it, two calls give different results, which ``twice`` detects.
+    The tag of random operations does not show that a call drew: attention and recurrent layers have the tag even if they draw nothing.
+    A generator that the formula passes as an argument is not included, because the formula may seed it in each call, for example for
+    a fixed projection. If the formula does not seed it, two calls give different results, which ``twice`` detects.
     """
     devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
     states = [torch.get_rng_state()]

@@ -67,7 +67,7 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
 
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield combinations of shapes to try, each by the names of sites.
+    """Yield dicts of shapes to try. Each dict has a shape for every value that the formula gets, by name.
 
     If the shapes of the sites are known, they come first: with each axis cut to 4, then uncut if they are small. Common shapes follow.
     """

@@ -46,8 +46,9 @@ def check_options(regularizer: Any) -> None:
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
     """Raise RegularizerError if arguments of ``__call__`` contradict each other or the class's options.
 
-    Only one form of a value may be taken. The option ``lengths`` needs the argument ``lengths``. The argument needs the option in a splice,
-    and the argument ``steps`` in a penalty.
+    ``steps`` excludes ``units``, and both exclude ``z`` and ``values``. In a splice, the argument ``lengths`` and the option ``lengths``
+    need each other. In a penalty, the argument ``lengths`` needs the argument ``steps``; if the formula takes ``steps``, the option
+    ``lengths`` needs the argument ``lengths``.
 
     Args:
         kind: The name of the class.
@@ -72,9 +73,9 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_
 def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
     """Group the selected sites into sequences.
 
-    If a selector string matches the path of a recurrent cell, the calls of the cell are the steps of a sequence, as long as each call reads
-    the output of an earlier one. The same holds for a module that a cell calls in each step. For any other module, each call is a sequence.
-    A selector that is a function selects single calls.
+    If a selector string matches the path of a recurrent cell, the calls of the cell are steps: a call that reads the output of an earlier
+    call continues its sequence. The same holds for a module that a cell calls in each step. For any other module, each call is a sequence
+    of its own. A selector that is a function selects single calls.
 
     Args:
         matched: The selected sites, each with the string that selected it.
@@ -84,7 +85,8 @@ def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Si
         graphs: The graphs by mode.
 
     Returns:
-        By site, the string that selected it and how to read its value. A sequence of calls is listed under the site of its first call.
+        A dict. Each key is a selected site; the value is the string that selected the site, and how to read the site's value. For a
+        sequence of calls, only the site of the first call is a key.
 
     Raises:
         RegularizerError: A value is no sequence, as far as shapes are known.
@@ -115,8 +117,9 @@ class _Calls:
     Attributes:
         operations: The operations of the graphs.
         graphs: The model's graphs.
-        of: The sites of the calls, by module output.
-        chains: Returns, by path of a module, the calls of that module, each with the first call of its chain.
+        of: A dict. Each key is an output of a module; the value is the list of its sites, one for each call of the module.
+        chains: A function that takes a module's path and returns a dict. Each key is a call of the module; the value is the first call of
+            its chain, in which each call reads the output of an earlier one.
     """
 
     def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
@@ -163,15 +166,16 @@ class _Calls:
         return self.cell(path) is not None
 
     def runs(self, port: Port) -> list[list[Site]]:
-        """Return the sites of a module output's calls, grouped into runs, each of which is a sequence.
+        """Return the sites at which a module's calls return the output ``port``, grouped into runs. Each run is a sequence.
 
-        In a run of a cell, each call reads outputs of earlier calls. If the module's calls are not the steps of a cell, each call is a run.
+        In a run of a cell, each call but the first reads an output of an earlier call. If the module's calls are not the steps of a cell,
+        each call is a run of its own.
         """
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
         call_names, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
-        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state: no call reads another, and all are one run
+        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state: no call reads another's output; all are one run
             return [calls]
         first_of = dict(zip(call_names, firsts, strict=True))
         by_first: dict[str, list[Site]] = {}
@@ -271,7 +275,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
-    """Raise RegularizerError for ``time_axis=1`` if the value comes from a convolution, whose axis 1 is channels."""
+    """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1:
         return
     if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:

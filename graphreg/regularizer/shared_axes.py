@@ -10,7 +10,7 @@ from graphreg.ir import Steps
 
 
 def share_axes(splice: Any) -> tuple[str | int, ...]:
-    """Return the option as a tuple.
+    """Return the option ``share_axes`` of a splice as a tuple.
 
     Raises:
         RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number, or, on parameters, is not a number.

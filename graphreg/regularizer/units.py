@@ -1,4 +1,4 @@
-"""Decides which axis of each selected value has the units, for penalties that take ``units``."""
+"""Decides which axis of each selected value has the units, for formulas that take ``units``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
         regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and units its formula needs.
 
     Returns:
-        By site, how to read its value.
+        A dict. Each key is a site; the value says how to read the site's value.
 
     Raises:
         RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or too few units.

@@ -1,8 +1,8 @@
 """The vector-Jacobian product (vjp) of sites with respect to the values that ``wrt`` selects, through the forward that runs anyway.
 
 ``tracked`` makes autograd record the values of ``wrt`` from where they are produced, and ``torch.autograd.grad`` goes back to them from
-the sites. No second forward runs, so the product belongs to the masks and the batch statistics of the model's own forward. No operation of
-the model's graph is replaced.
+the sites. No second forward runs, so the product is computed with the masks and the batch statistics of the model's own forward. No
+operation of the model's graph is replaced.
 
 Dynamo does not trace ``autograd.grad``. But it treats a function that was passed to ``allow_in_graph`` as one opaque call, and AOTAutograd
 then differentiates through this call.
@@ -30,7 +30,7 @@ from graphreg.torch_internals import (
     transform_level,
 )
 
-LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each takes a backward pass, and a part of the compiled graph
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each is a backward pass, and a compiled graph holds all
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, because Dynamo of torch 2.12 hashes the object before its fields are set
@@ -54,13 +54,15 @@ class Vjp:
     proven: bool = False
 
     def __call__(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the product of the cotangent and the Jacobian of each site, and add the products of all sites.
+        """Multiply the cotangent of each site by the Jacobian of the site's value, and add the products of all sites.
 
         Args:
-            cotangents: By name of a site, a tensor in the shape of its value; sites may be left out.
+            cotangents: A dict. Each key is the name of a site; the value is a tensor in the shape of the site's value. Sites may be left
+                out.
 
         Returns:
-            By name in ``wrt``, the sum in the shape of that value; zeros if no site depends on the value.
+            A dict. Each key is a name in ``wrt``; the value is the sum, in the shape of the tensor in ``wrt``, or zeros if no
+            site depends on that tensor.
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
@@ -68,13 +70,13 @@ class Vjp:
         return dict(zip(self.wrt, products, strict=True))
 
     def rows(self, site: str) -> Iterator[dict[str, Tensor]]:
-        """Iterate over the rows of the exact Jacobian of a site's value, one for each of its elements.
+        """Iterate over the rows of the exact Jacobian of a site's value, one row for each element of the value.
 
         Args:
             site: The name of the site.
 
         Yields:
-            One row, by name in ``wrt``, in the form that ``__call__`` returns.
+            One row, as a dict like that of ``__call__``.
 
         Raises:
             RegularizerError: There are too many rows, each of which takes a backward pass.
@@ -94,7 +96,7 @@ class Vjp:
 
 
 class _Track(torch.autograd.Function):
-    """The identity, whose result requires gradients even if its argument does not."""
+    """The identity of ``x``. The result requires gradients even if ``x`` does not, because ``anchor`` does."""
 
     @staticmethod
     def forward(x: Tensor, anchor: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        # with this anchor, because a new one would be recorded below the level that differentiates, as if a lower level differentiated, too
+        # Pass on the same anchor. Autograd would record a new one at a lower level, as if that level differentiated, too.
         return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Shows what graphreg did to a model: the report with its costs, the diff of the emitted Python, the monitor of values in training.
+"""Shows how graphreg changed a model: a report with costs, a diff of the emitted Python, and a monitor of values in training.
 
-Open ``report.py`` first: it defines ``graphreg.report``. ``records.py`` defines the records of a report and how they are printed;
-``entries.py`` makes them; ``terminal.py`` lays out tables for the screen and as HTML.
+Open ``report.py`` first: it defines ``graphreg.report``. ``records.py`` defines the records of a report and prints them as tables.
+``entries.py`` makes these records. ``terminal.py`` lays out tables as text and as HTML.
 """
 
 from graphreg.reporting.diff import Diff, diff

@@ -1,7 +1,8 @@
-"""Measures the cost of the additions: one forward pass with them and one without, on meta tensors, which have shapes but no data.
+"""Measures the cost of graphreg's additions to a graph: runs one forward pass with the additions and one without them.
 
-The cost is the difference between the two passes, node by node. It can be negative: autograd saves the mask of a dropout for backward, but
-may no longer save the value that the dropout replaces. The numbers are those of eager mode; compiled code saves other values.
+Both passes run on meta tensors, which have shapes but no data. The cost is the difference between the two passes, node by node. The cost
+can be negative. For example, autograd saves the mask of an added dropout for backward, but may no longer save the value that the dropout
+replaces. The numbers are those of eager mode. Compiled code saves other values.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from graphreg.rewriting import strip
 from graphreg.runtime import graphs_of
 from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, number_of_storage, packet_of, pytree
 
-# Operators, other than views, that count as no operation.
+# Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
 META = torch.device("meta")
 
 
 def cost(module: fx.GraphModule, plan: Plan) -> Cost:
-    """Measure what the additions of a rewritten module cost in a forward pass in train mode.
+    """Measure the cost of the additions to a rewritten module, in one forward pass in train mode.
 
     Raises:
-        GraphRegError: The model was traced without example inputs, or it cannot run on meta tensors. The message is a clause that gives
-            the reason, for the report to quote.
+        GraphRegError: The model was traced without example inputs, or the model cannot run on meta tensors. The message is a clause
+            with the reason, which the report quotes.
     """
     try:
         with Changes() as changes, changes:
@@ -45,7 +46,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         with_them, without = (_pass(m, _of_train(graphs_of(m)), specialized_arguments(module)) for m in (twin, plain))
     except GraphRegError:
         raise
-    except Exception as error:  # from the model's code, which may read a value, or from an operator without a meta kernel
+    except Exception as error:  # raised by the model's code, which may read a tensor's value, or by an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
     names = [*plan.regularizers, OWN_DROPOUT, "keys", "schedules", "copies", "attach", "monitor", "other"]
@@ -77,9 +78,9 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
-    """Map the name of each added node to its row of the table: a regularizer, or a kind of addition such as ``"keys"``.
+    """Map the name of each added node to its row of the cost table: a regularizer, or a kind of addition such as ``"keys"``.
 
-    The model's own nodes have no entry, except native dropouts that graphreg moved to its streams.
+    A node of the model has an entry only if graphreg replaced its call, such as the call of a native dropout.
     """
     kinds = {
         Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLOCK: "schedules", Kind.CLONE: "copies", Kind.COPY: "copies",
@@ -94,10 +95,17 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
-    """Return the row of the table for a change in the saved bytes of one of the model's own values.
+    """Return the row of the cost table for a change in the bytes that autograd saves of one value of the model.
 
-    ``more`` is the change. If bytes were added, the row is that of an added node that saved the value; if bytes were removed, that of an
-    added node that now reads the value. The row is ``"other"`` if there is no change or no such node.
+    If autograd saves more bytes than without additions, the row is that of an added node that saved the value. If autograd saves fewer
+    bytes, the row is that of an added node that reads the value. The row is ``"other"`` if there is no change or no such node.
+
+    Args:
+        node: The name of the node of the model that made the value's storage.
+        more: The change in bytes.
+        run: The pass with the additions.
+        graph: The graph with the additions.
+        labels: The row of each added node, as ``_labels`` returns them.
     """
     if not more:
         return "other"
@@ -141,28 +149,29 @@ def _empty(known: Any, name: str) -> Any:
 
 
 class _Pass(fx.Interpreter):
-    """Runs a forward pass; counts each node's operations, and the bytes of its value that autograd saves for backward."""
+    """Runs one forward pass. Counts the operations of each node, and the bytes of the node's value that autograd saves for backward."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
         self.operations, self.kept = Counter[str](), Counter[str]()
-        self.savers: dict[str, list[str]] = {}  # by node: the nodes that saved its value for backward
-        # By a storage's number: the node that made the storage, and the storage itself, because torch reuses the number of a freed one.
+        self.savers: dict[str, list[str]] = {}  # key: the node that made a storage; value: the nodes that saved the storage
+        # Key: the number of a storage; value: the node that made the storage, and the storage itself. The reference keeps the storage
+        # alive, because torch may give the number of a freed storage to a new one.
         self.made: dict[int, tuple[str, Any]] = {}
-        self.holders: dict[str, dict[str, None]] = {}  # by node: the nodes whose values share the storage that it made
-        self.saved: dict[int, list[str]] = {}
+        self.holders: dict[str, dict[str, None]] = {}  # key: the node that made a storage; value: the nodes whose values are in the storage
+        self.saved: dict[int, list[str]] = {}  # key: the number of a storage; value: the nodes that saved the storage for backward
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
-        self.free = {number_of_storage(storage): storage for storage in storages}  # parameters and buffers need no further memory
+        self.free = {number_of_storage(storage): storage for storage in storages}  # saving a parameter or a buffer needs no more memory
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # fx.Interpreter would pass all remaining inputs, as a list, to ``*args``
+        return next(self.args_iter)  # for ``*args``, fx.Interpreter would return a list of all remaining inputs
 
     def run_node(self, n: fx.Node) -> Any:
         self.now = n.name
         value = super().run_node(n)
         self.made_by_now(value)
-        if isinstance(self.module_of(n), nn.RNNBase):  # cuDNN and oneDNN run it as one operator, which saves its outputs
+        if isinstance(self.module_of(n), nn.RNNBase):  # cuDNN and oneDNN run the layer as one operator, which saves its outputs
             for tensor in _tensors(value):
                 self.save(tensor)
         return value
@@ -186,7 +195,7 @@ class _Pass(fx.Interpreter):
         return tensor
 
     def settle(self) -> None:
-        """Count the saved bytes, each storage once."""
+        """Add up the bytes of the saved storages by the node that made each storage. Count each storage once."""
         for key, savers in self.saved.items():
             node, storage = self.made[key]
             self.kept[node] += storage.nbytes()
@@ -194,7 +203,7 @@ class _Pass(fx.Interpreter):
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of each node, and moves their arguments to the meta device."""
+    """Counts the operations of each node, and moves the arguments of each operator to the meta device."""
 
     def __init__(self, run: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -211,7 +220,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _emptied(tensor: Tensor) -> Tensor:
-    """Move a tensor to the meta device. A 0-d tensor stays, because torch combines it with tensors of any device."""
+    """Move a tensor to the meta device. A 0-d tensor stays on its device, because torch combines 0-d tensors with meta tensors."""
     return tensor if tensor.device == META or tensor.dim() == 0 else tensor.to(META)
 
 

@@ -1,4 +1,4 @@
-"""``graphreg.diff``: the emitted Python of a rewritten module, compared with that of its model or of another rewritten module."""
+"""``graphreg.diff`` compares the emitted Python of a rewritten module with that of its model, or with that of another rewritten module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten,
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
-_MARGIN = 88  # columns; comments start after the longest commented line that is no longer than this
+_MARGIN = 88  # columns; all comments start in one column, behind the longest commented line of at most this length
 _MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
 
 
@@ -29,11 +29,11 @@ class DiffLine:
     """A line of a ``Diff``.
 
     Attributes:
-        sign: As in ``diff -u``: ``"---"`` and ``"+++"`` are the header of a ``forward``, ``"@@"`` is the header of a group of lines, and
-            ``"-"``, ``"+"`` and ``" "`` mark a line as removed, added or unchanged.
+        sign: As in ``diff -u``: ``"---"`` and ``"+++"`` mark the two header lines of a ``forward``, and ``"@@"`` marks the header line of
+            a group of lines. ``"-"``, ``"+"`` and ``" "`` mark a line as removed, added or unchanged.
         text: The line as it is printed, with sign and comment.
-        code: The Python alone.
-        kind: As in ``Line.kind``: a kind of addition, ``"reads"``, ``"rule"`` or ``""``.
+        code: The line of Python, without sign and comment.
+        kind: The kind of addition, or ``"reads"``, ``"rule"`` or ``""``; see ``Line.kind`` in ``source.py``.
         regularizers: The names of the regularizers that the line belongs to.
         sites: The names of the sites that the line belongs to.
     """
@@ -48,15 +48,15 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class Diff:
-    """A unified diff of those ``forward`` methods that differ. ``bool(diff)`` is True if there is a difference.
+    """A unified diff of the ``forward`` methods of two modules. ``bool(diff)`` is True if there is a difference.
 
-    ``str(diff)`` is coloured on a terminal unless NO_COLOR is set; ``text()`` never is.
+    ``str(diff)`` has colours if stdout is a terminal and NO_COLOR is not set. ``text()`` has no colours.
 
     Attributes:
-        before: The title of the first source.
-        after: The title of the second source.
-        lines: The lines of the diff.
-        notes: Differences that the code does not show, between the seeds of two modules' noise or the shapes of their parameters.
+        before: The title of the first module.
+        after: The title of the second module.
+        lines: The lines of the diff. A ``forward`` without differences has no lines.
+        notes: Sentences about differences that the code does not show: in the seeds of the noise, or in the shapes of parameters.
     """
 
     before: str
@@ -91,7 +91,7 @@ class Diff:
         return "\n".join([*lines, *self._rest()])
 
     def _rest(self) -> list[str]:
-        """Return the lines of text after the diff: the notes, and before them, if no line differs, a sentence that says so."""
+        """Return the lines of text below the diff: the notes. If no line of code differs, a sentence that says so comes first."""
         none = f"no difference between {self.before} and {self.after}" + " in code, regularizers and strengths" * bool(self.notes)
         return [*([] if self.lines else [none]), *self.notes]
 
@@ -99,22 +99,23 @@ class Diff:
         return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] + [("", t) for t in self._rest()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that ``json`` can write."""
+        """Return the diff as plain values that ``json`` can write."""
         return {**asdict(self), "added": self.added, "removed": self.removed}
 
 
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
-    """Compare the Python emitted for ``a`` with that emitted for its model, or for ``b`` if ``b`` is given.
+    """Compare the Python emitted for ``a`` with the Python emitted for ``b``, or for the model of ``a`` if ``b`` is None.
 
-    With ``b``, the shapes of parameters are compared too, and the seeds of noise if neither ``a`` nor ``b`` is a plan.
+    If ``b`` is given, the shapes of parameters are compared, too. The seeds of the noise are compared only if neither ``a`` nor ``b`` is a
+    plan, because a plan has no seed.
 
     Args:
-        a: A rewritten module, which may be compiled or wrapped; a stripped module; or a plan, which is applied to a copy.
-        b: Like ``a``; None compares ``a`` with its own model.
+        a: A rewritten module, which may be compiled or wrapped; a stripped module; or a plan, which is applied to copies of its graphs.
+        b: An object of one of these kinds, or None.
         context: The number of unchanged lines around each change, 0 or more.
 
     Raises:
-        GraphRegError: ``a`` or ``b`` is something else, or, without ``b``, ``a`` cannot be stripped.
+        GraphRegError: ``a`` or ``b`` is of another kind, or ``b`` is None and ``a`` cannot be stripped.
         RegularizerError: ``context`` is not allowed.
     """
     if type(context) is not int or context < 0:
@@ -133,7 +134,9 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
-        if ours is None or theirs is None:  # one source has a single forward, which is compared with each forward of the other instead
+        # If one is None, only one of the modules has a single forward. The iterations for "train" and "eval" compare it with the two
+        # forwards of the other module.
+        if ours is None or theirs is None:
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
     return Diff(before, after, tuple(lines), notes)
@@ -144,9 +147,9 @@ def _title(module: Any, source: Source) -> str:
 
 
 def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
-    """Yield the differences between two modules that their code does not show.
+    """Yield sentences about the differences between two modules in the seeds of the noise and in the shapes of parameters.
 
-    ``planned``: whether one of the modules was made from a plan, which has no seed.
+    ``planned``: whether one of the modules was made from a plan. A plan has no seed, so seeds are then not compared.
     """
     ours, theirs = (_streams(module) for module in (a, b))
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
@@ -213,7 +216,11 @@ def _section(ours: Sequence[Line], theirs: Sequence[Line], before: str, after: s
 
 
 def _range(start: int, stop: int) -> str:
-    """Format a range as ``diff -u`` does: its first line and its length; an empty range by the line before it and 0."""
+    """Format a range of lines as ``diff -u`` does.
+
+    A range is written as its first line and its length. A range of one line is written as this line alone, and an empty range as the line
+    before the range and 0.
+    """
     length = stop - start
     return f"{start + 1}" if length == 1 else f"{start + (length > 0)},{length}"
 
@@ -224,7 +231,7 @@ def _shown(sign: Sign, line: Line, margin: int) -> DiffLine:
 
 
 class _Matcher(difflib.SequenceMatcher[str]):
-    """Matches lines by the name that they assign, so that a line whose arguments changed is paired with its old version."""
+    """Matches lines by ``Line.key``, the name that a line assigns. So a line with changed arguments is paired with its old version."""
 
     def __init__(self, ours: Sequence[Line], theirs: Sequence[Line]) -> None:
         super().__init__(None, [line.key for line in ours], [line.key for line in theirs], autojunk=False)
@@ -234,7 +241,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         return line.code, line.comment
 
     def get_opcodes(self) -> Any:
-        """Return difflib's opcodes, with ``replace`` for two lines that have the same key but differ in code or comment."""
+        """Return the opcodes of difflib, but with ``replace`` for two lines that have the same key and differ in code or comment."""
         opcodes: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":

@@ -1,4 +1,4 @@
-"""Makes the records of a report: what each regularizer is, and what acts at each site."""
+"""Makes the records of a report: one for each regularizer, each site where a regularizer acts, and each native dropout."""
 
 from __future__ import annotations
 
@@ -11,23 +11,35 @@ from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, co
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
 
-Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
-_WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # which most splices have
+# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those with requires_grad, then the frozen ones.
+Trained = tuple[tuple[str, ...], tuple[str, ...]]
+_WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
+# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
 def entry(
     name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
-    trained: Trained | None = None, notes: Iterable[str] = (), by_site: str = "",
+    trained: Trained | None = None, notes: Iterable[str] = (), by_site: str = "", here: float = 1.0,
 ) -> Entry:  # fmt: skip
     """Make the record of one regularizer, which acts at ``sites``.
 
-    ``totals``: the counts of all sites that can be selected; ``by_site``: the strengths as text, where they differ by site.
+    Args:
+        name: The regularizer's name.
+        regularizer: The regularizer.
+        sites: The sites.
+        strength: The present strength.
+        totals: How many values and parameters of the model can be selected, and how many elements these have.
+        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that the penalty trains, and the frozen
+            ones. None if the regularizer has no penalty, or if the parameters are not known.
+        notes: Remarks; empty ones are left out.
+        by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
+        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage; else 1.
     """
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
-    note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength) if sites else ""
+    note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength * here) if sites else ""
     return Entry(
         name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
         tuple(site.name for site in sites), every.sites, share, isinstance(regularizer, Penalty),
@@ -37,9 +49,10 @@ def entry(
 
 
 def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[str, str]], graph: int | None = None) -> list[Acted]:
-    """Make the records of the sites, each with the regularizers that act there, in order.
+    """Make a record of each site that has an edit. The record lists the regularizers in the order in which they act.
 
-    ``there``: the pairs (regularizer, site) whose nodes are still in the graph.
+    ``there``: the pairs (regularizer, site) whose nodes are still in the graph. ``graph``: the number of the graph that has the sites, if a
+    torch.compile backend captured several graphs.
     """
     by_site: dict[str, list[Edit]] = {}
     for edit in edits:
@@ -61,9 +74,10 @@ def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
 def native_dropout_rows(
     edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout], rates: Mapping[str, float] | None = None
 ) -> tuple[NativeDropoutRow, ...]:
-    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws.
+    """Make the records of native dropouts: first of those that ``own_dropout=`` selected, then of the others.
 
-    ``rates``: by site, the present rates that have a schedule.
+    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of each native dropout whose rate has a
+    schedule, by the name of its site.
     """
     rows = []
     for e in edits:
@@ -79,12 +93,12 @@ def _does(regularizer: Regularizer) -> Does:
 
 
 def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
-    """Return the strings of a regularizer's selector, or the name of its function."""
+    """Return the strings of a regularizer's selector. If the selector is a function, return the name of the function instead."""
     return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all fields that its class adds, and those of many classes whose value is not the default."""
+    """Return a regularizer's options: all fields that only its class has, and the fields in ``_SHARED`` that are not at their default."""
     options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
@@ -96,7 +110,10 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to one that JSON can hold; an object that JSON does not know becomes its name in angle brackets."""
+    """Convert a value to plain data for JSON.
+
+    A function becomes its name, and any other object the name of its class, both in angle brackets.
+    """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Finds the gradient reach of each penalty, the parameters that receive gradient from it, in the graph as it is now."""
+"""Finds the gradient reach of each penalty in the present graph: the parameters that get its gradient, or would if they were not frozen."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from graphreg.runtime import owned_by
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
-    """Return, for each penalty, the names of the parameters in its gradient reach: those that train, and those that are frozen.
+    """Return, for each penalty, the names of the parameters in its gradient reach: those that are trained, and those that are frozen.
 
-    A parameter is frozen if its ``requires_grad`` is False. The order is that of ``module.named_parameters()``.
+    The keys are the names of regularizers. A splice is among them if it has a method ``penalty``. A parameter is frozen if its
+    ``requires_grad`` is False. The names of parameters are in the order of ``module.named_parameters()``.
     """
     operations = Operations(module)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -39,13 +40,13 @@ def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
-    """Return the parameters that a node reads: all of the module that it calls, or what a ``get_attr`` node fetches."""
+    """Return the parameters that a node reads: those of the module that it calls or fetches, or the parameter that it fetches."""
     if (called := operations.module(node)) is not None:
         return (*called.parameters(), *owned_by(called))
     if node.op != "get_attr":
         return ()
     layer: nn.Module | None = operations.modules.get(str(node.target))
-    if layer is not None:  # it is called with replaced parameters
+    if layer is not None:  # another node calls this layer, with replaced parameters
         return layer.parameters()
     owner, _, name = str(node.target).rpartition(".")
     parameter = operations.modules[owner]._parameters.get(name) if owner in operations.modules else None

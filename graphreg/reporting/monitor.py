@@ -1,4 +1,4 @@
-"""``graphreg.monitor``: statistics of a module's values while it trains."""
+"""``graphreg.monitor`` measures statistics of the values in a rewritten module while the module trains."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ Log = Callable[[str, float, int], object]
 def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
     """Watch a rewritten module in train mode: its penalties, its scheduled strengths, and statistics of the values at selected sites.
 
-    The statistics are mean, std, share near zero and norm.
+    Use the monitor as ``with graphreg.monitor(module) as watched:``, or call its ``close()`` at the end. A monitor changes neither the
+    results of the training nor the keys of ``state_dict``. A monitor does change the graph, so torch.compile compiles the module again once
+    after the block begins, and once after the block ends.
 
-    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. A monitor changes neither the numbers of the
-    training nor the keys of ``state_dict``. It does change the graph, so compiled code is recompiled once after the block begins and once
-    after it ends.
-
-    A value is measured as the model computes it, before any splice. For each splice at the site, ``kept`` is the share of the value's
-    nonzero elements that are still nonzero after the splice. std divides by the number of elements.
+    The statistics are the mean, the standard deviation (which divides by the number of elements), the share of elements near zero, and the
+    Euclidean norm. They describe the value that the model computes, before any splice at the site. For each splice at the site,
+    ``kept`` is the share of the nonzero elements of the splice's input that are still nonzero in its output.
 
     Args:
         module: The module that ``regularize`` returned, which may be compiled or wrapped.
         pattern: A selector of sites; ``"*"`` means all hidden values.
-        every: Read every n-th call in train mode, beginning with the first.
-        log: A function like ``SummaryWriter().add_scalar``: ``log(name, value, step)``, where ``step`` is the number of the call in train
-            mode, counted from 0.
-        near: An element with |z| at most this counts as near zero.
+        every: Read the numbers of every n-th call in train mode, beginning with the first; n is ``every``.
+        log: A function like ``SummaryWriter().add_scalar``. It is called as ``log(name, value, step)``, where ``step`` is the number of the
+            call in train mode, counted from 0.
+        near: An element z counts as near zero if |z| <= ``near``.
 
     Raises:
         NoMatchError: ``pattern`` selects nothing.
@@ -73,7 +72,7 @@ def _check(every: object, log: object, near: object) -> None:
 
 
 class Monitor:
-    """The handle that ``monitor`` returns, with the latest numbers. Closing it ends the watching.
+    """The object that ``graphreg.monitor`` returns. It holds the latest numbers; ``close()`` ends the measurements.
 
     Attributes:
         sites: The names of the sites that are watched.
@@ -85,7 +84,7 @@ class Monitor:
         self._module, self._rules = module, rules_of(module)
         self._every, self._log, self._clock = every, log, Clock()
         self._taken: list[Tensor | None] | None = None
-        remove(module, self._rules)  # if the module is a copy of a monitored one, it has watches but no monitor
+        remove(module, self._rules)  # a copy of a monitored module has watches, but no monitor
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
         module.recompile()
@@ -97,17 +96,17 @@ class Monitor:
         self.close()
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # a copy of the module is not watched
+        return type(None), ()  # a copy or a pickle of the module has None in place of the monitor
 
     def close(self) -> None:
-        """Stop watching: remove the watches from the module. ``values()`` keeps the last numbers. A second call does nothing."""
+        """End the measurements: remove the watches from the module. ``values()`` keeps the last numbers. A second call does nothing."""
         if self._rules.watching is self:
             remove(self._module, self._rules)
             self._rules.watching = None
             self._module.recompile()
 
     def values(self) -> dict[str, float]:
-        """Return the numbers of the last call that was read, by name; an empty dict if no call was read yet.
+        """Return the numbers of the last call that the monitor read, by name; an empty dict if the monitor has read no call yet.
 
         The names are ``penalty/NAME``, ``strength/NAME`` for a strength that has a schedule, ``SITE/mean``, ``SITE/std``,
         ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
@@ -119,8 +118,11 @@ class Monitor:
     def tell(self, step: int) -> None:
         """Pass the numbers to ``log`` now.
 
-        You need this only if you compile a function that calls the module: no Python of the module then runs after a call, so calls are
-        neither counted nor logged, and ``values()`` returns the numbers of the latest call. Raises GraphRegError if no ``log`` was given.
+        You need this method only if you compile a function that calls the module. No Python code of the module then runs after a call. So
+        the monitor neither counts nor logs calls, and ``values()`` returns the numbers of the latest call.
+
+        Raises:
+            GraphRegError: The monitor has no ``log``.
         """
         if self._log is None:
             raise GraphRegError("this monitor has no log function. Give it one: graphreg.monitor(module, log=writer.add_scalar).")
@@ -129,7 +131,7 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
-        """Count a call of the module, which has just ended. If it is one of every n-th calls, read its numbers."""
+        """Count the call that has just ended, and read its numbers if it is an ``every``-th call. The module calls this after each call."""
         if not module.training or in_backward():  # in backward, activation checkpointing repeats a call
             return
         if self.calls % self._every == 0:

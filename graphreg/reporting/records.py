@@ -1,7 +1,7 @@
-"""The records that a report consists of, and ``Report`` itself with its tables.
+"""Defines the records of a report, and ``Report``, which prints them as tables.
 
-The records come first: ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a
-native dropout, ``Cost`` for the cost. ``Report`` prints them. ``entries.py`` makes them.
+The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a native
+dropout, and ``Cost`` for the cost. ``entries.py`` makes all records except ``Cost``, which ``cost.py`` makes.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphreg.ir import Table
 from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
 KEPT = "kept"
-Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at its site
+Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at the same site
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Entry:
         type: The name of its class.
         acts_on: ``"values"`` or ``"parameters"``.
         strength: Its present weight or rate.
-        selector: Its selector's strings, or the name of its function.
+        selector: The strings of its selector; the name of the selector if it is a function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: The number of the model's values or parameters (according to ``acts_on``) that can be selected.
+        of: The number of values of the model (of parameters, if it acts on parameters) that can be selected.
         share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
             is not known.
         penalty: Whether it is a penalty, and not a splice.
-        trains: For a penalty, the parameters that receive gradient from it; None for a splice, or if not known.
-        frozen: For a penalty, the parameters that would receive gradient from it, but whose ``requires_grad`` is False.
+        trains: The parameters that receive a gradient from its penalty. None if it has no penalty, or if the parameters are not known.
+        frozen: The parameters that would receive a gradient from its penalty if their ``requires_grad`` were not False.
         notes: Remarks, one clause each.
     """
 
@@ -56,14 +56,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Act:
-    """What one regularizer does at a site.
+    """The action of one regularizer at one site.
 
     Attributes:
         regularizer: The regularizer's name.
-        does: ``"replaces"``, ``"measures"``, or ``"measures first"``: before the value is replaced.
+        does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice replaces the value.
         strength: The present weight or rate.
         matched: The string of the selector that matched the site.
-        gone: Whether a later pass removed the node that does this from the graph.
+        gone: Whether a later torch.fx pass removed the node of this action from the graph.
     """
 
     regularizer: str
@@ -75,15 +75,15 @@ class Act:
 
 @dataclass(frozen=True)
 class Acted:
-    """A site in a report, with what acts there.
+    """A site in a report, with the regularizers that act there.
 
     Attributes:
         name: The site's name.
         kind: ``"value"`` or ``"parameter"``.
-        op: The operation that makes the value.
+        op: The operation that computes the value; for a parameter, the class of its module.
         shape: The shape of the value or parameter; None if not known.
         dtype: The dtype of the value or parameter; None if not known.
-        acts: What acts there, in order.
+        acts: The actions at the site, in the order in which they run.
         calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls; otherwise 1.
         graph: For a torch.compile backend, the index of the captured graph that has the site; otherwise None.
     """
@@ -104,13 +104,13 @@ class NativeDropoutRow:
 
     Attributes:
         site: Its site's name.
-        op: The name of the function or the module's class that it calls.
+        op: The name of the function that it calls, or of the class of the module that it calls.
         rate: Its rate when the model was traced; None if not known.
-        acts: When it acts: by ``"mode"``, that is, if its module is in train mode; ``"always"``; or ``"never"``.
-        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it, with the present rate if the rate has a
-            schedule; ``"kept"`` if torch draws it as before.
-        matched: The selector of ``own_dropout=`` that matched it; empty if none did.
-        why_not: Why it cannot be moved to graphreg's streams; empty if it can.
+        acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or ``"never"``.
+        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a rate with a schedule is followed by the
+            present rate. ``"kept"`` if it still draws from torch's generator.
+        matched: The selector of ``own_dropout=`` that matched it; empty if no selector did.
+        why_not: Why it cannot be moved to graphreg's streams; empty if it can be moved.
     """
 
     site: str
@@ -127,10 +127,11 @@ class Cost:
     """The cost of the additions in one forward pass in train mode, in eager.
 
     Attributes:
-        operations: Added operations, by regularizer or, for nodes that serve no single regularizer, by kind (``"keys"``, ``"copies"``).
-            A matrix product or convolution counts its multiplications and additions; any other operation counts one for each element of
-            its largest tensor.
-        kept: Additional bytes that autograd saves for backward, by the same names; negative where it saves less than without additions.
+        operations: The number of added operations, by regularizer. Operations that serve no single regularizer are counted by kind, such
+            as ``"keys"`` or ``"copies"``. A matrix product or convolution counts its multiplications and additions. Any other operation
+            counts one for each element of its largest tensor.
+        kept: Additional bytes that autograd saves for backward, by the same names. A number is negative if autograd saves fewer bytes
+            than without additions.
         model_operations: The operations of the model without additions.
         model_kept: The bytes that autograd saves for backward in the model without additions.
     """
@@ -142,27 +143,28 @@ class Cost:
 
 
 UNKNOWN = "unknown"
-_SHOWN = 4  # the most names that a line lists
+_SHOWN = 4  # at most so many names are listed in one line
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``graphreg.report`` returns: which regularizer acts where, what it changes, and what it costs.
+    """The result of ``graphreg.report``: where each regularizer acts, which parameters its penalty trains, and what it costs.
 
-    ``str(report)`` is as wide as the terminal, or 80 columns; ``text(width)`` has no colours. ``to_dict()`` has all attributes.
+    ``str(report)`` is as wide as the terminal, or has 80 columns if stdout is no terminal. ``text(width)`` has no colours. ``to_dict()``
+    returns all attributes.
 
     Attributes:
         title: The name of the model's class.
-        made: How the graph was made: ``"traced by the symbolic front end"``.
-        regularizers: The regularizers, in order.
-        sites: The sites where something acts, in the order of the graph.
+        made: How the graph was made, such as ``"traced by the symbolic front end"``.
+        regularizers: The regularizers, in the order of the plan.
+        sites: The sites where a regularizer acts: values in the order of the graph, then parameters.
         own_dropout: The native dropouts.
         graphs: For a torch.compile backend, the captured graphs: index, code and modes of each.
         parameters: The number of parameter tensors of the model.
         cost: The cost of the additions; None if not known.
         no_cost: Why the cost is not known.
-        missed: By regularizer, the strings of its selector that match nothing.
+        missed: A dict. Each key is the name of a regularizer; the value has the strings of its selector that match nothing.
         notes: Remarks, one a line.
     """
 
@@ -194,7 +196,7 @@ class Report:
         return html(self._blocks())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that ``json`` can write."""
+        """Return the report as plain values that ``json`` can write."""
         return asdict(self)
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -222,7 +224,7 @@ class Report:
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
     def _notes_of(self, entry: Entry) -> str:
-        """Return the line below the table about one regularizer: what it trains, and its notes; empty if there is nothing to say."""
+        """Return a regularizer's line below the table: the parameters that it trains, and its notes; empty if it has neither."""
         notes = list(entry.notes)
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"
@@ -257,7 +259,7 @@ def _regularizers(entries: Sequence[Entry]) -> Table:
 
 
 def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each regularizer at each site; the site's own columns are filled in its first row only."""
+    """Yield a row for each regularizer at each site. The columns about the site are filled only in the first row of the site."""
     strengths = {(act.regularizer, act.strength) for site in sites for act in site.acts}
     differing = {name for name, count in Counter(name for name, _ in strengths).items() if count > 1}
     for site in sites:
@@ -311,7 +313,7 @@ def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Format a share in percent: without decimals from 10 % on, with two significant digits below."""
+    """Format a share in percent: without decimals if it is 10 % or more, else with two significant digits."""
     return f"{share:.0%}".replace("%", " %") if abs(share) >= 0.1 else f"{100 * share:.2g} %"
 
 

@@ -1,4 +1,4 @@
-"""``graphreg.report``: which regularizer acts where, what it changes and what it costs."""
+"""``graphreg.report`` shows where each regularizer acts, which parameters its penalty trains, and what it costs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from graphreg.runtime import (
     in_place_handle,
     lowering,
     native_draws,
+    rank_notes,
     record_of,
     rewritten,
     rules_of,
@@ -41,18 +42,18 @@ from graphreg.tracing import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
-    """Report which regularizer acts where, what it changes and what it costs, with the strengths that are set now.
+    """Report where each regularizer acts, its present strength, which parameters its penalty trains, and what it costs.
 
     Args:
         module: A rewritten module, which may be compiled or wrapped; a model that is regularized in place; a torch.compile backend of
-            graphreg, or a model compiled with it; or a plan, which is applied to a copy.
-        cost: Whether to measure the cost, which runs the model twice on meta tensors. A backend's report has no cost.
+            graphreg, or a model compiled with such a backend; or a plan, which is applied to copies of its graphs.
+        cost: Whether to measure the cost. The measurement runs the model twice on meta tensors. The report of a backend has no cost.
 
     Returns:
         A ``Report``, which prints as tables, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
 
     Raises:
-        GraphRegError: ``module`` is something else.
+        GraphRegError: ``module`` is an object of another kind, or a plan without its traced model.
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
@@ -91,6 +92,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
     if (clock := clock_of(rules_of(module))) is not None:
         notes.append(f"schedules: {clock.call()} calls in train mode so far")
+    notes += rank_notes(rules_of(module))
     notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
@@ -102,25 +104,27 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
 
 
 def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[str, Any]) -> tuple[Entry, ...]:
-    """Return the records of the regularizers. ``chosen``: what ``changed_strengths`` returns."""
+    """Return the records of the regularizers. ``chosen``: the strengths that were set after the rewrite, from ``changed_strengths``."""
     gradient_reach = trained(inner, graphs_of(inner))
     return tuple(
         entry(
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
             gradient_reach.get(name), [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name))],
             strength_text(name, now) if _differs(name, now) else "",
+            len(plan.of(name)) / of if (of := _in_whole(plan, name)) else 1.0,
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
 
 
 def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> str:
-    """Describe the schedule of a strength; ``""`` if it has none. ``chosen``: the strengths that were set since, by site."""
+    """Return a note on the schedule of a regularizer; ``""`` if it has none. ``chosen``: the strengths set after the rewrite, by site."""
     if not regularizer.is_scheduled:
         return ""
     if chosen and dict(chosen) != {OWN: regularizer.weight}:
         return f"made with the schedule {regularizer.weight!r}, and set since"
-    return "" if isinstance(regularizer.weight, ByDepth) else f"schedule {regularizer.weight!r}"  # the plan's note has a strength by depth
+    # ``Plan.note`` describes a strength by depth.
+    return "" if isinstance(regularizer.weight, ByDepth) else f"schedule {regularizer.weight!r}"
 
 
 def _differs(name: str, now: Strengths) -> bool:
@@ -128,19 +132,27 @@ def _differs(name: str, now: Strengths) -> bool:
 
 
 def _averages(plan: Plan, name: str) -> str:
-    """Say whether the engine averages or sums the measurements of a penalty's sites; ``""`` for one site, or if it does neither."""
+    """Return how the measurements of a penalty at its sites are combined, such as ``mean over 2 values``; ``""`` if they are not."""
     regularizer, count = plan.regularizers[name], len(plan.of(name))
-    if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
+    if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp:
         return ""
-    return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}"
+    if of := _in_whole(plan, name):
+        return f"its share, {count} of {of}, in the mean over the {regularizer.on} of the whole model"
+    return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}" if count > 1 else ""
+
+
+def _in_whole(plan: Plan, name: str) -> int:
+    """Return the number of sites of the whole model over which a penalty averages; 0 if the plan is not for a stage of a pipeline."""
+    return next(iter(plan.in_whole.values()), {}).get(name, 0)
 
 
 def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acted]:
-    """Return the records of the sites where something acts: values in the order of the graph, then parameters."""
+    """Return the records of the sites where a regularizer acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]
     at_once = {edit.name for edit in penalties if not measures(edit.regularizer)}
-    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}  # such a penalty has one node for all its sites
+    # A penalty that takes all its values at once has a single node, which names no site. So its sites count as present without a check.
+    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}
     places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
@@ -155,7 +167,7 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 
 def _settings(module: Regulated) -> Sequence[str]:
-    """Return a note on the settings of torch that may make native dropout's masks wrong, if any is not at its default."""
+    """Return a note on the settings of torch that are not at their default and may make the masks of native dropout wrong."""
     settings, native = changed(), native_draws(module)
     if not settings or not native:
         return []

@@ -1,6 +1,6 @@
 """Splits the emitted Python of a module into lines, each with the regularizers and sites that it belongs to. ``diff`` compares the lines.
 
-The statements that free values (``; x = None``) are left out, because an addition moves them to other lines.
+The statements with which torch.fx frees values (``; x = None``) are left out, because each addition moves them to other lines.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Line:
 
     Attributes:
         code: The Python, or a comment that takes the whole line.
-        key: The name that the line assigns; ``diff`` pairs lines of two sources that have the same key.
-        kind: For a line that graphreg added, the kind of addition, as in ``node.meta["graphreg"]``; ``"reads"`` for a line of the model
-            that reads an addition; ``"rule"`` for a comment that describes a regularizer; ``""`` for any other line of the model.
+        key: The name that the line assigns, or a text such as ``"return"``. ``diff`` pairs lines of two sources that have the same key.
+        kind: For a line that graphreg added, the kind of addition, as in ``node.meta["graphreg"]``. ``"reads"`` for a line of the model
+            that reads an addition. ``"rule"`` for a comment that describes a regularizer. ``""`` for any other line of the model.
         regularizers: The names of the regularizers that the line belongs to.
         sites: The names of the sites that the line belongs to.
-        comment: What the line does for its regularizers, to be printed after the code.
+        comment: The comment to print after the code. It says which regularizers and sites the line serves.
     """
 
     code: str
@@ -56,8 +56,8 @@ class Source:
 def source(module: Any, strengths: Strengths) -> Source:
     """Return the source of a rewritten module, which may be inside wrappers, or of a stripped module.
 
-    ``strengths``: the present strengths, for the comments about regularizers; a stripped module has none. Raises GraphRegError for
-    anything else.
+    ``strengths``: the present strengths, for the comments about regularizers; a stripped module has none. Raises GraphRegError if
+    ``module`` is an object of another kind.
     """
     if isinstance(module, RewrittenModule) and RULES not in module._modules:
         return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
@@ -70,7 +70,7 @@ def source(module: Any, strengths: Strengths) -> Source:
 
 
 def _rules(plan: Plan, strengths: Strengths) -> list[Line]:
-    """Return a comment line for each regularizer and each choice of ``own_dropout=``, with the options that the code does not show."""
+    """Return a comment line for each regularizer, with its strength and options, and one for each action of ``own_dropout=``."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
@@ -103,7 +103,8 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """Make the ``Line`` for the code of a node, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
-    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # Kind.CALL: a layer's own call, shown below
+    # Kind.CALL marks the model's own call of a layer, now with replaced parameters. The code below describes this call by "reads ...".
+    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:
         return _added(code, key, node, addition, plan)
     replaced = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
@@ -116,7 +117,10 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
-    """Return the pairs (regularizer, site) for which a node replaces a value of the model; empty for any other node."""
+    """If a node's result stands in the place of a value of the model, return for which regularizers: pairs (regularizer, site).
+
+    Return an empty list for any other node.
+    """
     addition = addition_of(node)
     if addition is None:
         return []
@@ -132,7 +136,7 @@ def _penalties(plan: Plan) -> list[str]:
 
 
 def _names(addition: Addition, plan: Plan) -> list[str]:
-    """Return the regularizers that an addition serves."""
+    """Return the names of the regularizers that an addition serves."""
     kind, site = addition.kind, addition.site or ""
     if addition.regularizer is not None:
         return [addition.regularizer]

@@ -13,13 +13,13 @@ from html import escape
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import Table
 
-NARROWEST, USUAL = 40, 80  # columns: the smallest width allowed, and the width where stdout is no terminal
+NARROWEST, USUAL = 40, 80  # in columns: the smallest width allowed, and the width if stdout is no terminal
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines, each wrapped as a paragraph of its own; ``style`` is a key of ``STYLES``, or empty."""
+    """Lines of text. Each line that is too long is wrapped on its own. ``style`` is a key of ``STYLES``, or empty."""
 
     lines: tuple[str, ...]
     style: str = ""
@@ -34,7 +34,7 @@ def width_now() -> int:
 
 
 def coloured() -> bool:
-    """Return whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    """Return whether to print colours: stdout is a terminal, NO_COLOR (https://no-color.org) is not set, and TERM is not ``dumb``."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -57,7 +57,7 @@ def check_width(width: object) -> None:
 
 
 def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
-    """Lay out the blocks as text, with a blank line between them; empty blocks are left out.
+    """Lay out the blocks as text, with a blank line between two blocks. Empty blocks are left out.
 
     ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
     """
@@ -85,7 +85,7 @@ def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
 
 
 def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:
-    """Lay out a table without columns: a paragraph for each row, a line for each cell."""
+    """Lay out a table that is too wide for columns: for each row, the first cell, and below it a line for each other cell."""
     head, *rows = full
     lines = []
     for row in rows:
@@ -100,7 +100,7 @@ _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "
 
 
 def html(blocks: Iterable[Block]) -> str:
-    """Lay out the blocks as HTML tables and paragraphs; every text is escaped."""
+    """Lay out the blocks as HTML tables and paragraphs. Every text is escaped."""
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
@@ -120,7 +120,7 @@ def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:
-    """Lay out a diff as HTML from pairs of a sign and a line; the sign is ``+``, ``-``, ``@``, a blank or empty."""
+    """Lay out a diff as HTML. ``lines``: pairs of a sign and a line; the sign is ``+``, ``-``, ``@``, a blank or empty."""
     shown = []
     for sign, line in lines:
         colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""

@@ -35,8 +35,8 @@ class Insertion:
         anchor: A node of the traced graph. Insertions with the same anchor and position stand in the order of the list.
         op: ``call_module``, ``call_function`` or ``get_attr``, as in torch.fx.
         target: The path of the runtime module, the function, or the path of the parameter.
-        args: The node's positional arguments. An argument that is a node of the traced graph stands for the value of that node, not for a
-            replacement of the value. An argument that is an insertion stands for the value of that insertion.
+        args: The node's positional arguments. An argument that is a node of the traced graph stands for the value of that node, even if
+            another insertion replaces this value. An argument that is an insertion stands for the value of that insertion.
         kwargs: The node's keyword arguments, in the same form as ``args``.
         regularizer: The name of the regularizer that the node belongs to; "" if it belongs to several or to none.
         site: The name of its site; "" if it has none.
@@ -86,11 +86,12 @@ class Insertions:
     Attributes:
         ordered: The insertions in the order in which they stand in the emitted graph.
         totals: The insertion that computes each penalty, by the penalty's name, in the plan's order.
-        returns: Whether the output carries the penalties; if not, they are attached to the output.
+        returns: Whether the graph returns the penalties with the output (``penalties="return"``); if not, they are attached to it.
         recomputed: The names of runtime modules (of splices and native dropouts) whose result a compiled backward recomputes.
-        overwritten: The names of runtime modules of splices whose value the model may overwrite later.
-        apart: The names of runtime modules of splices that return a copy where they do not act: the first splice at each site that has
-            penalties and into whose value the model writes, unless the storage may belong to the caller or to the model.
+        overwritten: The names of runtime modules of splices at sites whose value the model may write into later.
+        apart: The names of runtime modules of splices that return a copy of the value, and not the value itself, at a call at which the
+            splice does not act. They are those of the first splice at each site that has penalties and whose value the model writes
+            into, unless the value's storage may belong to the caller or to the model.
     """
 
     ordered: tuple[Insertion, ...]

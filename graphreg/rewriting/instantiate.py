@@ -1,4 +1,4 @@
-"""Makes the runtime modules of a plan, with their names, strengths and streams, before any graph is touched."""
+"""Makes the runtime modules of a plan, with their names, strengths and noise streams, before any graph is touched."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
             sites, runtime_module.elements = rules.places[edit.name].sites, rules.elements.get(edit.name, ())
             if isinstance(runtime_module, SpliceRule) and (len(sites) > 1 or runtime_module.elements):
                 own = 1 + sites.index(edit.site.name)
-                later = bool(plan.blocks) and edit.at_depth is None  # equal blocks compile once while their strengths are equal
+                # with blocks=, all sites read element 0 until strengths are set by site: equal blocks compile once while these are equal
+                later = bool(plan.blocks) and edit.at_depth is None
                 runtime_module.element, runtime_module.own_element = (0, own) if later else (own, own)
             rules.add_module(names[i], runtime_module)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
@@ -107,7 +108,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
             place = 1 + rules.places[OWN_DROPOUT].sites.index(native.dropout.site.name)
             rule.elements = (rules.elements[OWN_DROPOUT][place],)
         rules.add_module(names[i], rule)
-    if streams:
+    if streams or _draws_elsewhere(plan):
         rules.add_module("key", key)
     _add_totals(rules, plan, names, slots, states)
     for site, readers in plan.tracked.items():
@@ -116,13 +117,13 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     for child in rules.children():
         assert isinstance(child, RuntimeModule)
         child.rules = (rules,)
-    for name in rules.places if isinstance(noise, SharedState) else ():  # last, because it has the splices read their own elements
+    for name in rules.places if isinstance(noise, SharedState) else ():  # last, because this changes runtime modules
         rules.set_by_site(name, noise.rules.chosen.get(name, {}))
     return rules
 
 
 def _add_strengths(rules: Rules, plan: Plan, device: torch.device, shared: SharedState | None = None) -> None:
-    """Put the planned strengths on a device: those that have a schedule into the clock, which may be shared."""
+    """Make the tensors of the planned strengths on a device. The clock, which may be shared, gets the strengths that have a schedule."""
     rules.places = {name: places(plan, name) for name in plan.regularizers}
     weights = {name: float(regularizer.weight) for name, regularizer in plan.regularizers.items() if not regularizer.is_scheduled}
     if plan.is_scheduled:
@@ -140,7 +141,7 @@ def _add_strengths(rules: Rules, plan: Plan, device: torch.device, shared: Share
 def _add_clock(
     rules: Rules, scheduled: Mapping[str, Places], device: torch.device, shared: SharedState | None
 ) -> dict[str, tuple[int, ...]]:  # fmt: skip
-    """Add the clock, and return where the elements of each strength that has a schedule are in what it returns."""
+    """Add the clock. Return, for each strength that has a schedule, the indices of its elements in the tensor that the clock returns."""
     schedules = {
         (name, site): strength
         for name, sites in scheduled.items()
@@ -158,13 +159,13 @@ def _add_clock(
 
 
 def _scheduled_rates(plan: Plan) -> Places:
-    """Return the native dropouts whose rate has a schedule."""
+    """Return the sites of the native dropouts whose rate has a schedule, with these rates."""
     rates = {edit.dropout.site.name: edit.rate for edit in plan.native_dropout if edit.is_scheduled}
     return Places(tuple(rates), tuple(rate for rate in rates.values() if rate is not None), own=own_strength_of_rates(plan.own_dropout))
 
 
 def places(plan: Plan, name: str) -> Places:
-    """Return the sites of a regularizer, each of which may have a strength of its own."""
+    """Return the sites of a regularizer with their planned strengths; no sites if the formula takes all sites at once."""
     regularizer, edits = plan.regularizers[name], plan.of(name)
     own = own_strength(regularizer.weight)
     if not regularizer.by_site:
@@ -178,7 +179,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName]:
-    """Return the noise stream of each runtime module that draws, by the module's name, in the order of the slots."""
+    """Return the noise stream of each runtime module that draws, by the module's name, in the order of the rows of a call's keys."""
     streams: dict[str, StreamName] = {}
     for i, edit in enumerate(plan.edits):
         regularizer = edit.regularizer
@@ -191,8 +192,16 @@ def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName
     return streams
 
 
+def _draws_elsewhere(plan: Plan) -> bool:
+    """Whether the plan is for a stage of a pipeline, and something may draw in another stage.
+
+    Such a stage gets keys even if it draws nothing: then ``set_ranks`` and ``noise_on`` may be called for all stages alike.
+    """
+    return bool(plan.in_whole) and (plan.own_dropout != "keep" or any(isinstance(each, Splice) for each in plan.regularizers.values()))
+
+
 def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> dict[str, int]:
-    """Return the streams' numbers; draw the seeds that are not given."""
+    """Return the number of each noise stream, computed from its seed and its name. Draw the seeds that are not given."""
     return {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
 
 
@@ -210,7 +219,10 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, St
 
 
 def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
-    """Return the states of regularizers by their names, with the state of each site: new ones, or those of a ``SharedState``."""
+    """Return, by the regularizer's name, each ``State`` that the plan needs: a new one, or that of a ``SharedState``.
+
+    Each has a ``SiteState`` for every site of its regularizer.
+    """
     if isinstance(noise, SharedState):
         states = noise.states()
     else:
@@ -223,7 +235,7 @@ def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
 
 
 def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Return the argument of ``init_state`` for a site."""
+    """Return the tensor that ``init_state`` gets for a site: the parameter, or zeros of the value's shape."""
     site: Site = edit.site
     if site.kind == "parameter":
         return parameters[site.name]
@@ -238,7 +250,7 @@ def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
             "regularize it."
         )
     weights = [parameter for parameter in parameters.values() if parameter.is_floating_point()]
-    dtype = torch.promote_types(site.dtype, weights[0].dtype) if weights else site.dtype  # under autocast, that of the parameters
+    dtype = torch.promote_types(site.dtype, weights[0].dtype) if weights else site.dtype  # wider than the value's under autocast
     like = zeros(site.shape, dtype, weights[0].device if weights else torch.device("cpu"))
     return like if edit.units is None else like.movedim(edit.units.axis, -1)
 
@@ -277,7 +289,7 @@ def measures(regularizer: Regularizer) -> bool:
 
 
 class _Seeds:
-    """The seeds of a module: one for all splices, drawn when it is first needed, and one for each splice with an ``rng`` of its own."""
+    """The seeds of a module: a common one, drawn when it is first needed, and one for each splice with an ``rng`` of its own."""
 
     def __init__(self, rng: Any) -> None:
         self.rng, self.common = rng, None if rng is None else seed(rng)

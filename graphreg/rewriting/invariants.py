@@ -126,7 +126,9 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
 
 
 def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a node has the keyword arguments ``module_input`` and ``previous`` if its formula takes them, and no others.
+    """Whether a node has the right values as keyword arguments ``module_input`` and ``previous``, as far as its formula takes these.
+
+    If the formula takes neither, the node may have no keyword argument except ``clock``.
 
     ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
     cell got.
@@ -265,7 +267,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if whole_model and node.args and node.args[0] != {} and node.name not in trained:
+        if whole_model and not plan.in_whole and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
                 "parameter, or leave the penalty out."
@@ -277,7 +279,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if isinstance(regularizer, Splice):
-        right = not node.args and not node.kwargs.keys() - {CLOCK}
+        right = not node.args and not node.kwargs.keys() - {CLOCK, "of"}
     elif name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:
@@ -287,6 +289,8 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
         right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
     if not right:
         fail(f"{name} does not add up each of its {len(edits)} sites once.")
+    if node.kwargs.get("of") not in ([counts.get(name) for counts in plan.in_whole.values()] or [None]):
+        fail(f"{name} is not averaged over its sites in the whole model.")
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:

@@ -21,7 +21,7 @@ STATISTICS = ("mean", "std", "near_zero", "norm")
 
 @dataclass(eq=False)
 class Clock:
-    """The watches of one monitor share a clock. ``due``: whether to measure the next call. A copied or unpickled watch has None instead."""
+    """Tells all watches of one monitor whether to measure the next call (``due``). A copied or unpickled watch has None as its clock."""
 
     due: bool = True
 
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Watch(RuntimeModule):
-    """Measures a value as the model makes it, and the share of its nonzero elements that each splice keeps, in train mode.
+    """Measures, in train mode, a site's value before all splices, and the share of nonzero elements that each splice there keeps.
 
     In eager mode it measures only in calls that are due; in a compiled module it measures in every call, because Dynamo would compile a
     graph for each value of ``due``.
@@ -79,9 +79,9 @@ class WatchPenalties(Watch):
 
 
 class WatchSchedules(Watch):
-    """Records the strengths of a call that have a schedule.
+    """Records, for each call, the strengths that have a schedule. Of a strength that differs by site, the value furthest from 0 counts.
 
-    ``elements``: by name, the places of the strength's elements in what the clock returns, as in ``Rules.elements``.
+    ``elements``: for each strength, the indices of its elements in the tensor that the clock returns, as in ``Rules.elements``.
     """
 
     def __init__(self, elements: Mapping[str, tuple[int, ...]], clock: Clock) -> None:
@@ -95,7 +95,7 @@ class WatchSchedules(Watch):
 
 
 def furthest(values: Tensor) -> Tensor:
-    """Return the value that is furthest from 0, 0-d, of values [n]."""
+    """Return, as a 0-d tensor, that one of the values [n] which is furthest from 0."""
     least, most = values.aminmax()
     return torch.where(most.abs() >= least.abs(), most, least)
 

@@ -59,7 +59,7 @@ def _on_parameter(node: fx.Node) -> bool:
 
 
 def _in_call(twin: fx.Node, read: ParameterRead, replaced: bool) -> fx.Node | None:
-    """Return what the call of a layer gets for a parameter; None for the parameter itself."""
+    """Return the node that replaces a parameter in the call of a layer; None if the call gets the parameter itself."""
     if not is_kind(twin, Kind.CALL):
         if replaced:
             fail(f"{twin.name} reads the parameter {read.name} itself, not its replacement.")
@@ -88,7 +88,7 @@ def _fetched(twin: fx.Node, read: ParameterRead, site: str, source: fx.Node, use
 
 
 def _follow(value: fx.Node | None, wanted: list[Edit], read: ParameterRead, site: str) -> list[fx.Node]:
-    """Check that ``value`` is the result of these splices, in their order, on the parameter; return the nodes that were added for it."""
+    """Check that ``value`` results from the splices in ``wanted``, in this order, on the parameter. Return the nodes that compute it."""
     nodes = list[fx.Node]()
     for edit in reversed(wanted):
         addition = addition_of(value) if value is not None else None
@@ -118,7 +118,7 @@ def _layer(call: fx.Node) -> list[fx.Node]:
 
 
 def _require_all(call: fx.Node, reads: list[ParameterRead]) -> None:
-    """Check that a call replaces no parameter but those that are in the plan."""
+    """Check that a call of a layer replaces only parameters that the plan replaces there."""
     known = {read.name for read in reads}
     more = [name for name in call.kwargs[PARAMETERS] if name not in known]  # type: ignore[union-attr]
     if more:

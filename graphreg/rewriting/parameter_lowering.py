@@ -1,7 +1,8 @@
-"""The lowering of splices on parameters.
+"""Decides which nodes the rewrite inserts for splices on parameters.
 
-``chain_at`` says what the splices at one parameter replace in one graph, and ``insert_chains`` decides the insertions for that. The call
-of a layer becomes a call of the same layer with other tensors in place of some of its parameters (``ir/layer_calls.py``).
+``chain_at`` finds the chain of splices at one parameter in one graph, and the reads that get their results. ``insert_chains`` makes the
+insertions for all chains. The call of a layer becomes a call of the same layer with other tensors in place of some of its parameters
+(``ir/layer_calls.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from graphreg.planning import Edit
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting.insertions import Insertion, Position, Value
 
-Ends = Mapping[ParameterRead, int]  # by read: how many of the splices come before it
+Ends = Mapping[ParameterRead, int]  # for each read: how many splices are applied to the parameter before this read
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ParameterChain:
     Attributes:
         site: The name of the parameter's site.
         edits: The splices that act in this graph, each with its index in the plan.
-        ends: By replaced read, how many of the splices come before it: 1 if it reads the result of the first splice.
+        ends: For each read that gets a replacement, the number of splices that are applied before this read: 1 if it gets the result of
+            the first splice.
         first: The first node of the graph that reads a replaced parameter: the splices stand before it.
         source: A ``get_attr`` node before ``first`` from which a replaced read takes the parameter; the first splice reads this node. None
             if there is no such node.
@@ -41,7 +43,7 @@ class ParameterChain:
     source: fx.Node | None
 
     def calls(self) -> dict[fx.Node, dict[str, int]]:
-        """Return, by call of a layer that gets replaced parameters: the numbers in ``ends``, by the parameters' names in the layer."""
+        """Return a dict. Each key is a call of a layer; the value maps the replaced parameters' names in it to numbers in ``ends``."""
         calls: dict[fx.Node, dict[str, int]] = {}
         for read, end in self.ends.items():
             if read.source is None:
@@ -49,7 +51,10 @@ class ParameterChain:
         return calls
 
     def fetched(self) -> dict[tuple[fx.Node, int], list[fx.Node]]:
-        """Return, by ``get_attr`` node and number in ``ends``: the nodes that read the parameter from it, in the order of the graph."""
+        """Return the nodes that read the parameter from a ``get_attr`` node, in the order of the graph.
+
+        Each key of the dict is that ``get_attr`` node and the number in ``ends`` that the reads of these nodes have.
+        """
         fetched: dict[tuple[fx.Node, int], list[fx.Node]] = {}
         for read, end in self.ends.items():
             if read.source is not None:
@@ -78,11 +83,11 @@ def insert_chains(
 ) -> Iterator[Insertion]:  # fmt: skip
     """Insert the splices on parameters. Yield the insertions that take the places of calls of layers.
 
-    ``clock_for``: returns the argument by which a regularizer gets a strength that has a schedule.
+    ``clock_for``: returns the keyword argument by which the runtime module of a regularizer gets a strength that has a schedule.
 
     Raises TraceError if the forward writes into one of the parameters.
     """
-    calls: dict[fx.Node, dict[str, Insertion]] = {}  # by call of a layer: the replaced parameters, by their names in the layer
+    calls: dict[fx.Node, dict[str, Insertion]] = {}  # for each call of a layer: by parameter name, the replacement
     for chain in chains:
         _require_unwritten(chain, aliases)
         results = _splices(chain, add_before, names, key, clock_for)

@@ -20,12 +20,12 @@ from graphreg.tracing import Traced
 
 
 def failed(sentence: str) -> GraphRegError:
-    """Return the error of a check."""
+    """Return the error for a check that failed; ``sentence`` says what is wrong."""
     return GraphRegError(f"a rewritten graph failed its check: {sentence}")
 
 
 def fail(sentence: str) -> None:
-    """Raise the error of a check."""
+    """Raise the error that ``failed`` returns."""
     raise failed(sentence)
 
 
@@ -79,20 +79,20 @@ class Placed:
     """What ``placed_in`` found in a rewritten graph, and the checks of what it found.
 
     Attributes:
-        graph: The rewritten graph, in which native dropouts call the originals.
+        graph: The rewritten graph, in which native dropouts again call what they call in the model.
         plan: The plan.
         where: By site, the model's own node in ``graph``.
         aliases: Which values of ``graph`` share storage, and which nodes write into it.
         written: The sites whose value needs a copy, because the model writes into it later. A write that may happen is enough. But if the
-            site has splices, and no penalty needs their result or the site's value, only a write that certainly happens counts.
+            site has splices, and no penalty reads their result or differentiates by the value, only a write that certainly happens counts.
         overwritten: The sites whose value the model may write into later.
         clones: For each site in ``overwritten``, the function that copies its value.
         external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
         needed_copies: The copies that the checks so far have found to be needed.
-        reads: For each penalty on a sequence, under the regularizer and the edit's site: the values that the penalty must read, each under
-            its own site.
+        reads: A dict for penalties on sequences. Each key is a penalty's name and its edit's site; the value is a dict from each site of
+            the sequence to the node that the penalty must read there.
     """
 
     graph: fx.Graph
@@ -127,7 +127,10 @@ class Placed:
             fail("there are additions that are not in the plan.")
 
     def _reads(self, edit: Edit) -> int:
-        """Check that a node reads the parameter of an edit; return the number of additions. ``check_parameters`` checks splices."""
+        """Check that a node reads the parameter of an edit, and return 1. For a splice, return 1 if it is there, else 0.
+
+        ``check_parameters`` checks what splices on parameters read.
+        """
         node = self.added.get((edit.name, edit.site.name))
         if edit.replaces_parameter:
             return int(node is not None)
@@ -192,9 +195,9 @@ class Placed:
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
         """Check which node each measurement reads, and return the number of measurements.
 
-        It is ``clean`` if the penalty has ``clean=True`` and the site has splices, else ``read``.
+        If the penalty has ``clean=True`` and the site has splices, the measurement must read the node ``clean``, else the node ``read``.
 
-        Measurements of sequences are only noted in ``reads``: ``_sequence`` checks them.
+        For a measurement of a sequence, the node is only noted in ``self.reads``: ``_sequence`` checks it.
         """
         count = 0
         for edit in edits:
@@ -214,14 +217,12 @@ class Placed:
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
-        """Check that a penalty reads its sequence and the sequence's lengths. Return 1, the number of additions.
+        """Check that a penalty reads its sequence and the sequence's lengths. Return 1; return 0 if this graph has none of the sites.
 
         A sequence is one value, or the outputs of all calls of a cell in order.
-
-        Return 0 if this graph has none of the sites.
         """
         values = self.reads.get((edit.name, edit.site.name), {})
-        if not values:  # a mode in which none of the calls is reached
+        if not values:  # the graph is that of a mode in which the forward reaches none of the sites
             return 0
         node = self.added.get((edit.name, edit.site.name))
         ordered = tuple(values[site.name] for site in edit.sites if site.name in values)
@@ -233,7 +234,7 @@ class Placed:
         return 1
 
     def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check a node's arguments from ``place`` on: the input that ``lengths=`` names alone, or nothing without ``lengths=``."""
+        """Check that a node's only argument from index ``place`` on is the input that ``lengths=`` names; none without ``lengths=``."""
         lengths = edit.steps.lengths if edit.steps is not None else None
         inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
         if inputs != ([lengths] if lengths is not None else []):
@@ -257,7 +258,7 @@ class Placed:
         return next(iter(self._users(value, Kind.COPY)), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
-        """Return the arguments that a penalty on derivatives must have: its sites' values, the values of ``wrt``, the keys of the call."""
+        """Return the arguments that a penalty on derivatives must have: its sites' values, those that ``wrt`` selects, the call's keys."""
         keys = [node for node in self.graph.nodes if is_kind(node, Kind.KEY)]
         wrt = {site.name: self.tracks[site.name] for site in self.plan.slices[name].wrt if site.name in self.tracks}
         return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None

@@ -39,10 +39,10 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
             by ``as_strided``; or the model writes into something else that a splice reads or replaces: the input that
             ``lengths=`` names, the input of a module or cell, a parameter.
     """
-    work = _Lowering(graph, traced, plan, names)
+    work = _Lowering(graph, traced, plan, names, mode := next(mode for mode, each in traced.graphs.items() if each is graph))
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
-    chains = work.parameter_chains(next(traced.parameter_reads[mode] for mode, each in traced.graphs.items() if each is graph))
+    chains = work.parameter_chains(traced.parameter_reads[mode])
     work.add_key([*by_site.values(), *(chain.edits for chain in chains)])
     if plan.is_scheduled:
         work.clock = work.top = work.add_at_top(Kind.CLOCK)
@@ -82,7 +82,7 @@ class _Chain:
 class _Lowering:
     """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
         self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
         self.aliases, self.where = Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
         self.inputs = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
@@ -97,7 +97,7 @@ class _Lowering:
         self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
         self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
         self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
-        self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
+        self.recomputed, self.overwritten, self.apart, self.in_whole = list[str](), list[str](), list[str](), plan.in_whole.get(mode, {})
 
     def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
         """Return the edits at each value of this graph, with their indices in the plan; tracked values come first."""
@@ -169,7 +169,7 @@ class _Lowering:
         self.key = self.top = self.add_at_top(Kind.KEY, args)
 
     def add_at_top(self, kind: Kind, args: tuple[Any, ...] = ()) -> Insertion:
-        """Insert the node of the keys, or of the clock, which counts the calls whatever reads it."""
+        """Insert the node of the keys, or that of the clock. The clock counts calls, so it is inserted even if no node reads it."""
         if self.top is None:
             return self._add_before(next(iter(self.graph.nodes)), kind, kind.value, f"{RULES}.{kind.value}", args)
         return self._add(self.top, kind, kind.value, f"{RULES}.{kind.value}", args)
@@ -179,13 +179,13 @@ class _Lowering:
         return {CLOCK: self.clock} if regularizer.is_scheduled else {}
 
     def _measured_by(self, edit: Edit) -> dict[str, Any]:
-        """Return further arguments of ``_add`` for a measurement, which gets the clock if its formula takes the strength."""
+        """Return further arguments of ``_add`` for a measurement: the clock, if the formula takes a strength with a schedule."""
         return {**_whose(edit), "kwargs": self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}}
 
     # Insertions at a site
 
     def is_written(self, name: str, edits: Edits, title: str) -> bool:
-        """Whether the model writes into the value later; raises TraceError if a replacement would miss such a write, or a direct read."""
+        """Whether the model later writes into a site's value. Raises TraceError if a write or a read would bypass a replacement of it."""
         node = self.where[name]
         replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
         if replacing and (culprit := self.aliases.written_aside(node)):
@@ -315,7 +315,7 @@ class _Lowering:
     # Splices on parameters
 
     def parameter_chains(self, reads: Reads) -> list[ParameterChain]:
-        """Return what the splices on parameters replace in this graph."""
+        """Return a chain for each parameter that splices replace in this graph."""
         by_parameter: dict[str, list[tuple[int, Edit]]] = {}
         for i, edit in enumerate(self.plan.edits):
             if edit.replaces_parameter:
@@ -324,7 +324,7 @@ class _Lowering:
         return [chain for chain in chains if chain is not None]
 
     def add_parameters(self, chains: Sequence[ParameterChain]) -> None:
-        """Insert the splices on parameters, each before the first read, and have the reads take their results."""
+        """Insert the splices on parameters: each chain before the first read of its parameter, so that the reads get the result."""
         calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key, self._clock_for)
         self.places.update({(Position.INSTEAD, call.anchor): [call] for call in calls})
         self.recomputed += [self.names[i] for chain in chains for i, _ in chain.edits]
@@ -341,16 +341,16 @@ class _Lowering:
         """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
-        clock = self._clock_for(self.plan.regularizers[name])
-        if isinstance(self.plan.regularizers[name], Splice):  # its penalty reads its state
-            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=clock)
+        more = ({"of": self.in_whole[name]} if name in self.in_whole else {}) | self._clock_for(self.plan.regularizers[name])
+        if isinstance(self.plan.regularizers[name], Splice):  # the penalty of a splice reads the splice's state, and no values
+            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=more)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes
         args = (values,) if all_at_once else tuple(values.values())
         there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
         some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        kwargs = ({"places": there} if some else {}) | clock
+        kwargs = ({"places": there} if some else {}) | more
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=kwargs)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:

@@ -72,7 +72,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
-    owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # a shared state is that of a model in place
+    owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # only models of ``regularize_`` have a SharedState
     kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner
     module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)

@@ -1,4 +1,4 @@
-"""Puts the model's own calls back where graphreg has replaced them: native dropouts, and calls of layers with other parameters.
+"""Restores the model's own calls that graphreg has replaced: calls of native dropout, and of layers whose parameters splices replace.
 
 A replaced call has the arguments of the original call, and some keyword arguments of graphreg's. So it is enough to restore the op and the
 target, and to remove these keyword arguments.
@@ -32,7 +32,7 @@ def restored(graph: fx.Graph) -> fx.Graph:
 
 
 def with_native_dropout(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph in which native dropouts call the originals again. Replaced calls of layers stay."""
+    """Return a copy of the graph in which native dropouts again call what they call in the model. Calls of layers stay replaced."""
     copy = copied(graph)
     for node in copy.nodes:
         if is_kind(node, Kind.NATIVE):

@@ -1,10 +1,11 @@
 """The integer arithmetic of a draw: it computes the key of a call from a stream, and 32 random bits from a key and an element's index.
 
 ``call_words``, ``mix`` and ``kept_words`` are written with Python's operators, so that they run on tensors and on Inductor's values
-alike (see ``inductor_lowerings.py``). The key of a call is computed by the output function of SplitMix64. The bits of an element are
-computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02. The low word of the key is added before the
-first round, the high word within the second. At the end, the element's index (xor the key's high word) is added to the result
-(Davies-Meyer). Otherwise the map from index to bits would be a bijection and never repeat a value, but random draws repeat some values.
+alike (see ``inductor_lowerings.py``). A stream is the 64-bit number of one splice (``noise.stream``). The key of a call is computed by the
+output function of SplitMix64. The bits of an element are computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of
+bias 0.02. The low word of the key is added before the first round, the high word within the second. At the end, the element's index (xor
+the key's high word) is added to the result (Davies-Meyer). Otherwise the map from index to bits would be a bijection and never repeat a
+value, but random draws repeat some values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from graphreg.torch_internals import innermost_transform, jit_trace, operator_modes
 
-_LANE = 0x632BE5AB  # from one lane to the next, this is added to the key's low word
+_LANE = 0x632BE5AB  # the number of a lane times this is added to the key's low word, see ``lane_keys``
 
 
 def signed(word: int, bits: int = 32) -> int:
@@ -56,7 +57,7 @@ def split_mix(stream: int, call: int) -> int:
 
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
-    """Derive the key of one lane; a draw of more than 32 bits per element takes several lanes."""
+    """Derive the key of a lane. One key gives several lanes of words, because a draw may need more than 32 bits per element."""
     return (k0 + signed(lane * _LANE), k1 ^ signed(lane * GOLDEN)) if lane else (k0, k1)
 
 
@@ -70,7 +71,7 @@ def mix(counter: Any, k0: Any, k1: Any) -> Any:
 
 
 def kept_words(words: Any, p: Any) -> Any:
-    """Turn random words into a mask: 1 with probability 1 - p, else 0. It is computed from a sign bit, because that vectorizes."""
+    """Turn random words into a mask: 1 with probability 1 - p, else 0. The mask is computed from a sign bit, because that vectorizes."""
     return ((shift(words, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
@@ -93,7 +94,8 @@ _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (
 def _ready() -> list[list[Tensor]]:
     """Return ``_STEPS`` as tensors. torch makes a tensor of each Python number in an operation, which takes longer than mixing 1000 words.
 
-    The tensors are made at the first use, when no mode is active. graphreg itself may be imported under a mode that makes fake tensors.
+    The tensors are made at the first use, when no dispatch mode is active. graphreg itself may be imported under a mode that makes fake
+    tensors.
     """
     return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
 
@@ -101,7 +103,7 @@ def _ready() -> list[list[Tensor]]:
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
     """Compute ``mix`` on int32 tensors with one temporary tensor.
 
-    ``k2`` replaces k1 in the last step. A k2 that differs from k1 in the sign bit flips the sign bit of every word.
+    ``k2`` replaces k1 in the last step. If k2 is k1 with another sign bit, the sign bit of every result is flipped, too.
     """
     steps: Any = _ready() if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
@@ -117,7 +119,9 @@ def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> 
 
 
 def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the element indices block by block, as (low, high, counters). The next block overwrites the counters.
+    """Yield element indices block by block: (low, high, indices of the elements low to high - 1). The next block overwrites the indices.
+
+    ``start``: the index of element 0.
 
     On a CPU, eager arithmetic in blocks stays in the cache, which makes it 8 times faster at 10**6 elements.
     """
@@ -140,9 +144,17 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
 
 
 def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Compute ``words`` for any indices. Each block of 2**31 indices has its own key, as if the block were another stream."""
-    k0, k1 = lane_keys(key[0], key[1], lane)
-    index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
+    """Compute ``words`` for indices that may be 2**31 or more."""
+    return words_at(key, torch.arange(start, start + count, dtype=torch.int64, device=key.device), lane)
+
+
+def words_at(key: Tensor, index: Tensor, lane: int) -> Tensor:
+    """Hash any indices: int32 [2] key, int64 [shape] indices -> int32 [shape] random words.
+
+    Each block of 2**31 indices has its own key, as if the block were another stream.
+    """
+    k0, k1 = (key[:1], key[1:]) if index.dim() else (key[0], key[1])
+    k0, k1 = lane_keys(k0, k1, lane)
     block = (index >> 31).to(torch.int32) * signed(GOLDEN >> 32)
     drawn: Tensor = mix((index & 0x7FFFFFFF).to(torch.int32), k0 + block, k1 ^ block)
     return drawn

@@ -1,4 +1,4 @@
-"""The lowerings of the operators in ``operators.py``, by which Inductor turns the draws into its loops."""
+"""The functions with which Inductor lowers the operators of ``operators.py`` to loops, so that it can fuse the draws."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from graphreg.torch_internals import lower, pointwise, strides_of
 def lowers() -> bool:
     """Register the lowerings, and return whether that was possible.
 
-    This function runs when a graph is traced, not at import, because importing Inductor takes a second. It returns False if this torch's
-    Inductor has other internal names; the draws are then traced as ordinary operators.
+    This function runs when a graph is traced, not at import, because importing Inductor takes a second. It returns False if the
+    Inductor of this torch lacks a name that graphreg uses; the draws are then traced as ordinary operators.
     """
     ours = torch.ops.graphreg
     return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})

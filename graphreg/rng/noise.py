@@ -3,9 +3,10 @@
 A random number is a function of a 64-bit key and the index of the element, so that eager and compiled code, forward and backward all see
 the same numbers. There are three levels, and the tests compare each level with known answers:
 
-- a *stream* is 64 bits: BLAKE2b of (seed, site name, class, occurrence);
-- the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at the stream plus (call + 1) times
-  SplitMix64's golden-ratio increment; one small tensor holds the keys of all streams;
+- a *stream* is a number of 64 bits, one for each splice: BLAKE2b of (seed, site name, class, occurrence), where the occurrence is the
+  position of the splice among those of its class at the site, from 0;
+- the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied to the stream plus (n + 1) times
+  SplitMix64's golden-ratio increment, where n is the number of the call; one small tensor holds the keys of all streams;
 - the bits of an *element* are triple32 of its index and the call's key (``hash.py``).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -22,8 +23,23 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from graphreg.errors import GraphRegError, RandomnessError
-from graphreg.rng.hash import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
+from graphreg.rng.hash import (
+    blocks,
+    call_words,
+    kept_words,
+    lane_keys,
+    mix,
+    mixed,
+    readable,
+    shift,
+    signed,
+    split_mix,
+    words,
+    words_at,
+    words_past,
+)
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
+from graphreg.rng.window import Window
 from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
 
 
@@ -45,19 +61,21 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 
 
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """Compute ``call_keys`` in a compiled graph; if ``free`` is 0, such as within ``frozen_noise``, return ``keys`` unchanged."""
+    """Compute ``call_keys`` in a compiled graph; if ``free`` is 0, as it is within ``frozen_noise``, return ``keys`` unchanged."""
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
     return torch.where(free != 0, call_keys(streams, step), keys)
 
 
-def of_process(keys: Tensor, alike: bool) -> Tensor:
+def of_process(keys: Tensor, alike: bool, position: int | None = None) -> Tensor:
     """Make keys differ between DataLoader workers and, unless all ranks are to draw ``alike``, between ranks.
+
+    If ``position`` is a number, it takes the place of the rank.
 
     Rank and worker are looked up at each call. If a buffer held them, it would be broadcast from rank 0 and copied to every worker.
     """
-    keys = keys if alike else ranked(keys, rank())
+    keys = keys if alike else ranked(keys, rank() if position is None else position)
     words = _worker_words(_process.name)
     return keys if words is None else keys + _joined(keys, words)
 
@@ -76,6 +94,14 @@ def rank() -> int:
 def ranked(keys: Tensor, rank: int) -> Tensor:
     """Return the keys of one rank. The keys of rank 0 are unchanged."""
     return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
+
+
+def as_rank(key: Tensor, own: int, other: int) -> Tensor:
+    """Turn the key of rank ``own`` into that of rank ``other``: int32 [2] -> int32 [2]."""
+    if own == other:
+        return key
+    plain = key if own == 0 else key - _joined(key, _rank_words(own))[0]
+    return ranked(plain[None], other)[0]
 
 
 def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
@@ -104,7 +130,7 @@ def _worker_words(process: str) -> tuple[int, int] | None:
 
 
 class _Process:
-    """Holds the name of this process."""
+    """Holds a name for this process: its process id if it was forked, else ``""``."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -152,9 +178,9 @@ _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must
 class Noise:
     """The random numbers of one splice at one call. A regularizer draws masks, uniform values or normal values from it.
 
-    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key. Each element of a draw depends only on the key, the
-    draw's number and the element's index. To repeat the draws from the first on, make a new ``Noise(noise.key)``. Under ``torch.vmap``, the
-    option ``randomness`` decides whether all rows share one draw or each row has its own.
+    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key (see ``lane_keys``). Each element of a draw depends
+    only on the key, the draw's number and the element's index. To repeat the draws from the first on, take ``noise.repeated()``. Under
+    ``torch.vmap``, the option ``randomness`` decides whether all rows share one draw or each row has its own.
 
     A draw for z has one element for each element of z. Along *shared* axes, all elements of z share one element of the draw: the result has
     length 1 there, and broadcasts against z.
@@ -162,10 +188,13 @@ class Noise:
     Attributes:
         key: int32 [2], the key of this call.
         shared: The axes along which every draw is shared, from the splice's ``share_axes=``. A formula may share more axes in a draw.
+        window: Where this rank's part lies in the whole value, if several ranks divide one value; else None. The draws for the part are
+            those that one process would draw for the same elements of the whole value.
     """
 
     key: Tensor
     shared: tuple[int, ...] = ()
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         self._drawn, self._task = 0, None if compiling() else backward_task()
@@ -173,7 +202,7 @@ class Noise:
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
-        The mask has the dtype that costs least. In eager mode, this is z's dtype, because torch multiplies different dtypes slowly. In
+        The mask has the dtype that costs least. In eager code, this is z's dtype, because torch multiplies different dtypes slowly. In
         compiled code it is int8, which takes a quarter of float32's memory when saved for backward (Inductor stores bool slowly).
 
         Args:
@@ -186,17 +215,17 @@ class Noise:
         """
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
-        z = self._drawn_for(z, shared)
+        z, index = self._drawn_for(z, shared)
         key, lane = self._next()
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
-        if compiling() or z.numel() > LIMIT or transforms():
-            if z.numel() <= LIMIT and fuses():
+        if compiling() or z.numel() > LIMIT or transforms() or index is not None:
+            if z.numel() <= LIMIT and fuses() and index is None:
                 fused: Tensor = fused_keep(key, rate.detach(), list(z.shape), lane)
                 return fused
-            kept: Tensor = kept_words(bits(key, z.shape, lane), rate)
+            kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        # The mask is word >= 2 * threshold in unsigned numbers. torch compares signed numbers, so the sign bits of both sides are flipped.
+        # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
@@ -221,11 +250,11 @@ class Noise:
         """
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
-        z = self._drawn_for(z, shared)
+        z, index = self._drawn_for(z, shared)
         key, lane = self._next()
         if z.dtype == torch.float64:
-            return _fine(key, z, lane)
-        drawn: Tensor = shift(bits(key, z.shape, lane), 8)
+            return _fine(key, z, lane, index)
+        drawn: Tensor = shift(_bits(key, z, lane, index), 8)
         return drawn.to(torch.float32) * 2.0**-24
 
     def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
@@ -240,27 +269,36 @@ class Noise:
         """
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
-        z = self._drawn_for(z, shared)
+        z, index = self._drawn_for(z, shared)
         key, lane = self._next()
         if z.dtype == torch.float64:
-            radius, angle = _fine(key, z, lane) + 2.0**-54, _fine(key, z, lane + 2)
+            radius, angle = _fine(key, z, lane, index) + 2.0**-54, _fine(key, z, lane + 2, index)
         else:
-            radius = (shift(bits(key, z.shape, lane), 1).to(torch.float32) + 0.5) * 2.0**-31
-            angle = shift(bits(key, z.shape, lane + 1), 8).to(torch.float32) * 2.0**-24
+            radius = (shift(_bits(key, z, lane, index), 1).to(torch.float32) + 0.5) * 2.0**-31
+            angle = shift(_bits(key, z, lane + 1, index), 8).to(torch.float32) * 2.0**-24
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
 
-    def _drawn_for(self, z: Tensor, shared: Iterable[int]) -> Tensor:
-        """Return a tensor with the shape that a draw for z has: z itself, or z cut to length 1 along the shared axes."""
+    def repeated(self) -> Noise:
+        """Return noise that draws the same numbers again, from the first on."""
+        return replace(self)
+
+    def _drawn_for(self, z: Tensor, shared: Iterable[int]) -> tuple[Tensor, Tensor | None]:
+        """Return a tensor with the shape that a draw for z has: z itself, or z cut to length 1 along the shared axes.
+
+        If z is a rank's part of a value, also return, for each element of this draw, its index in the draw for the whole value; else None.
+        """
         axes = {axis % z.dim() for axis in (*self.shared, *shared)}
-        return z.detach()[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(z.dim()))] if axes else z
+        if axes:
+            z = z.detach()[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(z.dim()))]
+        return z, None if self.window is None else self.window.indices(z.shape, axes, z.device)
 
     def _next(self) -> tuple[Tensor, int]:
         """Return the key and the first lane of the next draw."""
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
                 "noise of a forward pass is drawn in a backward pass, where the numbers would be different: a formula must not draw inside "
-                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw outside and use the result inside; or make a "
-                "new Noise(noise.key), which repeats the draws from the first."
+                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw outside and use the result inside; or take "
+                "noise.repeated(), which repeats the draws from the first."
             )
         lane = self._drawn * _LANES
         self._drawn += 1
@@ -268,7 +306,7 @@ class Noise:
 
 
 def key_of_row(key: Tensor) -> Tensor:
-    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, derived from its position.
+    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, derived from the row's position.
 
     Raises:
         RandomnessError: ``randomness`` is ``"error"``.
@@ -292,8 +330,13 @@ def key_of_row(key: Tensor) -> Tensor:
 _ROW = -1  # no draw uses this lane or the one before it
 
 
-def _fine(key: Tensor, z: Tensor, lane: int) -> Tensor:
+def _bits(key: Tensor, z: Tensor, lane: int, index: Tensor | None) -> Tensor:
+    """Draw random words for z. ``index``: the indices of the elements if z is a rank's part of a value, else None."""
+    return bits(key, z.shape, lane) if index is None else words_at(key, index, lane)
+
+
+def _fine(key: Tensor, z: Tensor, lane: int, index: Tensor | None) -> Tensor:
     """Draw uniform float64 values in [0, 1) with 53 bits, from two lanes."""
-    high: Tensor = shift(bits(key, z.shape, lane), 5)
-    low: Tensor = shift(bits(key, z.shape, lane + 1), 6)
+    high: Tensor = shift(_bits(key, z, lane, index), 5)
+    low: Tensor = shift(_bits(key, z, lane + 1, index), 6)
     return (high.to(torch.float64) * 2.0**26 + low.to(torch.float64)) * 2.0**-53

@@ -1,6 +1,6 @@
 """The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
 
-A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner handle each operator.
+A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner must handle each one.
 Each time Inductor adds an operator to an expression that it fuses, it traces the whole expression again (``inner_fn_opcount``, called by
 ``has_exceeded_max_reads``). For the masks of four sites, that was a quarter of the compile time. Backends other than Inductor run the
 custom operators as defined here.
@@ -36,7 +36,7 @@ def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tenso
 
 @torch.library.custom_op("graphreg::next_keys", mutates_args=())
 def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; if ``free`` is 0, a copy of ``keys``."""
+    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; if ``free`` is 0, return a copy of ``keys``."""
     low, high = call_words(streams, step)
     return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
 
@@ -57,7 +57,7 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether the inner compiler of graphreg's backend is tracing, during which ``torch.compiler.is_compiling()`` is False."""
+    """Holds ``on``: whether the inner compiler of graphreg's backend is tracing. ``torch.compiler.is_compiling()`` is False then."""
 
     on = False
 
@@ -76,10 +76,10 @@ def compiling() -> bool:
 
 
 def recomputes() -> bool:
-    """Return whether Dynamo or the inner compiler of graphreg's backend is tracing, and can recompute marked nodes in backward.
+    """Return whether a compiler is tracing that can recompute results in backward: Dynamo, or the inner compiler of graphreg's backend.
 
     Return False under a transform of torch.func, which does not support checkpoints. Under Dynamo, also return False if gradients are
-    disabled: there is no backward then, and up to torch 2.11 AOTAutograd warns of marked nodes.
+    disabled: there is no backward then, and up to torch 2.11 AOTAutograd warns of nodes that are marked to be recomputed.
     """
     return ((torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()) or _Within.on) and not transforms()
 

@@ -1,13 +1,14 @@
 """Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so the training loop needs no change.
 
-``AttachRule`` is the runtime module. The functions below it read the loss scale, find the tensors and the loss in an output, and check the
+``AttachRule`` is the runtime module. The functions below it read the scale, find and replace the tensors in an output, and check the
 options. ``gradient_join.py`` has the autograd function that ``AttachRule`` calls.
 """
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -29,10 +30,12 @@ class AttachRule(nn.Module):
 
     Attributes:
         names: The penalties' names, in order.
-        scale: The factor for the gradient of the penalties, as the user gave it; None means 1.
+        scale: What gives the factor for the gradient of the penalties: a number, a 0-d tensor, a GradScaler, a function without arguments
+            or a ``CallScale``; None means 1.
         last: The penalties of the last call by name, detached.
-        now: The value of ``scale`` in the running call, shape [1]; used only while ``fed`` is True.
-        share: The factor in the running call for penalties that are added to a loss, shape [1]; also used only while ``fed`` is True.
+        now: In the running call, the factor for the gradients of penalties that join the output's tensors, shape [1]. Used only while
+            ``fed`` is True.
+        share: In the running call, the factor for penalties that are added to a loss, shape [1]. Used only while ``fed`` is True.
         fed: Whether ``feed`` has set ``now`` and ``share`` for the running call.
     """
 
@@ -69,14 +72,17 @@ class AttachRule(nn.Module):
 
     @property
     def asks(self) -> bool:
-        """Whether the scale is a GradScaler or a function, which must be read anew at each call."""
+        """Whether the scale must be read anew at each call, because it is a GradScaler, a function or a ``CallScale``."""
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self, args: Any = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Store, in new tensors, the scale for a call with these arguments. The tensors of an earlier call may be saved for its backward.
+        """Read the scale for a call with these arguments, and store the two factors in ``now`` and ``share``.
 
-        This method runs before the forward, outside of the code that Dynamo traces. A GradScaler has no tensor before its first use. If the
-        scale is a function, Dynamo would treat the number that the function returns as a constant, and recompile for each new number.
+        The factors are stored in new tensors, because the tensors of an earlier call may be saved for the backward pass of that call.
+
+        This method runs before the forward, outside of the code that Dynamo traces, for two reasons. A GradScaler has no tensor before its
+        first use. If the scale is a function, Dynamo would treat the number that the function returns as a constant, and recompile for
+        each new number.
         """
         self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs))
 
@@ -89,7 +95,8 @@ class AttachRule(nn.Module):
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         """Return the outputs, from which a backward pass now reaches the penalties.
 
-        ``to_loss``: whether the only output is the loss. The penalties are then added to the loss; otherwise no output changes its value.
+        ``to_loss``: whether ``outputs`` has one element, the loss. The penalties are then added to the loss; otherwise no output changes
+        its value.
         """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
@@ -119,20 +126,20 @@ class AttachRule(nn.Module):
         scale = self.now[0] if self.fed else torch.as_tensor(factors(self.scale)[0])
         scale = scale.to(total.device, total.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
         joined = list(join(total, scale, tuple(tensors)))
-        return tuple([rebuilt(out, joined) for out in outputs])  # no generator: Dynamo of torch 2.10 loses the message of a break in one
+        return tuple([rebuilt(out, joined) for out in outputs])  # no generator: in one, Dynamo of torch 2.10 loses the message of a break
 
 
 class CallScale(Protocol):
     """A scale that depends on the arguments of a call."""
 
     def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return two factors: for the gradients of penalties that join the backward pass, and for penalties that are added to a loss."""
+        """Return two factors: for the gradients of penalties that join the output's tensors, and for penalties that are added to a loss."""
 
 
 def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
-    """Return two factors: for the gradients of penalties that join the backward pass, and for penalties that are added to a loss.
+    """Return two factors: for the gradients of penalties that join the output's tensors, and for penalties that are added to a loss.
 
-    For a GradScaler, the second factor is 1: it scales the loss after the penalties have been added to the loss.
+    For a GradScaler, the second factor is 1, because the GradScaler scales the loss after the penalties have been added to it.
     """
     if scale is not None and hasattr(scale, "of_call"):
         gradient, share = scale.of_call(args, kwargs)
@@ -155,12 +162,13 @@ def current(scale: Scale | None) -> Any:
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
-# Classes of outputs that contain no tensor. They are tested before is_dataclass, which Dynamo of torch 2.10 cannot trace for None.
+# Classes of outputs that contain no tensor. ``collect`` tests for them before it calls is_dataclass, because Dynamo of torch 2.10 cannot
+# trace is_dataclass(None).
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
-    """Append an output's tensors to ``tensors``, and the class names of its values that may hide tensors to ``strange``."""
+    """Append an output's tensors to ``tensors``, and to ``strange`` the class name of each value that cannot be searched for tensors."""
     if isinstance(value, Tensor):
         tensors.append(value)
     elif isinstance(value, (tuple, list)):
@@ -179,7 +187,7 @@ def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
 
 
 def rebuilt(value: Any, joined: list[Tensor]) -> Any:
-    """Return a copy of the output in which tensors from the front of ``joined`` replace its tensors, in order."""
+    """Return a copy of the output in which its tensors are replaced, in order, by tensors that are taken out of ``joined``."""
     if isinstance(value, Tensor):
         return joined.pop(0)
     if isinstance(value, (tuple, list)):
@@ -216,6 +224,24 @@ def _copied(value: Any) -> Any:
     return copy.copy(value)
 
 
+@contextmanager
+def fed(rules: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context, let the scale of a module's penalties be that of a call with these arguments, unless the call has set it already.
+
+    ``rules``: the container of the module's runtime modules.
+    """
+    attach = rules._modules.get("attach")
+    if not isinstance(attach, AttachRule) or not attach.asks or attach.fed:
+        yield
+        return
+    attach.feed(args, kwargs)
+    attach.fed = True
+    try:
+        yield
+    finally:
+        attach.fed = False
+
+
 def check_penalties(penalties: str) -> None:
     """Raise RegularizerError for an unknown ``penalties=``."""
     if penalties not in ("return", "attach"):
@@ -223,7 +249,7 @@ def check_penalties(penalties: str) -> None:
 
 
 def check_scale(scale: Scale | None) -> None:
-    """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
+    """Raise RegularizerError for a ``scale=`` that is no positive number, 0-d tensor, GradScaler, function or ``CallScale``."""
     reads = hasattr(scale, "get_scale") or hasattr(scale, "of_call")
     ok = scale is None or reads or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")

@@ -17,7 +17,7 @@ def averages_follow() -> None:
     """Patch ``AveragedModel.update_parameters``, once, so that strengths and noise are copied to the averaged model, not averaged.
 
     With ``use_buffers=True`` torch averages all buffers, including those of the runtime modules. A strength that the user sets would lag
-    behind, and averaging the integers of a noise stream gives another stream. AveragedModel has no hook for the modules that it averages.
+    behind, and averaging the integers of a noise stream gives another stream. AveragedModel gives modules no way to prevent this.
     """
     theirs = AveragedModel.update_parameters
     if getattr(theirs, "graphreg_follows", False):
@@ -34,14 +34,15 @@ def averages_follow() -> None:
 
 @torch.no_grad()
 def _follow(averaged: Any, model: nn.Module) -> None:
-    """Copy the buffers of the model's runtime modules to the averaged model."""
+    """Copy the buffers of the model's runtime modules, and which strengths were set, to the averaged model."""
     copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
-    for copy, original in zip(copies, originals, strict=False):  # not strict: torch averages any two models with the same parameters
+    for copy, original in zip(copies, originals, strict=False):  # not strict: torch takes any model with the same parameters
         theirs = dict(original.named_buffers())
         for name, buffer in copy.named_buffers():
             if name in theirs:
                 buffer.copy_(theirs[name])
-        for name in original.chosen if copy.chosen != original.chosen else ():  # what recipes read, and which elements splices read
+        # ``chosen`` is what recipes read; set_by_site also decides which elements of a strength splices read
+        for name in original.chosen if copy.chosen != original.chosen else ():
             copy.set_by_site(name, original.chosen[name])
         for counter in (child for child in copy.children() if isinstance(child, Counter)):
-            counter.free.fill_(counter.frozen_call is None)  # whether the noise is frozen is each module's own
+            counter.free.fill_(counter.frozen_call is None)  # ``free`` was copied above, but each module freezes its noise by itself

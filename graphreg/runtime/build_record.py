@@ -27,14 +27,15 @@ class Asked:
 
     Attributes:
         regularizers: The regularizers by their final names.
-        seeds: The seed of the noise under ``""``, and by name the seed of each splice that has a seed of its own. Empty without noise.
-        front_end: The front end to ask for; None leaves the choice to ``"auto"``.
+        seeds: The seeds of the noise. Under the name of a regularizer: the seed of a splice that has a seed of its own. Under ``""``: the
+            seed of all other noise. Empty if no seed was given or drawn, as for a plan.
+        front_end: The front end that was asked for; None for ``"auto"``.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.
         scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if no scale was given.
         eval_penalties: As in ``regularize_``.
-        blocks: Strings that select the modules that stay modules that are called.
+        blocks: Selectors, as strings, of the modules that the emitted code calls as modules, as in ``regularize``.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -49,7 +50,7 @@ class Asked:
 
 
 def written_scale(scale: Any) -> float | str | None:
-    """Return the form of a scale that a recipe has: see ``Asked.scale``."""
+    """Return a scale in the form that ``Asked.scale`` has, which can be written into a recipe."""
     return scale if scale is None else number if (number := number_of(scale)) is not None else GIVEN_IN_THE_CALL
 
 
@@ -58,7 +59,7 @@ class BuildRecord:
     """How a rewritten module was made.
 
     Attributes:
-        plan: The plan that was carried out, without the trace that it was made for.
+        plan: The plan that was carried out, without the trace that it was made from.
         opaque: The opaque modules by path, each with the reason why the tracer could not see into it.
         specialized: The specialized arguments, each with the value at which the graph fixes it.
         front_end: The name of the front end that traced the model.

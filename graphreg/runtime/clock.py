@@ -1,7 +1,8 @@
 """``ClockRule``, the runtime module at the top of a graph that counts the calls in train mode and returns the strengths of this call.
 
-It returns one tensor with an element for each strength that has a schedule: one for the regularizer, and one for each of its sites. Each
-element has a schedule of its own. A strength that was set is a schedule with one value.
+It returns one tensor with all strengths that have a schedule. For each regularizer, the tensor has one element for the regularizer's own
+strength, and one for each of its sites. Each element has a schedule of its own. If the user sets a strength to a number, its element gets
+a schedule with that one value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.schedules import Schedule, constant
 
 CLOCK = "clock"  # the name of the runtime module, and of the argument by which other runtime modules get its result
-Element = tuple[str, str]  # (name of the regularizer, name of the site, or OWN for its own strength)
+Element = tuple[str, str]  # (regularizer name, site name); OWN in place of a site means the regularizer's own strength
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -35,10 +36,10 @@ class ClockRule(Counter):
     """Returns the scheduled strengths of this call and makes those of the next. It counts the calls of the whole module in train mode.
 
     Attributes:
-        names: What each element is the strength of.
+        names: For each element, the regularizer and the site whose strength it is.
         schedules: The schedule of each element.
         numbers: The pieces of the schedules as numbers, float64 [elements, pieces, 6], or float32 on a device without float64.
-        now: The strengths of the next call, [elements], in the same dtype.
+        now: The strengths of the next call, [elements], in the dtype of ``numbers``.
     """
 
     product = "now"
@@ -71,7 +72,7 @@ class ClockRule(Counter):
         self.extend(schedules)
 
     def extend(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
-        """Add the elements that are new, and return the place of each. A number is a schedule with one value."""
+        """Add those elements that are new, and return the places of all given elements. A number is a schedule with one value."""
         new = {element: constant(value) for element, value in schedules.items() if element not in self.names}
         if new or not self.names:
             self.names, self.schedules = (*self.names, *new), (*self.schedules, *new.values())
@@ -79,14 +80,14 @@ class ClockRule(Counter):
         return {element: self.names.index(element) for element in schedules}
 
     def room(self) -> int:
-        """Return how many pieces a schedule may have."""
+        """Return how many pieces a schedule may have without a change of the shape of ``numbers``."""
         return self.numbers.shape[1]
 
     def set(self, places: Sequence[int], values: Sequence[float]) -> None:
-        """Replace the schedules at some places. Nothing is compiled again, unless a schedule has more pieces than there is room."""
+        """Replace the schedules at some places. Nothing is recompiled, unless a schedule has more pieces than ``room()``."""
         new = dict(zip(places, map(constant, values), strict=True))
         self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
-        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room():  # of a copy, which has no graph yet
+        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room():  # only in a copy without graphs
             self._write(self.schedules)
             return
         numbers = self.numbers.clone()
@@ -95,11 +96,11 @@ class ClockRule(Counter):
         self._take(numbers)
 
     def value(self, place: int) -> float:
-        """Return the strength of the next call at a place; exactly, also where the device has no float64."""
+        """Return the strength of the next call at a place, in float64 precision even if the device has no float64."""
         return float(self.now[place]) if self.now.dtype == torch.float64 else self.schedules[place].at(self.call())
 
     def has_moved(self) -> None:
-        """Write the numbers anew, exactly, if they are back on a device that has float64."""
+        """If the numbers are in float32, but now on a device that has float64, write them anew from the schedules."""
         if self.numbers.dtype != torch.float64 and has_float64(self.numbers.device):
             self._write(self.schedules)
 
@@ -122,7 +123,7 @@ class ClockRule(Counter):
         _warn_of_export()
 
     def counts(self) -> bool:
-        """Whether a call counts in the present modes."""
+        """Whether a call is counted, given the present modes and the open blocks of ``noise_on`` and ``noise_off``."""
         return self.owner[0].training and not self.forced and not self.silenced
 
     def forward(self) -> Tensor:
@@ -131,7 +132,7 @@ class ClockRule(Counter):
 
 
 class SharedClock(SharedCounter):
-    """The clock of one of several graphs that count their calls together."""
+    """Stands in one graph for the clock that several graphs share."""
 
     path = ""
     moves_key = False
@@ -139,7 +140,7 @@ class SharedClock(SharedCounter):
     shared: tuple[ClockRule]
 
     def counts(self) -> bool:
-        """Whether a call of this graph counts in the present modes."""
+        """Whether a call of this graph is counted, as in ``ClockRule.counts``."""
         clock = self.shared[0]
         return self.owner[0].training and not clock.forced and not clock.silenced
 
@@ -149,7 +150,7 @@ class SharedClock(SharedCounter):
 
 
 def clock_of(rules: Any) -> ClockRule | None:
-    """Return the clock that counts the calls of a graph, given the container of its runtime modules; None if it has no schedule."""
+    """Return the clock that counts the calls of a graph, given the container of its runtime modules; None if there is no schedule."""
     clock = rules._modules.get(CLOCK)
     if isinstance(clock, SharedClock):
         return clock.shared[0]
@@ -157,7 +158,7 @@ def clock_of(rules: Any) -> ClockRule | None:
 
 
 def set_to_zero(rules: Any) -> None:
-    """Set all strengths in a container of runtime modules to 0, without a record of it."""
+    """Set all strengths in a container of runtime modules to 0, and leave ``Rules.chosen`` unchanged."""
     for strength in rules.strengths.values():
         strength.zero_()
     if (clock := clock_of(rules)) is not None:
@@ -166,9 +167,10 @@ def set_to_zero(rules: Any) -> None:
 
 
 def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:
-    """Return the strength of each schedule, [elements], at a call: numbers [elements, pieces, 6]; step int64 [1].
+    """Return the strength of each schedule at a call, [elements].
 
-    The step is converted before it is divided: torch divides integers in float32. ``Piece.at`` has the same operations.
+    ``numbers``: the schedules, [elements, pieces, 6]. ``step``: the number of the call, int64 [1]; it is converted before it is divided,
+    because torch divides integers in float32. ``Piece.at`` computes the same in Python, with the same operations.
     """
     begin, steps, start, stop, bends, every = numbers.unbind(-1)
     step = (step.to(numbers.dtype) / every).floor()
@@ -179,7 +181,7 @@ def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:
 
 
 def _table(schedules: Sequence[Schedule], pieces: int) -> Tensor:
-    """Return the numbers of schedules, float64 [schedules, pieces, 6]. A schedule with fewer pieces gets some that never begin."""
+    """Return schedules as numbers, float64 [schedules, pieces, 6]. A schedule with fewer pieces gets more that never begin."""
     rows = [[[*piece, schedule.every] for piece in schedule.pieces] for schedule in schedules]
     never = [math.inf, 1, 0, 0, 0, 1]
     filled = [row + [never] * (pieces - len(row)) for row in rows]

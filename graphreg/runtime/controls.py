@@ -6,9 +6,9 @@ compiled with such a backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -17,6 +17,10 @@ from graphreg.ir import RULES
 from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, regularized
 from graphreg.runtime.module_handle import handle_of
+from graphreg.runtime.rank_mesh import RankMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Ranks = Literal["differ", "same"]
 Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of this file take
@@ -25,8 +29,8 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of thi
 def strengths(module: Regulated) -> dict[str, float]:
     """Return the present strengths (weights and rates) by regularizer name.
 
-    If a regularizer's strength differs by site, its entry is the strength furthest from 0. A strength that has a schedule is that of the
-    next call in train mode. Rates of native dropout that have a schedule are under ``own_dropout``.
+    If a regularizer's strength differs by site, its entry is the strength furthest from 0. If a strength has a schedule, its entry is the
+    strength of the next call in train mode. Rates of native dropout that have a schedule have one entry, ``own_dropout``.
     """
     return handle_of(module).strengths()
 
@@ -40,15 +44,15 @@ def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
 
 
 def set_strength(module: Regulated, name: str, value: float | Mapping[str, float]) -> None:
-    """Change a regularizer's strength (its weight or rate); nothing is recompiled. A schedule is replaced.
+    """Change a regularizer's strength (its weight or rate), or replace its schedule. Nothing is recompiled.
 
     Args:
         module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         name: The regularizer's name, one of ``strengths(module)``.
         value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
             selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
-            strength at its site before it averages or sums the measurements. If the
-            regularizer was made with a schedule, a new strength may be another schedule.
+            strength at its site before it averages or sums the measurements. If the regularizer was made with a schedule, the new
+            strength replaces the schedule, and may itself be a schedule.
 
     Raises:
         NoMatchError: No regularizer has this name, or a selector matches none of its sites.
@@ -64,7 +68,7 @@ def asked_of(module: Regulated) -> Asked:
 
 
 def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
-    """Return the strengths set since the module was made: ``{regularizer: {site: strength}}``, with ``""`` for all other sites."""
+    """Return the strengths set since the module was made: ``{regularizer: {site: strength}}``; the site ``""`` means all others."""
     return handle_of(module).changed_strengths()
 
 
@@ -72,17 +76,17 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
-    regularizers keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``. The
-    parameters that regularizers learn are not part of it; they are in ``state_dict``. If a strength has a schedule, the state has the count
-    of calls in train mode. Strengths are not part of it: if a run changes them, save ``recipe(module)`` too. A native dropout that was
-    left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing
-    has a state without streams.
+    regularizers keep tensors from call to call (``L2SP``, ``SpectralPenalty``), the dict has copies of these: then save it with
+    ``torch.save``. The parameters that regularizers learn are not in the dict, but in ``state_dict``. If a strength has a schedule, the
+    dict has the count of calls in train mode. Strengths are not in it: if a run changes them, save ``recipe(module)`` too. A native dropout
+    that was left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. For a module that
+    draws nothing, the dict has no streams.
     """
     return handle_of(module).rng_state()
 
 
 def reset_state(module: Regulated, *names: str) -> None:
-    """Make the state of regularizers anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
+    """Reset the state that regularizers keep, from the present parameters: for ``L2SP``, the point to which it pulls them.
 
     Call this function after you have loaded a checkpoint into a model that was already regularized.
 
@@ -131,24 +135,55 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     handle_of(module).set_rng_state(state)
 
 
-def set_ranks(module: Regulated, ranks: Ranks) -> None:
-    """Choose whether the ranks of torch.distributed draw different masks (``"differ"``, the default) or the ``"same"``.
+def set_ranks(
+    module: Regulated,
+    ranks: Ranks | None = None,
+    *,
+    mesh: DeviceMesh | None = None,
+    data: str | Sequence[str] = (),
+    tensor: str | Sequence[str] = (),
+    placements: Mapping[str, Mapping[str, Any]] | None = None,
+    one_batch: bool = False,
+) -> None:
+    """Choose which ranks of torch.distributed draw the same masks: all, none (the default), or as a device mesh says.
 
-    Choose the same masks where the ranks work on one example together, as in tensor parallelism.
+    Give either ``ranks`` or ``mesh``. With ``mesh``, ranks along the dimensions ``data`` draw different masks. Ranks along the dimensions
+    ``tensor``, which work on the same examples together, draw the same mask for a value that each of them has whole, and their parts of one
+    mask for a value that they divide: the masks that one process would draw. Call this function after ``parallelize_module``, because the
+    placements of values follow from the layers that it made parallel. Ranks along any other dimension draw the same masks.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or, without ``mesh``, a backend.
         ranks: ``"differ"`` or ``"same"``.
+        mesh: A device mesh whose dimensions have names.
+        data: The dimensions of the mesh along which ranks have different examples, such as ``("dp",)``.
+        tensor: The dimensions along which ranks work on the same examples together, such as ``("tp",)``.
+        placements: How ranks share values where this cannot be inferred. A dict: each key is a selector of sites at which a splice or a
+            native dropout draws; each value is a dict from a dimension of ``tensor`` to ``Shard(axis)`` or ``Replicate()``.
+        one_batch: Whether the examples of the ranks along ``data`` are one batch: each rank then draws its own rows of the masks that one
+            process would draw for the whole batch. This requires that the examples lie along axis 0 of each value, and that all ranks
+            have equally many, in the order of the ranks.
 
     Raises:
-        RegularizerError: ``ranks`` is anything else.
-        GraphRegError: The module draws no noise.
+        RegularizerError: An argument is not allowed, or ranks divide a value that a splice has to see as a whole.
+        GraphRegError: The module draws no noise; or how ranks share a value is not known; or a penalty would measure a part of a value.
     """
     handle = handle_of(module)
     handle.require_draws()
+    if mesh is not None:
+        if ranks is not None:
+            raise RegularizerError("set_ranks takes either 'differ' or 'same', or mesh= with the dimensions data= and tensor=, not both.")
+        handle.set_ranks(RankMesh(mesh, _names(data), _names(tensor), dict(placements or {}), one_batch))
+        return
+    if data or tensor or placements or one_batch:
+        raise RegularizerError("data=, tensor=, placements= and one_batch= belong to mesh=, the device mesh whose dimensions they name.")
     if ranks not in ("differ", "same"):
-        raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
+        raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks), 'same', or mesh=.")
     handle.set_ranks(ranks)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @contextmanager
@@ -157,11 +192,12 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
     The block counts as one call, or as none if nothing was drawn in it. A nested block is part of the outer one. Nothing is
     recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
-    for each module. The block has no effect on a module that draws nothing.
+    for each module. A strength that has a schedule stays the same in the block, too. The block has no effect on a module that draws nothing
+    and has no schedule.
 
-    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. While some thread is
-    in a block, a thread that has entered no block draws the masks of that block; if several threads are in blocks, it draws the masks of
-    the block that was entered first.
+    A block belongs to the thread that entered it. Without torch.compile, the blocks of two threads have different masks. While some thread
+    is in a block, a thread that has entered no block draws the masks of that block; if several threads are in blocks, it draws the masks
+    of the block that was entered first.
     """
     with handle_of(module).frozen_noise():
         yield
@@ -186,9 +222,10 @@ def noise_off(module: Regulated) -> Iterator[None]:
     (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left
     to torch (``own_dropout="keep"``) follows its module's mode.
 
-    A call in train mode counts as one call, as outside the block, so that the masks of later calls stay the same. Of nested blocks of
-    ``noise_on`` and ``noise_off`` the inner one decides; of blocks of several threads, the one that was entered last. The block has no
-    effect on a module that has no splices.
+    For the noise, a call in train mode counts as it does outside the block, so that later calls have the masks that they would have
+    without the block. For schedules, it does not count. Of nested blocks of ``noise_on`` and ``noise_off`` the inner one decides; of
+    blocks of several threads, the one that was entered last. The block has no effect on a module that draws nothing, has no schedule, and
+    has no penalty with a state.
     """
     with handle_of(module).noise_off():
         yield

@@ -1,4 +1,7 @@
-"""``Counter``: the base of runtime modules at the top of a graph that return what the call needs, and count the calls."""
+"""``Counter``: base class of the key rule and the clock, the two runtime modules at the top of a graph that count calls.
+
+The key rule returns the keys of the noise for the present call, and the clock returns the scheduled strengths of that call.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +66,13 @@ class Counter(RuntimeModule):
     """Returns what a graph needs in this call, and makes what it needs in the next: one runtime module at the top of the graph.
 
     It *assigns* new buffers. An increment in place would give wrong gradients, without an error, where the partitioner recomputes values
-    in backward. What the graph needs is made one call ahead. If a call computed its own, Inductor would fuse that computation into the
-    kernels that use it and repeat it for every element, which is slow.
+    in backward. What the graph needs is made one call ahead. If each call made what it needs itself, Inductor would fuse that computation
+    into the kernels that use the result and repeat it for every element, which is slow.
 
-    A subclass says what is made from the number of a call, and has the sentences of the errors.
+    A subclass defines what a call needs (``made``), and the texts of the errors.
 
     Attributes:
-        product: The name of the buffer with what the next call needs.
+        product: The name of the buffer that holds what the next call needs.
         step: The number of the next call, int64 [1].
         free: 0 while the noise is frozen, else 1, int64 [1]. Compiled graphs read it and not ``frozen_call``: it is a tensor, so freezing
             the noise does not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
@@ -88,11 +91,11 @@ class Counter(RuntimeModule):
     def __init__(self, description: str) -> None:
         super().__init__(description)
         self.forced = False
-        self.frozen_call: int | None = None  # the call that is repeated while the noise is frozen, see controls.frozen_noise
-        self.blocks: dict[object, tuple[object, int]] = {}  # by open block of frozen_noise: its thread, and its call number
-        self.left: set[object] = set()  # the threads that left their blocks while another thread is still in one
+        self.frozen_call: int | None = None  # the number of the call that is repeated while the noise is frozen
+        self.blocks: dict[object, tuple[object, int]] = {}  # for each open block of frozen_noise: its thread, and the call that it repeats
+        self.left: set[object] = set()  # the threads that have left their blocks while another thread is still in one
         self.beyond = 0  # how many call numbers after ``frozen_call`` were taken while the noise was frozen
-        # Of the last chunk of a vmap: the vmap, the chunk's number, and the call number of that vmap's first chunk.
+        # For the last chunk that ran of a vmap with chunk_size: the vmap, the chunk's number, and the call number of the first chunk.
         self.chunk: tuple[object, int, int] = (None, 0, 0)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
@@ -100,7 +103,7 @@ class Counter(RuntimeModule):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy. The copy is in no block of ``frozen_noise``, because the block would never end there.
 
-        It goes on with the call number with which this module will go on if its blocks end now.
+        It goes on with the call number with which this module would go on if its blocks ended now.
         """
         state = super().__getstate__()
         if self.frozen_call is None:
@@ -116,14 +119,14 @@ class Counter(RuntimeModule):
 
     @abstractmethod
     def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
-        """Return ``made(step)``, or ``present`` if the noise is frozen, by operations for a compiled graph."""
+        """Return ``made(step)``, or ``present`` if the noise is frozen. Tensor operations decide that, so one compiled graph does both."""
 
     @abstractmethod
     def warn_of_export(self) -> None:
         """Warn, once per export, that the program does not count its calls."""
 
     def refuse_backward(self) -> None:
-        """Raise GraphRegError if a backward pass runs the forward again, unless the noise is frozen: then it repeats the forward."""
+        """Raise GraphRegError if a backward pass runs the forward again, unless frozen noise makes it repeat the first run."""
         if not in_backward():
             return
         if not self._is_frozen():
@@ -137,7 +140,7 @@ class Counter(RuntimeModule):
             )
 
     def _is_frozen(self) -> bool:
-        """Whether this thread repeats a call: while any thread is in a block, all threads do except those that have left a block."""
+        """Whether this thread repeats a call: while any thread is in a block, all do, except those that have left theirs."""
         return self.frozen_call is not None and _thread.token not in self.left
 
     def of_call(self, counts: bool) -> Tensor:
@@ -190,7 +193,7 @@ class Counter(RuntimeModule):
         return present if number == self.frozen_call else self.made(torch.full_like(step, number))
 
     def _number(self) -> int:
-        """Return the number of the call that this thread repeats, while some thread has frozen the noise."""
+        """Return the number of this thread's call while the noise is frozen: of the call that the thread repeats, or else a new number."""
         threads = dict(self.blocks.values())
         if _thread.token in threads:
             return threads[_thread.token]
@@ -222,14 +225,14 @@ class Counter(RuntimeModule):
         self.chunk = (running[0].run, running[0].number, call)
 
     def call(self) -> int:
-        """Return the number of the next call. All calls in one block of ``frozen_noise`` that count at all count as one."""
+        """Return the number of the next call. All calls in a block of ``frozen_noise`` count as one, or as none if none of them counts."""
         step = int(self.step)
         if self.frozen_call is None:
             return step
         return self.frozen_call + self.beyond + 1 if self.beyond else min(step, self.frozen_call + 1)
 
     def seek(self, call: int) -> None:
-        """Go to the call of this number: it is the next."""
+        """Make ``call`` the number of the next call."""
         self.step = torch.full_like(self.step, call)
         self._buffers[self.product] = self.made(self.step)
         if self.frozen_call is not None:
@@ -269,9 +272,9 @@ class Counter(RuntimeModule):
 
 
 class SharedCounter(RuntimeModule):
-    """The counter of one of several graphs that count their calls together. It knows which modes matter to its own graph.
+    """Stands in one graph for the counter that several graphs share. It knows the modules whose modes decide if a call of its graph counts.
 
-    ``shared``: the counter that counts the calls, in a tuple, so that it does not become a submodule.
+    ``shared``: the shared counter, in a tuple, so that it does not become a submodule.
     """
 
     def __init__(self, shared: Counter) -> None:
@@ -285,7 +288,7 @@ class SharedCounter(RuntimeModule):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def settle(rules: Any) -> None:
-    """Let all counters in a container of runtime modules ``settle``."""
+    """Call ``Counter.settle`` of each counter in a container of runtime modules."""
     for child in rules.children():
         counter = child.shared[0] if isinstance(child, SharedCounter) else child
         if isinstance(counter, Counter):

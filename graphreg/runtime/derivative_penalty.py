@@ -1,7 +1,7 @@
 """Runtime modules of penalties on derivatives, whose formulas take ``vjp``, and the function that runs a forward which contains them.
 
-``Track`` makes autograd record what is computed from a value that ``wrt`` selects. ``Derivative`` differentiates and computes the
-penalty. ``run`` calls the emitted code so that autograd records its operations and can differentiate them twice.
+``Track`` makes autograd record what is computed from a value that the penalty's option ``wrt`` selects. ``Derivative`` differentiates and
+computes the penalty. ``run`` calls the emitted code so that autograd records its operations and can differentiate them twice.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from graphreg.torch_internals import pytree
 
 
 class Derivative(Total):
-    """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product of all its sites at once.
+    """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product for all its sites at once.
 
     Attributes:
-        dependence: The operations that lead from the values of ``wrt`` to the sites: the dependence slice.
-        slots: By the name of a site, the row of the call's keys from which the random directions for this site are drawn.
+        dependence: What is known of the dependence slice, the operations that lead from the values that ``wrt`` selects to the sites.
+        slots: For each site, by its name: the row of the call's keys from which the random directions for this site are drawn.
         always: Whether the penalty acts in eval mode as well as in train mode.
-        proven: Whether an eager call has shown that all operations of the slice have a second derivative.
+        proven: Whether a call without torch.compile has shown that all operations of the slice have a second derivative.
     """
 
     path = ""  # the penalty follows the mode of the whole model
@@ -57,8 +57,8 @@ class Derivative(Total):
     ) -> Tensor:
         """Return the penalty, 0-d.
 
-        ``values``: the values of the penalty's sites, by site name. ``wrt``: the values that ``wrt`` selects, by site name. ``key``: the
-        keys for the random directions, int32 [streams, 2]. ``clock``: as in ``Total``.
+        ``values``: the values of the penalty's sites, by site name. ``wrt``: the values that the option ``wrt`` selects, by site name.
+        ``key``: the keys for the random directions, int32 [streams, 2]. ``clock``: as in ``Total``.
         """
         if not values:
             return self.weight(torch.float32, clock) * 0
@@ -84,7 +84,7 @@ class Derivative(Total):
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace this call
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace the second function
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.description} needs derivatives, but autograd does not record this call: it is under torch.inference_mode, or under "
@@ -93,14 +93,14 @@ class Derivative(Total):
 
 
 class Track(RuntimeModule):
-    """Makes autograd record what is computed from a value, if a penalty that differentiates with respect to this value acts."""
+    """Makes autograd record what is computed from a value, if a penalty acts that differentiates with respect to this value."""
 
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
-        """Return the value. If one of the penalties acts, autograd records what is computed from the result."""
+        """Return the value. If one of the ``readers`` acts, autograd records what is computed from the result."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)

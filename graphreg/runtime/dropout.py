@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.compiler import recompute_in_backward
+from graphreg.errors import RegularizerError
 from graphreg.ir import rate_of
 from graphreg.planning import NativeDropoutEdit
 from graphreg.rng import Noise, recomputes
+from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
 
@@ -30,12 +32,12 @@ Rate = float | Tensor  # a rate that has a schedule is a 0-d tensor, float64, or
 
 
 def _is_off(p: Rate) -> bool:
-    """Return whether a rate is 0; False for one that has a schedule, whose number no code may depend on."""
+    """Return whether a rate is 0. Return False for a rate that has a schedule: no branch may depend on a number that changes."""
     return not isinstance(p, Tensor) and p == 0
 
 
 def _as_tensor(p: Rate, z: Tensor) -> Tensor:
-    """Return a rate as a 0-d tensor beside a value ``z``."""
+    """Return a rate as a 0-d tensor on the device of ``z``, the value that dropout acts on."""
     return p if isinstance(p, Tensor) else torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
 
 
@@ -49,10 +51,11 @@ class NativeDropoutRule(Drawing):
 
     Attributes:
         kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
-        rate: The rate that the plan gives; None for the rate of the original call or module. If it is a schedule, the clock returns it.
+        rate: The rate that the plan gives; None for the rate of the original call or module. If it is a schedule, the clock returns its
+            present value.
         was: The original's rate when the model was traced.
         always: Whether the original acts in eval mode too.
-        layer: The dropout module that is replaced, in a tuple, so that it does not become a submodule; () if a function is replaced.
+        layer: The module whose call is replaced, in a tuple, so that it does not become a submodule; () if a function call is replaced.
     """
 
     def __init__(self, edit: NativeDropoutEdit, slot: int) -> None:
@@ -71,7 +74,8 @@ class NativeDropoutRule(Drawing):
         """Return what the original call would return, with masks from graphreg's streams.
 
         The arguments are those of the original call. ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout off.
-        ``clock``: what the clock returned, [elements], or None if the rate has no schedule.
+        ``clock``: the strengths of this call that have a schedule, a 1-d tensor in which ``self.elements`` has the place of this rate; None
+        if the rate has no schedule.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(arguments) if clock is None else clock[self.elements[0]]
@@ -84,7 +88,12 @@ class NativeDropoutRule(Drawing):
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
         if _is_off(p) or noise is None or not self._acts(arguments):
             return z
-        y = self._replaced(z, p, Noise(self.row(noise)), arguments)
+        if is_dtensor(z):
+            raise RegularizerError(
+                f"{self.description}: the value is a DTensor, and graphreg draws only for plain tensors here. Leave the dropout to torch: "
+                "own_dropout='keep'."
+            )
+        y = self._replaced(z, p, Noise(self.row(noise), (), window(z, self.cuts, self.description)), arguments)
         return z.copy_(y) if self._writes(arguments) else y
 
     def _rate(self, arguments: Mapping[str, Any]) -> float:
@@ -93,7 +102,8 @@ class NativeDropoutRule(Drawing):
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; under noise_on, the rate at the trace then counts
+        # Many models pass dropout_p=0 in eval mode. If a block of noise_on makes dropout act there, it has the rate of the trace.
+        if self.kind == "attention":
             return float(arguments["dropout_p"] or self.was or 0)
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
@@ -117,8 +127,8 @@ class NativeDropoutRule(Drawing):
             return z * 0  # as torch does
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-            shape = self._shape(z, arguments)
-            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight.to(accumulation(z.dtype))).to(z.dtype)
+            shared = [axis for axis, size in enumerate(self._shape(z, arguments)) if size != z.shape[axis]]
+            mask = noise.keep(z, weight.to(accumulation(z.dtype)), shared).to(z.dtype)
             return self._dropped(z, mask, weight if isinstance(p, Tensor) else p, arguments)
 
         weight = _as_tensor(p, z)
@@ -232,7 +242,8 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
-    # Only the attention weights that this call returns are used. To save work, its value and its output projection have one feature.
+    # Of what torch's function returns here, only the attention weights are used. To save work, it gets a value with one feature and an
+    # output projection to one feature.
     value, size = a["value"], len(a["q_proj_weight"])
     none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
     none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}

@@ -30,6 +30,7 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
+    skip_as_outermost,
     skip_frame,
     traces_here,
     with_own_code,
@@ -77,7 +78,7 @@ def chosen(
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return _addable(result) if in_group else result
+        return addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -135,26 +136,40 @@ def guarded(additions: str) -> Callable[..., Any]:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        attach = None if rules is None else rules._modules.get("attach")
-        if rules is not None and not torch.compiler.is_compiling():
-            _before(self, rules)
+        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
+            refuse_parallelized(self, rules)
+        if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
+            return _called(self, rules, args, kwargs)
+        before = stage.begin(self)
         try:
-            if attach is not None and not torch.compiler.is_compiling():
-                result = _call_attaching(attach, self, args, kwargs)
-            else:
-                result = nn.Module.__call__(self, *args, **kwargs)
-        except RuntimeError as error:
-            if "DTensor" in str(error) and (why := explained(self)):
-                raise GraphRegError(why) from error
-            raise
-        if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
-            watching.after(self)
-        if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
-            settle(rules)  # else compiled code could not save what this call made for the next one
-        return result if torch.compiler.is_compiling() else _after(result)
+            return _called(self, rules, args, kwargs)
+        finally:
+            stage.end(self, before)
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call
+
+
+def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
+    """Call a module, given the container of its runtime modules, or None."""
+    attach = None if rules is None else rules._modules.get("attach")
+    try:
+        if attach is not None and not torch.compiler.is_compiling():
+            result = _call_attaching(attach, module, args, kwargs)
+        else:
+            result = nn.Module.__call__(module, *args, **kwargs)
+    except RuntimeError as error:
+        if "DTensor" in str(error) and (why := explained(module)):
+            raise GraphRegError(why) from error
+        raise
+    if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
+        watching.after(module)
+    if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        settle(rules)  # else compiled code could not save what this call made for the next one
+    return addable(result) if has_process_group() else result  # of a compiled forward, too, which assumes plain gradients
+
+
+skip_frame(_called)
 
 
 def no_method(name: str, model: str) -> str:
@@ -208,13 +223,13 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return result if torch.compiler.is_compiling() else _after(result)
+    return addable(result) if has_process_group() else result
 
 
 skip_frame(call_within)
 
 
-def _addable(result: Any) -> Any:
+def addable(result: Any) -> Any:
     """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
     if not isinstance(result, Regularized):
         return result
@@ -225,17 +240,7 @@ def _addable(result: Any) -> Any:
     return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _before(module: nn.Module, rules: nn.Module) -> None:
-    """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
-    if has_process_group():
-        refuse_parallelized(module, rules)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _after(result: Any) -> Any:
-    """Do after a call what concerns DTensors. A compiled forward assumes that the gradients of its results are plain."""
-    return _addable(result) if has_process_group() else result
+skip_as_outermost(addable)  # ``call``, which Dynamo skips, calls it, too
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -65,7 +65,7 @@ def end_call(before: frozenset[int] | None) -> None:
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return tensors with the same values, through which a backward pass gives ``total`` the gradient ``scale``.
 
-    If autograd records none of the tensors, or not ``total``, they are returned unchanged. ``total`` and ``scale`` are 0-d.
+    The tensors are returned unchanged if autograd records none of them, or does not record ``total``. ``total`` and ``scale`` are 0-d.
     """
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
@@ -93,8 +93,8 @@ def known_to_dynamo() -> None:
 def refuse_twice(below: Tensor | None = None) -> None:
     """Raise GraphRegError if autograd records the running backward pass, so that it can itself be differentiated.
 
-    ``below``: under a transform of torch.func, the penalty's tensor one level below. A transform always records its own backward pass.
-    That pass is differentiated only if autograd also records the tensor one level below.
+    ``below``: under a transform of torch.func, the penalty's tensor at the next outer level of transforms; else None. A transform always
+    records its own backward pass. That pass is differentiated only if autograd also records the tensor at the outer level.
     """
     if torch.is_grad_enabled() and (below is None or recorded(below)):
         hint = "" if below is None else " If the gradient is not differentiated again, give torch.func the parameters detached."
@@ -106,12 +106,14 @@ def _has_tangent(total: Tensor) -> bool:
 
 
 def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
-    """Join in eager mode: outputs keep their storage, and users may write into them in place, as into the model's own outputs.
+    """Join without AOTAutograd: outputs keep their storage, and users may write into them in place, as into the model's own outputs.
 
     torch forbids writes into a view that a custom autograd function returned. So for outputs that share storage the function returns their
     common base, as an alias that is not a view, and the outputs become views of this alias. An output that shares storage with an argument
-    of the call (``known``: the arguments' storages) or with a parameter is returned as a view all the same: otherwise autograd would not
-    notice that a write into the output also changes the caller's tensor.
+    of the call or with a parameter is returned as a view all the same: otherwise autograd would not notice that a write into the output
+    also changes the caller's tensor.
+
+    ``known``: the storages of the call's arguments; None if they are not known, so that any output may share storage with an argument.
     """
     outside = {id(t) for t in live if known is None or storage_of(t) in known or base_of(t).is_leaf}
     groups = _groups([t for t in live if id(t) not in outside])
@@ -133,17 +135,17 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
 
     If outputs share storage, AOTAutograd makes them again at run time, as views of their common base. These views would bypass the join,
     and the penalty's gradient would be lost. So the join copies the base, and the outputs become views of the copy. An output that shares
-    storage with no other is copied too: at run time an alias has a version counter of its own, so autograd would not notice that a user's
-    write into the output changes what is saved for backward. An output that shares storage with an input or a parameter stays a view of
-    it: AOTAutograd does not make a view again if a custom function returned it.
+    storage with no other is copied too. As an alias, it would have a version counter of its own at run time, and autograd would not notice
+    that a user's write into the output changes what is saved for backward. An output that shares storage with an input or a parameter
+    stays a view of it: AOTAutograd does not make a view again if a custom function returned it.
     """
     groups = _groups(tensors)
-    entering, sources = list[Tensor](), dict[int, Tensor]()  # sources: by a tensor's id, the tensor that enters in its place
+    entering, sources = list[Tensor](), dict[int, Tensor]()  # sources: for each tensor's id, what enters in its place
     for tensor in live:
         group = groups[storage_of(tensor)]
         base = tensor if len(group) == 1 else _base(group)
         if base is not None and (base.is_leaf or torch.empty_like(base).stride() != base.stride()):
-            base = None  # a copy cannot replace the base
+            base = None  # no copy can replace a leaf, nor a base whose strides a copy would not have
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)
@@ -197,16 +199,16 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the outputs as a custom autograd function may return them.
+    """Return each output in the way that ``ways`` gives for it, as a custom autograd function may return it.
 
-    ``"alias"``: in the same storage, but not as a view; ``"copy"``: a clone; ``"view"``: a view.
+    ``"alias"``: a tensor with the same storage that is no view; ``"copy"``: a clone; ``"view"``: a view.
     """
     by_way: dict[Way, Callable[[Tensor], Tensor]] = {"alias": Tensor.detach, "copy": Tensor.clone, "view": lambda out: out.view_as(out)}
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
 
 
 class _Attached(torch.autograd.Function):
-    """The identity on the outputs. Its backward gives ``total``, the penalty, the gradient ``scale``, once in each backward pass."""
+    """The identity on the outputs. In each backward pass, ``total``, the sum of the penalties, gets the gradient ``scale`` once."""
 
     @staticmethod
     def forward(total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Tensor, ...]:

@@ -77,7 +77,7 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
 
 
 def native_draws(module: Any) -> tuple[NativeDropout, ...]:
-    """Find the model's random operations that act and still draw from torch's generator, not from graphreg's streams."""
+    """Find the native dropouts that still draw from torch's generator. Leave out those that are never active and those with rate 0."""
     inner = rewritten(module)
     native = find_native_dropouts(graphs_of(inner), Operations(inner), record_of(module).opaque)
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
@@ -150,7 +150,7 @@ class BackendHandle(Handle):
 
 
 class InPlaceHandle(Handle):
-    """Base class of the state of a model that is regularized in place: this state is the model's handle."""
+    """Base class of the object that a model regularized in place keeps as its state. The object is also the model's handle."""
 
     @abstractmethod
     def current(self) -> RewrittenModule:
@@ -158,7 +158,7 @@ class InPlaceHandle(Handle):
 
     @abstractmethod
     def notes(self) -> list[str]:
-        """Return lines for the report about the structures of arguments."""
+        """Return lines for the report: one for each structure of arguments for which there is a graph."""
 
 
 def in_place_handle(target: Any) -> InPlaceHandle | None:

@@ -29,6 +29,7 @@ from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import Saved, State, states_in
+from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
@@ -55,7 +56,7 @@ class ModuleHandle(Handle):
         self.module = module
 
     def _containers(self) -> list[Rules]:
-        """Return the containers of runtime modules. A site that is in several containers has the same strength in all of them."""
+        """Return the containers of runtime modules; only a model in place has several. A site has one strength in all that have it."""
         return [rules_of(self.module)]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
@@ -141,14 +142,14 @@ class ModuleHandle(Handle):
                     rules.set_by_site(name, chosen)
 
     def _sites(self, name: str) -> dict[str, Site]:
-        """Return the sites of a regularizer; of ``own_dropout``, the native dropouts whose rate has a schedule."""
+        """Return the sites of a regularizer by name; for ``own_dropout``, the sites of the native dropouts whose rate has a schedule."""
         plans = [rules.build_record.plan for rules in self._containers() if rules.build_record is not None]
         if name == OWN_DROPOUT and name not in self._regularizers():
             return {e.dropout.site.name: e.dropout.site for plan in plans for e in plan.native_dropout if e.is_scheduled}
         return {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
 
     def _at_sites(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
-        """Turn a dict of selectors to strengths into a dict of the sites that they match to strengths."""
+        """Turn a dict from selectors to strengths into a dict from site names to strengths."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None and not regularizer.by_site:
             kind = type(regularizer).__name__
@@ -171,7 +172,7 @@ class ModuleHandle(Handle):
 
     @property
     def is_traced(self) -> bool:
-        """Whether there is a graph."""
+        """Whether the model has been traced; always True, except for a model that is regularized in place and was not called yet."""
         return True
 
     def current(self) -> RewrittenModule:
@@ -221,7 +222,7 @@ class ModuleHandle(Handle):
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
-        key.alike = checked["ranks"] == "same"
+        key.alike = checked["ranks"] == "same" and key.position is None
         key.seek(checked["call"])
 
     def asked(self) -> Asked:
@@ -237,19 +238,19 @@ class ModuleHandle(Handle):
             states[name].reset(parameters)
 
     def _states(self) -> dict[str, State]:
-        """Return the states of regularizers, by their names."""
+        """Return the states that regularizers keep from call to call, by regularizer name."""
         return {state.name: state for state in states_in(self._containers()[0])}
 
     def _saved(self) -> dict[str, State]:
-        """Return the states that ``rng_state`` has: a ``state_dict`` has those that consist of parameters."""
+        """Return the states that ``rng_state`` saves. The others consist of parameters alone, and are in ``state_dict``."""
         return {name: state for name, state in self._states().items() if state.is_saved}
 
     def saved_states(self) -> dict[str, Saved]:
-        """Return the states of penalties as ``rng_state`` holds them, by the penalties' names."""
+        """Return copies of the tensors that regularizers keep from call to call, by regularizer name, as ``rng_state`` has them."""
         return {name: state.saved() for name, state in self._saved().items()}
 
     def load_states(self, checked: Mapping[str, Any]) -> None:
-        """Load the states of regularizers from a state of the noise. If they do not fit, raise RegularizerError before anything changes."""
+        """Load the states of regularizers from a state of the noise. If one does not fit, raise RegularizerError and change nothing."""
         states, saved = self._saved(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(
@@ -262,7 +263,18 @@ class ModuleHandle(Handle):
             state.load(saved[name])
 
     def set_ranks(self, ranks: Any) -> None:
-        self._drawing_key().alike = ranks == "same"
+        key, mesh = self._drawing_key(), ranks if isinstance(ranks, RankMesh) else None
+        found = {} if mesh is None else {rule: cuts for root in self._roots() for rule, cuts in mesh.cuts(root).items()}
+        for rules in self._containers():
+            for child in rules.children():
+                if isinstance(child, Drawing):
+                    child.cuts = found.get(child, ())
+        key.alike = ranks == "same"
+        key.position, key.meshed, key.differing = (None, (), ()) if mesh is None else (mesh.position, mesh.tensor, mesh.differing)
+
+    def _roots(self) -> Sequence[nn.Module]:
+        """Return the rewritten modules whose graphs run."""
+        return [rewritten(self.module)]
 
     @contextmanager
     def frozen_noise(self) -> Iterator[None]:
@@ -317,7 +329,7 @@ class ModuleHandle(Handle):
         return None if clock is None else clock.call()
 
     def seek_clock(self, call: int | None) -> None:
-        """Go to a call in train mode, unless the state that is restored has none."""
+        """Make ``call`` the next call that the clock counts. Do nothing if ``call`` is None, as for a state saved without schedules."""
         clock = self._clock()
         if clock is not None and call is not None:
             clock.seek(call)
@@ -347,7 +359,7 @@ class ModuleHandle(Handle):
 
 
 def _checked(regularizer: Regularizer, value: float) -> float:
-    """Return a new strength as a float; raise RegularizerError if it is out of the regularizer's range, or no number."""
+    """Return a new strength as a float or a schedule; raise RegularizerError if it is out of the regularizer's range, or no number."""
     checked = dataclasses.replace(regularizer, weight=value).weight
     if isinstance(checked, ByDepth):
         raise RegularizerError(

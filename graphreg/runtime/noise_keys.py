@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.errors import warn
-from graphreg.rng import call_keys, next_keys, of_process
+from graphreg.errors import GraphRegError, listed, warn
+from graphreg.rng import as_rank, call_keys, next_keys, of_process, rank
 from graphreg.runtime.counter import Counter, SharedCounter
+from graphreg.runtime.rank_layout import lead
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -47,6 +48,10 @@ class KeyRule(Counter):
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.alike = False  # whether all ranks draw the same masks
+        self.position: int | None = None  # the number that takes the place of the rank; None for the rank in torch.distributed
+        # of the mesh of set_ranks: the dimensions along which ranks work on one value, and those along which they draw different masks
+        self.meshed: tuple[str, ...] = ()
+        self.differing: tuple[str, ...] = ()
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
@@ -69,11 +74,22 @@ class KeyRule(Counter):
 
     def keys_of_call(self, draws: bool) -> Tensor:
         """Return the keys of this call, int32 [streams, 2], and make those of the next if the call ``draws``."""
-        return of_process(self.of_call(draws), self.alike)
+        return of_process(self.of_call(draws), self.alike, self.position)
+
+    def among(self, key: Tensor, mesh: Any) -> Tensor:
+        """Return the key that all ranks of a mesh share: that of the lowest rank. ``key``: this rank's key of a stream, int32 [2]."""
+        if self.alike or all(name in self.meshed for name in mesh.mesh_dim_names or (None,)):
+            return key
+        if self.position is not None:
+            raise GraphRegError(
+                f"a value is divided among the ranks of {listed(list(mesh.mesh_dim_names or ['a mesh without names']))}, and set_ranks "
+                f"was told tensor={self.meshed!r}. Name each dimension along which ranks share a value: set_ranks(..., tensor=...)."
+            )
+        return as_rank(key, rank(), lead(mesh))
 
 
 class SharedKeyRule(SharedCounter):
-    """The key rule of one of several graphs that count their calls together."""
+    """Stands in one graph for the key rule that several graphs share."""
 
     shared: tuple[KeyRule]
 

@@ -22,10 +22,10 @@ _MORE = ("state", "clock")  # the tensors that regularizers keep, and the count 
 
 @dataclass(frozen=True)
 class StateForm:
-    """Describes the states of one kind of owner.
+    """Describes the saved states of one kind of object: of rewritten modules, of models in place, or of backends.
 
     Attributes:
-        owner: The kind of owner, for errors.
+        owner: The kind of object, for errors.
         fields: The keys of the dict, without ``version``.
         returned_by: The call that returns such a state, for errors.
     """
@@ -71,14 +71,14 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 def written_state(
     form: StateForm, alike: bool, state: Mapping[str, Any] | None = None, clock: int | None = None, **fields: Any
 ) -> dict[str, Any]:
-    """Make the dict that a user saves, from ``fields`` and the arguments.
+    """Make the dict that a user saves.
 
     Args:
-        form: The kind of owner.
+        form: The form of the dict.
         alike: Whether all ranks draw the same masks.
-        state: The tensors that regularizers keep, by name, site and name of the tensor.
+        state: The tensors that regularizers keep from call to call, by regularizer name, site name and tensor name.
         clock: The number of the next call in train mode; None if no strength has a schedule.
-        fields: The other fields.
+        fields: The other entries that ``form.fields`` names, such as ``call`` and ``streams``.
     """
     fields["ranks"] = "same" if alike else "differ"
     more = ({"state": state} if state else {}) | ({} if clock is None else {"clock": clock})
@@ -128,7 +128,7 @@ def clock_of_state(checked: Mapping[str, Any], has_clock: bool) -> int | None:
     A state that was saved when no strength had a schedule has none; the clock then stays where it is.
 
     Raises:
-        RegularizerError: The state has one, but no strength of the module has a schedule.
+        RegularizerError: The state has such a number, but no strength of the module has a schedule.
     """
     clock: int | None = checked.get("clock")
     if clock is not None and not has_clock:

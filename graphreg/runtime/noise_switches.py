@@ -23,9 +23,9 @@ class NoiseSwitches:
         """Open a block.
 
         Args:
-            on: Whether the block switches the noise on, or off.
-            switch: Is called when the block begins and when it ends, with True or False for noise that is on or off in every mode, and
-                with None if modes decide again.
+            on: True if the block switches the noise on, False if it switches the noise off.
+            switch: A function that is called when the block begins and when it ends. Its argument is True if the noise is now on in every
+                mode, False if it is off in every mode, and None if the modules' modes decide.
         """
         block = object()
 

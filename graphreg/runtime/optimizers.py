@@ -1,4 +1,4 @@
-"""Warns if an optimizer trains the model's parameters, and not those that regularizers own: it was made from ``model.parameters()``."""
+"""Warns if no optimizer has the parameters that regularizers own, as when the optimizer was made from ``model.parameters()``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphreg.runtime.owned_state import states_in
 
 
 def watch_optimizers(module: nn.Module) -> None:
-    """Search for such an optimizer when the first backward pass reaches one of the parameters that regularizers own."""
+    """Call ``warn_of_missed`` when a backward pass first reaches one of the parameters that regularizers own."""
     owned = [parameter for state in states_in(module) for parameter in state.parameters() if parameter.requires_grad]
     handles = list[Callable[[], None]]()
     root = weakref.ref(module)
@@ -30,7 +30,7 @@ def watch_optimizers(module: nn.Module) -> None:
 
 
 def warn_of_missed(module: nn.Module) -> None:
-    """Warn of parameters that regularizers own and that no optimizer has, if some optimizer has the model's."""
+    """Warn of the regularizers' parameters that no optimizer has, if some optimizer has a parameter of the model."""
     owned = {id(parameter) for state in states_in(module) for parameter in state.parameters()}
     named = dict(module.named_parameters())
     theirs = {id(parameter) for parameter in named.values()} - owned

@@ -89,25 +89,26 @@ class Total(RuntimeModule):
         self.regularizer = regularizer
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None, of: int = 0) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape.
 
         ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
-        ``clock``: what the clock returned, [elements], for a strength that has a schedule.
+        ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``of``: in a stage of a pipeline, how many
+        sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``.
         """
         if self.regularizer.on == "parameters" and leaves_graph(values):
-            return in_eager(self.total, *values, places=places, clock=clock)  # type: ignore[no-any-return]
-        return self.total(*values, places=places, clock=clock)
+            return in_eager(self.total, *values, places=places, clock=clock, of=of)  # type: ignore[no-any-return]
+        return self.total(*values, places=places, clock=clock, of=of)
 
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None) -> Tensor:
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
         """Return the penalty, [], as ``forward`` does."""
         if self.regularizer.on == "parameters":
             values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
         if not values:  # no site of the penalty is in this mode's graph
             return self.weight(torch.float32, clock) * 0
-        return self.combined(values, places, clock)
+        return self.combined(values, places, clock, of)
 
-    def combined(self, values: Sequence[Tensor], places: tuple[int, ...], clock: Tensor | None) -> Tensor:
+    def combined(self, values: Sequence[Tensor], places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
         """Return the penalty, [], from the measurements, each multiplied by the strength at its site."""
         stacked = torch.stack(tuple(values))
         strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
@@ -117,7 +118,7 @@ class Total(RuntimeModule):
             sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
             weight, shares = (strengths[0], sites) if clock is None else _split(sites)
             stacked = stacked * shares.to(stacked.dtype)
-        total = stacked.sum() if self.sums else stacked.mean()
+        total = stacked.sum() if self.sums else average(stacked, of)
         return weight.to(total.dtype) * total
 
     def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
@@ -147,6 +148,11 @@ class AllSitesTotal(Total):
 
 for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
+
+
+def average(measurements: Tensor, of: int) -> Tensor:
+    """Return the mean of measurements, []; if ``of`` is not 0, their share in the mean over ``of`` sites, most of them elsewhere."""
+    return measurements.sum() / of if of else measurements.mean()
 
 
 def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:

@@ -80,7 +80,7 @@ class RewrittenModule(fx.GraphModule):
         blocks: Collection[str] = (),
         owner: str = "",
     ) -> None:
-        """``owner``: as in ``State``; ``""`` gives the module block objects in place of the model's modules."""
+        """``owner``: as in ``State``. If it is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
@@ -311,7 +311,7 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> State:
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:
-    """Take over the model's attributes. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
+    """Copy the model's attributes. The dicts of parameters and of buffers are shared instead, so that ``.to()`` of either moves both."""
     attributes = plain(model)
     module.__dict__.update({n: v for n, v in attributes.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
     for name in TENSOR_REGISTRIES:
@@ -389,6 +389,6 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
 
 
 def _text(graph: fx.Graph) -> str:
-    """Return the emitted Python of a graph that no forward is made of."""
+    """Return the emitted Python of a graph from which no forward is generated."""
     define_named_tuples(graph)
     return str(spelled(graph).python_code("self").src)

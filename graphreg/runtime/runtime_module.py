@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.site_strengths import OWN, Places
 
 
@@ -27,11 +28,11 @@ class Rules(nn.Module):
         places: The sites that have elements of their own in the strength's buffer, by regularizer name.
         chosen: The strengths that were set after the plan was made, by regularizer name and site. The key ``OWN`` instead of a site means
             all other sites.
-        elements: The places of a regularizer's elements in what the clock returns, by regularizer name, if it has a schedule: first that
-            of its own strength, then those of its sites. Such a regularizer has no entry in ``strengths``.
+        elements: For each regularizer that has a schedule, by its name: the places of its elements in what the clock returns. The place
+            of its own strength comes first, then those of its sites. Such a regularizer has no entry in ``strengths``.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that the module's streams were made with. A splice that has an ``rng`` of its own has its seed under the
-            regularizer's name; the seed under ``""`` is for all others.
+        seeds: The seeds that the module's streams were made with. The seed of a splice that has an ``rng`` of its own is under the
+            regularizer's name; the seed for all others is under ``""``.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -84,12 +85,12 @@ class Rules(nn.Module):
         return self
 
     def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Any]) -> None:
-        """Move all tensors as ``fn`` moves them. Those of a state follow the dtype, too.
+        """Move all tensors to the device to which ``fn`` moves them. The tensors of a state also get the dtype that ``fn`` gives.
 
         Args:
-            fn: Moves a tensor.
-            moved: By the id of a tensor, the moved tensor. Each tensor is moved once, because several runtime modules share a strength.
-                Containers that share strengths must get the same ``moved``. The states that were moved are in it, too.
+            fn: A function that moves a tensor.
+            moved: A dict. Each key is the id of a tensor or a state; the value is the moved tensor or state. Each tensor is moved once,
+                because several runtime modules share a strength. Containers that share strengths must get the same dict.
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
@@ -226,7 +227,7 @@ class RuntimeModule(nn.Module):
         return strength.to(dtype)
 
     def has_moved(self) -> None:
-        """Do what is to be done after the buffers were moved to another device."""
+        """Called after the buffers were moved to another device. Does nothing here; subclasses override it."""
 
     def extra_repr(self) -> str:
         return self.description
@@ -263,14 +264,21 @@ class Drawing(RuntimeModule):
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # whether it acts in any mode: a block of noise_on is open
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
+        self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
 
     def row(self, key: Tensor) -> Tensor:
         """Return the row of the keys to draw from, int32 [2]. In the graph of a block (``blocks=``), ``key`` is this row already."""
         return key[self.slot] if key.dim() > 1 else key
 
+    def key_among(self, key: Tensor, mesh: Any) -> Tensor:
+        """Return the key that all ranks of a mesh share, because each has only a part of the value. ``key``: this rank's, int32 [2]."""
+        source: Any = self.rules[0]._modules["key"]
+        shared: Tensor = getattr(source, "shared", (source,))[0].among(key, mesh)
+        return shared
+
 
 class LayerMode:
-    """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
+    """The mode of a recurrent layer, read from the layer's ``__dict__``, because Dynamo refuses to read the layer itself.
 
     A copy of this object keeps the mode that the layer had when it was copied. Then ``Rules.find_owners`` makes the copied runtime module
     read the layer of the copied model.

@@ -29,7 +29,8 @@ class Samples:
     Attributes:
         n: The number of passes.
         mean: The mean over the passes, with the shapes of one output, float32 or wider.
-        spread: The standard deviation over the passes (divided by n - 1), with the same shapes and dtypes; nan for n = 1.
+        spread: The standard deviation over the passes, with n - 1 in the denominator of the variance. Shapes and dtypes are those of the
+            mean; nan for n = 1.
         outputs: The outputs of all passes, each tensor [n, ...], or None with ``keep=False``.
     """
 

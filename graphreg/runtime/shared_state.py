@@ -45,10 +45,11 @@ class StreamName:
 
 
 class SharedState:
-    """Strengths, streams and the call number.
+    """Holds the strengths, the noise streams and the call number that the rewritten modules of one model share.
 
     Attributes:
-        seeds: The seed of the model under ``""``, and by name the seed of each splice that has a seed of its own.
+        seeds: The seeds of the noise. The seed of a splice that has a seed of its own is under the regularizer's name; the seed for all
+            other noise is under ``""``.
         rules: Holds the strengths, the key rule, the clock and the states. It is not the ``graphreg_rules`` of any rewritten module;
             each rewritten module has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
@@ -77,7 +78,7 @@ class SharedState:
                 self.rules.add_module(f"{name}_state", State(name, regularizer))
 
     def _clock(self, scheduled: Mapping[str, float], device: torch.device) -> ClockRule | None:
-        """Make the clock for the strengths that have a schedule, each without its sites, which are not known before a graph is made."""
+        """Make the clock for the strengths that have a schedule. Elements for sites are added when a graph is made: see ``elements``."""
         if not scheduled:
             return None
         clock = ClockRule({(name, OWN): strength for name, strength in scheduled.items()}, device)
@@ -87,7 +88,7 @@ class SharedState:
         return clock
 
     def elements(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
-        """Return the places of scheduled strengths in what the clock returns; add those that are new."""
+        """Return the places of scheduled strengths in what the clock returns. Add the strengths that are new to the clock."""
         assert self.clock is not None
         return self.clock.extend(schedules)
 
@@ -103,7 +104,7 @@ class SharedState:
         return {module: self.names.index(name) for module, name in streams.items()}
 
     def states(self) -> dict[str, State]:
-        """Return the states of penalties, by the penalties' names."""
+        """Return the states that regularizers keep from call to call, by regularizer name."""
         return {child.name: child for child in self.rules.children() if isinstance(child, State)}
 
     def reseed(self, seeds: Mapping[str, int]) -> None:
@@ -133,14 +134,15 @@ class SharedState:
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
         twin.choose(self.rules.chosen)
-        twin.key.alike = self.key.alike
+        for name in ("alike", "position", "meshed", "differing"):
+            setattr(twin.key, name, getattr(self.key, name))
         twin.key.seek(self.key.call())
         if self.clock is not None and twin.clock is not None:
             twin.clock.seek(self.clock.call())
         return twin
 
     def choose(self, chosen: Mapping[str, Mapping[str, float]]) -> None:
-        """Take strengths that were set, as ``Rules.chosen`` has them; those without a schedule are in ``Rules.strengths`` already."""
+        """Record strengths that were set, as in ``Rules.chosen``, and write those with a schedule; ``Rules.strengths`` has the others."""
         self.rules.chosen = {name: dict(by_site) for name, by_site in chosen.items()}
         for name in self.rules.elements.keys() & chosen.keys():
             self.rules.set_by_site(name, chosen[name])

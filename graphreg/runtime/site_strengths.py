@@ -1,4 +1,4 @@
-"""The strengths of one regularizer at its sites, which its runtime modules read from one tensor.
+"""How the strengths of one regularizer at its sites lie in one tensor, from which its runtime modules read them.
 
 Element 0 of the tensor is the regularizer's own strength or, if strengths differ by site, the strength furthest from 0. If there are
 several sites, one element for each site follows: for a splice the strength at the site, for a penalty that strength divided by element 0.
@@ -23,7 +23,8 @@ class Places:
         sites: The names of the sites; empty for a formula that takes all of them at once. A single site has no element of its own.
         planned: The strength that the plan has for each site.
         relative: Whether the elements after the first are divided by the first, as for a penalty.
-        own: The strength that the plan has for all sites together.
+        own: The strength in the plan that belongs to no particular site. If strengths go by depth, it is that of the first or of the last
+            block, whichever is further from 0.
     """
 
     sites: tuple[str, ...] = ()
@@ -43,7 +44,10 @@ class Places:
         return [first, *((value / first if first else 1.0) if self.relative else value for value in values)]
 
     def read(self, elements: Sequence[float]) -> dict[str, float]:
-        """Compute the strength at each site from the elements of the tensor. The product for a penalty is rounded to 15 digits."""
+        """Compute the strength at each site from the elements of the tensor.
+
+        For a penalty, the strength is the product of the first element and the site's element, rounded to 15 significant digits.
+        """
         first, *others = elements
         if not others:
             return dict.fromkeys(self.sites, first)

@@ -12,18 +12,21 @@ from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, recomputes
+from graphreg.rng import Noise, Window, recomputes
+from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import Drawing, LayerMode, accumulation
+from graphreg.runtime.shards import on_shards
 
 
 class SpliceRule(Drawing):
-    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
+    """Runs a splice at a site. The splice acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
 
     It does not act in a block of ``noise_off``.
     """
 
     overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
+    # whether a call at which the splice does not act returns a copy of the value and not the value itself: see Insertions.apart
+    apart = False
 
     def __init__(
         self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None = None,
@@ -38,7 +41,7 @@ class SpliceRule(Drawing):
         self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
 
     def acts(self) -> bool:
-        """Whether the value is replaced now."""
+        """Whether the splice acts in the present mode and the open blocks of ``noise_on`` and ``noise_off``."""
         return not self.silenced and (self.forced or self.owner[0].training)
 
     def may_recompute(self) -> bool:
@@ -54,18 +57,24 @@ class SpliceRule(Drawing):
 
         ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``clock``: what the
         clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``, each [shape of z],
-        for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the splice has a form
-        for eval mode.
+        for a splice that takes it. If the splice does not act, the result is that of its form for eval mode; without such a form, it is
+        ``z`` itself, or a copy of ``z`` if ``apart``.
+        """
+        if not self.acts() and not self.differs_in_eval():
+            return clone(z) if self.apart else z
+        row = self.row(key)
+        if is_dtensor(z):
+            return on_shards(self, z, row, lengths, clock, others)
+        return self.replaced(z, row, window(z, self.cuts, self.description), lengths, clock, others)
+
+    def replaced(
+        self, z: Tensor, key: Tensor, window: Window | None, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
+    ) -> Tensor:
+        """Replace a value that is no DTensor, as ``forward`` does. ``key``: int32 [2].
+
+        ``window``: if ranks divide the value among them, where this rank's part lies in the whole value; None if the rank has the whole.
         """
         acts = self.acts()
-        if not acts and not self.differs_in_eval():
-            return clone(z) if self.apart else z
-        if self.on_parameter and type(z).__name__ == "DTensor":
-            raise RegularizerError(
-                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-                "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
-                "parameter out."
-            )
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise RegularizerError(
@@ -78,9 +87,10 @@ class SpliceRule(Drawing):
             lengths = self.steps.counts(lengths, z, self.description)
         others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(self.row(key), shared)
+        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(key, shared, window)
         formula = partial(self._formula, lengths=lengths, others=others)
-        recompute = self.may_recompute() and recomputes() and not others  # a recomputed formula has z as its only input
+        # recompute_in_backward takes no other value of the model than z, so a splice with ``others`` is not recomputed
+        recompute = self.may_recompute() and recomputes() and not others
         if not acts:
             y = self._in_eval(z, weight, others)
         elif recompute:
@@ -115,7 +125,7 @@ class SpliceRule(Drawing):
         return y
 
     def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
+        """Return ``others`` in z's dtype. If the formula takes ``previous`` and the cell got no state, add zeros."""
         if "previous" in self.regularizer.takes:
             others = {"previous": torch.zeros_like(z), **others}
         for name, value in others.items():
@@ -137,12 +147,12 @@ class SpliceRule(Drawing):
         return z if self.units is None else z.movedim(self.units.axis, -1)
 
     def moved_back(self, y: Any) -> Any:
-        """Return a formula's result with the axes of the value; anything else that a formula may return as it is."""
+        """Move the axis of units in a formula's result back to where the value has it, if the formula takes ``units``."""
         return y if self.units is None or not isinstance(y, Tensor) or not y.dim() else y.movedim(-1, self.units.axis)
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
         arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
         arguments["units"] = self._moved(z)
-        if "values" in self.regularizer.takes:  # self.site is read only here: Dynamo compiles a graph for each value of it
+        if "values" in self.regularizer.takes:  # nothing else reads self.site: Dynamo compiles a graph for each value of it
             arguments["values"] = {self.site: z}
         return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))

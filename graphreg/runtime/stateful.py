@@ -14,7 +14,7 @@ from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
 from graphreg.runtime.distributed_values import whole_parameter
 from graphreg.runtime.owned_state import SiteState, State
-from graphreg.runtime.penalty import Total, result, uncast, widened
+from graphreg.runtime.penalty import Total, average, result, uncast, widened
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.splice import SpliceRule
 from graphreg.torch_internals import in_backward, transforms
@@ -42,15 +42,15 @@ class StatefulTotal(Total):
         super().__init__(regularizer, name, strength)
         self.state, self.held = state, tuple(state.at(site) for site in sites)
 
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. ``places``, ``clock`` and ``of``: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
             measurement, new = self._measured(whole_parameter(value), held, clock)  # a state is whole on all ranks
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):
                 held.replace(new)
-        return self.combined(measurements, places, clock)
+        return self.combined(measurements, places, clock, of) if measurements else self.weight(torch.float32, clock) * 0
 
     def _measured(self, value: Tensor, held: SiteState, clock: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor] | None]:
         wide = widened(value)
@@ -105,13 +105,13 @@ class SpliceTotal(RuntimeModule):
         self.regularizer, self.state, self.held = regularizer, state, tuple(state.at(site) for site in sites)
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self, *, clock: Tensor | None = None) -> Tensor:
-        """Return the penalty, []. ``clock``: as in ``Total``."""
+    def forward(self, *, clock: Tensor | None = None, of: int = 0) -> Tensor:
+        """Return the penalty, []. ``clock`` and ``of``: as in ``Total``."""
         values = [self._measured(held, i, clock) for i, held in enumerate(self.held)]
         if not values:
             return self.weight(torch.float32, clock) * 0
         stacked = torch.stack(values)
-        return stacked.sum() if self.sums else stacked.mean()
+        return stacked.sum() if self.sums else average(stacked, of)
 
     def _measured(self, held: SiteState, place: int, clock: Tensor | None) -> Tensor:
         dtype = accumulation(next((t.dtype for t in held.tensors().values() if t.is_floating_point()), torch.float32))

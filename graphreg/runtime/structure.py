@@ -1,4 +1,4 @@
-"""Describes what a compiled graph of a module depends on besides its code; modules of equal code and structure share a class."""
+"""Describes what a compiled graph of a module depends on besides its code, so that only modules that agree in both share a class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``check_regularizer``: what every regularizer must satisfy, for the tests of those who write one."""
+"""``check_regularizer``: checks the properties that every regularizer must have. Call it in the tests of your own regularizer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from graphreg.torch_internals import pytree
 from graphreg.tracing import arguments, trace
 from graphreg.verification import verify
 
-STEP = 1e-6  # of a difference that is compared with a gradient
-DRAWS = 50  # a splice must change something in as many calls
+STEP = 1e-6  # the step of the finite difference that is compared with a gradient
+DRAWS = 50  # a splice must change the output in at least one of this many calls
 
 
 def check_regularizer(
@@ -39,32 +39,33 @@ def check_regularizer(
     gradients: bool = True,
     **options: Any,
 ) -> None:
-    """Check a regularizer on a small model. The model that is given stays unchanged.
+    """Check a class of regularizers on a small model, which stays unchanged. These properties are checked:
 
-    - It acts, in train mode: a splice changes the output; a penalty is a finite 0-d tensor, and trains something.
-    - The same state of the noise gives the same results, and no global random generator is used.
-    - Compiled with ``fullgraph=True``, outputs, penalties and gradients are those of eager mode, in train mode and in eval mode.
-    - Gradients are those of differences, in float64.
+    - The regularizer acts in train mode: a splice changes the output; a penalty is finite, and has a gradient that is not 0 everywhere.
+    - Two runs from the same state of the noise have the same results, and no run draws from a global random generator.
+    - The module compiled with ``fullgraph=True`` has the outputs, penalties and gradients of eager mode, in train mode and in eval mode.
+    - Gradients agree with finite differences, in float64.
     - At strength 0, the penalty and its gradient are 0, and a splice changes nothing, unless its class has ``off_at_zero = False``.
-    - Without it, the model is what it was: ``graphreg.verify`` and ``graphreg.strip`` say so.
-    - A copy of the module, and one made by its recipe, have the same results.
-    - Wrong options raise RegularizerError, with the name of the class and of the option.
+    - The model is not changed: ``graphreg.verify`` accepts the module, and the result of ``graphreg.strip`` has the model's outputs.
+    - A copy of the module, and a module made from the module's recipe, have the module's results.
+    - Wrong options raise RegularizerError, with the names of the class and of the option.
 
     Args:
         cls: The class, a subclass of ``Splice`` or ``Penalty``.
-        pattern: The selector.
+        pattern: The selector of the sites to act on.
         weight: The strength.
         model: A model that the regularizer can act on; None for the first of ``graphreg.testing.examples()`` that it can act on.
         inputs: The arguments of a call of the model, as ``example_inputs`` of ``graphreg.regularize``.
-        wrong: By option, values that the class must refuse.
-        backend: The backend of torch.compile; None to compile nothing.
-        gradients: Whether to compare gradients with differences. Give False for a formula whose gradient is not its derivative, such as
-            a straight-through estimator.
-        **options: The options of the class.
+        wrong: A dict. Each key is the name of an option; the value is a list of values of this option that the class must refuse.
+        backend: The backend of torch.compile; None to leave out the check of compiled code.
+        gradients: Whether to compare gradients with finite differences. Give False for a formula whose gradient is not its derivative,
+            such as a straight-through estimator.
+        **options: Further options of the class.
 
     Raises:
-        AssertionError: Something is not so; the message says what.
-        RegularizerError: The arguments of this function are not allowed, or the class is refused.
+        AssertionError: The regularizer lacks a property; the message says which.
+        RegularizerError: An argument of this function is not allowed, the regularizer can act on none of the examples, or graphreg refuses
+            the class.
     """
     if not isinstance(cls, type) or not issubclass(cls, Regularizer):
         raise RegularizerError(f"check_regularizer takes a class of regularizers, not {shown(cls)}. Give a subclass of Splice or Penalty.")
@@ -101,14 +102,17 @@ def _example(regularizer: Regularizer) -> Example:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked: a regularizer on a model, under the name of its class."""
+    """The subject of a check: a regularizer, the name of its class, and the model to act on."""
 
     name: str
     regularizer: Any
     example: Example
 
     def made(self, dtype: torch.dtype | None = None) -> RewrittenModule:
-        """Return a copy of the model with the regularizer, whose parameters have changed since: a state may be what they were."""
+        """Return a regularized copy of the model. Its parameters are changed after the regularization.
+
+        Without the change, a penalty such as ``L2SP``, which measures the distance from the parameters at the start, would be 0.
+        """
         model, inputs = copy.deepcopy(self.example.model), self.example.inputs
         if dtype is not None:
             model.to(dtype)
@@ -128,14 +132,22 @@ class Subject:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of calls: the outputs and penalties of each call, and the gradients of all of them together, by parameter."""
+    """The results of several calls.
+
+    Attributes:
+        values: For each call, the tensors in the output and the penalties.
+        gradients: A dict. Each key is the name of a parameter; the value is the gradient of the sum of ``weighted(result)`` over all calls.
+    """
 
     values: list[list[Tensor]]
     gradients: dict[str, Tensor]
 
 
 def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (True, True, False)) -> Outcome:
-    """Return the results of a call in each of the modes (True for train mode)."""
+    """Put ``module`` into one mode after the other (True for train mode), call ``run`` in each, and return the results.
+
+    ``run``: the module, or the compiled module.
+    """
     args, kwargs = arguments(inputs) or ((), {})
     values, total = [], torch.zeros(())
     for mode in modes:
@@ -149,7 +161,7 @@ def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (T
 
 
 def weighted(result: Regularized) -> Tensor:
-    """Return a number that depends on every number of an output, and on every penalty."""
+    """Return a 0-d tensor that depends on each element of the output and on each penalty: a weighted sum."""
     outputs = [tensor for tensor in _tensors(result.output) if tensor.is_floating_point()]
     return sum((tensor * _numbers(tensor, 3)).sum() for tensor in outputs) + sum(result.penalties.values())  # type: ignore[return-value]
 
@@ -159,7 +171,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _numbers(like: Tensor, seed: int) -> Tensor:
-    """Return numbers between -1 and 1 of a tensor's shape and dtype, the same each time."""
+    """Return a tensor of numbers between -1 and 1, with the shape and dtype of ``like``. The same arguments give the same numbers."""
     numbers = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device)
     return torch.sin(numbers * 1.7 + seed).view(like.shape).to(like.dtype)
 
@@ -174,7 +186,7 @@ def _call(module: nn.Module, inputs: Any) -> Regularized:
     return result
 
 
-# What is checked
+# The checks
 
 
 def check_refusals(
@@ -192,7 +204,7 @@ def check_refusals(
 
 
 def _not_refused(cls: type[Any], given: Mapping[str, Any], name: str) -> str:
-    """Say what is wrong with how a class refuses the option ``name``; ``""`` if nothing is."""
+    """Make a regularizer with a wrong value of the option ``name``. Return how the class fails to refuse it; ``""`` if it refuses it."""
     try:
         cls(**given)
     except RegularizerError as error:
@@ -204,7 +216,7 @@ def _not_refused(cls: type[Any], given: Mapping[str, Any], name: str) -> str:
 
 
 def check_action(subject: Subject) -> None:
-    """Check that a splice changes the output in train mode, and that a penalty is a finite number that trains something."""
+    """Check that a splice changes the output in train mode, and that a penalty is finite and has a finite gradient that is not 0."""
     module, inputs = subject.made().train(), subject.example.inputs
     if isinstance(subject.regularizer, Splice):
         with noise_off(module), torch.no_grad():
@@ -223,7 +235,7 @@ def check_action(subject: Subject) -> None:
 
 
 def check_purity(subject: Subject) -> None:
-    """Check that the same state of the noise gives the same results, and that a call moves no global random generator."""
+    """Check that two runs from the same state of the noise have the same results, and that a call uses no global random generator."""
     module, inputs = subject.made(), subject.example.inputs
     state, globally = rng_state(module), (torch.get_rng_state(), random.getstate())
     first = outcome(module, module, inputs)
@@ -234,7 +246,7 @@ def check_purity(subject: Subject) -> None:
 
 
 def check_zero(subject: Subject) -> None:
-    """Check that the penalty is 0 at strength 0, and that a splice then changes nothing, if its class says so."""
+    """Check that at strength 0 the penalty and its gradient are 0, and that a splice with ``off_at_zero`` changes nothing."""
     module, inputs = subject.made().train(), subject.example.inputs
     set_strength(module, next(iter(strengths(module))), 0.0)
     result = _call(module, inputs)
@@ -254,7 +266,7 @@ def check_zero(subject: Subject) -> None:
 
 
 def check_model(subject: Subject) -> None:
-    """Check that the model is what it was: beside the regularizer, without it, and after it was removed."""
+    """Check that regularizing leaves the model unchanged, that ``verify`` accepts the module, and that ``strip`` gives back the model."""
     model, inputs = copy.deepcopy(subject.example.model), subject.example.inputs
     before = copy.deepcopy(model.state_dict())
     module = regularize(model, subject.regularizer, example_inputs=inputs, rng=7)
@@ -271,7 +283,10 @@ def check_model(subject: Subject) -> None:
 
 
 def check_copies(subject: Subject) -> None:
-    """Check that a copy of the module has the same results, and, if the class has a key, so has a module that its recipe makes."""
+    """Check that a copy of the module has the same results, and so has a module made from its recipe, if it can have a recipe.
+
+    A recipe needs a class with a key (a keyword of ``regularize``), and a selector that is no function.
+    """
     module, inputs = subject.made(), subject.example.inputs
     twin = copy.deepcopy(module)
     _require_same(subject, outcome(twin, twin, inputs), outcome(module, module, inputs), "a copy of the module")
@@ -282,7 +297,7 @@ def check_copies(subject: Subject) -> None:
 
 
 def check_gradients(subject: Subject) -> None:
-    """Compare the gradient along a direction in the space of all parameters with a difference, in float64."""
+    """Compare gradients with finite differences along two directions in the space of all parameters, in float64."""
     module, inputs = subject.made(torch.float64).train(), _to(subject.example.inputs, torch.float64)
     state = rng_state(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -312,7 +327,7 @@ def check_gradients(subject: Subject) -> None:
 
 
 def check_compiled(subject: Subject, backend: str) -> None:
-    """Check that compiled code has the results of eager mode."""
+    """Check that the compiled module has the results of eager mode."""
     eager, module, inputs = subject.made(), subject.made(), subject.example.inputs
     torch.compiler.reset()
     run = torch.compile(module, backend=backend, fullgraph=True)
@@ -324,7 +339,7 @@ def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 
 def _require_same(subject: Subject, ours: Outcome, expected: Outcome, what: str) -> None:
-    """Raise AssertionError unless two outcomes are close; ``what`` names that of ``ours``."""
+    """Raise AssertionError unless two outcomes are close. ``what`` describes the module that ``ours`` is from, for the message."""
     for names, one, other in (
         ("outputs or penalties", ours.values, expected.values), ("gradients", ours.gradients, expected.gradients),
     ):  # fmt: skip

@@ -1,4 +1,7 @@
-"""Small models with inputs, on which ``check_regularizer`` tries regularizers: a perceptron, a convolution, a recurrent model, …"""
+"""Small models with inputs, on which ``check_regularizer`` checks regularizers: a perceptron, a convolution, a recurrent model, …
+
+The docstring of each model lists its sites: the names of the values that a regularizer can act on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class Example:
 
     Attributes:
         model: The model.
-        inputs: As ``example_inputs`` of ``graphreg.regularize``.
+        inputs: The arguments of a call, as ``example_inputs`` of ``graphreg.regularize``.
     """
 
     model: nn.Module
@@ -27,12 +30,12 @@ class Example:
 
 
 def perceptron() -> Example:
-    """Sites: 0, 1 (a sigmoid), 2."""
+    """Return a perceptron. Sites: 0, 1 (a sigmoid), 2."""
     return Example(nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)), torch.randn(5, 4))
 
 
 class Reader(nn.Module):
-    """Sites: word, rnn, head."""
+    """Embeds tokens and runs a recurrent layer. Sites: word, rnn, head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class Reader(nn.Module):
 
 
 class Loop(nn.Module):
-    """Sites: cell, cell_1, cell_2, head."""
+    """Calls a recurrent cell three times. Sites: cell, cell_1, cell_2 (the calls of the cell), head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Loop(nn.Module):
 
 
 class Residual(nn.Module):
-    """Sites: inner, act, outer (the branch), add, head."""
+    """Has a residual branch. Sites: inner, act, outer (the branch), add (the sum), head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sites: query, key, value, scaled_dot_product_attention, head."""
+    """Computes attention with two heads. Sites: query, key, value, scaled_dot_product_attention, head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class Attention(nn.Module):
 
 
 def convolution() -> Example:
-    """Sites: 0, 1, 2 (a 2d convolution and its activation), 3, 4."""
+    """Return a convolutional model. Sites: 0 and 2 (2d convolutions), 1 (an activation), 3 (a flatten), 4."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 64, 3))
     return Example(model, torch.randn(3, 1, 8, 8))
 
@@ -96,7 +99,7 @@ MADE: tuple[Callable[[], Example], ...] = (
 
 
 def examples() -> Iterator[Example]:
-    """Yield the models, with the same parameters and inputs each time. Torch's random state stays as it is."""
+    """Yield the models, with the same parameters and inputs each time. The state of torch's random generator stays unchanged."""
     for make in MADE:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)

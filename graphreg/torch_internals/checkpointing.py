@@ -1,4 +1,4 @@
-"""torch's activation checkpointing: a function to call before each checkpoint, and ids for the regions of a graph that are recomputed."""
+"""Activation checkpointing: calls a function before each checkpoint, unwraps checkpointed modules, and numbers recomputed regions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch._higher_order_ops.wrap import uid
 
 from graphreg.torch_internals.patching import Changes
 
-WRAPPED_MODULE = "_checkpoint_wrapped_module"  # the attribute of a wrapper that ``checkpoint_wrapper`` made
+WRAPPED_MODULE = "_checkpoint_wrapped_module"  # the attribute in which a wrapper made by ``checkpoint_wrapper`` holds its module
 
 
 def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
-    """Until the changes end, call ``ask`` before each activation checkpoint; if ``ask`` raises, the checkpoint raises.
+    """Call ``ask`` before each activation checkpoint, until the block of ``changes`` ends. If ``ask`` raises, the checkpoint raises.
 
-    A trace would run the checkpointed function once and silently lose the checkpoint, so the front ends raise in ``ask``. torch has no hook
-    for this, so the functions that begin a checkpoint are replaced, for all threads.
+    A trace would run the checkpointed function once, and the graph would lose the checkpoint without notice. So both front ends (torch.fx
+    and torch.export) pass an ``ask`` that raises during a trace. torch has no hook for the start of a checkpoint. So wrappers replace
+    torch's functions that start one, in all threads.
     """
 
     def preceded(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +36,7 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
 
 
 def begins() -> dict[str, Any]:
-    """Return, by name, torch's functions that begin a non-reentrant checkpoint: one up to torch 2.14, two from 2.15 on."""
+    """Return torch's functions that start a non-reentrant checkpoint, by name: one up to torch 2.14, two from 2.15 on."""
     return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
 
 
@@ -45,5 +46,8 @@ def checkpoint_wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def next_region() -> int:
-    """Return a new id for a region that is recomputed in backward. torch takes the ids of checkpoints from the same counter."""
+    """Return a new id for a region of a graph that backward recomputes.
+
+    Dynamo numbers the checkpoints in its graphs with the same counter, so no two regions get the same id.
+    """
     return next(uid)

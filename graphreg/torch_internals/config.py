@@ -9,16 +9,16 @@ import torch._functorch.config
 import torch._inductor.config
 
 FUNCTORCH, INDUCTOR, DYNAMO = "torch._functorch.config", "torch._inductor.config", "torch._dynamo.config"
-# The config modules by import path. Each has ``patch(name=value)``, a context manager, and ``codegen_config()``, which returns the settings
-# that differ from the defaults, as Python code.
+# The config modules by import path. Each module has a context manager, ``patch(name=value)``, that changes a setting. Its function
+# ``codegen_config()`` returns Python code that sets all settings that differ from torch's defaults.
 CONFIGS: dict[str, Any] = {FUNCTORCH: torch._functorch.config, INDUCTOR: torch._inductor.config, DYNAMO: torch._dynamo.config}
 
 
 def has_setting(place: str, name: str) -> bool:
-    """Return whether the installed torch has the setting; not every version has every setting."""
+    """Return whether the installed torch has a setting; not every version of torch has every setting. ``place``: a key of ``CONFIGS``."""
     return hasattr(CONFIGS[place], name)
 
 
 def default_of(place: str, name: str) -> Any:
-    """Return torch's own default of a setting, even if code or an environment variable has changed the setting."""
+    """Return torch's own default of a setting, whatever its present value. ``place``: a key of ``CONFIGS``."""
     return CONFIGS[place]._config[name].default

@@ -1,7 +1,9 @@
-"""Dynamo: the call and the code that a graph was captured from, additional guards, and what was left to eager.
+"""Reads Dynamo's private state: the running compiled call, the code of a graph, and the code left to eager. Also adds guards to graphs.
 
-Dynamo passes none of these facts to a backend. So they are read from Python's stack and from Dynamo's translator: most of them while a
-graph is compiled, the running module by a guard at each call, and the result at the end of a call.
+Dynamo passes a backend only a graph and its inputs. The functions of this file find the other facts on Python's stack and in Dynamo's
+translator. Most of these functions are called while Dynamo captures a graph. Some are also called at other times: a guard calls
+``first_arguments`` at each call of compiled code, ``compiled_call`` and ``left_to_eager`` are called at the end of a call, and
+``compile_record_of`` and ``backend_in`` are called with objects that a user passes to graphreg.
 """
 
 from __future__ import annotations
@@ -31,35 +33,38 @@ from torch._dynamo.utils import counters
 from torch._guards import Guard
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-# The names of the code of those functions that call a module's forward. torch.compile may capture one of them instead of the forward.
+# The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
-RESUMED = "torch_dynamo_resume_in_"  # begins Dynamo's name for the rest of a function, after a graph break
-_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function through which every compiled call goes
+RESUMED = "torch_dynamo_resume_in_"  # the prefix of Dynamo's name for the rest of a function after a graph break
+_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function that runs every compiled call; its module
+_SPLITTING = "torch._dynamo.backends.distributed"  # the module that splits graphs for DistributedDataParallel
 _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
-# Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would leave these to eager, too.
+# Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would also leave the called functions to
+# eager.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
 
 
 def skip_as_outermost(function: Callable[..., Any]) -> None:
-    """Make Dynamo skip a function at which it would begin to compile, but still trace into it when other compiled code calls it.
+    """Prevent Dynamo from starting a compilation at a function. Dynamo still traces the function if other compiled code calls it.
 
-    After ``skip_frame``, Dynamo would not trace into the function at all.
+    After ``skip_frame``, Dynamo would not trace the function in that case either.
     """
     skip_code(function.__code__)
 
 
-# Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
-# recognizes it by identity.
+# Makes Dynamo break the graph. With ``fullgraph=True``, Dynamo raises an error that contains the argument ``msg``. A wrapper is not
+# possible, because Dynamo recognizes its own function by identity.
 graph_break = torch._dynamo.graph_break
-# Returns a number itself. In code that Dynamo traces, the number may be a symbol, because it has changed between calls. Then the code is
-# compiled for this one number, and again for another.
+# Converts a number or a symbol to a plain number. Dynamo replaces a number by a symbol once the number has changed between calls. If a
+# symbol is converted, the compiled code is valid for the symbol's present value only: Dynamo compiles the code again for another value.
 plain_number: Callable[[Any], Any] = guard_scalar
-# Whether Dynamo traces a loop over the attributes of an object, and ``copy.copy`` of an object. torch before 2.12 does not.
+# Whether Dynamo traces a loop over the attributes of an object, and ``copy.copy`` of an object. Before torch 2.12, Dynamo traces neither.
 TRACES_OBJECTS = hasattr(torch._dynamo.variables.dicts, "DunderDictVariable")
-# Whether Dynamo records which functions it leaves to eager as a whole. Older versions only log them, and ``skipped_code`` finds none.
+# Whether the reasons that Dynamo counts (``left_to_eager``) name each function that Dynamo skips because of a graph break in a loop. Older
+# versions only log these functions, so ``skipped_code`` finds none.
 TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
-# Whether torch.compile keeps what a call returns until the call ends; without it, ``CompiledCall.result`` is always None.
+# Whether torch's function that runs a compiled call stores the result in a local variable. If not, ``CompiledCall.result`` is always None.
 TELLS_RESULT = any(
     getattr(constant, "co_name", "") == _ENTRY and "result" in constant.co_varnames
     for constant in _TorchDynamoContext.__call__.__code__.co_consts
@@ -78,7 +83,8 @@ class CompiledCall:
         function: The callable that was compiled.
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
-        result: What the call returns, for the functions that run at its end. None until the call ends, and without ``TELLS_RESULT``.
+        result: The result of the call, if this object is made in one of the ``cleanups``. None if the object is made earlier, and always
+            None if ``TELLS_RESULT`` is False.
     """
 
     record: Any
@@ -90,17 +96,18 @@ class CompiledCall:
     def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
         """Call ``begin`` now and at the beginning of each later call. At the end of each call, call the function that ``begin`` returned.
 
-        Penalties and noise streams belong to a call of the model, but torch passes a backend only the graphs of the call.
+        graphreg's backend must know when a call of the model begins and ends, because penalties and noise streams belong to a whole call.
+        torch passes a backend only the graphs.
         """
         self.cleanups.append(begin())
         self.record.enter_exit_hooks.append(begin)
 
 
 def compiled_call() -> CompiledCall | None:
-    """Return the innermost compiled call that is running; None if there is none, or if this torch has other internals."""
+    """Return the innermost compiled call that is running; None if no compiled call runs, or if this torch has other internals."""
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
-            variables = frame.f_locals  # from Python 3.13 on a proxy, not a dict; its keys() is a list
+            variables = frame.f_locals  # a dict up to Python 3.12; then a proxy whose keys() is a list, not a set
             if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
                 return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"],
                                     variables.get("result"))  # fmt: skip
@@ -108,9 +115,10 @@ def compiled_call() -> CompiledCall | None:
 
 
 def first_arguments() -> Iterator[Any]:
-    """Yield the first argument of each running function, from the innermost outwards to the compiled call.
+    """Yield the first argument of each running Python function, from the innermost function outwards, up to the compiled call.
 
-    In a method, this is ``self``. So the module whose method is running is found even if no local variable of the captured code holds it.
+    The first argument of a method is ``self``. So the caller finds the module whose method is running, even if no local variable of the
+    captured code holds the module.
     """
     for frame in _outwards(sys._getframe(1)):
         code = frame.f_code
@@ -127,10 +135,12 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def compile_record_of(compiled: object) -> object:
-    """Return torch.compile's context object (``CompiledCall.record``) for what it compiled; None for anything else.
+    """Return torch.compile's context object (``CompiledCall.record``) of a compiled module or function; None for any other object.
 
-    ``compiled`` is what ``torch.compile`` returned for a module or function, or a module after ``module.compile()``. The context holds the
-    backend, so a user can pass the compiled module where graphreg needs its backend.
+    The context object holds the backend. So a user can pass a compiled module to functions of graphreg that need its backend.
+
+    Args:
+        compiled: The module or function that ``torch.compile`` returned, or a module whose ``compile()`` was called.
     """
     record = vars(compiled).get("dynamo_ctx") if hasattr(compiled, "__dict__") else None
     if record is not None:
@@ -142,10 +152,10 @@ def compile_record_of(compiled: object) -> object:
 
 
 def backend_in(record: object) -> object:
-    """Return a context object's backend without Dynamo's wrappers; None for any other object.
+    """Return the backend of a context object (``CompiledCall.record``) without Dynamo's wrappers; None for any other object.
 
-    If torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, return this wrapper. ``function_in`` and ``name_in``
-    read it.
+    torch.compile may have wrapped the user's backend in a ``torch._TorchCompileWrapper``. If so, the function returns this wrapper, from
+    which ``function_in`` and ``name_in`` read the backend's function and name.
     """
     inner = getattr(record, "callback", None)
     while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
@@ -165,10 +175,11 @@ def name_in(wrapper: object) -> str | None:
 
 
 def asking_wrapper() -> Any:
-    """Return the wrapper by which torch is calling a backend that was given by name. Only the backend function itself may call this.
+    """Return the ``torch._TorchCompileWrapper`` through which torch is calling a backend that a user gave by name.
 
-    torch makes one wrapper for each ``torch.compile(model, backend=name, options=...)`` and calls it for every graph of that model. So a
-    backend can store in the wrapper what it has made from the options.
+    Only the backend's function itself may call this, because the wrapper is found in the frame of that function's caller. torch makes one
+    wrapper for each ``torch.compile(model, backend=name, options=...)``, and calls the wrapper for every graph of the model. So the backend
+    can store in the wrapper an object that it has made from the options.
     """
     return sys._getframe(2).f_locals.get("self")
 
@@ -187,7 +198,7 @@ class CapturedCode:
     """The code that Dynamo is capturing in a graph.
 
     Attributes:
-        name: The name of the function.
+        name: The name of the function that the code belongs to.
         resumed: Whether the code is only the rest of the function after a graph break.
         line: The line at which the graph ends, if it is known; else the first line of the function.
         broken: Whether the graph ends at a graph break.
@@ -202,12 +213,28 @@ class CapturedCode:
 
 
 def translator() -> Any:
-    """Return the object with which Dynamo translates the code that it is capturing. Some functions of this file take it as an argument."""
+    """Return Dynamo's ``InstructionTranslator`` for the code that Dynamo is capturing.
+
+    Some functions of this file take this object as their argument ``translator``.
+    """
     return InstructionTranslator.current_tx()
 
 
+def splits_for_ddp() -> bool:
+    """Return whether Dynamo has split the captured graph, and is asking the backend to compile one part of it.
+
+    Dynamo does so for a model inside DistributedDataParallel whose gradients fill several buckets, while
+    ``torch._dynamo.config.optimize_ddp`` is on. The inputs of a part are copies, so that the parameters among them cannot be recognized.
+    """
+    frames = (frame for frame in _outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
+    return any(type(frame.f_locals.get("self")).__name__ == "SubmodCompiler" for frame in frames)
+
+
 def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
-    """Return the code that a graph is captured from. The names of the graph's sites depend on the module whose forward this code is."""
+    """Return the code from which Dynamo captures the graph of ``gm``.
+
+    graphreg needs the code in order to find the module whose forward it is. The names of the sites in the graph depend on this module.
+    """
     code, reason = translator.output.root_tx.f_code, getattr(gm, "compile_subgraph_reason", None)
     resumed = code.co_name.startswith(RESUMED)
     stack = getattr(reason, "user_stack", None) or ()
@@ -217,13 +244,19 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
 
 
 def function_of(code: str) -> str:
-    """Return the name of a function. ``code``: the name of the function's code; after a graph break, Dynamo's name for the rest of it."""
+    """Return the name of the function that a code object belongs to.
+
+    Args:
+        code: The ``co_name`` of the code object: the function's name, or Dynamo's name for the rest of the function after a graph break,
+            such as ``torch_dynamo_resume_in_forward_at_12``.
+    """
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
 
 def source_of(node: fx.Node) -> tuple[str, list[str]]:
-    """Return the local variable that an input of a captured graph comes from, and the keys that lead from it to the input.
+    """Return the name of the local variable from which an input of a captured graph comes, and the keys that lead to the input.
 
+    For the input ``batch["x"][0]``, the result is ``("batch", ["x", "0"])``. The keys are indices, keys of dicts or names of attributes.
     The name of the variable is ``""`` if the input does not come from a local variable.
     """
     source: Any = getattr(node.meta.get("grapharg"), "source", None)
@@ -235,41 +268,47 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
 
 
 def copy_source(node: fx.Node, twin: fx.Node) -> None:
-    """Give the twin of an input, the same input in another graph, Dynamo's note on the input's origin. AOTAutograd reads the note."""
+    """Copy Dynamo's record of the origin of an input from ``node`` to ``twin``, the same input in another graph.
+
+    AOTAutograd reads the record.
+    """
     if hasattr(node, "_dynamo_source"):
         twin._dynamo_source = node._dynamo_source
 
 
 def without_source(twin: fx.Node) -> None:
-    """Mark an input as one without a source in Dynamo. AOTAutograd requires the attribute, and accepts None."""
+    """Mark an input that graphreg has added to a graph as one without an origin in Dynamo.
+
+    AOTAutograd requires the attribute ``_dynamo_source`` on each input, and accepts None.
+    """
     twin._dynamo_source = None
 
 
 def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
-    """Copy to ``module`` the attributes that Dynamo set on ``gm``, the graph module that it replaces. Compilers read these attributes."""
+    """Copy the attributes that Dynamo has set on ``gm`` to ``module``, which replaces ``gm``. Compilers below Dynamo read them."""
     for name in ("compile_subgraph_reason", "_param_name_to_source", "_backend_id"):
         if hasattr(gm, name):
             setattr(module, name, getattr(gm, name))
 
 
-# What decides whether a graph is captured again
+# Guards, which decide whether Dynamo captures code again
 
 
 def guard_identity(local: str) -> None:
-    """Have Dynamo capture the code again if one of its local variables holds another object."""
+    """Make Dynamo capture the code again if its local variable ``local`` holds another object than now."""
     install_guard(LocalSource(local, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
 def guard_value(translator: Any, name: str, holder: object, attribute: str, by_module: bool) -> None:
-    """Have Dynamo capture the code again if an attribute of an object has another value.
+    """Make Dynamo capture the code again if an attribute of an object has another value than now.
 
     Args:
-        translator: Dynamo's translator of the code.
-        name: The name of the global variable in which Dynamo will find the object.
+        translator: Dynamo's translator of the code (see ``translator``).
+        name: The prefix of the name of the global variable in which Dynamo stores the object.
         holder: The object.
         attribute: The name of the attribute.
-        by_module: Whether the graph is for one module only. Such graphs do not count towards Dynamo's ``recompile_limit``, because each
-            module that runs the code needs one.
+        by_module: Whether the graph is valid for one module only. Then each module that runs the code needs a graph of its own, so the
+            graph does not count towards Dynamo's ``recompile_limit``.
     """
     source = AttrSource(GlobalSource(translator.output.install_global_by_id(name, holder)), attribute)
     install_guard(source.make_guard(_of_one_module if by_module else GuardBuilder.EQUALS_MATCH))
@@ -282,9 +321,10 @@ def _of_one_module(builder: GuardBuilder, guard: Guard) -> None:
 
 
 def strict_limit() -> AbstractContextManager[None]:
-    """Open a block in which Dynamo raises when it reaches its recompile limit.
+    """Open a block in which Dynamo raises an error when it reaches its ``recompile_limit``.
 
-    By default, Dynamo runs the code in eager from then on, and nothing that a backend has added acts.
+    By default, Dynamo runs the code in eager once it has reached the limit. Then the regularizers have no effect, because graphreg's
+    backend adds them to graphs only.
     """
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
     return patched
@@ -294,21 +334,24 @@ def strict_limit() -> AbstractContextManager[None]:
 
 
 def on_compilation_start(function: Callable[[Any], None]) -> None:
-    """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``.
+    """Make Dynamo call a function at the start of each compilation, until ``torch.compiler.reset()`` is called.
 
-    The function must not raise, because it is called for all compilations of the process. With such a function, graphreg notices a call
-    from which no graph is captured: Dynamo calls a backend only with a graph.
+    The function must not raise, because Dynamo calls it for all compilations of the process. graphreg needs such a function in order to
+    notice a compiled call from which Dynamo captures no graph: without a graph, Dynamo does not call the backend.
     """
     if function not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(function)
 
 
 def left_to_eager() -> Counter[str]:
-    """Return the reasons, as texts, for which Dynamo has left code to eager so far, each with its count."""
+    """Return Dynamo's counter of the reasons for which it has left code to eager so far. Each key is a text that gives the reason."""
     reasons: Counter[str] = counters["unimplemented"]
     return reasons
 
 
 def skipped_code(text: str) -> list[tuple[str, str, str]]:
-    """Return the name, file and line of each function that was skipped as a whole, according to a text of ``left_to_eager``."""
+    """Return the name, file and line of each function that Dynamo skipped because of a graph break in a loop.
+
+    ``text``: a key of ``left_to_eager()``.
+    """
     return _SKIPPED.findall(text)

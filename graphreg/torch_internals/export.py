@@ -1,4 +1,4 @@
-"""torch.export: module calls in its tracer, the proxies of tensors and sizes in its graph, its messages, and its conditions on sizes."""
+"""torch.export: replaces its tracing of module calls, reads its proxies and its conditions on sizes, and silences its messages."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import quiet
 
-ModuleCall = Callable[..., Any]  # (tracer, module, forward, args, kwargs)
+ModuleCall = Callable[..., Any]  # a method ``call_module``, with the arguments (tracer, module, forward, args, kwargs)
 
-_INTERPRETER = "torch.utils._sympy.interp"  # logs an operation that raises, such as a division by 0
-SPECIALIZED_LOGGER = "torch._export.non_strict_utils"  # logs each size that is fixed because it is 1
-SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs what torch's solver of inequalities cannot solve
+# Names of torch's loggers
+_INTERPRETER = "torch.utils._sympy.interp"  # logs an operation on sizes that raises, such as a division by 0
+SPECIALIZED_LOGGER = "torch._export.non_strict_utils"  # logs each size that torch.export fixes because the size is 0 or 1
+SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs each failure of torch's solver of inequalities
 
 
 def take_module_calls(changes: Changes, around: Callable[[ModuleCall], ModuleCall]) -> None:
-    """Until the changes end, replace the method ``call_module`` of torch.export's tracer by ``around(call_module)``.
+    """Replace the method ``call_module`` of torch.export's tracer by ``around(call_module)``, until the block of ``changes`` ends.
 
-    torch.export has no hook for module calls, and its graph has operators only. Which operators belong to a module's call is known only
-    while that call runs.
+    graphreg must know which operators belong to the call of a module. torch.export's graph contains only operators, and torch.export has no
+    hook for module calls. So graphreg must intercept the call while it runs.
     """
     changes.put(proxy_tensor._ModuleStackTracer, "call_module", around(proxy_tensor._ModuleStackTracer.call_module))
 
 
 def module_behind(module: nn.Module) -> nn.Module:
-    """Return the user's module if torch.export has replaced it by a proxy that records attribute accesses; else ``module`` itself."""
+    """Return the user's module behind a proxy with which torch.export records attribute accesses; any other module unchanged."""
     inner: Any = module
     original: nn.Module = inner.get_base() if isinstance(module, proxy_tensor._AttrProxy) else module
     return original
 
 
 def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
-    """Return the proxy that stands for a tensor or a size in torch.export's graph; None if the graph has none."""
+    """Return the torch.fx proxy of a tensor or a size in torch.export's graph; None if the tensor or size has no proxy there."""
     slot: Any = proxy_tensor.get_proxy_slot(value, tracer, None)
     if slot is None or isinstance(value, Tensor):
         return getattr(slot, "proxy", None)
@@ -47,45 +48,54 @@ def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
 
 
 def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
-    """Make ``proxy`` stand for a result's tensors in torch.export's graph, as the tracer does after each operator. Return the result."""
+    """Make ``proxy`` the proxy of ``value``, the result of an operation, in torch.export's graph. Return ``value``.
+
+    If ``value`` is a tuple or a list, each tensor in it gets a proxy of its own. torch.export's tracer does the same after each operator.
+    """
     return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=tracer)
 
 
 def silence_export(changes: Changes) -> None:
-    """Until the changes end, prevent a failing torch.export from printing its graph to stderr: the error gives the reason."""
+    """Prevent torch.export from printing its graph when it fails, until the block of ``changes`` ends. The error states the reason."""
     changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
 
 
 class _PythonsOperators(PythonReferenceAnalysis):
     @staticmethod
     def ne(a: Any, b: Any) -> Any:
-        """Compare with ``!=``. torch's own ``sym_not(a == b)`` is refused by Dynamo."""
+        """Compare with ``!=``, because Dynamo refuses ``sym_not(a == b)``, which the inherited method computes."""
         return a != b
 
     @staticmethod
     def int_truediv(a: Any, b: Any) -> Any:
-        """Divide with ``/``. torch's own function needs numbers, and cannot take the proxies of torch.fx."""
+        """Divide with ``/``, because the inherited method needs numbers, and does not accept torch.fx proxies."""
         return a / b
 
 
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
-    """Evaluate a condition that torch.export found, a sympy expression, for given sizes. The sizes may be proxies of torch.fx.
+    """Evaluate a condition on sizes, a sympy expression of torch.export, for given sizes. The sizes may be torch.fx proxies.
 
-    Like torch's guards, this applies Python's operators instead of sympy's, so that ``//`` rounds as in Python.
+    The evaluation applies Python's operators instead of sympy's, as torch's guards do. So ``//`` rounds as in Python.
+
+    Args:
+        condition: The condition.
+        sizes: The size for each symbol of the condition.
     """
     with quiet(_INTERPRETER):
         return sympy_interp(_PythonsOperators, dict(sizes), condition)
 
 
 def excludes_one(condition: Any) -> bool:
-    """Return whether a condition of torch.export, a sympy expression, only says that a size is not 0 or 1 (``s0 != 1``, ``s0 >= 2``).
+    """Return whether a guard of torch.export, a sympy expression, excludes no other sizes than 0 and 1 (``s0 != 1``, ``s0 >= 2``).
 
-    torch.export makes such a guard where an operation could broadcast. The guard is not needed: the operation decides again at each call.
+    torch.export adds such a guard when an operation could broadcast. graphreg does not need the guard, because the operation decides again
+    at each call whether it broadcasts.
     """
     bounds = {"!=": (0, 1), ">=": (1, 2), ">": (0, 1)}
     return getattr(condition, "rel_op", "") in bounds and condition.rhs in bounds[condition.rel_op]
 
 
 def example_sizes(environment: Any) -> dict[Any, Any]:
-    """Return all size symbols of an export, with their values in the example inputs. ``environment``: the export's ``ShapeEnv``."""
-    return dict(environment.backed_var_to_val if hasattr(environment, "backed_var_to_val") else environment.var_to_val)  # torch 2.10
+    """Return the value of each size symbol of an export in the example inputs. ``environment``: the ``ShapeEnv`` of the export."""
+    # torch 2.10 has the attribute ``var_to_val`` instead
+    return dict(environment.backed_var_to_val if hasattr(environment, "backed_var_to_val") else environment.var_to_val)

@@ -1,4 +1,4 @@
-"""Fake tensors, which have shapes but no data: torch's modes that make them, and the mode of a running compilation or export."""
+"""Fake tensors, which have shapes but no data: their modes, the guards that they cause, and Dynamo's table of torch's functions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 from graphreg.torch_internals.patching import Changes
 
-FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback if fake tensors do not support an operation; the error says the same
+FAKE_LOGGER = FakeTensorMode.__module__  # the name of a logger; if fake tensors do not support an operation, it logs the error's traceback
 
 
 def fake_mode() -> FakeTensorMode | None:
     """Return the fake tensor mode of the running compilation or export; None if neither runs.
 
-    A tensor that is added to the graph must be a fake tensor of this mode.
+    If graphreg adds an input to the graph, the example of this input must be a fake tensor of this mode.
     """
     context = TracingContext.try_get()
     mode: FakeTensorMode | None = context.fake_mode if context is not None else None
@@ -29,14 +29,15 @@ def fake_mode() -> FakeTensorMode | None:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Return whether a tensor is a fake one, also if the compilation or export that made it has ended."""
+    """Return whether a tensor is a fake tensor, even if the compilation or export that made the tensor has ended."""
     return isinstance(tensor, FakeTensor)
 
 
 def size_decisions() -> list[Any]:
-    """Return torch's list of the conditions on sizes (guards) that the running compilation or export has decided so far.
+    """Return torch's list of guards: the conditions on sizes that the running compilation or export has decided so far.
 
-    torch appends to this list. So the conditions that one operation decides are those that are appended while the operation runs.
+    torch appends to this list while an operation runs. So a caller finds the guards of one operation by comparing the length of the list
+    before and after the operation.
     """
     mode: Any = fake_mode()
     decisions: list[Any] = mode.shape_env.guards if mode and mode.shape_env else []
@@ -44,9 +45,10 @@ def size_decisions() -> list[Any]:
 
 
 def take_assignments(changes: Changes, assigned: Callable[[Tensor, str, Any], None]) -> None:
-    """Until the changes end, call ``assigned(tensor, name, value)`` instead of assigning an attribute of a fake tensor.
+    """Call ``assigned(tensor, name, value)`` instead of setting an attribute of a fake tensor, until the block of ``changes`` ends.
 
-    While torch.export runs, a forward's tensors are fake tensors. A ``TorchFunctionMode`` does not see the assignment of a new attribute.
+    While torch.export runs, the tensors of a forward are fake tensors. graphreg must notice if a forward sets a new attribute of a tensor.
+    A ``TorchFunctionMode`` does not see this.
     """
     changes.put(FakeTensor, "__setattr__", assigned)
 
@@ -61,9 +63,10 @@ def has_function_table() -> bool:
 
 
 def make_function_table() -> None:
-    """Import Dynamo and have it build its table of torch's functions, which takes three seconds.
+    """Import Dynamo and make it build its table of torch's functions, which takes three seconds.
 
-    Computing with fake tensors does both, too. But while torch.fx traces, wrappers replace ``torch.arange`` and other functions. A table
-    that is built then would have the wrappers, and no graph with these functions would compile any more in this process.
+    The first computation with fake tensors would also build the table. But while torch.fx traces, wrappers replace ``torch.arange`` and
+    other functions. A table built during a trace would contain the wrappers instead of these functions. Then no graph with these functions
+    would compile any more in this process.
     """
     importlib.import_module(_RULES).get_torch_obj_rule_map()

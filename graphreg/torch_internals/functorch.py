@@ -1,7 +1,8 @@
-"""torch.func around the running code: the active transforms, the rows and chunks of a vmap, and the tensors of functional_call.
+"""The torch.func transforms around the running code, the rows and chunks of a vmap, and the tensors of ``functional_call``.
 
-Each active transform is a level on a stack. The level of a vmap knows the batch size and ``randomness``. A value inside the vmap does not
-show the batch axis. torch's random operations read the level to decide what to draw, and so does graphreg's noise.
+Each active transform is a level on torch's stack of transforms. The level of a vmap stores the batch size and the option ``randomness``.
+A tensor inside the vmap does not show the batch axis. So torch's random operations read the level in order to decide whether all rows get
+the same random numbers, and graphreg's noise does the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,10 @@ from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
 
-# torch's own functions, without Python functions around them: they are called at each call of a module, and Dynamo can trace them.
+# The next five names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
 transform_level = torch._C._functorch.maybe_current_level  # returns the level of the innermost transform; None if there is none
-level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor; less than 1 if none did
+level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor; below 1 for other tensors
 one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside a wrapped tensor
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # returns whether a transform has wrapped a tensor
 
@@ -54,21 +55,14 @@ _CODES = {
 }
 
 
-class Mapping(NamedTuple):
-    """An active vmap: its level and its option ``randomness``."""
-
-    level: int
-    randomness: str
-
-
 @dataclass(frozen=True)
 class Chunk:
     """One of the chunks that a vmap with ``chunk_size`` splits its batch into.
 
     Attributes:
         number: The index of the chunk.
-        start: The position of its first row in the batch.
-        run: An object that identifies the call of the vmap: all its chunks have this object.
+        start: The position of the chunk's first row in the batch.
+        run: An object that identifies the call of the vmap. All chunks of this call have the same object.
     """
 
     number: int
@@ -77,14 +71,16 @@ class Chunk:
 
 
 def transforms() -> bool:
-    """Return whether the code runs under a transform of torch.func, also while Dynamo traces it.
+    """Return whether the code runs, or is traced by Dynamo, under a transform of torch.func.
 
-    Noise is then drawn with operations that a transform can map.
+    Under a transform, graphreg draws noise with operations that the transform can map.
     """
     return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
-# True for a transform that Dynamo traces, which is active meanwhile, and for one around the compiled code, on which Dynamo guards.
+# Dynamo calls this function while it traces, and takes the result as a constant. The constant is right for a transform in the traced code,
+# because Dynamo enters the level of the transform while it traces. The constant is also right for a transform around the compiled code,
+# because Dynamo guards on the stack of transforms.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforms() -> bool:
     return innermost_transform() is not None
@@ -96,9 +92,9 @@ def enters_levels(function: object) -> bool:
 
 
 def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function. If it raises, leave the levels of torch.func that it has entered.
+    """Call a function and return its result. If the function raises, leave the levels of torch.func that it has entered.
 
-    Otherwise these levels would stay on the stack, and no later code of the process could draw random numbers.
+    Otherwise these levels would stay on torch's stack, and no later code of this thread could draw random numbers.
     """
     depth = _depth()
     try:
@@ -111,30 +107,35 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def in_unwritten_jvp() -> bool:
-    """Return whether the innermost transform is a ``torch.func.jvp`` whose level torch.export does not write into its graph.
+    """Return whether the innermost transform is a ``torch.func.jvp`` that the graph of torch.export will not show.
 
-    In torch 2.10 no such level is written, and the export fails. Newer versions write the level, and the finished graph shows it.
+    torch 2.10 does not write the level of a jvp into the graph, and the export fails. Newer versions write the level, so graphreg finds the
+    jvp in the finished graph.
     """
     level = innermost_transform()
     return not _JVP_WRITTEN and level is not None and level.key() == TransformType.Jvp
 
 
 def is_transform_step(function: object) -> bool:
-    """Return whether a function that a ``TorchFunctionMode`` sees is an internal step of torch.func, such as entering a level.
+    """Return whether a function that a ``TorchFunctionMode`` intercepts is an internal step of torch.func, such as entering a level.
 
-    Such a step must not run twice.
+    The export front end runs some calls twice. A step of torch.func must run only once.
     """
     return str(getattr(function, "__module__", "")).startswith("torch._functorch")
 
 
-def vmaps() -> tuple[Mapping, ...]:
-    """Return the active vmaps, the outermost first. Their ``randomness`` decides whether all rows get the same mask."""
-    return tuple(_vmap_levels()) if transforms() else ()
+def vmaps() -> tuple[tuple[int, str], ...]:
+    """Return the level and the option ``randomness`` of each active vmap, the outermost first.
+
+    ``randomness`` decides whether all rows get the same mask. The pairs are plain tuples, because Dynamo of torch 2.12 does not trace a
+    loop over named tuples that come from a function decorated with ``assume_constant_result``.
+    """
+    return _vmap_levels() if transforms() else ()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _vmap_levels() -> tuple[Mapping, ...]:
-    return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
+def _vmap_levels() -> tuple[tuple[int, str], ...]:
+    return tuple((each.level(), each.randomness()) for each in _vmaps())
 
 
 def _vmaps() -> list[VmapInterpreter]:
@@ -142,10 +143,11 @@ def _vmaps() -> list[VmapInterpreter]:
 
 
 def batch_positions(level: int, device: torch.device) -> Tensor:
-    """Return the position of each row in the whole batch of a vmap, across its chunks: int32, [1] inside the vmap.
+    """Return the position of each row in the whole batch of a vmap, as an int32 tensor of shape [1] inside the vmap.
 
-    A row's mask depends on its position. The tensor is not 0-d, because Inductor would multiply a 0-d tensor in float32: torch 2.13
-    compiles ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
+    Positions count across the chunks of a vmap with ``chunk_size``. The mask of a row depends on the position of the row. The tensor is not
+    0-d, because Inductor would multiply a 0-d tensor in float32. For example, torch 2.13 compiles
+    ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
     """
     if torch.compiler.is_compiling() and in_chunks():
         positions: Tensor = _positions_in_chunk(level, device)
@@ -162,16 +164,16 @@ def _positions(level: int, device: torch.device) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _extent(level: int) -> tuple[int, int]:
-    """Return the number of rows of a vmap, or of its running chunk, and the position of the first row in the whole batch."""
+    """Return the number of rows of a vmap (with ``chunk_size``: of its running chunk), and the first row's position in the whole batch."""
     size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
     return size, next((chunk.start for at, chunk in _chunks() if at == level), 0)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """Remove the wrappers of grad and jvp levels from a tensor that depends on nothing mapped or differentiated.
+    """Remove the wrappers of all active grad and jvp levels from a tensor. The tensor must not depend on inputs of a transform.
 
-    Such a level wraps every tensor that is made inside it. The noise's counter of calls outlives the call, so it must not stay wrapped in a
-    level that has ended.
+    A grad or jvp level wraps every tensor that is made inside the level. The counter of calls, on which graphreg's noise depends, is used
+    beyond the end of the level. So the counter must not keep the wrapper of a level that has ended.
     """
     for level in _tracking():
         tensor = _unwrap_for_grad(tensor, level)
@@ -186,31 +188,35 @@ def _tracking() -> tuple[int, ...]:
 
 @contextmanager
 def without_transforms() -> Iterator[None]:
-    """Open a block outside of all transforms. State that outlives the call is computed in this block: once, not for each row."""
+    """Open a block in which no transform of torch.func is active.
+
+    In such a block, graphreg computes state that it keeps after the call. So the state is computed once, and not for each row of a vmap.
+    """
     with temporarily_clear_interpreter_stack():
         yield
 
 
 def is_lent(tensor: Tensor) -> bool:
-    """Return whether a running ``functional_call`` has put this tensor into a module. At its end, the module gets its own tensor back.
+    """Return whether a running ``torch.func.functional_call`` has put this tensor into a module for the duration of the call.
 
-    If the noise's counter of calls were such a tensor, its next value would be lost. torch has no function to find out, so this
-    searches Python's stack.
+    At the end of the call, ``functional_call`` puts the module's own tensor back. If this happened to the counter of calls, on which
+    graphreg's noise depends, the next value of the counter would be lost. torch has no query for this, so the function searches Python's
+    stack.
     """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for tensors in calls for each in tensors.values())
 
 
 def chunks() -> list[Chunk]:
-    """Return the chunks that are running, one for each active vmap with a ``chunk_size``; the innermost first.
+    """Return the running chunk of each active vmap with a ``chunk_size``, the innermost vmap first.
 
-    All chunks of a batch count as one call of the module, so its noise must not advance from one chunk to the next.
+    All chunks of a batch count as one call of the module, so the noise of the module must not advance from one chunk to the next.
     """
     return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
-    """Return the running chunks, each with the level of its vmap. Only the frame of torch's loop on Python's stack has the index."""
+    """Return a pair for each running chunk: the level of its vmap, and the chunk. The frame of torch's loop shows the chunk's index."""
     chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back
@@ -228,9 +234,10 @@ def _chunks() -> list[tuple[int, Chunk]]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def in_chunks() -> bool:
-    """Return whether the code, which Dynamo may be tracing, runs in a vmap with a ``chunk_size``.
+    """Return whether the code runs, or is traced by Dynamo, in a vmap with a ``chunk_size``.
 
-    A function that Dynamo inlines has no frame on Python's stack. So this searches for the frame of the translator that traces it.
+    If Dynamo inlines torch's loop over the chunks, the loop has no frame on Python's stack. Then the stack has a frame of the translator
+    with which Dynamo traces the loop, so this function searches for both frames.
     """
     tracers = (frame.f_locals.get("self") for frame in _frames())
     return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())

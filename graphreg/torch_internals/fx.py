@@ -1,4 +1,4 @@
-"""torch.fx: whether it is tracing, which functions it records as one operation, how it names values and generates code."""
+"""torch.fx: whether a trace is running, functions that it records as one operation, the names of values, and code generation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_traci
 from torch.fx.graph import CodeGen, PythonCode, _register_custom_builtin, _snake_case
 from torch.fx.node import _get_qualified_name
 
-# Returns whether torch.fx is tracing: up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls this,
-# so it is torch's own function.
+# Returns whether torch.fx is tracing. Up to torch 2.14, the result is True while any thread traces, because all threads share one flag.
+# This is torch's own function, because each call of a rewritten module calls it, and a Python wrapper would be slower.
 is_traced: Callable[[], bool] = is_fx_symbolic_tracing
-# Makes the name of a value from the name of a module's class, as torch.fx and Dynamo do: ``max_pool2d`` from ``MaxPool2d``. The names of
-# sites are made with it, too.
+# Converts the name of a module's class to the name of a value, as torch.fx and Dynamo do: ``MaxPool2d`` to ``max_pool2d``. graphreg also
+# uses this function for the names of sites.
 snake_case: Callable[[str], str] = _snake_case
 _TRACE = fx.Tracer.trace.__code__
 
 
 def traces_here() -> bool:
-    """Return whether this thread is tracing with torch.fx. The frames on its stack show this."""
+    """Return whether this thread is tracing with torch.fx, which means that ``fx.Tracer.trace`` is on the thread's stack."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _TRACE:
         frame = frame.f_back
@@ -33,28 +33,33 @@ def traces_here() -> bool:
 def wrapped_functions() -> list[tuple[str, str, Any]]:
     """Return the functions registered with ``torch.fx.wrap``, as (module, name, function).
 
-    torch.fx records a call of each as one operation; torch.export does not.
+    torch.fx records a call of such a function as one operation; torch.export does not.
     """
     return [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
 
 
 def take_as_one(tracer: fx.Tracer, functions: Iterable[Any], places: Iterable[Any]) -> None:
-    """Have a tracer record a call of any of these functions as one operation.
+    """Make a tracer record each call of one of these functions as one operation.
 
-    ``places``: the Python modules in which the functions are replaced, in addition to those that define the traced forwards. The tracer's
-    argument ``autowrap_functions`` covers only the latter.
+    During a trace, torch.fx replaces the functions by wrappers that record the call. With the tracer's argument ``autowrap_functions``, it
+    does so only in the Python modules that define the traced forwards.
+
+    Args:
+        tracer: The tracer.
+        functions: The functions to record.
+        places: Further Python modules in which torch.fx replaces the functions.
     """
     tracer._autowrap_function_ids.update(map(id, functions))
     tracer._autowrap_search.extend(places)
 
 
 def share_emitter(graph: fx.Graph, copy: fx.Graph) -> None:
-    """Give a copy of a graph the code generator of the original, which ``torch.fx.Graph.graph_copy`` does not copy."""
+    """Give ``copy`` the code generator of ``graph``, because ``torch.fx.Graph.graph_copy`` does not copy the code generator."""
     copy._codegen = graph._codegen
 
 
 def value_name(graph: fx.Graph, function_name: str) -> str:
-    """Return the name that torch.fx gives the result of a function with this name, without the number that makes it unique."""
+    """Return torch.fx's name for the result of a function, without the number that makes the name unique in the graph."""
     return graph._target_to_str(function_name)
 
 
@@ -64,14 +69,17 @@ class _Probe(NamedTuple):
 
 @cache
 def defines_named_tuples() -> bool:
-    """Return whether torch.fx's code defines the class of a named tuple that a graph returns. Up to torch 2.11 it only uses the name."""
+    """Return whether the code that torch.fx generates defines the classes of the named tuples that a graph returns.
+
+    Up to torch 2.11, the code uses the name of such a class without defining it.
+    """
     graph = fx.Graph()
     graph.output(_Probe(graph.placeholder("x")))
     return _Probe in graph.python_code("self").globals.values()
 
 
 def define_named_tuples(graph: fx.Graph) -> None:
-    """Make the graph's code define the classes of the named tuples that it returns, if torch.fx does not do so."""
+    """Make the code of a graph define the classes of the named tuples that the graph returns, if torch.fx does not do so."""
     if not defines_named_tuples() and type(graph._codegen) is CodeGen:
         emitter = _Defining()
         vars(emitter).update(vars(graph._codegen))
@@ -79,16 +87,17 @@ def define_named_tuples(graph: fx.Graph) -> None:
 
 
 def define_in_copies(kind: type) -> None:
-    """Make the code of every graph define a class of named tuples, if torch.fx does not do so.
+    """Make the code of every graph define the named tuple class ``kind``, if torch.fx does not do so.
 
-    torch.fx's functions that copy or split a graph drop what ``define_named_tuples`` added to it.
+    ``define_named_tuples`` changes the code generator of one graph. If torch.fx copies or splits this graph, the copies do not have the
+    changed code generator.
     """
     if not defines_named_tuples():
         _register_custom_builtin(kind.__name__, f"from {kind.__module__} import {kind.__name__}", kind)
 
 
 class _Defining(CodeGen):
-    """Writes what a graph returns as torch 2.12 does: the class of a named tuple is a global of the code."""
+    """Generates the return statement of a graph as torch 2.12 does: the class of a named tuple is a global of the code."""
 
     _namespace: Any = None
 

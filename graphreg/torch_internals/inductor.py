@@ -1,6 +1,6 @@
 """Inductor: custom passes on its graphs, lowerings of operators, and Inductor as a compiler that a backend can call.
 
-Importing Inductor takes a second, so each function imports what it needs.
+The import of Inductor takes a second. So each function imports the parts of Inductor that it needs when it is called.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Lowering = Callable[..., Any]
 def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
     """Return a pass that applies ``change`` to a graph, for a setting of Inductor such as ``post_grad_custom_post_pass``.
 
-    ``file``: the file that defines ``change``. Its hash becomes part of the key in Inductor's cache. If the pass were a plain function,
-    Inductor would cache no graph.
+    ``file``: the file that defines ``change``. The hash of this file becomes part of the key in Inductor's cache. If the pass were a plain
+    function, Inductor would not cache graphs at all.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415
 
@@ -35,9 +35,10 @@ def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
 
 
 def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
-    """Register lowerings of operators with Inductor. Return whether that was possible: False if Inductor has other internal names.
+    """Register lowerings of operators with Inductor. Return False if this is impossible, because Inductor has other internal names.
 
-    An operator without a lowering is not fused: the compiled code calls it, and writes its inputs and its result to memory.
+    Inductor does not fuse an operator that has no lowering: the compiled code calls the operator, and writes the operator's inputs and its
+    result to memory.
     """
     try:
         from torch._inductor.lowering import lowerings, register_lowering  # noqa: PLC0415
@@ -58,13 +59,13 @@ def strides_of(shape: Sequence[Any]) -> Sequence[Any]:
 
 
 def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callable[[Any, Sequence[Any]], Any]) -> Any:
-    """Return an elementwise value in Inductor, which Inductor fuses into the operations that read it.
+    """Return a value of Inductor that is computed element by element. Inductor fuses the computation into the operations that read it.
 
     Args:
         like: A value on the same device.
         dtype: The dtype of the value.
         shape: The shape of the value.
-        value: A function of Inductor's operations (``ops``) and an index; it returns the element at that index.
+        value: A function with two arguments, Inductor's operations (``ops``) and an index, that returns the element at this index.
     """
     from torch._inductor.ir import Pointwise  # noqa: PLC0415
     from torch._inductor.virtualized import ops  # noqa: PLC0415
@@ -73,7 +74,7 @@ def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callab
 
 
 def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return Inductor as the compiler that ``torch.compile(options=options)`` uses. Raises RuntimeError for an unknown option."""
+    """Return the compiler that ``torch.compile(options=options)`` uses, which is Inductor. Raise RuntimeError for an unknown option."""
     compiler: Callable[..., Any] = torch._TorchCompileInductorWrapper(None, dict(options), None)  # type: ignore[no-untyped-call]
     return compiler
 
@@ -81,7 +82,8 @@ def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
 def without_autograd_cache() -> AbstractContextManager[None]:
     """Open a block in which AOTAutograd does not use its cache.
 
-    The cache's key does not contain graphreg's runtime modules, so the cache could return a graph with other runtime modules.
+    The key of the cache does not depend on graphreg's runtime modules. So the cache could return a graph that was compiled with other
+    runtime modules.
     """
     patched: AbstractContextManager[None] = torch._functorch.config.patch(enable_autograd_cache=False)
     return patched

@@ -1,4 +1,4 @@
-"""Python's interpreter: pausing the garbage collector, the recursion limit, copies of functions with separate code objects."""
+"""Python's interpreter: pauses the garbage collector, raises the recursion limit, and copies functions with their code objects."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from graphreg.torch_internals.patching import Changes
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Pause Python's garbage collector in a block that builds a large graph. If the user has disabled it, it stays disabled.
+    """Pause Python's garbage collector in a block that builds a large graph.
 
-    Otherwise the collector would visit all nodes again and again, and free none, because all are in use. With 100,000 nodes, that would
-    take half of the time.
+    Without the pause, the collector would visit all nodes again and again, and free none, because all nodes are in use. With 100,000 nodes,
+    this would take half of the block's time. If the user has disabled the collector, it stays disabled after the block.
     """
     with Changes() as changes, changes:
         at_rest(changes)
@@ -28,14 +28,14 @@ def collector_at_rest() -> Iterator[None]:
 
 
 def at_rest(changes: Changes) -> None:
-    """Pause Python's garbage collector until the changes end."""
+    """Pause Python's garbage collector until the block of ``changes`` ends."""
     if gc.isenabled():
         changes.later(gc.enable)
         gc.disable()
 
 
-_FRAMES = 20  # frames allowed for each nested call of a module while it is traced; torch.export needs the most: 14
-_CEILING = 50_000  # the highest recursion limit that is set; with a higher one, the C stack might overflow and crash the process
+_FRAMES = 20  # Python frames allowed for each level of nested module calls in a trace; torch.export needs the most: 14
+_CEILING = 50_000  # the highest recursion limit that graphreg sets; with a higher limit, the C stack might overflow and crash the process
 
 
 def depth(model: nn.Module) -> int:
@@ -51,7 +51,7 @@ def depth(model: nn.Module) -> int:
 
 
 def deep_enough(model: nn.Module, changes: Changes) -> None:
-    """Until the changes end, raise Python's recursion limit as far as a trace of the model needs."""
+    """Raise Python's recursion limit as far as a trace of the model needs, until the block of ``changes`` ends."""
     limit, needed = sys.getrecursionlimit(), depth(model) * _FRAMES
     if needed > limit // 2:  # half of the limit is left for the caller's frames, and for the functions that a forward calls
         changes.later(partial(sys.setrecursionlimit, limit))
@@ -61,8 +61,8 @@ def deep_enough(model: nn.Module, changes: Changes) -> None:
 def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a copy of a function with a separate code object.
 
-    Dynamo caches and counts compilations by code object. All functions that one ``def`` makes share a code object, and after
-    8 compilations Dynamo stops compiling it.
+    Dynamo caches and counts compilations by code object. All functions that one ``def`` statement makes share a code object. After
+    8 compilations of this code object, Dynamo would stop compiling these functions.
     """
     made: Any = function
     own = types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)

@@ -12,26 +12,28 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.nn.modules.module import _has_any_global_hook
 
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.patching import Changes
 
-# Base classes without a public name: of torch's dropout layers, batch and instance norms, constant paddings, and convolutions.
+# The base classes of torch's dropout layers, batch and instance norms, constant paddings, and convolutions. They have no public names.
 DropoutBase = nn.modules.dropout._DropoutNd
 BatchNormBase = nn.modules.batchnorm._NormBase
 ConstantPadBase = nn.modules.padding._ConstantPadNd
 ConvolutionBase = nn.modules.conv._ConvNd
 
-# The attributes that hold a module's call hooks. For a recurrent layer they are read from ``vars(layer)``, because Dynamo refuses to read
-# attributes of the layer.
+# The attributes that hold a module's call hooks (forward and backward hooks). graphreg reads the hooks of a recurrent layer from
+# ``vars(layer)``, because Dynamo refuses to read attributes of such a layer.
 CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The attributes that hold the hooks for saving and loading state. A module that replaces another takes them over.
+# The attributes that hold the hooks for saving and loading state. The rewritten module gets copies of the model's hooks.
 STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
-# The attributes in which a module registers tensors. A module that replaces another shares them with it.
+# The attributes in which a module registers tensors. The rewritten module shares these dicts and sets with the model.
 TENSOR_REGISTRIES = ("_parameters", "_buffers", "_non_persistent_buffers_set")
-COMPILED_CALL = "_compiled_call_impl"  # the attribute that ``module.compile()`` sets; it is neither copied nor pickled
+COMPILED_CALL = "_compiled_call_impl"  # the attribute that ``module.compile()`` sets; torch neither copies nor pickles it
 
-REPLICATE = "_replicate_for_data_parallel"  # the method that ``nn.DataParallel`` calls for a replica on another device
+REPLICATE = "_replicate_for_data_parallel"  # the method with which ``nn.DataParallel`` makes a replica of a module for another device
 
-# Returns whether a hook is registered for all modules (``register_module_forward_hook``). Dynamo traces it, so it is torch's own function.
+# Returns whether any hook is registered for all modules, for example with ``register_module_forward_hook``. Dynamo traces calls of this
+# function, so it is torch's own.
 has_global_hook: Callable[[], bool] = _has_any_global_hook
 
 
@@ -41,14 +43,17 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 
 
 def drop_forward_hooks(module: nn.Module) -> None:
-    """Remove the forward hooks and pre-hooks of a module. Only for a copy that graphreg calls to observe what the module does."""
+    """Remove the forward hooks and forward pre-hooks of a module.
+
+    Use this only on a copy of the user's module. graphreg calls such a copy in order to observe which arguments a layer writes into.
+    """
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
 
 
 def renew_hooks(module: nn.Module) -> None:
-    """Separate a module's hooks from those of another module with which it shares its attributes.
+    """Give a module that shares all attributes with another module its own dicts of hooks.
 
-    Afterwards the module has no call hooks, and its own copies of the hooks for saving and loading state.
+    After the call, the module has no call hooks. It has copies of the other module's hooks for saving and loading state.
     """
     for name, value in list(vars(module).items()):
         if name in CALL_HOOKS or (name.startswith(CALL_HOOKS) and isinstance(value, dict)):
@@ -63,31 +68,47 @@ def has_backward_hooks(module: nn.Module) -> bool:
 
 
 def bound_call(module: nn.Module) -> Callable[..., Any]:
-    """Return the function that calls a module with its hooks, also while torch.fx has replaced ``nn.Module.__call__``."""
+    """Return the method that calls a module with its hooks. The method also works during a trace, when torch.fx replaces ``__call__``."""
     call: Callable[..., Any] = module._call_impl
     return call
 
 
 def compiles_itself(module: nn.Module) -> bool:
-    """Return whether ``module.compile()`` was called. Calls of the module then go through torch.compile, and cannot be traced."""
+    """Return whether ``module.compile()`` was called. If so, calls of the module go through torch.compile, and cannot be traced."""
     return getattr(module, COMPILED_CALL) is not None
 
 
-COMPILED_MODULE = "_orig_mod"  # the attribute of torch.compile's wrapper that holds the module
+COMPILED_MODULE = "_orig_mod"  # the attribute in which torch.compile's wrapper holds the original module
 
 
 def original_of(module: Any) -> Any:
-    """Return the module from which ``torch.compile`` made ``module``; None for any other object."""
+    """Return the original module inside the wrapper that ``torch.compile`` made; None if ``module`` is not such a wrapper."""
     return getattr(module, COMPILED_MODULE, None)
 
 
+_WRAPPERS = {  # each key is the name of a wrapper's class; the value is the attribute that holds the module
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "OptimizedModule": COMPILED_MODULE,
+    "CheckpointWrapper": WRAPPED_MODULE,
+}
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return the module inside a wrapper of torch's: of torch.compile, checkpointing, or parallel training. None for any other module."""
+    kinds = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+    attribute = next((_WRAPPERS[name] for name in kinds if name in _WRAPPERS), "")
+    return module._modules.get(attribute)
+
+
 def take_state_version(module: nn.Module, model: nn.Module) -> None:
-    """Make a module write the version of the model that it replaces into ``state_dict()._metadata``."""
+    """Make ``module``, which replaces ``model``, write the model's ``_version`` into ``state_dict()._metadata``."""
     module.__dict__["_version"] = model._version
 
 
 def weight_names(attributes: Mapping[str, Any]) -> list[str]:
-    """Return the names of a recurrent layer's weights in the order in which its kernel takes them.
+    """Return the names of a recurrent layer's weights, in the order in which the layer's kernel takes the weights.
 
     ``attributes``: ``vars(layer)``, because Dynamo refuses to read attributes of the layer.
     """
@@ -96,7 +117,9 @@ def weight_names(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Return the weights that a recurrent layer passes to its kernel, by name. With ``weight_norm``, for example, they are not parameters.
+    """Return (name, weight) for each weight that a recurrent layer passes to its kernel.
+
+    The weights need not be parameters: with ``weight_norm``, for example, they are not.
 
     ``attributes``: ``vars(layer)``.
     """
@@ -104,17 +127,20 @@ def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_weights_again(module: nn.Module) -> None:
-    """Make a module's recurrent layers read their weights again. After ``functional_call``, they still hold the weights of that call."""
+    """Make the recurrent layers of a module collect their weights again.
+
+    A recurrent layer keeps a list of its weights. After ``functional_call``, this list still holds the weights of that call.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             layer._update_flat_weights()
 
 
 def leave_mask_unread(changes: Changes) -> None:
-    """Until the changes end, keep ``nn.Transformer`` from comparing a mask with the causal one: a trace does not have the mask's values.
+    """Prevent ``nn.Transformer`` from comparing its mask with a causal mask, until the block of ``changes`` ends.
 
-    nn.Transformer would pass the result to the attention as ``is_causal``. If it is False, the attention uses the mask itself, and computes
-    the same.
+    The comparison needs the values of the mask, which a trace does not have. ``nn.Transformer`` passes the result of the comparison to the
+    attention as ``is_causal``. With ``is_causal=False``, the attention uses the mask itself, and computes the same output.
     """
     original = transformer._detect_is_causal_mask
 
@@ -126,9 +152,9 @@ def leave_mask_unread(changes: Changes) -> None:
 
 
 def plain_transformers(changes: Changes) -> None:
-    """Until the changes end, have ``nn.TransformerEncoder`` and the like run layer by layer, as in training.
+    """Make ``nn.TransformerEncoder`` and similar layers call their sublayers, as in train mode, until the block of ``changes`` ends.
 
-    In eval mode, they would call a fused kernel, inside which there are no sites. This sets the attribute that
-    ``torch.backends.mha.set_fastpath_enabled`` sets, because ``changes`` can restore an attribute.
+    In eval mode, these layers would call a fused kernel instead, and the values inside a kernel are not sites. The function replaces the
+    attribute that the public ``torch.backends.mha.set_fastpath_enabled`` sets, because ``changes`` can restore an attribute.
     """
     changes.put(torch.backends.mha, "_is_fastpath_enabled", False)

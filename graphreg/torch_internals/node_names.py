@@ -8,11 +8,13 @@ from torch.fx.graph import _illegal_names, _Namespace
 
 
 def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that takes a candidate for a name, and returns the name that torch.fx would give a new node.
+    """Return a function that predicts the name of a new node: it takes a candidate, and returns the name that torch.fx would choose.
 
-    ``taken``: the names of the graph's nodes, in the order in which they were given. Each name that the function returns counts as taken
-    from then on. ``fx.Graph`` chooses a name only when it makes the node, but graphreg needs the names of a list of nodes before it makes
-    them.
+    ``fx.Graph`` chooses a name only when it makes the node. graphreg needs the names of several new nodes before it makes the first.
+    So the function treats each name that it has returned as taken.
+
+    Args:
+        taken: The names of the nodes of the graph, in the order in which torch.fx chose them.
     """
     names_taken, names = dict.fromkeys(taken), list[_Namespace]()
 
@@ -22,7 +24,7 @@ def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
             free_name = names[0].create_name(candidate, None)
         elif free:
             free_name = candidate
-        else:  # torch appends a number that depends on all earlier names; replaying these takes long, so it is done only here
+        else:  # torch.fx appends a number that depends on all earlier names; replaying them takes long, so only this branch does so
             names.append(_Namespace())
             for each in names_taken:
                 names[0].create_name(each, None)

@@ -10,16 +10,18 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._ops import _OpNamespace
 
-# A softmax that returns zeros, not nan, for a row in which every entry is masked. torch's own attention uses it. It has no public name.
+# A softmax that returns zeros, not nan, for a row in which every entry is masked. torch's attention uses this operator, which has no public
+# name.
 safe_softmax: OpOverloadPacket = torch.ops.aten._safe_softmax
-# Asserts that a tensor is true, and can be part of a compiled graph. Python's ``assert`` would need the tensor's value in Python.
+# Asserts that a tensor is true. A compiled graph can contain this function, but not Python's ``assert``, which needs the tensor's value in
+# Python.
 assert_async = torch._assert_async
 
 
 def schema_of(operator: Any) -> Any:
-    """Return an operator's schema: its arguments and results, which of them alias, and which are written into.
+    """Return the schema of an operator; None for a higher-order operator.
 
-    Return None for a higher-order operator.
+    The schema lists the arguments and results, and says which of them alias, and into which arguments the operator writes.
     """
     return getattr(operator, "_schema", None)
 
@@ -30,25 +32,29 @@ def overload_name(operator: OpOverload) -> str:
 
 
 def qualified_name(packet: OpOverloadPacket) -> str:
-    """Return ``aten::add`` for ``torch.ops.aten.add``."""
+    """Return the name of a packet with its namespace: ``aten::add`` for ``torch.ops.aten.add``."""
     return str(packet._qualified_op_name)
 
 
 def packet_of(operator: Any) -> Any:
-    """Return ``aten.add`` for ``aten.add.Tensor``, like the keys of torch's FLOP registry. Return anything but an overload unchanged."""
+    """Return the packet of an overload: ``aten.add`` for ``aten.add.Tensor``. Return any other object unchanged.
+
+    The keys of torch's FLOP registry are packets.
+    """
     return getattr(operator, "_overloadpacket", operator)
 
 
 def is_name_of_namespace(name: str) -> bool:
-    """Return whether the class of ``torch.ops.aten`` has an attribute of this name, such as ``__getattr__``. No operator can have it."""
+    """Return whether the class of ``torch.ops.aten`` has an attribute ``name``. No operator can have such a name, e.g. ``__getattr__``."""
     return hasattr(_OpNamespace, name)
 
 
 def has_kernel(operator: OpOverload, key: str | None = None) -> bool:
-    """Return whether an operator has any kernel, or one for the dispatch key ``key``.
+    """Return whether an operator has a kernel for the dispatch key ``key``; without ``key``, whether it has any kernel.
 
     An operator that only TorchScript implements has no kernel. An operator with a kernel for ``CompositeImplicitAutograd`` is composed of
-    other operators, whose schemas describe aliases more exactly than its own. A kernel for ``Meta`` computes shapes without data.
+    other operators. Their schemas describe aliases more exactly than the schema of the composed operator. A kernel for ``Meta`` computes
+    shapes without data.
     """
     name = str(operator.name())  # type: ignore[no-untyped-call]
     if key is None:

@@ -1,8 +1,10 @@
-"""Temporary changes of attributes and dict entries. They are undone at the end of a block, however the block ends.
+"""Makes temporary changes of attributes and dict entries, and undoes them at the end of a ``with`` block, even after an interrupt.
 
-An interrupt (such as ``KeyboardInterrupt``) may come between any two steps of Python, also while a block is entered or left. So a change is
-recorded before it is made, and undoing is tried again if an interrupt has stopped it: ``with changes, changes`` exits twice, and the
-outermost ``Changes`` of the thread also undoes the changes that other ``Changes`` made within its block.
+An interrupt (such as ``KeyboardInterrupt``) may come between any two steps of Python, even while Python enters or leaves the block. So
+``Changes`` records each change before it makes the change. An interrupt may also stop the undoing. There are two remedies:
+
+- ``with changes, changes`` calls ``__exit__`` twice.
+- The outermost ``Changes`` of a thread also undoes the changes that other ``Changes`` made within its block.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _thread = _Thread()
 
 
 class _Change:
-    """A function that undoes a change. ``undo`` calls the function, unless it has already run to its end."""
+    """A change that can be undone. ``undo`` calls ``back``, which undoes the change, unless ``back`` has already run to its end."""
 
     def __init__(self, back: Callable[[], None]) -> None:
         self.back, self.undone = back, False
@@ -59,9 +61,10 @@ class Changes:
                 raise_interrupt(error)
 
     def outermost(self) -> bool:
-        """Become the outermost changes of this thread, which also undo what other ``Changes`` do within their block. Return True.
+        """Make this object the outermost ``Changes`` of the thread, and return True.
 
-        If the thread has outermost changes already, do nothing and return False.
+        The outermost ``Changes`` also undoes the changes that other ``Changes`` make within its block. If the thread already has an
+        outermost ``Changes``, do nothing and return False.
         """
         if _thread.outermost is not None:
             return False
@@ -69,18 +72,18 @@ class Changes:
         return True
 
     def later(self, back: Callable[[], None]) -> None:
-        """Call ``back`` at the end of the block, and again if an interrupt stopped that call."""
+        """Call ``back`` at the end of the block. If an interrupt stops this call, call ``back`` again."""
         change = _Change(back)
         if _thread.outermost is not None and _thread.outermost is not self:
             _thread.outermost._made.append(change)
         self._made.append(change)
 
     def keep(self, place: Any, name: str) -> None:
-        """At the end of the block, restore the present value of an attribute of an object, or of an entry of a dict."""
+        """Restore the present value of an attribute or a dict entry at the end of the block. ``place``: the object or the dict."""
         self.later(partial(_put_back, place, name, there(place, name)))
 
     def put(self, place: Any, name: str, value: Any) -> None:
-        """Until the end of the block, replace the value of an attribute of an object, or of an entry of a dict."""
+        """Replace the value of an attribute or a dict entry until the end of the block. ``place``: the object or the dict."""
         self.keep(place, name)
         if isinstance(place, dict):
             place[name] = value
@@ -89,12 +92,12 @@ class Changes:
 
 
 def raise_interrupt(error: BaseException | None) -> None:
-    """Raise the interrupt that led to an error, if there is one.
+    """Raise the interrupt that led to ``error``, if there is one.
 
-    An interrupt may make a context manager of torch raise an error while it exits; the error would hide the interrupt.
+    After an interrupt, a context manager of torch may raise an error while it exits. This error would hide the interrupt.
     """
     while error is not None and error is not _thread.handled:
-        # graphreg's own BaseExceptions are no interrupts; they are BaseExceptions so that no forward catches them
+        # A BaseException of graphreg's own is not an interrupt. It is a BaseException so that no forward catches it.
         is_ours = type(error).__module__.startswith("graphreg.")
         if not is_ours and not isinstance(error, (Exception, GeneratorExit)):
             raise error
@@ -102,7 +105,7 @@ def raise_interrupt(error: BaseException | None) -> None:
 
 
 def there(place: Any, name: str) -> Any:
-    """Return an attribute of the object ``place`` itself (not of its class), or an entry of a dict; ``_MISSING`` if there is none."""
+    """Return the entry ``name`` of a dict, or of the ``__dict__`` of an object; ``_MISSING`` if there is no such entry."""
     return (place if isinstance(place, dict) else vars(place)).get(name, _MISSING)
 
 
@@ -116,19 +119,20 @@ def _put_back(place: Any, name: str, before: Any) -> None:
 
 
 def outermost() -> Changes | None:
-    """Return the outermost changes of this thread (see ``Changes.outermost``); None if there are none."""
+    """Return the outermost ``Changes`` of this thread (see ``Changes.outermost``); None if the thread has none."""
     return _thread.outermost
 
 
 def _end_blocks(trace: TracebackType | None) -> None:
     """Exit the context managers of ``contextlib`` that an interrupt stopped in their ``__enter__`` or ``__exit__``.
 
-    Otherwise each would exit when its generator is freed. That may be much later, because the traceback of the interrupt refers to it.
+    Otherwise each of these context managers would exit only when Python frees its generator. This may happen much later, because the
+    traceback of the interrupt refers to the generator.
     """
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         block = frame.f_locals.get("self") if frame.f_code.co_filename == contextlib.__file__ else None
-        if isinstance(block, contextlib.ExitStack) and vars(block):  # it has no attributes if the interrupt came in ``__init__``
+        if isinstance(block, contextlib.ExitStack) and vars(block):  # a stack interrupted in ``__init__`` has no attributes
             block.close()
         generator = getattr(block, "gen", None)
         if isinstance(generator, GeneratorType) and not generator.gi_running:

@@ -1,7 +1,7 @@
-"""torch's own pytree functions, which flatten and rebuild nested tuples, lists, dicts and the classes that users registered with torch.
+"""torch's own pytree functions, which flatten and rebuild nested tuples, lists, dicts and objects of registered classes.
 
-torch has no public names for these functions. graphreg needs torch's implementation, because users register their output classes with it,
-and torch.export uses it.
+torch has no public names for these functions. graphreg needs torch's implementation, because users register their output classes with
+torch, and because torch.export uses this implementation.
 """
 
 from torch.utils._pytree import SUPPORTED_NODES as SUPPORTED_NODES

@@ -1,4 +1,4 @@
-"""Functions for global state that a graph does not record: they read the grad and autocast modes, and restore the random generators.
+"""Reads the grad and autocast modes, detects random draws, and restores the random generators. A graph records none of this state.
 
 The file also has two helpers for tracing: ``quiet`` and ``ModuleStack``.
 """
@@ -26,22 +26,22 @@ _T = TypeVar("_T")
 
 
 def regions() -> tuple[bool, ...]:
-    """Return which of the modes that change operations are on, as (grad, inference, autocast on CPU, autocast on CUDA)."""
+    """Return whether grad mode, inference mode, autocast on CPU and autocast on CUDA are on, in this order."""
     on = torch.is_autocast_enabled
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
 
 
 class _Thread(threading.local):
-    """The draws and seeds of a thread. In a pair, the first is for Python's generator, the second for torch's.
+    """Counts of a thread's draws and seedings. In each pair, the first entry is for Python's generator, the second for torch's.
 
     Attributes:
-        watched: Whether the thread's draws are counted now.
-        draws: How often the thread drew while they were counted.
-        seeds: How often the thread has seeded torch's generator.
+        watched: Whether the thread's draws are being counted.
+        draws: The number of the thread's draws that were counted.
+        seeds: The number of the thread's seedings of torch's generator that were counted.
         seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time. When the thread
-            sets that state again, ``seeds`` gets this value again. None if seeds are not counted now.
-        in_doubt: Whether a generator was seen to change while draws were not counted and other threads ran, so that it is not known which
-            thread drew. None except during the first call in ``with_draws_restored``.
+            sets the generator to that state again, ``seeds`` returns to this value. None while seedings are not counted.
+        in_doubt: Whether a generator has changed while draws were not counted, so that any thread may have drawn. None except during the
+            first, uncounted call in ``with_draws_restored``.
     """
 
     watched = (False, False)
@@ -56,10 +56,10 @@ _thread = _Thread()
 
 @dataclass(frozen=True, eq=False)
 class Randomness:
-    """The states of Python's and torch's generators, and the counts of this thread (``_Thread``).
+    """A record of the present states of Python's and torch's generators, and of this thread's counts (see ``_Thread``).
 
-    The counts are needed because all threads share the generators. Two records are equal if this thread has neither drawn nor seeded
-    torch's generator between them.
+    The counts are needed because all threads share the generators: a changed state does not show which thread has drawn. Two records are
+    equal if, between them, this thread has drawn from neither generator, and has not seeded torch's generator.
     """
 
     states: tuple[Any, bytes]
@@ -68,9 +68,9 @@ class Randomness:
     seeds: int
 
     def changed(self, now: Randomness) -> list[bool]:
-        """Return, for Python's and for torch's generator, whether this thread's draws changed it between this record and ``now``.
+        """Return, for Python's generator and torch's, whether draws of this thread changed that generator between this record and ``now``.
 
-        If draws were not counted, every change is attributed to this thread.
+        If draws were not counted, every change of a generator counts as a draw of this thread.
         """
         pairs = zip(self.states, now.states, self.watched, self.draws, now.draws, strict=True)
         found = [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
@@ -86,8 +86,8 @@ class Randomness:
 
 
 def randomness() -> Randomness:
-    """Return the present state of the generators. Two such states differ if this thread has drawn in between."""
-    with without_functions():  # because a forward that is being recorded may call this
+    """Return a record of the present states of the generators. Two records differ if this thread has drawn in between."""
+    with without_functions():  # the tracer calls this while a function mode records the forward; the mode must not see these calls
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
 
@@ -95,7 +95,7 @@ def restore_randomness(state: Randomness) -> None:
     """Set the generators back to an earlier state if this thread has drawn from them since."""
     python, torchs = state.changed(randomness())
     _thread.seeds = state.seeds
-    if _thread.in_doubt is not None:  # other threads may have drawn; with_draws_restored then calls again, and restores in that call
+    if _thread.in_doubt is not None:  # another thread may have drawn; if so, with_draws_restored makes a second call, which restores
         return
     if python:
         random.setstate(state.states[0])
@@ -114,9 +114,9 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _drawn(frame: Any, event: str, function: Any) -> None:
-    """Count the call if it draws from Python's generator. Python calls this function at each call in the thread (``sys.setprofile``).
+    """Count a call in this thread if the call draws from Python's generator or seeds it. A profile function (see ``sys.setprofile``).
 
-    Every function of ``random`` that draws calls a C method of the module's generator.
+    Every function of the module ``random`` that draws or seeds calls a C method of the module's generator.
     """
     is_draw = event == "c_call" and getattr(function, "__self__", None) is random._inst
     if is_draw and function.__name__ != "getstate":
@@ -125,7 +125,7 @@ def _drawn(frame: Any, event: str, function: Any) -> None:
 
 
 class _WatchedGenerator:
-    """Replaces torch's default generator for ``torch.manual_seed`` and the like, and calls ``seeded`` before the generator is seeded."""
+    """Replaces torch's default generator in ``torch.random``. Calls ``seeded`` before ``torch.manual_seed`` or ``torch.seed`` seeds it."""
 
     def __init__(self, generator: Any, seeded: Callable[[], None]) -> None:
         self._generator, self._seeded = generator, seeded
@@ -137,7 +137,10 @@ class _WatchedGenerator:
 
 
 class _CountingGenerator(_WatchedGenerator):
-    """Counts the seeds of each thread. A block of ``torch.random.fork_rng`` restores the state, so its seeds do not count."""
+    """Counts how often each thread seeds torch's default generator.
+
+    Seedings in a block of ``torch.random.fork_rng`` do not count, because the block restores the state of the generator.
+    """
 
     def __init__(self, generator: Any) -> None:
         super().__init__(generator, _seeded)
@@ -154,16 +157,16 @@ class _CountingGenerator(_WatchedGenerator):
         _thread.seeds = (_thread.seeds_at_state or {}).get(self._state_bytes(), _thread.seeds)
 
     def _state_bytes(self) -> bytes:
-        """Return the state of the generator, read outside of all modes. Under a mode that records, its tensor might have no data."""
+        """Return the state of the generator, read while all modes are off. Under a tracer's mode, the state's tensor might have no data."""
         with without_functions(), _disable_current_modes():
             return bytes(self._generator.get_state().numpy().tobytes())
 
 
 def on_seeding(changes: Changes, seeded: Callable[[], None]) -> None:
-    """Until the block of ``changes`` ends, call ``seeded`` before a function of torch.random seeds the default generator.
+    """Call ``seeded`` before a function of torch.random seeds the default generator, until the block of ``changes`` ends.
 
-    ``torch.manual_seed`` looks up the generator in its module at each call, so code that has imported ``torch.manual_seed`` is covered,
-    too. torch's modes do not see such a call.
+    torch's modes do not see a call of ``torch.manual_seed``. So a watched generator replaces the default generator. ``torch.manual_seed``
+    looks up the generator in its module at each call, so this also works for code that has imported ``torch.manual_seed`` before.
     """
     changes.put(torch.random, "default_generator", _WatchedGenerator(vars(torch.random)["default_generator"], seeded))
 
@@ -174,12 +177,13 @@ def _seeded() -> None:
 
 
 def with_draws_restored(function: Callable[[], _T]) -> _T:
-    """Call a function, then set the generators back if this thread has drawn from them. Return what the function returns.
+    """Call a function, then set the generators back if this thread has drawn from them. Return the function's result.
 
-    Within the call, ``randomness`` distinguishes the draws of this thread from those of others. All threads share the generators. So if
-    other threads run, this thread's draws must be counted, which makes Python code take twice as long. Therefore the function is first
-    called without counting. Only if a generator has changed in the meantime, the result is discarded, and the function is called
-    again, with counting.
+    All threads share the generators. If other threads run, a count of draws is necessary in order to tell the draws of this thread from
+    those of other threads. But Python code takes twice as long while draws are counted. So the function is first called without counting.
+    If no generator has changed during this call, its result is returned. If a generator has changed, the result is discarded, and the
+    function is called again with counting. So the function itself may compare records of ``randomness()``: in the call whose result is
+    returned, draws of other threads do not make two records differ.
     """
     before = randomness()
     with Changes() as changes, changes:
@@ -187,7 +191,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
         if _thread.seeds_at_state is not None or threading.active_count() == 1:
             with _seeds_counted():
                 if threading.active_count() == 1:
-                    random.random()  # so that the state changes even if the function seeds with the seed that the user set last
+                    random.random()  # so that the state changes even if the function seeds with the user's latest seed
                 return function()
         if (first := _called_uncounted(function, before)) is not None:
             return first[0]
@@ -197,7 +201,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
 
 
 def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_T] | None:
-    """Call a function without counting draws. Return (result,), or None if a generator has changed, because any thread may have drawn."""
+    """Call a function without counting draws. Return ``(result,)``, or None if a generator has changed: any thread may have drawn."""
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "in_doubt", None))
         _thread.in_doubt = False
@@ -216,9 +220,9 @@ def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_
 
 @contextmanager
 def draws_watched() -> Iterator[None]:
-    """Count this thread's seeds and draws in a block. Python code takes twice as long in it.
+    """Open a block in which this thread's draws and seedings are counted. Python code takes twice as long in the block.
 
-    Draws from Python's generator are not counted if the thread already has a profile function.
+    If the thread already has a profile function, draws from Python's generator are not counted.
     """
     free = sys.getprofile() is None
     with _seeds_counted(), Changes() as changes, changes:
@@ -233,7 +237,7 @@ def draws_watched() -> Iterator[None]:
 
 @contextmanager
 def _seeds_counted() -> Iterator[None]:
-    """Count this thread's seeds in a block."""
+    """Open a block in which this thread's seedings of torch's default generator are counted."""
     if _thread.seeds_at_state is not None:
         yield
         return
@@ -246,7 +250,10 @@ def _seeds_counted() -> Iterator[None]:
 
 @contextmanager
 def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Silence one of torch's loggers below ``level`` in a block: it would log long tracebacks of errors that are raised anyway."""
+    """Open a block in which one of torch's loggers logs nothing below ``level``.
+
+    The logger would log long tracebacks of errors that torch raises anyway.
+    """
     log = logging.getLogger(logger)
     with Changes() as changes, changes:
         changes.later(partial(log.setLevel, log.level))
@@ -255,7 +262,10 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
 
 
 class ModuleStack(OrderedDict[str, Any]):
-    """torch.fx's record of the modules around a call. torch.fx copies it for each node, and ``copy.copy`` of an ``OrderedDict`` is slow."""
+    """Replaces the dict in which a torch.fx tracer records the running module calls, because its ``copy.copy`` is faster.
+
+    torch.fx copies the dict for each node, and ``copy.copy`` of an ``OrderedDict`` is slow.
+    """
 
     def __copy__(self) -> OrderedDict[str, Any]:
         return OrderedDict(self)

@@ -1,4 +1,4 @@
-"""torch's modes (``TorchFunctionMode``, ``TorchDispatchMode``, the modes of tracers): which are active, and blocks without them."""
+"""torch's modes (``TorchFunctionMode``, ``TorchDispatchMode``, modes of tracers): finds the active modes, and turns modes off."""
 
 from __future__ import annotations
 
@@ -14,26 +14,32 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.torch_internals.patching import Changes
 
-# Opens a block without any dispatch mode, also without those of tracers, so that operators get the tensors themselves.
+# Opens a block in which no dispatch mode is active, not even a tracer's, so that operators run directly on the tensors.
 without_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
-# These return the number of active dispatch modes, and the state of a torch.jit trace (None if none runs). Each draw of noise calls them,
-# so they are torch's own functions.
+# ``operator_modes`` returns the number of active dispatch modes. ``jit_trace`` returns the state of the running torch.jit trace, or None.
+# Both are torch's own functions, because each draw of noise calls them, and Python wrappers would be slower.
 operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
 
 
 def is_exporting() -> bool:
-    """Return whether torch.export traces. Up to torch 2.12, ``torch.compiler.is_exporting()`` is always True in code that Dynamo traces."""
+    """Return whether torch.export is tracing.
+
+    Up to torch 2.12, the public ``torch.compiler.is_exporting()`` is always True in code that Dynamo traces.
+    """
     return bool(torch.compiler._is_exporting_flag)
 
 
 def is_functionalized() -> bool:
-    """Return whether AOTAutograd is tracing. After its graph, it makes outputs that share storage anew, as views of a base."""
+    """Return whether AOTAutograd is tracing.
+
+    If outputs of its graph share storage, AOTAutograd makes these outputs again after the graph has run, as views of their base.
+    """
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 def is_gradient_switch(function: object) -> bool:
-    """Return whether a function that a ``TorchFunctionMode`` sees switches grad mode; ``torch.no_grad`` and the like call it."""
+    """Return whether a function that a ``TorchFunctionMode`` intercepts is the one with which ``torch.no_grad`` switches grad mode."""
     return function is torch._C._set_grad_enabled
 
 
@@ -41,8 +47,8 @@ def is_gradient_switch(function: object) -> bool:
 def without_functions() -> Iterator[None]:
     """Open a block in which neither function modes nor tensor subclasses intercept calls.
 
-    ``torch._C.DisableTorchFunction`` does the same. But if an interrupt comes at the end of its block, before Python calls ``__exit__``,
-    no call of the thread is intercepted any more, and torch.fx cannot trace.
+    ``torch._C.DisableTorchFunction`` does the same, but an interrupt may come at the end of its block, before Python calls ``__exit__``.
+    Then no mode intercepts calls in this thread any more, and torch.fx cannot trace.
     """
     with Changes() as changes, changes:
         torchs: Any = torch._C
@@ -55,8 +61,8 @@ def without_functions() -> Iterator[None]:
 def without_proxies() -> Iterator[None]:
     """Open a block in which torch.export records nothing.
 
-    ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but at its end clears the caches of all operators used so far, which is
-    slow. Setting the mode directly is safe: torch's own dispatch of operators does so.
+    ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but is slow: at the end of its block, it clears the caches of all operators
+    that were used before. This function sets the mode directly. That is safe, because torch's own dispatch of operators does the same.
     """
     modes = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
     mode = modes.get(0)

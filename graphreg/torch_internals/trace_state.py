@@ -1,4 +1,4 @@
-"""Restores the global state that torch changes while it traces, however the trace ends."""
+"""Restores the global state that torch changes during a trace, even if an interrupt ends the trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _FLAG: tuple[Any, tuple[str, ...]] = (
     if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
     else (_symbolic_trace, ("_is_fx_tracing_flag",))
 )
-# Where torch stores that a dispatch mode is active, besides in the stack of modes. While it is so, Dynamo compiles nothing.
+# Flags with which torch stores that a dispatch mode is active, in addition to the stack of modes. While the flags are set, Dynamo compiles
+# nothing.
 _DISPATCHES = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode", "_is_in_any_mode_without_ignore_compile_internals")
 _PLACES = (  # attributes that torch changes while it traces
     (nn.Module, ("__call__", "__getattr__")),
@@ -36,10 +37,10 @@ _PLACES = (  # attributes that torch changes while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Make ``changes`` the outermost ones of the thread, and restore at the end of their block what torch has changed in it.
+    """Restore the global state that torch changes during a trace, at the end of the block of ``changes``.
 
-    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode for ever. If the thread has
-    outermost changes already, do nothing.
+    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode forever. ``changes`` becomes
+    the outermost ``Changes`` of the thread. If the thread already has an outermost ``Changes``, do nothing.
     """
     if not changes.outermost():
         return
@@ -53,7 +54,7 @@ def restore_after_trace(changes: Changes) -> None:
 
 
 def restore_fx_patches() -> None:
-    """Make the outermost changes undo the patches of the running torch.fx trace, also those that the trace makes later."""
+    """Make the thread's outermost ``Changes`` undo all patches of the running torch.fx trace, including patches that it makes later."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:
         changes.later(partial(_unpatched, patcher.patches_made))
@@ -66,7 +67,7 @@ def _unpatched(patches: Iterable[Any]) -> None:
 
 
 def _modes() -> tuple[int, int, tuple[Any, Any]]:
-    """Return the numbers of active function modes and dispatch modes, and the pre-dispatch modes, which torch.export uses."""
+    """Return the number of active function modes, the number of active dispatch modes, and torch.export's two pre-dispatch modes."""
     exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
     return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), (exporting.get(0), exporting.get(1))
 

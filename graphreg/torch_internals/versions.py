@@ -1,4 +1,4 @@
-"""Says for which versions of torch graphreg is made, warns of a newer one, and runs the canaries, which say what torch has changed."""
+"""Supported versions of torch: a warning about newer versions, and the canaries, small tests that find changes in torch's private parts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _asked = False
 
 
 def version() -> tuple[int, int]:
-    """Return the major and the minor number of the installed torch."""
+    """Return the major and the minor version number of the installed torch."""
     major, minor = re.findall(r"\d+", torch.__version__)[:2]
     return int(major), int(minor)
 
 
 def known_versions() -> str:
-    """Return a clause that says for which versions of torch graphreg is made."""
+    """Return a clause, for messages, that says for which versions of torch graphreg is made."""
     return f"graphreg is made for torch {_dotted(OLDEST)} to {_dotted(NEWEST)}"
 
 
 def warn_if_untested() -> None:
-    """Warn, once in a process, if torch is newer than all versions that were tested."""
+    """Warn, once in a process, if the installed torch is newer than all tested versions."""
     global _asked  # noqa: PLW0603
     if _asked:
         return
@@ -44,11 +44,11 @@ def _dotted(numbers: tuple[int, int]) -> str:
 
 
 def run_canaries() -> Iterator[str]:
-    """Run each canary, and yield a sentence that says what torch has changed; ``""`` if the canary passes.
+    """Run each canary. Yield ``""`` if the canary passes, else a sentence that says what torch has changed.
 
     The canaries may leave changes in the process.
     """
-    # not imported at the top of the file, because the canaries define operators, and only processes that run them should have these
+    # not imported at the top of the file, because the canaries define operators, which only processes that run canaries should have
     canaries = importlib.import_module("graphreg.torch_internals.canaries")
     for canary in canaries.CANARIES:
         try:

@@ -1,4 +1,4 @@
-"""Activation checkpointing in a model: which modules checkpoint their own forward, and what both front ends say of all others."""
+"""Activation checkpointing in a model: finds modules that checkpoint their own forward, and lets a trace see the values in it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from torch import nn
 
 from graphreg.torch_internals import Changes
 
-CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason that both front ends give
-_LAYER = "GradientCheckpointingLayer"  # the class of transformers whose subclasses checkpoint their own forward
-_FUNCTION = "_gradient_checkpointing_func"  # the attribute with the function that such a layer checkpoints with
+CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason why both front ends make such a module opaque
+_LAYER = "GradientCheckpointingLayer"  # the class of the library transformers whose subclasses checkpoint their own forward
+_FUNCTION = "_gradient_checkpointing_func"  # the attribute of such a layer that holds its checkpoint function
 
 
 def checkpoints_itself(module: nn.Module) -> bool:
-    """Return whether each call of a module in train mode checkpoints the module's whole forward, as layers of transformers do.
+    """Return whether a module checkpoints its whole forward when it is called in train mode, as layers of the library transformers do.
 
-    Their class wraps the forward of each subclass, also of those that graphreg makes. So a block with such a class checkpoints the emitted
-    code as the model's module does the forward.
+    The base class of these layers wraps the forward of each subclass, also of the subclasses that graphreg generates. So a block of such a
+    subclass checkpoints its emitted code, just as the model's module checkpoints its forward.
     """
     return getattr(module, "gradient_checkpointing", False) is True and any(kind.__name__ == _LAYER for kind in type(module).__mro__)
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:
-    """Until the changes end, have modules that checkpoint their own forward run it without a checkpoint, so that a trace has its values.
+    """Make modules that checkpoint their own forward run it without a checkpoint, until the block of ``changes`` ends.
 
-    The modules become blocks, so no checkpoint is lost. Only the function is replaced, because the flag also decides on caches.
+    So a trace has the values inside these forwards. No checkpoint is lost, because the plan makes such modules blocks, which checkpoint
+    their code. Only the checkpoint function is replaced. The attribute ``gradient_checkpointing`` stays as it is, because the library
+    transformers also decides by it whether to use caches.
     """
     for module in model.modules():
         if checkpoints_itself(module):

@@ -94,9 +94,9 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
 
 
 def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
-    """Propagate on fake tensors. Return False if that fails, for example because sizes depend on data.
+    """Run a graph on fake tensors and write ``node.meta["value"]``. Return False if that fails, for example because sizes depend on data.
 
-    If it fails, the graph must run on real tensors, with a copy of the model.
+    If it fails, the caller runs the graph on real tensors, with a copy of the model.
     """
     try:
         fake = FakeTensorMode()
@@ -112,7 +112,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
 
 
 def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
-    """Propagate on real tensors through a copy of the model."""
+    """Run a graph on real tensors, with ``twin``, a copy of the model, and write ``node.meta["value"]``."""
     try:
         _ShapeRecorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
     except Exception as error:

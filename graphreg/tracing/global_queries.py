@@ -1,4 +1,4 @@
-"""Handles a forward's queries of global state (``torch.is_grad_enabled()``): answers them, and asserts answers that change the graph.
+"""Answers a forward's queries of global state (``torch.is_grad_enabled()``) during a trace, and finds those that the graph depends on.
 
 A graph is made for one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another
 graph and a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query,
@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import FOREIGN, label_site
+from graphreg.ir import FOREIGN, called_by_foreign_code, label_site
 from graphreg.torch_internals import Changes
 
 QUERIES: dict[str, Callable[[], Any]] = {
@@ -41,7 +41,7 @@ class ModeReads:
     """Which modes (``training``) a forward reads while it is traced.
 
     Attributes:
-        readers: By the path of a module whose mode another module reads, the path of the module that reads the mode.
+        readers: A dict. Each key is the path of a module whose mode another module reads; the value is the path of that other module.
         any: Whether the forward reads the mode of any module. If not, it computes the same in both modes.
     """
 
@@ -69,7 +69,7 @@ class EnvironmentQueries:
     """Records which queries of global state a forward makes, and in which modules. It can answer them differently from torch.
 
     Attributes:
-        queries: By the name of a query, the paths of the modules that make it.
+        queries: A dict. Each key is the name of a query; the value has the paths of the modules that make the query.
         mode_reads: The modes that the forward reads.
     """
 
@@ -78,7 +78,7 @@ class EnvironmentQueries:
 
         Args:
             path: Returns the path of the module whose code runs, or None if no traced code runs.
-            answers: By the name of a query, an answer that replaces torch's own.
+            answers: Answers that replace torch's own, by the name of the query.
             refusal: The exception to raise when traced code sets the mode of a module.
         """
         self.queries: dict[str, dict[str, None]] = {}
@@ -100,6 +100,8 @@ class EnvironmentQueries:
     def _training_property(self, paths: Mapping[int, str]) -> property:
         """Return a property that replaces ``nn.Module.training`` and records which module reads the mode of another one.
 
+        Traced code that changes a mode gets the exception ``refusal``.
+
         Args:
             paths: The modules' paths by the id of their ``__dict__``. torch.export's proxy of a module has the same ``__dict__``.
         """
@@ -110,7 +112,7 @@ class EnvironmentQueries:
             if "training" not in attributes:  # after the error, Python calls __getattr__, by which a module of torch.jit gives its mode
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
-            if reader is not None and path and path != reader and not _called_by_foreign_code():
+            if reader is not None and path and path != reader and not called_by_foreign_code():
                 self.mode_reads.readers[path] = reader
             return attributes["training"]
 
@@ -132,7 +134,7 @@ class EnvironmentQueries:
         return [(name, value) for name, value in place.items() if id(value) in functions]
 
     def _answering(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a function that replaces a query, records which module makes the query, and gives the chosen answer."""
+        """Return a function that replaces a query. It records which module asks, and returns the answer in ``answers`` or else torch's."""
         name = next((name for name, each in QUERIES.items() if each is function), None)
 
         def ask() -> Any:
@@ -147,18 +149,15 @@ class EnvironmentQueries:
         return ask
 
 
-def _called_by_foreign_code() -> bool:
-    """Return whether the code that reads ``training`` belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
-
-
 def _called_by_tracer() -> bool:
     """Return whether the code that reads ``training`` belongs to a tracer. A tracer's reads do not decide what the forward computes."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_TRACERS)
 
 
 def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
-    """Return whether a mode may be read unseen, because a class defines ``training`` or code takes all attributes of an object.
+    """Return whether the forward may read a mode without being noticed.
+
+    That is so if a class of the model defines ``training`` itself, or if the model's code mentions ``__dict__`` or ``vars``.
 
     Args:
         model: The model.
@@ -175,11 +174,13 @@ def other_answer(name: str) -> Any:
 
 
 def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]) -> None:
-    """Find the queries whose answers change the graph. Make submodules with such a query opaque; if there are none, assert the answer.
+    """Find the queries on whose answers the graph depends. Make submodules with such a query opaque, or make the graph assert the answer.
+
+    The graph asserts the answer if no submodule makes the query, or if the query is for the default dtype.
 
     Args:
         graph: The graph, traced with the present answers.
-        queries: By the name of a query, the paths of the modules that make it.
+        queries: A dict. Each key is the name of a query; the value has the paths of the modules that make the query.
         same: Returns whether a trace with other answers gives the same graph.
         opaque: The opaque modules by path, with reasons. This function may add some.
     """
@@ -187,7 +188,7 @@ def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: 
         if same({name: other_answer(name)}):
             continue
         submodules = [path for path in paths if path not in ("", *opaque)]
-        if submodules and name != "get_default_dtype":  # a program has one default dtype: assert that
+        if submodules and name != "get_default_dtype":  # all modules share the default dtype, so the graph asserts it
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:
             _assert(graph, name)

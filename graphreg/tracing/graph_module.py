@@ -1,8 +1,8 @@
 """Takes the graph of a GraphModule that the user gives, and names its values as in the model from which it was traced.
 
 torch.fx writes to each node the stack of module calls in which the node was made. The stacks show in which module a function was called
-(``layer1.0.add``), and which value is the result of a block (``layer1.0``). A value that a later pass made has no stack and is named by
-its operation.
+(``layer1.0.add``), and which value is the output of a module that has no node of its own (``layer1.0``). A value that a later pass over
+the graph added has no stack, so its name is that of its operation.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def labelled_graphs(model: fx.GraphModule) -> Graphs:
 def _settle_modes(model: fx.GraphModule) -> None:
     """Put each plain ``nn.Module`` into eval mode if all its children are in eval mode, or if it has none and the model is in eval mode.
 
-    torch.fx replaces the model's blocks by such modules, and leaves them in train mode even if the model is in eval mode. But a splice in
-    a block must follow the block's own mode.
+    In a GraphModule, torch.fx puts such a module in place of each submodule that the graph does not call as a whole. It leaves the plain
+    module in train mode even if the model is in eval mode. But a splice in the submodule must follow the submodule's own mode.
     """
     for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
         within = [child.training for child in module.children()] or [model.training]
@@ -89,7 +89,7 @@ def _calls(node: fx.Node) -> list[ModuleCall]:
 
 
 def _label_blocks(graph: fx.Graph, namer: Namer) -> None:
-    """Label the results of blocks. If a single value leaves a module call, that value is the module's result."""
+    """Label the outputs of module calls. If only one value that was made during a call is used outside of it, that value is the output."""
 
     def calls(node: fx.Node) -> list[ModuleCall]:
         # A node that calls a layer has the layer's label already.

@@ -22,7 +22,8 @@ from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]
 
-_DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})  # their values have no namespace
+# values of these types belong to no global namespace
+_DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})
 _NUMBERS = {torch.SymInt: 0, torch.SymFloat: 0.0, torch.SymBool: False}
 _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
 
@@ -34,7 +35,7 @@ def model_globals(root: nn.Module) -> list[Globals]:
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Within the block, answer ``isinstance`` for traced values in code with these global namespaces and in ``torch.is_tensor``."""
+    """Within the block, make ``isinstance`` work for traced values: in ``torch.is_tensor`` and in code whose globals are in ``places``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
@@ -43,7 +44,7 @@ def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
 
 
 def sizes_are_numbers(changes: Changes, places: Iterable[Globals]) -> None:
-    """Until the changes end, answer ``isinstance`` for symbolic sizes as for the numbers they stand for, in code with these globals."""
+    """Make ``isinstance`` take symbolic sizes for numbers, in code whose globals are in ``places``, until the block of ``changes`` ends."""
     for place in places:
         if "isinstance" not in place:
             changes.put(place, "isinstance", _number_isinstance)
@@ -66,7 +67,10 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
-    """Return the global namespaces of this code, and those that their variables lead to in the same packages or in single files."""
+    """Return the global namespaces of this code, and further ones that the variables in these namespaces lead to.
+
+    A further namespace must belong to a package of this code, to a package of a function or class in its namespaces, or to no package.
+    """
     waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
     imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not isinstance(v, types.ModuleType))
     packages = {_package(place) for place in (*waiting, *imported) if not _is_foreign(place)}
@@ -122,7 +126,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    # The attribute's name suffices. To read ``traced.node``, as below, would add a node to the graph.
+    # Here the name of the attribute tells the type. To read ``traced.node``, as below, would add a node to the graph.
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)

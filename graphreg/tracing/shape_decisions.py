@@ -1,4 +1,4 @@
-"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets the size for the example inputs.
+"""Decisions on shapes: if a forward needs a size as a Python number (``if h != w``, ``range(n)``), it gets that of the example inputs.
 
 The graph asserts the value that Python got. For inputs that give another value, it raises an error instead of taking the wrong branch.
 """
@@ -27,15 +27,15 @@ KINDS: dict[str, type] = {
 
 
 class NeedsFunctionTable(BaseException):
-    """Ends a trace that needs fake tensors if Dynamo's function table does not exist yet. Call ``make_function_table``, and trace again.
+    """Ends a trace that needs fake tensors before Dynamo's function table exists. The caller makes the table and traces again.
 
-    It is a BaseException, because no forward may catch it.
+    ``make_function_table`` says why. This is a BaseException, so that an ``except Exception`` in the forward does not catch it.
     """
 
 
 @has_side_effect  # otherwise a pass would remove the call as dead code
 def decided(value: Any, expected: Any) -> None:
-    """Raise unless a size, or a value computed from sizes, equals its value when the model was traced."""
+    """Raise unless a size, or a value computed from sizes, has the value that it had when the model was traced."""
     if value != expected:
         raise OtherInputs(
             f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
@@ -116,7 +116,7 @@ class DecisionTracer(fx.Tracer):
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return the truth value of a size or the like. torch.fx calls this method for ``if`` and ``while``."""
+        """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""
         return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(DecisionTracer, self).to_bool(obj)))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -133,7 +133,7 @@ class DecisionTracer(fx.Tracer):
         return count
 
     def concrete(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
-        """Return the value of a proxy for the examples.
+        """Return the value that a proxy has for the examples. The graph asserts it.
 
         Args:
             obj: The proxy.
@@ -177,16 +177,16 @@ class DecisionTracer(fx.Tracer):
         return bool(self._asserted_flag(self._add_unnamed(getattr, node, "requires_grad"), parameter))
 
     def _asserted_flag(self, node: fx.Node, parameter: Any) -> bool:
-        """Assert the value of a node that reads ``requires_grad``, and return it."""
+        """Make the graph assert the value of a node that reads ``requires_grad``, and return the value."""
         self._add_unnamed(decided_flag, node, parameter.requires_grad, str(node.all_input_nodes[0].target))
         return bool(parameter.requires_grad)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
-        """Return the value of a proxy for the examples; the graph asserts it. If it is not known or not of these types, call ``refuse``."""
+        """Return the value that a proxy has for the examples; the graph asserts it. Call ``refuse`` if it is unknown or of another type."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             read = self._parameter(str(source.target)) if source.op == "get_attr" else None
-            # Of a value that is no parameter, the answer depends on the call.
+            # Whether a value that is no parameter requires gradients depends on the call.
             return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
         if not isinstance(value, kinds):
@@ -208,7 +208,7 @@ class DecisionTracer(fx.Tracer):
         return len(value)
 
     def _assert(self, node: fx.Node, value: Any, count: bool = False) -> None:
-        """Assert an answer in the graph, unless the value does not depend on an input."""
+        """If a node depends on an input, make the graph assert its value. ``count``: whether to assert the length of the value instead."""
         if not self._depends_on_input(node):
             return
         if count:
@@ -244,7 +244,7 @@ class DecisionTracer(fx.Tracer):
             return _UNKNOWN
         try:
             return self._run(node)
-        except Exception:  # the node depends on data, or has no fake kernel: the trace fails where the user's code needs the value
+        except Exception:  # the node depends on data, or has no fake kernel: the trace fails only if the user's code needs the value
             return _UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:

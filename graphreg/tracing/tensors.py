@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.torch_internals import is_wrapped, storage_number, version_of, without_functions
+from graphreg.torch_internals import VERSION, is_wrapped, storage_number, version_of, without_functions
 
 StorageKey = int  # identifies a storage
+# attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward), or on whether gradients are recorded
+LEFT_IN_TENSORS = {VERSION, "grad", "grad_fn", "is_leaf", "output_nr", "retains_grad"}
+
+
+def reads_what_is_left(name: str) -> str:
+    """Return why a forward that reads an attribute of ``LEFT_IN_TENSORS`` cannot be traced."""
+    return f"it reads .{name} of a tensor, which depends on earlier calls and not on this one"
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class TensorState:
         key: The key of the tensor's storage.
         geometry: The tensor's shape, strides and offset. Only the shape if the tensor is not strided or if a transform of torch.func has
             wrapped it; nothing if it is uninitialized.
-        version: torch's version counter, which writes in place increase.
+        version: torch's version counter of the tensor, which each write in place increases.
     """
 
     key: StorageKey

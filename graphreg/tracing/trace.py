@@ -213,7 +213,10 @@ def _trace_from(
 def _trace_with(
     model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None
 ) -> Traced:
-    """Trace with the given front end; ``"auto"`` tries torch.fx first and torch.export second."""
+    """Trace with the given front end. ``"auto"`` tries torch.fx first and torch.export second.
+
+    It also tries torch.export if torch.fx leaves a layer opaque that consists of layers, such as ``nn.TransformerEncoder``.
+    """
     if front_end == "export":
         return _trace_by_export(model, specialized, call, None)
     try:
@@ -370,9 +373,9 @@ def _is_data(value: Any) -> bool:
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the specialized arguments by name, with their values.
 
-    With an example, these are the arguments of the example that hold no data. Without one, they are the optional arguments, at their
-    defaults. During the trace they are no proxies: a proxy instead of None would silently lead into the wrong branch. For a GraphModule,
-    they are the arguments that were specialized when graphreg made the module.
+    With an example, these are the arguments whose values, given or default, are no data (``_is_data``). Without one, they are the optional
+    arguments, at their defaults. During the trace they are no proxies: a proxy instead of None would silently lead into the wrong branch.
+    For a GraphModule, they are the arguments that were specialized when graphreg made the module.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)

@@ -64,11 +64,12 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
 def _mode_dependence(
     model: nn.Module, trace: Callable[[], fx.Graph], readers: Mapping[str, str], train: fx.Graph, evaluation: fx.Graph
 ) -> tuple[LiteralOwners, list[str]]:
-    """Find out what in the graphs depends on the mode of a submodule whose mode another module reads.
+    """Find out what in the graphs depends on modes that another module reads (``self.drop.training``).
 
     Returns:
-        A pair. First, for each literal that the mode of one such submodule decides, the path of that submodule. Second, the paths of the
-        submodules whose modes the graph must assert: more than literals depends on them, or it is not known what depends on them.
+        A pair. First, for each literal that the mode of one submodule decides, the path of that submodule. Second, the paths of the
+        submodules whose modes the graph must assert, because the graph's structure depends on the mode, too, or because it could not be
+        found out what depends on the mode.
     """
     owners, asserted = LiteralOwners(), list[str]()
     for paths in [[path] for path in readers] if len(readers) <= _MAX_ONE_BY_ONE else [list(readers)]:
@@ -138,7 +139,7 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 
 @has_side_effect
 def mode_asked(mode: bool, expected: bool, name: str) -> None:
-    """Raise if a submodule whose mode another module reads is not in the mode for which the graph was traced."""
+    """Raise if a submodule, whose mode the forward of another module reads, has another mode than the graph assumes."""
     if mode != expected:
         raise OtherInputs(
             f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
@@ -152,8 +153,8 @@ def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
 
     Args:
         graph: The graph.
-        expected: By the path of a submodule, what its ``training`` must equal. A bool is a fixed mode; a string is the path of another
-            ``training`` attribute.
+        expected: A dict. Each key is the path of a submodule; the value says what its ``training`` must equal. A bool is a fixed mode; a
+            string is the path of another ``training`` attribute.
     """
     first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(first):
@@ -170,9 +171,9 @@ def _training_path(path: str) -> str:
 
 
 def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: LiteralOwners) -> None:
-    """Replace each literal that differs by a read of a module's ``training``, or by a choice that this read decides.
+    """Replace each literal that depends on the mode: by a read of a module's ``training``, or by a choice that this read decides.
 
-    The module is the literal's owner. If ``owners`` has none, it is the module of the operation.
+    That module is the one that ``owners`` has for the literal. If ``owners`` has none, it is the module in whose forward the node was made.
     """
     for node in list(graph.nodes):
         literals = differing.get(name_of(node))

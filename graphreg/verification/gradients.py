@@ -34,7 +34,9 @@ def freed_if_equal(
         given, ours = expected[names[0]], parameter.grad
         if ours is None:
             return
-        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in parts: free a further part if it is zero
+        # The gradient was equal and was freed, but a checkpoint with use_reentrant=True may add to it later. Zeros change nothing and are
+        # freed, too; anything else is a difference and stays.
+        if names[0] in freed:
             parameter.grad = None if not ours.any() else ours
         elif given is not None and not difference(given, ours, near):
             parameter.grad = None

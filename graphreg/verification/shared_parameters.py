@@ -27,7 +27,7 @@ class SharedParameters:
         self.on = not any(map(nn.parameter.is_lazy, self.own.values()))
 
     def memo(self) -> dict[int, Any]:
-        """Return the memo with which ``copy.deepcopy`` makes a copy of the model or of the module that uses the shared parameters.
+        """Return a memo for ``copy.deepcopy``. With it, a copy of the model or of the module uses the shared parameters.
 
         The memo is empty if parameters are not shared.
         """

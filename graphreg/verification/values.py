@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from graphreg.ir import is_nan
 
-NEAR = 1e-6  # the tolerance, relative to the largest value, if torch.export traced the model: it may change the order of operations
+# The tolerance relative to a tensor's largest value, where operations may run in another order than in the model: if torch.export traced
+# the model, and for the gradients of parameters that splices replace.
+NEAR = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)

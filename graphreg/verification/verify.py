@@ -46,7 +46,8 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
     weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. In two cases a small difference is
     allowed: everywhere if torch.export traced the model, and in gradients of parameters that splices replace. Relative to the tensor's
-    largest value it may be 1e-6 (float16 and bfloat16: four times the epsilon). Both stay unchanged; a compiled module runs in eager.
+    largest value it may be 1e-6 (float16 and bfloat16: four times the epsilon). The model and the module stay unchanged. If the module is
+    compiled, its copies run without torch.compile.
 
     Args:
         model: The model that ``regularize`` was given.
@@ -295,7 +296,7 @@ class Validation:
         return ""
 
     def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
-        """Describe the first parameter that differs between the copies; if they share parameters, from the user's model. Else ``""``."""
+        """Describe the first parameter that differs between the copies (if they share it, from the user's model); ``""`` if none does."""
         message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
         return f"after the call {message}" if message else ""
 

@@ -424,7 +424,7 @@ REGULARIZERS: list[tuple[list[str], str]] = [
 def refused(said: Said, words: str) -> None:
     status, out, err = said
     assert (status, out, err.count("\n")) == (2, "", 1), said
-    assert err.startswith("graphreg: ") and words in err, err
+    assert err.startswith("graphreg: ") and words in err.replace("addmm: mat1", "mat1"), err  # as torch 2.15 begins that message
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -531,10 +531,10 @@ def test_the_demo_is_that_of_make(say: Say, monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(cli_demo.subprocess, "run", run)
-    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0]] == [7, 7, 7]
+    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0], say("demo", "ranks")[0]] == [7, 7, 7, 7]
     examples = cli_page.TOP / "examples"
     assert [" ".join(command) for command in ran] == [
-        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py")
+        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py", "demo_ranks.py")
     ]
     made = (cli_page.TOP / "Makefile").read_text()
     assert all(f"$(PY) examples/{Path(path).name} {' '.join(more)}".strip() + "\n" in made for _, path, *more in ran)
@@ -624,7 +624,8 @@ def test_the_script_and_a_closed_pipe(folder: Path) -> None:
     assert script is not None
     piped = f"{sys.executable} -m graphreg names cli_nets:speaks | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", piped], cwd=folder, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("141\n", "a word of the model's own\n")
+    said = [line for line in done.stderr.splitlines() if "Traceback" in line or "Error" in line]
+    assert (done.stdout, said) == ("141\n", []) and done.stderr.startswith("a word of the model's own\n")  # Triton's library may say more
     done = subprocess.run([script, "plans"], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("graphreg: argument COMMAND: invalid choice: 'plans'")

@@ -160,6 +160,12 @@ def test_what_eval_mode_does_not_see_is_no_fault() -> None:
         return y
 
     assert graphreg.audit(Of(forward)).ok  # the node is in the graph of train mode alone
+    def whole(module: Any, x: Tensor) -> Tensor:
+        y: Tensor = F.dropout(module.a(x), 1.0) if module.training else module.a(x)
+        return y
+
+    (remark,) = graphreg.audit(Of(whole)).remarks
+    assert remark.kind == "drops everything"
     assert graphreg.audit(Untracked()).ok  # there is no variance of train mode that eval mode would use
     assert graphreg.audit(Of(lambda m, x: m.bn(F.alpha_dropout(x, 0.3, m.training)))).ok  # which keeps the variance
     frozen = Of(lambda m, x: m.b(m.a(x))).requires_grad_(False)

@@ -175,6 +175,25 @@ def test_other_sizes_are_traced_anew_and_nothing_counts_twice() -> None:
     assert graphreg.rng_state(model)["call"] == 5
 
 
+class ByRows:
+    """A scale that depends on the arguments of the call, as that of the Trainer's callback does."""
+
+    def of_call(self, args: Any, kwargs: Any) -> tuple[float, float]:
+        return 1.0 / args[0].shape[0], 1.0 / args[0].shape[0]
+
+
+def test_the_scale_of_a_call_reaches_the_graph_that_runs() -> None:
+    torch.manual_seed(0)
+    model: Any = graphreg.regularize_(Decides(), weight_l2=0.5, scale=ByRows())
+    weight = next(parameter for parameter in model.parameters() if parameter.dim() == 2)
+    by_hand = 2 * 0.5 * weight.detach() / weight.numel()
+    for rows in [5, 2, 5, 2, 3]:  # the second call begins in the graph of the first
+        model.zero_grad()
+        (model(X[:rows]) * 0).sum().backward()
+        torch.testing.assert_close(weight.grad, by_hand / rows)
+        assert "weight_l2" in model.penalties()
+
+
 class ActsThenDecides(nn.Module):
     """Counts or draws by an operation that is no module, then decides on a size."""
 
@@ -566,3 +585,30 @@ def test_other_constants_are_other_structures() -> None:
     keys = [form.key((torch.zeros(2, 3),), {"k": constant}) for constant in constants]
     assert len(set(keys)) == len(keys) and not any("." in key for key in keys)
     assert readable(form.key((torch.zeros(2, 3),), {"k": "a.·b"})) == "(k='a.·b', x=float32[2])"
+
+
+def test_a_forward_that_is_replaced_on_a_submodule_is_noticed() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Inner(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(x))
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x).relu()
+
+    model, x = graphreg.regularize_(Outer(), weight_l2=0.1, scale=1), torch.randn(3, 4)
+    inner: Any = model.inner
+    for replacement in (None, lambda x: inner.first(x).tanh(), lambda x: inner.first(x) * 2, None):
+        if replacement is None:
+            vars(inner).pop("forward", None)
+        else:
+            inner.forward = replacement
+        assert torch.equal(model.train()(x), model.eval()(x))

@@ -7,6 +7,7 @@ import itertools
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_in_place import Net, X, net
@@ -127,6 +128,26 @@ def test_a_default_that_changes() -> None:
         Scales.forward.__defaults__[0].append(2.0)
 
 
+def test_a_keyword_only_default_that_changes() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, *more: Tensor, scales: list[float] = [1.0]) -> Tensor:  # noqa: B006
+            h: Tensor = self.layer(x)
+            for each in more:
+                h = h + each
+            for scale in scales:
+                h = h * scale
+            return h
+
+    model, more = graphreg.regularize_(Scales(), weight_l2=0.1, scale=1), torch.randn(4)
+    for _ in range(3):
+        assert torch.equal(model.train()(X, more), model.eval()(X, more))
+        Scales.forward.__kwdefaults__["scales"].append(2.0)
+
+
 class Reads(nn.Module):
     """Reads objects in a list, a list in a dict, tensors in a list and global variables."""
 
@@ -190,3 +211,19 @@ def test_numbers_that_nothing_reads_make_no_other_graph() -> None:
     model.note = [object()]  # type: ignore[assignment]
     model(X)
     assert [len(made) for made in vars(model)["graphreg_in_place"]._made.values()] == [1]
+
+
+@pytest.mark.parametrize("number", [np.int64(-1), np.int64(1 << 60), np.int8(2), np.float32(3.5)])
+def test_numbers_of_numpy_as_arguments_are_refused(number: Any) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, by: Any) -> Tensor:
+            h: Tensor = self.layer(x) * by
+            return h
+
+    model = graphreg.regularize_(Scaled(), weight_l2=0.1, scale=1)
+    with pytest.raises(TraceError, match="an array that is not a tensor"):
+        model(X, number)

@@ -22,7 +22,7 @@ class Given(Noise):
         self.draw = draw
 
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
-        assert self.draw.shape == super()._drawn_for(z, shared).shape
+        assert self.draw.shape == super()._drawn_for(z, shared)[0].shape
         return self.draw
 
     def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.passes import BernoulliDropout, DropPath, HiddenL2
+from graphreg.passes import BernoulliDropout, DropConnect, DropPath, HiddenL2
 
 
 class Block(nn.Module):
@@ -168,3 +169,16 @@ def test_errors() -> None:
     module = graphreg.regularize(Blocks(), drop_path=0.1)
     with pytest.raises(graphreg.RegularizerError, match=r"takes a number or a dict .* scale the strengths in graphreg\.site_strengths"):
         graphreg.set_strength(module, "drop_path", graphreg.by_depth(0, 0.1))
+
+
+class Reread(Blocks):
+    """Reads a block's weight a second time, outside of the block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: Any = self.early[0]
+        return self.head(F.linear(self.late(self.early(x)), first.again.weight))
+
+
+def test_the_note_has_the_depth_beside_reads_that_are_not_replaced() -> None:
+    plan = graphreg.plan(graphreg.trace(Reread()), DropConnect("early.*.again.weight", graphreg.by_depth(0, 0.2)))
+    assert "early.0.again.weight is not replaced when read by Reread; weight by_depth(0, 0.2)" in str(plan)

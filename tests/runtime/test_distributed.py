@@ -98,10 +98,11 @@ def test_the_state_is_the_same_on_every_rank(told: list[Told]) -> None:
         assert [state["call"] for state in states[0]] == [1, 2, 3] and states[0][0]["ranks"] == ranks
 
 
-def test_compiled_whole_each_rank_has_one_graph_with_the_masks_and_gradients_of_eager(told: list[Told]) -> None:
-    """The module's own compile; under Inductor, in the sweep, graphreg's backend."""
+@pytest.mark.parametrize("what", ["whole", "around"])
+def test_compiled_whole_each_rank_has_one_graph_with_the_masks_and_gradients_of_eager(told: list[Told], what: str) -> None:
+    """The module's own compile; under Inductor, in the sweep, graphreg's backend. ``around``: the backend of the wrapper."""
     for rank in told:
-        steps, graphs = rank["whole"]
+        steps, graphs = rank[what]
         assert graphs == 1
         for ours, theirs in zip(steps, rank["differ"], strict=True):
             torch.testing.assert_close(ours["output"], theirs["output"], rtol=1e-9, atol=1e-12)

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -102,11 +103,14 @@ def test_one_graph_draws_what_eager_draws(way: Callable[[Any, Any], Any]) -> Non
     assert way is around_the_wrapper or not counters["graph_break"]
 
 
-def test_the_backend_draws_what_a_rewritten_module_draws() -> None:
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_backend_draws_what_a_rewritten_module_draws(inside: bool) -> None:
+    """Also inside DistributedDataParallel, as long as the gradients fill one bucket."""
     become(1)
     module, model = regularized(), plain()
     backend = graphreg.backend(REGULARIZERS, rng=5, inner="aot_eager")
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = DistributedDataParallel(compiled) if inside else compiled
 
     def run(x: Tensor) -> Any:
         output = compiled(x)
@@ -114,6 +118,68 @@ def test_the_backend_draws_what_a_rewritten_module_draws() -> None:
 
     torch.testing.assert_close(steps(run, list(model.parameters())), steps(module, list(module.parameters())))
     assert len(backend.subgraphs) == 1
+
+
+class Wide(nn.Module):
+    """With more than a mebibyte of gradients, which fill several buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 520), nn.Linear(520, 520), nn.Linear(520, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))  # type: ignore[no-any-return]
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return Wide()
+
+
+SITES: dict[str, Any] = {"hidden_dropout": 0.5, "hidden_l1": 0.1, "weight_l2": 0.1, "rng": 5}
+
+
+@pytest.mark.parametrize("way", [wrapped, around_the_wrapper])
+@pytest.mark.parametrize("penalties", ["return", "attach"])
+def test_a_graph_that_is_split_at_the_buckets(way: Callable[[Any, Any], Any], penalties: Any) -> None:
+    """Torch splits the graph of a rewritten module; masks, penalties and gradients stay."""
+    become(1)
+    options = {"penalties": penalties, **({"scale": 1} if penalties == "attach" else {})}
+    module, counter = graphreg.regularize(wide(), **SITES, **options), CompileCounterWithBackend("aot_eager")
+    twin, parameters = copy.deepcopy(module), list(module.parameters())
+
+    def returning(run: Any) -> Any:
+        return run if penalties == "return" else lambda x: (run(x), {})
+
+    with mock.patch.object(torch._dynamo.config, "optimize_ddp", True):
+        found = steps(returning(way(module, counter)), parameters)
+    assert counter.frame_count == 2  # the parts
+    torch.testing.assert_close(found, steps(returning(twin), list(twin.parameters())))
+
+
+def with_penalties(run: Any, backend: Any) -> Callable[[Tensor], Any]:
+    return lambda x: (run(x), backend.penalties())
+
+
+@pytest.mark.parametrize("way", ["inside", "around"])
+def test_the_backend_names_optimize_ddp_where_it_splits_a_graph(way: str) -> None:
+    """A part of a graph does not tell which of its inputs are parameters. Switched off, all is as without the wrapper."""
+    become(1)
+    found = []
+    for optimized in (True, False):
+        torch._dynamo.reset()
+        model, module = wide(), graphreg.regularize(wide(), **SITES)
+        backend = graphreg.backend(inner="aot_eager", **SITES)
+        compiled: Any = torch.compile(DistributedDataParallel(model) if way == "around" else model, backend=backend)
+        run = DistributedDataParallel(compiled) if way == "inside" else compiled
+        with mock.patch.object(torch._dynamo.config, "optimize_ddp", optimized):
+            if optimized:
+                with pytest.raises(graphreg.TraceError, match=r"optimize_ddp is on, so torch splits.*config\.optimize_ddp = False before"):
+                    run(X)
+                continue
+            found = steps(with_penalties(run, backend), list(model.parameters()))
+        torch.testing.assert_close(found, steps(module, list(module.parameters())))
+        assert [[site.name for site in entry.traced.values] for entry in backend.subgraphs] == [["x", "a", "tanh", "b", "tanh_1", "c"]]
 
 
 def test_other_ranks_draw_other_masks_and_set_ranks_makes_them_the_same() -> None:

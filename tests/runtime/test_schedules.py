@@ -573,7 +573,7 @@ def test_functional_calls() -> None:
     with pytest.raises(GraphRegError, match=r"functional_call was given the clock of the module's schedules: it would not advance\. Leave"):
         torch.func.functional_call(module, {**parameters, **buffers}, (X,))
     with (
-        pytest.warns(DeprecationWarning, match="deprecated"),
+        pytest.warns((DeprecationWarning, FutureWarning), match="deprecated"),
         pytest.raises(GraphRegError, match=r"torch\.jit\.trace would freeze the scheduled strengths of this call"),
     ):
         torch.jit.trace(module, X)  # type: ignore[no-untyped-call]

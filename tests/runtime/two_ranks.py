@@ -84,6 +84,14 @@ def whole_backend(rank: int) -> Any:
     return train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.subgraphs)
 
 
+def backend_around(rank: int) -> Any:
+    """graphreg's backend, of the wrapper itself: its prefix ``module.`` is in no name."""
+    model = plain()
+    backend = graphreg.backend(REGULARIZERS, rng=5, inner="aot_eager")
+    compiled = torch.compile(DistributedDataParallel(model), backend=backend)
+    return train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.subgraphs)
+
+
 def main(rank: int, store: str, out: str, backend: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -102,6 +110,8 @@ def main(rank: int, store: str, out: str, backend: str) -> None:
         told[f"{ranks} frozen"] = frozen
         told[f"{ranks} samples"] = graphreg.sample(module, data(0, 0), 3).outputs
     told["whole"] = whole_module(rank) if backend == "eager" else whole_backend(rank)
+    torch.compiler.reset()
+    told["around"] = backend_around(rank)
     torch.save(told, out)
     dist.barrier()
     dist.destroy_process_group()

@@ -39,6 +39,7 @@ STACK_READERS = {
     "graphreg/dynamo_backend/capture_place.py": "the name of the code of a decorated forward, which Dynamo captures first",
     "graphreg/errors.py": "the first caller outside graphreg, for the line that a warning names",
     "graphreg/in_place/fingerprint.py": "whether it is the model's code that reads a configuration",
+    "graphreg/ir/contents.py": "whether it is the model's code that asks",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
     "graphreg/tracing/global_queries.py": "whether it is the model's code that asks a question of its surroundings",

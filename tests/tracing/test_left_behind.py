@@ -727,3 +727,85 @@ def test_a_forward_that_goes_by_gradients_is_refused_and_opaque_in_a_submodule()
     for _ in range(2):
         assert torch.equal(module(x).output, model(x))
         module(x).output.sum().backward()
+
+
+class AsksWhatIsLeft(nn.Module):
+    """Branches on an attribute of a tensor that depends on the calls before, or on whether gradients are recorded."""
+
+    def __init__(self, of: str, attribute: str) -> None:
+        super().__init__()
+        self.l, self.of, self.attribute = nn.Linear(3, 3), of, attribute
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        left = getattr(self.l.weight if self.of == "weight" else h, self.attribute)
+        return h * 2 if (left if isinstance(left, int) else left is not None) else h
+
+
+LEFT = [("weight", "_version"), ("value", "_version"), ("weight", "grad"), ("value", "grad_fn"), ("value", "is_leaf")]
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "auto", "export"])
+@pytest.mark.parametrize(("of", "attribute"), LEFT)
+def test_what_earlier_calls_have_left_in_a_tensor_is_refused(of: str, attribute: str, front_end: Any) -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(TraceError, match=rf"it reads \.{attribute} of a tensor, which depends on earlier calls"):
+        graphreg.regularize(AsksWhatIsLeft(of, attribute), hidden_dropout=0.1, front_end=front_end, example_inputs=x)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize(("of", "attribute"), LEFT)
+def test_a_submodule_that_reads_it_becomes_opaque(of: str, attribute: str, front_end: Any) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 3), AsksWhatIsLeft(of, attribute)), torch.randn(2, 3)
+    module = graphreg.regularize(model, weight_l2=0.1, front_end=front_end, example_inputs=x)
+    for _ in range(3):
+        model.zero_grad()
+        assert torch.equal(module(x).output, model(x))
+        with torch.no_grad():
+            assert torch.equal(module(x).output, model(x))
+            model[1].l.weight.add_(0.1)
+        module(x).output.sum().backward()
+
+
+class Counts(nn.Module):
+    """Counts its calls, and uses the count in a way that has the same result for some calls."""
+
+    def __init__(self, use: Callable[[int], int]) -> None:
+        super().__init__()
+        self.l, self.use, self.calls = nn.Linear(3, 3), use, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.l(x) * (1 + self.use(self.calls))
+
+
+SLOW = {
+    "shifted": lambda n: n >> 3, "masked": lambda n: n & 64, "lengths": lambda n: n.bit_length() // 9, "rounded": lambda n: round(n, -2),
+    "equal": lambda n: int(n == 40), "whole": lambda n: n.real // 50,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize("use", SLOW)
+def test_a_count_that_changes_nothing_for_some_calls_is_refused(use: str, front_end: Any) -> None:
+    with pytest.raises(TraceError):
+        graphreg.regularize(Counts(SLOW[use]), weight_l2=0.1, front_end=front_end, example_inputs=torch.ones(2, 3))
+
+
+class Compares(nn.Module):
+    """Compares what it kept from the call before with an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.last = nn.Linear(3, 3), "none"
+
+    def forward(self, x: Tensor, mode: str) -> Tensor:
+        again, self.last = self.last == mode, mode
+        return self.l(x) * 2 if again else self.l(x)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_a_comparison_with_what_a_call_left_behind_is_refused(front_end: Any) -> None:
+    with pytest.raises(TraceError):
+        graphreg.regularize(Compares(), weight_l2=0.1, front_end=front_end, example_inputs=(torch.ones(2, 3), "a"))

@@ -163,9 +163,13 @@ def scaler() -> None:
     assert door.first_scale(torch.amp.GradScaler("cpu", enabled=False))[0] is False
 
 
-@canary("private attributes of a tensor are named", "the symbolic front end", "PRIVATE_FACTS", "PRIVATE_STORAGE")
+@canary("private attributes of a tensor are named", "the front ends", "PRIVATE_FACTS", "PRIVATE_STORAGE", "VERSION")
 def private_facts() -> None:
-    assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
+    assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE, door.VERSION} <= set(dir(Tensor))
+    x = torch.zeros(2)
+    before = getattr(x, door.VERSION)
+    x.add_(1)
+    assert getattr(x, door.VERSION) == before + 1
 
 
 @canary("hooks on saved tensors are known", "traces in place at a call under such hooks", "has_saved_tensor_hooks")

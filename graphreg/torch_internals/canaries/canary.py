@@ -21,12 +21,12 @@ class CanaryError(AssertionError):
 
 @dataclass(frozen=True)
 class Canary:
-    """A test of functions of ``torch_internals``.
+    """A test of names of ``torch_internals``.
 
     Attributes:
         what: What torch does, as a clause that can follow "torch changed how".
         needs: The part of graphreg that needs it, as a noun that can follow "this concerns".
-        names: The tested functions of ``torch_internals``.
+        names: The tested names of ``torch_internals``: functions, classes and constants.
         test: The test.
     """
 
@@ -58,7 +58,7 @@ CANARIES: list[Canary] = []  # in the order of definition
 
 
 def canary(what: str, needs: str, *names: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Make a function a canary. The arguments are the attributes of ``Canary``."""
+    """Return a decorator that makes its function a canary. The arguments are attributes of ``Canary``."""
 
     def made(test: Callable[[], None]) -> Callable[[], None]:
         CANARIES.append(Canary(what, needs, names, test))
@@ -75,7 +75,7 @@ def _told(error: BaseException) -> str:
 
 @contextmanager
 def raising(*kinds: type[BaseException], match: str = "") -> Iterator[None]:
-    """Open a block that must raise an error of one of these kinds, with a message in which ``match`` is found."""
+    """Open a block that must raise an error of one of these kinds, with a message in which the regular expression ``match`` is found."""
     try:
         yield
     except kinds as error:

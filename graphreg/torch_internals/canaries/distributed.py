@@ -1,100 +1,98 @@
-"""Canaries of DTensors, of FSDP2, and of torch's tensor parallelism. They make a process group of this one process.
+"""Canaries of torch's wrappers and pipelines for training on several devices.
 
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names. If
+torch was built without torch.distributed, these canaries test nothing, and pass.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor import parallel as styles
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import graphreg.torch_internals as door
-from graphreg.torch_internals.canaries.canary import canary
+from graphreg.torch_internals import PipelineRun
+from graphreg.torch_internals.canaries.canary import canary, compiled
+
+if dist.is_available():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
 
 @contextmanager
-def alone() -> Iterator[Any]:
-    """Open a block with a mesh that has this process alone."""
-    made = not dist.is_initialized()
-    if made:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+def _group() -> Iterator[None]:
+    """Open a block in which this process is the only member of a process group."""
+    hook = sys.excepthook  # init_process_group replaces it
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
-        yield DeviceMesh("cpu", [dist.get_rank()])
+        yield
     finally:
-        if made:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+        sys.excepthook = hook
 
 
-@canary("a DTensor is made, read and reduced", "penalties on DTensors", "has_process_group", "is_distributed", "on_all_ranks", "replicated",
-        "shards", "without_partial_sums")  # fmt: skip
-def tensors() -> None:
-    with alone() as mesh:
-        whole = torch.arange(6.0).view(3, 2)
-        sharded: Any = distribute_tensor(whole, mesh, [Shard(0)])
-        assert door.has_process_group() and door.is_distributed(sharded) and not door.is_distributed(whole)
-        assert door.is_distributed(nn.Parameter(sharded)) and door.shards(sharded) == [(0, 1)]
-        assert torch.compile(door.is_distributed, backend="eager", fullgraph=True)(sharded)
-        copied = door.replicated(whole, sharded)
-        assert copied.placements == (Replicate(),) and door.shards(copied) == [] and torch.equal(copied.full_tensor(), whole)
-        summed = DTensor.from_local(whole, mesh, [Partial()], run_check=False)
-        assert door.shards(summed) is None and door.without_partial_sums(summed).placements == (Replicate(),)
-        assert door.without_partial_sums(sharded) is sharded
-        assert door.on_all_ranks(True, sharded) and not door.on_all_ranks(False, sharded)
+class _Stage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.seen: list[PipelineRun | None] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(door.pipeline_run())
+        return self.layer(x)  # type: ignore[no-any-return]
 
 
-@canary("FSDP2 keeps the parameters that it shards", "penalties on parameters under FSDP2", "sharded_parameters",
-        "taken_by_fsdp", "uses_fsdp")  # fmt: skip
-def fsdp() -> None:
-    with alone() as mesh:
-        seen = list[tuple[Tensor, bool]]()
-
-        class Layer(nn.Linear):
-            def forward(self, x: Tensor) -> Tensor:
-                seen.append((self.weight, door.taken_by_fsdp(self.weight)))
-                return super().forward(x)
-
-        layer = Layer(2, 2)
-        assert not door.uses_fsdp() and not door.taken_by_fsdp(layer.weight)
-        fully_shard(layer, mesh=mesh)
-        own = layer.weight
-        layer(torch.ones(1, 2))
-        gathered, was_taken = seen[0]
-        assert door.uses_fsdp() and not door.is_distributed(gathered) and door.sharded_parameters()[id(gathered)] is own
-        assert not was_taken and door.taken_by_fsdp(own) and door.taken_by_fsdp(gathered)
-        function = torch.compile(lambda weight: (door.taken_by_fsdp(weight), weight * 2), backend="eager", fullgraph=True)
-        assert function(own)[0] and not function(torch.ones(2))[0]
+@canary("torch.distributed.pipelining calls a stage", "the stages of pipelines", "PipelineRun", "pipeline_run")
+def pipeline() -> None:
+    assert door.pipeline_run() is None
+    if not dist.is_available():
+        return
+    x = torch.ones(4, 2)
+    with _group():
+        kinds: list[tuple[Any, bool, bool]] = [(ScheduleGPipe, False, False), (ScheduleInterleavedZeroBubble, True, True)]
+        for kind, splits, whole in kinds:
+            module = _Stage()
+            stage = PipelineStage(module, 0, 1, torch.device("cpu"))
+            options: Any = {"n_microbatches": 2, "loss_fn": lambda output, target: output.sum(), "scale_grads": whole}
+            kind([stage] if splits else stage, **options).step(x, target=x)
+            runs = [run for run in module.seen if run is not None]
+            assert [run.is_rehearsal for run in runs] == [True, False, False]
+            assert {(run.microbatches, run.scale_grads, run.splits_backward) for run in runs[1:]} == {(2, whole, splits)}
 
 
-@canary("parallelize_module converts what a layer takes and returns", "penalties under tensor parallelism", "has_parallel_hooks",
-        "returns_shard", "shards_passed")  # fmt: skip
-def parallel() -> None:
-    with alone() as mesh:
-        def returns(style: Any, layer: nn.Module) -> bool | None:
-            assert not door.has_parallel_hooks(layer) and door.returns_shard(layer) is None
-            styles.parallelize_module(layer, mesh, style)
-            assert door.has_parallel_hooks(layer)
-            return door.returns_shard(layer)
+@canary("a wrapper holds its module", "the names in graphreg's backend", "wrapped_module")
+def wrappers() -> None:
+    if not dist.is_available():
+        return
+    module = nn.Linear(2, 2)
+    with _group():
+        made: tuple[Any, ...] = (DistributedDataParallel(module), DataParallel(module), checkpoint_wrapper(module), torch.compile(module))
+        for wrapper in made:
+            assert door.wrapped_module(wrapper) is module, type(wrapper).__name__
+    sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # its constructor needs an accelerator
+    nn.Module.__init__(sharded)
+    setattr(sharded, FSDP_WRAPPED_MODULE, module)
+    assert door.wrapped_module(sharded) is module and door.wrapped_module(nn.Sequential(module)) is None
 
-        assert returns(styles.ColwiseParallel(), nn.Linear(2, 2)) is True
-        assert returns(styles.ColwiseParallel(use_local_output=False), nn.Linear(2, 2)) is False
-        assert returns(styles.ColwiseParallel(output_layouts=Replicate()), nn.Linear(2, 2)) is False
-        assert returns(styles.RowwiseParallel(), nn.Linear(2, 2)) is False
-        assert returns(styles.RowwiseParallel(output_layouts=Shard(1)), nn.Embedding(2, 2)) is True
-        assert returns(styles.SequenceParallel(), nn.LayerNorm(2)) is False
-        assert returns(styles.SequenceParallel(use_local_output=True), nn.LayerNorm(2)) is True
-        cut: dict[str, Any] = {"output_layouts": Replicate(), "desired_output_layouts": Shard(0)}
-        assert returns(styles.PrepareModuleOutput(**cut), nn.Identity()) is True
-        layer = nn.Identity()
-        moved = (Shard(1), None, Replicate())
-        entry = styles.PrepareModuleInput(input_layouts=moved, desired_input_layouts=moved, use_local_output=True)
-        assert returns(entry, layer) is None and door.shards_passed(layer) == ((True, False, False), frozenset())
-        assert door.shards_passed(nn.Identity()) == ((), frozenset())
+
+@canary("Dynamo splits a graph for DistributedDataParallel", "the error of graphreg's backend about optimize_ddp", "splits_for_ddp")
+def buckets() -> None:
+    seen: list[bool] = []
+    if not dist.is_available():
+        return
+    for size, optimize, parts in ((8, True, [False]), (520, True, [True, True]), (520, False, [False])):
+        model, x = nn.Sequential(nn.Linear(8, size), nn.Linear(size, size), nn.Linear(size, 2)), torch.ones(2, 8)
+        with _group(), mock.patch.object(torch._dynamo.config, "optimize_ddp", optimize):
+            DistributedDataParallel(compiled(model, lambda gm, inputs: seen.append(door.splits_for_ddp())))(x)
+        assert seen == parts, (size, optimize)
+        seen.clear()
+        torch.compiler.reset()

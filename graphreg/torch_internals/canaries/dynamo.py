@@ -171,8 +171,8 @@ class Box:
 def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None], boxes: list[Box]) -> int:
     """Call a compiled function with each of the boxes in turn, and return how many graphs Dynamo captures.
 
-    The function ignores its box, so only ``guard`` can cause another capture.
-    ``guard`` installs a guard on the first box while a graph is captured; ``changes`` is called with that box after each call.
+    The function ignores its box, so only ``guard`` can cause another capture. ``guard`` installs a guard on the first box while a graph is
+    captured; ``changes`` is called with that box after each call.
     """
     graphs = list[int]()
 

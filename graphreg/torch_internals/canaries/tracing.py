@@ -39,9 +39,9 @@ def levels() -> None:
 @canary("torch.vmap records its batch", "noise under torch.vmap", "vmaps", "batch_positions")
 def mappings() -> None:
     def inside(x: Tensor) -> Tensor:
-        (mapping,) = door.vmaps()
-        assert mapping.randomness == "different"
-        return door.batch_positions(mapping.level, x.device)[0] * 10
+        ((level, randomness),) = door.vmaps()
+        assert randomness == "different"
+        return door.batch_positions(level, x.device)[0] * 10
 
     assert torch.vmap(inside, randomness="different")(torch.ones(3, 2)).tolist() == [0, 10, 20] and door.vmaps() == ()
 
@@ -214,7 +214,7 @@ class Named(NamedTuple):
 
 
 class CanaryPair(NamedTuple):
-    """What a copied graph returns. Every graph of this process then knows the name."""
+    """What a copied graph returns. After the canary, every graph of this process knows the name."""
 
     value: Any
     more: Any

@@ -18,7 +18,7 @@ DECIDES_ON_BATCH = "a condition on sizes in the forward does not hold for a batc
 
 
 def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[tuple[Any, bool]], negated: Collection[str]) -> None:
-    """Until the changes end, note each condition on sizes whose answer the model's code asks for, and the answer.
+    """Note each condition on sizes whose answer the model's code asks for, and the answer, until the block of ``patches`` ends.
 
     Args:
         patches: Ends the interception when its block ends.
@@ -30,7 +30,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
     thread = threading.get_ident()
 
     def decided(condition: torch.SymBool) -> bool:
-        asked = condition.node.expr  # read before the answer, which may replace symbols of the expression
+        asked = condition.node.expr  # read first, because computing the answer may replace symbols of the expression
         value = answer(condition)
         if threading.get_ident() != thread or not asks():
             return value
@@ -43,7 +43,7 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
 
 
 def squeezed(value: Tensor, dim: Any = None, **more: Any) -> Iterator[Any]:
-    """For each axis of varying size that ``squeeze`` names, yield what holds for the example: that the size is 1, or that it is not."""
+    """For each axis of varying size in the ``dim`` of ``squeeze``, yield what holds for the example: that the size is 1, or is not."""
     with without_proxies():
         for axis in dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,):
             is_one = value.shape[axis] == 1
@@ -57,10 +57,10 @@ class Conditions:
 
     Attributes:
         asserted: The conditions, as sympy expressions in the symbols of input sizes.
-        assumes_no_zero: Whether the graph must also assert that no variable size is 0, because the answer to a question of the forward
-            would be another then.
-        fail_for_one: Conditions that hold for the example inputs, but not for a batch of one, by the text of what the forward asked.
-            They are not among ``asserted``.
+        assumes_no_zero: Whether the graph must also assert that no variable size is 0: with a size of 0, the forward could get another
+            answer, or a condition would divide by 0.
+        fail_for_one: A dict of the conditions that hold for the example inputs, but not for a batch of one. Each key is the text of what
+            the forward asked. These conditions are not among ``asserted``.
     """
 
     def __init__(self, environment: Any, record: OpRecord, batches: Iterable[Any], wide: bool) -> None:
@@ -73,15 +73,16 @@ class Conditions:
             wide: Whether the example was a batch of one that was widened to two.
 
         Raises:
-            GraphRegError: The example was a batch of one, and a guard of torch.export does not hold for it.
+            GraphRegError: The example was a batch of one, and a guard of torch.export or a condition of a ``squeeze`` is false for it.
         """
         self._examples = example_sizes(environment)
-        # Guards that only exclude that an operation broadcasts are left out, because the operation decides anew at each call. Its other
-        # guards stay, because they decide the sizes of its result, which the forward may read.
+        # Some guards of an operation only exclude that it broadcasts. They are left out, because the operation decides anew at each call
+        # whether it does. Its other guards stay, because they decide the sizes of its result, which the forward may read.
         guards = [
             guard.expr for i, guard in enumerate(environment.guards) if i not in record.op_guards or not excludes_one(guard.expr)
         ]
-        # If a size turned out to be a constant or a multiple of another size, its symbol is no longer among the inputs and is replaced.
+        # A size may turn out to be a constant or a multiple of another size. Then no input has its symbol any longer, so a guard that was
+        # made before must get the new expression in place of the symbol.
         self.asserted = [environment.replace(guard) for guard in (*guards, *record.squeezed)]
         self.assumes_no_zero = any(not asked.free_symbols for asked, _ in record.decisions)
         self.assumes_no_zero |= any(None in self._for_small_sizes(each) for each in self.asserted)

@@ -99,7 +99,8 @@ def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
 ) -> Graphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
-    mode_reads = ModeReads(any=True)  # trace both modes, to find values that torch.export took for constants, such as drawn numbers
+    # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value for a constant, such as a random number.
+    mode_reads = ModeReads(any=True)
     batch = BatchOfOne(wide)
 
     def once() -> fx.Graph:
@@ -144,7 +145,7 @@ def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> 
 
 @contextmanager
 def _quiet_and_unfused() -> Iterator[None]:
-    """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
+    """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, because values inside a kernel cannot be sites.
 
     torch's solver of inequalities logs a message where it gives up. torch.export logs each size that it fixes, and prints its graph to
     stderr if it fails. These messages are not needed: the error that is raised says what failed, and a listing says which sizes are fixed.
@@ -174,7 +175,7 @@ def _widened(call: Arguments) -> Arguments | None:
 
 
 def _distinct(call: Arguments) -> Arguments:
-    """Clone a tensor that is given twice (as inputs and as labels), because torch.export would take both arguments for one value."""
+    """Clone a tensor that is given twice (``input_ids`` and ``labels``), because torch.export would take both arguments for one value."""
     seen = set[int]()
 
     def distinct(tensor: torch.Tensor) -> torch.Tensor:
@@ -189,7 +190,7 @@ def _distinct(call: Arguments) -> Arguments:
 
 @contextmanager
 def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
-    """Switch ``use_cache`` off in the configurations of a model within the block, because a graph cannot return a cache.
+    """Within the block, switch ``use_cache`` off in the configurations of a model, because a graph cannot return a cache.
 
     ``notes``: filled with a line for each class of configuration in which ``use_cache`` was on.
     """

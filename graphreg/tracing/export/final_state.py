@@ -37,7 +37,7 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
 
 
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
-    """Return a value, with proxies in place of tensors that were computed from data. Of containers, only tuples are searched."""
+    """Return a value, with proxies in place of tensors computed from the inputs' data. Of containers, only tuples are searched."""
     if type(value) is tuple:
         return tuple(_lasting(item, proxy_of) for item in value)
     proxy = proxy_of(value) if isinstance(value, Tensor) else None

@@ -29,7 +29,7 @@ class Inputs:
     _last: fx.Node  # the last assertion
 
     def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None], wide: bool) -> None:
-        """Add the nodes.
+        """Add the nodes to the graph, and the assertions on the inputs.
 
         Args:
             graph: The graph, still empty.

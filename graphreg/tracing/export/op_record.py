@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import FOREIGN, SIZE_ATTRIBUTES, SIZES
+from graphreg.ir import SIZE_ATTRIBUTES, SIZES
 from graphreg.torch_internals import HigherOrderOperator
 
 PLAIN = (
@@ -39,7 +39,11 @@ DIFFERENTIATES = "it differentiates by torch.func, and a graph would fix how dee
 
 
 class UnsupportedValue(Exception):
-    """A call cannot be recorded as one operation: it returns no tensor, or one of its values has no node and a graph cannot hold it."""
+    """The export front end cannot record a call or a value.
+
+    The call returns no tensor, the value has no node and a graph cannot hold it, or the model's own code does what only an opaque module
+    may do.
+    """
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Built:
     keyed: bool = False
 
 
-AT = "graphreg_at"  # the key in node.meta of a node's place in the traced graph; torch.export copies the place to later graphs
+# The key in node.meta of a node's place: its index in the graph that torch.export traces. When torch.export makes further graphs from that
+# one, it copies the place to their nodes.
+AT = "graphreg_at"
 
 
 class _RecordedOp(HigherOrderOperator):
@@ -93,14 +99,14 @@ RECORDED_OP = _RecordedOp()
 
 
 class KeepOpaque(BaseException):
-    """Ends the trace of a submodule that must become opaque. It is a BaseException, because no forward may catch it."""
+    """Ends the trace of a submodule that must become opaque. An ``except Exception`` in a forward must not catch it."""
 
 
 class UntraceableModel(RuntimeError):
     """The model's own code does something that a graph would lose. The message says what, so the model is not run to find the cause."""
 
 
-ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # (node, ports, whether a selector needs no port) of each
+ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # of each tensor: node, ports, ``Label.default``
 
 
 @dataclass
@@ -109,9 +115,10 @@ class OpRecord:
 
     Attributes:
         calls: The operations by key.
-        returns: Two kinds of events, by the last node before the event: each return of a module (path, class name, tensors) and each
-            read of a size (operation, path of the reading module, node of the tensor). torch.export's graph has no node for a read of a
-            size. The read is recorded because it is a node in a symbolic trace, so that it counts in the numbering of names.
+        returns: A dict. Each key is a node, or None for the time before the first node; the value lists the events after this node and
+            before the next. An event is a return of a module (path, class name, tensors) or a read of a size (operation, path of the
+            reading module, node of the tensor). torch.export's graph has no node for a read of a size. The read is recorded because it is
+            a node in a symbolic trace, so that it counts in the numbering of names.
         abandoned: The nodes of a submodule that became opaque while it was traced.
         opaque: The opaque modules by path, with reasons.
         arguments: The model's arguments, with nodes in place of tensors.
@@ -144,11 +151,6 @@ def called_by_operator(depth: int = 2) -> bool:
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
-
-
-def called_by_foreign_code(depth: int = 2) -> bool:
-    """Return whether the calling code belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
@@ -197,7 +199,7 @@ def switches_gradients(function: Callable[..., Any], args: Any, kwargs: Any) -> 
 
 
 def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call | None:
-    """Return the call as torch.fx would record it, or None for a function that returns no tensor.
+    """Return the call as torch.fx would record it, or None for a function that is not recorded, such as one that returns a number.
 
     Args:
         function: The function or method of torch.

@@ -48,10 +48,10 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
 
 
 def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-    """Return replacements that record a call as one operation, for functions under ``torch.fx.wrap`` and torchvision's operations.
+    """Return replacements, which record a call as one operation, for torchvision's operations and functions marked with ``torch.fx.wrap``.
 
     Args:
-        function: Records a call of a function, given the function, whether an operator called it, and the arguments.
+        function: Records a call of a function, given the function, whether the user's code wrote an operator (``+``), and the arguments.
 
     Returns:
         For each function, the Python module that has it, its name there, and the replacement.

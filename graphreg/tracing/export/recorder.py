@@ -3,7 +3,7 @@
 torch.export itself takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode
 fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. The call runs
 on torch.export's fake tensors while torch.export records nothing, and torch.export goes on with the result. So torch.export still
-decides on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
+finds out which sizes may vary, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
 symbolic trace. A call that cannot be recorded as one operation, such as one under ``torch.vmap``, stays in aten operators.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import elements, is_single_operation
+from graphreg.ir import called_by_foreign_code, elements, is_single_operation
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
@@ -56,7 +56,6 @@ from graphreg.tracing.export.op_record import (
     UnsupportedValue,
     UntraceableModel,
     call_of,
-    called_by_foreign_code,
     called_by_operator,
     holds_tensors,
     map_tensors,
@@ -69,7 +68,7 @@ from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals, sizes_are_numbers
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
-from graphreg.tracing.tensors import SavedTensor, tensors_in
+from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, tensors_in
 
 
 class Recorder(TorchFunctionMode):
@@ -87,7 +86,7 @@ class Recorder(TorchFunctionMode):
         Args:
             model: The model.
             opaque: Opaque modules by path, with reasons.
-            answers: Answers to queries of global state that differ from torch's own.
+            answers: Answers that replace torch's own, by the name of the query of global state.
             negated: Texts of conditions on sizes for which the forward gets the opposite answer.
         """
         super().__init__()
@@ -208,6 +207,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_recording():
             self._record_size_reads(size_reads(func), args)
+            if attribute_of(func) in LEFT_IN_TENSORS and func.__name__ == "__get__" and not called_by_foreign_code():
+                raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
@@ -324,7 +325,7 @@ class Recorder(TorchFunctionMode):
         return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
-        """Make the model's code raise where it seeds a generator or adds an attribute to a tensor, because no mode of torch sees this."""
+        """Make the model's code raise where it seeds a generator or adds an attribute to a tensor. No ``TorchFunctionMode`` sees this."""
         thread = threading.get_ident()
 
         def seeded() -> None:

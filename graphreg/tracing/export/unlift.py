@@ -53,7 +53,7 @@ LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # the position of the ar
 
 
 class Unlifter:
-    """Makes the graph of one mode.
+    """Makes the graph of one mode from what torch.export returned and what was recorded meanwhile.
 
     Attributes:
         model: The model.
@@ -136,7 +136,7 @@ class Unlifter:
                 label_site(node, "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
-        """Find the submodules that torch.export turned into operators with graphs of their own: they must become opaque."""
+        """Find the submodules that must become opaque: an operator in them holds a graph of its own, or is one of ``OPAQUE_REASONS``."""
         for node in nodes:
             name = str(node.target) if isinstance(node.target, HigherOrderOperator) else function_name(node)
             if name in OPAQUE_REASONS:
@@ -145,9 +145,9 @@ class Unlifter:
                 self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Name the results of the modules that returned before a place, and count the reads of sizes.
+        """Choose names for the results of the modules that returned before a place in the graph, and count the reads of sizes before it.
 
-        Names are numbered in the order of calls.
+        The caller calls this between operations, because names are numbered in the order of operations, returns and reads.
         """
         while self._returns and self._returns[-1][0] < before:
             place, path, kind, value = self._returns.pop()
@@ -162,7 +162,7 @@ class Unlifter:
         return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
     def _name_of(self, target: str) -> str:
-        """Return the name of a lifted tensor: the model's own, or a new one for a tensor that the forward made."""
+        """Return the name of a tensor that torch.export made an input: the model's own, or a new one if the forward made the tensor."""
         owner, _, name = target.rpartition(".")
         try:
             if isinstance(getattr(self.model.get_submodule(owner), name, None), torch.Tensor):

@@ -92,7 +92,7 @@ class OpaqueState:
             self._hide(place, name, _NOTHING)
 
     def _hide(self, place: Attributes, name: str, value: Any) -> None:
-        """Unless a value can be called, replace it by a value that raises when code reads it, or that changes the graph."""
+        """Replace a value, unless it can be called. If code reads the replacement, the next trace raises or gives another graph."""
         if isinstance(value, nn.Module) or callable(value):
             return
         place.set(name, _different(value))
@@ -108,7 +108,7 @@ class OpaqueState:
 
 
 def _different(value: Any) -> Any:
-    """Return another bool or string for one of these, a ``ChangingNumber`` for a number, and a ``StaleValue`` for anything else."""
+    """Return the other bool for a bool, another string for a string, a ``ChangingNumber`` for a number, else a ``StaleValue``."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

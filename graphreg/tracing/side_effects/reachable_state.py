@@ -1,4 +1,4 @@
-"""Finds what a model's code can reach outside the model's modules (global variables, closures, functions, classes), and what it assigns.
+"""Finds what a model's code can reach outside the model's modules (globals, closures, functions, classes), and what the code assigns.
 
 The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So the
 search finds more code than runs in a call. The search itself calls nothing. The state that it finds is only compared before and after a
@@ -56,7 +56,8 @@ class ReachableCode:
 
     Attributes:
         functions: The functions by id.
-        variables: By the id of a global namespace, the namespace, and which of its names the code mentions.
+        variables: A dict. Each key is the id of a global namespace; the value is the namespace, and those of its names that the code
+            mentions.
         classes: The classes.
         mentioned: All names that the code mentions.
         clocks: Whether a forward, or a function that it calls by name, mentions a Python module such as ``time`` or ``uuid``, or a function

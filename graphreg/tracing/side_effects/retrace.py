@@ -41,7 +41,7 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
         model: The model.
         trace: Traces the model.
         opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are added.
-        mode_reads: Filled with the modes that the forward reads.
+        mode_reads: Filled with the modes (``training``) that the forward reads.
         run: Whether opaque modules run during a trace.
 
     Raises:
@@ -169,7 +169,7 @@ class StatefulForward(TraceError):
 
         Args:
             model: The model.
-            changed: The names of the state that changes; empty if nothing of the process was seen to change.
+            changed: The names of the state that changes; empty if no change was found, as when the forward reads a clock.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
@@ -200,7 +200,7 @@ def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str
 
 
 def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
-    """Return whether code that is not traced, or another thread, may have drawn from a random generator."""
+    """Return whether code that is not traced, or another thread, may have drawn from the random generator named ``stream``."""
     if stream == "numpy.random" and threading.active_count() > 1:
         return True
     return not _modules_mentioning(model, opaque, _last_name(stream))

@@ -1,7 +1,8 @@
 """Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, which changes this state. The graph will not, so the state must be restored. Before that, a second trace may
-start from the state that the first trace left behind. If the two graphs differ, the first one would be wrong from the second call on.
+A trace runs the forward, which changes this state. The graph will not change it, and tracing must leave the model as it was, so the state
+is restored. Before it is restored, a second trace may start from the state that the first trace left behind. If the two graphs differ, the
+first one would be wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from graphreg.tracing.side_effects.state_places import (
     Variables,
 )
 
+_UNSET = object()  # stands for the value of a ContextVar that has none
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
 _NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
@@ -54,8 +56,8 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: State that cannot be restored, such as the position of a Python generator: its full name, with the name of the
-            attribute or variable that holds it.
+        irreversible: A dict of state that cannot be restored, such as the position of a Python generator. Each key is the full name of the
+            state; the value is the name of the attribute or variable that holds it, or ``""``.
         code: What the model's code can reach.
     """
 
@@ -140,7 +142,7 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif isinstance(value, ContextVar) and value.get(None) is not None:  # a variable that is not set yet cannot be restored
+        elif isinstance(value, ContextVar) and value.get(_UNSET) is not _UNSET:  # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -162,8 +164,8 @@ class Snapshot:
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read this state. The next trace cannot use the proxies that this trace left behind. So each is replaced by a
-        ``StaleValue``, or by the content from before the forward.
+        A later call may read this state. Another trace cannot use the proxies that the last trace left behind. So each proxy is replaced
+        by a ``StaleValue``, or by the content from before the forward.
         """
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
@@ -191,7 +193,7 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
-        """Put a ``ChangingNumber`` in place of each number that has changed again since ``changed`` ran. Return whether there is one."""
+        """Put a ``ChangingNumber`` in place of each number that has changed again since ``changed`` ran. Return whether any number has."""
         return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # marks every place
 
     def restore(self) -> None:

@@ -93,7 +93,7 @@ class Attributes(Place):
             if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
-                self.tensors[key] = value  # the forward made this tensor; ``reassigned`` tells a fixed table from a running sum
+                self.tensors[key] = value  # the forward made this tensor; ``reassigned`` finds out if it is a fixed table or a running sum
                 continue
             if is_plain(value):
                 self.retained[key] = value
@@ -309,7 +309,10 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    """Return whether a value is a fake tensor of fixed size. Real zeros replace it for the next trace, because code can read these."""
+    """Return whether a value is a fake tensor of fixed size.
+
+    For the next trace, real zeros replace it, because the model's code can read the numbers of real tensors only.
+    """
     return isinstance(value, torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
 
 
@@ -370,6 +373,8 @@ class StaleValue:
         return StaleValue
 
     __getattr__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
+    __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
 
 
 class ChangingNumber(int):
@@ -386,7 +391,9 @@ class ChangingNumber(int):
     def _refuse(self, *args: Any) -> Any:
         raise TypeError("the forward decides or computes something with a number that each call changes")
 
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __bool__ = __mul__ = __rmul__ = __rsub__ = _refuse
-    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _refuse
-    __index__ = __int__ = __float__ = __divmod__ = __and__ = __or__ = __neg__ = __abs__ = _refuse
-    __hash__ = int.__hash__
+
+_COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"}
+# All members with which an int computes, decides or converts refuse. With the other members, an int is printed and copied.
+for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys() - {"__format__", "__getnewargs__"} | _COMPARISONS:
+    _refusal: Any = ChangingNumber._refuse
+    setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))

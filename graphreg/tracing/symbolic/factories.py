@@ -1,7 +1,8 @@
 """Decides which of the tensors that a forward makes must be made anew at each call, and adds nodes that make them.
 
-A tensor stays a constant of the graph if no code can write into it after it was made. All other tensors are made anew at each call.
-Otherwise writes into them would add up over calls, and one call would return the same tensor as the next.
+Such a tensor stays a constant of the graph unless one of these holds: the forward writes into it after the graph first reads it; the
+caller gets it as an output; or it is computed from a tensor of the model, or from a tensor that must be made anew. As constants, these
+tensors would keep what earlier calls wrote into them, and all calls would return the same tensor.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 
 
 def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[StorageKey]:
-    """Return the storages that must be made at each call: code may write into them, or they are computed from storages that change."""
+    """Return the storages that must be made at each call: code may write into them, or they get their content from storages that change."""
     known, effects = tape.known, Effects(tape.tracer.operations)
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
@@ -72,7 +73,7 @@ def _computed_from(tape: Tape, changing: set[StorageKey]) -> set[StorageKey]:
 
 
 def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
-    """Raise if Python read the content of a storage that changes between calls."""
+    """Raise TraceError if the forward has read the content of a storage in ``changing`` as a Python value, as ``bool(t)`` does."""
     for keys, place in tape.known.python_reads.values():
         if not changing.isdisjoint(keys):
             raise TraceError(
@@ -96,7 +97,7 @@ def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
 
 
 def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
-    """Return the entries that make these tensors or write into their storages, the entries that do so for the arguments, and so on."""
+    """Return the entries that make the tensors or write into their storages and, recursively, those that do so for their arguments."""
     makers, by_key = tape.known.made, defaultdict[StorageKey, list[TapeEntry]](list)
     for entry in tape.entries:
         for key in entry.written_storages:
@@ -116,7 +117,10 @@ def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
 
 
 def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey]) -> None:
-    """Raise if a tensor that must be made at each call was made or changed in a way that no function mode sees."""
+    """Raise TraceError if the tape has not seen how a tensor was made or changed.
+
+    This concerns tensors that must be made at each call, and tensors of the model that have got another storage.
+    """
     known = tape.known
     for tensor in tensors:
         key = storage_key(tensor)
@@ -136,7 +140,7 @@ def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey
 
 
 def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> None:
-    """Raise if there is an entry whose operation a graph cannot repeat."""
+    """Raise TraceError if a graph cannot repeat the operation of one of the entries."""
     for entry in entries:
         tensors = [*entry.tensors, *tensors_in(entry.result)]
         parameters = [t for t in tensors if isinstance(t, nn.Parameter) and storage_key(t) not in tape.owned]
@@ -155,12 +159,12 @@ def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> Non
 
 
 class _FactoryWriter:
-    """Adds nodes to the graph for entries of the tape, each at the place in the graph where the entry ran."""
+    """Adds nodes to the graph that repeat operations of the tape, each at the place in the graph where the operation ran."""
 
     def __init__(self, graph: fx.Graph, tape: Tape) -> None:
         self.graph, self.tape = graph, tape
         self._nodes: dict[int, fx.Node] = {}  # the node of each tensor, by the tensor's id
-        self._last: dict[fx.Node | None, fx.Node] = {}  # by the node after which entries ran, the last node that was added there
+        self._last: dict[fx.Node | None, fx.Node] = {}  # for each node after which operations ran: the last node added there
         self._new: dict[fx.Node, TapeEntry] = {}
 
     def run(self, entries: Iterable[TapeEntry], read: dict[fx.Node, Tensor]) -> None:
@@ -192,7 +196,7 @@ class _FactoryWriter:
         return last
 
     def _operation(self, entry: TapeEntry) -> fx.Node:
-        """Add the node that runs an entry."""
+        """Add and return the node that repeats an entry's operation; if the entry has a copy of the result, the node clones this copy."""
         function, name = entry.function, str(getattr(entry.function, "__name__", ""))
         if entry.copy is not None:
             return self.graph.call_method("clone", (self._value(entry.copy),))
@@ -206,14 +210,14 @@ class _FactoryWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def _annotated(self, node: fx.Node, entry: TapeEntry) -> fx.Node:
-        """Give a node the line of code and the module calls in which its entry ran."""
-        label_site(node, entry.scope)  # the node gets no name, so that the names of other values stay as they are
+        """Write the entry's line of code and its stack of module calls to a node."""
+        label_site(node, entry.scope)  # the node gets no label, so that the labels of other values stay as they are
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry
         return node
 
     def _value(self, value: Any) -> Any:
-        """Replace tensors in arguments by nodes. A tensor that the forward did not make is read from the model or as a constant."""
+        """Replace tensors in arguments by nodes. For a tensor that no entry made, torch.fx makes a ``get_attr`` node."""
         if isinstance(value, Tensor):
             return self._nodes[id(value)] if id(value) in self._nodes else fx.Tracer.create_arg(self.tape.tracer, value)
         if isinstance(value, (tuple, list)):

@@ -1,8 +1,9 @@
 """The tape: records what a forward does during a trace with the tensors that it makes itself.
 
 torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph, where all calls share it. So a call would
-find what earlier calls wrote into the tensor. Here such operations run, too, because the forward may read their results. But the tape
-records each operation with its place in the graph, and ``factories.py`` decides which of them the graph must repeat at each call.
+find what earlier calls wrote into the tensor. With the tape, such operations still run during the trace, because the forward may read
+their results. But the tape records each operation with its place in the graph, and ``factories.py`` decides which of them the graph must
+repeat at each call.
 
 As soon as a traced value may have been written into a tensor, the tensor's content is unknown. From then on, each operation on the tensor,
 or on a view of it, becomes a node of the graph.
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.ir import SPLITS, Effects, declared, is_in_place, origin_now, short
+from graphreg.ir import SPLITS, Effects, called_by_foreign_code, declared, is_in_place, origin_now, short
 from graphreg.torch_internals import (
     PRIVATE_FACTS,
     PRIVATE_STORAGE,
@@ -28,7 +29,16 @@ from graphreg.torch_internals import (
 )
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.tape_records import StorageFacts, TapeEntry
-from graphreg.tracing.tensors import SavedTensor, StorageKey, TensorState, storage_key, tensors_by_path, tensors_in
+from graphreg.tracing.tensors import (
+    LEFT_IN_TENSORS,
+    SavedTensor,
+    StorageKey,
+    TensorState,
+    reads_what_is_left,
+    storage_key,
+    tensors_by_path,
+    tensors_in,
+)
 
 # Attributes, methods and functions whose result does not depend on a tensor's content, so that no write changes it.
 FACTS = {
@@ -41,7 +51,8 @@ FACTS = {
 EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}
 # functions whose result may share the memory of another object, such as an array
 SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}
-PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python needs these results at once
+# methods whose result must be a Python value, so that no node can stand for it
+PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
 CURE = "Compute a new value instead, or move that step into a submodule of its own, which then becomes an opaque module."
 
@@ -54,8 +65,9 @@ class Tape(TorchFunctionMode):
         entries: The recorded operations in order.
         known: Facts about storages.
         effects: Tells which arguments a node may share storage with, and which it writes into.
-        moved: By the id of a tensor of the model that has got another storage, the line where the tape noticed this.
-        owned: The names of the model's tensors by storage.
+        moved: A dict. Each key is the id of a tensor of the model that has got another storage; the value is the line where the tape
+            noticed this.
+        owned: A dict. Each key is the storage of a tensor of the model; the value is the tensor's name.
     """
 
     def __init__(self, tracer: Any, root: nn.Module) -> None:
@@ -71,7 +83,7 @@ class Tape(TorchFunctionMode):
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # isinstance would read the class of a ``StaleValue``, which raises
+                if issubclass(type(value), Tensor):  # isinstance would read ``__class__``, and a ``StaleValue`` then raises
                     self.owned.setdefault(storage_key(value), f"{path}.{name}" if path else name)
                     self._states[id(value)] = value, TensorState.of(value)
 
@@ -80,6 +92,8 @@ class Tape(TorchFunctionMode):
         if self.tracer.evaluating:
             return func(*args, **kwargs)
         name, tensors = _operation_name(func), list(tensors_in((args, kwargs)))
+        if name in LEFT_IN_TENSORS and not called_by_foreign_code():
+            raise TypeError(reads_what_is_left(name))
         self.check_states(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
@@ -104,7 +118,7 @@ class Tape(TorchFunctionMode):
         self._add(self.known.holding, node, frozenset([key]))
 
     def check_states(self, tensors: Iterable[Tensor] | None = None) -> None:
-        """Notice changes that no function mode sees: by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.
+        """Notice changes that no function mode sees: those by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.
 
         Args:
             tensors: The tensors to compare with their last known states. None means all tensors that the tape has seen.
@@ -124,13 +138,13 @@ class Tape(TorchFunctionMode):
                     self._add(self.known.rewritten, key)
 
     def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
-        """Note the states that an operation has left: of its tensors, and of all other tensors in the storages that it wrote into."""
+        """Note the present states of an operation's tensors, and of all other tensors in the storages that the operation wrote into."""
         others = [tensor for tensor, state in self._states.values() if state.key in written]
         for tensor in (*tensors, *others):
             self._states[id(tensor)] = tensor, TensorState.of(tensor)
 
     def is_model_state(self, tensor: Tensor) -> bool:
-        """Return whether a tensor belongs to the model and the forward may write into it. Like a buffer, such a tensor is no site."""
+        """Return whether a tensor belongs to the model and may hold a traced value. Like a buffer, such a tensor is no site."""
         return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
 
     def node_created(self, node: fx.Node) -> None:
@@ -140,7 +154,8 @@ class Tape(TorchFunctionMode):
         if not sources:
             return
         definite, possible, shares = self._effects_of(node)
-        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation may write into the tensors of a list
+        # if it is unknown which arguments an in-place operation writes into, assume that it writes into all, such as the tensors of a list
+        definite = definite or tuple(sources if is_in_place(node) else ())
         for written in {**dict.fromkeys(possible), **dict.fromkeys(definite)}:
             for key in holding.get(written, ()):
                 if written in definite:
@@ -203,7 +218,7 @@ class Tape(TorchFunctionMode):
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
             written.add(storage_key(tensors[0]))
         overwritten = [saved for saved in saved_tensors if storage_key(saved.tensor) in written]
-        if overwritten:  # the graph must write into tensors that the forward did not make
+        if overwritten:  # only the graph may write into tensors that the forward did not make: undo the writes, and make a node
             for saved in overwritten:
                 saved.restore()
             self._update_states(tensors, written)
@@ -285,7 +300,7 @@ class Tape(TorchFunctionMode):
             )
 
     def _add(self, content: dict[Any, Any], key: Any, value: Any = None) -> None:
-        """Add an entry to a dict of facts, so that ``roll_back`` can remove it."""
+        """Add a key to a dict of facts, unless it is there already. ``roll_back`` can remove the key."""
         if key not in content:
             content[key] = value
             self._undo.append((content, key))

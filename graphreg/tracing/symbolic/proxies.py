@@ -15,11 +15,15 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import FOREIGN, IN_PLACE_NAMES, label_site, origin_now, scope_of
+from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
 
 def _tests_class(frame: types.FrameType) -> bool:
-    """Return whether Python code in this frame may be checking a class. If not, torch's argument parser reads it: give that a proxy."""
+    """Return whether the Python code of a frame, in which ``__class__`` was read, may be checking a class.
+
+    Otherwise the reader was torch's argument parser, C++ code without a frame of its own, which must get the proxy's class.
+    """
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
     return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
@@ -51,14 +55,14 @@ class AttributeProxy(Attribute):
         raise AttributeError(_assignment_message(name, "deletes"))
 
     def __hash__(self) -> int:
-        """Return the hash of a shape, a dtype or the like, for a dict or set. The graph asserts the hashed value."""
+        """Return the hash of a shape, a dtype or the like, for a dict or set. The graph asserts that each call has the hashed value."""
         if self.attr in ATTRIBUTES and not issubclass(ATTRIBUTES[self.attr], torch.Tensor):
             return hash(self.tracer.concrete(self, "a key", (ATTRIBUTES[self.attr],)))  # type: ignore[attr-defined]
         return object.__hash__(self)
 
 
 class Value(fx.Proxy):
-    """A value of the graph on which ``+=`` and other in-place operators are recorded as in-place.
+    """The proxy of a value. It records ``+=`` and other in-place operators as in-place.
 
     Without methods for them, Python would fall back to ``+``, which makes a new value. The write would not reach other uses of the same
     tensor (a skip connection, a view, the caller's variable), and torch.fx would silently trace another function than the model's.
@@ -66,7 +70,7 @@ class Value(fx.Proxy):
 
     @classmethod
     def of(cls, node: fx.Node, tracer: fx.Tracer) -> Value:
-        """Return the value of a new node, and write the line of the model's code to the node."""
+        """Return the proxy of a new node, and note the present line of the model's code in the node's ``meta``."""
         if node.op != "placeholder":
             node.meta["origin"] = origin_now()
         return cls(node, tracer)
@@ -87,8 +91,8 @@ class Value(fx.Proxy):
         raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
     def __getattr__(self, k: str) -> AttributeProxy:
-        if k in ("grad", "grad_fn"):  # not an AttributeError, because getattr() with a default would catch it
-            raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
+        if k in LEFT_IN_TENSORS:  # not an AttributeError, because getattr() with a default would catch it
+            raise TypeError(reads_what_is_left(k))
         return AttributeProxy(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,7 +119,7 @@ class Value(fx.Proxy):
 
     @staticmethod
     def set_item(tracer: Any, target: Any, key: Any, value: Any) -> None:
-        """Record ``target[key] = value``: a write into the target, not a value with a name."""
+        """Record ``target[key] = value``. The node has no label, because it is a write into the target and no value."""
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         label_site(made.node, scope_of(made.node))
 
@@ -133,7 +137,7 @@ class Value(fx.Proxy):
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
-        """Return the hash of a size, for a dict or set; the graph asserts the size. For a tensor, return a hash of its identity."""
+        """Return the hash of a size, for a dict or set; the graph asserts that each call has this size. Hash a tensor by its identity."""
         if self.node in getattr(self.tracer, "sizes", ()) and not self.tracer.evaluating:  # type: ignore[attr-defined]
             return hash(self._concrete("a key", bool, int, float, tuple))
         return object.__hash__(self)
@@ -142,7 +146,7 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
     def _concrete(self, what: str, *kinds: type) -> Any:
-        """Return the value for the example inputs."""
+        """Return the value that results from the example inputs; the graph asserts that each call has this value."""
         return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
 
 
@@ -160,7 +164,7 @@ _add_in_place_operators()
 
 
 class BufferProxy(Value):
-    """A buffer in the graph. Its shape, dtype and device are plain Python values."""
+    """The proxy of a buffer. Its shape, dtype and device are plain Python values."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)

@@ -40,7 +40,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
 ) -> tuple[Graphs, dict[str, str], list[str]]:
-    """Trace a model with torch.fx.
+    """Trace a model with torch.fx in train mode and in eval mode.
 
     Args:
         model: The model.

@@ -79,9 +79,9 @@ class SiteTracer(DecisionTracer):
             opaque: Opaque modules by path, with reasons.
             specialized: Specialized arguments by name.
             examples: The example inputs by argument name. Where the forward decides on a shape, it gets the shape of the examples.
-            answers: Answers to queries of global state that differ from torch's own.
+            answers: Answers that queries of global state get in place of torch's own.
         """
-        # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, so that the names are equal.
+        # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
@@ -94,7 +94,7 @@ class SiteTracer(DecisionTracer):
         self._buffers: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
-        self._calls: list[str] = []  # the paths of the calls in order, to roll ``num_calls`` back; to copy it would cost more
+        self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
@@ -177,7 +177,7 @@ class SiteTracer(DecisionTracer):
         return call, values
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one node of the graph: torch's own layers, drop paths and opaque modules are."""
+        """Return whether a module is one node of the graph: a layer of torch, a drop path (stochastic depth) or an opaque module."""
         return module_qualified_name in self.opaque or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -273,7 +273,7 @@ class SiteTracer(DecisionTracer):
         return super().create_node(kind, *rest, **more)
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
-        """Add a node without a name that is an alias of a tensor, and return its proxy."""
+        """Add a node that is an alias of a tensor and has no label, and return its proxy."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
         label_site(node, self.scope_path)
         self.tape.node_created(node)

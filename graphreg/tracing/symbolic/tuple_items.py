@@ -41,7 +41,7 @@ def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:
-    """Add a node for each of these items of a tuple, unless a node takes the item out already."""
+    """For each index in ``ports``, add a node that takes this item out of a tuple, unless there is one."""
     there = {user.args[1] for user in node.users if is_port(user, operations)}
     for port in ports:
         if port not in there:

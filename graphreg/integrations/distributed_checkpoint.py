@@ -1,0 +1,165 @@
+"""``RegularizerState`` for checkpoints of torch.distributed.checkpoint (DCP), the format of sharded training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
+
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown
+from graphreg.integrations.parts import Handles, Parts, check_states, load_states, states_of
+from graphreg.runtime import ModuleHandle, Regulated, backend_handle, native_draws
+
+log = logging.getLogger("graphreg")
+VERSION = 1  # the version of the format of the text in a checkpoint
+TEXT = "state"  # the key of the text; no tensor has this key, because the key of a tensor has slashes
+
+
+class RegularizerState(Stateful):
+    """The noise, the strengths, the schedules and what regularizers remember, for ``dcp.save`` and ``dcp.load``.
+
+    Put the object into the dict that DCP saves and loads, beside the states of the model and of the optimizer::
+
+        states = {"model": ..., "optimizer": ..., "noise": RegularizerState(module)}
+        dcp.save(states, checkpoint_id=folder)
+
+    The state is the same on every rank, and DCP saves one copy of it, so any number of ranks can load it. If ranks hold different parts of
+    a model (pipeline parallelism), give each part a key of its own, such as ``f"noise{stage}"``.
+
+    The parameters that regularizers learn are in the module's ``state_dict``, and not here.
+    """
+
+    def __init__(self, model: Regulated) -> None:
+        """Find the regularized modules.
+
+        Args:
+            model: A rewritten module, or a model that is regularized in place; also inside compiled and distributed wrappers, or inside
+                another model. Or a backend of graphreg's.
+
+        Raises:
+            GraphRegError: Nothing in the model is regularized.
+        """
+        self._handles = _handles(model)
+        self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: a text, and the tensors that regularizers keep from call to call.
+
+        The text is JSON, under ``"state"``. It is one entry because DCP loads no other entries of a checkpoint than those that the present
+        state has. If each changed strength had an entry, a model in which that strength is still unchanged would not load it. The key of a
+        tensor is ``REGULARIZER/SITE/NAME``, with ``PATH/`` before it if the regularized module is only a part of the model. DCP loads into
+        these tensors.
+        """
+        self._warn_of_native_draws()
+        tensors: dict[str, Tensor] = {}
+
+        def taken(key: str, tensor: Tensor) -> str:
+            tensors[key] = tensor
+            return key
+
+        modules = _replaced(states_of(self._handles), taken)
+        return {TEXT: json.dumps({"version": VERSION, "modules": modules}), **tensors}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the state that DCP has loaded into what ``state_dict`` returned.
+
+        Raises:
+            RegularizerError: The state is damaged, or it belongs to another version of graphreg or to another model.
+        """
+        modules = _read(state_dict)
+        given, named = {key: value for key, value in state_dict.items() if key != TEXT}, dict[str, str]()
+        _replaced(modules, named.setdefault)
+        try:
+            check_states(self._handles, modules)
+            _check_tensors(given.keys(), named.keys())
+            load_states(self._handles, _replaced(modules, lambda key, name: given[key]))
+        except RegularizerError as error:
+            if not (dist.is_initialized() and dist.get_world_size() > 1):
+                raise
+            raise RegularizerError(
+                f"{error} If ranks hold different parts of a model (pipeline parallelism), each part needs a key of its own in what "
+                "dcp.save gets, for example f'noise{stage}'."
+            ) from error
+
+    def _warn_of_native_draws(self) -> None:
+        """Warn, once, of native dropout that draws from torch's generator, which is not saved."""
+        if self._warned:
+            return
+        self._warned = True
+        handles = [each for each in self._handles.values() if isinstance(each, ModuleHandle) and each.is_traced]
+        if names := [dropout.site.name for handle in handles for dropout in native_draws(handle.current())]:
+            log.warning(
+                "RegularizerState does not save the state of torch's generators, from which %s draws: a run that is resumed would draw "
+                "other masks there. With own_dropout='seeded', graphreg draws what it can. Or save torch.get_rng_state() of each rank.",
+                listed(names, 3),
+            )
+
+
+def _handles(model: Any) -> Handles:
+    if (backend := backend_handle(model)) is not None:
+        return {"": backend}
+    if not isinstance(model, nn.Module):
+        raise GraphRegError(f"RegularizerState was given {shown(model)}. Give it a module that is regularized, or a backend of graphreg's.")
+    try:
+        return Parts(model).handles
+    except GraphRegError as error:
+        raise GraphRegError(f"{error} If the model is compiled with graphreg.backend, give RegularizerState the backend.") from error
+
+
+def _read(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse the text of a state. Return the states of the modules by path, with keys in place of the tensors."""
+    text = state.get(TEXT) if isinstance(state, Mapping) else None
+    if not isinstance(text, str):
+        raise RegularizerError(
+            f"{shown(state)} is no state of RegularizerState. Give what its state_dict returned, or let dcp.load call load_state_dict."
+        )
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("modules"), dict):
+        raise RegularizerError(f"the state is damaged: its text is {shown(text)}. Load an older checkpoint, or start anew.")
+    if found.get("version") != VERSION:
+        raise RegularizerError(
+            f"the state has version {found.get('version')!r}; this graphreg reads version {VERSION}. Read it with the graphreg that saved "
+            "it."
+        )
+    modules: dict[str, Any] = found["modules"]
+    return modules
+
+
+def _check_tensors(given: Set[str], named: Set[str]) -> None:
+    """Raise RegularizerError unless the tensors that were loaded are those that the text names."""
+    if other := sorted(named ^ given):
+        raise RegularizerError(
+            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {listed(other, 3)}. "
+            "Regularize the model as for the run that saved the checkpoint."
+        )
+
+
+def _replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Return the states of modules with other values in place of the tensors that regularizers keep.
+
+    Args:
+        modules: The states by path, as ``states_of`` returns them.
+        of: A function that returns the new value. Its arguments are the key of the tensor in the checkpoint, and the present value: the
+            tensor, or that key.
+    """
+    done = {}
+    for path, module in modules.items():
+        prefix, noise = f"{path}/" if path else "", dict(module["noise"])
+        if "state" in noise:
+            noise["state"] = {
+                name: {
+                    site: {tensor: of(f"{prefix}{name}/{site}/{tensor}", value) for tensor, value in tensors.items()}
+                    for site, tensors in sites.items()
+                }
+                for name, sites in noise["state"].items()
+            }
+        done[path] = {**module, "noise": noise}
+    return done

@@ -1,0 +1,219 @@
+"""``RankMesh``: the arguments of ``set_ranks(module, mesh=...)``. It finds out which axes ranks divide, for each splice of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown
+from graphreg.ir import RULES, Kind, Site, addition_of, select, state_of
+from graphreg.regularizer import Splice
+from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.penalty import Measure
+from graphreg.runtime.rank_layout import Cut
+from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unknown, has_parallel_layers, sharings
+from graphreg.runtime.runtime_module import Drawing, Rules
+from graphreg.runtime.splice import SpliceRule
+
+Placements = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RankMesh:
+    """The dimensions of a device mesh, by what the ranks along them do.
+
+    Attributes:
+        mesh: The mesh, a ``torch.distributed.device_mesh.DeviceMesh`` whose dimensions have names.
+        data: The dimensions along which ranks have different examples.
+        tensor: The dimensions along which ranks work on the same examples together.
+        placements: The placements of values where they cannot be inferred, by selector of sites, then by dimension.
+        one_batch: Whether the examples of the ranks along ``data`` are one batch: each rank then draws its own rows of the masks that one
+            process would draw for the whole batch.
+    """
+
+    mesh: Any
+    data: tuple[str, ...] = ()
+    tensor: tuple[str, ...] = ()
+    placements: Placements = field(default_factory=dict)
+    one_batch: bool = False
+
+    def __post_init__(self) -> None:
+        names = getattr(self.mesh, "mesh_dim_names", None)
+        if not names:
+            raise RegularizerError(
+                f"mesh={shown(self.mesh)} is not allowed; give a DeviceMesh whose dimensions have names: "
+                "torch.distributed.device_mesh.init_device_mesh('cuda', (2, 4), mesh_dim_names=('dp', 'tp'))."
+            )
+        for option, given in (("data", self.data), ("tensor", self.tensor)):
+            if unknown := [name for name in given if name not in names]:
+                raise RegularizerError(f"{option}={given!r}: the mesh has no dimension {unknown[0]!r}; it has {listed(list(names))}.")
+        both = (*self.data, *self.tensor)
+        if twice := [name for name in both if both.count(name) > 1]:
+            raise RegularizerError(f"the dimension {twice[0]!r} is named twice; each belongs to data= or to tensor=, once.")
+        if self.one_batch and not self.data:
+            raise RegularizerError("one_batch=True is for ranks that have different examples: name their dimensions, data=('dp',).")
+        for selector, by_name in self.placements.items():
+            if not isinstance(by_name, Mapping):
+                raise RegularizerError(
+                    f"placements={{{selector!r}: {shown(by_name)}}} is not allowed; give a dict from a dimension of tensor= to a "
+                    f"placement: {{{selector!r}: {{'tp': Shard(-1)}}}}."
+                )
+            for name, placement in by_name.items():
+                if name not in self.tensor:
+                    raise RegularizerError(f"placements: {name!r} is no dimension of tensor={self.tensor!r}.")
+                if not (placement.is_replicate() or placement.is_shard()):
+                    raise RegularizerError(f"placements: {selector!r} has {placement}; a value is shared by Replicate() or Shard(axis).")
+
+    @property
+    def position(self) -> int:
+        """The number of this rank among the ranks that draw different masks; 0 if no two ranks do."""
+        position = 0
+        for name in self._ordered(self.differing):
+            position = position * self._size(name) + self._index(name)
+        return position
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The dimensions along which ranks draw different masks: none with ``one_batch``, where they draw parts of the same masks."""
+        return () if self.one_batch else self.data
+
+    def cuts(self, root: nn.Module) -> dict[Drawing, tuple[Cut, ...]]:
+        """Return, for each runtime module that draws, the axes of its value that ranks divide. ``root``: the rewritten module.
+
+        Raises:
+            RegularizerError: A placement matches no splice; or ranks divide a value, and the formula does not allow it.
+            GraphRegError: How ranks share a value is not known.
+        """
+        found, chosen = dict[Drawing, tuple[Cut, ...]](), self._chosen(_sites(root))
+        for rule, sharing in self._shared(root):
+            given = chosen.get(rule.site)
+            if isinstance(rule, SpliceRule) and rule.on_parameter:
+                found[rule] = ()
+                continue
+            cuts = [self._cut(name, 0) for name in self._ordered(self.data) if self.one_batch]
+            if given is not None:
+                cuts += [self._cut(name, int(given[name].dim)) for name in self._ordered(tuple(given)) if given[name].is_shard()]
+            elif isinstance(sharing, Unknown):
+                raise GraphRegError(self._ask(rule, sharing))
+            elif sharing not in (WHOLE, DTENSOR):
+                cuts.append(self._cut(self.tensor[0], int(sharing)))
+            _require(rule, tuple(cuts))
+            found[rule] = tuple(cuts)
+        return found
+
+    def _shared(self, root: nn.Module) -> Iterator[tuple[Drawing, Sharing]]:
+        """Yield each runtime module that draws, and how ranks share the value at its site. Refuse penalties on parts of values."""
+        state = state_of(root)
+        for graph in state.graphs.values() if state is not None else ():
+            known = self._known(root, graph)
+            for node in graph.nodes:
+                addition = addition_of(node)
+                if addition is None or addition.kind not in (Kind.SPLICE, Kind.NATIVE, Kind.MEASURE) or node.op != "call_module":
+                    continue
+                rule, sharing = root.get_submodule(str(node.target)), known(node.all_input_nodes[0])
+                if isinstance(rule, Drawing):
+                    yield rule, sharing
+                elif isinstance(rule, Measure):
+                    self._refuse_penalty(rule, sharing)
+
+    def _known(self, root: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], Sharing]:
+        """Return a function that returns how ranks share the value of a node."""
+        if not self.tensor:
+            return lambda node: WHOLE
+        if len(self.tensor) > 1:
+            return lambda node: Unknown("is shared along several dimensions")
+        if not has_parallel_layers(root, self.tensor[0]):
+            return lambda node: Unknown("comes from layers that are not parallel in a way that torch records")
+        return sharings(root, graph, self.tensor[0]).__getitem__
+
+    def _refuse_penalty(self, rule: Measure, sharing: Sharing) -> None:
+        if isinstance(sharing, int):
+            raise GraphRegError(
+                f"{rule.description}: the ranks of {self.tensor[0]!r} divide axis {sharing} of the value, and each would measure its own "
+                "part. Leave the site out; or let the layer return a DTensor (use_local_output=False), which is measured as a whole."
+            )
+
+    def _ask(self, rule: Drawing, sharing: Unknown) -> str:
+        return (
+            f"{rule.description}: how the ranks of {listed(list(self.tensor))} share the value is not known: it {sharing.why}. Say it: "
+            f"set_ranks(module, mesh=mesh, data={self.data!r}, tensor={self.tensor!r}, placements={{{rule.site!r}: "
+            f"{{{self.tensor[0]!r}: Shard(-1)}}}}), or Replicate() if each rank has the whole value."
+        )
+
+    def _chosen(self, sites: Sequence[Site]) -> dict[str, Mapping[str, Any]]:
+        """Return the placements that were given, by the names of sites; the last selector that matches a site counts."""
+        chosen: dict[str, Mapping[str, Any]] = {}
+        for selector, by_name in self.placements.items():
+            for site in select(selector, sites, sites, who="placements", what="value at which a splice acts", usual="all of them"):
+                chosen[site.name] = by_name
+        return chosen
+
+    def _ordered(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in self.mesh.mesh_dim_names if name in names]
+
+    def _size(self, name: str) -> int:
+        return int(self.mesh.size(self.mesh.mesh_dim_names.index(name)))
+
+    def _index(self, name: str) -> int:
+        return int(self.mesh.get_local_rank(name))
+
+    def _cut(self, name: str, axis: int) -> Cut:
+        return Cut(axis, self._index(name), self._size(name), name)
+
+
+def rank_notes(rules: Rules) -> list[str]:
+    """Return the lines of the report that say which ranks draw the same masks; no lines if each rank draws its own."""
+    key = key_of(rules)
+    if key is None or (key.position is None and not key.alike):
+        return []
+    if key.alike:
+        return ["ranks: all draw the same masks"]
+    sites: dict[str, list[str]] = {}
+    for child in rules.children():
+        if isinstance(child, Drawing) and child.cuts:
+            dimensions = [f"{cut.name!r} (axis {cut.axis})" for cut in child.cuts]
+            sites.setdefault(" and ".join(dimensions), []).append(child.site)
+    lines = [f"ranks: at {', '.join(at)}, the ranks of {ranks} draw parts of one mask" for ranks, at in sites.items()]
+    differing = ", ".join(map(repr, key.differing))
+    rest = f"those of {differing} draw different masks; all others draw the same" if differing else "otherwise, all draw the same masks"
+    return [*lines, f"ranks: {rest}"]
+
+
+def unplace(rules: Rules) -> None:
+    """For a graph that was made after ``set_ranks`` was called: let all that draws raise an error until ``set_ranks`` is called again."""
+    for child in rules.children():
+        if isinstance(child, Drawing):
+            child.cuts = None
+
+
+def _sites(root: nn.Module) -> list[Site]:
+    """Return the sites of a rewritten module at which something draws."""
+    rules: Any = root._modules[RULES]
+    plan = rules.build_record.plan
+    sites = [edit.site for edit in plan.edits if isinstance(edit.regularizer, Splice) and edit.regularizer.on == "values"]
+    return list(dict.fromkeys([*sites, *(native.dropout.site for native in plan.native_dropout)]))
+
+
+def _require(rule: Drawing, cuts: Sequence[Cut]) -> None:
+    """Raise RegularizerError if a runtime module cannot draw for a part of its value. ``cuts``: how ranks divide the value."""
+    if not cuts:
+        return
+    if isinstance(rule, SpliceRule):
+        allowed = rule.regularizer.separable
+        if allowed == "elements" or (allowed == "examples" and all(cut.axis == 0 for cut in cuts)):
+            return
+        name = type(rule.regularizer).__name__
+        cure = f"If the formula of {name} treats each element by itself, its class can say so: separable = 'elements'."
+    elif isinstance(rule, NativeDropoutRule) and rule.kind not in ("heads", "attention"):
+        return
+    else:
+        name, cure = "dropout inside an attention function", "With own_dropout='keep', torch draws it."
+    where = listed([f"{cut.name!r} (axis {cut.axis})" for cut in cuts])
+    raise RegularizerError(
+        f"{rule.description}: the ranks of {where} share the value, and {name} may look at the whole of it. Leave the site out, or "
+        f"choose one at which each rank has the whole value. {cure}"
+    )
