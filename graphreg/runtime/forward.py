@@ -30,7 +30,6 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
-    skip_as_outermost,
     skip_frame,
     traces_here,
     with_own_code,
@@ -78,7 +77,7 @@ def chosen(
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return addable(result) if in_group else result
+        return _addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -136,8 +135,8 @@ def guarded(additions: str) -> Callable[..., Any]:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
-            refuse_parallelized(self, rules)
+        if rules is not None and not torch.compiler.is_compiling():
+            _before(self, rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -166,7 +165,7 @@ def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
         watching.after(module)
     if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
         settle(rules)  # else compiled code could not save what this call made for the next one
-    return addable(result) if has_process_group() else result  # of a compiled forward, too, which assumes plain gradients
+    return result if torch.compiler.is_compiling() else _after(result)
 
 
 skip_frame(_called)
@@ -223,13 +222,13 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return addable(result) if has_process_group() else result
+    return result if torch.compiler.is_compiling() else _after(result)
 
 
 skip_frame(call_within)
 
 
-def addable(result: Any) -> Any:
+def _addable(result: Any) -> Any:
     """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
     if not isinstance(result, Regularized):
         return result
@@ -240,7 +239,17 @@ def addable(result: Any) -> Any:
     return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
 
 
-skip_as_outermost(addable)  # ``call``, which Dynamo skips, calls it, too
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _before(module: nn.Module, rules: nn.Module) -> None:
+    """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
+    if has_process_group():
+        refuse_parallelized(module, rules)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after(result: Any) -> Any:
+    """Do after a call what concerns DTensors. A compiled forward assumes that the gradients of its results are plain."""
+    return _addable(result) if has_process_group() else result
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
