@@ -20,8 +20,7 @@ from graphreg.dynamo_backend.joins import Joins
 from graphreg.errors import GraphRegError, RegularizerError, warn
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
-from graphreg.runtime import AllSitesTotal, Scale, Total, with_plain_gradient
-from graphreg.torch_internals import is_distributed
+from graphreg.runtime import AllSitesTotal, Scale, Total
 
 
 class Measurer:
@@ -90,7 +89,6 @@ class Call:
         self.trains: set[str] = set()  # the penalties with a measurement that requires grad
         self.made = WeakTensorKeyDictionary()  # for each output of the call's graphs, what is known of it (Known)
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
-        self.has_distributed_outputs = False  # whether an output of the call's graphs is a DTensor
         self.joins = Joins(self.share, scale)
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
@@ -125,7 +123,6 @@ class Call:
             if counts:
                 self.computed_totals.setdefault(name, total)
         outputs, measured = list(results[: count - len(names)]), list(results[count - len(names) : count])
-        self.has_distributed_outputs |= any(map(is_distributed, outputs))
         for name, value in zip(names, measured, strict=True):
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
             if value.requires_grad:
@@ -152,11 +149,7 @@ class Call:
     def totals(self) -> dict[str, Tensor]:
         """Return every penalty of the call by name, 0-d; detached if penalties are attached."""
         totals = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
-        if self.attaches:
-            return {name: total.detach() for name, total in totals.items()}
-        if self.has_distributed_outputs:
-            return {name: with_plain_gradient(total) for name, total in totals.items()}
-        return totals
+        return {name: total.detach() for name, total in totals.items()} if self.attaches else totals
 
     def check(self) -> None:
         """Raise RegularizerError if grad mode is on and a penalty has measurements, none of which requires grad."""

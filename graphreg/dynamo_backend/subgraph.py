@@ -17,13 +17,13 @@ from graphreg.dynamo_backend.model_call import Call
 from graphreg.dynamo_backend.noise_streams import Stream
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
-from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
+from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
-from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, graphs_of, is_dtensor, lead, shard_measured
-from graphreg.torch_internals import is_distributed, without_autograd_cache
+from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, graphs_of, is_dtensor, lead
+from graphreg.torch_internals import without_autograd_cache
 from graphreg.tracing import Traced
 
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
@@ -144,8 +144,6 @@ class Maker:
         if not plan.edits and not plan.native_dropout and not weighed:
             return dataclasses.replace(subgraph, run=self.inner(gm, list(inputs)))
         rewritten = rewrite(traced, plan, rng=0)
-        if (found := measured_shard(graphs_of(rewritten)["both"], _returns_shard)) is not None:
-            raise GraphRegError(shard_measured(*found))
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
         for module in drawing:
@@ -204,16 +202,6 @@ def _gives(traced: Traced) -> dict[int, Known]:
         return {}
     deep, values = deep_nodes(graph, traced.operations, traced.model), dict(enumerate(end.args[0]))  # type: ignore[arg-type]
     return {i: Known(*_site(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
-
-
-def _returns_shard(node: fx.Node) -> bool | None:
-    """Return whether a node returns a plain tensor of which each rank has a part; None if it computes one from one."""
-    if is_distributed(node.meta.get("example_value")):
-        return False
-    if node.target != "to_local":
-        return None
-    given: Any = node.args[0]
-    return any(not placement.is_replicate() for placement in given.meta["example_value"].placements)
 
 
 def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:

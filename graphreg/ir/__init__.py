@@ -15,7 +15,6 @@ from graphreg.ir.convolution_axes import convolution, is_elementwise
 from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
 from graphreg.ir.layer_calls import LAYER, PARAMETERS, call_with, instead_of
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
-from graphreg.ir.local_shards import measured_shard
 from graphreg.ir.metadata import (
     Addition,
     Kind,
@@ -116,14 +115,14 @@ __all__ = [
     "State", "Steps", "Table", "Units", "add_label", "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks",
     "brought", "building", "builds", "call_with", "called_by_foreign_code", "calls_of", "carries_derivative", "cell_call", "chains",
     "check_arguments", "check_names", "choose", "clone", "columns", "compared", "complain", "contents_of", "convolution", "copied",
-    "copied_contents", "declared", "deep_nodes", "described", "difference", "dtype_text", "elements", "end_of", "escaped", "exactly",
-    "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "identifier",
-    "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled",
-    "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_region", "is_replaced_call", "is_single_operation",
-    "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "may_change",
-    "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now",
-    "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
-    "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
-    "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
-    "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "copied_contents", "declared", "deep_nodes", "described", "difference", "dtype_text", "elements", "end_of", "escaped",
+    "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys",
+    "identifier", "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind",
+    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_region", "is_replaced_call",
+    "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of",
+    "mark", "may_change", "mean_over_pairs", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace",
+    "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached",
+    "record_calls", "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short",
+    "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks",
+    "state_before", "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

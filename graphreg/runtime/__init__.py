@@ -28,7 +28,6 @@ from graphreg.runtime.controls import (
 )
 from graphreg.runtime.counter import Counter
 from graphreg.runtime.derivative_penalty import Derivative, Track
-from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice, storage_of
@@ -56,7 +55,6 @@ from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
 from graphreg.runtime.sampling import Samples, sample
-from graphreg.runtime.sharding import shard_measured
 from graphreg.runtime.shared_state import SharedState, StreamName, own_strength_of_rates, strengths_on
 from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.runtime.splice import SpliceRule
@@ -72,8 +70,8 @@ __all__ = [
     "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale",
     "checked_state", "clock_of", "clock_of_state", "collect", "current", "factors", "fed", "frozen_noise", "graphs_of", "handle_of",
     "identity", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "lowering", "model_state_dict", "native_draws",
-    "no_noise", "noise_off", "noise_on", "own_strength_of_rates", "owned_by", "rank_notes", "record_of", "refuse_twice",
-    "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero",
-    "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on",
-    "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
+    "no_noise", "noise_off", "noise_on", "own_strength_of_rates", "owned_by", "rank_notes", "record_of", "refuse_twice", "reset_state",
+    "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "site_strengths",
+    "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "unplace", "written_scale",
+    "written_state", "zeros",
 ]  # fmt: skip

@@ -16,21 +16,16 @@ from graphreg.runtime.attach import collect
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
 from graphreg.runtime.counter import settle
 from graphreg.runtime.derivative_penalty import run
-from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
-from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained, refuse_parallelized
+from graphreg.runtime.sharding import explained
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
-    has_process_group,
-    is_distributed,
     is_exporting,
     is_traced,
     leaving_no_level,
-    skip_as_outermost,
     skip_frame,
     traces_here,
     with_own_code,
@@ -72,13 +67,9 @@ def chosen(
             code = in_train if self.training else in_eval
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
-        if (in_group := has_process_group()) and (rules := self._modules.get(additions)) is not None:
-            refuse_parallelized(self, rules)
         if derivatives and additions in self._modules:
-            result = run(code, self, args, kwargs, self._modules[additions], derivatives)
-        else:
-            result = code(self, *args, **kwargs)
-        return addable(result) if in_group else result
+            return run(code, self, args, kwargs, self._modules[additions], derivatives)
+        return code(self, *args, **kwargs)
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
@@ -136,8 +127,6 @@ def guarded(additions: str) -> Callable[..., Any]:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        if rules is not None and has_process_group() and not torch.compiler.is_compiling():
-            refuse_parallelized(self, rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -159,14 +148,14 @@ def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
         else:
             result = nn.Module.__call__(module, *args, **kwargs)
     except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module)):
+        if "DTensor" in str(error) and (why := explained(module, error)):
             raise GraphRegError(why) from error
         raise
     if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
     if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
         settle(rules)  # else compiled code could not save what this call made for the next one
-    return addable(result) if has_process_group() else result  # of a compiled forward, too, which assumes plain gradients
+    return result
 
 
 skip_frame(_called)
@@ -215,7 +204,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     try:
         result = call()
     except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module)):
+        if "DTensor" in str(error) and (why := explained(module, error)):
             raise GraphRegError(why) from error
         raise
     finally:
@@ -223,24 +212,10 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
             _end(attach, before)
     if (watching := rules.__dict__.get("watching")) is not None:
         watching.after(module)
-    return addable(result) if has_process_group() else result
+    return result
 
 
 skip_frame(call_within)
-
-
-def addable(result: Any) -> Any:
-    """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
-    if not isinstance(result, Regularized):
-        return result
-    tensors: list[Tensor] = []
-    collect(result.output, tensors, [])
-    if not any(map(is_distributed, tensors)):
-        return result
-    return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
-
-
-skip_as_outermost(addable)  # ``call``, which Dynamo skips, calls it, too
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

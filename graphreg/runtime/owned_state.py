@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import identifier
 from graphreg.regularizer import Regularizer
-from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
 
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor
@@ -148,8 +147,7 @@ class State(RuntimeModule):
                 f"{self.name} keeps a state for {site}, which has no values yet (device meta). Materialize the model, then regularize it."
             )
         with torch.no_grad(), torch.inference_mode(False):
-            tensors = self.regularizer.init_state(whole(like.detach()))  # of a DTensor, too, a state is whole on all ranks
-            return {name: _own(tensor, like.device) for name, tensor in tensors.items()}
+            return {name: _own(tensor, like.device) for name, tensor in self.regularizer.init_state(like.detach()).items()}
 
     def _put(self, site: str, tensors: Mapping[str, Tensor], like: Tensor) -> None:
         taken = set(dir(nn.Module())) | {"like", "names", "tensors", "replace", "renew"}

@@ -13,12 +13,15 @@ from torch import Tensor
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
-from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, skip_as_outermost, transforms
+from graphreg.torch_internals import assert_async, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
+SHARDED = (
+    "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
+    "fullgraph=True"
+)
 
 
 class Measure(RuntimeModule):
@@ -33,11 +36,7 @@ class Measure(RuntimeModule):
 
         ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule.
         """
-        return computed(partial(self.measured, clock=clock), {_ANY: value}, self.regularizer)
-
-    def measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        """Return the formula's value, [], for the value of the site, whose name in ``values`` is ``_ANY``. ``clock``: as in ``forward``."""
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description)
+        return measured(self.regularizer, {_ANY: value}, partial(self.weight, clock=clock), self.description)
 
 
 class MeasureSteps(Measure):
@@ -52,15 +51,8 @@ class MeasureSteps(Measure):
 
         ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths. ``clock``: as in ``Measure``.
         """
-        calls = isinstance(value, tuple)
-        values = {str(i): step for i, step in enumerate(value)} if calls else {_ANY: value}
-
-        def compute(values: Mapping[str, Any]) -> Tensor:
-            given = tuple(values.values()) if calls else values[_ANY]
-            sequence, counts = self.steps.of(given, whole(lengths), self.description)
-            return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, counts)
-
-        return computed(compute, values, self.regularizer, self.steps, anywhere=lengths is None)
+        sequence, lengths = self.steps.of(value, lengths, self.description)
+        return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, lengths)
 
 
 class MeasureUnits(Measure):
@@ -72,10 +64,8 @@ class MeasureUnits(Measure):
 
     def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
         """Return the measurement, [], of a value that has an axis of units and one or more of samples. ``clock``: as in ``Measure``."""
-        return computed(partial(self.measured, clock=clock), {_ANY: value}, self.regularizer, self.units)
-
-    def measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock)
+        units = self.units.of(value, self.description)
+        return measured(self.regularizer, {_ANY: units}, partial(self.weight, clock=clock), self.description)
 
 
 class Total(RuntimeModule):
@@ -96,12 +86,6 @@ class Total(RuntimeModule):
         ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``of``: in a stage of a pipeline, how many
         sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``.
         """
-        if self.regularizer.on == "parameters" and leaves_graph(values):
-            return in_eager(self.total, *values, places=places, clock=clock, of=of)  # type: ignore[no-any-return]
-        return self.total(*values, places=places, clock=clock, of=of)
-
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
-        """Return the penalty, [], as ``forward`` does."""
         if self.regularizer.on == "parameters":
             values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
         if not values:  # no site of the penalty is in this mode's graph
@@ -121,12 +105,30 @@ class Total(RuntimeModule):
         total = stacked.sum() if self.sums else average(stacked, of)
         return weight.to(total.dtype) * total
 
-    def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""
-        return computed(partial(self._formula, clock=clock), own_parameters(values), self.regularizer)
+    def parameter_measured(self, values: dict[str, Tensor], clock: Tensor | None) -> Tensor:
+        """Return the formula's value, []. For sharded parameters (DTensor), it is a plain tensor that is the same on all ranks."""
+        weight = partial(self.weight, clock=clock)
+        if any(hasattr(value, "full_tensor") for value in values.values()):
+            total: Tensor = self._sharded(values, weight)
+            return total
+        return measured(self.regularizer, values, weight, self.description)
 
-    def _formula(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description)
+    @torch.compiler.disable(reason=SHARDED)  # type: ignore[no-untyped-call,untyped-decorator]
+    def _sharded(self, values: dict[str, Any], weight: Weight) -> Tensor:
+        """Compute the formula on the shards. If torch refuses that, compute it on the whole parameters.
+
+        The result becomes a plain tensor before it is scaled. Otherwise autograd would multiply the gradient of a plain tensor by a
+        DTensor, which torch refuses.
+        """
+        try:
+            total: Any = measured(self.regularizer, values, weight, self.description)
+        except RuntimeError as error:  # such as in a formula that combines the shards with plain tensors
+            if "DTensor" not in str(error):
+                raise
+            values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
+            total = measured(self.regularizer, values, weight, self.description)
+        whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
+        return whole
 
 
 class AllSitesTotal(Total):
@@ -134,20 +136,10 @@ class AllSitesTotal(Total):
 
     def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
-        if self.regularizer.on == "parameters" and leaves_graph(values.values()):
-            return in_eager(self.total, values, clock=clock)  # type: ignore[no-any-return]
-        return self.total(values, clock=clock)
-
-    def total(self, values: dict[str, Tensor], *, clock: Tensor | None) -> Tensor:  # type: ignore[override]
-        """Return the penalty, [], as ``forward`` does."""
         if not values:
             return self.weight(torch.float32, clock) * 0
-        measurement = self.parameter_measured(values, clock)
-        return self.weight(measurement.dtype, clock) * measurement
-
-
-for _kind in (Total, AllSitesTotal):
-    skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
+        total = self.parameter_measured(values, clock)
+        return self.weight(total.dtype, clock) * total
 
 
 def average(measurements: Tensor, of: int) -> Tensor:

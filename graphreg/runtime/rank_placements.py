@@ -18,7 +18,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import Operations, function_name, is_elementwise
 from graphreg.runtime.rank_layout import is_dtensor
 from graphreg.runtime.runtime_module import RuntimeModule
-from graphreg.torch_internals import has_parallel_hooks, output_layout
+from graphreg.torch_internals import is_distributed, output_layout
 
 WHOLE, DTENSOR = "whole", "dtensor"
 # functions that keep each element at its place, and that torch does not tag as pointwise
@@ -111,7 +111,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 def _refuse_uncalled(root: nn.Module, graph: fx.Graph) -> None:
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     for path, module in root.named_modules():
-        if not path or not has_parallel_hooks(module) or is_block(module) or _is_within(path, called):
+        if not path or not is_distributed(module) or is_block(module) or _is_within(path, called):
             continue
         raise GraphRegError(
             f"tensor parallelism has a hook on {path!r}, and the emitted code runs the operations inside that module without calling it, "

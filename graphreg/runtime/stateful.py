@@ -12,7 +12,6 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
-from graphreg.runtime.distributed_values import whole_parameter
 from graphreg.runtime.owned_state import SiteState, State
 from graphreg.runtime.penalty import Total, average, result, uncast, widened
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -42,11 +41,13 @@ class StatefulTotal(Total):
         super().__init__(regularizer, name, strength)
         self.state, self.held = state, tuple(state.at(site) for site in sites)
 
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None, of: int = 0) -> Tensor:
         """Return the penalty, [], from the parameters, each of any shape. ``places``, ``clock`` and ``of``: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
-            measurement, new = self._measured(whole_parameter(value), held, clock)  # a state is whole on all ranks
+            if type(value).__name__ == "DTensor":
+                raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
+            measurement, new = self._measured(value, held, clock)
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):
                 held.replace(new)

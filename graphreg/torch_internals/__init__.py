@@ -33,20 +33,6 @@ from graphreg.torch_internals.autograd import (
 )
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, before_checkpoints, checkpoint_wrapped, next_region
 from graphreg.torch_internals.config import CONFIGS, DYNAMO, FUNCTORCH, INDUCTOR, default_of, has_setting
-from graphreg.torch_internals.distributed import (
-    has_parallel_hooks,
-    has_process_group,
-    is_distributed,
-    on_all_ranks,
-    replicated,
-    returns_shard,
-    sharded_parameters,
-    shards,
-    shards_passed,
-    taken_by_fsdp,
-    uses_fsdp,
-    without_partial_sums,
-)
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
     TELLS_RESULT,
@@ -192,7 +178,7 @@ from graphreg.torch_internals.random_state import (
     restore_randomness,
     with_draws_restored,
 )
-from graphreg.torch_internals.tensor_parallel import output_layout
+from graphreg.torch_internals.tensor_parallel import is_distributed, output_layout
 from graphreg.torch_internals.torch_modes import (
     TorchDispatchMode,
     is_exporting,
@@ -208,32 +194,29 @@ from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx
 from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
 
 __all__ = [
-    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
-    "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
-    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION", "WRAPPED_MODULE",
-    "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase",
-    "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "PipelineRun",
-    "TorchDispatchMode", "asking_wrapper", "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of",
-    "batch_positions", "before_checkpoints", "bound_call", "captured_code", "checkpoint_wrapped", "chunks", "collector_at_rest",
-    "compile_record_of", "compiled_call", "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough",
-    "default_of", "define_in_copies", "define_named_tuples", "defines_named_tuples", "draws_watched", "drop_forward_hooks",
-    "enters_levels", "evaluated", "example_sizes", "excludes_one", "fake_mode", "first_arguments", "first_scale", "forward_hooks",
-    "function_in", "function_of", "give_proxy", "graph_break", "graph_pass", "guard_identity", "guard_value", "has_backward_hooks",
-    "has_function_table", "has_global_hook", "has_kernel", "has_no_formula", "has_parallel_hooks", "has_process_group",
-    "has_saved_tensor_hooks", "has_setting", "in_backward", "in_chunks", "in_unwritten_jvp", "inductor_with", "innermost_transform",
-    "is_distributed", "is_exporting", "is_fake", "is_forward_mode", "is_functionalized", "is_gradient_switch", "is_lent",
-    "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step", "is_wrapped", "jit_trace", "kernel_weights",
-    "known_versions", "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lower", "make_function_table",
-    "materialized", "module_behind", "name_in", "next_region", "node_namer", "number_of_storage", "on_all_ranks",
-    "on_compilation_start", "on_seeding", "one_level_below", "operator_modes", "original_of", "output_layout", "overload_name",
-    "packet_of", "pipeline_run", "plain_number", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet",
-    "raise_interrupt", "randomness", "read_weights_again", "recorded_in_operator", "regions", "renew_hooks", "replicated",
-    "restore_after_trace", "restore_fx_patches", "restore_randomness", "returns_shard", "run_canaries", "safe_softmax", "same_view",
-    "scale_tensor", "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "silence_export", "size_decisions",
-    "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp", "storage_number", "strict_limit",
-    "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "taken_by_fsdp", "traces_here",
-    "transform_level", "transforms", "translator", "unwrapped", "uses_fsdp", "value_name", "version_of", "vmaps", "warn_if_untested",
-    "weight_names", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions", "without_modes",
-    "without_partial_sums", "without_proxies", "without_source", "without_transforms", "wrap_engine", "wrapped_functions",
-    "wrapped_module",
+    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH",
+    "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER", "STATE_HOOKS",
+    "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION", "WRAPPED_MODULE", "BatchNormBase",
+    "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode",
+    "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "PipelineRun", "TorchDispatchMode",
+    "asking_wrapper", "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",
+    "before_checkpoints", "bound_call", "captured_code", "checkpoint_wrapped", "chunks", "collector_at_rest", "compile_record_of",
+    "compiled_call", "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough", "default_of", "define_in_copies",
+    "define_named_tuples", "defines_named_tuples", "draws_watched", "drop_forward_hooks", "enters_levels", "evaluated", "example_sizes",
+    "excludes_one", "fake_mode", "first_arguments", "first_scale", "forward_hooks", "function_in", "function_of", "give_proxy",
+    "graph_break", "graph_pass", "guard_identity", "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook",
+    "has_kernel", "has_no_formula", "has_saved_tensor_hooks", "has_setting", "in_backward", "in_chunks", "in_unwritten_jvp",
+    "inductor_with", "innermost_transform", "is_distributed", "is_exporting", "is_fake", "is_forward_mode", "is_functionalized",
+    "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step", "is_wrapped", "jit_trace",
+    "kernel_weights", "known_versions", "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lower",
+    "make_function_table", "materialized", "module_behind", "name_in", "next_region", "node_namer", "number_of_storage",
+    "on_compilation_start", "on_seeding", "one_level_below", "operator_modes", "original_of", "output_layout", "overload_name", "packet_of",
+    "pipeline_run", "plain_number", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet", "raise_interrupt",
+    "randomness", "read_weights_again", "recorded_in_operator", "regions", "renew_hooks", "restore_after_trace", "restore_fx_patches",
+    "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter", "silence_export",
+    "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp", "storage_number",
+    "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here",
+    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "warn_if_untested", "weight_names",
+    "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions", "without_modes", "without_proxies",
+    "without_source", "without_transforms", "wrap_engine", "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

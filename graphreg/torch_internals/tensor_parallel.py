@@ -27,6 +27,12 @@ def output_layout(module: nn.Module) -> tuple[Any, bool] | None:
     return placements[0][0], is_local[0]
 
 
+def is_distributed(module: nn.Module) -> bool:
+    """Return whether ``distribute_module`` or a style such as ``PrepareModuleInput`` has registered a hook on the module."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "").startswith("torch.distributed.tensor") for hook in hooks)
+
+
 def _bound(hooks: Any, name: str) -> tuple[Any, ...]:
     """Return the arguments of the ``partial`` that a hook of torch's has in its closure under ``name``; () if there is none."""
     for hook in hooks.values():

@@ -168,7 +168,7 @@ def plain_transformers() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@canary("a parallel layer keeps its style in its hooks", "set_ranks, which infers how tensor-parallel ranks share values",
+@canary("a parallel layer keeps its style in its hooks", "set_ranks, which infers how tensor-parallel ranks share values", "is_distributed",
         "output_layout")  # fmt: skip
 def parallel_layers() -> None:
     if not dist.is_available() or dist.is_initialized():  # a second process group cannot be made
@@ -189,7 +189,7 @@ def parallel_layers() -> None:
         assert [door.output_layout(layer) for layer in model] == [
             (Shard(-1), True), (Shard(1), True), (Shard(1), True), (Shard(-1), False), None, None,
         ]  # fmt: skip
-        assert [door.has_parallel_hooks(layer) for layer in model] == [True] * 5 + [False]
+        assert [door.is_distributed(layer) for layer in model] == [True] * 5 + [False]
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook
