@@ -8,7 +8,8 @@ given the value and the gradient of the whole tensor. In all other cases the ten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -59,6 +60,9 @@ def computed(
         return compute(values)  # type: ignore[no-any-return]
     if compiling() or transforms():
         return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
+    if torch.is_inference_mode_enabled():
+        with _outside_inference():
+            return computed(compute, values, regularizer, reads, anywhere)
     values = {name: without_partial_sums(value) if is_distributed(value) else value for name, value in values.items()}
     if anywhere and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
         ((name, value),) = values.items()
@@ -72,7 +76,19 @@ def computed(
 
 def whole(value: Any) -> Any:
     """Return a DTensor as a plain tensor that has all elements, and other values as they are."""
-    return value.full_tensor() if is_distributed(value) else value
+    if not is_distributed(value):
+        return value
+    if compiling() or not torch.is_inference_mode_enabled():
+        return value.full_tensor()
+    with _outside_inference():
+        return value.full_tensor()
+
+
+@contextmanager
+def _outside_inference() -> Iterator[None]:
+    """Leave inference mode: up to torch 2.12, a DTensor that was made outside of it cannot be redistributed in it."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 class _OnWhole(torch.autograd.Function):
@@ -188,8 +204,6 @@ def _computes_on_shards(compute: Compute, name: str, value: Any, formula: Hashab
         return False
     shape = small_shape(value.shape, math.prod(size for _, size in parts))
     key = formula, shape, value.placements, value.device_mesh  # other ranks may have tried it on another mesh that this rank is in
-    if key not in _trials and torch.is_inference_mode_enabled():
-        return False
     if key not in _trials:
         with torch.enable_grad(), _saving_plainly(), without_modes():
             _trials[key] = any(on_all_ranks(_agree(compute, name, shape, value, scale), value) for scale in (1.0, 1e3))
