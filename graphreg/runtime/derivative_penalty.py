@@ -117,7 +117,7 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:
         return forward(module, *args, **kwargs)
-    refuse_sharded_derivatives(module, [penalty.description for penalty in acting])
+    refuse_sharded_derivatives(rules, [penalty.description for penalty in acting])
     if any(penalty.dependence.attends for penalty in acting):
         with sdpa_kernel(SDPBackend.MATH):
             return _recorded(forward, module, args, kwargs)

@@ -34,6 +34,7 @@ class Rules(nn.Module):
         seeds: The seeds that the module's streams were made with. The seed of a splice that has an ``rng`` of its own is under the
             regularizer's name; the seed for all others is under ``""``.
         watching: The monitor; None if no monitor watches the module.
+        number: The number of the rewritten module, by which ``sharding.py`` finds it.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
 
@@ -47,6 +48,7 @@ class Rules(nn.Module):
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
+        self.number = 0
         self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
