@@ -51,7 +51,6 @@ from graphreg.torch_internals.dynamo import (
     TRACES_OBJECTS,
     CapturedCode,
     CompiledCall,
-    add_inductor_options,
     asking_wrapper,
     backend_in,
     backend_named,
@@ -135,7 +134,15 @@ from graphreg.torch_internals.fx import (
     value_name,
     wrapped_functions,
 )
-from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
+from graphreg.torch_internals.inductor import (
+    add_inductor_options,
+    graph_pass,
+    inductor_with,
+    lower,
+    pointwise,
+    strides_of,
+    without_autograd_cache,
+)
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,

@@ -8,7 +8,6 @@ translator. Most of these functions are called while Dynamo captures a graph. So
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 import weakref
@@ -33,8 +32,6 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import counters
 from torch._guards import Guard
 from torch.fx.experimental.symbolic_shapes import guard_scalar
-
-from graphreg.torch_internals.config import CONFIGS, INDUCTOR, default_of
 
 # The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
@@ -331,47 +328,6 @@ def strict_limit() -> AbstractContextManager[None]:
     """
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
     return patched
-
-
-# Options of Inductor
-
-
-def add_inductor_options(options: Mapping[str, Any]) -> None:
-    """Add options of Inductor to those with which the graph that Dynamo is capturing will be compiled.
-
-    An option that is set already stays, be it by the call of torch.compile or in Inductor's configuration. Other graphs and Inductor's
-    configuration do not change. Nothing happens if another backend than Inductor compiles the graph.
-
-    Call this function while Dynamo traces, from a function with ``torch.compiler.assume_constant_result``.
-    """
-    output: Any = translator().output
-    output.compiler_fn = _with_options(output.compiler_fn, options)
-
-
-def _with_options(compiler: Any, options: Mapping[str, Any]) -> Any:
-    """Return a compiler, which may be wrapped, that has the options. Return the compiler itself if it is not Inductor."""
-    if isinstance(compiler, torch._TorchCompileInductorWrapper):
-        present = compiler.config
-        added = {name: value for name, value in options.items() if name not in present and _is_default(name)}
-        return _changed(compiler, "config", {**present, **added})
-    # what Dynamo wraps around a backend in order to debug it; what splits graphs for DistributedDataParallel
-    if (inner := getattr(compiler, "_torchdynamo_orig_backend", None)) is not None:
-        return _changed(compiler, "_torchdynamo_orig_backend", _with_options(inner, options))
-    splitting = getattr(compiler, "__self__", None)
-    if (inner := getattr(splitting, "backend_compile_fn", None)) is not None:
-        return getattr(_changed(splitting, "backend_compile_fn", _with_options(inner, options)), compiler.__name__)
-    return compiler
-
-
-def _changed(holder: Any, name: str, value: Any) -> Any:
-    """Return a copy of an object that has another value of an attribute."""
-    copied = copy.copy(holder)
-    setattr(copied, name, value)
-    return copied
-
-
-def _is_default(option: str) -> bool:
-    return bool(getattr(CONFIGS[INDUCTOR], option) == default_of(INDUCTOR, option))
 
 
 # Callbacks and counters of Dynamo
