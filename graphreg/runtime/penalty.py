@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphreg.compiler import improve_gradients
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
@@ -96,6 +97,8 @@ class Total(RuntimeModule):
         ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``of``: in a stage of a pipeline, how many
         sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``.
         """
+        if torch.compiler.is_dynamo_compiling():
+            improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values):
             return in_eager(self.total, *values, places=places, clock=clock, of=of)  # type: ignore[no-any-return]
         return self.total(*values, places=places, clock=clock, of=of)
@@ -134,6 +137,8 @@ class AllSitesTotal(Total):
 
     def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
+        if torch.compiler.is_dynamo_compiling():
+            improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values.values()):
             return in_eager(self.total, values, clock=clock)  # type: ignore[no-any-return]
         return self.total(values, clock=clock)

@@ -134,7 +134,15 @@ from graphreg.torch_internals.fx import (
     value_name,
     wrapped_functions,
 )
-from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
+from graphreg.torch_internals.inductor import (
+    add_inductor_options,
+    graph_pass,
+    inductor_with,
+    lower,
+    pointwise,
+    strides_of,
+    without_autograd_cache,
+)
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
@@ -214,10 +222,10 @@ from graphreg.torch_internals.versions import known_versions, run_canaries, warn
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
     "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
-    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION",
-    "WRAPPED_MODULE", "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase",
-    "DropoutBase", "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload",
-    "OpOverloadPacket", "PipelineRun", "TorchDispatchMode", "asking_wrapper", "assert_async", "at_rest", "backend_in",
+    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION", "WRAPPED_MODULE",
+    "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase",
+    "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload", "OpOverloadPacket",
+    "PipelineRun", "TorchDispatchMode", "add_inductor_options", "asking_wrapper", "assert_async", "at_rest", "backend_in",
     "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints", "bound_call", "captured_code",
     "checkpoint_wrapped", "chunks", "collector_at_rest", "compile_record_of", "compiled_call", "compiles_itself", "copy_notes",
     "copy_source", "custom_operators", "deep_enough", "default_of", "define_in_copies", "define_named_tuples",
