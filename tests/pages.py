@@ -35,7 +35,7 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
     for code, expected in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, page, "exec"), space)
+            exec(compile(code, page, "exec", dont_inherit=True), space)
         assert expected.strip() in printed.getvalue()  # a trainer prints lines of its own, too
     return space
 
@@ -59,7 +59,8 @@ def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Ite
         if block[1] == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                exec(compile(block[2], f"<{name}>", "exec"), space)  # no file of that name: Dynamo would read it as Python
+                code = compile(block[2], f"<{name}>", "exec", dont_inherit=True)  # no file of that name: Dynamo would read it as Python
+                exec(code, space)
             yield printed.getvalue().strip(), following[2].strip() if following and following[1] == "text" else None
 
 
