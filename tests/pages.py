@@ -52,7 +52,7 @@ def registry_restored() -> Iterator[None]:
 
 
 def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
-    """Run every Python block of a page in one space of names; yield what each prints, and the ``text`` block behind it, None without one."""
+    """Run every Python block of a page in one space of names; yield what each prints and the ``text`` block behind it, or None."""
     space = {"__name__": "page"} if space is None else space
     blocks = list(FENCE.finditer(text))
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):

@@ -41,8 +41,8 @@ def not_public(tree: ast.Module) -> Iterator[str]:
                 yield module
         elif isinstance(node, ast.Attribute):
             private = node.attr.startswith("_") and not node.attr.endswith("__") and node.attr not in own
-            of_graphreg = isinstance(node.value, ast.Name) and node.value.id == "graphreg" and node.attr not in {*graphreg.__all__, "passes"}
-            if private or of_graphreg:
+            of_graphreg = isinstance(node.value, ast.Name) and node.value.id == "graphreg"
+            if private or (of_graphreg and node.attr not in PUBLIC["graphreg"]):
                 yield f"{ast.unparse(node)}"
 
 
