@@ -7,7 +7,9 @@ import datetime
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def asked(patterns: Sequence[str]) -> list[Arm]:
     return [arm for name, arm in ARMS.items() if name in named | needed]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, pool_of: Callable[[int], AbstractContextManager[Executor]] = workers) -> int:
     given = options(arguments)
     try:
         arms = [] if given.page_only else asked(given.only)
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     runs = Runs(given.results, facts, given.fresh)
     try:
-        with workers(given.workers) as pool:
+        with pool_of(given.workers) as pool:
             for place, arm in enumerate(arms, 1):
                 head = f"study: {arm.name} ({place} of {len(arms)})"
                 progress(head)
