@@ -38,9 +38,13 @@ other test rows would change.
 takes the strongest with a score of at least the control's minus {allowed:g} point, or the weakest if there is none. Rivals are chosen \
 from grids by the same rules. The score is accuracy; for the regression it is R².
 - **Before.** Until the protocol was committed, the controls alone were trained to the end, on one other seed, to set the numbers of \
-steps; with regularizers, every arm took three steps, to see that it runs.
+steps; with regularizers, every arm took three steps (in chain 60), to see that it runs.
 - **Training.** Adam without weight decay; the rate falls to 0 in a straight line. What `L0Gates` and `ConcreteDropout` learn has ten \
 times the rate.
+"""
+
+ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \
+grids stay as they were fixed.
 """
 
 RUN = """## Run it
@@ -84,10 +88,8 @@ def results(content: Mapping[str, Any], ran: list[tuple[Claim, list[Found]]]) ->
     """The verdicts, then one line for each claim that is not shown."""
     if not ran:
         return ["Nothing has run yet.\n"]
-    shown = sum(all(each.holds for each in checks) for _, checks in ran)
     lines = [
-        "## Results\n",
-        f"**{shown} of {len(ran)} claims are shown.** Measured with {content['versions']} on {content['machine']}, {content['date']}.\n",
+        "## Results\n", *summary(ran), f"Measured with {content['versions']} on {content['machine']}, {content['date']}.\n",
         row("regularizer", "strength", "measure", "with", "against", "difference [95 %]", "check", "claim"), "|" + "---|" * 8,
     ]  # fmt: skip
     for claim, checks in ran:
@@ -99,9 +101,25 @@ def results(content: Mapping[str, Any], ran: list[tuple[Claim, list[Found]]]) ->
             told = f"{number(each.against)}: {opponent(each.check)}"
             outcome = ("holds" if each.holds else "fails") + " (no worse)" * bool(each.check.margin)
             lines.append(row(*head, each.check.measure, number(each.value), told, effect, outcome, "" if place else verdict))
-    failures = [(claim, each) for claim, checks in ran for each in checks if not each.holds]
-    sentences = [f"- `{claim.regularizer}` ({claim.arm}): {seen(each)}" for claim, each in failures]
+    failures = {claim: [seen(each) for each in checks if not each.holds] for claim, checks in ran}
+    sentences = [f"- `{claim.regularizer}` ({claim.arm}): {'; '.join(each)}." for claim, each in failures.items() if each]
     return [*lines, "\n## What is not shown\n", *(sentences or ["Nothing."]), ""]
+
+
+def summary(ran: list[tuple[Claim, list[Found]]]) -> list[str]:
+    """Which claims are shown, which are not, and for which of these the contrary is seen."""
+    shown = [claim for claim, checks in ran if all(each.holds for each in checks)]
+    contrary = [claim for claim, checks in ran if any(each.opposite and not each.holds for each in checks)]
+    unclear = [claim for claim, _ in ran if claim not in shown and claim not in contrary]
+    return [
+        f"**{len(shown)} of {len(ran)} claims are shown**: {names(shown)}.\n",
+        f"{len(contrary)} are not shown, and in at least one check the whole interval lies on the other side: {names(contrary)}.\n",
+        f"{len(unclear)} are not shown, and no interval lies on the other side: {names(unclear)}.\n",
+    ]
+
+
+def names(claims: list[Claim]) -> str:
+    return ", ".join(f"`{claim.regularizer}` ({claim.arm})" for claim in claims) or "none"
 
 
 def opponent(check: Check) -> str:
@@ -113,13 +131,15 @@ def seen(each: Found) -> str:
     """A sentence that says what is seen where a check fails."""
     check = each.check
     against = f"against {number(each.against)} ({opponent(check)})"
-    if check.margin:
+    if not isinstance(check.than, str):
+        why = f"{check.better} was claimed"
+    elif check.margin:
         why = f"a loss of more than {check.margin:g} is not excluded"
     elif each.opposite:
         why = "the opposite of the claim"
     else:
         why = f"no clear difference, {check.better} was claimed"
-    return f"{check.measure} {number(each.value)} {against}, difference {number(each.low)} to {number(each.high)}: {why}."
+    return f"{check.measure} {number(each.value)} {against}, difference {number(each.low)} to {number(each.high)}: {why}"
 
 
 def changes() -> list[str]:
@@ -146,7 +166,7 @@ def arms(records: Records) -> list[str]:
     """The arms with their grids, and the mean validation score of each strength."""
     lines = [row("arm", "keywords; s is the strength", "rule", "grid: validation score"), "|---|---|---|---|"]
     lines += [row(arm.name, f"`{arm.text}`", arm.rule or "none", grid(arm, records.get(arm.name, {}))) for arm in ARMS.values()]
-    return ["### The arms\n", "The strength that was chosen is bold.\n", *lines, ""]
+    return ["### The arms\n", ENDS, *lines, ""]
 
 
 def grid(arm: Arm, record: Mapping[str, Any]) -> str:

@@ -157,7 +157,12 @@ def test_an_interval_by_hand() -> None:
 def test_when_a_check_holds(better: str, margin: float, low: float, high: float, holds: bool, sentence: str) -> None:
     each = Found(Check("accuracy", better, "few: nothing", margin), 90, 89, low, high)
     assert each.holds is holds
-    assert holds or seen(each).endswith(f": {sentence}.")
+    assert holds or seen(each).endswith(f": {sentence}")
+
+
+def test_a_fixed_number_that_is_missed() -> None:
+    each = Found(Check("closed", "higher", 50.0), 20, 50, -32, -28)
+    assert seen(each) == "closed 20.0 against 50.0 (a fixed number), difference -32.0 to -28.0: higher was claimed"
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
