@@ -27,7 +27,7 @@ TOP = Path(__file__).parents[2]
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make study", description=__doc__)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="these arms, and those that they need")
-    parser.add_argument("--fresh", action="store_true", help="run again what has run")
+    parser.add_argument("--fresh", action="store_true", help="run these arms again")
     parser.add_argument("--page-only", action="store_true", help="run nothing, write the page of what has run")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=TOP / "docs" / "study.json", metavar="FILE")
@@ -35,13 +35,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def facts() -> dict[str, str]:
-    """What the results were measured with."""
+def measured() -> str:
+    """What the results are measured with, and when."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}"
-    return {"versions": versions, "machine": (named or [platform.machine()])[0], "date": datetime.date.today().isoformat()}
+    return f"{versions} on {(named or [platform.machine()])[0]}, {datetime.date.today().isoformat()}"
 
 
 def asked(patterns: Sequence[str]) -> list[Arm]:
@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None, pool_of: Callable[[int], Abstra
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 2
-    runs = Runs(given.results, facts, given.fresh)
+    runs = Runs(given.results, measured())
+    if given.fresh:
+        runs.records = {name: record for name, record in runs.records.items() if ARMS.get(name) not in arms}
     try:
         with pool_of(given.workers) as pool:
             for place, arm in enumerate(arms, 1):
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, pool_of: Callable[[int], Abstra
                 progress(head)
                 runs.run(arm, pool, lambda text, head=head: progress(f"{head}: {text}"))  # type: ignore[misc]
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; the same command, without --fresh, goes on from here", file=sys.stderr)
         return 130
     progress("")
     given.page.write_text(page(json.loads(given.results.read_text()) if given.results.exists() else {}))

@@ -68,33 +68,32 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
-def page(content: Mapping[str, Any]) -> str:
+def page(records: Records) -> str:
     """The page of what has run."""
-    records: Records = content.get("arms", {})
     ran = [(claim, [found(records, claim, check) for check in claim.checks]) for claim in CLAIMS if ready(records, claim)]
     classes = len({claim.regularizer for claim in CLAIMS})
     seconds = sum(run["seconds"] for record in records.values() for runs in record["runs"].values() for run in runs.values())
     settings = {"seeds": len(SEEDS), "tuning": len(TUNING), "lowest": -CLOSE, "allowed": ALLOWED}
     return "\n".join([
         HEAD.format(count=len(CLAIMS), classes=classes),
-        *results(content, ran),
+        *results(records, ran),
         PROTOCOL.format(**settings),
         *changes(), *claims(), *arms(records), *networks(), *measures(), *not_tested(),
         RUN.format(minutes=round(seconds / 60) or "fifteen"),
     ])  # fmt: skip
 
 
-def results(content: Mapping[str, Any], ran: list[tuple[Claim, list[Found]]]) -> list[str]:
+def results(records: Records, ran: list[tuple[Claim, list[Found]]]) -> list[str]:
     """The verdicts, then one line for each claim that is not shown."""
     if not ran:
         return ["Nothing has run yet.\n"]
     lines = [
-        "## Results\n", *summary(ran), f"Measured with {content['versions']} on {content['machine']}, {content['date']}.\n",
+        "## Results\n", *summary(ran), f"Measured with {'; '.join(sorted({record['measured'] for record in records.values()}))}.\n",
         row("regularizer", "strength", "measure", "with", "against", "difference [95 %]", "check", "claim"), "|" + "---|" * 8,
     ]  # fmt: skip
     for claim, checks in ran:
         verdict = "**shown**" if all(each.holds for each in checks) else "not shown"
-        strength = written(content["arms"][claim.arm]["chosen"])
+        strength = written(records[claim.arm]["chosen"])
         for place, each in enumerate(checks):
             head = (f"`{claim.regularizer}` ({claim.arm})", strength) if not place else ("", "")
             effect = f"{number(each.effect)} [{number(each.low)}, {number(each.high)}]"

@@ -18,7 +18,7 @@ from study.arms import ALLOWED, ARMS, SEEDS, TUNING, Arm, plain
 from study.setups import SETUPS
 from study.training import Outcome
 
-Record = dict[str, Any]  # of an arm: "digest", "chosen", and "runs": strength, then seed, then outcome
+Record = dict[str, Any]  # of an arm: "digest", "measured" (with what), "chosen", and "runs": strength, then seed, then outcome
 Tell = Callable[[str], None]
 DIGITS = 6  # significant ones that are kept of a measure
 
@@ -46,23 +46,21 @@ def written(strength: float | None) -> str:
 class Runs:
     """The results file, and the arms' records in it."""
 
-    def __init__(self, path: Path, facts: Callable[[], dict[str, str]], fresh: bool = False) -> None:
-        self.path, self.facts = path, facts
-        self.content: dict[str, Any] = json.loads(path.read_text()) if path.exists() and not fresh else {}
-        self.records: dict[str, Record] = self.content.get("arms", {})
+    def __init__(self, path: Path, measured: str) -> None:
+        self.path, self.measured = path, measured
+        self.records: dict[str, Record] = json.loads(path.read_text()) if path.exists() else {}
 
     def record(self, arm: Arm) -> Record:
         """An arm's record; an empty one if there is none of this protocol."""
         if self.records.get(arm.name, {}).get("digest") != arm.digest:
-            self.records[arm.name] = {"digest": arm.digest, "runs": {}}
+            self.records[arm.name] = {"digest": arm.digest, "measured": self.measured, "runs": {}}
         return self.records[arm.name]
 
     def save(self) -> None:
         """Write the file anew, so that an interrupt leaves the older one or this one."""
-        head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.facts().items())
         arms = ",\n".join(f"{json.dumps(name)}: {json.dumps(self.records[name])}" for name in ARMS if name in self.records)
         fresh = self.path.with_suffix(".new")
-        fresh.write_text(f'{{{head}"arms": {{\n{arms}\n}}}}\n')
+        fresh.write_text(f"{{\n{arms}\n}}\n")
         fresh.replace(self.path)
 
     def keywords(self, arm: Arm, strength: float | None) -> dict[str, Any]:
@@ -75,9 +73,10 @@ class Runs:
         """Choose the arm's strength, unless it has none to choose, and run the seeds of the results."""
         record = self.record(arm)
         self._seeds(arm, arm.grid or (None,), TUNING, pool, tell)
-        record["chosen"] = chosen(arm, record["runs"], self.records[plain(arm.setup)]["runs"]) if arm.grid else None
+        if "chosen" not in record:
+            record["chosen"] = chosen(arm, record["runs"], self.records[plain(arm.setup)]["runs"]) if arm.grid else None
+            self.save()
         self._seeds(arm, (record["chosen"],), SEEDS, pool, tell)
-        self.save()
 
     def _seeds(self, arm: Arm, strengths: Sequence[float | None], seeds: Sequence[int], pool: Executor, tell: Tell) -> None:
         runs = self.record(arm)["runs"]

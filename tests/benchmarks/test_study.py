@@ -215,7 +215,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(study_run, "train", train)
     only = ("--only", "selu: alpha*")
     assert command(tmp_path, Inline(stop=15), *only) == 130
-    kept = json.loads((tmp_path / "study.json").read_text())["arms"]
+    kept = json.loads((tmp_path / "study.json").read_text())
     assert sum(len(seeds) for record in kept.values() for seeds in record["runs"].values()) == 13  # the control, whose runs had all ended
     assert command(tmp_path, Inline(), *only) == 0
     assert len(trained) == 15 + 9 + 10  # two had run, and were not kept
@@ -223,6 +223,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert command(tmp_path, Inline(stop=0), *only) == 0  # nothing is left
     assert "| `alpha_dropout=s` | best | **0.05: 101.0**, 0.1: 101.0, 0.2: 101.0 |" in (tmp_path / "study.md").read_text()
     assert command(tmp_path, Inline(), "--fresh", *only) == 0 and len(trained) == 34 + 32
+    assert command(tmp_path, Inline(), "--fresh", "--only", "chain: nothing") == 0 and len(trained) == 34 + 32 + 13
+    assert len(json.loads((tmp_path / "study.json").read_text())) == 3  # the others' records stay
 
 
 def test_an_arm_brings_its_control_and_its_base() -> None:
@@ -241,10 +243,10 @@ def test_other_settings_of_an_arm_are_another_record() -> None:
 
 
 def test_the_results_are_those_of_this_protocol() -> None:
-    assert all(ready(RESULTS["arms"], claim) for claim in CLAIMS)
-    for name, record in RESULTS["arms"].items():
+    assert all(ready(RESULTS, claim) for claim in CLAIMS)
+    for name, record in RESULTS.items():
         arm = ARMS[name]
-        control = RESULTS["arms"][plain(arm.setup)]["runs"]
+        control = RESULTS[plain(arm.setup)]["runs"]
         assert record["chosen"] == (chosen(arm, record["runs"], control) if arm.grid else None)
 
 
