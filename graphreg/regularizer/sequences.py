@@ -231,16 +231,21 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
-    return Steps(axis, lengths=lengths, hint=_hint(site, calls))
+    return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 
-def _hint(site: Site, calls: _Calls) -> str:
+def _hint(site: Site, calls: _Calls, splice: bool) -> str:
     """Return a sentence that says what to select instead of one call of a module; ``""`` if the site is not one of several calls."""
     several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
     if not several:
         return ""
     path = several[0].module or ""
     selector = exactly(replace(several[0], name=path))
+    if calls.is_cell(path) and splice:
+        return (
+            f" This is one call of {path!r}. A splice acts on each call by itself, and the calls of a cell cannot share a draw. Use a "
+            "recurrent layer, such as nn.GRU, or select a stack of the values (torch.stack)."
+        )
     if calls.is_cell(path):
         return f" This is one call of {path!r}: the selector '{selector}' takes all its calls as the steps of one sequence."
     return (
