@@ -107,7 +107,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "torch.compile(module)": lambda module: torch.compile(module, fullgraph=True),
     "a mode": lambda module: torch.compile(module, mode="max-autotune-no-cudagraphs"),
     "other options": lambda module: torch.compile(module, options={"max_autotune": False}),
-    "a function around": lambda module: torch.compile(lambda x: module(x)),
+    "a function around": lambda module: torch.compile(lambda x: tuple(module(x))),
     "a model around": lambda module: torch.compile(Outer(module)),
     "DistributedDataParallel": lambda module: torch.compile(in_group(module)),
 }
