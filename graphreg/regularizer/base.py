@@ -108,6 +108,8 @@ class Regularizer:
         min_dims: The least number of dims that a parameter must have for the class to act on it.
         min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
         min_units: For a formula that takes ``units``: the fewest units that it accepts.
+        over_batch: For a penalty on values: whether the penalty of a batch is not the mean of the penalties of its parts. It is not if the
+            formula is a function of means over the batch, as a covariance is. The report says so where each rank has its own batch.
     """
 
     pattern: Selector = "*"
@@ -127,6 +129,7 @@ class Regularizer:
     min_dims: ClassVar[int] = 2
     min_samples: ClassVar[int] = 1
     min_units: ClassVar[int] = 1
+    over_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)

@@ -43,6 +43,7 @@ from graphreg.torch_internals.distributed import (
     taken_by_fsdp,
     uses_fsdp,
     without_partial_sums,
+    world_size,
 )
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
@@ -247,6 +248,6 @@ __all__ = [
     "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "taken_by_fsdp",
     "traces_here", "transform_level", "transforms", "translator", "unwrapped", "uses_fsdp", "value_name", "version_of", "vmaps",
     "warn_if_untested", "weight_names", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions",
-    "without_modes", "without_partial_sums", "without_proxies", "without_source", "without_transforms", "wrap_engine",
+    "without_modes", "without_partial_sums", "without_proxies", "without_source", "without_transforms", "world_size", "wrap_engine",
     "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import graphreg
 from graphreg import GraphRegError, Penalty, RegularizerError
-from graphreg.passes import BernoulliDropout, DropBlock, HiddenL1
+from graphreg.passes import BernoulliDropout, DeCov, DropBlock, HiddenL1, KLSparsity
 from graphreg.rng.noise import ranked
 
 SCRIPT = Path(__file__).parent / "meshed_ranks.py"
@@ -433,3 +433,17 @@ def test_the_report_says_which_ranks_agree() -> None:
     assert "ranks: all draw the same masks" in str(graphreg.report(module))
     graphreg.set_ranks(module, "differ")
     assert "ranks:" not in str(graphreg.report(module))
+
+
+def test_the_report_says_what_each_rank_computes_from_its_own_examples() -> None:
+    def regularized() -> Any:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4), nn.Sigmoid())
+        return graphreg.regularize(model, DeCov("2", 0.1), KLSparsity("5", 0.1), HiddenL1("2", 0.1), BernoulliDropout("2", 0.1))
+
+    assert "own examples" not in str(graphreg.report(regularized()))
+    mesh, module = meshed(1), regularized()
+    for _ in range(2):
+        text = graphreg.report(module).text(200)
+        assert "ranks: decov, kl_sparsity: a statistic of the batch, which each rank computes from its own examples" in text
+        assert "ranks: 1: normalizes by the statistics of the rank's own examples; nn.SyncBatchNorm by those of all ranks" in text
+        graphreg.set_ranks(module, mesh=mesh, data="dp")
