@@ -5,6 +5,7 @@ finds the sites that a selector matches, and ``native_dropout.py`` decides what 
 the operations that a derivative goes through, ``depth.py`` numbers the model's blocks for a strength by depth, and ``module_inputs.py``
 finds the value that a module gets as its input. ``repeats.py`` finds values that splices act on several times in a row,
 ``parameter_splices.py`` finds the reads of a parameter that a splice replaces, and ``blocks.py`` finds the modules that ``blocks=`` names.
+``model_inputs.py`` checks the inputs of the model that options name.
 """
 
 from graphreg.planning.blocks import called_blocks, check_blocks, check_layers, matching_modules
