@@ -191,8 +191,8 @@ class _Lowering:
 
     def _measured_by(self, edit: Edit) -> dict[str, Any]:
         """Return further arguments of ``_add`` for a measurement: inputs, and the clock, if the formula takes a strength with a schedule."""
-        clock = self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}
-        return {**_whose(edit), "kwargs": clock | self._inputs_of(edit.name, edit.regularizer)}
+        read = self._read_by(edit)
+        return {**_whose(edit), "kwargs": read if "weight" in edit.regularizer.takes else {n: v for n, v in read.items() if n != CLOCK}}
 
     # Insertions at a site
 
@@ -346,8 +346,7 @@ class _Lowering:
         more |= {} if measures(self.plan.regularizers[name]) else self._inputs_of(name, self.plan.regularizers[name])
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
-        all_at_once = "values" in self.plan.regularizers[name].takes
-        args = (values,) if all_at_once else tuple(values.values())
+        args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
         there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
         some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
         more |= {"places": there} if some else {}
