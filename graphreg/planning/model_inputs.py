@@ -45,8 +45,8 @@ def _why_not(name: str, traced: Traced, inputs: Mapping[str, Any]) -> str:
         )
     if traced.front_end == "dynamo" and name in inspect.signature(traced.model.forward).parameters:
         return (
-            f"{name!r} is an argument of the model, but a graph in which {name!r} is needed does not get it: torch.compile gives a graph only "
-            "those arguments of the model that the graph reads, and a graph after a graph break has none. Use graphreg.regularize or "
-            "graphreg.regularize_, or select sites in a graph that reads the argument."
+            f"{name!r} is an argument of the model, but the graph in which the regularizer acts does not get it. torch.compile gives a graph "
+            "only those arguments that the graph itself reads, and only the first graph of a call has arguments of the model. Use "
+            "graphreg.regularize or graphreg.regularize_, or select sites of a graph that reads the argument."
         )
     return f"no input of the model has that name.{suggestions_text(name, inputs)} Inputs: {', '.join(inputs) or 'none'}."
