@@ -64,26 +64,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
         self._switches = NoiseSwitches()
-        for name, regularizer in self.regularizers.items():
-            if isinstance(regularizer.weight, ByDepth):
-                raise RegularizerError(
-                    f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
-                    f"of all blocks. Give a number, or use {OTHERS}."
-                )
-            if {"module_input", "previous"}.intersection(regularizer.takes):
-                kind = type(regularizer).__name__
-                raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
-            if regularizer.model_inputs and isinstance(regularizer, Penalty) and regularizer.on == "parameters":
-                option, of = next(iter(regularizer.model_inputs.items()))
-                raise RegularizerError(
-                    f"{name}: {option}={of!r} is not possible in a backend, which computes penalties on parameters whichever inputs the graphs "
-                    f"have. Use {OTHERS}."
-                )
-        if rates_are_scheduled(own_dropout):
-            raise RegularizerError(
-                f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
-                f"use {OTHERS}."
-            )
+        _refuse_impossible(self.regularizers, own_dropout)
         self._strengths = Strengths(self.regularizers)
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
@@ -368,3 +349,27 @@ class Backend(BackendHandle, RenamedAttributes):
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
         return backend_report(self.title, self.subgraphs, self.regularizers, strengths_now(self), self._strengths.own)
+
+
+def _refuse_impossible(regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout) -> None:
+    """Raise RegularizerError for what a backend cannot do, because it sees one graph at a time and not the whole model."""
+    for name, regularizer in regularizers.items():
+        if isinstance(regularizer.weight, ByDepth):
+            raise RegularizerError(
+                f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
+                f"of all blocks. Give a number, or use {OTHERS}."
+            )
+        if {"module_input", "previous"}.intersection(regularizer.takes):
+            kind = type(regularizer).__name__
+            raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
+        if regularizer.model_inputs and isinstance(regularizer, Penalty) and regularizer.on == "parameters":
+            option, of = next(iter(regularizer.model_inputs.items()))
+            raise RegularizerError(
+                f"{name}: {option}={of!r} is not possible in a backend, which computes penalties on parameters whichever inputs the graphs "
+                f"have. Use {OTHERS}."
+            )
+    if rates_are_scheduled(own_dropout):
+        raise RegularizerError(
+            f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
+            f"use {OTHERS}."
+        )
