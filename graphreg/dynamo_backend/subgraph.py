@@ -18,7 +18,7 @@ from graphreg.dynamo_backend.noise_streams import Stream
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
 from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
-from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
+from graphreg.planning import Edit, OwnDropout, Plan, check_model_inputs, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
@@ -131,6 +131,8 @@ class Maker:
         full = decided(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
+        for edit in new:
+            check_model_inputs(traced, edit.regularizer, {edit.site: (edit.matched, edit.steps)})
         return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), native_dropout=native)
 
     def made(

@@ -12,6 +12,7 @@ from graphreg.planning.blocks import called_blocks, check_blocks, check_layers, 
 from graphreg.planning.dependence import DependenceSlice
 from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, check_trainable, count_sites, counted, matching_sites, missed
+from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.native_dropout import (
     CHOICES,
     OWN_DROPOUT,
@@ -28,7 +29,7 @@ from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
     "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
-    "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_option", "check_sites", "check_trainable",
-    "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines", "matching_modules",
-    "matching_sites", "missed", "named_once", "plan", "rates_are_scheduled", "readers_of", "require_sites", "warning",
+    "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_model_inputs", "check_option", "check_sites",
+    "check_trainable", "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines",
+    "matching_modules", "matching_sites", "missed", "named_once", "plan", "rates_are_scheduled", "readers_of", "require_sites", "warning",
 ]  # fmt: skip
