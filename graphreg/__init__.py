@@ -78,8 +78,8 @@ _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its presen
 
 __all__ = [
     "Audit", "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "ModelInput", "Monitor", "NoMatchError", "Noise", "Penalty",
-    "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
-    "UntestedTorchWarning", "Vjp",
+    "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
+    "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
     "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",

@@ -26,6 +26,6 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
     for code, expected in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, page, "exec"), space)
+            exec(compile(code, page, "exec", dont_inherit=True), space)
         assert expected.strip() in printed.getvalue()  # a trainer prints lines of its own, too
     return space

@@ -31,22 +31,23 @@ def check_model_inputs(traced: Traced, regularizer: Regularizer, chosen: Mapping
         if name not in inputs:
             raise NoMatchError(f"{who}: {_why_not(name, traced, inputs)}")
         if isinstance(inputs[name], list):
-            raise RegularizerError(f"{who}: {name!r} holds several values, and the formula takes one tensor. Name an input that is a tensor.")
+            raise RegularizerError(f"{who}: {name!r} holds several values, and the formula takes one tensor. Name an input that is one.")
         if option == "lengths":
-            check_lengths({site: (text, s) for site, (text, s) in chosen.items() if s is not None}, inputs[name], type(regularizer).__name__)
+            read_as = {site: (text, steps) for site, (text, steps) in chosen.items() if steps is not None}
+            check_lengths(read_as, inputs[name], type(regularizer).__name__)
 
 
 def _why_not(name: str, traced: Traced, inputs: Mapping[str, Any]) -> str:
     """Return a sentence that says why a model has no input of this name, and what to do."""
     if name in traced.specialized:
         return (
-            f"{name!r} is an argument that is specialized to {shown(traced.specialized[name])}: give example_inputs that carry a tensor for "
-            "it. If the model is regularized in place, call it with a tensor for it."
+            f"{name!r} is an argument that is specialized to {shown(traced.specialized[name])}: give example_inputs that carry a tensor "
+            "for it. If the model is regularized in place, call it with a tensor for it."
         )
     if traced.front_end == "dynamo" and name in inspect.signature(traced.model.forward).parameters:
         return (
-            f"{name!r} is an argument of the model, but the graph in which the regularizer acts does not get it. torch.compile gives a graph "
-            "only those arguments that the graph itself reads, and only the first graph of a call has arguments of the model. Use "
+            f"{name!r} is an argument of the model, but the graph in which the regularizer acts does not get it. torch.compile gives a "
+            "graph only those arguments that the graph itself reads, and only the first graph of a call has arguments of the model. Use "
             "graphreg.regularize or graphreg.regularize_, or select sites of a graph that reads the argument."
         )
     return f"no input of the model has that name.{suggestions_text(name, inputs)} Inputs: {', '.join(inputs) or 'none'}."

@@ -20,6 +20,6 @@ from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
     "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
-    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "known_to_dynamo", "own_strength", "recorded", "registered",
-    "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
+    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "known_to_dynamo", "own_strength", "recorded",
+    "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

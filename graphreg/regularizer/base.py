@@ -21,15 +21,16 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
   For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
 - ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
   them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
-- the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``: the tensor that the call of the model has
-  for the argument that the option names, or None if the option is None. A floating-point tensor has the dtype in which the formula computes.
+- the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``: the tensor that the call of the model
+  has for the argument that the option names, or None if the option is None. If the tensor is floating-point, it comes in the dtype in
+  which the formula computes.
 - ``vjp``, for a penalty: a function that computes vector-Jacobian products of the values at all selected sites, with respect to the
   values that the option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
 mode. The arguments of ``in_eval`` mean the same as those of ``__call__``: it takes ``z`` or ``units``, and may take ``weight``, ``state``,
-``previous``, ``module_input`` and inputs of the model. If its class has a method ``penalty``, the splice has a penalty of its own, which this method computes
-from ``state``.
+``previous``, ``module_input`` and inputs of the model. If its class has a method ``penalty``, the splice has a penalty of its own,
+which this method computes from ``state``.
 
 The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
 ``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes

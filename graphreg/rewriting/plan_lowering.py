@@ -182,7 +182,7 @@ class _Lowering:
         """Return the arguments by which the runtime modules of a regularizer get the inputs of the model that the formula takes."""
         for option, of in regularizer.model_inputs.items():
             if self.aliases.written_later(self.inputs[of], is_definite=True):
-                raise TraceError(f"{name}: the model writes into its input {of!r}, which {option}= names. Clone the input before that write.")
+                raise TraceError(f"{name}: the model writes into its input {of!r}, which {option}= names. Clone it before that write.")
         return {option: self.inputs[of] for option, of in regularizer.model_inputs.items()}
 
     def _read_by(self, edit: Edit) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class _Lowering:
         return self._clock_for(edit.regularizer) | self._inputs_of(edit.name, edit.regularizer)
 
     def _measured_by(self, edit: Edit) -> dict[str, Any]:
-        """Return further arguments of ``_add`` for a measurement: inputs, and the clock, if the formula takes a strength with a schedule."""
+        """Return further arguments of ``_add`` for a measurement. Only a formula that takes the strength gets the clock."""
         read = self._read_by(edit)
         return {**_whose(edit), "kwargs": read if "weight" in edit.regularizer.takes else {n: v for n, v in read.items() if n != CLOCK}}
 

@@ -282,8 +282,8 @@ def check_inputs(subject: Subject) -> None:
             continue
         except Exception as error:
             raise AssertionError(
-                f"{subject.name}: without {option}=, its formula gets None for {option} and raises {first_line(error)}. Handle None, or let "
-                f"the option be required: {option}: ModelInput = graphreg.required()."
+                f"{subject.name}: without {option}=, its formula gets None for {option} and raises {first_line(error)}. Handle None, or "
+                f"let the option be required: {option}: ModelInput = graphreg.required()."
             ) from error
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import ModelInput, NoMatchError, Noise, Penalty, RegularizerError, Splice
+from graphreg import ModelInput, Noise, NoMatchError, Penalty, RegularizerError, Splice
 from graphreg.passes import RecurrentState
 from lacking import needs_result
 
@@ -89,8 +89,8 @@ def test_a_graph_that_does_not_have_it(model: nn.Module, site: str, option: str)
     kind: Any = MaskedL1 if option == "mask" else RecurrentState
     run = torch.compile(model, backend=graphreg.backend(kind(site, 0.5, **{option: "attention_mask"}), inner="eager"))
     sentence = (
-        rf"{kind.__name__}: {option}='attention_mask': 'attention_mask' is an argument of the model, but the graph in which the regularizer "
-        r"acts does not get it\. torch\.compile gives a graph only those .* Use graphreg\.regularize or graphreg\.regularize_"
+        rf"{kind.__name__}: {option}='attention_mask': 'attention_mask' is an argument of the model, but the graph in which the "
+        r"regularizer acts does not get it\. torch\.compile gives a graph only those .* Use graphreg\.regularize or graphreg\.regularize_"
     )
     with pytest.raises(NoMatchError, match=sentence):
         run(X, MASK)

@@ -579,8 +579,8 @@ def test_an_input_of_the_model_that_a_formula_takes() -> None:
         for name, parameter in part.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name])
     sentence = (
-        r"meanover at tanh_1: mask='mask' names an input of the model that the stage does not take\. Let its forward take mask, and pass it "
-        r"to schedule\.step by that name\."
+        r"meanover at tanh_1: mask='mask' names an input of the model that the stage does not take\. Let its forward take mask, and "
+        r"pass it to schedule\.step by that name\."
     )
     with pytest.raises(graphreg.RegularizerError, match=sentence):
         graphreg.regularize_stage(Unmasked(1), penalty, whole=whole, rng=5, microbatches=1)
