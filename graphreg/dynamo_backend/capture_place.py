@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.dynamo_backend.wrappers import inside, module_itself, unwrapped
-from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_code, first_arguments
+from graphreg.torch_internals import CALLERS_OF_FORWARD, CapturedCode, CompiledCall, captured_code, first_arguments
 
 
 class Functions(nn.Module):
@@ -98,7 +98,7 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     """Return the place of the graph that Dynamo is compiling. ``paths``: the paths of the model's modules and of their wrappers by id."""
     code = captured_code(translator, gm)
     function = isinstance(root, Functions) and code.name == root.title
-    local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
+    local = None if function else _variable_of_owner(code, paths)
     path = paths[id(code.values[local])] if local is not None else here(paths)
     owner = module_itself(root if path == "" else root.get_submodule(path))
     calls = code.name in ("forward", *CALLERS_OF_FORWARD, _outermost(owner))
@@ -107,6 +107,20 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     wraps = local is not None and inside(code.values[local]) is not code.values[local]
     passes = code.name in CALLERS_OF_FORWARD or (wraps and path == "")
     return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns, passes)
+
+
+def _variable_of_owner(code: CapturedCode, paths: Mapping[int, str]) -> str | None:
+    """Return the local variable that holds the module whose method the code is; None if none does.
+
+    Such a variable is the method's first argument. After a graph break, Dynamo makes a function of the rest of the method. The arguments
+    of that function have another order, and may begin with a submodule. But the method is still running then, and its first argument is
+    known.
+    """
+    if code.resumed:
+        owner = next((value for value in first_arguments() if isinstance(value, nn.Module) and id(value) in paths), None)
+        return next((name for name, value in code.values.items() if value is owner), None) if owner is not None else None
+    name, value = next(iter(code.values.items()), ("", None))
+    return name if isinstance(value, nn.Module) and id(value) in paths else None
 
 
 def here(paths: Mapping[int, str]) -> str:

@@ -159,7 +159,8 @@ def set_ranks(
         data: The dimensions of the mesh along which ranks have different examples, such as ``("dp",)``.
         tensor: The dimensions along which ranks work on the same examples together, such as ``("tp",)``.
         placements: How ranks share values where this cannot be inferred. A dict: each key is a selector of sites at which a splice or a
-            native dropout draws; each value is a dict from a dimension of ``tensor`` to ``Shard(axis)`` or ``Replicate()``.
+            native dropout draws, or a penalty measures; each value is a dict from each dimension of ``tensor`` to ``Shard(axis)`` or
+            ``Replicate()``. ``Shard`` means equal parts, in the order of the ranks.
         one_batch: Whether the examples of the ranks along ``data`` are one batch: each rank then draws its own rows of the masks that one
             process would draw for the whole batch. This requires that the examples lie along axis 0 of each value, and that all ranks
             have equally many, in the order of the ranks.
@@ -173,7 +174,8 @@ def set_ranks(
     if mesh is not None:
         if ranks is not None:
             raise RegularizerError("set_ranks takes either 'differ' or 'same', or mesh= with the dimensions data= and tensor=, not both.")
-        handle.set_ranks(RankMesh(mesh, _names(data), _names(tensor), dict(placements or {}), one_batch))
+        given = {} if placements is None else placements
+        handle.set_ranks(RankMesh(mesh, _names("data", data), _names("tensor", tensor), given, one_batch))
         return
     if data or tensor or placements or one_batch:
         raise RegularizerError("data=, tensor=, placements= and one_batch= belong to mesh=, the device mesh whose dimensions they name.")
@@ -182,8 +184,12 @@ def set_ranks(
     handle.set_ranks(ranks)
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, (tuple, list)) or not all(isinstance(name, str) for name in given):
+        raise RegularizerError(f"{option}={shown(given)} is not allowed; give names of dimensions of the mesh: {option}=('dp', 'pp').")
+    return tuple(given)
 
 
 @contextmanager

@@ -139,8 +139,6 @@ def from_part(part: Tensor, z: Any) -> Any:
 
 def like_part(value: Any, z: Any) -> Tensor:
     """Return this rank's part of the DTensor ``value``, divided among ranks as the DTensor ``z`` is. Both have the same shape."""
-    if not is_dtensor(value):
-        raise RegularizerError("the value is a DTensor, and what the module or the cell got is a plain tensor")
     local: Tensor = value.redistribute(z.device_mesh, z.placements).to_local()
     return local
 

@@ -9,14 +9,14 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES, Kind, Site, addition_of, select, state_of
-from graphreg.regularizer import Splice
+from graphreg.ir import RULES, Kind, Site, addition_of, own_name, select, state_of
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.noise_keys import key_of
-from graphreg.runtime.penalty import Measure
+from graphreg.runtime.penalty import Measure, Total
 from graphreg.runtime.rank_layout import Cut
-from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unknown, has_parallel_layers, sharings
+from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unequal, Unknown, has_parallel_layers, sharings
 from graphreg.runtime.runtime_module import Drawing, Rules
+from graphreg.runtime.sharding import parallelized_uncalled
 from graphreg.runtime.splice import SpliceRule
 
 Placements = Mapping[str, Mapping[str, Any]]
@@ -54,19 +54,38 @@ class RankMesh:
         both = (*self.data, *self.tensor)
         if twice := [name for name in both if both.count(name) > 1]:
             raise RegularizerError(f"the dimension {twice[0]!r} is named twice; each belongs to data= or to tensor=, once.")
+        if not isinstance(self.one_batch, bool):
+            raise RegularizerError(f"one_batch={shown(self.one_batch)} is not allowed; give True or False.")
         if self.one_batch and not self.data:
             raise RegularizerError("one_batch=True is for ranks that have different examples: name their dimensions, data=('dp',).")
+        if not isinstance(self.placements, Mapping):
+            raise RegularizerError(
+                f"placements={shown(self.placements)} is not allowed; give a dict from selectors of sites to dicts: "
+                "{'up': {'tp': Shard(-1)}}."
+            )
         for selector, by_name in self.placements.items():
-            if not isinstance(by_name, Mapping):
+            self._check_placements(selector, by_name)
+
+    def _check_placements(self, selector: Any, by_name: Any) -> None:
+        """Raise RegularizerError unless a dict has a placement for each dimension of ``tensor``."""
+        if not isinstance(by_name, Mapping) or not by_name:
+            raise RegularizerError(
+                f"placements={{{selector!r}: {shown(by_name)}}} is not allowed; give a dict from a dimension of tensor= to a "
+                f"placement: {{{selector!r}: {{'tp': Shard(-1)}}}}."
+            )
+        for name, placement in by_name.items():
+            if name not in self.tensor:
+                raise RegularizerError(f"placements: {name!r} is no dimension of tensor={self.tensor!r}.")
+            if type(placement).__name__ not in ("Shard", "Replicate"):
                 raise RegularizerError(
-                    f"placements={{{selector!r}: {shown(by_name)}}} is not allowed; give a dict from a dimension of tensor= to a "
-                    f"placement: {{{selector!r}: {{'tp': Shard(-1)}}}}."
+                    f"placements: {selector!r} has {shown(placement)} for {name!r}; a value is shared by Replicate() or Shard(axis), of "
+                    "torch.distributed.tensor."
                 )
-            for name, placement in by_name.items():
-                if name not in self.tensor:
-                    raise RegularizerError(f"placements: {name!r} is no dimension of tensor={self.tensor!r}.")
-                if not (placement.is_replicate() or placement.is_shard()):
-                    raise RegularizerError(f"placements: {selector!r} has {placement}; a value is shared by Replicate() or Shard(axis).")
+        if missing := [name for name in self.tensor if name not in by_name]:
+            raise RegularizerError(
+                f"placements: {selector!r} says nothing about {missing[0]!r}. Give a placement for each dimension of "
+                f"tensor={self.tensor!r}; Replicate() if its ranks have the whole value."
+            )
 
     @property
     def position(self) -> int:
@@ -85,40 +104,40 @@ class RankMesh:
         """Return, for each runtime module that draws, the axes of its value that ranks divide. ``root``: the rewritten module.
 
         Raises:
-            RegularizerError: A placement matches no splice; or ranks divide a value, and the formula does not allow it.
-            GraphRegError: How ranks share a value is not known.
+            RegularizerError: A placement matches no site; or ranks divide a value, and the formula does not allow it.
+            GraphRegError: How ranks share a value is not known; they divide it unequally; a penalty would measure a part of a value; or a
+                module that the graphs do not call was made parallel.
         """
+        if self.tensor and (uncalled := parallelized_uncalled(root)):
+            raise GraphRegError(uncalled)
         found, chosen = dict[Drawing, tuple[Cut, ...]](), self._chosen(_sites(root))
-        for rule, sharing in self._shared(root):
-            given = chosen.get(rule.site)
-            if isinstance(rule, SpliceRule) and rule.on_parameter:
-                found[rule] = ()
-                continue
-            cuts = [self._cut(name, 0) for name in self._ordered(self.data) if self.one_batch]
-            if given is not None:
-                cuts += [self._cut(name, int(given[name].dim)) for name in self._ordered(tuple(given)) if given[name].is_shard()]
-            elif isinstance(sharing, Unknown):
-                raise GraphRegError(self._ask(rule, sharing))
-            elif sharing not in (WHOLE, DTENSOR):
-                cuts.append(self._cut(self.tensor[0], int(sharing)))
-            _require(rule, tuple(cuts))
-            found[rule] = tuple(cuts)
+        for rule, site, sharing in self._shared(root):
+            axes = self._axes(rule, site, sharing, chosen.get(site))
+            if isinstance(rule, Drawing):
+                cuts = [self._cut(name, 0) for name in self._ordered(self.data) if self.one_batch]
+                found[rule] = (*cuts, *(self._cut(name, axis) for name, axis in axes.items()))
+                _require(rule, found[rule])
+            elif axes:
+                raise GraphRegError(self._part_measured(rule, site, axes))
+        for rule in _replacing_parameters(root):
+            found[rule] = ()
         return found
 
-    def _shared(self, root: nn.Module) -> Iterator[tuple[Drawing, Sharing]]:
-        """Yield each runtime module that draws, and how ranks share the value at its site. Refuse penalties on parts of values."""
+    def _shared(self, root: nn.Module) -> Iterator[tuple[Drawing | Measure | Total, str, Sharing]]:
+        """Yield each runtime module that reads values, the name of each value's site, and how ranks share the value."""
         state = state_of(root)
         for graph in state.graphs.values() if state is not None else ():
             known = self._known(root, graph)
             for node in graph.nodes:
                 addition = addition_of(node)
-                if addition is None or addition.kind not in (Kind.SPLICE, Kind.NATIVE, Kind.MEASURE) or node.op != "call_module":
+                if addition is None or node.op != "call_module":
                     continue
-                rule, sharing = root.get_submodule(str(node.target)), known(node.all_input_nodes[0])
-                if isinstance(rule, Drawing):
-                    yield rule, sharing
-                elif isinstance(rule, Measure):
-                    self._refuse_penalty(rule, sharing)
+                rule = root.get_submodule(str(node.target))
+                if isinstance(rule, Drawing) and not (isinstance(rule, SpliceRule) and rule.on_parameter):
+                    yield rule, rule.site, known(node.all_input_nodes[0])
+                elif isinstance(rule, (Measure, Total)) and rule.regularizer.on == "values":
+                    for read in filter(_is_value, node.all_input_nodes):
+                        yield rule, addition.site or own_name(read), known(read)
 
     def _known(self, root: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], Sharing]:
         """Return a function that returns how ranks share the value of a node."""
@@ -130,25 +149,46 @@ class RankMesh:
             return lambda node: Unknown("comes from layers that are not parallel in a way that torch records")
         return sharings(root, graph, self.tensor[0]).__getitem__
 
-    def _refuse_penalty(self, rule: Measure, sharing: Sharing) -> None:
-        if isinstance(sharing, int):
-            raise GraphRegError(
-                f"{rule.description}: the ranks of {self.tensor[0]!r} divide axis {sharing} of the value, and each would measure its own "
-                "part. Leave the site out; or let the layer return a DTensor (use_local_output=False), which is measured as a whole."
-            )
+    def _axes(
+        self, rule: Drawing | Measure | Total, site: str, sharing: Sharing, given: Mapping[str, Any] | None
+    ) -> dict[str, int]:
+        """Return which axes of the value at a site ranks divide, by the dimension of the mesh.
 
-    def _ask(self, rule: Drawing, sharing: Unknown) -> str:
+        Raises:
+            GraphRegError: That is not known, or they divide it unequally.
+        """
+        if isinstance(sharing, Unequal):
+            raise GraphRegError(
+                f"{rule.description}: the value {sharing.why}. Leave the site out; or give the layer a number of features that "
+                f"{self._size(self.tensor[0])} divides."
+            )
+        if given is not None:
+            return {name: int(given[name].dim) for name in self._ordered(tuple(given)) if given[name].is_shard()}
+        if isinstance(sharing, Unknown):
+            raise GraphRegError(self._ask(rule, site, sharing))
+        return {} if sharing in (WHOLE, DTENSOR) else {self.tensor[0]: int(sharing)}
+
+    def _part_measured(self, rule: Measure | Total, site: str, axes: Mapping[str, int]) -> str:
+        name, axis = next(iter(axes.items()))
+        at = "" if isinstance(rule, Measure) else f" at {site}"
+        return (
+            f"{rule.description}{at}: the ranks of {name!r} divide axis {axis} of the value, and each would measure its own "
+            "part. Leave the site out; or let the layer return a DTensor (use_local_output=False), which is measured as a whole."
+        )
+
+    def _ask(self, rule: Drawing | Measure | Total, site: str, sharing: Unknown) -> str:
+        each = ", ".join(f"{name!r}: Shard(-1)" for name in self.tensor)
         return (
             f"{rule.description}: how the ranks of {listed(list(self.tensor))} share the value is not known: it {sharing.why}. Say it: "
-            f"set_ranks(module, mesh=mesh, data={self.data!r}, tensor={self.tensor!r}, placements={{{rule.site!r}: "
-            f"{{{self.tensor[0]!r}: Shard(-1)}}}}), or Replicate() if each rank has the whole value."
+            f"set_ranks(module, mesh=mesh, data={self.data!r}, tensor={self.tensor!r}, placements={{{site!r}: "
+            f"{{{each}}}}}), or Replicate() if each rank has the whole value."
         )
 
     def _chosen(self, sites: Sequence[Site]) -> dict[str, Mapping[str, Any]]:
         """Return the placements that were given, by the names of sites; the last selector that matches a site counts."""
         chosen: dict[str, Mapping[str, Any]] = {}
         for selector, by_name in self.placements.items():
-            for site in select(selector, sites, sites, who="placements", what="value at which a splice acts", usual="all of them"):
+            for site in select(selector, sites, sites, who="placements", what="value at which a regularizer acts", usual="all of them"):
                 chosen[site.name] = by_name
         return chosen
 
@@ -190,11 +230,23 @@ def unplace(rules: Rules) -> None:
             child.cuts = None
 
 
+def _is_value(node: fx.Node) -> bool:
+    """Return whether a node that a penalty reads has a value of the model, not a number that graphreg computed."""
+    addition = addition_of(node)
+    return addition is None or addition.kind not in (Kind.KEY, Kind.CLOCK, Kind.MEASURE, Kind.TOTAL)
+
+
+def _replacing_parameters(root: nn.Module) -> Iterator[SpliceRule]:
+    """Yield the splices on parameters of a rewritten module. Each rank has the whole parameter, or a DTensor that tells its place."""
+    rules: Any = root._modules[RULES]
+    yield from (rule for rule in rules.children() if isinstance(rule, SpliceRule) and rule.on_parameter)
+
+
 def _sites(root: nn.Module) -> list[Site]:
-    """Return the sites of a rewritten module at which something draws."""
+    """Return the sites of a rewritten module at which something draws, or whose values a penalty measures."""
     rules: Any = root._modules[RULES]
     plan = rules.build_record.plan
-    sites = [edit.site for edit in plan.edits if isinstance(edit.regularizer, Splice) and edit.regularizer.on == "values"]
+    sites = [edit.site for edit in plan.edits if edit.regularizer.on == "values"]
     return list(dict.fromkeys([*sites, *(native.dropout.site for native in plan.native_dropout)]))
 
 

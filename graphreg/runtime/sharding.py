@@ -61,7 +61,22 @@ def _parallelized_wrongly(module: nn.Module, rules: nn.Module) -> str:
     state = state_of(module)
     if rules in _examined or state is None or not _has_distributed_parameters(module):
         return ""
-    called = _called(state.graphs)
+    if uncalled := parallelized_uncalled(module):
+        return uncalled
+    for graph in state.graphs.values():
+        if (found := measured_shard(graph, _returns_shard(module, graph), _crosses(module, state.blocks))) is not None:
+            return shard_measured(*found)
+    _examined.add(rules)
+    return ""
+
+
+def parallelized_uncalled(module: nn.Module) -> str:
+    """Say, for the error, which module has hooks of ``parallelize_module`` that no graph calls; ``""`` if none has.
+
+    ``module``: the rewritten module.
+    """
+    state = state_of(module)
+    called = _called(state.graphs) if state is not None else set()
     for path, inner in _named_modules(module):
         if has_parallel_hooks(inner) and not is_block(inner) and not _within(path, called):
             return (
@@ -69,10 +84,6 @@ def _parallelized_wrongly(module: nn.Module, rules: nn.Module) -> str:
                 f"it, so its arguments and result are not distributed. Make it a block that is called: graphreg.regularize(model, ..., "
                 f"blocks={path!r}), with a selector of all such modules."
             )
-    for graph in state.graphs.values():
-        if (found := measured_shard(graph, _returns_shard(module, graph), _crosses(module, state.blocks))) is not None:
-            return shard_measured(*found)
-    _examined.add(rules)
     return ""
 
 

@@ -1,17 +1,14 @@
-"""DTensors, which are spread over the ranks of a mesh, and what makes them: FSDP2 (``fully_shard``) and ``parallelize_module``."""
+"""DTensors, which are spread over the ranks of a mesh, and FSDP2 (``fully_shard``), which makes them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
-from graphreg.torch_internals.modules import forward_hooks
+from torch import Tensor
 
 
 def is_distributed(value: Any) -> bool:
@@ -66,47 +63,6 @@ def on_all_ranks(answer: bool, like: Any) -> bool:
     for dim in range(like.device_mesh.ndim):
         dist.all_reduce(all_true, dist.ReduceOp.MIN, like.device_mesh.get_group(dim))
     return bool(all_true)
-
-
-def has_parallel_hooks(module: nn.Module) -> bool:
-    """Return whether ``parallelize_module`` put hooks on a module: they convert its arguments or its result to or from DTensors."""
-    return any(str(getattr(hook, "__module__", "")).startswith("torch.distributed.tensor") for hook in forward_hooks(module))
-
-
-def returns_shard(module: nn.Module) -> bool | None:
-    """Return whether ``parallelize_module`` has a module return a plain tensor of which each rank has a part. None: it was not applied."""
-    answer = None
-    style: Any
-    for hook in map(_captured, module._forward_hooks.values()):
-        function, style = hook.get("output_fn"), hook.get("self")
-        if isinstance(function, partial) and function.args and isinstance(function.args[-1], bool):  # ColwiseParallel, RowwiseParallel
-            answer = function.args[-1] and (len(function.args) == 1 or _has_parts(function.args[0]))  # one argument: SequenceParallel
-        elif hasattr(style, "desired_output_layouts"):  # PrepareModuleOutput
-            answer = bool(style.use_local_output) and _has_parts(style.desired_output_layouts)
-    return answer
-
-
-def shards_passed(module: nn.Module) -> tuple[tuple[bool, ...], frozenset[str]]:
-    """Return which arguments ``PrepareModuleInput`` makes plain tensors of which each rank has a part: by position, and by keyword."""
-    style: Any
-    for hook in map(_captured, module._forward_pre_hooks.values()):
-        style = hook.get("self")
-        if hasattr(style, "desired_input_layouts") and style.use_local_output:
-            named = getattr(style, "desired_input_kwarg_layouts", None) or {}
-            positions = tuple(_has_parts((placement,)) for placement in style.desired_input_layouts or ())
-            return positions, frozenset(name for name, placement in named.items() if _has_parts((placement,)))
-    return (), frozenset()
-
-
-def _captured(hook: Any) -> dict[str, Any]:
-    """Return the variables that the code of a hook has captured, by name."""
-    cells, code = getattr(hook, "__closure__", None) or (), getattr(hook, "__code__", None)
-    return {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)} if code is not None else {}
-
-
-def _has_parts(placements: Any) -> bool:
-    """Return whether a placement is one where ranks have different tensors."""
-    return any(placement is not None and not placement.is_replicate() for placement in placements)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rank_processes import results_of
 
 from two_shards import WAYS
 
@@ -25,19 +23,7 @@ OTHERS = tuple(way for way in WAYS if way not in FIRST)
 
 def ran(place: Path, *ways: str) -> list[dict[str, Any]]:
     """What each of the two ranks finds in these ways."""
-    outs = [place / f"rank{rank}.pt" for rank in (0, 1)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    commands = [[sys.executable, str(SCRIPT), str(rank), str(place / "store"), str(out), *ways] for rank, out in enumerate(outs)]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(out) for out in outs]
+    return results_of(SCRIPT, 2, place, *ways)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
-"""One of two processes (gloo) that train under FSDP2; test_fsdp.py starts them.
+"""One of two ranks (gloo) that train under FSDP2, which test_fsdp.py starts.
 
-python two_shards.py RANK STORE OUT: writes to OUT, for each way to shard, what the sharded and the whole module computed.
+``main`` returns, for each way to shard, what the sharded and the whole module computed.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -108,17 +106,12 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
 }
 
 
-def main(rank: int, store: str, out: str, *ways: str) -> None:
+def main(*ways: str) -> dict[str, Any]:
     """Train in these ways; ``errors``: find the errors, too."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     asked = {name: WAYS[name] for name in ways if name in WAYS}
     whole = {text: train(made(**more)) for text, more in {str(more): more for more, _ in asked.values()}.items()}
     found: dict[str, Any] = {name: (train(shard(**more)), whole[str(more)]) for name, (more, shard) in asked.items()}
-    found |= errors() if "errors" in ways else {}
-    torch.save(found, out)
-    dist.barrier()
-    dist.destroy_process_group()
+    return found | (errors() if "errors" in ways else {})
 
 
 def errors() -> dict[str, str]:
@@ -130,7 +123,3 @@ def errors() -> dict[str, str]:
     found["traced when sharded"] = error_of(lambda: sharded(placed(example_inputs=None))(INPUTS))
     found["stripped when sharded"] = error_of(lambda: graphreg.strip_(sharded(placed(), root=False)))
     return found
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])

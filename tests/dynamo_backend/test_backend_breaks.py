@@ -302,3 +302,45 @@ def test_fasterrcnn_trains_as_by_hand() -> None:
         for each in (model, by_hand.model):
             torch.optim.SGD(each.parameters(), lr=0.01).step()
     assert len(backend.subgraphs) > 20 and by_hand.called["rpn.head.conv.0.0"] == 3
+
+
+def scaled(layer: nn.Module, x: Tensor) -> Tensor:
+    print(end="")  # a function of its own for Dynamo
+    return layer(x).sigmoid() * 2
+
+
+class Local(nn.Module):
+    """After its break, Dynamo passes the submodule on in a local variable, before ``self``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        down = self.down
+        print(end="")
+        return x + down(h).tanh()
+
+
+class Passing(nn.Module):
+    """Passes a submodule to a function, which Dynamo captures by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        print(end="")
+        return x + scaled(self.down, h).tanh()
+
+
+@pytest.mark.parametrize("kind", [Local, Passing])
+def test_after_a_break_values_have_the_names_of_regularize(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(kind(), kind()), torch.randn(3, 4)
+    names = {each.name for each in graphreg.report(graphreg.regularize(model, hidden_l1=0.1)).sites}
+    backend = graphreg.backend(hidden_l1=0.1, inner="eager", rng=0)
+    torch.compile(model, backend=backend)(x)
+    assert {each.name for each in backend.report().sites} == names

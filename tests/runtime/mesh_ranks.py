@@ -1,12 +1,10 @@
-"""One of several processes (gloo) that train with DTensors; test_penalties_on_meshes.py starts them.
+"""One of several ranks (gloo) that train with DTensors, which test_penalties_on_meshes.py starts.
 
-python mesh_ranks.py RANK WORLD STORE OUT WAY...: writes to OUT, for each way to distribute a module and to train it, what the distributed
-module computed, and what the whole module computed.
+``main`` returns, for each way to distribute a module and to train it, what the distributed module computed, and what the whole one did.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +12,6 @@ from typing import Any
 
 import mesh_nets as nets
 import torch
-import torch.distributed as dist
 from mesh_nets import (
     INPUTS,
     checkpointed,
@@ -177,11 +174,9 @@ def errors() -> dict[str, str]:
     return found | {"backend": error_of(run)}
 
 
-def main(rank: int, world: int, store: str, out: str, *ways: str) -> None:
+def main(*ways: str) -> dict[str, Any]:
     """Compute in these ways; ``errors``: find what is refused, too."""
-    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     found: dict[str, Any] = {}
     for name in ways:
         torch.compiler.reset()
@@ -191,10 +186,4 @@ def main(rank: int, world: int, store: str, out: str, *ways: str) -> None:
             found[name] = nets.formulas()
         else:
             found[name] = tuple(compute() for compute in WAYS[name])
-    torch.save(found, out)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    return found

@@ -1,11 +1,10 @@
-"""One rank of a mesh of data and tensor ranks (gloo); test_mesh_ranks.py starts them.
+"""One rank of a mesh of data and tensor ranks (gloo), which test_mesh_ranks.py starts.
 
-python meshed_ranks.py RANK DATA TENSOR STORE OUT WAY...: writes to OUT, by way, the losses and gradients of three steps.
+``main`` returns, by way, the losses and gradients of three steps, on the mesh and in one process.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -113,14 +112,7 @@ def ran(way: str, mesh: DeviceMesh) -> tuple[Any, Any]:
     return found, steps(alone, alone, BATCH)
 
 
-def main(rank: int, data: int, tensor: int, store: str, out: str, ways: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=data * tensor)
-    mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("dp", "tp"))
-    torch.save({way: ran(way, mesh) for way in ways}, out)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:6], sys.argv[6:])
+def main(data: str, *ways: str) -> dict[str, Any]:
+    """Compute in these ways. ``data``: along how many ranks there are different examples; the other dimension is that of tensors."""
+    mesh = init_device_mesh("cpu", (int(data), dist.get_world_size() // int(data)), mesh_dim_names=("dp", "tp"))
+    return {way: ran(way, mesh) for way in ways}

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from rank_processes import results_of
 
 import graphreg
 from two_ranks import STEPS, data, loss_of, regularized
@@ -24,24 +20,8 @@ Told = dict[str, Any]
 @pytest.fixture(scope="session", params=["eager", "inductor"])
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Told]:
     """What each of the two ranks says."""
-    place = tmp_path_factory.mktemp("ranks")
-    outs = [place / f"rank{rank}.pt" for rank in (0, 1)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(place / "store"), *map(str, outs), request.param],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
-    try:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return [torch.load(out) for out in outs]
+    found: list[Told] = results_of(SCRIPT, 2, tmp_path_factory.mktemp("ranks"), request.param)
+    return found
 
 
 def applying_both(monkeypatch: pytest.MonkeyPatch, ranks: str) -> list[Told]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,25 @@ import pytest
 import torch
 import torch.distributed as dist
 from meshed_ranks import WAYS, Net, plain
+from rank_processes import results_of
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleInputOutput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError
+from graphreg import GraphRegError, Penalty, RegularizerError
 from graphreg.passes import BernoulliDropout, DropBlock, HiddenL1
 from graphreg.rng.noise import ranked
 
@@ -31,21 +40,7 @@ SCRIPT = Path(__file__).parent / "meshed_ranks.py"
 
 def ran(place: Path, data: int, tensor: int, *ways: str) -> list[dict[str, Any]]:
     """What each rank of a mesh finds in these ways."""
-    outs = [place / f"rank{rank}.pt" for rank in range(data * tensor)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), *map(str, (rank, data, tensor, place / "store", out)), *ways], **pipes)
-        for rank, out in enumerate(outs)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(out) for out in outs]
+    return results_of(SCRIPT, data * tensor, place, data, *ways)
 
 
 FIRST = ("plain", "DTensor", "in place", "backend without set_ranks")
@@ -161,6 +156,12 @@ def test_declared_layouts_count() -> None:
     assert cuts_at(module, "norm") == []  # a DTensor says itself where its part lies
 
 
+class Local(nn.Module):
+    def forward(self, x: Any) -> Tensor:
+        local: Tensor = x.to_local()
+        return local
+
+
 class Heads(nn.Module):
     """Its heads lie on an axis of their own, which no rule finds."""
 
@@ -204,6 +205,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one batch": ({"mesh": True, "tensor": "tp", "one_batch": True}, "one_batch=True is for ranks that have different examples"),
     "no dict": ({"mesh": True, "tensor": "tp", "placements": {"*": Shard(0)}}, "give a dict from a dimension of tensor= to a placement"),
     "data": ({"mesh": True, "data": "dp", "placements": {"*": {"dp": Shard(0)}}}, r"placements: 'dp' is no dimension of tensor=\(\)"),
+    "no placement": ({"mesh": True, "tensor": "tp", "placements": {"*": {"tp": "Shard(0)"}}}, r"has 'Shard\(0\)' for 'tp'; a value is"),
+    "no placements": ({"mesh": True, "tensor": "tp", "placements": [Shard(0)]}, r"placements=\[.*\] is not allowed; give a dict from sel"),
+    "empty": ({"mesh": True, "tensor": "tp", "placements": {"*": {}}}, "give a dict from a dimension of tensor= to a placement"),
+    "one of two": (
+        {"mesh": True, "tensor": ["dp", "tp"], "placements": {"*": {"tp": Shard(0)}}},
+        "'\\*' says nothing about 'dp'. Give a placement for each dimension",
+    ),
+    "no names": ({"mesh": True, "data": 5}, r"data=5 is not allowed; give names of dimensions of the mesh: data=\('dp', 'pp'\)"),
+    "no bool": ({"mesh": True, "data": "dp", "one_batch": "yes"}, "one_batch='yes' is not allowed; give True or False"),
     "partial": ({"mesh": True, "tensor": "tp", "placements": {"*": {"tp": Partial()}}}, "a value is shared by Replicate"),
     "no site": ({"mesh": True, "tensor": "tp", "placements": {"nowhere": {"tp": Shard(0)}}}, "'nowhere' matches no"),
 }
@@ -238,6 +248,125 @@ def test_a_penalty_on_a_part_of_a_value_is_refused() -> None:
         graphreg.set_ranks(module, mesh=mesh, tensor="tp")
 
 
+def test_a_penalty_on_a_value_of_unknown_sharing_is_asked_about() -> None:
+    mesh = meshed(1)
+    module = made(mesh, BernoulliDropout("down", 0.5), HiddenL1("tanh", 0.1), model=Heads())
+    with pytest.raises(GraphRegError, match=r"HiddenL1 at tanh: how the ranks of tp share the value is not known: .*'unflatten'"):
+        graphreg.set_ranks(module, mesh=mesh, tensor="tp")
+    with pytest.raises(GraphRegError, match=r"HiddenL1 at tanh: the ranks of 'tp' divide axis -2 of the value"):
+        graphreg.set_ranks(module, mesh=mesh, tensor="tp", placements={"tanh": {"tp": Shard(-2)}})
+    graphreg.set_ranks(module, mesh=mesh, tensor="tp", placements={"tanh": {"tp": Replicate()}})
+
+
+def test_a_penalty_on_all_sites_at_once_is_no_exception() -> None:
+    class Together(Penalty):
+        def __call__(self, values: dict[str, Tensor]) -> Tensor:
+            return torch.stack([value.mean() for value in values.values()]).var()
+
+    mesh = meshed(1)
+    module = made(mesh, BernoulliDropout("down", 0.5), Together(["tanh", "down"], 0.1))
+    with pytest.raises(GraphRegError, match=r"Together.* at tanh: the ranks of 'tp' divide axis -1 of the value, and each would measure"):
+        graphreg.set_ranks(module, mesh=mesh, tensor="tp")
+
+
+@pytest.mark.parametrize("placements", [None, {"**": {"tp": Shard(-1)}}])
+def test_unequal_parts_are_refused(placements: Any) -> None:
+    mesh, wide = meshed(1), nn.Sequential(nn.Linear(8, 15), nn.Tanh(), nn.Linear(15, 8))
+    styles = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    module = made(mesh, BernoulliDropout("1", 0.5), model=copy.deepcopy(wide), styles=styles)
+    message = "BernoulliDropout at 1: the value comes from '0', and 2 ranks divide its 15 features unequally. Leave the site out; or give"
+    with pytest.raises(GraphRegError, match=message):
+        graphreg.set_ranks(module, mesh=mesh, tensor="tp", placements=placements)
+    other = made(mesh, BernoulliDropout("2", 0.5), model=copy.deepcopy(wide), styles=styles)
+    graphreg.set_ranks(other, mesh=mesh, tensor="tp")
+
+
+class Told(ParallelStyle):
+    """A style that torch does not have."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return distribute_module(module, device_mesh, output_fn=lambda module, result, mesh: result)
+
+
+class Opaque(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class Sum(nn.Module):
+    """Adds to a part, of which ranks divide an axis that is counted from the first, a value that they have whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.norm(x) + x.mean(0)).tanh()
+
+
+class Sends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return wait_tensor(all_reduce(self.down(x), "sum", dist.group.WORLD)).tanh()  # type: ignore[arg-type]
+
+
+OUT = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
+LINEAR: Any = ColwiseParallel(use_local_output=False)
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "a style of the user's": (
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh()), {"0": ColwiseParallel(), "1": Told()}, "comes from '1', and what",
+    ),
+    "an opaque module": (lambda: nn.Sequential(nn.Linear(8, 8), Opaque(), nn.Tanh()), {"0": LINEAR}, "comes from '1', which is not"),
+    "a part and a whole": (Sum, {"norm": SequenceParallel(use_local_output=True)}, "comes from 'add', which gets a part"),
+    "to_local": (lambda: nn.Sequential(nn.Linear(8, 8), Local(), nn.Tanh()), {"0": LINEAR}, "comes from 'to_local'"),
+    "what ranks send": (Sends, {"down": RowwiseParallel()}, "comes from '.*'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_may_be_a_part_is_asked_about(case: str) -> None:
+    mesh, (model, styles, why) = meshed(1), UNKNOWN[case]
+    module = made(mesh, BernoulliDropout("**#output", 0.5), model=model(), styles=styles)
+    with pytest.raises(GraphRegError, match=f"how the ranks of tp share the value is not known: it {why}"):
+        graphreg.set_ranks(module, mesh=mesh, tensor="tp")
+
+
+def test_styles_that_prepare_what_a_module_returns_count() -> None:
+    mesh = meshed(1)
+    styles = {"0": ColwiseParallel(), "1": OUT}
+    module = made(mesh, BernoulliDropout(["0", "1"], 0.5), model=nn.Sequential(nn.Linear(8, 8), nn.Tanh()), styles=styles)
+    graphreg.set_ranks(module, mesh=mesh, tensor="tp")
+    assert cuts_at(module, "0") == [(-1, 1, 2, "tp")] and cuts_at(module, "1") == [(1, 1, 2, "tp")]
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_values_that_enter_and_leave_a_block_are_shared_as_its_style_says(local: bool) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Tanh(), nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.relu()).sigmoid()
+
+    mesh = meshed(1)
+    styles = {
+        "inner": PrepareModuleInputOutput(
+            input_layouts=Replicate(), desired_input_layouts=Shard(1), use_local_input=local,
+            output_layouts=Replicate(), desired_output_layouts=Shard(0), use_local_output=True,
+        ),
+        "inner.1": RowwiseParallel(),
+    }  # fmt: skip
+    sites = ["relu", "inner.0", "inner.1", "sigmoid"]
+    module = made(mesh, BernoulliDropout(sites, 0.5), model=Outer(), styles=styles, blocks="inner")
+    graphreg.set_ranks(module, mesh=mesh, tensor="tp")
+    cut = [(1, 1, 2, "tp")] if local else []
+    assert [cuts_at(module, site) for site in sites] == [[], cut, [], [(0, 1, 2, "tp")]]
+
+
 def test_a_hook_that_never_runs_is_refused() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -250,7 +379,7 @@ def test_a_hook_that_never_runs_is_refused() -> None:
     mesh = meshed(1)
     styles = {"inner": PrepareModuleInput(input_layouts=Shard(0), desired_input_layouts=Replicate()), "inner.up": ColwiseParallel()}
     module = made(mesh, BernoulliDropout("inner.down", 0.5), styles=styles, model=Outer())
-    with pytest.raises(GraphRegError, match=r"a hook on 'inner', .* so that the hook never runs. Make it a block .*blocks='inner'"):
+    with pytest.raises(GraphRegError, match=r"applied to 'inner', .* without calling it, .* Make it a block .*blocks='inner'"):
         graphreg.set_ranks(module, mesh=mesh, tensor="tp")
 
 

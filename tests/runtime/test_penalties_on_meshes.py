@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mesh_ranks import WAYS
+from rank_processes import results_of
 
 from graphreg.runtime.distributed_values import has_empty_shard, small_shape
 
@@ -24,20 +22,7 @@ NARROW = {"FSDP2, float32": 1e-6, "FSDP2, mixed precision": 1e-6}  # where the m
 
 def ran(place: Path, world: int, *ways: str) -> list[dict[str, Any]]:
     """What each of the ranks finds in these ways."""
-    outs = [place / f"rank{rank}.pt" for rank in range(world)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    common = [str(world), str(place / "store")]
-    commands = [[sys.executable, str(SCRIPT), str(rank), *common, str(out), *ways] for rank, out in enumerate(outs)]
-    processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=3000)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(out) for out in outs]
+    return results_of(SCRIPT, world, place, *ways, timeout=3000)
 
 
 @pytest.fixture(scope="module")

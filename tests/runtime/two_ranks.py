@@ -1,12 +1,10 @@
-"""One of two processes (gloo) that train with DistributedDataParallel; test_distributed.py starts them.
+"""One of two ranks (gloo) that train with DistributedDataParallel, which test_distributed.py starts.
 
-python two_ranks.py STORE OUT0 OUT1 BACKEND: forks, and writes to each OUT what that rank drew and what gradients it ended with.
+``main`` returns what the rank drew, and what gradients it ended with.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import torch
@@ -92,10 +90,9 @@ def backend_around(rank: int) -> Any:
     return train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.subgraphs)
 
 
-def main(rank: int, store: str, out: str, backend: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    told: dict[str, Any] = {}
+def main(backend: str) -> dict[str, Any]:
+    """Train in each way with a backend of torch.compile; ``"eager"``: without torch.compile."""
+    rank, told = dist.get_rank(), dict[str, Any]()
     for ranks in ("differ", "same"):
         module = regularized()
         graphreg.set_ranks(module, ranks)
@@ -112,15 +109,4 @@ def main(rank: int, store: str, out: str, backend: str) -> None:
     told["whole"] = whole_module(rank) if backend == "eager" else whole_backend(rank)
     torch.compiler.reset()
     told["around"] = backend_around(rank)
-    torch.save(told, out)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    store, *outs, backend = sys.argv[1:]
-    other = os.fork()  # nothing has run yet: both have the one import
-    rank = int(other == 0)
-    main(rank, store, outs[rank], backend)
-    if other:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+    return told

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from rank_processes import results_of
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,20 +28,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 @pytest.fixture(scope="session")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks ends with, by way."""
-    place = tmp_path_factory.mktemp("stages")
-    outs = [place / f"rank{rank}.pt" for rank in (0, 1)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    commands = [[sys.executable, str(SCRIPT), str(rank), str(place / "store"), str(out), *WAYS] for rank, out in enumerate(outs)]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(out) for out in outs]
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("stages"), *WAYS)
 
 
 def whole_model(way: Way) -> list[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""One of two processes (gloo) that train the stages of a pipeline; test_pipelines.py starts them.
+"""One of two ranks (gloo) that train the stages of a pipeline, which test_pipelines.py starts.
 
-python two_stages.py RANK STORE OUT WAY ...: writes to OUT, for each way, what this rank's stages ended with.
+``main`` returns, for each way, what this rank's stages ended with.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,10 +91,6 @@ def train(way: Way, rank: int) -> list[dict[str, Any]]:
     return found
 
 
-if __name__ == "__main__":
-    rank, store, out, *ways = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-    torch.save({way: train(WAYS[way], int(rank)) for way in ways}, out)
-    dist.barrier()
-    dist.destroy_process_group()
+def main(*ways: str) -> dict[str, Any]:
+    """Train this rank's stages in these ways."""
+    return {way: train(WAYS[way], dist.get_rank()) for way in ways}

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor import parallel as styles
 
 import graphreg.torch_internals as door
@@ -100,3 +100,27 @@ def parallel() -> None:
         entry = styles.PrepareModuleInput(input_layouts=moved, desired_input_layouts=moved, use_local_output=True)
         assert returns(entry, layer) is None and door.shards_passed(layer) == ((True, False, False), frozenset())
         assert door.shards_passed(nn.Identity()) == ((), frozenset())
+
+
+@canary("a parallel layer keeps its style in its hooks", "set_ranks, which infers how tensor-parallel ranks share values", "Layout",
+        "input_layout", "output_layout")  # fmt: skip
+def layouts() -> None:
+    given: dict[str, Any] = {
+        "0": styles.ColwiseParallel(),
+        "1": styles.RowwiseParallel(output_layouts=Shard(1)),
+        "2": styles.SequenceParallel(use_local_output=True),
+        "3": styles.ColwiseParallel(use_local_output=False),
+        "4": styles.PrepareModuleInput(input_layouts=(None, Shard(0)), desired_input_layouts=(None, Replicate())),
+        "5": styles.PrepareModuleOutput(output_layouts=Shard(0), desired_output_layouts=Replicate()),
+    }
+    layers: list[nn.Module] = [nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2), *(nn.Identity() for _ in range(4))]
+    with alone() as mesh:
+        styles.parallelize_module(nn.Sequential(*layers), mesh, given)
+        distribute_module(layers[6], mesh, output_fn=lambda module, result, mesh: result)  # a style that torch does not have
+    local = [door.Layout((placement,), is_local=True) for placement in (Shard(-1), Shard(1), Shard(1))]
+    assert [door.output_layout(layer) for layer in layers] == [
+        *local, door.Layout((Shard(-1),), is_local=False), None, door.Layout((Replicate(),), is_local=True),
+        door.Layout((), is_local=True), None,
+    ]  # fmt: skip
+    assert [door.input_layout(layer) for layer in layers[4:]] == [door.Layout((None, Replicate()), is_local=False), None, None, None]
+    assert [door.has_parallel_hooks(layer) for layer in layers] == [True] * 7 + [False]

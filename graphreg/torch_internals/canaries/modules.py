@@ -5,7 +5,6 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -17,16 +16,7 @@ from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary
 
 if dist.is_available():
-    from torch._C._distributed_c10d import HashStore
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        PrepareModuleInput,
-        RowwiseParallel,
-        SequenceParallel,
-        parallelize_module,
-    )
+    pass
 
 
 @canary("torch's layers are derived from base classes", "the kinds of operations", "DropoutBase", "BatchNormBase", "ConstantPadBase",
@@ -166,30 +156,3 @@ def plain_transformers() -> None:
         door.plain_transformers(changes)
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
-
-
-@canary("a parallel layer keeps its style in its hooks", "set_ranks, which infers how tensor-parallel ranks share values",
-        "output_layout")  # fmt: skip
-def parallel_layers() -> None:
-    if not dist.is_available() or dist.is_initialized():  # a second process group cannot be made
-        return
-    hook = sys.excepthook  # init_process_group replaces it
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
-        styles: dict[str, Any] = {
-            "0": ColwiseParallel(),
-            "1": RowwiseParallel(output_layouts=Shard(1)),
-            "2": SequenceParallel(use_local_output=True),
-            "3": ColwiseParallel(use_local_output=False),
-            "4": PrepareModuleInput(input_layouts=Shard(0), desired_input_layouts=Shard(0)),
-        }
-        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2), nn.Identity(), nn.Identity())
-        parallelize_module(model, mesh, styles)
-        assert [door.output_layout(layer) for layer in model] == [
-            (Shard(-1), True), (Shard(1), True), (Shard(1), True), (Shard(-1), False), None, None,
-        ]  # fmt: skip
-        assert [door.has_parallel_hooks(layer) for layer in model] == [True] * 5 + [False]
-    finally:
-        dist.destroy_process_group()
-        sys.excepthook = hook
