@@ -40,7 +40,7 @@ def mean_over(z: Tensor, mask: Tensor | None) -> Tensor:
     return z.abs().mean() if mask is None else (z.abs() * mask[..., None]).sum() / (mask.sum() * z.shape[-1])
 
 
-class MaskedL1(Penalty, keys=("masked_l1",)):
+class TokenL1(Penalty, keys=("token_l1",)):
     mask: ModelInput = None
 
     def __call__(self, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(parameters, found, strict=True))
 
 
-REGULARIZERS = [MaskedL1("tanh", 0.5, mask="attention_mask"), MaskedDropout("body", 0.5, mask="attention_mask")]
+REGULARIZERS = [TokenL1("tanh", 0.5, mask="attention_mask"), MaskedDropout("body", 0.5, mask="attention_mask")]
 
 
 # --- what a formula gets ---------------------------------------------------------------------------------------------
@@ -79,12 +79,12 @@ def test_a_penalty_by_hand(front_end: Any, examples: bool) -> None:
     inputs = (X, MASK, LABELS) if examples else None
     module = regularize(model, REGULARIZERS[0], example_inputs=inputs, front_end=front_end, verify=examples)
     for mode in (True, False):
-        found = module.train(mode)(X, MASK, LABELS).penalties["masked_l1"]
+        found = module.train(mode)(X, MASK, LABELS).penalties["token_l1"]
         expected = 0.5 * torch.tanh(model.body(X))[MASK].abs().mean()
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(gradients(model, found), gradients(model, expected))
     padded = X.masked_fill(~MASK[..., None], 100.0)
-    torch.testing.assert_close(module(padded, MASK, LABELS).penalties["masked_l1"], found)
+    torch.testing.assert_close(module(padded, MASK, LABELS).penalties["token_l1"], found)
 
 
 def test_a_splice_acts_where_the_mask_says() -> None:
@@ -99,9 +99,9 @@ def test_a_splice_acts_where_the_mask_says() -> None:
 def test_the_emitted_code_and_the_plan() -> None:
     module = regularize(Net(), REGULARIZERS, rng=0)
     assert "relu" not in module.code
-    assert "tanh_masked_l1 = self.graphreg_rules.tanh_masked_l1(tanh, mask = attention_mask)" in module.code
+    assert "tanh_token_l1 = self.graphreg_rules.tanh_token_l1(tanh, mask = attention_mask)" in module.code
     assert "body_masked_dropout = self.graphreg_rules.body_masked_dropout(body, key, mask = attention_mask)" in module.code
-    assert "masked_l1: mask is the input attention_mask" in str(graphreg.plan(graphreg.trace(Net()), REGULARIZERS))
+    assert "token_l1: mask is the input attention_mask" in str(graphreg.plan(graphreg.trace(Net()), REGULARIZERS))
     assert "mask is the input" in " ".join(str(graphreg.report(module)).split())
     assert "mask='attention_mask'" in str(graphreg.diff(module))
 
@@ -115,7 +115,7 @@ def test_compiled_as_in_eager(front_end: Any) -> None:
         one, other = modules[0].train(mode)(X, MASK, LABELS), (modules[1].train(mode), run(X, MASK, LABELS))[1]
         torch.testing.assert_close(one.output, other.output)
         torch.testing.assert_close(one.penalties, other.penalties)
-        ours, theirs = (gradients(m, r.output.sum() + r.penalties["masked_l1"]) for m, r in zip(modules, (one, other), strict=True))
+        ours, theirs = (gradients(m, r.output.sum() + r.penalties["token_l1"]) for m, r in zip(modules, (one, other), strict=True))
         torch.testing.assert_close(ours, theirs)
 
 
@@ -289,9 +289,9 @@ def test_a_form_for_eval_mode() -> None:
 
 def test_none_is_given_where_no_input_is_named() -> None:
     model = Net()
-    module = regularize(model, MaskedL1("tanh", 1.0))
+    module = regularize(model, TokenL1("tanh", 1.0))
     assert "attention_mask)" not in module.code.replace("def forward(self, x, attention_mask, labels)", "")
-    torch.testing.assert_close(module(X, None, None).penalties["masked_l1"], torch.tanh(model.body(X)).abs().mean())
+    torch.testing.assert_close(module(X, None, None).penalties["token_l1"], torch.tanh(model.body(X)).abs().mean())
 
 
 def test_the_input_as_it_is_passed() -> None:
@@ -326,7 +326,7 @@ def test_copies_recipes_and_strip() -> None:
     expected = module(X, MASK, LABELS)
     for twin in twins:
         found = twin(X, MASK, LABELS)
-        assert torch.equal(found.output, expected.output) and torch.equal(found.penalties["masked_l1"], expected.penalties["masked_l1"])
+        assert torch.equal(found.output, expected.output) and torch.equal(found.penalties["token_l1"], expected.penalties["token_l1"])
     assert torch.equal(graphreg.strip(module)(X, MASK, LABELS), model(X, MASK, LABELS))
 
 
@@ -337,7 +337,7 @@ def test_in_place_and_attached() -> None:
     for mask in (MASK, MASK.flip(0)):
         result = module(X, mask, LABELS)
         loss = model(X, attention_mask=mask, labels=LABELS).sum()
-        torch.testing.assert_close(gradients(model, loss), gradients(twin, result.output.sum() + result.penalties["masked_l1"]))
+        torch.testing.assert_close(gradients(model, loss), gradients(twin, result.output.sum() + result.penalties["token_l1"]))
     with pytest.raises(NoMatchError, match="specialized to None.*If the model is regularized in place, call it with a tensor for it"):
         model(X, None, LABELS)
     assert model.eval()(X, None, LABELS).shape == (3, 5, 3)
@@ -366,7 +366,7 @@ class Stack(nn.Module):
 
 def test_blocks() -> None:
     """The input crosses the border of the block; flat and in blocks are equal bit for bit, compiled too."""
-    regularizers = [MaskedL1("**.tanh", 0.5, mask="attention_mask"), MaskedDropout("**.layer", 0.5, mask="attention_mask")]
+    regularizers = [TokenL1("**.tanh", 0.5, mask="attention_mask"), MaskedDropout("**.layer", 0.5, mask="attention_mask")]
     flat = regularize(Stack(), regularizers, rng=0)
     torch.compiler.reset()
     outlined = [regularize(Stack(), regularizers, rng=0, blocks="blocks.*") for _ in range(2)]
@@ -374,21 +374,21 @@ def test_blocks() -> None:
     for module, run in ((outlined[0], outlined[0]), (outlined[1], torch.compile(outlined[1], backend="aot_eager", fullgraph=True))):
         found = run(X, MASK)
         torch.testing.assert_close(found.output, expected.output, rtol=0, atol=0)
-        losses = [(m, r.output.sum() + r.penalties["masked_l1"]) for m, r in ((flat, expected), (module, found))]
+        losses = [(m, r.output.sum() + r.penalties["token_l1"]) for m, r in ((flat, expected), (module, found))]
         torch.testing.assert_close(*[list(gradients(m, loss).values()) for m, loss in losses])
 
 
 def test_autocast_and_torch_func() -> None:
     model = Net()
-    module = regularize(model, MaskedL1("tanh", 1.0, mask="attention_mask"))
+    module = regularize(model, TokenL1("tanh", 1.0, mask="attention_mask"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert module(X, MASK, LABELS).penalties["masked_l1"].dtype == torch.float32
-    each = torch.vmap(lambda x, mask, label: module(x[None], mask[None], label[None]).penalties["masked_l1"])(X, MASK, LABELS)
+        assert module(X, MASK, LABELS).penalties["token_l1"].dtype == torch.float32
+    each = torch.vmap(lambda x, mask, label: module(x[None], mask[None], label[None]).penalties["token_l1"])(X, MASK, LABELS)
     torch.testing.assert_close(each, torch.stack([mean_over(torch.tanh(model.body(x)), k) for x, k in zip(X, MASK, strict=True)]))
 
 
 def test_check_regularizer() -> None:
-    check_regularizer(MaskedL1, "tanh", mask="mask", wrong={"mask": [3, ""]})
+    check_regularizer(TokenL1, "tanh", mask="mask", wrong={"mask": [3, ""]})
     check_regularizer(MaskedDropout, "tanh", mask="mask")
     sentence = r"Towards: without goal=, its formula gets None for goal and raises TypeError.*goal: ModelInput = graphreg\.required\(\)"
 
@@ -488,7 +488,8 @@ def test_an_option_that_would_do_nothing() -> None:
 
 def test_an_argument_that_is_no_option() -> None:
     sentence = "Lacks.__call__ asks for mask; the engine supplies z, values, weight, steps, lengths, units, vjp on values. For an input"
-    with pytest.raises(RegularizerError, match=re.escape(sentence) + r" of the model, declare an option of this name: mask: ModelInput = None"):
+    cure = r" of the model, declare an option of this name: mask: ModelInput = None"
+    with pytest.raises(RegularizerError, match=re.escape(sentence) + cure):
 
         class Lacks(Penalty):
             def __call__(self, z: Tensor, mask: Tensor) -> Tensor:
@@ -500,12 +501,12 @@ def test_an_argument_that_is_no_option() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(3, "3"), ("", "''"), (MASK, "Tensor of shape (3, 5)"), (["a"], "['a']")])
 def test_what_is_no_name(value: Any, text: str) -> None:
-    sentence = f"MaskedL1: mask={text} is not allowed; give the name of an input of the model, an argument of its forward: mask='...'."
+    sentence = f"TokenL1: mask={text} is not allowed; give the name of an input of the model, an argument of its forward: mask='...'."
     with pytest.raises(RegularizerError, match=re.escape(sentence)):
-        MaskedL1("tanh", 1.0, mask=value)
+        TokenL1("tanh", 1.0, mask=value)
 
 
-@pytest.mark.parametrize("kind", [MaskedL1, MaskedDropout])
+@pytest.mark.parametrize("kind", [TokenL1, MaskedDropout])
 def test_a_misspelt_name(kind: Any) -> None:
     sentence = rf"{kind.__name__}: mask='attention_mas': no input of the model has that name\. Near names: attention_mask\. Inputs: x, att"
     with pytest.raises(NoMatchError, match=sentence):
@@ -521,12 +522,12 @@ def test_an_argument_that_was_no_tensor_in_the_trace() -> None:
     with pytest.raises(NoMatchError, match=sentence):
         regularize(Defaults(), REGULARIZERS[0])
     module = regularize(Defaults(), REGULARIZERS[0], example_inputs={"x": X, "attention_mask": MASK})
-    assert module(X, MASK).penalties["masked_l1"].item() > 0
+    assert module(X, MASK).penalties["token_l1"].item() > 0
     with pytest.raises(graphreg.GraphRegError, match="attention_mask was carried by the example_inputs, so the graph needs it"):
         module(X)
 
 
-@pytest.mark.parametrize("kind", [MaskedL1, MaskedDropout])
+@pytest.mark.parametrize("kind", [TokenL1, MaskedDropout])
 @pytest.mark.parametrize(("value", "text"), [(None, "None"), (5, "5"), ([1, 2], "[1, 2]")])
 def test_what_is_no_tensor_in_a_call(kind: Any, value: Any, text: str) -> None:
     sentence = (
@@ -544,7 +545,7 @@ def test_an_input_with_several_values() -> None:
 
     for examples in ((X, [MASK, MASK]), None):
         with pytest.raises(RegularizerError, match="mask='masks'.*(holds several values|is .* in this call)"):
-            regularize(Listed(), MaskedL1("tanh", 0.5, mask="masks"), example_inputs=examples)(X, [MASK, MASK])
+            regularize(Listed(), TokenL1("tanh", 0.5, mask="masks"), example_inputs=examples)(X, [MASK, MASK])
 
 
 def test_an_input_that_the_model_overwrites() -> None:
