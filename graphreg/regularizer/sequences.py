@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
+from graphreg.errors import RegularizerError, shown
 from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
 Port = tuple[str, tuple[str, ...]]  # one output of a module: the module's path, and the names of the output (``Label.ports``)
@@ -298,28 +298,14 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     )
 
 
-def check_lengths(chosen: Sequences, name: str, inputs: Mapping[str, Any], specialized: Mapping[str, Any], who: str) -> None:
-    """Check that an input of the model carries the lengths, in a shape that fits the sequences.
+def check_lengths(chosen: Sequences, known: Any, who: str) -> None:
+    """Raise RegularizerError if the input that carries the lengths has a shape or dtype that does not fit the sequences.
 
     Args:
         chosen: The sequences, as ``sequences`` returns them.
-        name: The name of the input.
-        inputs: The model's inputs by name, each (shape, dtype), or None if not known.
-        specialized: The values of the model's specialized arguments, by name.
+        known: The input's shape and dtype; anything else if these are not known.
         who: The regularizer, for messages.
-
-    Raises:
-        NoMatchError: No input has the name.
-        RegularizerError: The input's shape or dtype does not fit.
     """
-    if name not in inputs:
-        why = (
-            f"{name!r} is an argument that is specialized to {specialized[name]!r}: give example_inputs that carry a tensor for it."
-            if name in specialized
-            else f"no input of the model has that name.{suggestions_text(name, inputs)} Inputs: {', '.join(inputs)}."
-        )
-        raise NoMatchError(f"{who}: lengths={name!r}: {why}")
-    known = inputs[name]
     for site, (_, steps) in chosen.items():
         if isinstance(known, tuple) and site.shape is not None:
             shape, dtype = known

@@ -43,7 +43,7 @@ _trials: dict[Hashable, bool] = {}  # the answers of ``_computes_on_shards``
 
 
 def computed(
-    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, reads: Steps | Units | None = None, anywhere: bool = True
+    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, inputs: Mapping[str, Any], reads: Steps | Units | None = None
 ) -> Tensor:  # fmt: skip
     """Return the result of a formula, [], a plain tensor. If some tensors are DTensors, the result is the same on all ranks.
 
@@ -53,8 +53,8 @@ def computed(
         compute: The formula, as a function of its tensors by name.
         values: The tensors, plain or DTensors.
         regularizer: The regularizer whose formula it is.
+        inputs: The inputs of the model that ``compute`` uses. If there are any, the formula is not computed on shards.
         reads: How the formula reads the tensors, if not as they are.
-        anywhere: Whether the formula may be computed on shards. That is False if it takes more than the tensors and strengths.
     """
     if not any(map(is_distributed, values.values())):
         return compute(values)  # type: ignore[no-any-return]
@@ -62,13 +62,14 @@ def computed(
         return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
     if torch.is_inference_mode_enabled():
         with _outside_inference():
-            return computed(compute, values, regularizer, reads, anywhere)
+            return computed(compute, values, regularizer, inputs, reads)
     values = {name: without_partial_sums(value) if is_distributed(value) else value for name, value in values.items()}
-    if anywhere and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
+    if not inputs and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
         ((name, value),) = values.items()
         if _computes_on_shards(compute, name, value, (_identity(regularizer), repr(reads))):
             return whole(compute({name: value.redistribute(placements=value.placements)}))  # type: ignore[no-any-return]
-    if not torch.is_grad_enabled() or not any(value.requires_grad for value in values.values()):
+    trained = any(each.requires_grad for each in inputs.values() if isinstance(each, Tensor))  # _OnWhole has the gradients of values alone
+    if trained or not torch.is_grad_enabled() or not any(value.requires_grad for value in values.values()):
         return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
     total: Tensor = _OnWhole.apply(compute, tuple(values), *values.values())  # type: ignore[no-untyped-call]
     return total

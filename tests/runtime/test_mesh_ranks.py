@@ -17,7 +17,7 @@ from rank_processes import results_of
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -239,6 +239,23 @@ def test_a_formula_that_sees_the_whole_value_is_refused_at_a_part() -> None:
     with pytest.raises(RegularizerError, match=message):
         graphreg.set_ranks(module, mesh=mesh, data="dp", one_batch=True)
     graphreg.set_ranks(module, mesh=mesh, data="dp")
+
+
+class Masked(graphreg.Splice):
+    """Takes an input of the model."""
+
+    mask: graphreg.ModelInput = None
+    separable = "elements"
+
+    def __call__(self, z: Tensor, weight: Tensor, noise: graphreg.Noise, mask: Tensor) -> Tensor:
+        return z * noise.keep(z, weight) * mask
+
+
+def test_an_input_of_the_model_beside_a_dtensor_is_refused() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Identity()), Masked("0", 0.5, mask="input"), rng=5)
+    z = DTensor.from_local(torch.ones(4, 6), meshed(0)["tp"], [Replicate()], run_check=False)
+    with pytest.raises(RegularizerError, match=r"the value is a DTensor, and the input that mask= names is not divided as it is\. Leave"):
+        module(z)
 
 
 def test_a_penalty_on_a_part_of_a_value_is_refused() -> None:
