@@ -43,7 +43,6 @@ from graphreg.runtime.forward import chosen, guarded, no_method, signature
 from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.runtime.sharding import numbered
 from graphreg.runtime.structure import structure
 from graphreg.torch_internals import (
     COMPILED_CALL,
@@ -182,7 +181,6 @@ class RewrittenModule(fx.GraphModule):
         if isinstance(rules := self._modules.get(RULES), Rules):
             averages_follow()
             rules.find_owners(self)
-            rules.number = numbered(self)
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
         type(self).forward = chosen(forwards, compiled or forwards, specialized, carried, RULES, derivatives, levels)

@@ -16,6 +16,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
+from graphreg.runtime.sharding import numbered
 from graphreg.runtime.site_strengths import OWN, Places
 
 
@@ -59,7 +60,11 @@ class Rules(nn.Module):
         return self
 
     def find_owners(self, root: nn.Module) -> None:
-        """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them."""
+        """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them.
+
+        ``root``: the rewritten module.
+        """
+        self.number = numbered(root)
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root
