@@ -21,6 +21,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--compiled", default="", metavar="BACKEND", help="run the rewritten module by torch.compile: aot_eager, inductor")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sets", type=int, default=None, help="sets of regularizers for each model (default 4; compiled 2)")
+    parser.add_argument("--later", type=int, default=None, help="sets with what version 0.2 brought (default 2; compiled 1)")
     parser.add_argument("--without", default="", metavar="NAMES", help="leave out statements, by the names of their makers, with commas")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where faults are written (default build/fuzz)")
     parser.add_argument("--no-shrink", action="store_true", help="write faults as they are")
@@ -31,8 +32,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the tables of docs/fuzz.md from tests/fuzz/results.json")
     args = parser.parse_args(given)
     options = Options(
-        args.seed, args.cases or 1000, args.compiled, args.workers, args.sets or (2 if args.compiled else 4),
+        args.seed, args.cases or 1000, args.compiled, args.workers, _or(args.sets, 2 if args.compiled else 4),
         tuple(filter(None, args.without.split(","))), args.out, not args.no_shrink,
+        _or(args.later, 1 if args.compiled else 2),
     )  # fmt: skip
     if args.page:
         page.write()
@@ -46,6 +48,10 @@ def main(given: Sequence[str] | None = None) -> int:
     if args.record:
         page.record(options, tally)
     return 1 if tally.faults else 0
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
 
 
 def _print(tally: Tally) -> None:

@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fuzz.choices import KEYS, Found, Known, Reg, found, named, regularizers
+from fuzz import axes as axes_of
+from fuzz import catalogue
+from fuzz.choices import KEYS, ON_READS, SPLICES, STATEFUL, Found, Known, Reg, found, named, regularizers
 from fuzz.generate import generate
 from fuzz.matching import Name, Place, select
 from fuzz.names import Table, table
-from fuzz.oracle import Run, instrumented
+from fuzz.oracle import Later, Run, instrumented
 from fuzz.program import DROPOUT, PRODUCT, Flattener, Plain, Program
+from fuzz.reading import chains
+from fuzz.strengths import Strengths
 
 
 @dataclass
@@ -37,6 +41,15 @@ class Case:
     own_sites: list[str] = field(default_factory=list)
     rng: int = 0
     stripped: bool = False
+    later: bool = False  # of the regularizers and options of 0.2
+    moves: bool = False  # whether the parameters change between calls
+    depth: dict[str, dict[str, float]] = field(default_factory=dict)  # strengths by depth, by name and site
+    changes: list[list[Any]] = field(default_factory=list)  # [call, name, what is set, by site]
+    keywords: bool = False  # whether the regularizers are made by keywords
+    blocks: str = ""  # what blocks= is given
+
+    def strengths(self) -> Strengths:
+        return Strengths(dict(zip(self.names, (reg.weight for reg in self.regs), strict=True)), self.depth, self.changes)
 
     @property
     def names(self) -> list[str]:
@@ -169,10 +182,16 @@ class Maker:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.model)
 
-    def oracle(self, regs: Sequence[Reg], sites: Sequence[Sequence[str]], own: dict[str, float], see: bool = False) -> str:
+    def oracle(
+        self, regs: Sequence[Reg], sites: Sequence[Sequence[str]], own: dict[str, float], see: bool = False, later: bool = False
+    ) -> str:  # fmt: skip
         known = getattr(self, "known", None)
         cells, axes = (known.cells, known.axes) if known else ({}, {})
-        return instrumented(self.program, self.flat, self.tables, regs, named(regs), sites, cells, axes, own, see)
+        more = None
+        if later and known:
+            reads = chains([r.kind for r in regs], [r.pattern for r in regs], named(regs), sites, known.parameters)
+            more = Later(reads, known.convolved)
+        return instrumented(self.program, self.flat, self.tables, regs, named(regs), sites, cells, axes, own, see, more)
 
     def _known(self) -> Known:
         values, sure = self.places()
@@ -207,7 +226,11 @@ class Maker:
         called = {path: len(sites) for path, sites in calls.items()}
         for place in values:
             place.written = self.shapes.get(place.name, (0, False))[1]
-        return Known(values, parameters, dims, axes, cells, called, sure, agree, inputs)
+        known = Known(values, parameters, dims, axes, cells, called, sure, agree, inputs)
+        train = self.tables["train"]
+        known.convolved, known.tokens = axes_of.convolved(train), axes_of.token_readers(train)
+        known.recurrent = axes_of.behind(train, axes_of.RECURRENT)
+        return known
 
     def places(self) -> tuple[list[Place], bool]:
         train, other = self.tables["train"], self.tables["eval"]
@@ -220,7 +243,7 @@ class Maker:
         """What the regularizers should do. ``compiled``: no dropout is left to torch, whose masks a compiler draws otherwise."""
         wanted = [found(reg, self.known) for reg in regs]
         case = Case(regs, "", wanted, rng=rng.randint(0, 1 << 40), stripped=rng.random() < 0.25)
-        if rng.random() < 0.25 and any(reg.kind not in ("BernoulliDropout", "GaussianNoise") for reg in regs):
+        if rng.random() < 0.25 and any(reg.kind not in (*SPLICES, *ON_READS) for reg in regs):
             case.penalties, case.scale = "attach", rng.choice((1.0, 1.0, 2.5))
         dropouts = self._dropouts()
         if dropouts and (compiled or rng.random() < 0.5):
@@ -260,8 +283,8 @@ def loaded_function(text: str) -> Any:
     return loaded(head + text, "fuzzed_oracle")["forward"]
 
 
-def make(seed: int, sets: int = 4, compiled: bool = False) -> tuple[Maker, Group]:
-    """The model of a seed, with several sets of regularizers. Raises Discarded."""
+def make(seed: int, sets: int = 4, compiled: bool = False, later: int = 0) -> tuple[Maker, Group]:
+    """The model of a seed, with several sets of regularizers, and ``later`` sets with what 0.2 brought. Raises Discarded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         maker = Maker(generate(seed))
@@ -274,9 +297,23 @@ def make(seed: int, sets: int = 4, compiled: bool = False) -> tuple[Maker, Group
         case = maker.case(regs, rng, compiled)
         case.oracle = maker.oracle(regs, [f.sites for f in case.found], case.own)
         cases.append(case)
+    rng = random.Random(f"{seed} 0.2")  # of its own: the sets before are those that the seed always gave
+    for _ in range(later):
+        cases += _later(maker, rng, compiled)
     if not cases:
         raise Discarded("no regularizer fits")
     return maker, maker.group(cases)
+
+
+def _later(maker: Maker, rng: random.Random, compiled: bool) -> list[Case]:
+    """A case with the regularizers and options of 0.2, or nothing."""
+    regs = catalogue.regularizers(maker.known, rng)
+    if not regs:
+        return []
+    case = maker.case(regs, rng, compiled)
+    case.later, case.moves = True, any(reg.kind in STATEFUL for reg in regs)
+    case.oracle = maker.oracle(regs, [f.sites for f in case.found], case.own, later=True)
+    return [case]
 
 
 __all__ = ["KEYS", "PRODUCT", "Case", "Discarded", "Group", "Maker", "Table", "make"]

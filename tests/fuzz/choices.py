@@ -8,13 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fuzz.matching import Place, select
+from fuzz.strengths import Plain, written
 
-SPLICES = ("BernoulliDropout", "GaussianNoise")
-KEYS = {
+FIRST_SPLICES = ("BernoulliDropout", "GaussianNoise")
+LATER_SPLICES = ("ChannelDropout", "GaussianDropout", "AlphaDropout", "LayerDrop", "DropPath", "NEFTune")
+SPLICES = (*FIRST_SPLICES, *LATER_SPLICES)  # at values
+ON_READS = ("WeightNoise", "DropConnect", "EmbeddingDropout")  # splices on parameters
+FIRST_KEYS = {
     "BernoulliDropout": "dropout", "GaussianNoise": "noise", "WeightL2": "weight_l2", "WeightL1": "weight_l1", "HiddenL1": "hidden_l1",
     "RecurrentNorm": "recurrent_norm", "RecurrentState": "recurrent_state", "Contractive": "contractive",
 }  # fmt: skip
-ON_WEIGHTS = ("WeightL2", "WeightL1")
+KEYS = FIRST_KEYS | {
+    "ChannelDropout": "channel_dropout", "GaussianDropout": "gaussian_dropout", "AlphaDropout": "alpha_dropout",
+    "LayerDrop": "layer_drop", "DropPath": "drop_path", "NEFTune": "neftune", "WeightNoise": "weight_noise",
+    "DropConnect": "drop_connect", "EmbeddingDropout": "embedding_dropout", "HiddenL2": "hidden_l2", "KLSparsity": "kl_sparsity",
+    "HoyerSquare": "hoyer_square", "DeCov": "decov", "Covariance": "covariance", "VarianceFloor": "variance_floor",
+    "ConfidencePenalty": "confidence", "ZLoss": "z_loss", "ElasticNet": "elastic_net", "GroupLasso": "group_lasso",
+    "Orthogonality": "orthogonality", "MaxNorm": "max_norm", "L2SP": "l2_sp", "SpectralPenalty": "spectral",
+}  # fmt: skip
+STATEFUL = ("L2SP", "SpectralPenalty")
+ON_WEIGHTS = ("WeightL2", "WeightL1", "ElasticNet", "GroupLasso", "Orthogonality", "MaxNorm", *STATEFUL)  # penalties
 STEPS = ("RecurrentNorm", "RecurrentState")
 
 
@@ -24,14 +37,20 @@ class Reg:
 
     kind: str
     pattern: tuple[str, ...]
-    weight: float
+    weight: Plain
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def number(self) -> float:
+        """Its strength, where that is a number."""
+        assert not isinstance(self.weight, dict)
+        return self.weight
 
     def made(self) -> str:
         """As Python writes it."""
         pattern = self.pattern[0] if len(self.pattern) == 1 else list(self.pattern)
         more = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"{self.kind}({pattern!r}, {self.weight!r}{more})"
+        return f"{self.kind}({pattern!r}, {written(self.weight)}{more})"
 
 
 @dataclass
@@ -48,6 +67,9 @@ class Known:
     modes_agree: bool
     inputs: list[str]
     twice: bool = True  # whether all has a second derivative
+    convolved: dict[str, bool | None] = field(default_factory=dict)  # by site, whether the axes are a convolution's; None: not told
+    recurrent: set[str] = field(default_factory=set)  # sites behind a recurrent layer
+    tokens: list[str] = field(default_factory=list)  # the paths of embeddings that read token ids
 
 
 @dataclass
@@ -61,17 +83,23 @@ class Found:
 
 def usual(kind: str, known: Known, places: Sequence[Place]) -> list[Place]:
     """The default sites of a regularizer."""
-    if kind in ON_WEIGHTS:
+    if kind == "EmbeddingDropout":
+        return [p for p in places if any(f"{path}.weight" == n.name for path in known.tokens for n in p.names)]
+    if kind in ON_WEIGHTS or kind in ON_READS:
         return [p for p in places if p.usable]
+    if kind == "NEFTune":
+        return [p for p in places if any(n.module in known.tokens for n in p.names)]
     hidden = [p for p in places if p.role == "hidden" and p.usable]
     return hidden if kind in SPLICES else [p for p in hidden if not p.norm]
 
 
 def found(reg: Reg, known: Known) -> Found:
     """The sites that a regularizer should find."""
-    elsewhere = known.values if reg.kind in ON_WEIGHTS else known.parameters
-    if reg.kind in ON_WEIGHTS:
-        places = [replace(p, usable=p.dims >= 2) for p in known.parameters]
+    on_parameters = reg.kind in ON_WEIGHTS or reg.kind in ON_READS
+    elsewhere = known.values if on_parameters else known.parameters
+    if on_parameters:
+        tables = reg.kind == "EmbeddingDropout"
+        places = [replace(p, usable=p.dims >= 2 and (not tables or any(n.op == "Embedding" for n in p.names))) for p in known.parameters]
     elif reg.kind in SPLICES:
         places = [replace(p, usable=p.usable and (p.used or p.unsure)) for p in known.values]
     else:
@@ -114,7 +142,7 @@ def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
 def regularizers(known: Known, rng: random.Random, derivatives: bool = True) -> list[Reg]:
     """One to four of them."""
     kinds = rng.choices(
-        [*KEYS], [5, 3, 2.5, 1.5, 4, 1, 1, 1 if derivatives and known.twice else 0], k=rng.choice((1, 1, 2, 2, 3, 4))
+        [*FIRST_KEYS], [5, 3, 2.5, 1.5, 4, 1, 1, 1 if derivatives and known.twice else 0], k=rng.choice((1, 1, 2, 2, 3, 4))
     )  # fmt: skip
     chosen: list[Reg] = []
     for kind in kinds:

@@ -71,3 +71,13 @@ def normal(k: tuple[int, int], like: Tensor) -> Tensor:
         angle = torch.from_numpy((words(*k, count, 1) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24))
     drawn = (radius.log() * -2).sqrt() * (angle * (2 * math.pi)).cos()
     return drawn.view(like.shape).to(like.dtype)
+
+
+def uniform(k: tuple[int, int], like: Tensor) -> Tensor:
+    """In [0, 1), in the shape and dtype of ``like``."""
+    count = like.numel()
+    if like.dtype == torch.float64:
+        drawn = torch.from_numpy(_fine(k, count, 0))
+    else:
+        drawn = torch.from_numpy((words(*k, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24))
+    return drawn.view(like.shape).to(like.dtype)

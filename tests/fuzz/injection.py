@@ -48,7 +48,7 @@ def first(name: str, seed: int, options: Options) -> int | None:
     count = 0
     for index in range(options.cases):
         try:
-            maker, group = make(program_seed(Options(seed=seed), index), options.sets, bool(options.compiled))
+            maker, group = make(program_seed(Options(seed=seed), index), options.sets, bool(options.compiled), options.later)
         except Discarded:
             continue
         with FAULTS[name]():

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import graphreg.passes
+from fuzz import options
 from fuzz.cases import Case, Group, backward, forgotten, loaded, loaded_function
-from fuzz.choices import SPLICES
+from fuzz.choices import ON_READS, SPLICES
 from fuzz.oracle import Run
 from graphreg.errors import GraphRegError, NoMatchError
 
@@ -182,7 +183,7 @@ class Judge:
         return [None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given)]
 
     def _rewritten(self, case: Case) -> nn.Module:
-        regs = [made(reg) for reg in case.regs]
+        regs = options.made(case)
         plan = engine("plan")(self.traced, regs, own_dropout=case.own_dropout)
         if self.group.front_end == "symbolic":
             self._planned(case, plan)
@@ -207,7 +208,8 @@ class Judge:
     def _compare(self, case: Case, module: nn.Module) -> None:
         forward = loaded_function(case.oracle)
         self.tolerance = 1e-3 if any(r.kind == "Contractive" for r in case.regs) else 2e-5  # second derivatives of a norm, in float32
-        run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng)
+        run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng, case.strengths())
+        run.start(self.twin)
         called: Any = module
         if self.compiled:
             called = self._compiled(module)
@@ -221,6 +223,8 @@ class Judge:
                 self.twin.get_submodule(path).eval()
                 self.model.get_submodule(path).eval()
             ours, theirs = self.inputs(), self.inputs()
+            for name, value in run.strengths.change(number):
+                graphreg.set_strength(module, name, options.strength(value))
             seeded(100 + number)
             run.begin(mode == "train")
             try:
@@ -230,14 +234,28 @@ class Judge:
                 self._raises_too(called, module, ours, case, error)
                 return
             seeded(100 + number)
-            got = called(*ours)
+            got = self._called(called, ours, run.must_raise)
             self._seen(case, where, mode, (got, module), (expected, penalties, wanted), (ours, theirs))
             run.call += self._draws(case, mode)
+            run.strengths.clock += mode == "train"
+            if case.moves:
+                moved(self.model), moved(self.twin)
+
+    @staticmethod
+    def _called(called: Any, inputs: Any, must_raise: str) -> Any:
+        """What the module gives. ``must_raise``: why it should not, or nothing."""
+        if not must_raise:
+            return called(*inputs)
+        try:
+            called(*inputs)
+        except Exception as error:
+            raise GraphRegError(f"refused as it should be: {must_raise}") from error
+        raise Fault("not refused", must_raise)
 
     def _draws(self, case: Case, mode: str) -> bool:
         """Whether the call moves the noise on."""
         always = any(r.options.get("always") for r in case.regs)
-        return always or (mode == "train" and (bool(case.own) or any(r.kind in (*SPLICES, "Contractive") for r in case.regs)))
+        return always or (mode == "train" and (bool(case.own) or any(r.kind in (*SPLICES, *ON_READS, "Contractive") for r in case.regs)))
 
     def _replaceable(self, case: Case, forward: Any, run: Run) -> None:
         """Remember whether splices that change nothing leave the model as it is: else only a refusal is right."""
@@ -344,9 +362,11 @@ def engine(name: str) -> Any:
     return getattr(importlib.import_module(f"graphreg.{room}.{name}"), name)
 
 
-def made(reg: Any) -> Any:
-    """A regularizer of the engine's."""
-    return getattr(graphreg.passes, reg.kind)(reg.pattern[0] if len(reg.pattern) == 1 else list(reg.pattern), reg.weight, **reg.options)
+def moved(model: nn.Module) -> None:
+    """What an optimizer might do: all parameters change."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9).add_(torch.linspace(-0.1, 0.1, parameter.numel(), dtype=parameter.dtype).view(parameter.shape))
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:

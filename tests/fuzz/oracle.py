@@ -5,26 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuzz import draws
-from fuzz.choices import ON_WEIGHTS, SPLICES, STEPS, Reg
+from fuzz import draws, formulas
+from fuzz.choices import ON_READS, ON_WEIGHTS, SPLICES, STATEFUL, STEPS, Reg
 from fuzz.names import Table
-from fuzz.program import WRITE, FlatNode, Flattener, Program, access, returned
+from fuzz.program import PARAMETER, WRITE, FlatNode, Flattener, Program, access, returned
+from fuzz.reading import Chain
+from fuzz.strengths import Strengths
 
 
 def instrumented(
     program: Program, flat: Flattener, tables: Mapping[str, Table], regs: Sequence[Reg], names: Sequence[str],
     sites: Sequence[Sequence[str]], cells: Mapping[str, Sequence[str]], axes: Mapping[str, int], own: Mapping[str, float],
-    see: bool = False,
+    see: bool = False, later: Later | None = None,
 ) -> str:  # fmt: skip
     """The source of ``forward(self, ..., R)``. ``own``: what becomes of the model's dropouts, by site: a rate, 0 is off."""
     writer = _Writer(tables, regs, names, sites, cells, axes, own, see)
+    writer.later = later
     plain = [name for name, _ in program.inputs[: len(program.inputs) - program.variadic]]
     lines = [f"def forward({', '.join(['self', 'R', *plain, *(['*rest'] if program.variadic else [])])}):"]
     if program.variadic:
@@ -37,7 +42,17 @@ def instrumented(
     return "\n".join([*lines, f"    return {values}, R.penalties(self)"]) + "\n"
 
 
+@dataclass
+class Later:
+    """What regularizers of 0.2 need besides: ``reads``, the splices at reads of parameters; ``convolved`` as in axes.py."""
+
+    reads: Mapping[str, Mapping[str, Chain]]
+    convolved: Mapping[str, bool | None]
+
+
 class _Writer:
+    later: Later | None = None
+
     def __init__(self, tables: Any, regs: Any, names: Any, sites: Any, cells: Any, axes: Any, own: Any, see: bool) -> None:
         self.tables, self.cells, self.axes, self.own, self.see = tables, cells, axes, own, see
         self.edits: dict[str, list[tuple[str, Reg, int]]] = {}
@@ -71,9 +86,12 @@ class _Writer:
             for node in nodes:
                 if node.node.line == i and node.node.rate is not None:
                     text = self._own(node, line)
+                if node.node.line == i and self.later is not None:
+                    text = self._reads(node, text)
             found.append(text)
             for node in nodes:
                 if node.node.line == i and node.var.name:
+                    self.given = line.rpartition("(")[2].rstrip(")") if node.module else "None"
                     found += self._after(node, mode)
         return found
 
@@ -87,6 +105,24 @@ class _Writer:
         assert given is not None
         writes = node.node.is_a(WRITE)
         return f"{node.var.name} = R.own({source}, {site!r}, {self.own[site]!r}, {node.node.rate!r}, {owner}.training, {writes})"
+
+    def _reads(self, node: FlatNode, line: str) -> str:
+        """The line, where what splices give is read in place of parameters."""
+        assert self.later is not None
+        if node.module:
+            chains = self.later.reads.get(node.module, {})
+            scope, _, own = node.module.rpartition(".")
+            for call in (f"{access(node.module)}(", f"{access(scope)}[{own}]("):
+                if chains and call in line:
+                    return line.replace(call, f"R.layer(self, {node.module!r}, {dict(chains)!r})(")
+            return line
+        chain = self.later.reads.get(node.scope, {}).get(node.node.base)
+        if not node.node.is_a(PARAMETER) or not chain:
+            return line
+        expression = f"{access(node.scope)}.{node.node.base}"
+        return re.sub(rf"(?<!read\(self, ){re.escape(expression)}\b", f"R.read(self, {expression}, {chain!r})", line)
+
+    given = "None"  # what a layer is called with, if it has one argument
 
     def _after(self, node: FlatNode, mode: str | None) -> list[str]:
         """What stands behind the statement, for the names that the value has in the modes in which it is made."""
@@ -116,16 +152,23 @@ class _Writer:
         if self.tracked.get(site):
             lines.append(f"{var} = R.track({site!r}, {var}, {self.tracked[site]!r})")
         lines += [self._measure(site, var, *edit) for edit in edits if edit[1].kind not in SPLICES and edit[1].options.get("clean")]
-        for _, reg, at in edits:
-            if reg.kind in SPLICES:
+        for name, reg, at in edits:
+            if reg.kind in SPLICES and self.later is not None:
+                more = f"{self.axes.get(site, 1)}, {self.given}"
+                lines.append(f"{var} = R.splice({var}, {name!r}, {site!r}, {at}, {access(owner)}.training, {more})")
+            elif reg.kind in SPLICES:
                 kind, rng = "dropout" if reg.kind == "BernoulliDropout" else "noise", reg.options.get("rng")
                 lines.append(f"{var} = R.{kind}({var}, {site!r}, {at}, {reg.weight!r}, {rng!r}, {access(owner)}.training)")
         lines += [self._measure(site, var, *edit) for edit in edits if edit[1].kind not in SPLICES and not edit[1].options.get("clean")]
         return lines
 
     def _measure(self, site: str, var: str, name: str, reg: Reg, at: int) -> str:
+        if self.later is not None and reg.kind not in (*STEPS, "Contractive"):
+            axis = reg.options.get("axis")
+            axis = axis if axis is not None else -2 if self.later.convolved.get(site) else -1
+            return f"R.measure({name!r}, {site!r}, {var}.clone(), {axis})"
         if reg.kind == "HiddenL1":
-            return f"R.put({name!r}, R.wide({var}.clone()).abs().mean())"
+            return f"R.measure({name!r}, {site!r}, {var}.clone(), -1)"
         if reg.kind == "Contractive":
             return f"R.differentiate({name!r}, {site!r}, {at}, {var}.clone())"
         cell = next((path for path, calls in self.cells.items() if site in calls and path in reg.pattern), None)
@@ -138,7 +181,11 @@ class _Writer:
 class Run:
     """One call of the oracle: its draws and its measurements."""
 
-    def __init__(self, regs: Sequence[Reg], names: Sequence[str], sites: Sequence[Sequence[str]], seed: int) -> None:
+    def __init__(
+        self, regs: Sequence[Reg], names: Sequence[str], sites: Sequence[Sequence[str]], seed: int, strengths: Strengths | None = None
+    ) -> None:  # fmt: skip
+        self.strengths = strengths or Strengths({name: reg.weight for name, reg in zip(names, regs, strict=True)}, {}, ())
+        self.states: dict[tuple[str, str], Tensor] = {}  # of penalties on parameters
         self.regs, self.names, self.seed, self.call = dict(zip(names, regs, strict=True)), names, seed, 0
         self.sites = dict(zip(names, sites, strict=True))
         self.bypass = False
@@ -149,6 +196,7 @@ class Run:
     def begin(self, training: bool) -> None:
         """Before a call: nothing is measured yet."""
         self.training = training
+        self.must_raise = ""  # why the module should raise in this call
         self.terms: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self.cells: dict[tuple[str, str], list[Tensor]] = {}
         self.values: dict[str, dict[str, tuple[int, Tensor]]] = {}
@@ -180,6 +228,67 @@ class Run:
             return laid(z.clone(), z)
         drawn = draws.normal(self._key(site, "GaussianNoise", at, rng), z)
         return laid(z + weight(sigma, z) * drawn, z)
+
+    def splice(self, z: Tensor, name: str, site: str, at: int, training: bool, time: int, given: Any) -> Tensor:
+        """A value as a splice of any kind gives it. ``time``: the axis of time, for ``share_axes``; ``given``: a layer's argument."""
+        if not training:
+            return z
+        if self.bypass:
+            return laid(z.clone(), z)
+        options = self.regs[name].options
+        shared = options.get("share_axes", ())
+        places = {"time": time, "batch": 1 if time == 0 else 0}
+        axes = {places.get(axis, axis) % z.dim() for axis in ([shared] if isinstance(shared, (str, int)) else shared)}
+        return laid(self._spliced(z, name, site, at, frozenset(axes), given), z)
+
+    def _spliced(self, z: Tensor, name: str, site: str, at: int, shared: frozenset[int] = frozenset(), given: Any = None) -> Tensor:
+        reg = self.regs[name]
+        draw = formulas.Draw(self._key(site, reg.kind, at, reg.options.get("rng")), shared)
+        return formulas.SPLICE_FORMULAS[reg.kind](z, self.strengths.of(name, site), draw, reg.options, given).to(z.dtype)
+
+    def read(self, model: nn.Module, w: Tensor, chain: Chain) -> Tensor:
+        """What stands for a parameter at a read. All reads in a call have the same draw, for it is a function of the call's number."""
+        for name, site, at in () if self.bypass else chain:
+            if model.get_submodule(site.rpartition(".")[0]).training:
+                w = self._spliced(w, name, site, at)
+        return w
+
+    def layer(self, model: nn.Module, path: str, chains: Mapping[str, Chain]) -> Callable[..., Any]:
+        """A layer, to be called with what stands for its parameters."""
+        layer = model.get_submodule(path)
+        given = {own: self.read(model, getattr(layer, own), chain) for own, chain in chains.items()}
+        if not isinstance(layer, nn.RNNBase):
+            return lambda *args: torch.func.functional_call(layer, given, args)
+
+        def called(*args: Any) -> Any:
+            was = layer._flat_weights
+            layer._flat_weights = [given.get(name, w) for name, w in zip(layer._flat_weights_names, was, strict=True)]
+            try:
+                return layer(*args)
+            finally:
+                layer._flat_weights = was
+
+        return called
+
+    def measure(self, name: str, site: str, value: Tensor, axis: int) -> None:
+        """A penalty on a value, times the strength there."""
+        reg, value = self.regs[name], self.wide(value)
+        if reg.kind in formulas.ON_UNITS:
+            if reg.kind == "KLSparsity" and not bool(((value >= 0) & (value <= 1)).all()):
+                self.must_raise = "a value outside of [0, 1]"
+            found = formulas.ON_UNITS[reg.kind](formulas.as_units(value, axis), reg.options)
+        elif reg.kind == "HiddenL1":
+            found = value.abs().mean()
+        else:
+            found = formulas.ON_VALUES[reg.kind](value, reg.options)
+        self.put(name, found * self.strengths.of(name, site))
+
+    def start(self, model: nn.Module) -> None:
+        """Make the states of the penalties that keep one, from the parameters as they are."""
+        for name, reg in self.regs.items():
+            for site in self.sites[name] if reg.kind in STATEFUL else ():
+                w = self.wide(model.get_parameter(site)).detach().clone()
+                self.states[name, site] = w if reg.kind == "L2SP" else formulas.start_vector(w)
 
     def own(self, z: Tensor, site: str, rate: float, was: float, training: bool, writes: bool) -> Tensor:
         if self.bypass:
@@ -241,20 +350,32 @@ class Run:
             self.put(name, formula(self.steps(torch.stack(values), 0), reg.options.get("norm")))
         found = {}
         for name, reg in self.regs.items():
-            if reg.kind in SPLICES:
+            if reg.kind in SPLICES or reg.kind in ON_READS:
                 continue
             if reg.kind == "Contractive":
                 total = self._contraction(name, reg)
             elif reg.kind in ON_WEIGHTS:
-                terms = [self._of_parameter(model.get_parameter(site), reg) for site in self.sites[name]]
+                terms = [self._of_parameter(model.get_parameter(site), reg, name, site) for site in self.sites[name]]
                 total = torch.stack(terms).sum() if reg.options.get("reduction") == "sum" else torch.stack(terms).mean()
             else:
                 total = torch.stack(self.terms[name]).mean() if self.terms[name] else torch.zeros(())
-            found[name] = total * reg.weight
+            by_site = reg.kind not in ("Contractive", *STEPS)  # each term has the strength of its site in it
+            found[name] = total if by_site else total * self.strengths.of(name, "")
         return found
 
-    def _of_parameter(self, w: Tensor, reg: Reg) -> Tensor:
-        w = self.wide(w)
+    def _of_parameter(self, w: Tensor, reg: Reg, name: str, site: str) -> Tensor:
+        return self._unweighted(self.wide(w), reg, name, site) * self.strengths.of(name, site)
+
+    def _unweighted(self, w: Tensor, reg: Reg, name: str, site: str) -> Tensor:
+        if reg.kind in formulas.ON_PARAMETERS:
+            return formulas.ON_PARAMETERS[reg.kind](w, reg.options)
+        if reg.kind == "L2SP":
+            return formulas.l2_sp(w, self.states[name, site], reg.options)
+        if reg.kind == "SpectralPenalty":
+            found, vector = formulas.spectral(w, self.states[name, site], reg.options)
+            if self.training:
+                self.states[name, site] = vector
+            return found
         each = w * w if reg.kind == "WeightL2" else w.abs()
         return each.sum() if reg.options.get("reduction") == "sum" else each.mean()
 

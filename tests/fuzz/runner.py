@@ -36,6 +36,7 @@ class Options:
     without: tuple[str, ...] = ()
     out: Path = Path("build/fuzz")
     shrink: bool = True
+    later: int = 2  # sets with the regularizers and options of 0.2
     most: int = 20  # faults of one kind that are written down
 
 
@@ -105,7 +106,7 @@ def _one(index: int) -> tuple[int, list[tuple[str, str, str]], str]:
         signal.signal(signal.SIGALRM, _alarm)
         signal.alarm(COMPILED_SECONDS if options.compiled else SECONDS)
     try:
-        maker, group = make(seed, options.sets, bool(options.compiled))
+        maker, group = make(seed, options.sets, bool(options.compiled), options.later)
         verdicts = judge(group, options.compiled)
         return index, [_told(options, maker, case, verdict) for case, verdict in zip(group.cases, verdicts, strict=True)], ""
     except Discarded as reason:

@@ -56,7 +56,8 @@ def rebuilt(maker: Maker, case: Case) -> Case:
     fresh.own_sites = list(fresh.own)
     if any(found.empty for found in fresh.found) and not any(found.empty for found in case.found):
         raise Discarded("a selector finds nothing any more")
-    fresh.oracle = maker.oracle(fresh.regs, [found.sites for found in fresh.found], fresh.own)
+    fresh.later, fresh.moves, fresh.keywords = case.later, case.moves, case.keywords
+    fresh.oracle = maker.oracle(fresh.regs, [found.sites for found in fresh.found], fresh.own, later=case.later)
     return fresh
 
 
