@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import Site
+from graphreg.ir import Site, own_name
 from graphreg.regularizer import ByDepth, Regularizer
 from graphreg.tracing import Traced
 
@@ -23,7 +23,8 @@ def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence
         return {}
     order = _order(traced)
     of_site = {site: block_of(traced, site) for site in sites}
-    blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, len(order)))
+    reads = _first_reads(traced, order)
+    blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, reads.get(block, len(order))))
     if len(blocks) < 2:
         raise RegularizerError(
             f"{type(regularizer).__name__}: weight={ramp!r} needs sites in two blocks or more, but all sites that "
@@ -64,3 +65,16 @@ def _order(traced: Traced) -> dict[str, int]:
             path = path.rpartition(".")[0]
         order.setdefault(site.name, len(order))
     return order
+
+
+def _first_reads(traced: Traced, order: dict[str, int]) -> dict[str, int]:
+    """Return, for each parameter that the forward reads, the position in ``order`` of the first value that is computed from it.
+
+    A parameter outside of all blocks is a block of its own, and this is its position.
+    """
+    first: dict[str, int] = {}
+    for reads in traced.parameter_reads.values():
+        for name, found in reads.items():
+            places = [order[value] for read in found if (value := own_name(read.node)) in order]
+            first[name] = min([*places, first.get(name, len(order))])
+    return first

@@ -11,6 +11,8 @@ from graphreg.ir import Pattern, Site, cell_call, labels_of, scope_of, signal_no
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
+_NAMELESS = "a value without a name"
+
 
 def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, str]:
     """Return a dict from each site of a regularizer to the name of a value: the input of the module whose output the site is.
@@ -76,6 +78,11 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
             f"{who}: {path} gets {what} from the rest of the model, so it is not certain what takes the place of its output. Leave it out."
         )
     name = next(iter(found))
+    if name == _NAMELESS:
+        raise RegularizerError(
+            f"{who}: {path} gets a value that has no name, such as a tensor that the forward itself makes (torch.zeros), so graphreg cannot "
+            "pass this value to the formula. Leave the module out."
+        )
     shape = next((each.shape for each in traced.values if each.name == name), None)
     if shape is not None and site.shape is not None and shape != site.shape:
         raise RegularizerError(
@@ -101,4 +108,4 @@ def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str
         inside = dict.fromkeys(within)  # a dict keeps the order
         read = [n for each in inside for n in each.all_input_nodes if n not in inside and n in signals]
     labels = [labels_of(each, traced.operations) for each in dict.fromkeys(read)]
-    return [each[0].text if each else "a value without a name" for each in labels]
+    return [each[0].text if each else _NAMELESS for each in labels]

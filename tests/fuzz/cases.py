@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fuzz import axes as axes_of
-from fuzz import catalogue
+from fuzz import catalogue, variants
 from fuzz.choices import KEYS, ON_READS, SPLICES, STATEFUL, Found, Known, Reg, found, named, regularizers
 from fuzz.generate import generate
 from fuzz.matching import Name, Place, select
@@ -307,11 +307,14 @@ def make(seed: int, sets: int = 4, compiled: bool = False, later: int = 0) -> tu
 
 def _later(maker: Maker, rng: random.Random, compiled: bool) -> list[Case]:
     """A case with the regularizers and options of 0.2, or nothing."""
-    regs = catalogue.regularizers(maker.known, rng)
+    regs = variants.varied(variants.several(catalogue.regularizers(maker.known, rng), rng), maker, rng)
+    keywords = variants.as_keywords(regs) if rng.random() < 0.4 else []
+    regs = keywords or regs
     if not regs:
         return []
     case = maker.case(regs, rng, compiled)
-    case.later, case.moves = True, any(reg.kind in STATEFUL for reg in regs)
+    case.later, case.moves, case.keywords = True, any(reg.kind in STATEFUL for reg in regs), bool(keywords)
+    variants.completed(case, maker, rng, compiled)
     case.oracle = maker.oracle(regs, [f.sites for f in case.found], case.own, later=True)
     return [case]
 

@@ -17,6 +17,10 @@ from torch import Tensor
 from fuzz import draws
 
 
+class Unfit(RuntimeError):
+    """The formula is not defined for a value of this shape: the module must refuse it."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """The draw of one splice at one call. ``shared``: the axes along which elements share a draw."""
@@ -55,6 +59,8 @@ def noise(z: Tensor, sigma: float, draw: Draw, options: Mapping[str, Any], given
 
 
 def channel_dropout(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Any) -> Tensor:
+    if z.dim() < 3:
+        raise Unfit("no channels")
     return _dropped(z, p, draw.keep(z, p, set(range(2, z.dim()))))
 
 
@@ -72,16 +78,22 @@ def alpha_dropout(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], g
 
 
 def drop_path(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Any) -> Tensor:
+    if not -z.dim() <= options.get("batch_axis", 0) < z.dim():
+        raise Unfit("no such axis of examples")
     own = options.get("batch_axis", 0) % z.dim()
     return _dropped(z, p, draw.keep(z, p, set(range(z.dim())) - {own}))
 
 
 def layer_drop(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Tensor) -> Tensor:
+    if z.shape != given.shape:
+        raise Unfit("the layer's input has another shape than its output")
     m = draw.keep(z, p, set(range(z.dim())))
     return torch.where(m.bool(), z, given)
 
 
 def neftune(z: Tensor, alpha: float, draw: Draw, options: Mapping[str, Any], given: Any) -> Tensor:
+    if z.dim() != 3:
+        raise Unfit("no embeddings of sequences")
     return z + (2 * draw.uniform(z) - 1) * (strength(alpha, z) / math.sqrt(z.shape[1] * z.shape[2]))
 
 
@@ -131,15 +143,23 @@ def _pairs(units: Tensor, divisor: int) -> Tensor:
     return total
 
 
+def _enough(units: Tensor, samples: int, least: int) -> None:
+    if units.shape[0] < samples or units.shape[1] < least:
+        raise Unfit(f"{units.shape[0]} samples of {units.shape[1]} units")
+
+
 def decov(units: Tensor, options: Mapping[str, Any]) -> Tensor:
+    _enough(units, 2, 2)
     return _pairs(units, units.shape[0]) / 2
 
 
 def covariance(units: Tensor, options: Mapping[str, Any]) -> Tensor:
+    _enough(units, 2, 2)
     return _pairs(units, units.shape[0] - 1) / units.shape[1]
 
 
 def variance_floor(units: Tensor, options: Mapping[str, Any]) -> Tensor:
+    _enough(units, 2, 1)
     variance = ((units - units.mean(0, keepdim=True)) ** 2).sum(0) / (units.shape[0] - 1)
     return torch.relu(options.get("gamma", 1.0) - torch.sqrt(variance + 1e-4)).mean()
 
@@ -163,6 +183,8 @@ ON_UNITS: dict[str, Measure] = {
 
 def as_units(z: Tensor, axis: int) -> Tensor:
     """[samples, units]."""
+    if not z.dim() or not -z.dim() <= axis < z.dim():
+        raise Unfit(f"no axis {axis} of a value of {z.dim()} dims")
     moved = z.movedim(axis, -1)
     return moved.reshape(-1, moved.shape[-1])
 

@@ -18,6 +18,7 @@ import graphreg.passes
 from fuzz import options
 from fuzz.cases import Case, Group, backward, forgotten, loaded, loaded_function
 from fuzz.choices import ON_READS, SPLICES
+from fuzz.formulas import Unfit
 from fuzz.oracle import Run
 from graphreg.errors import GraphRegError, NoMatchError
 
@@ -133,6 +134,8 @@ class Judge:
         except Fault as fault:
             if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
                 return refusal("case", GraphRegError(theirs))
+            if fault.kind == "gradient" and case.penalties == "attach" and "as_strided" in self.group.source:
+                return refusal("case", GraphRegError("torch gives the plain model a wrong gradient through as_strided"))
             return Verdict("fault", fault.kind, fault.detail)
         except Exception as error:
             inner: BaseException | None = error
@@ -184,7 +187,7 @@ class Judge:
 
     def _rewritten(self, case: Case) -> nn.Module:
         regs = options.made(case)
-        plan = engine("plan")(self.traced, regs, own_dropout=case.own_dropout)
+        plan = engine("plan")(self.traced, regs, own_dropout=case.own_dropout, **({"blocks": case.blocks} if case.blocks else {}))
         if self.group.front_end == "symbolic":
             self._planned(case, plan)
         attach: dict[str, Any] = {"penalties": "attach", "scale": case.scale} if case.penalties == "attach" else {}
@@ -230,6 +233,8 @@ class Judge:
             try:
                 expected, penalties = forward(self.twin, run, *theirs)
                 wanted = self._wanted(case, expected, penalties)
+            except Unfit as error:
+                self._called(called, ours, str(error))
             except RuntimeError as error:  # a derivative that the model has no use for, of what it overwrites
                 self._raises_too(called, module, ours, case, error)
                 return
@@ -269,8 +274,12 @@ class Judge:
         run.bypass = True
         run.begin(True)
         seeded(99)
-        bare, _ = forward(self.twin, run, *self.inputs())
-        run.bypass = False
+        try:
+            bare, _ = forward(self.twin, run, *self.inputs())
+        except Unfit:
+            return  # the call is refused
+        finally:
+            run.bypass = False
         self._restore(self.twin)
         seeded(99)
         plain = self.twin(*self.inputs())

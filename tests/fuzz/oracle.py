@@ -154,7 +154,7 @@ class _Writer:
         lines += [self._measure(site, var, *edit) for edit in edits if edit[1].kind not in SPLICES and edit[1].options.get("clean")]
         for name, reg, at in edits:
             if reg.kind in SPLICES and self.later is not None:
-                more = f"{self.axes.get(site, 1)}, {self.given}"
+                more = f"{self.axes.get(site, 1)}, {self.given if reg.kind == 'LayerDrop' else None}"
                 lines.append(f"{var} = R.splice({var}, {name!r}, {site!r}, {at}, {access(owner)}.training, {more})")
             elif reg.kind in SPLICES:
                 kind, rng = "dropout" if reg.kind == "BernoulliDropout" else "noise", reg.options.get("rng")
@@ -373,7 +373,7 @@ class Run:
             return formulas.l2_sp(w, self.states[name, site], reg.options)
         if reg.kind == "SpectralPenalty":
             found, vector = formulas.spectral(w, self.states[name, site], reg.options)
-            if self.training:
+            if self.training and not self.bypass:
                 self.states[name, site] = vector
             return found
         each = w * w if reg.kind == "WeightL2" else w.abs()

@@ -151,6 +151,7 @@ def write(out: Path, group: Group, compiled: str = "") -> Path:
     regs = "\n".join(f"#     {reg.made()}" for reg in case.regs)
     own = f"\n# own_dropout={case.own_dropout!r}" if case.own else ""
     attach = f'\n# penalties="attach", scale={case.scale}' if case.penalties == "attach" else ""
+    attach += "".join(f"\n# {name}={getattr(case, name)!r}" for name in ("blocks", "changes", "keywords", "depth") if getattr(case, name))
     said = "\n".join(f"# {line}" for line in verdict.detail.splitlines()[-12:])
     oracle = "\n".join(f"# {line}" for line in case.oracle.splitlines())
     by = f" --compiled {compiled}" if compiled else ""

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 
+from fuzz import variants
 from fuzz.cases import Case, Discarded, Group, Maker
 from fuzz.program import Body, Program, Stmt, bodies
 
@@ -56,7 +57,12 @@ def rebuilt(maker: Maker, case: Case) -> Case:
     fresh.own_sites = list(fresh.own)
     if any(found.empty for found in fresh.found) and not any(found.empty for found in case.found):
         raise Discarded("a selector finds nothing any more")
-    fresh.later, fresh.moves, fresh.keywords = case.later, case.moves, case.keywords
+    fresh.later, fresh.moves, fresh.keywords, fresh.blocks = case.later, case.moves, case.keywords, case.blocks
+    variants.given_depth(fresh, maker)
+    if any(not ramp for ramp in fresh.depth.values()):
+        raise Discarded("a strength by depth is not told any more")
+    there = dict(zip(fresh.names, (set(each.sites) for each in fresh.found), strict=True))
+    fresh.changes = [each for each in case.changes if each[1] in there and set(each[3]) <= there[each[1]]]
     fresh.oracle = maker.oracle(fresh.regs, [found.sites for found in fresh.found], fresh.own, later=case.later)
     return fresh
 
@@ -83,6 +89,11 @@ def _plainer(case: Case) -> Iterator[Case]:
         other = copy.copy(case)
         other.own, other.own_dropout, other.own_sites = {}, "keep", []
         yield other
+    for field in ("blocks", "keywords", "changes"):
+        if getattr(case, field):
+            other = copy.copy(case)
+            setattr(other, field, {"blocks": "", "keywords": False, "changes": []}[field])
+            yield other
     for i, found in enumerate(case.found):
         if len(found.sites) > 1 or len(case.regs[i].pattern) > 1:
             for site in found.sites:
