@@ -321,7 +321,8 @@ class Judge:
             ours, measured = answer, module.penalties() if penalties else {}
         else:
             ours, measured = answer
-        exact = mode == "eval" and not self.compiled
+        # what a batch norm keeps of train mode has the rounding of the splices of 0.2, of which only the formula is fixed
+        exact = mode == "eval" and not self.compiled and not (case.later and any(True for _ in self.model.buffers()))
         alike(ours, output, f"output at {where}", "output", exact)
         if list(measured) != list(penalties):
             raise Fault("penalty", f"{where}: penalties {list(measured)}, expected {list(penalties)}")
