@@ -20,8 +20,8 @@ from fuzz.choices import (
     found,
     patterns,
 )  # fmt: skip
-from fuzz.matching import Place
 from fuzz.formulas import ON_UNITS
+from fuzz.matching import Place
 
 WEIGHTS = {
     "ChannelDropout": 3, "GaussianDropout": 3, "AlphaDropout": 3, "LayerDrop": 3, "DropPath": 3, "NEFTune": 2, "WeightNoise": 4,
@@ -37,13 +37,21 @@ SQUASHED = ("sigmoid", "softmax", "Sigmoid")
 def regularizers(known: Known, rng: random.Random) -> list[Reg]:
     """One to four, at least one of them new or with a new option."""
     count = rng.choice((1, 1, 2, 2, 3, 4))
-    kinds = rng.choices([*WEIGHTS], [*WEIGHTS.values()], k=count)
+    kinds = rng.choices([*WEIGHTS], [_weight(kind, known) for kind in WEIGHTS], k=count)
     kinds = [kind if not i or rng.random() < 0.6 else rng.choices([*FIRST], [*FIRST.values()])[0] for i, kind in enumerate(kinds)]
     chosen: list[Reg] = []
     for kind in kinds:
         reg = _sensible(kind, known, rng, chosen)
         chosen += [] if reg is None else [reg]
     return chosen
+
+
+def _weight(kind: str, known: Known) -> float:
+    """What few models can have comes more often in those that can."""
+    rare = bool(known.tokens) and kind in ("NEFTune", "EmbeddingDropout")
+    rare |= True in known.convolved.values() and kind in ("DeCov", "Covariance", "VarianceFloor", "ZLoss")
+    rare |= any(len(place.names) > 1 for place in known.parameters) and kind in ON_READS
+    return WEIGHTS[kind] * (4 if rare else 1)
 
 
 def _sensible(kind: str, known: Known, rng: random.Random, there: Sequence[Reg]) -> Reg | None:
@@ -117,7 +125,10 @@ def _parameters(kind: str, known: Known, rng: random.Random) -> tuple[str, ...] 
     if not tables and rng.random() < 0.25:
         return ("*",)
     texts = patterns(known, places, rng, False)
-    if rng.random() < 0.25:
+    tied = [p for p in places if len(p.names) > 1]
+    if kind in ON_READS and tied and rng.random() < 0.5:
+        texts = (rng.choice(tied[0].names).name,)
+    elif rng.random() < 0.25:
         texts = (f"**{rng.choice(rng.choice(places).names).name}",)
     return ("**",) if tables and "*" in texts else texts
 
@@ -148,6 +159,9 @@ def _values(kind: str, known: Known, rng: random.Random) -> tuple[str, ...] | No
         return ("*",)
     told: Callable[[tuple[str, ...]], bool] = lambda texts: "*" not in texts and not all(text.startswith("!") for text in texts)  # noqa: E731
     texts = patterns(known, places, rng, known.roles_sure)
+    channels = [p for p in places if p.usable and known.convolved.get(p.name)] if kind in ON_UNITS else []
+    if channels and rng.random() < 0.6:
+        return (rng.choice(channels).name,)
     if kind in ("ChannelDropout", "DropPath", "LayerDrop", "NEFTune", "ConfidencePenalty", "ZLoss", "KLSparsity") and not told(texts):
         return (rng.choice([p for p in places if p.usable]).name,)
     return texts
@@ -157,7 +171,7 @@ def _of_units(reg: Reg, known: Known, rng: random.Random) -> Reg:
     """With the axis of units where it is not told here, and sometimes elsewhere."""
     options = dict(reg.options)
     sites = found(reg, known).sites
-    if any(known.convolved.get(site) is None for site in sites) or rng.random() < 0.25:
+    if any(known.convolved.get(site) is None for site in sites) or rng.random() < 0.15:
         options["axis"] = rng.choice((-1, 1, 0))
     if reg.kind == "KLSparsity" and rng.random() < 0.4:
         options["target"] = rng.choice((0.2, 0.5))
@@ -174,8 +188,8 @@ def _shared(reg: Reg, known: Known, rng: random.Random) -> Reg:
         return reg
     told = all(known.dims.get(site, 0) >= 3 and (site in known.axes or site not in known.recurrent) for site in sites)
     axes: Any = rng.randrange(-dims, dims)
-    if dims > 1 and rng.random() < 0.3:
-        axes = rng.sample(range(dims), 2)
-    elif told and rng.random() < 0.6:
+    if told and rng.random() < 0.7:
         axes = rng.choice(("time", "batch", ["time", "batch"]))
+    elif dims > 1 and rng.random() < 0.3:
+        axes = rng.sample(range(dims), 2)
     return replace(reg, options={**reg.options, "share_axes": axes})

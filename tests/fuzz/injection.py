@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from fuzz.cases import Case, Discarded, Group, Maker, make
 from fuzz.faults import FAULTS
 from fuzz.judge import judge
+from fuzz.later_faults import LATER
 from fuzz.runner import Options, _start, program_seed
 
 Found = dict[str, list[int | None]]
@@ -45,10 +46,10 @@ def _job(work: tuple[str, int, Options]) -> int | None:
 
 def first(name: str, seed: int, options: Options) -> int | None:
     """The number of the first case that is a fault with the fault in the engine, and none without."""
-    count = 0
+    count, (sets, later) = 0, (0, 6) if name in LATER else (options.sets, options.later)
     for index in range(options.cases):
         try:
-            maker, group = make(program_seed(Options(seed=seed), index), options.sets, bool(options.compiled), options.later)
+            maker, group = make(program_seed(Options(seed=seed), index), sets, bool(options.compiled), later)
         except Discarded:
             continue
         with FAULTS[name]():
