@@ -61,7 +61,7 @@ def noise(z: Tensor, sigma: float, draw: Draw, options: Mapping[str, Any], given
 def channel_dropout(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Any) -> Tensor:
     if z.dim() < 3:
         raise Unfit("no channels")
-    return _dropped(z, p, draw.keep(z, p, set(range(2, z.dim()))))
+    return z * draw.keep(z, p, set(range(2, z.dim()))) / (1 - strength(p, z))
 
 
 def gaussian_dropout(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Any) -> Tensor:
@@ -81,7 +81,7 @@ def drop_path(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given
     if not -z.dim() <= options.get("batch_axis", 0) < z.dim():
         raise Unfit("no such axis of examples")
     own = options.get("batch_axis", 0) % z.dim()
-    return _dropped(z, p, draw.keep(z, p, set(range(z.dim())) - {own}))
+    return z * draw.keep(z, p, set(range(z.dim())) - {own}) / (1 - strength(p, z))
 
 
 def layer_drop(z: Tensor, p: float, draw: Draw, options: Mapping[str, Any], given: Tensor) -> Tensor:

@@ -177,3 +177,20 @@ def test_errors() -> None:
         graphreg.regularize(Stack(), LayerDrop(lambda site: "layers.0" in site.names, 0.1))
     with pytest.raises(graphreg.RegularizerError, match=r"layer_drop: LayerDrop is not possible in a backend: a graph may be a part"):
         graphreg.backend(layer_drop={"weight": 0.1, "pattern": "layers.*"})
+
+
+def test_a_module_that_gets_a_tensor_the_forward_makes_is_refused() -> None:
+    """The KeyError that the fuzzer found: such a tensor has no name, and nothing could be handed to the formula."""
+
+    class Making(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = torch.zeros(3)
+            made += x.sum(0)
+            return self.act(made) * x
+
+    with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop at act: act gets a value that has no name, .* Leave the module out\."):
+        graphreg.regularize(Making(), LayerDrop("act", 0.5), rng=0)

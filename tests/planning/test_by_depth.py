@@ -69,6 +69,27 @@ def test_a_site_outside_of_blocks_is_a_block_of_its_own() -> None:
     assert weights(plan) == pytest.approx({"1": 0.5, "3": 0.3, "5": 0.1})
 
 
+def test_a_parameter_outside_of_blocks_stands_where_it_is_read_first() -> None:
+    """Such parameters came after all blocks, in the order in which they were registered: a stem had the strength of the end."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.stem = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.blocks = nn.Sequential(*(Block() for _ in range(2)))
+            self.scale = nn.Parameter(torch.ones(1, 4))
+            self.tied = nn.Linear(4, 4)
+            self.tied.weight = self.stem.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tied(self.head(self.blocks(self.stem(x) * self.scale)))
+
+    pattern = ["*.again.weight", "stem.weight", "head.weight", "scale"]
+    plan = graphreg.plan(graphreg.trace(Between()), graphreg.build("weight_l2", weight=graphreg.by_depth(0, 4), pattern=pattern))
+    expected = {"stem.weight": 0.0, "scale": 1.0, "blocks.0.again.weight": 2.0, "blocks.1.again.weight": 3.0, "head.weight": 4.0}
+    assert weights(plan) == expected
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_the_rates_are_timms(kind: str) -> None:
     timm = pytest.importorskip("timm")
