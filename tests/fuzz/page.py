@@ -35,7 +35,7 @@ def record(options: Options, tally: Tally) -> None:
     for each in tally.faults:
         kinds[each["kind"]] = kinds.get(each["kind"], 0) + 1
     data["runs"].append({
-        **key, "cases": tally.cases, "models": tally.models, "fine": tally.fine, "refused": dict(tally.refused.most_common()),
+        **key, "sets": [options.sets, options.later], "cases": tally.cases, "models": tally.models, "fine": tally.fine, "refused": dict(tally.refused.most_common()),
         "faults": kinds, "seconds": round(tally.seconds), "date": date.today().isoformat(), "torch": torch.__version__,
     })  # fmt: skip
     _save(data)
@@ -72,15 +72,16 @@ def _runs(data: dict[str, Any]) -> str:
     rows, total = [], dict[str, list[int]]()
     for each in data["runs"]:
         refused, faults = sum(each["refused"].values()), sum(each["faults"].values())
+        first, later = each.get("sets", [2 if each["compiled"] != "eager" else 4, 0])  # 0.1 had no others
         rows.append([
-            each["compiled"], each["seed"], f"{each['cases']:,}", f"{each['models']:,}", f"{each['fine']:,}",
+            each["compiled"], each["seed"], f"{first} + {later}", f"{each['cases']:,}", f"{each['models']:,}", f"{each['fine']:,}",
             f"{refused:,} ({refused / max(each['cases'], 1):.1%})", faults, each["torch"], each["date"],
         ])  # fmt: skip
         own = total.setdefault(each["compiled"], [0, 0])
         own[0] += each["cases"]
         own[1] += faults
     sums = "; ".join(f"{name}: {cases:,} cases, {faults} faults" for name, (cases, faults) in total.items())
-    return _table(["run", "seed", "cases", "models", "fine", "refused", "faults", "torch", "date"], rows) + f"\n\nIn all: {sums or 'none'}."
+    return _table(["run", "seed", "sets", "cases", "models", "fine", "refused", "faults", "torch", "date"], rows) + f"\n\nIn all: {sums or 'none'}."
 
 
 def _refusals(data: dict[str, Any]) -> str:
