@@ -80,8 +80,8 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
     name = next(iter(found))
     if name == _NAMELESS:
         raise RegularizerError(
-            f"{who}: {path} gets a value that has no name, such as a tensor that the forward itself makes (torch.zeros), so graphreg cannot "
-            "pass this value to the formula. Leave the module out."
+            f"{who}: {path} gets a value that has no name, such as a tensor that the forward itself makes (torch.zeros), so this value "
+            "cannot be passed to the formula. Leave the module out."
         )
     shape = next((each.shape for each in traced.values if each.name == name), None)
     if shape is not None and site.shape is not None and shape != site.shape:

@@ -1,9 +1,9 @@
-"""Random regularizers of version 0.2, mixed with those of 0.1. Their random numbers are their own, so the cases of 0.1 stay what they were."""
+"""Random regularizers of version 0.2, mixed with those of 0.1. Their random numbers are their own, so the cases of 0.1 stay the same."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +143,8 @@ def _fits(kind: str, known: Known, place: Place) -> bool:
         return dims == 3
     if kind == "LayerDrop":
         modules = [name.module for name in place.names if name.module is not None and name.default]
-        return bool(modules) and known.called.get(modules[0] or "", 0) == 1 and not place.names[0].op.startswith(("RNN", "GRU", "LSTM", "Emb"))
+        recurrent = place.names[0].op.startswith(("RNN", "GRU", "LSTM", "Emb"))
+        return bool(modules) and known.called.get(modules[0] or "", 0) == 1 and not recurrent
     return dims >= 2 or kind not in ON_UNITS
 
 
@@ -157,14 +158,18 @@ def _values(kind: str, known: Known, rng: random.Random) -> tuple[str, ...] | No
         return (rng.choice([p for p in places if p.usable]).names[0].text,)
     if kind == "NEFTune" and known.tokens and rng.random() < 0.4:
         return ("*",)
-    told: Callable[[tuple[str, ...]], bool] = lambda texts: "*" not in texts and not all(text.startswith("!") for text in texts)  # noqa: E731
     texts = patterns(known, places, rng, known.roles_sure)
     channels = [p for p in places if p.usable and known.convolved.get(p.name)] if kind in ON_UNITS else []
     if channels and rng.random() < 0.6:
         return (rng.choice(channels).name,)
-    if kind in ("ChannelDropout", "DropPath", "LayerDrop", "NEFTune", "ConfidencePenalty", "ZLoss", "KLSparsity") and not told(texts):
+    if kind in ("ChannelDropout", "DropPath", "LayerDrop", "NEFTune", "ConfidencePenalty", "ZLoss", "KLSparsity") and not _told(texts):
         return (rng.choice([p for p in places if p.usable]).name,)
     return texts
+
+
+def _told(texts: Sequence[str]) -> bool:
+    """Whether none of the sites is there by default."""
+    return "*" not in texts and not all(text.startswith("!") for text in texts)
 
 
 def _of_units(reg: Reg, known: Known, rng: random.Random) -> Reg:

@@ -244,7 +244,8 @@ class Judge:
             run.call += self._draws(case, mode)
             run.strengths.clock += mode == "train"
             if case.moves:
-                moved(self.model), moved(self.twin)
+                moved(self.model)
+                moved(self.twin)
 
     @staticmethod
     def _called(called: Any, inputs: Any, must_raise: str) -> Any:

@@ -197,7 +197,8 @@ def orthogonal_on_the_longer_side() -> Iterator[None]:
     def wrong(self: Any, w: Tensor) -> Tensor:
         rows = w.flatten(1)
         rows = rows if len(rows) > rows.shape[1] else rows.T
-        return (rows @ rows.T - torch.eye(len(rows), dtype=w.dtype)).square().sum()
+        total: Tensor = (rows @ rows.T - torch.eye(len(rows), dtype=w.dtype)).square().sum()
+        return total
 
     with patched("passes.orthogonality:Orthogonality", "__call__", lambda was: wrong):
         yield

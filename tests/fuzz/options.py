@@ -29,7 +29,7 @@ def strength(weight: Any) -> Any:
 def made(case: Case) -> list[Any]:
     """The regularizers of a case."""
     if case.keywords:
-        return from_keywords(keywords(case.regs))
+        return [*from_keywords(keywords(case.regs))]
     return [instance(reg) for reg in case.regs]
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuzz import draws, formulas
-from fuzz.choices import ON_READS, ON_WEIGHTS, SPLICES, STATEFUL, STEPS, Reg
+from fuzz import draws
+from fuzz.choices import ON_READS, ON_WEIGHTS, SPLICES, STEPS, Reg
+from fuzz.later_oracle import LaterRun, laid, weight
 from fuzz.names import Table
 from fuzz.program import PARAMETER, WRITE, FlatNode, Flattener, Program, access, returned
 from fuzz.reading import Chain
@@ -178,7 +179,7 @@ class _Writer:
         return f"R.put({name!r}, R.{reg.kind}(R.steps({var}.clone(), {axis}), {reg.options.get('norm')!r}))"
 
 
-class Run:
+class Run(LaterRun):
     """One call of the oracle: its draws and its measurements."""
 
     def __init__(
@@ -229,67 +230,6 @@ class Run:
         drawn = draws.normal(self._key(site, "GaussianNoise", at, rng), z)
         return laid(z + weight(sigma, z) * drawn, z)
 
-    def splice(self, z: Tensor, name: str, site: str, at: int, training: bool, time: int, given: Any) -> Tensor:
-        """A value as a splice of any kind gives it. ``time``: the axis of time, for ``share_axes``; ``given``: a layer's argument."""
-        if not training:
-            return z
-        if self.bypass:
-            return laid(z.clone(), z)
-        options = self.regs[name].options
-        shared = options.get("share_axes", ())
-        places = {"time": time, "batch": 1 if time == 0 else 0}
-        axes = {places.get(axis, axis) % z.dim() for axis in ([shared] if isinstance(shared, (str, int)) else shared)}
-        return laid(self._spliced(z, name, site, at, frozenset(axes), given), z)
-
-    def _spliced(self, z: Tensor, name: str, site: str, at: int, shared: frozenset[int] = frozenset(), given: Any = None) -> Tensor:
-        reg = self.regs[name]
-        draw = formulas.Draw(self._key(site, reg.kind, at, reg.options.get("rng")), shared)
-        return formulas.SPLICE_FORMULAS[reg.kind](z, self.strengths.of(name, site), draw, reg.options, given).to(z.dtype)
-
-    def read(self, model: nn.Module, w: Tensor, chain: Chain) -> Tensor:
-        """What stands for a parameter at a read. All reads in a call have the same draw, for it is a function of the call's number."""
-        for name, site, at in () if self.bypass else chain:
-            if model.get_submodule(site.rpartition(".")[0]).training:
-                w = self._spliced(w, name, site, at)
-        return w
-
-    def layer(self, model: nn.Module, path: str, chains: Mapping[str, Chain]) -> Callable[..., Any]:
-        """A layer, to be called with what stands for its parameters."""
-        layer = model.get_submodule(path)
-        given = {own: self.read(model, getattr(layer, own), chain) for own, chain in chains.items()}
-        if not isinstance(layer, nn.RNNBase):
-            return lambda *args: torch.func.functional_call(layer, given, args)
-
-        def called(*args: Any) -> Any:
-            was = layer._flat_weights
-            layer._flat_weights = [given.get(name, w) for name, w in zip(layer._flat_weights_names, was, strict=True)]
-            try:
-                return layer(*args)
-            finally:
-                layer._flat_weights = was
-
-        return called
-
-    def measure(self, name: str, site: str, value: Tensor, axis: int) -> None:
-        """A penalty on a value, times the strength there."""
-        reg, value = self.regs[name], self.wide(value)
-        if reg.kind in formulas.ON_UNITS:
-            if reg.kind == "KLSparsity" and not bool(((value >= 0) & (value <= 1)).all()):
-                self.must_raise = "a value outside of [0, 1]"
-            found = formulas.ON_UNITS[reg.kind](formulas.as_units(value, axis), reg.options)
-        elif reg.kind == "HiddenL1":
-            found = value.abs().mean()
-        else:
-            found = formulas.ON_VALUES[reg.kind](value, reg.options)
-        self.put(name, found * self.strengths.of(name, site))
-
-    def start(self, model: nn.Module) -> None:
-        """Make the states of the penalties that keep one, from the parameters as they are."""
-        for name, reg in self.regs.items():
-            for site in self.sites[name] if reg.kind in STATEFUL else ():
-                w = self.wide(model.get_parameter(site)).detach().clone()
-                self.states[name, site] = w if reg.kind == "L2SP" else formulas.start_vector(w)
-
     def own(self, z: Tensor, site: str, rate: float, was: float, training: bool, writes: bool) -> Tensor:
         if self.bypass:
             return F.dropout(z, was, training, writes)
@@ -322,10 +262,6 @@ class Run:
 
     def acts(self, reg: Reg) -> bool:
         return self.training or bool(reg.options.get("always"))
-
-    @staticmethod
-    def wide(value: Tensor) -> Tensor:
-        return value if value.dtype == torch.float64 else value.float()
 
     @staticmethod
     def steps(value: Tensor, axis: int) -> Tensor:
@@ -362,22 +298,6 @@ class Run:
             by_site = reg.kind not in ("Contractive", *STEPS)  # each term has the strength of its site in it
             found[name] = total if by_site else total * self.strengths.of(name, "")
         return found
-
-    def _of_parameter(self, w: Tensor, reg: Reg, name: str, site: str) -> Tensor:
-        return self._unweighted(self.wide(w), reg, name, site) * self.strengths.of(name, site)
-
-    def _unweighted(self, w: Tensor, reg: Reg, name: str, site: str) -> Tensor:
-        if reg.kind in formulas.ON_PARAMETERS:
-            return formulas.ON_PARAMETERS[reg.kind](w, reg.options)
-        if reg.kind == "L2SP":
-            return formulas.l2_sp(w, self.states[name, site], reg.options)
-        if reg.kind == "SpectralPenalty":
-            found, vector = formulas.spectral(w, self.states[name, site], reg.options)
-            if self.training and not self.bypass:
-                self.states[name, site] = vector
-            return found
-        each = w * w if reg.kind == "WeightL2" else w.abs()
-        return each.sum() if reg.options.get("reduction") == "sum" else each.mean()
 
     def _contraction(self, name: str, reg: Reg) -> Tensor:
         values, inputs = self.values.get(name, {}), self.wrt.get(name, {})
@@ -420,29 +340,6 @@ def _size(g: Tensor) -> Tensor:
 
 def _mean(values: Tensor) -> Tensor:
     return values.mean() if values.numel() else values.sum()
-
-
-def weight(value: float, z: Tensor) -> Tensor:
-    """A strength in the precision it is used in."""
-    return torch.tensor(value, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32)
-
-
-def laid(new: Tensor, old: Tensor) -> Tensor:
-    """The same values in the strides that the value has in the model, where each element has a place of its own."""
-    if new.stride() == old.stride() or not _alone(old):
-        return new
-    size = 1 + sum((length - 1) * stride for length, stride in zip(old.shape, old.stride(), strict=True))
-    placed = torch.zeros(size, dtype=new.dtype).as_strided(old.shape, old.stride())
-    placed.copy_(new)
-    return placed
-
-
-def _alone(z: Tensor) -> bool:
-    """Whether no two elements share a place in memory; torch itself does not say so of a part of a tensor."""
-    places = torch.zeros(z.shape, dtype=torch.int64)
-    for axis, stride in enumerate(z.stride()):
-        places += (torch.arange(z.shape[axis]) * stride).view(-1, *[1] * (z.dim() - axis - 1))
-    return places.unique().numel() == z.numel()
 
 
 __all__ = ["STEPS", "Run", "instrumented"]

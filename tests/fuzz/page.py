@@ -35,7 +35,8 @@ def record(options: Options, tally: Tally) -> None:
     for each in tally.faults:
         kinds[each["kind"]] = kinds.get(each["kind"], 0) + 1
     data["runs"].append({
-        **key, "sets": [options.sets, options.later], "cases": tally.cases, "models": tally.models, "fine": tally.fine, "refused": dict(tally.refused.most_common()),
+        **key, "sets": [options.sets, options.later], "cases": tally.cases, "models": tally.models, "fine": tally.fine,
+        "refused": dict(tally.refused.most_common()),
         "faults": kinds, "seconds": round(tally.seconds), "date": date.today().isoformat(), "torch": torch.__version__,
     })  # fmt: skip
     _save(data)
@@ -81,7 +82,8 @@ def _runs(data: dict[str, Any]) -> str:
         own[0] += each["cases"]
         own[1] += faults
     sums = "; ".join(f"{name}: {cases:,} cases, {faults} faults" for name, (cases, faults) in total.items())
-    return _table(["run", "seed", "sets", "cases", "models", "fine", "refused", "faults", "torch", "date"], rows) + f"\n\nIn all: {sums or 'none'}."
+    head = ["run", "seed", "sets", "cases", "models", "fine", "refused", "faults", "torch", "date"]
+    return _table(head, rows) + f"\n\nIn all: {sums or 'none'}."
 
 
 def _refusals(data: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Strengths that are no single number, as plain data, and what they are at a site in a call, written anew from docs/training.md and depth.md.
+"""Strengths that are no single number, as plain data, and what they are at a site in a call, by docs/training.md and docs/depth.md.
 
 A schedule is ``{"schedule": ["linear", first, last, steps, every]}``, or ``"cosine"``, or ``["piecewise", [[step, value], ...], every]``;
 a strength by depth is ``{"depth": [first, last]}``.
@@ -74,4 +74,6 @@ class Strengths:
         if name in self.depth and site in self.depth[name]:
             return self.depth[name][site]
         weight = self.weights[name]
-        return scheduled(weight["schedule"], self.clock) if isinstance(weight, dict) and "schedule" in weight else float(weight)  # type: ignore[arg-type]
+        if not isinstance(weight, dict):
+            return float(weight)
+        return scheduled(weight["schedule"], self.clock)
