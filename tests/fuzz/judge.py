@@ -217,7 +217,7 @@ class Judge:
         if self.compiled:
             called = self._compiled(module)
         if (self.group.writes or "as_strided" in self.group.source) and not self.compiled:
-            self._replaceable(case, forward, run)
+            self._replaceable(case, forward, run, module)
         for number, mode in enumerate(CALLS[:4] if self.compiled else CALLS):
             where = f"call {number} ({mode})"
             for each in (module, self.twin):
@@ -263,7 +263,7 @@ class Judge:
         always = any(r.options.get("always") for r in case.regs)
         return always or (mode == "train" and (bool(case.own) or any(r.kind in (*SPLICES, *ON_READS, "Contractive") for r in case.regs)))
 
-    def _replaceable(self, case: Case, forward: Any, run: Run) -> None:
+    def _replaceable(self, case: Case, forward: Any, run: Run, module: nn.Module) -> None:
         """Remember whether splices that change nothing leave the model as it is: else only a refusal is right."""
         self.must_refuse = ""
         if not any(reg.kind in SPLICES for reg in case.regs):
@@ -287,6 +287,7 @@ class Judge:
         self._restore(self.twin)
         for a, b in zip(pytree.tree_leaves(bare), pytree.tree_leaves(plain), strict=True):
             if not (near(a, b) if isinstance(a, Tensor) else a == b):  # another layout may round otherwise
+                module(*self.inputs())  # where elements share memory, the call refuses it
                 raise Fault("not refused", "a splice that changes nothing, at these sites, changes what the model computes")
 
     def _wanted(self, case: Case, output: Any, penalties: dict[str, Tensor]) -> Tensor:

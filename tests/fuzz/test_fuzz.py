@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuzz import draws, matching
+from fuzz import draws, matching, reading, strengths
 from fuzz.cases import Discarded, Group, Maker, make
 from fuzz.choices import Reg
 from fuzz.faults import FAULTS, patched
@@ -33,7 +33,8 @@ def test_a_hundred_cases() -> None:
     "name",
     [
         "a sum for a mean", "noise in eval mode", "a moved generator", "another mask in backward", "a penalty without gradient",
-        "a penalty reads before the splice", "no copy before a later write",
+        "a penalty reads before the splice", "no copy before a later write", "the power iteration forgets", "a schedule one call late",
+        "units on the last axis of a convolution", "a site strength at the neighbour",
     ],
 )  # fmt: skip
 def test_a_fault_in_the_engine_is_found(name: str) -> None:
@@ -76,6 +77,36 @@ def test_a_selector_names_a_thing_and_not_its_insides() -> None:
     assert found("rnn") == [] and found("rnn:h_n") == [port]
     assert matching.select(["**", "!block"], places, places)[0] == [inner]
     assert matching.select(["nothing"], places, places)[1] == ["nothing"]
+
+
+def test_sets_of_a_later_version_change_none_of_those_before() -> None:
+    for seed in (0, 3, 8):
+        (_, before), (_, after) = make(seed, 4), make(seed, 4, later=3)
+        assert before.cases == after.cases[: len(before.cases)]
+        assert len(after.cases) > len(before.cases) and all(case.later for case in after.cases[len(before.cases) :])
+
+
+def test_a_name_reads_a_tied_parameter_where_its_module_does() -> None:
+    name = matching.Name
+    tied = matching.Place([name("a.weight", "Linear"), name("b.weight", "Linear")], "parameter")
+    table = matching.Place([name("word.weight", "Embedding"), name("out.weight", "Linear")], "parameter")
+
+    def read(kind: str, *pattern: str, place: matching.Place = tied) -> list[str]:
+        return [each.name for each in reading.readers(kind, pattern, place)]
+
+    assert read("DropConnect", "a.weight") == ["a.weight"] and read("DropConnect", "*.weight") == ["a.weight", "b.weight"]
+    assert read("DropConnect", "**a.weight") == read("DropConnect", "*") == ["a.weight", "b.weight"]
+    assert read("EmbeddingDropout", "**", place=table) == ["word.weight"]
+
+
+def test_strengths_by_hand() -> None:
+    assert [strengths.scheduled(["linear", 0.0, 0.4, 2, 1], call) for call in range(4)] == [0.0, 0.2, 0.4, 0.4]
+    assert [strengths.scheduled(["piecewise", [[0, 0.1], [2, 0.5]], 2], call) for call in (0, 3, 4)] == [0.1, 0.1, 0.5]
+    assert strengths.ramped([0.0, 0.4], ["a", "b", "c"]) == {"a": 0.0, "b": 0.2, "c": 0.4}
+    own = strengths.Strengths({"noise": 0.3}, {"noise": {"a": 0.1}}, [[1, "noise", {"b": 0.5}, {"b": 0.5}], [2, "noise", 0.7, {}]])
+    assert [own.of("noise", site) for site in "abc"] == [0.1, 0.3, 0.3]
+    assert own.change(1) == [("noise", {"b": 0.5})] and [own.of("noise", site) for site in "abc"] == [0.1, 0.5, 0.3]
+    assert own.change(2) == [("noise", 0.7)] and {own.of("noise", site) for site in "abc"} == {0.7}
 
 
 def test_a_seed_gives_the_same_models_in_every_process() -> None:
