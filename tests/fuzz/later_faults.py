@@ -213,4 +213,16 @@ def groups_of_rows_alone() -> Iterator[None]:
         yield
 
 
+@fault
+def a_block_that_draws_otherwise() -> Iterator[None]:
+    def wrap(forward: Any) -> Any:
+        def wrong(self: Any, *values: Any, graphreg_keys: Sequence[Any] = (), **more: Any) -> Any:
+            return forward(self, *values, graphreg_keys=[key + 1 for key in graphreg_keys], **more)
+
+        return wrong
+
+    with patched("blocks.block:Block", "forward", wrap):
+        yield
+
+
 LATER = frozenset(FAULTS).difference(_BEFORE)  # are looked for in cases with what 0.2 brought, alone
