@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import GraphRegError, RegularizerError, schedules
 from graphreg.integrations.parts import Parts
+from graphreg.passes import HiddenL1
 
 X = torch.ones(2, 4)
 
@@ -91,3 +92,17 @@ def test_the_trainer_refuses_tensors() -> None:
     assert Parts(net).keeping_tensors() == ["l2_sp"]
     with pytest.raises(GraphRegError, match=r"^the Trainer saves the states of callbacks as JSON, which cannot hold the tensors"):
         transformers.RegularizerCallback().on_train_begin(None, None, None, model=net)
+
+
+def test_the_recipe_is_in_the_state(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    module = graphreg.regularize(model, hidden_dropout=schedules.linear(0.1, 0.3, 5), hidden_l1=0.1, rng=3)
+    graphreg.set_strength(module, "hidden_l1", 0.2)
+    outer = nn.ModuleDict({"student": module})
+    saved = json.loads(json.dumps(Parts(outer).state()))["student"]["recipe"]
+    again = graphreg.regularize(model, recipe=saved)
+    assert graphreg.recipe(again) == graphreg.recipe(module) and graphreg.strengths(again)["hidden_l1"] == 0.2
+    by_function = graphreg.regularize(model, HiddenL1(lambda site: site.name == "1", 0.1))
+    for _ in range(2):
+        assert Parts(by_function).state()[""]["recipe"] is None
+    assert capsys.readouterr().err.count("checkpoints have no recipe: hidden_l1: pattern is <function") == 1

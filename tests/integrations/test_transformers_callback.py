@@ -174,6 +174,8 @@ def test_resumed_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
     made.train(resume_from_checkpoint=str(checkpoint))
     assert losses(made) == expected and graphreg.strengths(model)["weight_l2"] == 2.0
     assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
+    again = graphreg.regularize_(make(), recipe=checkpoint / "graphreg_recipe.json")  # as the one that was saved
+    assert graphreg.recipe(again) == {**graphreg.recipe(model), "rng": SETTINGS["rng"]}
 
 
 def test_logs(tmp_path: Path) -> None:
