@@ -12,6 +12,7 @@ SWEEP = {
     r"test_wrappers\.py::test_a_wrapper_changes_nothing\[(DataP|compiled|FSDP of|an FSDP|Distr\w+ of)": "a wrapper of each kind stays",
     r"test_ranks\.py::test_a_graph_that_is_split_at_the_buckets\[return": "with attached penalties it stays",
     r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
+    r"test_splices_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
     r"test_mesh_ranks\.py::test_(a_mesh_is_one_process|two_tensor_ranks_are_one_process_in_other)": "four ways on two ranks stay",
     r"test_distributed_checkpoint\.py::test_(saved_on_four_ranks|parts_of_a_model)": "the tests in one process and the killed ranks stay",
     r"blocks/test_models\.py::test_equal_to_flat\[llama": "GPT-2 stays",
@@ -198,7 +199,7 @@ SWEEP = {
 NOT_QUICK = {
     r"tests/(compiler|benchmarks|integrations|fuzz)/": "they compile, train, or start processes",
     r"test_(doctor|torch_check|interrupted|cost)\.py": "what they look for is in rare settings, positions, and large models",
-    r"test_(distributed|fsdp|penalties_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
+    r"test_(distributed|fsdp|penalties_on_meshes|splices_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
     r"test_page\.py": "a browser",
