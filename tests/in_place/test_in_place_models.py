@@ -110,7 +110,8 @@ def test_adapters_are_switched() -> None:
 
 
 def vit() -> nn.Module:
-    timm = pytest.importorskip("timm")
+    import timm  # noqa: PLC0415  (it takes seconds)
+
     torch.manual_seed(0)
     model: nn.Module = timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2, num_classes=3)
     return model
