@@ -18,6 +18,7 @@ from perceptron import perceptron  # noqa: E402
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
 from language_models import batch, build, traced  # noqa: E402
+from traces_left import seen, stored  # noqa: E402
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
 
@@ -62,6 +63,18 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])
     assert frames.frame_count == 1
+
+
+def test_strip_leaves_no_trace_in_gpt2() -> None:
+    model, plain = build("gpt2").train(), build("gpt2")
+    before, kept, config = seen(model), stored(model), model.config.to_dict()  # type: ignore[union-attr,operator]
+    graphreg.regularize_(model, **ASKED)
+    model(**batch()).loss.backward()
+    assert graphreg.strip_(model) is model
+    assert type(model) is type(plain) and seen(model) == before and stored(model) == kept
+    assert model.config.to_dict() == config  # type: ignore[union-attr,operator]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert torch.equal(model.eval()(**batch()).logits, plain.eval()(**batch()).logits)
 
 
 def test_adapters_of_peft() -> None:
