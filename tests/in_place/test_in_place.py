@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from traces_left import seen, stored
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, TraceError
@@ -23,7 +24,6 @@ from graphreg.in_place.calls import CallForm, readable
 from graphreg.in_place.structure import traced_for
 from graphreg.passes import BernoulliDropout, HiddenL1
 from pages import run_page
-from traces_left import seen, stored
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.5, "weight_l2": 0.3, "hidden_l1": 0.1, "rng": 3, "scale": 1}
 

@@ -10,7 +10,7 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def seen(model: nn.Module) -> dict[str, Any]:
-    """By path: the class of each module, and by identity all that its ``__dict__`` has; of dicts, such as those of hooks, also the entries."""
+    """Return, by path, the class of each module, and by identity what its ``__dict__`` has; of dicts, such as hooks, also the entries."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         space = vars(module)
@@ -21,6 +21,6 @@ def seen(model: nn.Module) -> dict[str, Any]:
 
 
 def stored(model: nn.Module) -> tuple[Any, ...]:
-    """What ``state_dict`` has: names and tensors, by identity, and its metadata."""
+    """Return what ``state_dict`` has: names and tensors, by identity, and its metadata."""
     state = model.state_dict(keep_vars=True)
     return [(name, id(value)) for name, value in state.items()], dict(state._metadata)  # type: ignore[attr-defined]
