@@ -67,14 +67,18 @@ class Separate:
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         self.model, self.options, self.modules, self.call = model, options, dict[tuple[str, ...], Any](), 0
+        self.strengths = dict[str, float]()  # which were set
 
     def __call__(self, **call: Any) -> Any:
         structure = tuple(call)
         if structure not in self.modules:
             self.modules[structure] = graphreg.regularize(self.model, example_inputs=call, **({"penalties": "attach"} | self.options))
         module = self.modules[structure]
-        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": self.call})
+        state = graphreg.rng_state(module)
+        graphreg.set_rng_state(module, state | {"call": self.call} | ({"clock": self.call} if "clock" in state else {}))
         self.call += 1
+        for name, strength in self.strengths.items():
+            graphreg.set_strength(module, name, strength)
         return module(**call)
 
 

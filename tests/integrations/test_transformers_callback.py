@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError
+from graphreg import GraphRegError, RegularizerError, schedules
 
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate: pip install 'graphreg[trainers]'")
 transformers = pytest.importorskip("transformers")
@@ -24,6 +24,7 @@ from language_models import WORDS  # noqa: E402
 from tied_words import tied_words  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0, "rng": 0}
+SCHEDULED: dict[str, Any] = {**SETTINGS, "hidden_dropout": schedules.linear(0.1, 0.5, 4), "hidden_l1": schedules.linear(2.0, 0.0, 3)}
 SENTENCES = [{name: torch.arange(5) + 3 + i % 4 for name in ("input_ids", "labels")} for i in range(5)]
 for index, short in enumerate(SENTENCES[:3]):  # other numbers of words to predict, so that a mean over words is none over batches
     short["labels"] = torch.where(torch.arange(5) < index, -100, short["labels"])
@@ -147,12 +148,12 @@ def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """Four steps in a row, with a checkpoint after two, and generation and saving after each.
+    """Four steps in a row, under schedules and a strength that was set, with a checkpoint after two, and generation and saving after each.
 
     GPT-2, each trace of which takes five seconds, is the sweep's, and test_trainers_page.py's.
     """
     folder, make = tmp_path_factory.mktemp("whole"), request.param
-    model = graphreg.regularize_(make(), **SETTINGS)
+    model = graphreg.regularize_(make(), **SCHEDULED)
     graphreg.set_strength(model, "weight_l2", 2.0)
     generates = Generates(folder / "saved")
     made = trainer(model, folder, RegularizerCallback(), generates, save_strategy="steps", save_steps=2, max_steps=4)
@@ -165,14 +166,16 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_resumed_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
-    """Noise, strengths and tied weights come from the checkpoint; nothing is generated in between, which makes no difference."""
+    """Noise, strengths, the count of schedules and tied weights come from the checkpoint. Nothing is generated in between."""
     make, checkpoint, expected, parameters = whole
     safetensors = pytest.importorskip("safetensors.torch")
     assert "lm_head.weight" not in safetensors.load_file(checkpoint / "model.safetensors")
-    model = graphreg.regularize_(make(), **{**SETTINGS, "rng": 5})
+    model = graphreg.regularize_(make(), **{**SCHEDULED, "rng": 5})
     made = trainer(model, tmp_path, RegularizerCallback(), max_steps=4)
     made.train(resume_from_checkpoint=str(checkpoint))
-    assert losses(made) == expected and graphreg.strengths(model)["weight_l2"] == 2.0
+    assert losses(made) == expected
+    assert graphreg.strengths(model) == {"hidden_dropout": 0.5, "weight_l2": 2.0, "hidden_l1": 0.0}
+    assert graphreg.rng_state(model)["clock"] == 4
     assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
 
 
