@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -232,3 +233,33 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         found.append(watch.gradients)
     assert len(found[0]) == 2
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks it of transformers
+def test_adapters_of_peft(tmp_path: Path) -> None:
+    """The model inside the adapters is regularized in place, and the Trainer trains the adapters."""
+    import peft  # noqa: PLC0415  (it takes seconds)
+
+    config = peft.LoraConfig(r=2, target_modules=["mlp"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tied_words(), config)
+    twin, options = copy.deepcopy(adapted).train(), {**SCHEDULED, "own_dropout": "seeded"}
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    inner = graphreg.regularize_(adapted.base_model.model, **options)
+    watch, order = Watch(), Order(inner)
+    made = trainer(adapted, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=2, max_steps=2, learning_rate=0.1)
+    made.train()
+    order.handle.remove()
+    given = {name: order.batches[0][name] for name in ("input_ids", "labels")}
+    module = graphreg.regularize(twin.base_model.model, example_inputs=given, **options)
+    trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 and all("lora_" in name for name in trained)
+    for call in order.batches[:2]:
+        loss, penalties = by_hand(module, call, call["num_items_in_batch"])
+        (loss + penalties / 2).backward()
+    torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in trained.items()})
+    assert {name for name, value in adapted.state_dict().items() if not torch.equal(value, before[name])} == set(trained)
+    assert graphreg.rng_state(inner)["call"] == graphreg.rng_state(inner)["clock"] == 4
+    adapted.save_pretrained(tmp_path / "saved")
+    loaded = peft.PeftModel.from_pretrained(tied_words(), tmp_path / "saved")
+    x = SENTENCES[0]["input_ids"][None]
+    assert torch.equal(loaded.eval()(input_ids=x).logits, adapted.eval()(input_ids=x).logits)
