@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals study zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -90,6 +90,11 @@ rivals:
 	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check $(RIVALS) -e .
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks .venv-rivals/bin/python -m rivals
+
+# Whether the regularizers show what their papers claim, on scikit-learn's data: docs/study.md. A quarter of an hour of one core; goes on
+# where it was stopped. make study ARGS="--only 'few: *'"; also --fresh: run again.
+study: .venv/.demo
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(PY) -m study --workers $(WORKERS) $(ARGS)
 
 # Every model of docs/models.md, each in a process of its own; goes on where it was stopped.
 # make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.

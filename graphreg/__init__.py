@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graphreg.pipeline import as_pass, plan, regularize
     from graphreg.planning import Plan, from_kwargs
     from graphreg.recipes import load_recipe, recipe, save_recipe
-    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, by_depth, registered, required
+    from graphreg.regularizer import ModelInput, Penalty, Regularizer, Splice, Vjp, build, by_depth, registered, required
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
     from graphreg.rng import Noise
@@ -60,7 +60,7 @@ _ROOMS = {
     "pipeline": ("as_pass", "plan", "regularize"),
     "planning": ("Plan", "from_kwargs"),
     "recipes": ("load_recipe", "recipe", "save_recipe"),
-    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "registered", "required"),
+    "regularizer": ("ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "registered", "required"),
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
@@ -77,9 +77,9 @@ _MODULES = ("schedules",)  # public modules that ``__getattr__`` imports when th
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
-    "Audit", "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
-    "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
-    "UntestedTorchWarning", "Vjp",
+    "Audit", "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "ModelInput", "Monitor", "NoMatchError", "Noise", "Penalty",
+    "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
+    "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
     "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",

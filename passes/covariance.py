@@ -28,6 +28,7 @@ class Covariance(Penalty, keys=("covariance",)):
     axis: int | None = None
 
     min_samples = 2
+    over_batch = True
     min_units = 2
 
     def __call__(self, units: Tensor) -> Tensor:

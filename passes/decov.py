@@ -29,6 +29,7 @@ class DeCov(Penalty, keys=("decov",)):
     axis: int | None = None
 
     min_samples = 2
+    over_batch = True
     min_units = 2
 
     def __call__(self, units: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
     axis: int | None = None
 
     value_range = (0, 1)
+    over_batch = True
 
     def check(self) -> None:
         super().check()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from graphreg import Noise, Site, Splice
+from graphreg import ModelInput, Noise, Site, Splice
 
 
 class NEFTune(Splice, keys=("neftune",)):
@@ -24,7 +24,7 @@ class NEFTune(Splice, keys=("neftune",)):
     Source: Jain et al., NEFTune: Noisy embeddings improve instruction finetuning, ICLR 2024, algorithm 1.
     """
 
-    lengths: str | None = None
+    lengths: ModelInput = None
 
     usual = "the Embedding that reads token ids"
     separable = "examples"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from graphreg import Penalty, mean_over_pairs
+from graphreg import ModelInput, Penalty, mean_over_pairs
 
 
 class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
@@ -33,7 +33,7 @@ class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
 
     norm: str = "squared"
     time_axis: int = 1
-    lengths: str | None = None
+    lengths: ModelInput = None
 
     def check(self) -> None:
         super().check()

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from graphreg import Penalty, mean_over_pairs
+from graphreg import ModelInput, Penalty, mean_over_pairs
 
 
 class RecurrentState(Penalty, keys=("recurrent_state",)):
@@ -30,7 +30,7 @@ class RecurrentState(Penalty, keys=("recurrent_state",)):
     """
 
     time_axis: int = 1
-    lengths: str | None = None
+    lengths: ModelInput = None
 
     def __call__(self, steps: Tensor, lengths: Tensor | None) -> Tensor:
         return mean_over_pairs(steps.diff(dim=0).square(), lengths)

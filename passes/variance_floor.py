@@ -29,6 +29,7 @@ class VarianceFloor(Penalty, keys=("variance_floor",)):
     axis: int | None = None
 
     min_samples = 2
+    over_batch = True
 
     def check(self) -> None:
         super().check()

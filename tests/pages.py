@@ -1,14 +1,23 @@
-"""The Python of a page in docs/, run section by section."""
+"""The Python of a page in docs/, run section by section or as a whole.
+
+``python tests/pages.py docs/regularizers/*.md`` runs these pages, and writes what each block prints into the ``text`` block behind it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import graphreg
+from graphreg.regularizer import registry
+
 DOCS = Path(__file__).parent.parent / "docs"
+FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 BLOCK = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 
 
@@ -26,6 +35,47 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
     for code, expected in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, page, "exec"), space)
+            exec(compile(code, page, "exec", dont_inherit=True), space)
         assert expected.strip() in printed.getvalue()  # a trainer prints lines of its own, too
     return space
+
+
+@contextlib.contextmanager
+def registry_restored() -> Iterator[None]:
+    """The classes that a page registers are taken back at the end."""
+    before = registry._classes
+    registry._classes = dict(graphreg.registered())
+    try:
+        yield
+    finally:
+        registry._classes = before
+
+
+def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
+    """Run every Python block of a page in one space of names; yield what each prints and the ``text`` block behind it, or None."""
+    space = {"__name__": "page"} if space is None else space
+    blocks = list(FENCE.finditer(text))
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                code = compile(block[2], f"<{name}>", "exec", dont_inherit=True)  # no file of that name: Dynamo would read it as Python
+                exec(code, space)
+            yield printed.getvalue().strip(), following[2].strip() if following and following[1] == "text" else None
+
+
+def written(text: str, name: str) -> str:
+    """The page with what its blocks print."""
+    bare = re.sub(r"(```python\n.*?```)\n+```text\n.*?```", r"\1", text, flags=re.DOTALL)
+    outputs = [out for out, _ in printed_by(bare, name)]
+    pieces = re.split(r"(```python\n.*?```)", bare, flags=re.DOTALL)
+    codes = [i for i, piece in enumerate(pieces) if piece.startswith("```python")]
+    for i, out in zip(codes, outputs, strict=True):
+        pieces[i] += f"\n\n```text\n{out}\n```" if out else ""
+    return "".join(pieces)
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:]):
+        with registry_restored():
+            path.write_text(written(path.read_text(), path.name))

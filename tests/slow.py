@@ -24,6 +24,7 @@ SWEEP = {
     r"test_blocks_in_place\.py::test_equal_to_flat.*\[(writes|contractive at|no noise|native dropout|nested\])": "the others stay",
     r"blocks/test_flat\.py::test_(copies_and_pickles|stripped_it_is)\w*\[(twice|nested|skips|no noise|inner)": "the others stay",
     r"test_check_regularizer\.py::test_built_in\[(?!(HiddenL1|DropConnect|L0Gates)-).*-compiled": "three stay",
+    r"test_written_examples\.py::test_it_has_what\w+\[(?!manifold).*-compiled": "manifold mixup, which keeps a state, stays",
     r"test_owned_parameters\.py::test_compiled_is_eager\[inductor": "aot_eager stays",
     r"test_own_checkpoints\.py::test_language_models_in_place": "GPT-2 checkpoints in test_in_place_models.py",
     r"test_transformers_callback\.py::test_gradient_checkpointing_changes": "GPT-2 checkpoints in test_in_place_models.py",

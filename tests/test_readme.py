@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +12,13 @@ import pytest
 import torch
 
 import graphreg
-from graphreg.regularizer import registry
+from pages import FENCE as BLOCK
+from pages import printed_by, registry_restored
 
 TOP = Path(__file__).parent.parent
 DOCS = TOP / "docs"
 README = (TOP / "README.md").read_text()
-PAGES = sorted(DOCS.glob("*.md"))
-BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+PAGES = sorted(DOCS.rglob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 # How many blocks of a page have their output compared. Other tests run the other pages: see test_every_page_with_code_is_run.
@@ -33,42 +31,34 @@ COMPARED = {
     "docs/fx_pass.md": 1,
     "docs/learned.md": 3,
     "docs/native_dropout.md": 1,
+    "docs/not_here.md": 1,
     "docs/randomness.md": 6,
     "docs/depth.md": 6,
     "docs/regularizers.md": 2,
     "docs/start.md": 3,
     "docs/training.md": 4,
-    "docs/writing.md": 1,
+    "docs/writing.md": 2,
 }
+
+RUN_WHOLE = ("regularizers", "examples")  # the folders whose pages test_regularizer_pages.py and test_written_examples.py run
 
 
 # torch's own: Dynamo asks each input that is no leaf, and hides the warning; the exporter uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", COMPARED)
-def test_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (TOP / name).read_text()
-    monkeypatch.setattr(registry, "_classes", dict(graphreg.registered()))  # the page's own classes go with the test
-    blocks = list(BLOCK.finditer(text))
-    space: dict[str, object] = {"__name__": "readme"}
-    compared = 0
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        if block[1] != "python":
-            continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block[2], f"<{name}>", "exec"), space)  # no file of that name: Dynamo would read it as Python
-        if following and following[1] == "text":
-            assert printed.getvalue().strip() == following[2].strip()
-            compared += 1
-    assert compared == COMPARED[name]
+def test_blocks(name: str) -> None:
+    with registry_restored():
+        found = [(printed, shown) for printed, shown in printed_by((TOP / name).read_text(), name) if shown is not None]
+    assert [printed for printed, _ in found] == [shown for _, shown in found]
+    assert len(found) == COMPARED[name]
 
 
 def test_every_page_with_code_is_run() -> None:
     """A page whose code is run elsewhere is named in the test that runs it."""
     tests = "".join(path.read_text() for path in (TOP / "tests").rglob("*.py") if path != Path(__file__))
-    here = {Path(name).name for name in COMPARED}
-    unread = {page.name for page in PAGES if "```python" in page.read_text() and page.name not in here}
+    here = {TOP / name for name in COMPARED} | {page for folder in RUN_WHOLE for page in (DOCS / folder).glob("*.md")}
+    unread = {page.name for page in PAGES if "```python" in page.read_text() and page not in here}
     assert [name for name in sorted(unread) if not re.search(rf"[\"/]{re.escape(name)}\"", tests)] == []
 
 
@@ -93,17 +83,17 @@ def test_every_option_stands_in_the_table() -> None:
 
 
 def test_every_regularizer_stands_in_both_tables() -> None:
-    """The README has a line for each, with its keywords; docs/regularizers.md has its formula."""
+    """The README has a line for each, with its keywords, and docs/regularizers.md where it acts; both link to its page."""
     keys: dict[str, set[str]] = {}
     for key, cls in graphreg.registered().items():
         if cls.__module__.startswith("graphreg.passes."):
             keys.setdefault(cls.__name__, set()).add(key)
     lines = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| (.*?) \|", README, re.MULTILINE)
-    formulas = re.findall(r"^\| `(\w+)` \(`", (DOCS / "regularizers.md").read_text(), re.MULTILINE)
-    assert sorted(name for name, _, _ in lines) == sorted(keys) == sorted(formulas)
+    table = dict(re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \(`", (DOCS / "regularizers.md").read_text(), re.MULTILINE))
+    assert sorted(name for name, _, _ in lines) == sorted(keys) == sorted(table)
     for name, file, column in lines:
         told, where = set(re.findall(r"`(\w+)`", column)), ("hidden", "input", "output")
-        assert f"class {name}(" in (TOP / file).read_text()
+        assert (TOP / file).read_text().startswith(f"# {name}\n") and file == f"docs/{table[name]}"
         assert told & keys[name] and told <= keys[name] | {f"{role}_{key}" for role in where for key in keys[name]}
 
 
@@ -156,7 +146,7 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
             yield (page.parent / path).resolve() if path else page, anchor
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in PAGES)])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(page.relative_to(TOP).as_posix() for page in PAGES)])
 def test_links_lead_somewhere(name: str) -> None:
     for path, anchor in links(TOP / name):
         assert path.exists(), path
@@ -164,6 +154,8 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_page_stands_in_the_index() -> None:
-    index = {path.name for path, _ in links(DOCS / "README.md")}
-    assert {page.name for page in PAGES} - {"README.md"} <= index
+    """That of the documentation, or for the pages of a folder the page that has the list of them."""
+    index = {path for page in ("README.md", "regularizers.md", "not_here.md") for path, _ in links(DOCS / page)}
+    assert set(PAGES) - {DOCS / "README.md"} <= index
+    assert {page for page in PAGES if page.parent == DOCS} - {DOCS / "README.md"} <= {path for path, _ in links(DOCS / "README.md")}
     assert DOCS / "README.md" in {path for path, _ in links(TOP / "README.md")}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from graphreg.blocks.outline import OUTSIDE
-from graphreg.compiler import LOWERED, with_our_pass
+from graphreg.compiler import LOWERED
 from graphreg.errors import GraphRegError
 from graphreg.ir import ORIGINAL, RULES
 from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
@@ -100,10 +100,6 @@ class Block(nn.Module):
         return codes[graphreg_variant](self, *values, *graphreg_keys)
 
     __call__ = nn.Module.__call__  # not that of the module's class: what it does around the forward is in the graph
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Compile this block in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
-        super().compile(*args, **(options if args else with_our_pass(options)))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}

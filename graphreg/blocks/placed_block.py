@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from graphreg.blocks.block import CALLS, Block, Code
-from graphreg.compiler import with_our_pass
 from graphreg.errors import GraphRegError
 from graphreg.ir import ORIGINAL
 from graphreg.torch_internals import checkpoint_wrapped, is_exporting, with_own_code
@@ -132,7 +131,7 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _classes:
         members = {
             ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
-            "forward": _forward(kind), "compile": _compile(kind),
+            "forward": _forward(kind),
         }  # fmt: skip
         metaclass: Any = type(kind)
         made = metaclass(kind.__name__, (kind,), members)
@@ -153,14 +152,6 @@ def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
     theirs: Any = kind.forward
     own.__doc__, own.__signature__ = theirs.__doc__, inspect.signature(theirs)
     return own  # type: ignore[no-any-return]
-
-
-def _compile(kind: type[nn.Module]) -> Callable[..., None]:
-    def compile(self: Any, *args: Any, **options: Any) -> None:
-        """Compile this block in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
-        kind.compile(self, *args, **(options if args else with_our_pass(options)))
-
-    return compile
 
 
 def _reduce(made: type[nn.Module]) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
-"""Inductor passes that graphreg adds to the user's options of torch.compile.
+"""Inductor passes that graphreg adds where Inductor compiles a graph that has penalties.
 
-``module.compile()``, and so ``regularize(compile=True)``, adds them if Inductor is the backend and no ``mode`` is given.
-``graphreg.backend`` adds them if its inner backend is Inductor. Neither adds them if the user's options have a pass in one of the two
-slots that graphreg uses (``SLOT`` and ``JOINT_GRAPH_SLOT``).
+While Dynamo traces a penalty, it calls ``improve_gradients`` or ``improve_derivatives``, which adds a pass to the options with which this
+one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. ``graphreg.backend``
+calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that graphreg uses (``SLOT`` and
+``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
 
 On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), even if ``x`` is the
 result of an elementwise operation and nothing else reads ``x``. Then ``x`` is written to memory, copied into the result, and read again.
@@ -24,29 +25,28 @@ from torch import fx
 
 from graphreg.compiler import joint_graph
 from graphreg.compiler.joint_graph import simplify
-from graphreg.torch_internals import OpOverload, graph_pass
+from graphreg.torch_internals import OpOverload, add_inductor_options, graph_pass
 
 SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
-def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
-    """Return the keyword arguments for torch.compile, with graphreg's passes added under the key ``options``.
+def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of Inductor with graphreg's pass for penalties, unless the user's passes already use one of the two slots."""
+    if {SLOT, JOINT_GRAPH_SLOT}.intersection(options):
+        return dict(options)
+    return {**options, SLOT: graph_pass(unfuse, __file__)}
 
-    Nothing is added if the backend is not Inductor, if a mode is given, or if the user's passes already use one of the two slots.
 
-    Args:
-        options: The keyword arguments that the user gave to torch.compile.
-        differentiates: Whether some penalty takes derivatives of the model. Then backward contains second derivatives, which the passes of
-            ``joint_graph.py`` simplify.
-    """
-    chosen = dict(options)
-    inner = chosen.get("options") or {}
-    if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and not {SLOT, JOINT_GRAPH_SLOT}.intersection(inner):
-        passes = {SLOT: graph_pass(unfuse, __file__)}
-        if differentiates:
-            passes[JOINT_GRAPH_SLOT] = graph_pass(simplify, joint_graph.__file__)
-        chosen["options"] = {**inner, **passes}
-    return chosen
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def improve_gradients() -> None:
+    """Add graphreg's pass for penalties to the graph that Dynamo is capturing. Dynamo calls this function where a penalty is computed."""
+    add_inductor_options({SLOT: graph_pass(unfuse, __file__)})
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def improve_derivatives() -> None:
+    """Add graphreg's passes for second derivatives to the graph that Dynamo is capturing, if a penalty in it differentiates the model."""
+    add_inductor_options({JOINT_GRAPH_SLOT: graph_pass(simplify, joint_graph.__file__)})
 
 
 def unfuse(graph: fx.Graph) -> int:

@@ -9,9 +9,22 @@ from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, readers_of, warning
+from graphreg.planning import (
+    Edit,
+    OwnDropout,
+    Strengths,
+    check_count,
+    count_sites,
+    decide,
+    lines,
+    matching_sites,
+    missed,
+    readers_of,
+    warning,
+)
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
+from graphreg.runtime import strength_text
 from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
 
@@ -73,12 +86,12 @@ def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
 
 
 def backend_report(
-    title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float],
-    given: Mapping[str, float],
+    title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Strengths, given: Mapping[str, float]
 ) -> Report:  # fmt: skip
     """Make the report of a backend.
 
-    ``given``: the strengths as the user set them, numbers or schedules; ``strengths``: their present values.
+    ``given``: the strengths for all sites as the user set them, numbers or schedules; ``strengths``: the present ones, as
+    ``strengths_now`` returns them.
 
     The report is like the report of a rewritten module, but it has a table of graphs. It has no costs, because these depend on which
     tensors the compiler saves for backward.
@@ -91,10 +104,11 @@ def backend_report(
     weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, united)]
     edits = [*(edit for subgraph in subgraphs for edit in subgraph.plan.edits), *weights]
     there = {(edit.name, edit.site.name) for edit in edits}
+    differing = {key[0]: strength_text(key[0], strengths) for key in strengths if isinstance(key, tuple)}
     for name, regularizer in regularizers.items():
         schedule = f"schedule {given[name]!r}" if isinstance(given[name], Schedule) else ""
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
-        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, [schedule]))
+        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, [schedule], differing.get(name, "")))
     edited = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
     native = {dropout.site.name: dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout}
     unedited = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in edited]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
@@ -20,14 +19,15 @@ from graphreg.dynamo_backend.capture_place import Functions, is_training, place_
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.noise_streams import Streams
+from graphreg.dynamo_backend.strengths import Strengths
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.dynamo_backend.wrappers import wrappers_of
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
-from graphreg.ir import RULES, Missing, brought
+from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, TraceError, raising
+from graphreg.ir import RULES, Missing
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites, rates_are_scheduled
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
-from graphreg.runtime import OWN, Asked, BackendHandle, NoiseSwitches, Penalties, Scale, written_scale
+from graphreg.runtime import Asked, BackendHandle, NoiseSwitches, Penalties, Scale, strengths_now, written_scale
 from graphreg.schedules import Schedule
 from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
 from graphreg.tracing import Traced
@@ -64,22 +64,8 @@ class Backend(BackendHandle, RenamedAttributes):
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
         self._switches = NoiseSwitches()
-        for name, regularizer in self.regularizers.items():
-            if isinstance(regularizer.weight, ByDepth):
-                raise RegularizerError(
-                    f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
-                    f"of all blocks. Give a number, or use {OTHERS}."
-                )
-            if {"module_input", "previous"}.intersection(regularizer.takes):
-                kind = type(regularizer).__name__
-                raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
-        if rates_are_scheduled(own_dropout):
-            raise RegularizerError(
-                f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
-                f"use {OTHERS}."
-            )
-        self._given: dict[str, float] = {name: r.weight for name, r in regularizers.items()}  # the present strengths: numbers or schedules
-        self._strengths = {name: _tensor(weight) for name, weight in self._given.items()}  # the numbers in the present call
+        _refuse_impossible(self.regularizers, own_dropout)
+        self._strengths = Strengths(self.regularizers)
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
@@ -116,16 +102,13 @@ class Backend(BackendHandle, RenamedAttributes):
         assert self.model is not None and self._maker is not None
         paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
-        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched(), self._strength)
+        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched())
         guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
         return lambda *values: self._run(subgraph, values)
 
     def _switched(self) -> tuple[bool, bool]:
         return self.forced, self.silenced
-
-    def _strength(self, name: str, device: torch.device) -> Tensor:
-        return brought(self._strengths[name], device)
 
     # the beginning and the end of a call
 
@@ -176,6 +159,7 @@ class Backend(BackendHandle, RenamedAttributes):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
+        self._strengths.learn((name, site) for name, sites in weights.items() for site in sites)
         self.model, self.title, self._root = model, title, root
         self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
         # the graphs have no clock: a scheduled strength is an input, like any other strength
@@ -185,9 +169,8 @@ class Backend(BackendHandle, RenamedAttributes):
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
         clock = self.streams.begin(is_training(self.model) and not self.forced and not self.silenced)
-        scheduled = {name: _tensor(weight.at(clock)) for name, weight in self._given.items() if isinstance(weight, Schedule)}
-        self._strengths = self._strengths | scheduled
-        outer, self._call = self._call, Call(self.model, self._strengths, self._measurers, self.attaches, self.scale)
+        strengths = self._strengths.now(clock)
+        outer, self._call = self._call, Call(self.model, strengths, self._measurers, self.attaches, self.scale)
         self._last = None
         call, before = self._call, sys.exc_info()[1]
         strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
@@ -208,6 +191,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self._last = call.totals()
         if not self.complete:
             check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
+            self._strengths.check(self.missing)
             call.check()
             self.complete = True
         found = compiled_call() if self.attaches and not self._apart else None
@@ -236,7 +220,7 @@ class Backend(BackendHandle, RenamedAttributes):
                 "the mode of a module changed and torch.compile did not capture its graph again. Call torch.compiler.reset(): then the "
                 "next call captures it."
             )
-        scheduled = subgraph.emitted is not None and any(isinstance(self._given[name], Schedule) for name in subgraph.emitted.strengths)
+        scheduled = subgraph.emitted is not None and any(map(self._strengths.is_scheduled, subgraph.emitted.strengths))
         if scheduled and self.streams.frozen_calls is None and in_backward():
             raise GraphRegError(
                 "a graph with scheduled strengths runs inside a backward pass, and the clock has moved on since the forward: activation "
@@ -255,7 +239,7 @@ class Backend(BackendHandle, RenamedAttributes):
         if subgraph.emitted.draws:
             yield self.streams.keys(subgraph.rows, subgraph.draws, subgraph.device)
         for name in subgraph.emitted.strengths:
-            yield brought(call.strengths[name], subgraph.device)
+            yield call.strengths.tensor(name, subgraph.places[name], subgraph.device)
 
     def _ran(self, subgraph: Subgraph, call: Call, outputs: Sequence[Any]) -> None:
         call.names.update(dict.fromkeys(subgraph.claimed))
@@ -286,36 +270,32 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def strengths(self) -> dict[str, float]:
         """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
-        now = self.streams.now()
-        return {name: given.at(now) if isinstance(given, Schedule) else given for name, given in self._given.items()}
+        now = self._strengths.now(self.streams.now())
+        return {name: now.furthest(name) for name in self.regularizers}
 
     def site_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the present strengths by regularizer name and site: see ``graphreg.site_strengths``.
-
-        All sites of a regularizer have the same strength.
-        """
-        by_site: dict[str, dict[str, float]] = {}
-        strengths = self.strengths()
-        for edit in (edit for subgraph in self.subgraphs for edit in subgraph.plan.edits if edit.regularizer.by_site):
-            by_site.setdefault(edit.name, {})[edit.site.name] = strengths[edit.name]
-        return by_site
+        """Return the present strengths by regularizer name and site, as far as sites are known: see ``graphreg.site_strengths``."""
+        now = self._strengths.now(self.streams.now())
+        return {name: sites for name in self.regularizers if (sites := now.by_site(name))}
 
     def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
-        """Change a regularizer's strength: see ``graphreg.set_strength``."""
-        if isinstance(value, Mapping):
-            raise RegularizerError(f"{name}: a backend has one strength for all sites of a regularizer. Give a number, or use {OTHERS}.")
-        if name not in self.regularizers:
-            known = ", ".join(self.regularizers) or "none"
-            raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
-        self._given[name] = dataclasses.replace(self.regularizers[name], weight=value).weight
-        self._strengths[name] = _tensor(self._given[name])  # a new tensor: backward may have saved the old one
+        """Change a regularizer's strength: see ``graphreg.set_strength``.
+
+        Selectors in a dict also hold for sites of graphs that are captured later. Before the first call, no site is known. If a selector
+        then matches none, the first call raises NoMatchError at its end, as for a regularizer's own selector.
+        """
+        self._strengths.set(name, value, self.complete)
 
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that differ from those that the backend was made with, as ``{regularizer name: {OWN: strength}}``.
+        """Return the strengths that differ from those that the backend was made with: ``{regularizer name: {site: strength}}``.
 
-        In the inner dicts, a rewritten module also has keys for single sites. A backend has only ``OWN``, the key for all sites.
+        The key ``OWN`` in place of a site means all other sites.
         """
-        return {name: {OWN: value} for name, value in self._given.items() if value != self.regularizers[name].weight}
+        return self._strengths.changed()
+
+    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
+        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
+        self._strengths.restore(changed)
 
     def asked(self) -> Asked:
         """Return the arguments that the backend was made with; a recipe consists of them."""
@@ -333,7 +313,7 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def _has_clock(self) -> bool:
         """Return whether a strength has a schedule, or had one when the backend was made."""
-        return any(isinstance(weight, Schedule) for weight in (*self._given.values(), *(r.weight for r in self.regularizers.values())))
+        return any(self._strengths.is_scheduled(name) or isinstance(r.weight, Schedule) for name, r in self.regularizers.items())
 
     def reset_state(self, names: Sequence[str]) -> None:
         """Raise GraphRegError: no regularizer of a backend keeps a state."""
@@ -368,8 +348,28 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
-        return backend_report(self.title, self.subgraphs, self.regularizers, self.strengths(), self._given)
+        return backend_report(self.title, self.subgraphs, self.regularizers, strengths_now(self), self._strengths.own)
 
 
-def _tensor(strength: float) -> Tensor:
-    return torch.tensor([float(strength)], dtype=torch.float64)
+def _refuse_impossible(regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout) -> None:
+    """Raise RegularizerError for what a backend cannot do, because it sees one graph at a time and not the whole model."""
+    for name, regularizer in regularizers.items():
+        if isinstance(regularizer.weight, ByDepth):
+            raise RegularizerError(
+                f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
+                f"of all blocks. Give a number, or use {OTHERS}."
+            )
+        if {"module_input", "previous"}.intersection(regularizer.takes):
+            kind = type(regularizer).__name__
+            raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
+        if regularizer.model_inputs and isinstance(regularizer, Penalty) and regularizer.on == "parameters":
+            option, of = next(iter(regularizer.model_inputs.items()))
+            raise RegularizerError(
+                f"{name}: {option}={of!r} is not possible in a backend, which computes penalties on parameters whichever inputs the graphs "
+                f"have. Use {OTHERS}."
+            )
+    if rates_are_scheduled(own_dropout):
+        raise RegularizerError(
+            f"own_dropout={own_dropout!r} is not allowed in a backend, where the rates of native dropout are fixed. Give numbers, or "
+            f"use {OTHERS}."
+        )

@@ -55,7 +55,8 @@ class Emitted:
         draws: Whether the graph draws random numbers. If so, the first additional input is the tensor of keys.
         strengths: The regularizers whose strengths are the next inputs, in order.
         more: The names of the parameters that are the last inputs. Penalties read these, and the captured graph does not.
-        measured: For each measurement, the name of the penalty that made it. The measurements are the outputs after the graph's own.
+        measured: For each measurement, the name of the penalty that made it, and the site; ``""`` for all sites at once. The measurements
+            are the outputs after the graph's own.
         weighed: The names of the penalties on parameters that the graph computes. Their totals are the last outputs.
     """
 
@@ -63,7 +64,7 @@ class Emitted:
     draws: bool
     strengths: tuple[str, ...]
     more: tuple[str, ...]
-    measured: tuple[str, ...]
+    measured: tuple[tuple[str, str], ...]
     weighed: tuple[str, ...]
 
 
@@ -109,7 +110,7 @@ class _Emitter:
         parameters = {str(node.target): twin for node, twin in self.twins.items() if node.op == "get_attr"}
         wanted = dict.fromkeys(name for _, names in self.weighed.values() for name in names)
         more = {name: self._added(f"graphreg_parameter_{i}") for i, name in enumerate([name for name in wanted if name not in parameters])}
-        measured = dict[str, list[fx.Node]]()
+        measured = list[tuple[str, str, fx.Node]]()
         for node in self.source.nodes:
             if node in self.twins or node.op == "output":
                 continue
@@ -118,11 +119,11 @@ class _Emitter:
             if is_kind(node, Kind.KEY):
                 self.twins[node] = self.key
             elif total is not None and measures(self.plan.regularizers[total]):
-                measured[total] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
+                measured += [(total, _site_of(n), self.twins[n]) for n in node.args if isinstance(n, fx.Node)]
             else:
                 self.twins[node] = self._copied(node)
                 if total is not None and node.args[0]:
-                    measured[total] = [self.twins[node]]
+                    measured.append((total, "", self.twins[node]))
         return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
 
     def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
@@ -136,16 +137,16 @@ class _Emitter:
             totals[name] = self.graph.create_node("call_module", target, (self.strengths[name], *arguments))
         return totals
 
-    def _finished(self, measured: Mapping[str, list[fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
+    def _finished(self, measured: Sequence[tuple[str, str, fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
         value = self.source.output_node().args[0]
         value = value.output if isinstance(value, Regularized) else value
         outputs: Any = fx.node.map_arg(value, self.twins.__getitem__)
-        flat = [(name, node) for name, nodes in measured.items() for node in nodes]
-        self.graph.output((*outputs, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
+        self.graph.output((*outputs, *(node for _, _, node in measured), *totals.values())).meta.update(self.gm.graph.output_node().meta)
         module = fx.GraphModule(self.attributes, self.graph)
         module.meta.update(self.gm.meta)
         copy_notes(self.gm, module)
-        return Emitted(module, self.key is not None, tuple(self.strengths), more, tuple(name for name, _ in flat), tuple(totals))
+        known = tuple((name, site) for name, site, _ in measured)
+        return Emitted(module, self.key is not None, tuple(self.strengths), more, known, tuple(totals))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         twin = self.graph.node_copy(node)
@@ -162,9 +163,7 @@ class _Emitter:
         return module if isinstance(module, RuntimeModule) else None
 
     def _strength(self, module: RuntimeModule | None) -> str | None:
-        rules: Rules = getattr(self.rewritten, RULES)
-        strength = module._buffers.get("strength") if module is not None else None
-        return next((name for name, buffer in rules.strengths.items() if buffer is strength), None)
+        return strength_of(getattr(self.rewritten, RULES), module)
 
     def _copied(self, node: fx.Node) -> fx.Node:
         module = self._runtime_module(node) if node.op == "call_module" else None
@@ -177,6 +176,17 @@ class _Emitter:
         elif node.op == "get_attr":
             self.attributes[str(node.target)] = getattr(self.gm, str(node.target))
         return twin
+
+
+def strength_of(rules: Rules, module: nn.Module | None) -> str | None:
+    """Return the name of the regularizer whose strength a runtime module reads; None if it reads none."""
+    strength = module._buffers.get("strength") if module is not None else None
+    return next((name for name, buffer in rules.strengths.items() if buffer is strength), None)
+
+
+def _site_of(node: fx.Node) -> str:
+    addition = addition_of(node)
+    return str(addition.site) if addition is not None else ""
 
 
 def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:

@@ -18,7 +18,8 @@ from graphreg.errors import GraphRegError
 from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
-Share = Callable[[str, torch.device, torch.dtype], Tensor]  # from a penalty's name: its derivative with respect to a measurement
+Measured = tuple[str, str]  # the name of the penalty that made a measurement, and the site; "" for all sites at once
+Share = Callable[[str, str, torch.device, torch.dtype], Tensor]  # from a measurement: the derivative of its penalty with respect to it
 
 
 class Joins:
@@ -28,24 +29,24 @@ class Joins:
         share: Returns a penalty's derivative with respect to a measurement. It is called in backward, because only then is the number of
             measurements in all graphs known.
         scale: The factor of the penalties' gradient.
-        names: For each node of the chain, a list with the name of the penalty that made each of its measurements.
+        names: For each node of the chain, a list of its measurements.
         token: The output of the chain's last node, from which backward runs the chain; None before the first node and after the call.
         reached: The number of the latest backward pass, and the number of the node that ran last in it.
     """
 
     def __init__(self, share: Share, scale: Scale | None) -> None:
         self.share, self.scale = share, scale
-        self.names: list[list[str]] = []
+        self.names: list[list[Measured]] = []
         self.token: Tensor | None = None
         self.reached = (-1, 0)
 
-    def measured(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+    def measured(self, names: Sequence[Measured], values: Sequence[Tensor]) -> None:
         """Add a node to the chain, for the measurements of a graph or for the totals of penalties on parameters.
 
         Nothing is added if no value requires grad or if grad mode is off.
 
         Args:
-            names: For each value, the name of its penalty.
+            names: For each value, the name of its penalty, and the site.
             values: The measurements or totals.
         """
         live = [(name, value) for name, value in zip(names, values, strict=True) if value.requires_grad]
@@ -121,14 +122,14 @@ class _Shares(torch.autograd.Function):
         refuse_twice()
         joins, task = ctx.joins, backward_task()
         if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # in a backward pass, nodes of later graphs run first
-            missed = dict.fromkeys(name for names in joins.names[ctx.number :] for name in names)
+            missed = dict.fromkeys(name for names in joins.names[ctx.number :] for name, _ in names)
             raise GraphRegError(
                 f"penalties='attach': this backward pass does not reach all graphs of the call, and would miss what {', '.join(missed)} "
                 "measured in the others. Have the loss depend on what the last graph computes, use penalties='return' and add "
                 "backend.penalties() to the loss, or use graphreg.regularize."
             )
         joins.reached = (task, ctx.number)
-        shares = [joins.share(name, *kind) for name, kind in zip(joins.names[ctx.number - 1], ctx.kinds, strict=True)]
+        shares = [joins.share(*name, *kind) for name, kind in zip(joins.names[ctx.number - 1], ctx.kinds, strict=True)]
         scaled = [share * torch.as_tensor(ctx.scale, dtype=share.dtype, device=share.device) for share in shares]
         return (None, None, None, None if ctx.before is None else grads[0].to(ctx.before), *scaled)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.dynamo_backend.capture import Known
-from graphreg.dynamo_backend.joins import Joins
+from graphreg.dynamo_backend.joins import Joins, Measured
+from graphreg.dynamo_backend.strengths import CallStrengths
 from graphreg.errors import GraphRegError, RegularizerError, warn
-from graphreg.ir import brought
 from graphreg.regularizer import Penalty
 from graphreg.runtime import AllSitesTotal, Scale, Total, with_plain_gradient
 from graphreg.torch_internals import is_distributed
@@ -32,19 +32,26 @@ class Measurer:
         name: The name of the penalty.
         all_at_once: Whether the penalty's formula takes the argument ``values``, which has the values of all sites.
         parameters: The names of the parameters that the penalty measures; empty for a penalty on values.
+        sites: The names of the parameters that have a strength of their own: all, or none if the formula takes all at once.
         total_module: The runtime module that computes the mean or sum, times the strength.
     """
 
     def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
         self.regularizer, self.name, self.parameters = regularizer, name, tuple(parameters)
         self.all_at_once = "values" in regularizer.takes
+        self.sites = self.parameters if regularizer.by_site else ()
         on_parameters = regularizer.on == "parameters"
         kind = AllSitesTotal if self.all_at_once and on_parameters else Total
         self.total_module = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
 
-    def total(self, strength: Tensor, values: Sequence[Tensor], model: nn.Module) -> Tensor:
-        """Return the penalty, 0-d, from the measurements that the graphs made, or from the model's parameters."""
-        self.total_module._buffers["strength"] = strength
+    def total(self, strengths: CallStrengths, values: Sequence[Tensor], sites: Sequence[str], model: nn.Module) -> Tensor:
+        """Return the penalty, 0-d, from the measurements that the graphs made, or from the model's parameters.
+
+        ``sites``: the site of each measurement.
+        """
+        device = values[0].device if values else next((p.device for p in model.parameters()), torch.device("cpu"))
+        places = tuple(self.sites or sites) if strengths.differ(self.name) else ()
+        strength = self.total_module._buffers["strength"] = strengths.tensor(self.name, places, device)
         if self.parameters:
             weights = [model.get_parameter(name) for name in self.parameters]
             if self.all_at_once:
@@ -68,25 +75,26 @@ class Measurer:
         """Return whether all parameters that the penalty measures are plain tensors, not of a subclass such as DTensor."""
         return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
 
-    def share(self, strength: Tensor, count: int) -> Tensor:
-        """Return the derivative of the penalty with respect to one of its ``count`` measurements, 0-d."""
+    def share(self, strength: float, count: int) -> float:
+        """Return the derivative of the penalty with respect to one of its ``count`` measurements. ``strength``: that at its site."""
         if self.all_at_once:
-            return torch.ones((), dtype=strength.dtype)
-        return strength[0] / (1 if self.total_module.sums else count)
+            return 1.0
+        return strength / (1 if self.total_module.sums else count)
 
 
 class Call:
     """The state of one call of the model: what its graphs have measured so far, and the strengths at the beginning of the call."""
 
     def __init__(
-        self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
+        self, model: nn.Module, strengths: CallStrengths, measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
-        self.model, self.strengths, self.measurers, self.attaches = model, dict(strengths), measurers, attaches
+        self.model, self.strengths, self.measurers, self.attaches = model, strengths, measurers, attaches
         self.started = False
         self.names: dict[str, None] = {}  # the site names that the graphs of the call have taken so far
         self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site): which regularizer has acted at which site so far
         self.occurrences: Counter[tuple[str, type]] = Counter()  # by site and class of regularizer: how often the class acted at the site
         self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
+        self.sites: dict[str, list[str]] = {}  # the sites of the measurements, by penalty
         self.trains: set[str] = set()  # the penalties with a measurement that requires grad
         self.made = WeakTensorKeyDictionary()  # for each output of the call's graphs, what is known of it (Known)
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
@@ -106,15 +114,17 @@ class Call:
             return {}
         return {name: (m.total_module, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
-    def taken(self, results: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
+    def taken(
+        self, results: Sequence[Any], measured: Sequence[Measured], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]
+    ) -> list[Any]:
         """Collect the measurements of a graph that has run, and return the graph's own outputs.
 
         With ``penalties="attach"``, the returned outputs are connected to the penalties in autograd.
 
         Args:
-            results: What the graph returned: its own outputs, then the measurements of the penalties ``names``, then the totals of the
-                penalties ``weighed``.
-            names: For each measurement, the name of the penalty that made it.
+            results: What the graph returned: its own outputs, then the measurements ``measured``, then the totals of the penalties
+                ``weighed``.
+            measured: For each measurement, the name of the penalty that made it, and the site.
             weighed: The penalties on parameters that the graph computed.
             counts: Whether the totals of ``weighed`` are valid.
             inputs: The arguments of the graph.
@@ -124,18 +134,19 @@ class Call:
         for name, total in zip(weighed, results[count:], strict=True):
             if counts:
                 self.computed_totals.setdefault(name, total)
-        outputs, measured = list(results[: count - len(names)]), list(results[count - len(names) : count])
+        outputs, values = list(results[: count - len(measured)]), list(results[count - len(measured) : count])
         self.has_distributed_outputs |= any(map(is_distributed, outputs))
-        for name, value in zip(names, measured, strict=True):
+        for (name, site), value in zip(measured, values, strict=True):
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
+            self.sites.setdefault(name, []).append(site)
             if value.requires_grad:
                 self.trains.add(name)
-        return self._joined(outputs, names, measured, inputs) if self.attaches else outputs
+        return self._joined(outputs, measured, values, inputs) if self.attaches else outputs
 
-    def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
+    def _joined(self, outputs: list[Any], measured: Sequence[Measured], values: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
         if "of_parameters" not in self.__dict__:
-            self.joins.measured(list(self.of_parameters), list(self.of_parameters.values()))
-        self.joins.measured(names, measured)
+            self.joins.measured([(name, "") for name in self.of_parameters], list(self.of_parameters.values()))
+        self.joins.measured(measured, values)
         return self.joins.join(outputs, inputs)
 
     @cached_property
@@ -145,9 +156,7 @@ class Call:
         return {name: self.computed_totals[name] if name in self.computed_totals else self._total(name) for name in names}
 
     def _total(self, name: str) -> Tensor:
-        values = self.values.get(name, [])
-        device = values[0].device if values else next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
+        return self.measurers[name].total(self.strengths, self.values.get(name, []), self.sites.get(name, []), self.model)
 
     def totals(self) -> dict[str, Tensor]:
         """Return every penalty of the call by name, 0-d; detached if penalties are attached."""
@@ -193,12 +202,12 @@ class Call:
         )
         return True
 
-    def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return the derivative of the penalty ``name`` with respect to one of its measurements in this call, 0-d.
+    def share(self, name: str, site: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the derivative of the penalty ``name`` with respect to its measurement at a site in this call, 0-d.
 
         For a penalty on parameters, return the derivative with respect to its total. The derivative is not known before the call has ended,
         because a penalty may be a mean over its sites in all graphs of the call.
         """
-        if self.measurers[name].parameters:
-            return torch.ones((), device=device, dtype=dtype)
-        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(device, dtype)
+        measurer = self.measurers[name]
+        share = 1.0 if measurer.parameters else measurer.share(self.strengths.at(name, site), len(self.values[name]))
+        return torch.tensor(share, dtype=dtype, device=device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.compiler import with_our_pass
+from graphreg.compiler import with_our_passes
 from graphreg.dynamo_backend.backend import Backend
 from graphreg.dynamo_backend.fallback import watch
 from graphreg.dynamo_backend.subgraph import Inner
@@ -156,7 +156,7 @@ def _inductor(options: Mapping[str, Any] | None) -> Inner:
 
 
 def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    extended: dict[str, Any] = with_our_pass({"options": dict(options or {})})["options"]
+    extended: dict[str, Any] = with_our_passes(options or {})
     return extended
 
 

@@ -12,17 +12,17 @@ from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.capture_place import Place
-from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
+from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit, strength_of
 from graphreg.dynamo_backend.model_call import Call
 from graphreg.dynamo_backend.noise_streams import Stream
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
 from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
-from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
+from graphreg.planning import Edit, OwnDropout, Plan, check_model_inputs, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
-from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, graphs_of, is_dtensor, lead, shard_measured
+from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, SpliceRule, graphs_of, is_dtensor, lead, shard_measured
 from graphreg.torch_internals import is_distributed, without_autograd_cache
 from graphreg.tracing import Traced
 
@@ -54,6 +54,7 @@ class Subgraph:
         emitted: The graph that was compiled; None if nothing acts in it.
         run: The compiled graph.
         device: The device of the keys and strengths.
+        places: By regularizer, the sites that have an element in the tensor of its strengths.
         owners: The modules whose modes decide whether the graph's draws act.
         modes: The ``training`` flags of ``owners`` when the graph was captured.
         extra: What the compiled graph assumes of each parameter that only a penalty reads, and not the captured graph.
@@ -71,13 +72,14 @@ class Subgraph:
     emitted: Emitted | None = None
     run: Callable[..., Any] = field(default=lambda *inputs: inputs, repr=False)
     device: torch.device | None = None
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     owners: tuple[nn.Module, ...] = ()
     modes: tuple[bool, ...] = ()
     extra: tuple[ParameterMetadata, ...] = ()
 
     @property
-    def measured(self) -> tuple[str, ...]:
-        """For each measurement that the compiled graph returns, the name of the penalty that made it."""
+    def measured(self) -> tuple[tuple[str, str], ...]:
+        """For each measurement that the compiled graph returns, the name of the penalty that made it, and the site."""
         return self.emitted.measured if self.emitted else ()
 
     @property
@@ -129,15 +131,17 @@ class Maker:
         full = decided(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
+        for edit in new:
+            check_model_inputs(traced, edit.regularizer, {edit.site: (edit.matched, edit.steps)})
         return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), native_dropout=native)
 
     def made(
-        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, noise: tuple[bool, bool],
-        strengths: Strengths,
+        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, noise: tuple[bool, bool]
     ) -> Subgraph:
         """Capture, plan, rewrite and compile a graph."""
         captured, traced = self.capture(gm, inputs, place, call)
         plan = self.planned(traced, captured, call)
+        call.strengths.learn((edit.name, edit.site) for edit in plan.edits)
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
         subgraph = Subgraph(number, place, broken, traced, plan, captured.claimed, _gives(traced))
         weighed = call.weighs()
@@ -150,12 +154,14 @@ class Maker:
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
         for module in drawing:
             module.forced, module.silenced = noise
-            module.element = 0  # a backend has one strength for all sites
+        places = {name: found.sites for name, found in rules.places.items()} | {name: call.measurers[name].sites for name in weighed}
+        for splice in (module for module in drawing if isinstance(module, SpliceRule)):
+            splice.element = 1 + places[str(strength_of(rules, splice))].index(splice.site)
         emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)
         more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
-        more += [constant(strengths(name, device)) for name in emitted.strengths]
+        more += [constant(call.strengths.tensor(name, places[name], device)) for name in emitted.strengths]
         extra = [self.model.get_parameter(name) for name in emitted.more]
         more += map(constant, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
@@ -165,7 +171,7 @@ class Maker:
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
         return dataclasses.replace(subgraph, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
-                                   extra=tuple(map(parameter_metadata, extra)))  # fmt: skip
+                                   places=places, extra=tuple(map(parameter_metadata, extra)))  # fmt: skip
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
@@ -176,9 +182,6 @@ def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
-
-
-Strengths = Callable[[str, torch.device], Tensor]
 
 
 @dataclass(frozen=True)

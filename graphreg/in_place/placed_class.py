@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.compiler import with_our_pass
 from graphreg.errors import GraphRegError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
@@ -38,7 +37,6 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
         REPLICATE: _refuse_replica,
-        "compile": _compile(original),
     }
     if not hasattr(original, "penalties") and not hasattr(model, "penalties"):
         members["penalties"] = _penalties
@@ -127,15 +125,6 @@ def _apply(original: type[nn.Module]) -> Callable[..., Any]:
         return result
 
     return apply
-
-
-def _compile(original: type[nn.Module]) -> Callable[..., None]:
-    def compile(self: Any, *args: Any, **options: Any) -> None:
-        """Compile the model in place, as ``nn.Module.compile`` does, with graphreg's additional Inductor passes."""
-        differentiates = any(r.takes_vjp for r in state_in(self).options.regularizers.values())
-        original.compile(self, *args, **(options if args else with_our_pass(options, differentiates)))
-
-    return compile
 
 
 def _penalties(self: Any) -> dict[str, torch.Tensor]:

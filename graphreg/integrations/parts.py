@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
 from graphreg.reporting import Monitor, monitor
-from graphreg.runtime import OWN, BackendHandle, ModuleHandle, RewrittenModule, current, handle_of
+from graphreg.runtime import BackendHandle, ModuleHandle, RewrittenModule, current, handle_of
 from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
@@ -156,19 +156,10 @@ def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
     check_states(handles, states)
     for path, handle in handles.items():
         handle.set_rng_state(states[path]["noise"])
-        _restore(handle, _read(states[path]["strengths"]))
+        handle.restore_strengths(_read(states[path]["strengths"]))
 
 
 Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
-
-
-def _restore(handle: ModuleHandle | BackendHandle, changed: Strengths) -> None:
-    """Set strengths that ``changed_strengths`` returned, and reset all others to those that the regularizers were made with."""
-    if isinstance(handle, ModuleHandle):
-        handle.restore_strengths(changed)
-        return
-    for name, regularizer in handle.asked().regularizers.items():
-        handle.set_strength(name, changed.get(name, {}).get(OWN, regularizer.weight))
 
 
 def _plain(strengths: Strengths) -> dict[str, dict[str, Any]]:

@@ -66,28 +66,23 @@ class Steps:
         steps = value.unsqueeze(1) if value.dim() == 2 else value.movedim(self.axis, 0).flatten(2)
         if self.lengths is None:
             return steps, None
-        lengths = self._required(lengths, value.shape, who)
+        self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
         lengths = lengths.reshape(steps.shape[1::-1] if lengths.dtype == torch.bool else steps.shape[1:2])
         return _counted(
             steps, lengths.to(steps.device), f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest)
         )
 
-    def counts(self, lengths: Tensor | None, value: Tensor, who: str) -> Tensor:
+    def counts(self, lengths: Tensor, value: Tensor, who: str) -> Tensor:
         """Return, for each sequence in the value, how many of its steps count, int64 [batch]. ``lengths``: these numbers, or a mask."""
         self.require(value.shape, who)
-        lengths = self._required(lengths, value.shape, who).to(value.device)
+        self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
+        lengths = lengths.to(value.device)
         if lengths.dtype == torch.bool:
             counted: Tensor = lengths.sum(-1)
             return counted
         time, _ = self.time_and_batch(value.shape)
         _require_range(lengths, time, f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest))
         return lengths.to(torch.int64)
-
-    def _required(self, lengths: Tensor | None, shape: Sequence[int], who: str) -> Tensor:
-        if not isinstance(lengths, Tensor):
-            raise RegularizerError(f"{who}: lengths={self.lengths!r} is {lengths!r} in this call; it must be a tensor.")
-        self.require_lengths(lengths.shape, lengths.dtype, shape, who)
-        return lengths
 
     def require(self, shape: Sequence[int], who: str) -> None:
         """Raise RegularizerError if a shape has too few dims or lacks the axis of time.

@@ -27,6 +27,7 @@ from graphreg.planning.matching import (
     matching_sites,
     missed,
 )
+from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.module_inputs import check_cells, module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
@@ -35,7 +36,7 @@ from graphreg.regularizer import (
     Penalty,
     Regularizer,
     Splice,
-    check_lengths,
+    inputs_text,
     sequences,
     splice_steps,
     units_at,
@@ -176,13 +177,14 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what the table leaves out: ``wrt``, reads that are not replaced, how a strength depends on depth, axes of units."""
+        """Describe what the table leaves out: ``wrt``, unreplaced reads, how a strength depends on depth, axes of units, inputs."""
         if name in self.slices:
-            return self.slices[name].note()
+            return "; ".join(filter(None, (self.slices[name].note(), inputs_text(self.regularizers[name]))))
         stays = [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
-        return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "")))
+        given = inputs_text(self.regularizers[name])
+        return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "", given)))
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
@@ -371,7 +373,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
 def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
     """Return the selected sites, each with the string that matched it and the ``Steps`` for ``Edit.steps``, or None.
 
-    Also check the option ``lengths``.
+    Also check the inputs of the model that the formula takes.
     """
     chosen: dict[Site, tuple[str, Steps | None]]
     if "steps" in regularizer.takes:
@@ -381,11 +383,8 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
         chosen = {site: (text, of_site(site)) for site, text in matched.items()}
     else:
         chosen = {site: (text, None) for site, text in matched.items()}
-    if (lengths := regularizer.engine_options.lengths) is not None and not {"steps", "lengths"}.isdisjoint(regularizer.takes):
-        nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
-        inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}
-        read_as = {site: (text, steps) for site, (text, steps) in chosen.items() if steps is not None}
-        check_lengths(read_as, lengths, inputs, traced.specialized, type(regularizer).__name__)
+    if chosen and traced.front_end != "dynamo":  # the backend checks the edits that are left, without those that acted in another graph
+        check_model_inputs(traced, regularizer, chosen)
     return chosen
 
 

@@ -5,9 +5,11 @@ of the other files prepare arguments of formulas (``sequences.py``, ``units.py``
 depth. ``purity.py`` and ``purity_trial.py`` check that a formula is a pure function of its arguments.
 """
 
-from graphreg.regularizer.base import Penalty, Regularizer, Splice, check_flag, required
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_schedule, own_strength
 from graphreg.regularizer.formula_arguments import VJP_NAMES
+from graphreg.regularizer.model_inputs import ModelInput, inputs_text
+from graphreg.regularizer.options import check_flag, required
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
@@ -17,7 +19,7 @@ from graphreg.regularizer.units import units_at, units_note
 from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
-    "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
-    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "known_to_dynamo", "own_strength", "recorded", "registered",
-    "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
+    "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
+    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "known_to_dynamo", "own_strength", "recorded",
+    "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

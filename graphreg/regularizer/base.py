@@ -21,13 +21,16 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
   For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
 - ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
   them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
+- the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``: the tensor that the call of the model
+  has for the argument that the option names, or None if the option is None. If the tensor is floating-point, it comes in the dtype in
+  which the formula computes.
 - ``vjp``, for a penalty: a function that computes vector-Jacobian products of the values at all selected sites, with respect to the
   values that the option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
 mode. The arguments of ``in_eval`` mean the same as those of ``__call__``: it takes ``z`` or ``units``, and may take ``weight``, ``state``,
-``previous`` and ``module_input``. If its class has a method ``penalty``, the splice has a penalty of its own, which this method computes
-from ``state``.
+``previous``, ``module_input`` and inputs of the model. If its class has a method ``penalty``, the splice has a penalty of its own,
+which this method computes from ``state``.
 
 The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
 ``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes
@@ -41,21 +44,22 @@ class alone.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from enum import Enum
 from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 from torch import nn
 
-from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text
+from graphreg.errors import RegularizerError, no_number, number_of
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
+from graphreg.regularizer.model_inputs import check_given_inputs, check_input_options, input_options, named_inputs
+from graphreg.regularizer.options import NotGiven, check_names, required
 from graphreg.regularizer.sequences import check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
@@ -64,27 +68,6 @@ from graphreg.schedules import VaryingStrength
 On = Literal["values", "parameters"]
 Separable = Literal["nothing", "examples", "elements"]
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
-
-
-class NotGiven(Enum):
-    """The mark for an option that the user has not given."""
-
-    OPTION = "not given"
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise RegularizerError unless the value of the option ``name`` is True or False."""
-    if not isinstance(value, bool):
-        raise RegularizerError(f"{name}={shown(value)} is not allowed; give True or False.")
-
-
-def required() -> Any:
-    """Return the default that marks an option as not given.
-
-    The class's ``check`` must call ``require_number``, which raises if the option still has the mark. The return type is Any, so
-    that a field of any type can have this default.
-    """
-    return NotGiven.OPTION
 
 
 @dataclass_transform(frozen_default=True)
@@ -100,6 +83,7 @@ class Regularizer:
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
         takes: The names of the arguments of ``__call__``, which say what the engine supplies.
         takes_vjp: Whether ``__call__`` takes the argument ``vjp``.
+        input_options: The options that are annotated ``ModelInput``.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
         default_role: The role of the default sites of a class that acts on values. If it is ``"output"``, losses are left out.
         usual: The default sites in words, for messages.
@@ -108,6 +92,8 @@ class Regularizer:
         min_dims: The least number of dims that a parameter must have for the class to act on it.
         min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
         min_units: For a formula that takes ``units``: the fewest units that it accepts.
+        over_batch: For a penalty on values: whether the penalty of a batch is not the mean of the penalties of its parts. It is not if the
+            formula is a function of means over the batch, as a covariance is. The report says so where each rank has its own batch.
     """
 
     pattern: Selector = "*"
@@ -119,6 +105,7 @@ class Regularizer:
     on: ClassVar[On] = "values"
     takes: ClassVar[tuple[str, ...]] = ()
     takes_vjp: ClassVar[bool] = False
+    input_options: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     default_role: ClassVar[Role] = "hidden"
     usual: ClassVar[str] = "the hidden values"
@@ -127,6 +114,8 @@ class Regularizer:
     min_dims: ClassVar[int] = 2
     min_samples: ClassVar[int] = 1
     min_units: ClassVar[int] = 1
+    over_batch: ClassVar[bool] = False
+    _model_inputs: ClassVar[Mapping[str, str]] = {}  # what ``model_inputs`` returns; each instance has its own
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -140,17 +129,18 @@ class Regularizer:
             cls.usual = f"the parameters of {cls.min_dims} dims or more"
         elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
             cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
-        cls.keys = tuple(keys)
+        cls.keys, cls.input_options = tuple(keys), input_options(cls)
         if "__call__" in cls.__dict__:
             makes_state = cls.init_state is not Regularizer.init_state
             cls.takes = formula_arguments(cls, issubclass(cls, Splice), [field.name for field in fields(cls)], makes_state)
             cls.takes_vjp = not set(VJP_NAMES).isdisjoint(cls.takes)
             if cls.must_take not in ("", *cls.takes) and not cls.has_penalty():
                 raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
+        check_input_options(cls)
         registry.register(cls)
 
     def __new__(cls, *args: Any, **options: Any) -> Regularizer:
-        _check_options(cls, args, options)
+        check_names(cls, args, options)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -171,6 +161,8 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
+        check_given_inputs(self)
+        object.__setattr__(self, "_model_inputs", named_inputs(self))
         self._check_weight(self.weight)
 
     def _check_weight(self, weight: float) -> None:
@@ -248,6 +240,11 @@ class Regularizer:
     def engine_options(self) -> EngineOptions:
         """The options that the engine itself reads."""
         return EngineOptions.of(self)
+
+    @property
+    def model_inputs(self) -> Mapping[str, str]:
+        """The inputs of the model that the formula takes: by the name of the formula's argument, the name of the input."""
+        return self._model_inputs
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return those of ``sites`` that the selector ``"*"`` means. ``sites``: all selectable sites of the kind that the class acts on."""
@@ -378,15 +375,3 @@ class Penalty(Regularizer):
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
         return [site for site in super().defaults(sites) if not site.norm]
-
-
-def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    names = [field.name for field in fields(cls)]
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise RegularizerError(
-            f"{cls.__name__} has no option {unknown[0]!r}.{suggestions_text(unknown[0], names, 'Near options')} "
-            f"Options: {', '.join(names)}."
-        )
-    if len(args) > 2:
-        raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

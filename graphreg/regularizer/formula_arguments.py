@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphreg.errors import RegularizerError, warn
+from graphreg.regularizer.model_inputs import input_options
 from graphreg.regularizer.sequences import check_arguments
 
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
@@ -29,10 +30,11 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
     names = _names(cls.__call__)
     supplied = SUPPLIED[cls.on] + (OF_SPLICES if is_splice else OF_PENALTIES)[cls.on]
     vjp = "pull" if "pull" in names else "vjp"
-    allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
+    allowed = {*supplied, *input_options(cls), *((vjp,) if "vjp" in supplied else ())}
     if unknown := [name for name in names if name not in allowed]:
+        hint = f" For an input of the model, declare an option of this name: {unknown[0]}: ModelInput = None."
         raise RegularizerError(
-            f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
+            f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}.{hint}"
         )
     if vjp == "pull":
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
@@ -50,7 +52,7 @@ def in_eval_arguments(cls: Any) -> tuple[str, ...]:
     """Return the names of the arguments of a splice's ``in_eval``; raise RegularizerError for those that the engine does not supply."""
     names = _names(cls.in_eval)
     value = {"z", "units"}.intersection(names)
-    if len(value) != 1 or (unknown := [name for name in names if name not in IN_EVAL]):
+    if len(value) != 1 or (unknown := [name for name in names if name not in (*IN_EVAL, *input_options(cls))]):
         asks = f"asks for {', '.join(unknown)}" if len(value) == 1 else f"takes {'z and units' if value else 'neither z nor units'}"
         raise RegularizerError(f"{cls.__name__}.in_eval {asks}; the engine supplies {', '.join(IN_EVAL)}, and draws nothing in eval mode.")
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,12 @@ from graphreg.rng import Noise
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4), (2, 3, 8, 8))
 _SMALL = 1 << 12  # the full shapes of sites are tried if they have at most this many elements in total
 _SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
+_InputLike = tuple[int | None, torch.dtype]
+# samples of an input of the model, for a value [batch, ...]: one like the value, a mask, labels, tokens, weights of examples or steps
+_INPUTS: tuple[_InputLike, ...] = (
+    (None, torch.float32), (None, torch.bool), (1, torch.int64), (2, torch.int64), (1, torch.bool), (2, torch.bool), (1, torch.float32),
+    (2, torch.float32),
+)  # fmt: skip
 _known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the combinations of options that were tried
 
 
@@ -49,12 +56,12 @@ def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
 def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
     """Try the formula; return whether it ran on any of the sample tensors."""
     ran = False
-    for shapes in _guesses(regularizer, sites):
+    for shapes, like in product(_guesses(regularizer, sites), _INPUTS if regularizer.input_options else (None,)):
         try:
             with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
-                    arguments = _sample_arguments(regularizer, shapes)
+                    arguments = _sample_arguments(regularizer, shapes, like)
                     for method, takes in _methods(regularizer):
                         given = {name: arguments[name] for name in takes}
                         twice(regularizer, lambda method=method, given=given: method(**_anew(given)))  # type: ignore[misc]
@@ -87,15 +94,22 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
         yield from (dict.fromkeys(names, shape) for shape in (((5, 2, 3),) if "steps" in regularizer.takes else _SHAPES))
 
 
-def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return sample arguments for a formula. As in a call, the values are tensors that autograd records and that are not leaves."""
+def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]], like: _InputLike | None) -> dict[str, Any]:
+    """Return sample arguments for a formula. As in a call, the values are tensors that autograd records and that are not leaves.
+
+    ``like``: how many axes of the value an input of the model has, None for all, and its dtype.
+    """
     values = {name: _in_range(_value(shape, i), regularizer).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
     made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "units": first, "noise": next(iter(noise.values()))}
     made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
-    made["lengths"] = None
+    made |= dict.fromkeys(("lengths", *regularizer.input_options))
+    if like is not None:
+        axes, dtype = like
+        inputs = regularizer.model_inputs.keys() - {"lengths"}
+        made |= {option: torch.ones(first.shape[:axes], dtype=dtype) for option in inputs}
     if "state" in regularizer.takes:
         made["state"] = regularizer.init_state(first.detach())
     if regularizer.takes_vjp:

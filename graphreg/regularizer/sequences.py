@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
+from graphreg.errors import RegularizerError, shown
 from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
 Port = tuple[str, tuple[str, ...]]  # one output of a module: the module's path, and the names of the output (``Label.ports``)
@@ -231,16 +231,21 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
-    return Steps(axis, lengths=lengths, hint=_hint(site, calls))
+    return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 
-def _hint(site: Site, calls: _Calls) -> str:
+def _hint(site: Site, calls: _Calls, splice: bool) -> str:
     """Return a sentence that says what to select instead of one call of a module; ``""`` if the site is not one of several calls."""
     several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
     if not several:
         return ""
     path = several[0].module or ""
     selector = exactly(replace(several[0], name=path))
+    if calls.is_cell(path) and splice:
+        return (
+            f" This is one call of {path!r}. A splice acts on each call by itself, and the calls of a cell cannot share a draw. Use a "
+            "recurrent layer, such as nn.GRU, or select a stack of the values (torch.stack)."
+        )
     if calls.is_cell(path):
         return f" This is one call of {path!r}: the selector '{selector}' takes all its calls as the steps of one sequence."
     return (
@@ -293,28 +298,14 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     )
 
 
-def check_lengths(chosen: Sequences, name: str, inputs: Mapping[str, Any], specialized: Mapping[str, Any], who: str) -> None:
-    """Check that an input of the model carries the lengths, in a shape that fits the sequences.
+def check_lengths(chosen: Sequences, known: Any, who: str) -> None:
+    """Raise RegularizerError if the input that carries the lengths has a shape or dtype that does not fit the sequences.
 
     Args:
         chosen: The sequences, as ``sequences`` returns them.
-        name: The name of the input.
-        inputs: The model's inputs by name, each (shape, dtype), or None if not known.
-        specialized: The values of the model's specialized arguments, by name.
+        known: The input's shape and dtype; anything else if these are not known.
         who: The regularizer, for messages.
-
-    Raises:
-        NoMatchError: No input has the name.
-        RegularizerError: The input's shape or dtype does not fit.
     """
-    if name not in inputs:
-        why = (
-            f"{name!r} is an argument that is specialized to {specialized[name]!r}: give example_inputs that carry a tensor for it."
-            if name in specialized
-            else f"no input of the model has that name.{suggestions_text(name, inputs)} Inputs: {', '.join(inputs)}."
-        )
-        raise NoMatchError(f"{who}: lengths={name!r}: {why}")
-    known = inputs[name]
     for site, (_, steps) in chosen.items():
         if isinstance(known, tuple) and site.shape is not None:
             shape, dtype = known

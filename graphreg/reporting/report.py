@@ -24,6 +24,7 @@ from graphreg.runtime import (
     Regulated,
     RewrittenModule,
     backend_handle,
+    batch_notes,
     changed_strengths,
     clock_of,
     graphs_of,
@@ -92,7 +93,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
     if (clock := clock_of(rules_of(module))) is not None:
         notes.append(f"schedules: {clock.call()} calls in train mode so far")
-    notes += rank_notes(rules_of(module))
+    notes += [*rank_notes(rules_of(module)), *batch_notes(inner, rules_of(module), plan)]
     notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))

@@ -33,7 +33,8 @@ from graphreg.ir import (
     state_before,
 )
 from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Splice
+from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
@@ -108,6 +109,8 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
             ok = True
         if not ok:
             fail(f"{node.name} does not do what was planned.")
+        if kind in (Kind.SPLICE, Kind.MEASURE, Kind.TOTAL):
+            _takes_inputs(node, plan.regularizers[str(added.regularizer)], kind)
         if kind in (Kind.SPLICE, Kind.TOTAL) and plan.regularizers[str(added.regularizer)].is_scheduled != _takes_clock(node):
             fail(f"{node.name} does not take the strengths of the call from the clock.")
         if kind == Kind.ATTACH:
@@ -119,23 +122,37 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
 
 def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
     """Whether the node calls the runtime module that was made for an edit, with as many arguments as this module takes."""
-    takes = 1 + is_kind(node, Kind.SPLICE) + bool(edit.steps and edit.steps.lengths)
-    if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != takes:
+    if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != 1 + is_kind(node, Kind.SPLICE):
         return False
     return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name
+
+
+def _takes_inputs(node: fx.Node, regularizer: Regularizer, kind: Kind) -> None:
+    """Check that a node that runs a formula gets those inputs of the model that the regularizer's options name, and a total no others."""
+    wanted = regularizer.model_inputs if kind != Kind.TOTAL or _measures_in_total(regularizer) else {}
+    for option, name in wanted.items():
+        value = node.kwargs.get(option)
+        if not isinstance(value, fx.Node) or value.op != "placeholder" or value.target != name:
+            fail(f"{node.name} does not take the input {name!r} as {option}.")
+    if kind == Kind.TOTAL and (strange := node.kwargs.keys() - {CLOCK, "places", "of", *wanted}):
+        fail(f"{node.name} takes {min(strange)}, which is not in the plan.")
+
+
+def _measures_in_total(regularizer: Regularizer) -> bool:
+    return isinstance(regularizer, Penalty) and not measures(regularizer)
 
 
 def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
     """Whether a node has the right values as keyword arguments ``module_input`` and ``previous``, as far as its formula takes these.
 
-    If the formula takes neither, the node may have no keyword argument except ``clock``.
+    If the formula takes neither, the node may have no keyword argument except ``clock`` and the inputs of the model.
 
     ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
     cell got.
     """
     value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
     if not {"module_input", "previous"}.intersection(takes):
-        return not node.kwargs.keys() - {CLOCK}
+        return not node.kwargs.keys() - {CLOCK, *edit.regularizer.model_inputs}
     operations = Operations(module)
     wanted = state_before(site_nodes(node.graph, operations)[edit.site.name], operations) if "previous" in takes else None
     if node.kwargs.get("previous") is not wanted:

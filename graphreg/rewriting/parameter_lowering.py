@@ -16,7 +16,6 @@ from torch import fx
 from graphreg.errors import TraceError
 from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
-from graphreg.regularizer import Regularizer
 from graphreg.rewriting.insertions import Insertion, Position, Value
 
 Ends = Mapping[ParameterRead, int]  # for each read: how many splices are applied to the parameter before this read
@@ -79,18 +78,18 @@ AddBefore = Callable[..., Insertion]  # inserts directly before a node, after al
 
 def insert_chains(
     chains: Sequence[ParameterChain], add_before: AddBefore, aliases: Aliases, names: Mapping[int | str, str], key: Insertion | None,
-    clock_for: Callable[[Regularizer], Mapping[str, Any]],
+    read_by: Callable[[Edit], Mapping[str, Any]],
 ) -> Iterator[Insertion]:  # fmt: skip
     """Insert the splices on parameters. Yield the insertions that take the places of calls of layers.
 
-    ``clock_for``: returns the keyword argument by which the runtime module of a regularizer gets a strength that has a schedule.
+    ``read_by``: returns the keyword arguments by which the runtime module of an edit gets the clock and inputs of the model.
 
     Raises TraceError if the forward writes into one of the parameters.
     """
     calls: dict[fx.Node, dict[str, Insertion]] = {}  # for each call of a layer: by parameter name, the replacement
     for chain in chains:
         _require_unwritten(chain, aliases)
-        results = _splices(chain, add_before, names, key, clock_for)
+        results = _splices(chain, add_before, names, key, read_by)
         for node, ends in chain.calls().items():
             calls.setdefault(node, {}).update({name: results[end - 1] for name, end in ends.items()})
         for (source, end), readers in chain.fetched().items():
@@ -108,7 +107,7 @@ def insert_chains(
 
 def _splices(
     chain: ParameterChain, add_before: AddBefore, names: Mapping[int | str, str], key: Insertion | None,
-    clock_for: Callable[[Regularizer], Mapping[str, Any]],
+    read_by: Callable[[Edit], Mapping[str, Any]],
 ) -> list[Insertion]:  # fmt: skip
     """Insert the splices at one parameter, each reading the result of the one before, and return them."""
     value: Value
@@ -122,7 +121,7 @@ def _splices(
         value = add_before(
             chain.first, Kind.SPLICE, names[i], f"{RULES}.{names[i]}", (value, key), regularizer=edit.name, site=chain.site,
             replaces=chain.source if readers else None, readers=frozenset(readers) if readers else None,
-            kwargs=clock_for(edit.regularizer),
+            kwargs=read_by(edit),
         )  # fmt: skip
         results.append(value)
     return results

@@ -149,7 +149,6 @@ class Placed:
         for edit in edits:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
-                self._takes_lengths(edit, value, 2)
                 count += 1
         copies, clones = self._users(value, Kind.COPY), self._users(value, Kind.CLONE)
         protecting = clones if value is not node else copies
@@ -217,7 +216,7 @@ class Placed:
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
-        """Check that a penalty reads its sequence and the sequence's lengths. Return 1; return 0 if this graph has none of the sites.
+        """Check that a penalty reads its sequence. Return 1; return 0 if this graph has none of the sites.
 
         A sequence is one value, or the outputs of all calls of a cell in order.
         """
@@ -230,15 +229,7 @@ class Placed:
             raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
         for value in ordered:
             self._in_time(edit, value, node)
-        self._takes_lengths(edit, node, 1)
         return 1
-
-    def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check that a node's only argument from index ``place`` on is the input that ``lengths=`` names; none without ``lengths=``."""
-        lengths = edit.steps.lengths if edit.steps is not None else None
-        inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
-        if inputs != ([lengths] if lengths is not None else []):
-            fail(f"{edit.name} at {edit.site.name} does not take the lengths {lengths!r}.")
 
     def _users(self, value: fx.Node, kind: Kind) -> list[fx.Node]:
         return [user for user in value.users if is_kind(user, kind)]

@@ -36,8 +36,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
 
     Raises:
         TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads the storage
-            by ``as_strided``; or the model writes into something else that a splice reads or replaces: the input that
-            ``lengths=`` names, the input of a module or cell, a parameter.
+            by ``as_strided``; or the model writes into something else that a formula reads or a splice replaces: an input that an
+            option such as ``lengths=`` names, the input of a module or cell, a parameter.
     """
     work = _Lowering(graph, traced, plan, names, mode := next(mode for mode, each in traced.graphs.items() if each is graph))
     by_site = work.edits_by_site()
@@ -178,9 +178,21 @@ class _Lowering:
         """Return the argument by which the runtime modules of a regularizer get its strengths, if they have a schedule."""
         return {CLOCK: self.clock} if regularizer.is_scheduled else {}
 
+    def _inputs_of(self, name: str, regularizer: Regularizer) -> dict[str, fx.Node]:
+        """Return the arguments by which the runtime modules of a regularizer get the inputs of the model that the formula takes."""
+        for option, of in regularizer.model_inputs.items():
+            if self.aliases.written_later(self.inputs[of], is_definite=True):
+                raise TraceError(f"{name}: the model writes into its input {of!r}, which {option}= names. Clone it before that write.")
+        return {option: self.inputs[of] for option, of in regularizer.model_inputs.items()}
+
+    def _read_by(self, edit: Edit) -> dict[str, Any]:
+        """Return the keyword arguments of a splice's runtime module: the clock, and the inputs of the model."""
+        return self._clock_for(edit.regularizer) | self._inputs_of(edit.name, edit.regularizer)
+
     def _measured_by(self, edit: Edit) -> dict[str, Any]:
-        """Return further arguments of ``_add`` for a measurement: the clock, if the formula takes a strength with a schedule."""
-        return {**_whose(edit), "kwargs": self._clock_for(edit.regularizer) if "weight" in edit.regularizer.takes else {}}
+        """Return further arguments of ``_add`` for a measurement. Only a formula that takes the strength gets the clock."""
+        read = self._read_by(edit)
+        return {**_whose(edit), "kwargs": read if "weight" in edit.regularizer.takes else {n: v for n, v in read.items() if n != CLOCK}}
 
     # Insertions at a site
 
@@ -248,10 +260,9 @@ class _Lowering:
         if splices and recomputed(chain.node, self.operations, self.present):
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
-            args = (chain.value, self.key, *self._lengths(edit))
-            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node) | self._clock_for(edit.regularizer)}
-            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
-            chain.point = chain.value = chain.read = splice
+            args, kwargs = (chain.value, self.key), self._other_values(edit, chain.node) | self._read_by(edit)
+            more: dict[str, Any] = {**_whose(edit), "kwargs": kwargs, "replaces": chain.node}
+            chain.point = chain.value = chain.read = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more)
 
     def _note_overwritten(self, edits: Edits, apart: bool) -> None:
         splices = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
@@ -269,20 +280,9 @@ class _Lowering:
             if not measures(edit.regularizer):
                 self.measured[edit.name][chain.site] = chain.read
                 continue
-            name, args = self.names[i], (chain.read, *self._lengths(edit))
-            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
+            name = self.names[i]
+            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", (chain.read,), **self._measured_by(edit))
             self.measured[edit.name][chain.site] = chain.point
-
-    def _lengths(self, edit: Edit) -> list[fx.Node]:
-        """Return a list with the input that the edit's ``lengths=`` names; an empty list if it names none."""
-        if edit.steps is None or edit.steps.lengths is None:
-            return []
-        node = self.inputs[edit.steps.lengths]
-        if self.aliases.written_later(node, is_definite=True):
-            raise TraceError(
-                f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone the input before that write."
-            )
-        return [node]
 
     def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, Value]:
         """Return those of the arguments ``module_input`` and ``previous`` that the splice takes, by name.
@@ -308,8 +308,7 @@ class _Lowering:
         last, name = max(read, key=self._order), self.names[i]
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
-        args = (read, *self._lengths(edit))
-        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **self._measured_by(edit))
+        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **self._measured_by(edit))
         self.measured[edit.name][edit.site.name] = measurement
 
     # Splices on parameters
@@ -325,7 +324,7 @@ class _Lowering:
 
     def add_parameters(self, chains: Sequence[ParameterChain]) -> None:
         """Insert the splices on parameters: each chain before the first read of its parameter, so that the reads get the result."""
-        calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key, self._clock_for)
+        calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key, self._read_by)
         self.places.update({(Position.INSTEAD, call.anchor): [call] for call in calls})
         self.recomputed += [self.names[i] for chain in chains for i, _ in chain.edits]
 
@@ -344,20 +343,21 @@ class _Lowering:
         more = ({"of": self.in_whole[name]} if name in self.in_whole else {}) | self._clock_for(self.plan.regularizers[name])
         if isinstance(self.plan.regularizers[name], Splice):  # the penalty of a splice reads the splice's state, and no values
             return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=more)
+        more |= {} if measures(self.plan.regularizers[name]) else self._inputs_of(name, self.plan.regularizers[name])
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
-        all_at_once = "values" in self.plan.regularizers[name].takes
-        args = (values,) if all_at_once else tuple(values.values())
+        args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
         there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
         some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        kwargs = ({"places": there} if some else {}) | more
-        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=kwargs)
+        more |= {"places": there} if some else {}
+        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
         """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
-        args, target, kwargs = (ordered, wrt, self.key), f"{RULES}.{name}", self._clock_for(self.plan.regularizers[name])
+        args, target, regularizer = (ordered, wrt, self.key), f"{RULES}.{name}", self.plan.regularizers[name]
+        kwargs = self._clock_for(regularizer) | self._inputs_of(name, regularizer)
         if not ordered:
             return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
         known = [value for value in (*ordered.values(), *wrt.values(), self.key, self.clock) if value is not None]

@@ -45,14 +45,14 @@ from graphreg.runtime.handle import (
     rewritten,
     rules_of,
 )
-from graphreg.runtime.module_handle import ModuleHandle, handle_of, no_noise
+from graphreg.runtime.module_handle import ModuleHandle, checked_strength, handle_of, no_noise, one_for_all
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import State, states_in, zeros
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.rank_layout import is_dtensor, lead
-from graphreg.runtime.rank_mesh import rank_notes, unplace
+from graphreg.runtime.rank_mesh import batch_notes, rank_notes, unplace
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
@@ -70,11 +70,12 @@ __all__ = [
     "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized",
     "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState",
     "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Way",
-    "accumulation", "asked_of", "averages_follow", "backend_handle", "call_within", "changed_strengths", "check_penalties",
-    "check_scale", "checked_state", "clock_of", "clock_of_state", "collect", "current", "factors", "fed", "frozen_noise",
-    "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "lowering",
-    "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "own_strength_of_rates", "owned_by", "rank_notes",
-    "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "set_to_zero", "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths",
-    "strengths_now", "strengths_on", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
+    "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "call_within", "changed_strengths",
+    "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
+    "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of",
+    "lead", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
+    "own_strength_of_rates", "owned_by", "rank_notes", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state",
+    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "shard_measured", "site_strengths",
+    "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "unplace", "with_plain_gradient",
+    "written_scale", "written_state", "zeros",
 ]  # fmt: skip

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from graphreg.compiler import improve_derivatives, improve_gradients
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import DependenceSlice
 from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, known_to_dynamo, tracked
 from graphreg.rng import Noise
+from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.penalty import Total, formula
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
@@ -53,12 +55,12 @@ class Derivative(Total):
         return self.always or self.owner[0].training
 
     def forward(  # type: ignore[override]
-        self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, *, clock: Tensor | None = None
+        self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, /, *, clock: Tensor | None = None, **inputs: Any
     ) -> Tensor:
         """Return the penalty, 0-d.
 
         ``values``: the values of the penalty's sites, by site name. ``wrt``: the values that the option ``wrt`` selects, by site name.
-        ``key``: the keys for the random directions, int32 [streams, 2]. ``clock``: as in ``Total``.
+        ``key``: the keys for the random directions, int32 [streams, 2]. ``clock`` and ``inputs``: as in ``Measure``.
         """
         if not values:
             return self.weight(torch.float32, clock) * 0
@@ -66,12 +68,17 @@ class Derivative(Total):
         if not self.acts():
             return self.weight(accumulation(first.dtype), clock) * 0
         self._require(values, wrt)
+        if torch.compiler.is_dynamo_compiling():
+            improve_gradients()
+            improve_derivatives()
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = torch.compiler.is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype), clock)
-        total = formula(self.regularizer, {**dict.fromkeys(VJP_NAMES, vjp), "weight": weight}, first.device.type, self.description)
+        require_inputs(self.regularizer, inputs, self.description)
+        arguments = {**dict.fromkeys(VJP_NAMES, vjp), "weight": weight, **fitted(self.regularizer, inputs, weight.dtype, first.device)}
+        total = formula(self.regularizer, arguments, first.device.type, self.description)
         if not compiling:
             self.proven = True
         return weight * total
@@ -117,7 +124,7 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:
         return forward(module, *args, **kwargs)
-    refuse_sharded_derivatives(module, [penalty.description for penalty in acting])
+    refuse_sharded_derivatives(rules, [penalty.description for penalty in acting])
     if any(penalty.dependence.attends for penalty in acting):
         with sdpa_kernel(SDPBackend.MATH):
             return _recorded(forward, module, args, kwargs)

@@ -8,7 +8,8 @@ given the value and the gradient of the whole tensor. In all other cases the ten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -42,7 +43,7 @@ _trials: dict[Hashable, bool] = {}  # the answers of ``_computes_on_shards``
 
 
 def computed(
-    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, reads: Steps | Units | None = None, anywhere: bool = True
+    compute: Compute, values: Mapping[str, Any], regularizer: Penalty, inputs: Mapping[str, Any], reads: Steps | Units | None = None
 ) -> Tensor:  # fmt: skip
     """Return the result of a formula, [], a plain tensor. If some tensors are DTensors, the result is the same on all ranks.
 
@@ -52,19 +53,23 @@ def computed(
         compute: The formula, as a function of its tensors by name.
         values: The tensors, plain or DTensors.
         regularizer: The regularizer whose formula it is.
+        inputs: The inputs of the model that ``compute`` uses. If there are any, the formula is not computed on shards.
         reads: How the formula reads the tensors, if not as they are.
-        anywhere: Whether the formula may be computed on shards. That is False if it takes more than the tensors and strengths.
     """
     if not any(map(is_distributed, values.values())):
         return compute(values)  # type: ignore[no-any-return]
     if compiling() or transforms():
         return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
+    if torch.is_inference_mode_enabled():
+        with _outside_inference():
+            return computed(compute, values, regularizer, inputs, reads)
     values = {name: without_partial_sums(value) if is_distributed(value) else value for name, value in values.items()}
-    if anywhere and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
+    if not inputs and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
         ((name, value),) = values.items()
         if _computes_on_shards(compute, name, value, (_identity(regularizer), repr(reads))):
             return whole(compute({name: value.redistribute(placements=value.placements)}))  # type: ignore[no-any-return]
-    if not torch.is_grad_enabled() or not any(value.requires_grad for value in values.values()):
+    trained = any(each.requires_grad for each in inputs.values() if isinstance(each, Tensor))  # _OnWhole has the gradients of values alone
+    if trained or not torch.is_grad_enabled() or not any(value.requires_grad for value in values.values()):
         return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
     total: Tensor = _OnWhole.apply(compute, tuple(values), *values.values())  # type: ignore[no-untyped-call]
     return total
@@ -72,7 +77,19 @@ def computed(
 
 def whole(value: Any) -> Any:
     """Return a DTensor as a plain tensor that has all elements, and other values as they are."""
-    return value.full_tensor() if is_distributed(value) else value
+    if not is_distributed(value):
+        return value
+    if compiling() or not torch.is_inference_mode_enabled():
+        return value.full_tensor()
+    with _outside_inference():
+        return value.full_tensor()
+
+
+@contextmanager
+def _outside_inference() -> Iterator[None]:
+    """Leave inference mode: up to torch 2.12, a DTensor that was made outside of it cannot be redistributed in it."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 class _OnWhole(torch.autograd.Function):
@@ -188,8 +205,6 @@ def _computes_on_shards(compute: Compute, name: str, value: Any, formula: Hashab
         return False
     shape = small_shape(value.shape, math.prod(size for _, size in parts))
     key = formula, shape, value.placements, value.device_mesh  # other ranks may have tried it on another mesh that this rank is in
-    if key not in _trials and torch.is_inference_mode_enabled():
-        return False
     if key not in _trials:
         with torch.enable_grad(), _saving_plainly(), without_modes():
             _trials[key] = any(on_all_ranks(_agree(compute, name, shape, value, scale), value) for scale in (1.0, 1e3))

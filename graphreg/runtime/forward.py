@@ -72,7 +72,7 @@ def chosen(
         if enters_levels and not torch.compiler.is_compiling():
             code = functools.partial(leaving_no_level, code)
         if (in_group := has_process_group()) and (rules := self._modules.get(additions)) is not None:
-            refuse_parallelized(self, rules)
+            refuse_parallelized(rules)
         if derivatives and additions in self._modules:
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
@@ -136,7 +136,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         if rules is not None and not torch.compiler.is_compiling():
-            _before(self, rules)
+            _before(rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -240,10 +240,10 @@ def _addable(result: Any) -> Any:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _before(module: nn.Module, rules: nn.Module) -> None:
+def _before(rules: nn.Module) -> None:
     """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
     if has_process_group():
-        refuse_parallelized(module, rules)
+        refuse_parallelized(rules)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -104,6 +104,10 @@ class Handle(ABC):
         """Return the strengths that were set since the regularizers were made, by regularizer and site; ``OWN`` means all other sites."""
 
     @abstractmethod
+    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
+        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
+
+    @abstractmethod
     def rng_state(self) -> dict[str, Any]: ...
 
     @abstractmethod

@@ -109,7 +109,7 @@ class ModuleHandle(Handle):
         """Return a new strength as a float, or a schedule; raise RegularizerError if it is out of range, or cannot be set."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None:
-            checked = _checked(regularizer, value)
+            checked = checked_strength(regularizer, value)
         elif is_rate(value):
             checked = value if isinstance(value, Schedule) else float(value)
         else:
@@ -152,8 +152,7 @@ class ModuleHandle(Handle):
         """Turn a dict from selectors to strengths into a dict from site names to strengths."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None and not regularizer.by_site:
-            kind = type(regularizer).__name__
-            raise RegularizerError(f"{name} takes all its sites at once ({kind}), so they have one strength. Give a number.")
+            raise one_for_all(name, regularizer)
         sites = self._sites(name)
         chosen: dict[str, float] = {}
         for selector, number in value.items():
@@ -358,7 +357,7 @@ class ModuleHandle(Handle):
             )
 
 
-def _checked(regularizer: Regularizer, value: float) -> float:
+def checked_strength(regularizer: Regularizer, value: float) -> float:
     """Return a new strength as a float or a schedule; raise RegularizerError if it is out of the regularizer's range, or no number."""
     checked = dataclasses.replace(regularizer, weight=value).weight
     if isinstance(checked, ByDepth):
@@ -367,6 +366,13 @@ def _checked(regularizer: Regularizer, value: float) -> float:
             "change it, scale the strengths in graphreg.site_strengths(module), and set them by site."
         )
     return checked
+
+
+def one_for_all(name: str, regularizer: Regularizer) -> RegularizerError:
+    """Return the error for strengths by site of a regularizer whose formula takes all sites at once."""
+    return RegularizerError(
+        f"{name} takes all its sites at once ({type(regularizer).__name__}), so they have one strength. Give a number."
+    )
 
 
 def no_noise() -> GraphRegError:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphreg.compiler import improve_gradients
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
+from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, skip_as_outermost, transforms
 
@@ -28,16 +30,21 @@ class Measure(RuntimeModule):
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site = regularizer, site
 
-    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
         """Return the measurement of the site's value: [any shape] -> [].
 
-        ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule.
+        ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule. ``inputs``: the inputs of the
+        model that the formula takes, by the names of its arguments.
         """
-        return computed(partial(self.measured, clock=clock), {_ANY: value}, self.regularizer)
+        compute = partial(self.measured, clock=clock, inputs=inputs)
+        return computed(compute, {_ANY: value}, self.regularizer, inputs)
 
-    def measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        """Return the formula's value, [], for the value of the site, whose name in ``values`` is ``_ANY``. ``clock``: as in ``forward``."""
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description)
+    def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the formula's value, [], for the value of the site, whose name in ``values`` is ``_ANY``.
+
+        ``clock`` and ``inputs``: as in ``forward``.
+        """
+        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description, inputs)
 
 
 class MeasureSteps(Measure):
@@ -47,20 +54,22 @@ class MeasureSteps(Measure):
         super().__init__(regularizer, site, strength)
         self.steps = steps
 
-    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None, *, clock: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor | tuple[Tensor, ...], /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
         """Return the measurement, [], of a sequence or of the tuple of its steps.
 
-        ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths. ``clock``: as in ``Measure``.
+        ``clock`` and ``inputs``: as in ``Measure``. The input ``lengths`` has the lengths of the examples, or is a mask of steps.
         """
         calls = isinstance(value, tuple)
         values = {str(i): step for i, step in enumerate(value)} if calls else {_ANY: value}
 
         def compute(values: Mapping[str, Any]) -> Tensor:
             given = tuple(values.values()) if calls else values[_ANY]
-            sequence, counts = self.steps.of(given, whole(lengths), self.description)
-            return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, counts)
+            require_inputs(self.regularizer, inputs, self.description)
+            sequence, counts = self.steps.of(given, whole(inputs.get("lengths")), self.description)
+            more = inputs if counts is None else {**inputs, "lengths": counts}
+            return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, more)
 
-        return computed(compute, values, self.regularizer, self.steps, anywhere=lengths is None)
+        return computed(compute, values, self.regularizer, inputs, self.steps)
 
 
 class MeasureUnits(Measure):
@@ -70,12 +79,16 @@ class MeasureUnits(Measure):
         super().__init__(regularizer, site, strength)
         self.units = units
 
-    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
-        """Return the measurement, [], of a value that has an axis of units and one or more of samples. ``clock``: as in ``Measure``."""
-        return computed(partial(self.measured, clock=clock), {_ANY: value}, self.regularizer, self.units)
+    def forward(self, value: Tensor, /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Return the measurement, [], of a value that has an axis of units and one or more of samples.
 
-    def measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock)
+        ``clock`` and ``inputs``: as in ``Measure``.
+        """
+        compute = partial(self.measured, clock=clock, inputs=inputs)
+        return computed(compute, {_ANY: value}, self.regularizer, inputs, self.units)
+
+    def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock, inputs)
 
 
 class Total(RuntimeModule):
@@ -89,21 +102,26 @@ class Total(RuntimeModule):
         self.regularizer = regularizer
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None, of: int = 0) -> Tensor:
+    def forward(
+        self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None, of: int = 0, **inputs: Any
+    ) -> Tensor:  # fmt: skip
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape.
 
         ``places``: the positions of these measurements among the penalty's sites, if some sites are only in the other mode's graph.
         ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``of``: in a stage of a pipeline, how many
-        sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``.
+        sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``. ``inputs``: as in
+        ``Measure``, for a penalty on parameters.
         """
+        if torch.compiler.is_dynamo_compiling():
+            improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values):
-            return in_eager(self.total, *values, places=places, clock=clock, of=of)  # type: ignore[no-any-return]
-        return self.total(*values, places=places, clock=clock, of=of)
+            return in_eager(self.total, *values, places=places, clock=clock, of=of, inputs=inputs)  # type: ignore[no-any-return]
+        return self.total(*values, places=places, clock=clock, of=of, inputs=inputs)
 
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int, inputs: Mapping[str, Any]) -> Tensor:
         """Return the penalty, [], as ``forward`` does."""
         if self.regularizer.on == "parameters":
-            values = tuple(self.parameter_measured({_ANY: value}, clock) for value in values)
+            values = tuple(self.parameter_measured({_ANY: value}, clock, inputs) for value in values)
         if not values:  # no site of the penalty is in this mode's graph
             return self.weight(torch.float32, clock) * 0
         return self.combined(values, places, clock, of)
@@ -121,28 +139,30 @@ class Total(RuntimeModule):
         total = stacked.sum() if self.sums else average(stacked, of)
         return weight.to(total.dtype) * total
 
-    def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
+    def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""
-        return computed(partial(self._formula, clock=clock), own_parameters(values), self.regularizer)
+        return computed(partial(self._formula, clock=clock, inputs=inputs), own_parameters(values), self.regularizer, inputs)
 
-    def _formula(self, values: Mapping[str, Any], clock: Tensor | None) -> Tensor:
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description)
+    def _formula(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description, inputs)
 
 
 class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
-    def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
+    def forward(self, values: dict[str, Tensor], /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:  # type: ignore[override]
+        """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock`` and ``inputs``: as in ``Measure``."""
+        if torch.compiler.is_dynamo_compiling():
+            improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values.values()):
-            return in_eager(self.total, values, clock=clock)  # type: ignore[no-any-return]
-        return self.total(values, clock=clock)
+            return in_eager(self.total, values, clock=clock, inputs=inputs)  # type: ignore[no-any-return]
+        return self.total(values, clock=clock, inputs=inputs)
 
-    def total(self, values: dict[str, Tensor], *, clock: Tensor | None) -> Tensor:  # type: ignore[override]
+    def total(self, values: dict[str, Tensor], *, clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], as ``forward`` does."""
         if not values:
             return self.weight(torch.float32, clock) * 0
-        measurement = self.parameter_measured(values, clock)
+        measurement = self.parameter_measured(values, clock, inputs)
         return self.weight(measurement.dtype, clock) * measurement
 
 
@@ -173,10 +193,9 @@ def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measured(
-    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Weight, description: str,
-    lengths: Tensor | None = None,
+    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Weight, description: str, inputs: Mapping[str, Any]
 ) -> Tensor:
-    """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off."""
+    """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off. ``inputs``: as in ``Measure``."""
     for value in sites.values():
         if not isinstance(value, Tensor):
             raise RegularizerError(
@@ -188,7 +207,9 @@ def measured(
         for value in wide.values():
             _require_range(value, *regularizer.value_range, description)
     first = next(iter(wide.values()))
-    arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "units": first, "lengths": lengths}
+    require_inputs(regularizer, inputs, description)
+    arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "units": first}
+    arguments |= fitted(regularizer, inputs, first.dtype, first.device)
     if "weight" in regularizer.takes:
         arguments["weight"] = weight(first.dtype)
     return formula(regularizer, arguments, first.device.type, description)

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
 from graphreg.ir import RULES, Kind, Site, addition_of, own_name, select, state_of
+from graphreg.planning import Plan
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.noise_keys import key_of
 from graphreg.runtime.penalty import Measure, Total
@@ -18,7 +19,9 @@ from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unequal, U
 from graphreg.runtime.runtime_module import Drawing, Rules
 from graphreg.runtime.sharding import parallelized_uncalled
 from graphreg.runtime.splice import SpliceRule
+from graphreg.torch_internals import BatchNormBase, world_size
 
+OTHER_NORMS = (nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # which have the class of batch norms
 Placements = Mapping[str, Mapping[str, Any]]
 
 
@@ -221,6 +224,28 @@ def rank_notes(rules: Rules) -> list[str]:
     differing = ", ".join(map(repr, key.differing))
     rest = f"those of {differing} draw different masks; all others draw the same" if differing else "otherwise, all draw the same masks"
     return [*lines, f"ranks: {rest}"]
+
+
+def batch_notes(module: nn.Module, rules: Rules, plan: Plan) -> list[str]:
+    """Return the lines of the report that say what is computed from the batch of one rank; no lines if there is one rank.
+
+    Args:
+        module: The rewritten module.
+        rules: The container of its runtime modules.
+        plan: Its plan.
+    """
+    key = key_of(rules)
+    if (key is None or key.position is None) and world_size() == 1:
+        return []
+    penalties = [name for name, regularizer in plan.regularizers.items() if regularizer.over_batch and regularizer.on == "values"]
+    norms = [path for path, inner in module.named_modules() if isinstance(inner, BatchNormBase) and not isinstance(inner, OTHER_NORMS)]
+    lines = []
+    if penalties:
+        lines.append(f"ranks: {', '.join(penalties)}: a statistic of the batch, which each rank computes from its own examples")
+    if norms:
+        which = norms[0] if len(norms) == 1 else f"{len(norms)} batch norms, such as {norms[0]}"
+        lines.append(f"ranks: {which}: normalizes by the statistics of the rank's own examples; nn.SyncBatchNorm by those of all ranks")
+    return lines
 
 
 def unplace(rules: Rules) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor, fx, nn
 
 from graphreg.blocks import new_owner, opened, outlined, with_blocks
-from graphreg.compiler import LOWERED, Lowering, with_our_pass
+from graphreg.compiler import LOWERED, Lowering
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import (
     IGNORED,
@@ -198,15 +198,13 @@ class RewrittenModule(fx.GraphModule):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile in place, as ``nn.Module.compile`` does. Inductor also gets the passes of ``graphreg/compiler/inductor_passes.py``.
+        """Compile in place, as ``nn.Module.compile`` does.
 
         Raises GraphRegError for fullgraph=True if a recurrent layer cannot be lowered.
         """
         if options.get("fullgraph") and (refused := lowering(self).refused()):
             raise GraphRegError(refused)
-        rules = self._modules.get(RULES)
-        differentiates = rules is not None and any(isinstance(child, Derivative) for child in rules.children())
-        super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
+        super().compile(*args, **options)
 
     def penalties(self) -> dict[str, Tensor]:
         """Return the values of the last call's penalties by name, detached.

@@ -16,6 +16,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
+from graphreg.runtime.sharding import numbered
 from graphreg.runtime.site_strengths import OWN, Places
 
 
@@ -34,6 +35,7 @@ class Rules(nn.Module):
         seeds: The seeds that the module's streams were made with. The seed of a splice that has an ``rng`` of its own is under the
             regularizer's name; the seed for all others is under ``""``.
         watching: The monitor; None if no monitor watches the module.
+        number: The number of the rewritten module, by which ``sharding.py`` finds it.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
 
@@ -47,6 +49,7 @@ class Rules(nn.Module):
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
+        self.number = 0
         self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
@@ -57,7 +60,11 @@ class Rules(nn.Module):
         return self
 
     def find_owners(self, root: nn.Module) -> None:
-        """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them."""
+        """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them.
+
+        ``root``: the rewritten module.
+        """
+        self.number = numbered(root)
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root

@@ -3,63 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from weakref import WeakSet
+from itertools import count
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import fx, nn
 
 from graphreg.blocks import is_block, is_sharded
 from graphreg.errors import GraphRegError
-from graphreg.ir import addition_of, calls_of, measured_shard, state_of
+from graphreg.ir import RULES, addition_of, calls_of, measured_shard, state_of
 from graphreg.torch_internals import (
     COMPILED_MODULE,
     WRAPPED_MODULE,
     has_parallel_hooks,
+    has_process_group,
     is_distributed,
     returns_shard,
     shards_passed,
 )
 
+# Rewritten modules by number. Dynamo of torch 2.10 passes numbers, but not modules, to functions whose result it takes as a constant.
+_numbered: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_numbers = count()
 _examined: WeakSet[nn.Module] = WeakSet()  # the containers of the modules that ``refuse_parallelized`` has found right
 
 
-def refuse_sharded_derivatives(module: nn.Module, names: list[str]) -> None:
-    """Raise GraphRegError if penalties on derivatives act in a module that is sharded, or that has a sharded submodule or parameter."""
-    if _is_sharded_by_fsdp(module):
-        raise GraphRegError(
-            f"{', '.join(names)} differentiates the model within its forward, and FSDP2 would free and average parameters during that. "
+def numbered(module: nn.Module) -> int:
+    """Give a rewritten module a number by which the functions of this file find it, and return the number."""
+    number = next(_numbers)
+    _numbered[number] = module
+    return number
+
+
+def refuse_sharded_derivatives(rules: Any, names: list[str]) -> None:
+    """Raise GraphRegError if penalties on derivatives act in a module that is sharded, or that has a sharded submodule or parameter.
+
+    ``rules``: the container of the module's runtime modules.
+    """
+    if has_process_group() and (why := _not_differentiated(rules.number)):
+        raise GraphRegError(f"{', '.join(names)} differentiates the model within its forward, and {why}")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _not_differentiated(number: int) -> str:
+    module = _numbered[number]
+    if any(map(is_sharded, module.modules())):
+        return (
+            "FSDP2 would free and average parameters during that. "
             "Leave this penalty out, or train without fully_shard, for instance with DistributedDataParallel."
         )
     if _has_distributed_parameters(module):
-        raise GraphRegError(
-            f"{', '.join(names)} differentiates the model within its forward, and with tensor parallelism (DTensor parameters) torch does "
+        return (
+            "with tensor parallelism (DTensor parameters) torch does "
             "not differentiate twice what ranks send each other. Leave this penalty out, or train without parallelize_module."
         )
+    return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_sharded_by_fsdp(module: nn.Module) -> bool:
-    return any(map(is_sharded, module.modules()))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_distributed_parameters(module: nn.Module) -> bool:
     return any(map(is_distributed, module.parameters()))
 
 
-def refuse_parallelized(module: nn.Module, rules: nn.Module) -> None:
+def refuse_parallelized(rules: Any) -> None:
     """Raise GraphRegError if tensor parallelism would be ignored in a module that the graph opens, or if a penalty measures a local shard.
 
     ``rules``: the container of the module's runtime modules.
     """
-    if why := _parallelized_wrongly(module, rules):
+    if why := _parallelized_wrongly(rules.number):
         raise GraphRegError(why)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _parallelized_wrongly(module: nn.Module, rules: nn.Module) -> str:
-    state = state_of(module)
-    if rules in _examined or state is None or not _has_distributed_parameters(module):
+def _parallelized_wrongly(number: int) -> str:
+    module = _numbered[number]
+    rules, state = module._modules.get(RULES), state_of(module)
+    if rules is None or rules in _examined or state is None or not _has_distributed_parameters(module):
         return ""
     if uncalled := parallelized_uncalled(module):
         return uncalled

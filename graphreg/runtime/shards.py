@@ -11,7 +11,7 @@ from graphreg.runtime.rank_layout import from_part, is_dtensor, like_part, made_
 
 
 def on_shards(
-    splice: Any, z: Any, key: Tensor, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
+    splice: Any, z: Any, key: Tensor, inputs: dict[str, Any], clock: Tensor | None, others: dict[str, Tensor]
 ) -> Tensor:
     """Replace a DTensor. Return a DTensor with the same placements, except that partial sums are added up first.
 
@@ -21,7 +21,7 @@ def on_shards(
         splice: The splice, a ``SpliceRule``.
         z: The DTensor.
         key: The splice's row of the keys, int32 [2].
-        lengths: As in ``SpliceRule.forward``, but only None is allowed.
+        inputs: The inputs of the model that the formula takes; none are allowed.
         clock: As in ``SpliceRule.forward``.
         others: As in ``SpliceRule.forward``; they must be DTensors.
 
@@ -35,9 +35,11 @@ def on_shards(
             "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
             "parameter out."
         )
-    if lengths is not None:
+    if inputs:
+        option = next(iter(inputs))
         raise RegularizerError(
-            f"{splice.description}: the value is a DTensor, and lengths are not divided as it is. Leave lengths= out, or the site."
+            f"{splice.description}: the value is a DTensor, and the input that {option}= names is not divided as it is. Leave {option}= "
+            "out, or the site."
         )
     if plain := [name for name, value in others.items() if not is_dtensor(value)]:
         what = "module" if plain[0] == "module_input" else "cell"
@@ -47,6 +49,6 @@ def on_shards(
     require_separable(splice.regularizer, place, splice.description)
     local = {name: like_part(value, z) for name, value in others.items()}
     place = within(place, z, splice.cuts, splice.description)
-    part = splice.replaced(z.to_local(), splice.key_among(key, z.device_mesh), place, None, clock, local)
+    part = splice.replaced(z.to_local(), splice.key_among(key, z.device_mesh), place, {}, clock, local)
     whole: Tensor = from_part(part, z)
     return whole

@@ -13,6 +13,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
 from graphreg.rng import Noise, Window, recomputes
+from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import Drawing, LayerMode, accumulation
 from graphreg.runtime.shards import on_shards
@@ -52,25 +53,25 @@ class SpliceRule(Drawing):
         """Whether the splice has a form for eval mode (``in_eval``), which replaces the value while ``acts()`` is False."""
         return bool(self.regularizer.takes_in_eval)
 
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, *, clock: Tensor | None = None, **others: Tensor) -> Tensor:
+    def forward(self, z: Tensor, key: Tensor, /, *, clock: Tensor | None = None, **others: Any) -> Tensor:
         """Replace a value ``z`` of any shape and floating dtype. Return a tensor of the same shape and dtype.
 
-        ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``clock``: what the
-        clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``, each [shape of z],
-        for a splice that takes it. If the splice does not act, the result is that of its form for eval mode; without such a form, it is
-        ``z`` itself, or a copy of ``z`` if ``apart``.
+        ``key``: int32 [streams, 2], or one row of it. ``clock``: what the clock returned, [elements], for a strength that has a schedule.
+        ``others``: ``module_input`` and ``previous``, each [shape of z], for a splice that takes it, and the inputs of the model that the
+        formula takes, by the names of its arguments. If the splice does not act, the result is that of its form for eval mode; without
+        such a form, it is ``z`` itself, or a copy of ``z`` if ``apart``.
         """
         if not self.acts() and not self.differs_in_eval():
             return clone(z) if self.apart else z
-        row = self.row(key)
+        row, inputs = self.row(key), {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
-            return on_shards(self, z, row, lengths, clock, others)
-        return self.replaced(z, row, window(z, self.cuts, self.description), lengths, clock, others)
+            return on_shards(self, z, row, inputs, clock, others)
+        return self.replaced(z, row, window(z, self.cuts, self.description), inputs, clock, others)
 
     def replaced(
-        self, z: Tensor, key: Tensor, window: Window | None, lengths: Tensor | None, clock: Tensor | None, others: dict[str, Tensor]
+        self, z: Tensor, key: Tensor, window: Window | None, inputs: dict[str, Any], clock: Tensor | None, others: dict[str, Tensor]
     ) -> Tensor:
-        """Replace a value that is no DTensor, as ``forward`` does. ``key``: int32 [2].
+        """Replace a value that is no DTensor, as ``forward`` does. ``key``: int32 [2]. ``inputs``: the inputs of the model.
 
         ``window``: if ranks divide the value among them, where this rank's part lies in the whole value; None if the rank has the whole.
         """
@@ -83,16 +84,18 @@ class SpliceRule(Drawing):
         self.regularizer.require_fit(z.shape, self.description)
         if self.units is not None:
             self.units.require(z.shape, self.description)
-        if self.steps is not None and self.steps.lengths is not None:
-            lengths = self.steps.counts(lengths, z, self.description)
-        others = self._others(z, others)
+        require_inputs(self.regularizer, inputs, self.description)
+        if self.steps is not None and "lengths" in inputs:
+            inputs = {**inputs, "lengths": self.steps.counts(inputs["lengths"], z, self.description)}
+        # recompute_in_backward takes no other value of the model than z: a splice that reads one with a gradient is not recomputed
+        alone = not others and are_whole_numbers(inputs)
+        given = self._others(z, others) | fitted(self.regularizer, inputs, z.dtype, z.device)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype), clock), Noise(key, shared, window)
-        formula = partial(self._formula, lengths=lengths, others=others)
-        # recompute_in_backward takes no other value of the model than z, so a splice with ``others`` is not recomputed
-        recompute = self.may_recompute() and recomputes() and not others
+        formula = partial(self._formula, others=given)
+        recompute = self.may_recompute() and recomputes() and alone
         if not acts:
-            y = self._in_eval(z, weight, others)
+            y = self._in_eval(z, weight, given)
         elif recompute:
             y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
         else:
@@ -150,8 +153,8 @@ class SpliceRule(Drawing):
         """Move the axis of units in a formula's result back to where the value has it, if the formula takes ``units``."""
         return y if self.units is None or not isinstance(y, Tensor) or not y.dim() else y.movedim(-1, self.units.axis)
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
-        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, others: dict[str, Any]) -> Any:
+        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, **others}
         arguments["units"] = self._moved(z)
         if "values" in self.regularizer.takes:  # nothing else reads self.site: Dynamo compiles a graph for each value of it
             arguments["values"] = {self.site: z}

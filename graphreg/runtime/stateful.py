@@ -13,6 +13,7 @@ from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
 from graphreg.runtime.distributed_values import whole_parameter
+from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, State
 from graphreg.runtime.penalty import Total, average, result, uncast, widened
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -42,21 +43,24 @@ class StatefulTotal(Total):
         super().__init__(regularizer, name, strength)
         self.state, self.held = state, tuple(state.at(site) for site in sites)
 
-    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape. ``places``, ``clock`` and ``of``: as in ``Total``."""
+    def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. The other arguments: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
-            measurement, new = self._measured(whole_parameter(value), held, clock)  # a state is whole on all ranks
+            measurement, new = self._measured(whole_parameter(value), held, clock, inputs)  # a state is whole on all ranks
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):
                 held.replace(new)
         return self.combined(measurements, places, clock, of) if measurements else self.weight(torch.float32, clock) * 0
 
-    def _measured(self, value: Tensor, held: SiteState, clock: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+    def _measured(
+        self, value: Tensor, held: SiteState, clock: Tensor | None, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, Mapping[str, Tensor] | None]:
         wide = widened(value)
+        require_inputs(self.regularizer, inputs, self.description)
         arguments: dict[str, Any] = {
             "w": wide, "values": {"": wide}, "state": cast(held, wide.dtype), "weight": self.weight(wide.dtype, clock),
-        }  # fmt: skip
+        } | fitted(self.regularizer, inputs, wide.dtype, wide.device)  # fmt: skip
         measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
         if new is not None:
             held.refuse_other(new, self.description)
@@ -82,9 +86,9 @@ class StatefulSplice(SpliceRule):
     def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Any]) -> Any:
         return super()._in_eval(z, weight, {**others, "state": cast(self.held[0], weight.dtype)})
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, others: dict[str, Any]) -> Any:
         held = self.held[0]
-        given = super()._formula(z, weight, noise, lengths, {**others, "state": cast(held, weight.dtype)})
+        given = super()._formula(z, weight, noise, {**others, "state": cast(held, weight.dtype)})
         if not isinstance(given, tuple):
             return given
         value, new = given

@@ -88,13 +88,19 @@ def _edit(edit: Edit, stage: StageTrace) -> Edit | None:
             f"{who}: the splice may return {edit.module_input}, the module's input, and the stage neither computes it nor gets it. Begin "
             "the stage with a whole module, or leave the site out."
         )
-    inputs = {str(node.target) for graph in stage.traced.graphs.values() for node in graph.nodes if node.op == "placeholder"}
-    if edit.steps is not None and edit.steps.lengths is not None and edit.steps.lengths not in inputs:
-        raise RegularizerError(
-            f"{who}: lengths={edit.steps.lengths!r} names an input of the model that the stage does not take. Let its forward take "
-            f"{edit.steps.lengths}, and pass it to schedule.step by that name."
-        )
+    _require_inputs(edit, stage)
     return replace(edit, site=_at_stage(edit.site, _made(stage)[edit.site.name]))
+
+
+def _require_inputs(edit: Edit, stage: StageTrace) -> None:
+    """Raise RegularizerError if the stage does not take an input of the model that the formula of an edit takes."""
+    inputs = {str(node.target) for graph in stage.traced.graphs.values() for node in graph.nodes if node.op == "placeholder"}
+    for option, name in edit.regularizer.model_inputs.items():
+        if name not in inputs:
+            raise RegularizerError(
+                f"{edit.name} at {edit.site.name}: {option}={name!r} names an input of the model that the stage does not take. Let its "
+                f"forward take {name}, and pass it to schedule.step by that name."
+            )
 
 
 def _made(stage: StageTrace) -> dict[str, Site]:
@@ -119,6 +125,8 @@ def _parameter_edit(edit: Edit, stage: StageTrace) -> Edit | None:
                 "first of these reads is in this stage, which would then count the penalty. Say which call a value belongs to, as by "
                 "names={'layer': 'layer_1'}, or leave the parameter out."
             )
+        if is_first:
+            _require_inputs(edit, stage)
         return replace(edit, site=here) if is_first else None
     reads = [read for by_name in stage.traced.parameter_reads.values() for read in by_name.get(here.name, ())]
     if not any(read.is_by(edit.readers) for read in reads):
@@ -128,6 +136,7 @@ def _parameter_edit(edit: Edit, stage: StageTrace) -> Edit | None:
             f"{edit.name} at {edit.site.name}: the parameter is tied, and this stage has it as {here.name}. A splice on it would draw "
             "another mask here than in the other stage. Leave the parameter out."
         )
+    _require_inputs(edit, stage)
     others = tuple(sorted({read.module or stage.traced.title for read in reads if not read.is_by(edit.readers)}))
     return replace(edit, site=here, other_readers=others)
 

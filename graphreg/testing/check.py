@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ def check_regularizer(
     - The model is not changed: ``graphreg.verify`` accepts the module, and the result of ``graphreg.strip`` has the model's outputs.
     - A copy of the module, and a module made from the module's recipe, have the module's results.
     - Wrong options raise RegularizerError, with the names of the class and of the option.
+    - For an option that is annotated ``ModelInput`` and has the default None: the formula works without the input.
 
     Args:
         cls: The class, a subclass of ``Splice`` or ``Penalty``.
@@ -60,7 +61,8 @@ def check_regularizer(
         backend: The backend of torch.compile; None to leave out the check of compiled code.
         gradients: Whether to compare gradients with finite differences. Give False for a formula whose gradient is not its derivative,
             such as a straight-through estimator.
-        **options: Further options of the class.
+        **options: Further options of the class. An option that is annotated ``ModelInput`` names an input of the model; one of
+            ``graphreg.testing.examples()`` has the inputs ``x``, ``mask``, ``lengths`` and ``labels``.
 
     Raises:
         AssertionError: The regularizer lacks a property; the message says which.
@@ -78,6 +80,7 @@ def check_regularizer(
     check_action(subject)
     check_purity(subject)
     check_zero(subject)
+    check_inputs(subject)
     check_model(subject)
     check_copies(subject)
     if gradients:
@@ -263,6 +266,25 @@ def check_zero(subject: Subject) -> None:
             _equal(_tensors(result.output), _tensors(plain.output)),
             "at strength 0 it changes the output. If this is meant, say off_at_zero = False in the class.",
         )
+
+
+def check_inputs(subject: Subject) -> None:
+    """Check that the formula works where an option that names an input of the model has its default None."""
+    regularizer, inputs = subject.regularizer, subject.example.inputs
+    defaults = {field.name: field.default for field in fields(regularizer)}
+    for option in regularizer.model_inputs:
+        if defaults[option] is not None:
+            continue
+        try:
+            module = regularize(copy.deepcopy(subject.example.model), replace(regularizer, **{option: None}), example_inputs=inputs, rng=7)
+            _call(module.train(), inputs)
+        except GraphRegError:  # the class or the engine refuses it
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"{subject.name}: without {option}=, its formula gets None for {option} and raises {first_line(error)}. Handle None, or "
+                f"let the option be required: {option}: ModelInput = graphreg.required()."
+            ) from error
 
 
 def check_model(subject: Subject) -> None:

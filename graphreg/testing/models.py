@@ -82,6 +82,23 @@ class Attention(nn.Module):
         return self.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class Padded(nn.Module):
+    """Reads padded sequences. Sites: body, tanh, head. The inputs ``mask``, ``lengths`` and ``labels`` are for formulas alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))  # type: ignore[no-any-return]
+
+
+def padded() -> Example:
+    """Return a ``Padded`` with the inputs x [batch, time, 4], mask [batch, time] bool, lengths [batch] and labels [batch], int64."""
+    lengths = torch.tensor([5, 1, 3])
+    return Example(Padded(), (torch.randn(3, 5, 4), torch.arange(5) < lengths[:, None], lengths, torch.tensor([2, 0, 1])))
+
+
 def convolution() -> Example:
     """Return a convolutional model. Sites: 0 and 2 (2d convolutions), 1 (an activation), 3 (a flatten), 4."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 64, 3))
@@ -95,6 +112,7 @@ MADE: tuple[Callable[[], Example], ...] = (
     lambda: Example(Loop(), torch.randn(5, 4)),
     lambda: Example(Residual(), torch.randn(5, 4)),
     lambda: Example(Attention(), torch.randn(3, 4, 4)),
+    padded,
 )
 
 

@@ -43,6 +43,7 @@ from graphreg.torch_internals.distributed import (
     taken_by_fsdp,
     uses_fsdp,
     without_partial_sums,
+    world_size,
 )
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
@@ -134,7 +135,15 @@ from graphreg.torch_internals.fx import (
     value_name,
     wrapped_functions,
 )
-from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
+from graphreg.torch_internals.inductor import (
+    add_inductor_options,
+    graph_pass,
+    inductor_with,
+    lower,
+    pointwise,
+    strides_of,
+    without_autograd_cache,
+)
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
@@ -214,10 +223,10 @@ from graphreg.torch_internals.versions import known_versions, run_canaries, warn
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
     "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
-    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION",
-    "WRAPPED_MODULE", "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase",
-    "DropoutBase", "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload",
-    "OpOverloadPacket", "PipelineRun", "TorchDispatchMode", "asking_wrapper", "assert_async", "at_rest", "backend_in",
+    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "TRACES_OBJECTS", "VERSION", "WRAPPED_MODULE",
+    "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase",
+    "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload", "OpOverloadPacket",
+    "PipelineRun", "TorchDispatchMode", "add_inductor_options", "asking_wrapper", "assert_async", "at_rest", "backend_in",
     "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints", "bound_call", "captured_code",
     "checkpoint_wrapped", "chunks", "collector_at_rest", "compile_record_of", "compiled_call", "compiles_itself", "copy_notes",
     "copy_source", "custom_operators", "deep_enough", "default_of", "define_in_copies", "define_named_tuples",
@@ -239,6 +248,6 @@ __all__ = [
     "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "taken_by_fsdp",
     "traces_here", "transform_level", "transforms", "translator", "unwrapped", "uses_fsdp", "value_name", "version_of", "vmaps",
     "warn_if_untested", "weight_names", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions",
-    "without_modes", "without_partial_sums", "without_proxies", "without_source", "without_transforms", "wrap_engine",
+    "without_modes", "without_partial_sums", "without_proxies", "without_source", "without_transforms", "world_size", "wrap_engine",
     "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

@@ -30,6 +30,11 @@ def has_process_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def world_size() -> int:
+    """Return the number of ranks of torch.distributed; 1 if there is no process group."""
+    return dist.get_world_size() if has_process_group() else 1
+
+
 def replicated(whole: Tensor, like: Any) -> Any:
     """Return a DTensor on the mesh of the DTensor ``like`` that has all elements of ``whole`` on each rank.
 

@@ -5,6 +5,7 @@ The import of Inductor takes a second. So each function imports the parts of Ind
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 import torch._functorch.config
 from torch import fx
+
+from graphreg.torch_internals.config import CONFIGS, INDUCTOR, default_of
+from graphreg.torch_internals.dynamo import translator
 
 Lowering = Callable[..., Any]
 
@@ -77,6 +81,44 @@ def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the compiler that ``torch.compile(options=options)`` uses, which is Inductor. Raise RuntimeError for an unknown option."""
     compiler: Callable[..., Any] = torch._TorchCompileInductorWrapper(None, dict(options), None)  # type: ignore[no-untyped-call]
     return compiler
+
+
+def add_inductor_options(options: Mapping[str, Any]) -> None:
+    """Add options of Inductor to those with which the graph that Dynamo is capturing will be compiled.
+
+    An option that is set already stays, be it by the call of torch.compile or in Inductor's configuration. Other graphs and Inductor's
+    configuration do not change. Nothing happens if another backend than Inductor compiles the graph.
+
+    Call this function while Dynamo traces, from a function with ``torch.compiler.assume_constant_result``.
+    """
+    output: Any = translator().output
+    output.compiler_fn = _with_options(output.compiler_fn, options)
+
+
+def _with_options(compiler: Any, options: Mapping[str, Any]) -> Any:
+    """Return a compiler, which may be wrapped, that has the options. Return the compiler itself if it is not Inductor."""
+    if isinstance(compiler, torch._TorchCompileInductorWrapper):
+        present = compiler.config
+        added = {name: value for name, value in options.items() if name not in present and _is_default(name)}
+        return _changed(compiler, "config", {**present, **added})
+    # what Dynamo wraps around a backend in order to debug it; what splits graphs for DistributedDataParallel
+    if (inner := getattr(compiler, "_torchdynamo_orig_backend", None)) is not None:
+        return _changed(compiler, "_torchdynamo_orig_backend", _with_options(inner, options))
+    splitting = getattr(compiler, "__self__", None)
+    if (inner := getattr(splitting, "backend_compile_fn", None)) is not None:
+        return getattr(_changed(splitting, "backend_compile_fn", _with_options(inner, options)), compiler.__name__)
+    return compiler
+
+
+def _changed(holder: Any, name: str, value: Any) -> Any:
+    """Return a copy of an object that has another value of an attribute."""
+    copied = copy.copy(holder)
+    setattr(copied, name, value)
+    return copied
+
+
+def _is_default(option: str) -> bool:
+    return bool(getattr(CONFIGS[INDUCTOR], option) == default_of(INDUCTOR, option))
 
 
 def without_autograd_cache() -> AbstractContextManager[None]:

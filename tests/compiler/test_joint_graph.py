@@ -1,4 +1,4 @@
-"""What module.compile() makes of second derivatives: the same values, in a graph that is worked out here by hand."""
+"""What Inductor is made to make of second derivatives: the same values, in a graph that is worked out here by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from graphreg.compiler.inductor_passes import JOINT_GRAPH_SLOT, SLOT, with_our_pass
+import graphreg
+from graphreg.compiler import inductor_passes
 from graphreg.compiler.joint_graph import input_gradients, merge_sums, recompute_masks, same_forms, simplify, weight_gradients
 
 aten = torch.ops.aten
@@ -177,8 +180,13 @@ def test_everything_is_done() -> None:
     assert any("recompute" in n.meta for n in module.graph.nodes)
 
 
-def test_it_is_installed_where_a_penalty_differentiates() -> None:
-    assert list(with_our_pass({}, differentiates=True)["options"]) == [SLOT, JOINT_GRAPH_SLOT]
-    assert list(with_our_pass({})["options"]) == [SLOT]
-    chosen = {"options": {JOINT_GRAPH_SLOT: None}}  # the user's own
-    assert with_our_pass(chosen, differentiates=True) == chosen
+@pytest.mark.parametrize("differentiates", [True, False])
+def test_it_is_there_where_a_penalty_differentiates(monkeypatch: pytest.MonkeyPatch, differentiates: bool) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(inductor_passes, "simplify", lambda graph: seen.append(1))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    penalties: dict[str, Any] = {"contractive": 0.1} if differentiates else {"hidden_l1": 0.1}
+    torch.compiler.reset()
+    with inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        torch.compile(graphreg.regularize(model, **penalties))(torch.randn(3, 4))
+    assert bool(seen) == differentiates

@@ -44,6 +44,26 @@ return out"""
     )
 
 
+class Looped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 4)
+        for step in range(3):
+            h = self.cell(x[:, step], h)
+        return self.out(h)
+
+
+@pytest.mark.parametrize("selector", ["cell", "cell_1"])
+def test_the_calls_of_a_cell_cannot_share_a_mask(selector: str) -> None:
+    """The error does not advise to select the calls of the cell, as it does for penalties: that is what was selected."""
+    sentence = r"This is one call of 'cell'\. A splice acts on each call by itself, and the calls of a cell cannot share a draw\. Use a "
+    with pytest.raises(graphreg.RegularizerError, match=sentence):
+        graphreg.regularize(Looped(), LockedDropout(selector, 0.5), example_inputs=torch.ones(2, 3, 3))
+
+
 def test_by_hand() -> None:
     """Two examples of three steps and two units: unit 1 of the first and unit 0 of the second are zero at every step."""
     z = torch.arange(12.0).view(2, 3, 2).requires_grad_()

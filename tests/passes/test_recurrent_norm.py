@@ -17,7 +17,7 @@ def test_before_and_after() -> None:
         text(module.code)
         == """z = self.z
 mul = x * z
-mul_recurrent_norm = self.graphreg_rules.mul_recurrent_norm(mul, lengths)
+mul_recurrent_norm = self.graphreg_rules.mul_recurrent_norm(mul, lengths = lengths)
 head = self.head(mul)
 recurrent_norm = self.graphreg_rules.recurrent_norm(mul_recurrent_norm)
 return graphreg_Regularized(head, {'recurrent_norm': recurrent_norm})"""

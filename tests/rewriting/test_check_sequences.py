@@ -79,7 +79,7 @@ def input_called(d: Damage, name: str) -> fx.Node:
 
 
 def with_lengths(d: Damage) -> fx.Node:
-    return d.one(n for n in d.added("measure") if len(n.args) == 2)
+    return d.one(n for n in d.added("measure") if n.kwargs)
 
 
 @kind
@@ -160,31 +160,43 @@ def no_copy_of_a_written_step(d: Damage) -> None:
 @kind
 def the_lengths_left_out(d: Damage) -> None:
     node = with_lengths(d)
-    node.args = node.args[:1]
+    node.kwargs = {}
 
 
 @kind
 def the_lengths_of_another(d: Damage) -> None:
     node = with_lengths(d)
-    node.args = (node.args[0], input_called(d, "others" if node.args[1].target == "lengths" else "lengths"))
+    node.kwargs = {"lengths": input_called(d, "others" if node.kwargs["lengths"].target == "lengths" else "lengths")}
 
 
 @kind
 def a_value_for_the_lengths(d: Damage) -> None:
     node = with_lengths(d)
-    node.args = (node.args[0], node.args[0][0] if isinstance(node.args[0], tuple) else node.args[0])
+    node.kwargs = {"lengths": node.args[0][0] if isinstance(node.args[0], tuple) else node.args[0]}
 
 
 @kind
 def lengths_that_nobody_asked_for(d: Damage) -> None:
-    node = d.one(n for n in d.added("measure") if len(n.args) == 1)
-    node.args = (*node.args, input_called(d, "lengths"))
+    node = d.one(n for n in d.added("measure") if not n.kwargs)
+    node.kwargs = {"lengths": input_called(d, "lengths")}
 
 
 @kind
 def none_for_the_lengths(d: Damage) -> None:
     node = with_lengths(d)
-    node.args = (node.args[0], None)
+    node.kwargs = {"lengths": None}
+
+
+@kind
+def lengths_by_position(d: Damage) -> None:
+    node = with_lengths(d)
+    node.args, node.kwargs = (*node.args, node.kwargs["lengths"]), {}
+
+
+@kind
+def an_input_that_a_total_does_not_take(d: Damage) -> None:
+    node = d.one(d.added("total"))
+    node.kwargs = {**node.kwargs, "lengths": input_called(d, "lengths")}
 
 
 @kind

@@ -17,7 +17,7 @@ from rank_processes import results_of
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -32,7 +32,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import graphreg
 from graphreg import GraphRegError, Penalty, RegularizerError
-from graphreg.passes import BernoulliDropout, DropBlock, HiddenL1
+from graphreg.passes import BernoulliDropout, DeCov, DropBlock, HiddenL1, KLSparsity
 from graphreg.rng.noise import ranked
 
 SCRIPT = Path(__file__).parent / "meshed_ranks.py"
@@ -236,6 +236,23 @@ def test_a_formula_that_sees_the_whole_value_is_refused_at_a_part() -> None:
     graphreg.set_ranks(module, mesh=mesh, data="dp")
 
 
+class Masked(graphreg.Splice):
+    """Takes an input of the model."""
+
+    mask: graphreg.ModelInput = None
+    separable = "elements"
+
+    def __call__(self, z: Tensor, weight: Tensor, noise: graphreg.Noise, mask: Tensor) -> Tensor:
+        return z * noise.keep(z, weight) * mask
+
+
+def test_an_input_of_the_model_beside_a_dtensor_is_refused() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Identity()), Masked("0", 0.5, mask="input"), rng=5)
+    z = DTensor.from_local(torch.ones(4, 6), meshed(0)["tp"], [Replicate()], run_check=False)
+    with pytest.raises(RegularizerError, match=r"the value is a DTensor, and the input that mask= names is not divided as it is\. Leave"):
+        module(z)
+
+
 def test_a_penalty_on_a_part_of_a_value_is_refused() -> None:
     mesh = meshed(1)
     module = made(mesh, BernoulliDropout("down", 0.5), HiddenL1("tanh", 0.1))
@@ -428,3 +445,17 @@ def test_the_report_says_which_ranks_agree() -> None:
     assert "ranks: all draw the same masks" in str(graphreg.report(module))
     graphreg.set_ranks(module, "differ")
     assert "ranks:" not in str(graphreg.report(module))
+
+
+def test_the_report_says_what_each_rank_computes_from_its_own_examples() -> None:
+    def regularized() -> Any:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4), nn.Sigmoid())
+        return graphreg.regularize(model, DeCov("2", 0.1), KLSparsity("5", 0.1), HiddenL1("2", 0.1), BernoulliDropout("2", 0.1))
+
+    assert "own examples" not in str(graphreg.report(regularized()))
+    mesh, module = meshed(1), regularized()
+    for _ in range(2):
+        text = graphreg.report(module).text(200)
+        assert "ranks: decov, kl_sparsity: a statistic of the batch, which each rank computes from its own examples" in text
+        assert "ranks: 1: normalizes by the statistics of the rank's own examples; nn.SyncBatchNorm by those of all ranks" in text
+        graphreg.set_ranks(module, mesh=mesh, data="dp")

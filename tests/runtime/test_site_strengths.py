@@ -146,15 +146,6 @@ def test_in_place_all_graphs_have_them() -> None:
         assert graphreg.site_strengths(twin) == expected
 
 
-def test_a_backend_has_one_for_all() -> None:
-    backend = graphreg.backend(inner="eager", hidden_l1={"weight": 0.5, "pattern": "*.1"})
-    net, x = model(), torch.randn(5, 4)
-    torch.compile(net, backend=backend)(x)
-    assert graphreg.site_strengths(backend) == {"hidden_l1": {"0.1": 0.5, "1.1": 0.5, "2.1": 0.5}}
-    with pytest.raises(graphreg.RegularizerError, match=r"hidden_l1: a backend has one strength for all sites of a regularizer\. Give a"):
-        graphreg.set_strength(backend, "hidden_l1", {"0.1": 0.3})
-
-
 def test_errors() -> None:
     module = graphreg.regularize(model(), HiddenL1("*.1", 0.5), graphreg.build("contractive", weight=0.1, pattern="*.1"), rng=0)
     before = graphreg.site_strengths(module)

@@ -534,3 +534,53 @@ def test_scales() -> None:
         found.append(stage.first.weight.grad.clone())
     one = found[0]
     torch.testing.assert_close(found, [one, 4 * one, one / 2, 4 * one, 4 * one])
+
+
+class Masked(nn.Module):
+    def __init__(self, *layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        made = [nn.Linear(3, 3, dtype=torch.double) for _ in range(2)]
+        self.layers = nn.ModuleDict({str(i): made[i] for i in layers})
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            x = torch.tanh(layer(x))
+        return x
+
+
+class Unmasked(Masked):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self.layers.values():
+            x = torch.tanh(layer(x))
+        return x
+
+
+class MeanOver(graphreg.Penalty):
+    mask: graphreg.ModelInput = None
+
+    def __call__(self, z: Tensor, mask: Tensor) -> Tensor:
+        return (z.abs() * mask[:, None]).sum() / mask.sum()
+
+
+def test_an_input_of_the_model_that_a_formula_takes() -> None:
+    """The stage that takes it has the penalty of the whole model; the error of a stage that does not says how to pass it."""
+    penalty = MeanOver("tanh_1", 0.5, mask="mask")
+    (x, _, _, _), mask = batches(4, 3), torch.tensor([True, False, True, True])
+    whole = Masked(0, 1)
+    module = graphreg.regularize(copy.deepcopy(whole), penalty, penalties="attach", scale=1.0)
+    module(x, mask).sum().backward()
+    parts = Unmasked(0), Masked(1)
+    last = graphreg.regularize_stage(parts[1], penalty, whole=whole, rng=5, microbatches=1, scale_grads=False)
+    last(parts[0](x), mask).sum().backward()
+    expected = {name: parameter.grad for name, parameter in module.named_parameters()}
+    assert {name: p.grad for part in parts for name, p in part.named_parameters()}.keys() == expected.keys()
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name])
+    sentence = (
+        r"meanover at tanh_1: mask='mask' names an input of the model that the stage does not take\. Let its forward take mask, and "
+        r"pass it to schedule\.step by that name\."
+    )
+    with pytest.raises(graphreg.RegularizerError, match=sentence):
+        graphreg.regularize_stage(Unmasked(1), penalty, whole=whole, rng=5, microbatches=1)

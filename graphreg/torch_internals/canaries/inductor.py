@@ -76,3 +76,23 @@ def inductor() -> None:
     assert function(torch.ones(2, 3)).tolist() == [[0, 2, 4], [6, 8, 10]] and passed and lowered
     with raising(RuntimeError, match="no_such_option"):
         door.inductor_with({"no_such_option": 1})
+
+
+@canary("Dynamo has a compiler for each graph that it captures", "Inductor's passes for penalties", "add_inductor_options")
+def options_of_one_graph() -> None:
+    passed: list[int] = []
+    change = door.graph_pass(lambda graph: passed.append(len(graph.nodes)), __file__)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def ask() -> None:
+        door.add_inductor_options({"post_grad_custom_post_pass": change})
+
+    def function(x: Tensor) -> Tensor:
+        ask()
+        return x * 2
+
+    with door.CONFIGS[door.INDUCTOR].patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        assert torch.compile(function)(torch.ones(2)).tolist() == [2, 2] and passed
+        passed.clear()
+        assert torch.compile(lambda x: x * 3)(torch.ones(2)).tolist() == [3, 3] and not passed
+        assert torch.compile(function, backend="eager")(torch.ones(2)).tolist() == [2, 2] and not passed

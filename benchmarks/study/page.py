@@ -1,0 +1,192 @@
+"""The page docs/study.md, written from the protocol and the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from study.arms import ALLOWED, ARMS, SEEDS, TUNING, Arm
+from study.claims import CHANGES, CLAIMS, CLOSE, NOT_TESTED, Check, Claim
+from study.run import written
+from study.setups import MEASURES, SETUPS
+from study.verdicts import Found, Records, found, ready
+
+HEAD = """# Do the regularizers show what their papers claim?
+
+This page tests {count} claims about {classes} regularizers on the small data sets that scikit-learn's wheel contains. The comparisons, \
+the networks, the grids of strengths and the rules were fixed and committed before any of them was run; \
+[the protocol](#the-protocol) is below.
+
+A claim that is not shown here is not refuted: networks and data are far smaller than those of the papers. And a claim that is shown \
+here is shown for this network and these data alone.
+"""
+
+PROTOCOL = """## The protocol
+
+- **Pairs.** A regularized network and its control have the same training rows, initial weights and batches for each of {seeds} seeds, and \
+as many steps. A difference is taken seed by seed.
+- **Intervals.** In brackets: the 95 % interval of the mean difference, by Student's t over the {seeds} seeds. A check holds if the whole \
+interval lies on the claimed side of 0. "No worse" holds if the whole interval lies above {lowest:g} points.
+- **Shown.** A claim is shown if all its checks hold. Nothing corrects for the number of claims: if none of them were true, one or two of \
+all single checks would be expected to hold by chance.
+- **Test rows.** They are the same for all seeds (1,000 digits, 200 patients of the diabetes data, 200 of the breast cancer data), so that \
+no strength is chosen on them. The intervals therefore contain what training rows, initial weights, batches and noise change, and not what \
+other test rows would change.
+- **Strengths** come from a grid that was fixed beforehand, by the score on validation rows, averaged over {tuning} other seeds. The rule \
+*best* takes the highest score, and the weaker of equals. The rule *strongest* is for claims about a property that should cost little: it \
+takes the strongest with a score of at least the control's minus {allowed:g} point, or the weakest if there is none. Rivals are chosen \
+from grids by the same rules. The score is accuracy; for the regression it is R².
+- **Before.** Until the protocol was committed, the controls alone were trained to the end, on one other seed, to set the numbers of \
+steps; with regularizers, every arm took three steps (in chain 60), to see that it runs.
+- **Training.** Adam without weight decay; the rate falls to 0 in a straight line. What `L0Gates` and `ConcreteDropout` learn has ten \
+times the rate.
+"""
+
+ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \
+grids stay as they were fixed.
+"""
+
+RUN = """## Run it
+
+```sh
+make study
+```
+
+It takes about {minutes} minutes of one core, goes on where it was stopped, and writes this page and its data, `docs/study.json`. \
+`make study ARGS="--only 'few: *'"` runs some arms, `ARGS=--fresh` all of them again. Other processors round differently, so that runs \
+differ slightly from those of this page.
+"""
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def number(value: float) -> str:
+    """Four digits at most."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def page(records: Records) -> str:
+    """The page of what has run."""
+    ran = [(claim, [found(records, claim, check) for check in claim.checks]) for claim in CLAIMS if ready(records, claim)]
+    classes = len({claim.regularizer for claim in CLAIMS})
+    seconds = sum(run["seconds"] for record in records.values() for runs in record["runs"].values() for run in runs.values())
+    settings = {"seeds": len(SEEDS), "tuning": len(TUNING), "lowest": -CLOSE, "allowed": ALLOWED}
+    return "\n".join([
+        HEAD.format(count=len(CLAIMS), classes=classes),
+        *results(records, ran),
+        PROTOCOL.format(**settings),
+        *changes(), *claims(), *arms(records), *networks(), *measures(), *not_tested(),
+        RUN.format(minutes=round(seconds / 60) or "fifteen"),
+    ])  # fmt: skip
+
+
+def results(records: Records, ran: list[tuple[Claim, list[Found]]]) -> list[str]:
+    """The verdicts, then one line for each claim that is not shown."""
+    if not ran:
+        return ["Nothing has run yet.\n"]
+    lines = [
+        "## Results\n", *summary(ran), f"Measured with {'; '.join(sorted({record['measured'] for record in records.values()}))}.\n",
+        row("regularizer", "strength", "measure", "with", "against", "difference [95 %]", "check", "claim"), "|" + "---|" * 8,
+    ]  # fmt: skip
+    for claim, checks in ran:
+        verdict = "**shown**" if all(each.holds for each in checks) else "not shown"
+        strength = written(records[claim.arm]["chosen"])
+        for place, each in enumerate(checks):
+            head = (f"`{claim.regularizer}` ({claim.arm})", strength) if not place else ("", "")
+            effect = f"{number(each.effect)} [{number(each.low)}, {number(each.high)}]"
+            told = f"{number(each.against)}: {opponent(each.check)}"
+            outcome = ("holds" if each.holds else "fails") + " (no worse)" * bool(each.check.margin)
+            lines.append(row(*head, each.check.measure, number(each.value), told, effect, outcome, "" if place else verdict))
+    failures = {claim: [seen(each) for each in checks if not each.holds] for claim, checks in ran}
+    sentences = [f"- `{claim.regularizer}` ({claim.arm}): {'; '.join(each)}." for claim, each in failures.items() if each]
+    return [*lines, "\n## What is not shown\n", *(sentences or ["Nothing."]), ""]
+
+
+def summary(ran: list[tuple[Claim, list[Found]]]) -> list[str]:
+    """Which claims are shown, which are not, and for which of these the contrary is seen."""
+    shown = [claim for claim, checks in ran if all(each.holds for each in checks)]
+    contrary = [claim for claim, checks in ran if any(each.opposite and not each.holds for each in checks)]
+    unclear = [claim for claim, _ in ran if claim not in shown and claim not in contrary]
+    return [
+        f"**{len(shown)} of {len(ran)} claims are shown**: {names(shown)}.\n",
+        f"{len(contrary)} are not shown, and in at least one check the whole interval lies on the other side: {names(contrary)}.\n",
+        f"{len(unclear)} are not shown, and no interval lies on the other side: {names(unclear)}.\n",
+    ]
+
+
+def names(claims: list[Claim]) -> str:
+    return ", ".join(f"`{claim.regularizer}` ({claim.arm})" for claim in claims) or "none"
+
+
+def opponent(check: Check) -> str:
+    """What is compared with, and which of its measures where it is another one."""
+    return (check.than if isinstance(check.than, str) else "a fixed number") + f" ({check.other})" * bool(check.other)
+
+
+def seen(each: Found) -> str:
+    """A sentence that says what is seen where a check fails."""
+    check = each.check
+    against = f"against {number(each.against)} ({opponent(check)})"
+    if not isinstance(check.than, str):
+        why = f"{check.better} was claimed"
+    elif check.margin:
+        why = f"a loss of more than {check.margin:g} is not excluded"
+    elif each.opposite:
+        why = "the opposite of the claim"
+    else:
+        why = f"no clear difference, {check.better} was claimed"
+    return f"{check.measure} {number(each.value)} {against}, difference {number(each.low)} to {number(each.high)}: {why}"
+
+
+def changes() -> list[str]:
+    head = "### Changed after results were seen\n"
+    return [head, *(f"- {change}" for change in CHANGES), ""] if CHANGES else [head, "Nothing.\n"]
+
+
+def claims() -> list[str]:
+    lines = [row("regularizer (arm)", "paper", "what it claims", "checks"), "|---|---|---|---|"]
+    for claim in CLAIMS:
+        checks = "; ".join(map(asked, claim.checks))
+        lines.append(row(f"`{claim.regularizer}` ({claim.arm})", claim.source, claim.says, checks))
+    return ["### The claims\n", *lines, ""]
+
+
+def asked(check: Check) -> str:
+    if check.margin:
+        return f"{check.measure} no worse than {opponent(check)}"
+    than = opponent(check) if isinstance(check.than, str) else f"{check.than:g}"
+    return f"{check.measure} {check.better} than {than}"
+
+
+def arms(records: Records) -> list[str]:
+    """The arms with their grids, and the mean validation score of each strength."""
+    lines = [row("arm", "keywords; s is the strength", "rule", "grid: validation score"), "|---|---|---|---|"]
+    lines += [row(arm.name, f"`{arm.text}`", arm.rule or "none", grid(arm, records.get(arm.name, {}))) for arm in ARMS.values()]
+    return ["### The arms\n", ENDS, *lines, ""]
+
+
+def grid(arm: Arm, record: Mapping[str, Any]) -> str:
+    told = []
+    for strength in arm.grid or (None,):
+        runs = record.get("runs", {}).get(written(strength), {})
+        score = f"{fmean(runs[str(seed)]['validation'] for seed in TUNING):.1f}" if all(str(seed) in runs for seed in TUNING) else "not run"
+        text = f"{written(strength)}: {score}" if arm.grid else score
+        told.append(f"**{text}**" if arm.grid and strength == record.get("chosen") else text)
+    return ", ".join(told)
+
+
+def networks() -> list[str]:
+    lines = [row(name, " ".join((setup.__doc__ or "").split())) for name, setup in SETUPS.items()]
+    return ["### The networks\n", row("name", "network, data and training"), "|---|---|", *lines, ""]
+
+
+def measures() -> list[str]:
+    lines = [row(name, text) for name, text in MEASURES.items()]
+    return ["### The measures\n", row("name", "meaning"), "|---|---|", *lines, ""]
+
+
+def not_tested() -> list[str]:
+    return ["### Not tested\n", row("regularizer", "why"), "|---|---|", *(row(f"{name}", why) for name, why in NOT_TESTED.items()), ""]

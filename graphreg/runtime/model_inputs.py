@@ -1,0 +1,45 @@
+"""Prepares the inputs of the model that a formula takes: a runtime module gets them as keyword arguments of its forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import RegularizerError, shown
+from graphreg.regularizer import Regularizer
+from graphreg.runtime.distributed_values import whole
+
+
+def require_inputs(regularizer: Regularizer, inputs: Mapping[str, Any], description: str) -> None:
+    """Raise RegularizerError for an input of the model that is no tensor in this call.
+
+    ``inputs``: the inputs by the names of the formula's arguments. ``description``: the regularizer and its site, for messages.
+    """
+    for option, name in regularizer.model_inputs.items():
+        if not isinstance(inputs.get(option), Tensor):
+            raise RegularizerError(
+                f"{description}: {option}={name!r} is {shown(inputs.get(option))} in this call; it must be a tensor. Call the model with a "
+                f"tensor for {name}, or leave {option}= out."
+            )
+
+
+def fitted(regularizer: Regularizer, inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor | None]:
+    """Return the inputs as the formula gets them: whole tensors on a device, those of a floating dtype in ``dtype``.
+
+    An argument whose option is None, so that it has no input, is None.
+    """
+    none: dict[str, Tensor | None] = dict.fromkeys((*regularizer.input_options, "lengths"))
+    return none | {option: _fitted(value, dtype, device) for option, value in inputs.items()}
+
+
+def _fitted(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    found: Tensor = whole(value)
+    return found.to(device, dtype) if found.is_floating_point() else found.to(device)
+
+
+def are_whole_numbers(inputs: Mapping[str, Any]) -> bool:
+    """Whether no input has a floating-point dtype, so that none has a gradient."""
+    return not any(value.is_floating_point() or value.is_complex() for value in inputs.values())
