@@ -118,7 +118,7 @@ def test_a_backend_feeds_float32_there(without: Without) -> None:
     with without:
         torch.compile(model, backend=backend)(X)
         assert {penalty.dtype for penalty in backend.penalties().values()} == {torch.float32}
-        assert backend._strength("hidden_l1", torch.device("cpu")).dtype == torch.float32
+        assert backend._strengths.now(0).tensor("hidden_l1", ("1",), torch.device("cpu")).dtype == torch.float32
     assert graphreg.strengths(backend) == {"hidden_l1": 0.5, "weight_l2": 0.3}
 
 
