@@ -71,7 +71,8 @@ def test_a_site_outside_of_blocks_is_a_block_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_the_rates_are_timms(kind: str) -> None:
-    timm = pytest.importorskip("timm")
+    import timm  # noqa: PLC0415  (it takes seconds)
+
     models: dict[str, Any] = {
         "vit": lambda: timm.models.VisionTransformer(32, 16, depth=4, embed_dim=16, num_heads=2, drop_path_rate=0.2),
         "resnet": lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(8, 8, 8, 8), drop_path_rate=0.2),
