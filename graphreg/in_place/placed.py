@@ -32,6 +32,7 @@ from graphreg.runtime import (
     RewrittenModule,
     Rules,
     SharedState,
+    averages_follow,
     call_within,
     checked_state,
     clock_of_state,
@@ -84,6 +85,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def __init__(self, options: Options, shared: SharedState) -> None:
         super().__init__(self)
+        averages_follow()
         self.options, self.shared, self.graphs = options, shared, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first

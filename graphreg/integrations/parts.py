@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
+from graphreg.recipes import written
 from graphreg.reporting import Monitor, monitor
 from graphreg.runtime import BackendHandle, ModuleHandle, RewrittenModule, current, handle_of
 from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
+log = logging.getLogger("graphreg")
 _WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes in which wrappers hold the model
 
 
@@ -67,7 +72,7 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return, by the path of each module, the state of its noise, and those of its strengths that were changed.
+        """Return, by the path of each module, the state of its noise, those of its strengths that were changed, and its recipe.
 
         The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
         """
@@ -128,11 +133,33 @@ Handles = Mapping[str, ModuleHandle | BackendHandle]  # by the path of the modul
 
 
 def states_of(handles: Handles) -> dict[str, Any]:
-    """Return the state of the noise and the changed strengths of each module: see ``Parts.state``."""
+    """Return the state of the noise, the changed strengths and the recipe of each module: see ``Parts.state``."""
     return {
-        path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": _plain(handle.changed_strengths())}
+        path: {
+            "noise": handle.rng_state(),
+            "regularizers": list(handle.strengths()),
+            "strengths": _plain(handle.changed_strengths()),
+            "recipe": recipe_of(handle),
+        }
         for path, handle in handles.items()
     }
+
+
+def recipe_of(handle: ModuleHandle | BackendHandle) -> dict[str, Any] | None:
+    """Return the recipe of a module, or of a backend; None if it has an argument that no recipe can hold, such as a function."""
+    asked = handle.asked()
+    if isinstance(handle, ModuleHandle) and isinstance(handle.scale(), TrainerScale):  # which the trainer has set, and sets again
+        asked = replace(asked, scale=None)
+    try:
+        return written(asked, handle.changed_strengths())
+    except RegularizerError as error:
+        _warn_once(str(error))
+        return None
+
+
+@cache
+def _warn_once(why: str) -> None:
+    log.warning("checkpoints have no recipe: %s", why)
 
 
 def check_states(handles: Handles, states: Mapping[str, Any]) -> None:

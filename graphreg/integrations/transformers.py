@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from graphreg.errors import GraphRegError, listed
 from graphreg.integrations.parts import Parts, TrainerScale
 from graphreg.ir import Selector
+from graphreg.recipes import write
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback
@@ -18,6 +20,9 @@ except ImportError as error:
 
 class RegularizerCallback(TrainerCallback, ExportableState):
     """Saves and restores noise and strengths in the Trainer's checkpoints, logs the penalties, and sets the scale of the penalties.
+
+    Beside each checkpoint it writes ``graphreg_recipe.json``, from which ``graphreg.regularize_(model, recipe=...)`` regularizes a model
+    as this one was. A module in the model has its path in the file's name: ``graphreg_recipe.student.json``.
 
     Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Before training, regularize the model, or
     any module in it. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
@@ -56,6 +61,15 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         ranks = args.world_size if args.average_tokens_across_devices else 1
         self._scale.ranks, self._scale.scaler = ranks, getattr(more.get("optimizer"), "scaler", None)
         self._parts.scale_by(self._scale)
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Write the recipe of each regularized module beside the checkpoint: ``graphreg_recipe.json``."""
+        if self._parts is None or not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path, part in self._parts.state().items() if folder.is_dir() else ():
+            if part["recipe"] is not None:
+                write(folder / f"graphreg_recipe{'.' if path else ''}{path}.json", part["recipe"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
         """Find out how many batches the step has. The last step of an epoch may have fewer than the other steps."""

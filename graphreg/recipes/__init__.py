@@ -5,8 +5,9 @@ and writes files, ``toml_text.py`` writes TOML, and ``lines.py`` finds the line 
 """
 
 from graphreg.recipes.arguments import RecipeLike, by_recipe, opened
-from graphreg.recipes.recipe import Recipe, load_recipe, recipe, save_recipe
+from graphreg.recipes.files import write
+from graphreg.recipes.recipe import Recipe, load_recipe, recipe, save_recipe, written
 
 __all__ = [
-    "Recipe", "RecipeLike", "by_recipe", "load_recipe", "opened", "recipe", "save_recipe",
+    "Recipe", "RecipeLike", "by_recipe", "load_recipe", "opened", "recipe", "save_recipe", "write", "written",
 ]  # fmt: skip

@@ -52,8 +52,8 @@ def recipe(module: Regulated | Plan) -> dict[str, Any]:
         RegularizerError: An argument cannot be written down, for example a selector that is a function.
     """
     if isinstance(module, Plan):
-        return _written(_of_plan(module), {})
-    return _written(asked_of(module), changed_strengths(module))
+        return written(_of_plan(module), {})
+    return written(asked_of(module), changed_strengths(module))
 
 
 def save_recipe(module: Regulated | Plan, path: str | os.PathLike[str]) -> None:
@@ -96,7 +96,8 @@ def _of_plan(plan: Plan) -> Asked:
     return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.asked_blocks)
 
 
-def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return a recipe, given the arguments that a module was made with, and the strengths that were set since, as ``recipe`` does."""
     data: dict[str, Any] = {"recipe": VERSION}
     options: dict[str, Any] = {
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,

@@ -8,6 +8,7 @@ have the other runtime modules. ``controls.py`` and ``sampling.py`` have the fun
 """
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, factors, fed
+from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of, set_to_zero
 from graphreg.runtime.controls import (
@@ -69,11 +70,12 @@ __all__ = [
     "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized",
     "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState",
     "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Way",
-    "accumulation", "asked_of", "backend_handle", "batch_notes", "call_within", "changed_strengths", "check_penalties",
-    "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current", "factors", "fed",
-    "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "lowering",
-    "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates", "owned_by",
-    "rank_notes", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks",
-    "set_rng_state", "set_strength", "set_to_zero", "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text",
-    "strengths", "strengths_now", "strengths_on", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
+    "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "call_within", "changed_strengths",
+    "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
+    "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of",
+    "lead", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
+    "own_strength_of_rates", "owned_by", "rank_notes", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state",
+    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "shard_measured", "site_strengths",
+    "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "unplace", "with_plain_gradient",
+    "written_scale", "written_state", "zeros",
 ]  # fmt: skip

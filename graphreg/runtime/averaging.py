@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from graphreg.ir import PLACED
 from graphreg.runtime.counter import Counter
 from graphreg.runtime.runtime_module import Rules
 
@@ -34,7 +35,10 @@ def averages_follow() -> None:
 
 @torch.no_grad()
 def _follow(averaged: Any, model: nn.Module) -> None:
-    """Copy the buffers of the model's runtime modules, and which strengths were set, to the averaged model."""
+    """Copy the buffers of the model's runtime modules, and which strengths were set, to the averaged model.
+
+    A model that is regularized in place has both in its state, which is no submodule.
+    """
     copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
     for copy, original in zip(copies, originals, strict=False):  # not strict: torch takes any model with the same parameters
         theirs = dict(original.named_buffers())
@@ -46,3 +50,7 @@ def _follow(averaged: Any, model: nn.Module) -> None:
             copy.set_by_site(name, original.chosen[name])
         for counter in (child for child in copy.children() if isinstance(child, Counter)):
             counter.free.fill_(counter.frozen_call is None)  # ``free`` was copied above, but each module freezes its noise by itself
+    states = ([vars(m)[PLACED] for m in root.modules() if PLACED in vars(m)] for root in (averaged, model))
+    for follower, followed in zip(*states, strict=False):
+        follower.restore_strengths(followed.changed_strengths())
+        follower.set_rng_state(followed.rng_state())

@@ -24,6 +24,15 @@ def vit() -> nn.Module:
     return model
 
 
+def timm_vit() -> nn.Module:
+    import timm  # noqa: PLC0415  (it takes seconds)
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.models.VisionTransformer(16, 8, depth=3, embed_dim=16, num_heads=2, num_classes=5, drop_path_rate=0.2)
+    nn.init.normal_(model.head.weight)  # type: ignore[arg-type,union-attr]
+    return model
+
+
 def resnet() -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.resnet18(num_classes=5)
@@ -32,6 +41,7 @@ def resnet() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str, Callable[[], Any]]] = {
     "vit": (vit, "encoder.layers.*", lambda: {"x": torch.randn(2, 3, 16, 16)}),
+    "timm vit": (timm_vit, "blocks.*", lambda: {"x": torch.randn(2, 3, 16, 16)}),
     "resnet18": (resnet, "layer[1-4].*", lambda: {"x": torch.randn(2, 3, 32, 32)}),
     "gpt2": (lambda: language_models.build("gpt2"), "transformer.h.*", language_models.batch),
     "llama": (lambda: language_models.build("llama"), "model.layers.*", language_models.batch),

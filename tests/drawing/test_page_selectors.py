@@ -333,6 +333,32 @@ def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
 
 
 @needs_chromium
+def test_the_recipe_does_what_was_kept_and_is_shown(folder: Path, tmp_path: Path) -> None:
+    model, file = GPT(12), tmp_path / "recipe.toml"
+    page = Page(graphreg.draw(model, folder / "recipe.html", example_inputs=IDS))
+    hidden = "return [...document.querySelectorAll('#asrecipe, #asrecipe *')].filter((one) => one.hidden).map((one) => one.id)"
+    assert page.run(hidden) == ["asrecipe", "drop"]
+    expected = []
+    for key, text in (("dropout", "h.[34].**@Linear"), ("weight_l2", "h.[3,4].** !h.3.**"), ("hidden_l1", r"h.0.\**@GELU")):
+        page.driver.find_element("css selector", f"#kind option[title='{graphreg.registered()[key].__name__}']").click()
+        page.type("selector", text)
+        if not page.text("paste"):
+            assert key == "hidden_l1" and page.run(hidden) == ["keep"]  # an escaped star matches nothing; what was kept stays
+            break
+        expected.append((graphreg.registered()[key], text.split(" ")))
+        page.run("document.getElementById('asrecipe').open = true")
+        if key == "dropout":
+            page.driver.find_element("css selector", "#keep").click()
+            assert page.text("paste") == "" and page.run("return document.activeElement.id") == "selector"
+        file.write_text(page.text("recipe"))
+        made = graphreg.regularize(model, recipe=file, example_inputs=IDS).graphreg_rules.build_record.plan
+        patterns = [[each.pattern] if isinstance(each.pattern, str) else list(each.pattern) for each in made.regularizers.values()]
+        assert [(type(each), pattern) for each, pattern in zip(made.regularizers.values(), patterns, strict=True)] == expected
+    page.driver.find_element("css selector", "#drop").click()
+    assert page.text("recipe") == ""
+
+
+@needs_chromium
 def test_the_line_to_paste_does_what_is_shown(folder: Path) -> None:
     model = GPT(12)
     page = Page(graphreg.draw(model, folder / "paste.html", example_inputs=IDS))

@@ -15,10 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from traces_left import seen, stored
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, TraceError
+from graphreg.in_place import placed
 from graphreg.in_place.calls import CallForm, readable
+from graphreg.in_place.structure import traced_for
 from graphreg.passes import BernoulliDropout, HiddenL1
 from pages import run_page
 
@@ -64,14 +67,18 @@ class Separate:
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         self.model, self.options, self.modules, self.call = model, options, dict[tuple[str, ...], Any](), 0
+        self.strengths = dict[str, float]()  # which were set
 
     def __call__(self, **call: Any) -> Any:
         structure = tuple(call)
         if structure not in self.modules:
             self.modules[structure] = graphreg.regularize(self.model, example_inputs=call, **({"penalties": "attach"} | self.options))
         module = self.modules[structure]
-        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": self.call})
+        state = graphreg.rng_state(module)
+        graphreg.set_rng_state(module, state | {"call": self.call} | ({"clock": self.call} if "clock" in state else {}))
         self.call += 1
+        for name, strength in self.strengths.items():
+            graphreg.set_strength(module, name, strength)
         return module(**call)
 
 
@@ -271,15 +278,17 @@ def test_the_model_is_its_own_object() -> None:
 
 def test_strip_leaves_no_trace() -> None:
     model = net()
-    space, states = dict(vars(model)), {path: list(vars(m)) for path, m in model.named_modules()}
-    hooks = {path: [dict(getattr(m, name)) for name in vars(m) if "hooks" in name] for path, m in model.named_modules()}
+    model.register_forward_hook(lambda *args: None)
+    before, kept, plain = seen(model), stored(model), copy.deepcopy(model)
     graphreg.regularize_(model, **ASKED, compile={"backend": "aot_eager"})
-    model(X).sum().backward()
+    for call in CALLS[:2]:
+        model(**call).sum().backward()
+        plain(**call)
+    assert seen(model) != before
     assert graphreg.strip_(model) is model
-    assert type(model) is Net and list(vars(model)) == list(space)
-    assert {path: list(vars(m)) for path, m in model.named_modules()} == states
-    assert {path: [dict(getattr(m, name)) for name in vars(m) if "hooks" in name] for path, m in model.named_modules()} == hooks
-    assert "forward" not in vars(model) and torch.equal(model.eval()(X), model(X))
+    assert type(model) is Net and seen(model) == before and stored(model) == kept
+    assert equal(model.state_dict(), plain.state_dict())
+    assert "forward" not in vars(model) and torch.equal(model.eval()(X), plain.eval()(X))
     with pytest.raises(GraphRegError, match="Net is not regularized in place. Give strip_ the model that graphreg.regularize_ returned"):
         graphreg.strip_(model)
     graphreg.regularize_(model, **ASKED)  # once more
@@ -312,16 +321,27 @@ def test_each_copy_has_a_state_of_its_own(used: bool) -> None:
 
 def test_an_average_of_weights_follows() -> None:
     model = graphreg.regularize_(net(), **ASKED)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    plain = net()
+    average, expected = (AveragedModel(each, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True) for each in (model, plain))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
+    for step in range(3):
+        graphreg.set_strength(model, "hidden_dropout", 0.5 + 0.1 * step)
         optimizer.zero_grad()
         model(X).sum().backward()
         optimizer.step()
         average.update_parameters(model)
+        with torch.no_grad():
+            for ours, theirs in zip([*plain.parameters(), *plain.buffers()], [*model.parameters(), *model.buffers()], strict=True):
+                ours.copy_(theirs)
+        expected.update_parameters(plain)
+        assert equal(average.module.state_dict(), expected.module.state_dict())
+        assert graphreg.rng_state(average.module) == graphreg.rng_state(model)
+        assert graphreg.strengths(average.module) == graphreg.strengths(model)
     average.eval()
-    assert not torch.equal(average(X), model.eval()(X))
-    assert graphreg.rng_state(model)["call"] == 2 and graphreg.strengths(average.module) == graphreg.strengths(model)
+    assert torch.equal(average(X), expected.eval()(X)) and not torch.equal(average(X), model.eval()(X))
+    module = graphreg.regularize(expected.train().module, **(ASKED | {"penalties": "attach", "hidden_dropout": 0.7}))
+    graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": 3})
+    assert torch.equal(average.train()(X), module(X))  # as a teacher with noise
 
 
 def test_apply_reaches_strengths_and_keys() -> None:
@@ -428,26 +448,35 @@ def test_a_change_that_is_undone_needs_no_other_trace(monkeypatch: pytest.Monkey
     assert lines[3:] == ["traced once more for (x=float32[2]): other values of 'gain'"]
 
 
-def test_a_failed_trace_is_remembered_until_the_model_changes() -> None:
+def test_a_failed_trace_is_remembered_until_the_model_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.calls, self.plain = nn.Linear(4, 4), 0, False
+            self.layer, self.plain = nn.Linear(4, 4), False
 
         def forward(self, x: Tensor) -> Tensor:
-            type(self).traced += 1  # type: ignore[attr-defined]
             y: Tensor = self.layer(x)
             return y if self.plain or y.sum() > 0 else -y
 
-    Branches.traced = 0  # type: ignore[attr-defined]
-    model = graphreg.regularize_(Branches(), output_dropout=0.1, front_end="symbolic")
-    messages = []
-    for _ in range(2):
+    traces = []
+    monkeypatch.setattr(placed, "traced_for", lambda model, *args: traces.append(model.plain) or traced_for(model, *args))
+    model = graphreg.regularize_(Branches(), output_dropout=0.1, front_end="symbolic", rng=2)
+
+    def error() -> str:
         with pytest.raises(TraceError) as raised:
             model(X)
-        messages.append(str(raised.value))
-    assert messages[0] == messages[1]
-    assert model.eval()(X).shape == (5, 4)
+        return str(raised.value)
+
+    first = error()
+    assert error() == first and model.eval()(X).shape == (5, 4) and model.train() is model and error() == first
+    assert traces == [False]
+    model.plain = True
+    assert model(X).shape == model(X).shape == (5, 4)
+    assert traces == [False, True] and graphreg.rng_state(model)["call"] == 2
+    model.layer = nn.Linear(4, 3)
+    assert model(X).shape == (5, 3) and traces == [False, True, True]
+    model.plain = False
+    assert error() == first and error() == first and traces == [False, True, True, False]
 
 
 # Hooks and contexts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 transformers = pytest.importorskip("transformers")
 
 from perceptron import perceptron  # noqa: E402
+from traces_left import seen, stored  # noqa: E402
 
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
@@ -64,53 +66,90 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     assert frames.frame_count == 1
 
 
-def test_adapters_of_peft() -> None:
+def test_strip_leaves_no_trace_in_gpt2() -> None:
+    model, plain = build("gpt2").train(), build("gpt2")
+    before, kept, config = seen(model), stored(model), model.config.to_dict()  # type: ignore[union-attr,operator]
+    graphreg.regularize_(model, **ASKED)
+    model(**batch()).loss.backward()
+    assert graphreg.strip_(model) is model
+    assert type(model) is type(plain) and seen(model) == before and stored(model) == kept
+    assert model.config.to_dict() == config  # type: ignore[union-attr,operator]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert torch.equal(model.eval()(**batch()).logits, plain.eval()(**batch()).logits)
+
+
+class Beside:
+    """Trains a model in place, and beside it a plain twin, which ``regularize`` rewrites anew for each step."""
+
+    def __init__(self, model: Any, twin: Any, inner: Callable[[Any], Any] = lambda model: model, **options: Any) -> None:
+        """``inner``: the module that is regularized."""
+        self.inner, self.options, self.call = inner, {**ASKED, "scale": 1.0, **options}, 0
+        self.both = model.train(), twin.train()
+        graphreg.regularize_(inner(model), **self.options)
+
+    def step(self, **call: Any) -> Tensor:
+        """Take a step with both, compare outputs and gradients bit for bit, and return the output."""
+        model, twin = self.both
+        module = graphreg.regularize(self.inner(twin), **self.options, penalties="attach", example_inputs=call)
+        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": self.call})
+        self.call += 1
+        outputs, gradients = [], []
+        for each, run in ((model, model), (twin, module)):
+            each.zero_grad()
+            output = run(**call)
+            (output.square().mean() if isinstance(output, Tensor) else output.loss).backward()
+            outputs.append(output if isinstance(output, Tensor) else output.loss)
+            gradients.append({name: p.grad.clone() for name, p in each.named_parameters() if p.grad is not None})
+            torch.optim.SGD(each.parameters(), lr=0.1).step()
+        assert torch.equal(*outputs) and gradients[0].keys() == gradients[1].keys() and gradients[0]
+        assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+        assert graphreg.rng_state(self.inner(model))["call"] == self.call
+        found: Tensor = outputs[0]
+        return found
+
+
+def adapted(*adapters: str) -> Any:
+    """A perceptron with adapters; its last layer learns, too, so that a step without adapters has gradients."""
     peft = pytest.importorskip("peft")
-    x = torch.randn(3, 4)
-    adapted = peft.get_peft_model(perceptron(), peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False))
+    config = peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(perceptron(), config)
+    for name in adapters:
+        model.add_adapter(name, config)
+    model.base_model.model.out.weight.requires_grad_()
+    return model
+
+
+ROWS = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
+
+
+def test_adapters_of_peft() -> None:
+    model = adapted()
     with pytest.raises(TraceError, match="PeftModel passes its calls on to the model inside it. .*regularize_.model.base_model.model"):
-        graphreg.regularize_(adapted, hidden_dropout=0.5)
-    twin = copy.deepcopy(adapted)
-    inner = graphreg.regularize_(adapted.base_model.model, hidden_dropout=0.5, rng=1)
-    adapted.train()
-    twin.train()
-
-    def expected(call: int) -> Tensor:
-        module = graphreg.regularize(twin.base_model.model, hidden_dropout=0.5, rng=1, example_inputs=x)
-        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
-        output: Tensor = module(x).output
-        return output
-
-    with_adapter = adapted(x)
-    assert torch.equal(with_adapter, expected(0))
-    with adapted.disable_adapter(), twin.disable_adapter():
-        assert torch.equal(adapted(x), expected(1))
-    assert torch.equal(adapted(x), expected(2))
-    assert graphreg.rng_state(inner)["call"] == 3 and torch.equal(adapted.eval()(x), twin.eval()(x))
+        graphreg.regularize_(model, hidden_dropout=0.5)
+    twin = copy.deepcopy(model)
+    beside = Beside(model, twin, lambda each: each.base_model.model, own_dropout="keep")
+    with_adapter = beside.step(x=ROWS)
+    with model.disable_adapter(), twin.disable_adapter():
+        assert not torch.equal(beside.step(x=ROWS), with_adapter)
+    beside.step(x=ROWS)
+    assert torch.equal(model.eval()(ROWS), twin.eval()(ROWS))
 
 
 def test_adapters_are_switched() -> None:
-    peft = pytest.importorskip("peft")
-    x = torch.randn(3, 4)
-    config = peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False)
-    adapted = peft.get_peft_model(perceptron(), config)
-    adapted.add_adapter("other", config)
-    twin = copy.deepcopy(adapted).train()
-    graphreg.regularize_(adapted.base_model.model, hidden_dropout=0.5, rng=1)
-    adapted.train()
-    outputs = []
-    for call, name in enumerate(("default", "other", "default", "other")):
-        for each in (adapted, twin):
+    model = adapted("other")
+    twin = copy.deepcopy(model)
+    beside = Beside(model, twin, lambda each: each.base_model.model, own_dropout="keep")
+    for name in ("default", "other", "default", "other"):
+        for each in (model, twin):
             each.set_adapter(name)
-        module = graphreg.regularize(twin.base_model.model, hidden_dropout=0.5, rng=1, example_inputs=x)
-        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
-        outputs.append(adapted(x))
-        assert torch.equal(outputs[-1], module(x).output)
-    assert not torch.equal(outputs[0], outputs[1])
+        beside.step(x=ROWS)
+        trained = [path for path, p in model.named_parameters() if p.grad is not None]
+        assert any(name in path for path in trained) and len(trained) == 3  # two factors of one adapter, and the last layer
 
 
 def vit() -> nn.Module:
-    timm = pytest.importorskip("timm")
+    import timm  # noqa: PLC0415  (it takes seconds)
+
     torch.manual_seed(0)
     model: nn.Module = timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2, num_classes=3)
     return model
@@ -120,15 +159,43 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_classifier_is_reset_between_steps() -> None:
-    model, other = graphreg.regularize_(vit(), **ASKED, scale=1), vit()
-    for call, classes in enumerate((3, 5, 2)):
-        for each in (model, other):
-            torch.manual_seed(call)
-            each.reset_classifier(classes)  # type: ignore[operator]
-        module = graphreg.regularize(other, **ASKED, example_inputs=IMAGES)
-        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
-        output = model(IMAGES)
-        assert output.shape == (2, classes) and torch.equal(output, module(IMAGES).output)
+    beside = Beside(vit(), vit())
+    for step, classes in enumerate((3, 5, 2)):
+        for each in beside.both:
+            torch.manual_seed(step)
+            each.reset_classifier(classes)
+        assert beside.step(x=IMAGES).shape == (2, classes)
+
+
+def test_a_head_is_replaced_between_steps() -> None:
+    beside = Beside(perceptron(), perceptron(), own_dropout="keep")
+    heads: list[Callable[[], nn.Module]] = [
+        lambda: nn.Linear(8, 2), lambda: nn.Linear(8, 5), lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5)),
+    ]  # fmt: skip
+    for step, head in enumerate(heads):
+        for each in beside.both:
+            torch.manual_seed(step)
+            each.out = head()
+        beside.step(x=ROWS)
+
+
+def test_a_value_of_the_configuration_is_changed_between_steps() -> None:
+    """The model's loss depends on it."""
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        config = transformers.DistilBertConfig(vocab_size=50, dim=8, n_layers=1, n_heads=2, hidden_dim=16, num_labels=3)
+        config.problem_type = "regression"
+        return transformers.DistilBertForSequenceClassification(config)
+
+    beside = Beside(model(), model())
+    words, labels = batch()["input_ids"], torch.rand(3, 3, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for kind in ("regression", "multi_label_classification", "regression"):
+        for each in beside.both:
+            each.config.problem_type = kind
+        losses.append(beside.step(input_ids=words, labels=labels).item())
+    assert len(set(losses)) == 3
 
 
 def lightning_module() -> nn.Module:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.metadata
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError, schedules
+from graphreg import GraphRegError, RegularizerError, integrations, schedules
 from graphreg.integrations.parts import Parts
+from graphreg.passes import HiddenL1
 
 X = torch.ones(2, 4)
 
@@ -91,3 +95,44 @@ def test_the_trainer_refuses_tensors() -> None:
     assert Parts(net).keeping_tensors() == ["l2_sp"]
     with pytest.raises(GraphRegError, match=r"^the Trainer saves the states of callbacks as JSON, which cannot hold the tensors"):
         transformers.RegularizerCallback().on_train_begin(None, None, None, model=net)
+
+
+def test_the_recipe_is_in_the_state(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    module = graphreg.regularize(model, hidden_dropout=schedules.linear(0.1, 0.3, 5), hidden_l1=0.1, rng=3)
+    graphreg.set_strength(module, "hidden_l1", 0.2)
+    outer = nn.ModuleDict({"student": module})
+    saved = json.loads(json.dumps(Parts(outer).state()))["student"]["recipe"]
+    again = graphreg.regularize(model, recipe=saved)
+    assert graphreg.recipe(again) == graphreg.recipe(module) and graphreg.strengths(again)["hidden_l1"] == 0.2
+    by_function = graphreg.regularize(model, HiddenL1(lambda site: site.name == "1", 0.1))
+    for _ in range(2):
+        assert Parts(by_function).state()[""]["recipe"] is None
+    assert capsys.readouterr().err.count("checkpoints have no recipe: hidden_l1: pattern is <function") == 1
+
+
+@pytest.mark.parametrize(("name", "what"), [("transformers", "the Trainer of transformers"), ("lightning", "the Trainer of Lightning")])
+def test_without_its_library_an_integration_names_the_extra(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(name, monkeypatch)
+    for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it raises ImportError
+    with pytest.raises(GraphRegError, match=rf"^this callback is for {what}: pip install 'graphreg\[trainers\]'\.$") as raised:
+        importlib.import_module(f"graphreg.integrations.{name}")
+    assert isinstance(raised.value.__cause__, ImportError)
+    assert "trainers" in importlib.metadata.metadata("graphreg").get_all("Provides-Extra", [])
+
+
+@pytest.mark.parametrize("name", ["accelerate", "distributed_checkpoint"])
+def test_without_their_libraries_the_others_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called by the library, and import nothing of it."""
+    forget(name, monkeypatch)
+    for library in ("accelerate", "transformers", "lightning"):
+        monkeypatch.setitem(sys.modules, library, None)
+    assert importlib.import_module(f"graphreg.integrations.{name}").RegularizerState
+
+
+def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the integration imported anew, and what was imported put back at the end of the test."""
+    monkeypatch.setattr(integrations, name, None, raising=False)
+    monkeypatch.delitem(sys.modules, f"graphreg.integrations.{name}", raising=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError
+from graphreg import GraphRegError, RegularizerError, schedules
 
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate: pip install 'graphreg[trainers]'")
 transformers = pytest.importorskip("transformers")
@@ -24,6 +25,7 @@ from language_models import WORDS  # noqa: E402
 from tied_words import tied_words  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0, "rng": 0}
+SCHEDULED: dict[str, Any] = {**SETTINGS, "hidden_dropout": schedules.linear(0.1, 0.5, 4), "hidden_l1": schedules.linear(2.0, 0.0, 3)}
 SENTENCES = [{name: torch.arange(5) + 3 + i % 4 for name in ("input_ids", "labels")} for i in range(5)]
 for index, short in enumerate(SENTENCES[:3]):  # other numbers of words to predict, so that a mean over words is none over batches
     short["labels"] = torch.where(torch.arange(5) < index, -100, short["labels"])
@@ -147,12 +149,12 @@ def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """Four steps in a row, with a checkpoint after two, and generation and saving after each.
+    """Four steps in a row, under schedules and a strength that was set, with a checkpoint after two, and generation and saving after each.
 
     GPT-2, each trace of which takes five seconds, is the sweep's, and test_trainers_page.py's.
     """
     folder, make = tmp_path_factory.mktemp("whole"), request.param
-    model = graphreg.regularize_(make(), **SETTINGS)
+    model = graphreg.regularize_(make(), **SCHEDULED)
     graphreg.set_strength(model, "weight_l2", 2.0)
     generates = Generates(folder / "saved")
     made = trainer(model, folder, RegularizerCallback(), generates, save_strategy="steps", save_steps=2, max_steps=4)
@@ -165,15 +167,19 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_resumed_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
-    """Noise, strengths and tied weights come from the checkpoint; nothing is generated in between, which makes no difference."""
+    """Noise, strengths, the count of schedules and tied weights come from the checkpoint. Nothing is generated in between."""
     make, checkpoint, expected, parameters = whole
     safetensors = pytest.importorskip("safetensors.torch")
     assert "lm_head.weight" not in safetensors.load_file(checkpoint / "model.safetensors")
-    model = graphreg.regularize_(make(), **{**SETTINGS, "rng": 5})
+    model = graphreg.regularize_(make(), **{**SCHEDULED, "rng": 5})
     made = trainer(model, tmp_path, RegularizerCallback(), max_steps=4)
     made.train(resume_from_checkpoint=str(checkpoint))
-    assert losses(made) == expected and graphreg.strengths(model)["weight_l2"] == 2.0
+    assert losses(made) == expected
+    assert graphreg.strengths(model) == {"hidden_dropout": 0.5, "weight_l2": 2.0, "hidden_l1": 0.0}
+    assert graphreg.rng_state(model)["clock"] == 4
     assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
+    again = graphreg.regularize_(make(), recipe=checkpoint / "graphreg_recipe.json")  # as the one that was saved
+    assert graphreg.recipe(again) == {**graphreg.recipe(model), "rng": SETTINGS["rng"]}
 
 
 def test_logs(tmp_path: Path) -> None:
@@ -229,3 +235,33 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         found.append(watch.gradients)
     assert len(found[0]) == 2
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks it of transformers
+def test_adapters_of_peft(tmp_path: Path) -> None:
+    """The model inside the adapters is regularized in place, and the Trainer trains the adapters."""
+    import peft  # noqa: PLC0415  (it takes seconds)
+
+    config = peft.LoraConfig(r=2, target_modules=["mlp"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tied_words(), config)
+    twin, options = copy.deepcopy(adapted).train(), {**SCHEDULED, "own_dropout": "seeded"}
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    inner = graphreg.regularize_(adapted.base_model.model, **options)
+    watch, order = Watch(), Order(inner)
+    made = trainer(adapted, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=2, max_steps=2, learning_rate=0.1)
+    made.train()
+    order.handle.remove()
+    given = {name: order.batches[0][name] for name in ("input_ids", "labels")}
+    module = graphreg.regularize(twin.base_model.model, example_inputs=given, **options)
+    trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 and all("lora_" in name for name in trained)
+    for call in order.batches[:2]:
+        loss, penalties = by_hand(module, call, call["num_items_in_batch"])
+        (loss + penalties / 2).backward()
+    torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in trained.items()})
+    assert {name for name, value in adapted.state_dict().items() if not torch.equal(value, before[name])} == set(trained)
+    assert graphreg.rng_state(inner)["call"] == graphreg.rng_state(inner)["clock"] == 4
+    adapted.save_pretrained(tmp_path / "saved")
+    loaded = peft.PeftModel.from_pretrained(tied_words(), tmp_path / "saved")
+    x = SENTENCES[0]["input_ids"][None]
+    assert torch.equal(loaded.eval()(input_ids=x).logits, adapted.eval()(input_ids=x).logits)

@@ -243,6 +243,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_models_of_timm(name: str) -> None:
     """Each block has its branches: one in a block of convolutions, two in one of a transformer or mixer."""
-    timm = pytest.importorskip("timm")
+    import timm  # noqa: PLC0415  (it takes seconds)
+
     size = 224 if name.endswith("224") else 64
     assert len(found(timm.create_model(name), torch.zeros(1, 3, size, size))) == COUNTS[name]

@@ -92,7 +92,8 @@ def test_a_parameter_outside_of_blocks_stands_where_it_is_read_first() -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_the_rates_are_timms(kind: str) -> None:
-    timm = pytest.importorskip("timm")
+    import timm  # noqa: PLC0415  (it takes seconds)
+
     models: dict[str, Any] = {
         "vit": lambda: timm.models.VisionTransformer(32, 16, depth=4, embed_dim=16, num_heads=2, drop_path_rate=0.2),
         "resnet": lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(8, 8, 8, 8), drop_path_rate=0.2),

@@ -23,7 +23,7 @@ import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pipeline
 from graphreg.recipes import Recipe, files
 from graphreg.recipes.lines import line_of
-from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, _written
+from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, written
 from graphreg.runtime import OWN, Asked
 from pages import DOCS, run_page
 
@@ -148,13 +148,13 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
     asked = Asked({"a": made}, seeds, *(data.draw(each) for each in (front_end, missing, native, penalties)))
     strength = data.draw(st.just(1.5) | SCHEDULES)
     sites = data.draw(st.dictionaries(st.sampled_from(["x", "layer1.0.relu"]), st.just(0.5) | SCHEDULES, max_size=2))
-    written = _written(asked, {"a": {OWN: strength, **sites}})
+    stored = written(asked, {"a": {OWN: strength, **sites}})
     for text, parsed in [
-        (json.dumps(written), json.loads), (files.toml_text(written), tomllib.loads),
-        (yaml.safe_dump(written, sort_keys=False), yaml.safe_load),
+        (json.dumps(stored), json.loads), (files.toml_text(stored), tomllib.loads),
+        (yaml.safe_dump(stored, sort_keys=False), yaml.safe_load),
     ]:  # fmt: skip
         read = parsed(text)
-        assert read == written
+        assert read == stored
         recipe = Recipe.of(files.Source(read))
         assert recipe.regularizers == [made]
         assert recipe.options["rng"] == seeds[""]

@@ -91,6 +91,8 @@ WAYS: dict[str, Way] = {
     "sequence parallel, attached": way(sequence_parallel, **VALUES, **ATTACH),
     "partial sums": way(nets.partial_sums, regularizers=lambda: [HiddenL1("head", 0.1), DeCov("head", 0.1)]),
     "in place, tensor parallel": in_place(tensor_parallel),
+    "tensor parallel, exported": way(tensor_parallel, **EXPORT),
+    "backend, tensor parallel": backend(tensor_parallel, stateless),
     "formulas": (lambda: None, lambda: None),  # main replaces them
     # the sweep
     "FSDP2, exported": way(sharded, **BLOCKS, **EXPORT),
@@ -106,7 +108,6 @@ WAYS: dict[str, Way] = {
     "FSDP2, one leaf, compiled": way(lambda module: compiled(nets.some(module)), **FEW),
     "FSDP2, root alone": way(whole_root),
     "FSDP2, root alone, compiled": way(lambda module: compiled(whole_root(module), fullgraph=True), **FEW),
-    "tensor parallel, exported": way(tensor_parallel, **EXPORT),
     "tensor parallel, state made anew": way(tensor_parallel, nets.reset),
     "tensor parallel, compiled blocks": way(lambda module: compiled_blocks(parallel(module)), **BLOCKS, **FEW),
     "tensor parallel, Inductor": way(lambda module: compiled(parallel(module), fullgraph=True, backend="inductor"), **FEW),
@@ -124,7 +125,6 @@ WAYS: dict[str, Way] = {
     "backend, FSDP2": backend(sharded, stateless),
     "backend, FSDP2, leaves": backend(partial(sharded, leaves=True), lambda: few()[:4], **ATTACH),
     "backend, FSDP2, root alone": backend(whole_root, stateless, **ATTACH),
-    "backend, tensor parallel": backend(tensor_parallel, stateless),
     "backend, sequence parallel": backend(sequence_parallel, on_values),
     "backend, sequence parallel, attached": backend(sequence_parallel, on_values, **ATTACH),
     # four processes

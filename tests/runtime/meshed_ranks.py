@@ -112,7 +112,14 @@ def ran(way: str, mesh: DeviceMesh) -> tuple[Any, Any]:
     return found, steps(alone, alone, BATCH)
 
 
-def main(data: str, *ways: str) -> dict[str, Any]:
-    """Compute in these ways. ``data``: along how many ranks there are different examples; the other dimension is that of tensors."""
-    mesh = init_device_mesh("cpu", (int(data), dist.get_world_size() // int(data)), mesh_dim_names=("dp", "tp"))
-    return {way: ran(way, mesh) for way in ways}
+def main(*ways: str) -> dict[str, Any]:
+    """Compute in these ways. ``"2: plain"``: in the way "plain" on a mesh in which two ranks have different examples.
+
+    The other dimension of the mesh is that of tensors.
+    """
+    found = {}
+    for asked in ways:
+        data, _, way = asked.partition(": ")
+        mesh = init_device_mesh("cpu", (int(data), dist.get_world_size() // int(data)), mesh_dim_names=("dp", "tp"))
+        found[asked] = ran(way, mesh)
+    return found

@@ -38,23 +38,18 @@ from graphreg.rng.noise import ranked
 SCRIPT = Path(__file__).parent / "meshed_ranks.py"
 
 
-def ran(place: Path, data: int, tensor: int, *ways: str) -> list[dict[str, Any]]:
-    """What each rank of a mesh finds in these ways."""
-    return results_of(SCRIPT, data * tensor, place, data, *ways)
-
-
-FIRST = ("plain", "DTensor", "in place", "backend without set_ranks")
-OTHERS = tuple(way for way in WAYS if way not in FIRST)
+FIRST = ("1: plain", "1: DTensor", "1: in place", "1: backend without set_ranks", "2: plain", "2: sharded")  # 1 x 2 and 2 x 1 ranks
+OTHERS = tuple(f"1: {way}" for way in WAYS if f"1: {way}" not in FIRST)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("first"), 1, 2, *FIRST)
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("first"), *FIRST)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("others"), 1, 2, *OTHERS)
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("others"), *OTHERS)
 
 
 def assert_as_one(found: list[dict[str, Any]], way: str) -> None:
@@ -64,7 +59,7 @@ def assert_as_one(found: list[dict[str, Any]], way: str) -> None:
 
 
 @pytest.mark.parametrize("way", FIRST)
-def test_two_tensor_ranks_are_one_process(found: list[dict[str, Any]], way: str) -> None:
+def test_two_ranks_are_one_process(found: list[dict[str, Any]], way: str) -> None:
     assert_as_one(found, way)
 
 
@@ -75,8 +70,8 @@ def test_two_tensor_ranks_are_one_process_in_other_ways(others: list[dict[str, A
 
 @pytest.mark.parametrize(("data", "tensor"), [(2, 1), (2, 2)])
 def test_a_mesh_is_one_process(tmp_path: Path, data: int, tensor: int) -> None:
-    ways = [way for way in WAYS if "without set_ranks" not in way]
-    found = ran(tmp_path, data, tensor, *ways)
+    ways = [f"{data}: {way}" for way in WAYS if "without set_ranks" not in way]
+    found = results_of(SCRIPT, data * tensor, tmp_path, *ways)
     for way in ways:
         assert_as_one(found, way)
 

@@ -65,11 +65,32 @@ function selected(text, rule = data.rules[Number(kind.value)]) {
   return select(apart(text), data.sites, rule);
 }
 
-function pasted(text) {
+/** What the selector box asks for: a regularizer's key, its weight, and its selector, as text that Python and TOML read alike. */
+function asked(text) {
   const { key, weight } = data.rules[Number(kind.value)];
   const texts = apart(text).map((one) => JSON.stringify(one));
-  const pattern = texts.length === 1 ? texts[0] : `[${texts.join(", ")}]`;
-  return `module = graphreg.regularize(model, graphreg.build(${JSON.stringify(key)}, weight=${weight}, pattern=${pattern}))`;
+  return { key: JSON.stringify(key), weight: String(weight), pattern: texts.length === 1 ? texts[0] : `[${texts.join(", ")}]` };
+}
+
+function pasted({ key, weight, pattern }) {
+  return `module = graphreg.regularize(model, graphreg.build(${key}, weight=${weight}, pattern=${pattern}))`;
+}
+
+/** A recipe in TOML with these regularizers: regularize(model, recipe="recipe.toml") reads it. */
+function asRecipe(regularizers) {
+  const tables = regularizers.map((each) => `\n[[regularizers]]\n${Object.entries(each).map(([name, value]) => `${name} = ${value}\n`).join("")}`);
+  return `recipe = 1\n${tables.join("")}`;
+}
+
+let kept = []; // the regularizers that the recipe has besides the one in the selector box
+
+/** Show the recipe of what is kept and of what the selector box asks for; null if it asks for nothing. */
+function showRecipe(present) {
+  const regularizers = present === null ? kept : [...kept, present];
+  element("asrecipe").hidden = !regularizers.length;
+  element("recipe").textContent = regularizers.length ? asRecipe(regularizers) : "";
+  element("keep").hidden = present === null;
+  element("drop").hidden = !kept.length;
 }
 
 function showSelected() {
@@ -85,7 +106,9 @@ function showSelected() {
   const count = selection.chosen.length;
   element("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
   element("wrong").textContent = selection.errors.join("\n");
-  element("paste").textContent = count && !selection.errors.length ? pasted(text) : "";
+  const present = count && !selection.errors.length ? asked(text) : null;
+  element("paste").textContent = present ? pasted(present) : "";
+  showRecipe(present);
   element("copy").hidden = !element("paste").textContent;
   element("found").innerHTML = selection.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
 }
@@ -201,6 +224,16 @@ document.addEventListener("click", (event) => {
   else if (button.dataset.key) COMMANDS[button.dataset.key]();
   else if (button.dataset.rule) press(button.dataset.rule === pressed ? null : button.dataset.rule);
   else if (button.id === "copy") navigator.clipboard?.writeText(element("paste").textContent);
+  else if (button.id === "copyrecipe") navigator.clipboard?.writeText(element("recipe").textContent);
+  else if (button.id === "keep") {
+    kept.push(asked(field.value));
+    field.value = "";
+    showSelected();
+    field.focus();
+  } else if (button.id === "drop") {
+    kept.pop();
+    showSelected();
+  }
 });
 field.addEventListener("input", showSelected);
 kind.addEventListener("input", showSelected);
