@@ -3,12 +3,16 @@
 import re
 
 import pytest
+import torch
 
 from graphreg.torch_internals import TELLS_RESULT, TRACES_OBJECTS, defines_named_tuples
 
 needs_result = pytest.mark.skipif(not TELLS_RESULT, reason="torch before 2.12 does not show what a compiled call returns")
 NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"
 needs_objects = pytest.mark.skipif(not TRACES_OBJECTS, reason=NO_OBJECTS)
+# up to torch 2.11, the gradient of a DTensor has no gradient itself; no attribute of torch tells of it
+NO_SECOND = "torch before 2.12 does not differentiate twice through a DTensor"
+needs_second_gradients_of_shards = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12), reason=NO_SECOND)
 
 
 def copied(code: str) -> str:

@@ -23,6 +23,11 @@ Use `penalties="return"`, or `graphreg.regularize` |
 | up to 2.11: torch.compile traces neither a loop over the attributes of an object nor a copy of one | with `fullgraph=True`, an error for \
 an object among the arguments of a model that `regularize_` has changed, and for a dataclass or a subclass of dict within an output with \
 `penalties="attach"`. Without `fullgraph=True`, such calls run in eager |
+| up to 2.11: torch does not differentiate twice through a DTensor; the gradient of a gradient is missing, without an error | nothing: \
+with `create_graph=True`, the gradient of a penalty on a DTensor has no gradient either |
+| 2.10 on Python 3.13.0: torch.compile does not notice that an attribute has changed, such as a module's mode (also without graphreg) | \
+a warning at the first use. Take Python 3.13.1 or newer |
+| 2.10 on Python 3.13: code that torch.compile traces formats `{{value!r}}` as `{{value}}` | names in some errors have no quotes |
 | 2.10: Dynamo does not record which code it leaves to eager | the error for a call without a graph does not name the code. \
 `TORCH_LOGS=graph_breaks` does |
 

@@ -213,7 +213,7 @@ def _returns_shard(node: fx.Node) -> bool | None:
     """Return whether a node returns a plain tensor of which each rank has a part; None if it computes one from one."""
     if is_distributed(node.meta.get("example_value")):
         return False
-    if node.target != "to_local":
+    if getattr(node.target, "__name__", node.target) not in ("to_local", "prim_to_local"):  # the second up to torch 2.11
         return None
     given: Any = node.args[0]
     return any(not placement.is_replicate() for placement in given.meta["example_value"].placements)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -26,11 +27,17 @@ def known_versions() -> str:
 
 
 def warn_if_untested() -> None:
-    """Warn, once in a process, if the installed torch is newer than all tested versions."""
+    """Warn, once in a process, if the installed torch is newer than all tested versions, or does not work with this Python."""
     global _asked  # noqa: PLW0603
     if _asked:
         return
     _asked = True
+    if version() < (2, 11) and sys.version_info[:3] == (3, 13, 0):
+        warn(
+            f"torch {torch.__version__} on Python 3.13.0 does not notice that attributes change, for example the mode of a module: code "
+            "that it has compiled in train mode also runs in eval mode. Use Python 3.13.1 or newer, or torch 2.12 or newer.",
+            UntestedTorchWarning,
+        )
     if version() > NEWEST:
         warn(
             f"{known_versions()}, and this is torch {torch.__version__}. 'python -m graphreg doctor --torch' shows in seconds which parts "

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from meshed_ranks import WAYS, Net, plain
 from rank_processes import results_of
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
@@ -322,7 +321,9 @@ class Sends(nn.Module):
         self.down = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return wait_tensor(all_reduce(self.down(x), "sum", dist.group.WORLD)).tanh()  # type: ignore[arg-type]
+        sent = torch.ops._c10d_functional.all_reduce(self.down(x), "sum", "0")
+        received: Tensor = torch.ops._c10d_functional.wait_tensor(sent)
+        return received.tanh()
 
 
 OUT = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))

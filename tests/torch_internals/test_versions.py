@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -66,8 +67,18 @@ def test_it_is_silenced_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         USES["trace"]()
 
 
-@pytest.mark.parametrize("version", ["2.10.0", "2.15.0+cpu", "2.15.3"])
+@pytest.mark.parametrize("version", ["2.11.0", "2.15.0+cpu", "2.15.3"])
 def test_a_tested_torch_is_not_warned_of(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(versions, "_asked", False)
     USES["trace"]()
+
+
+def test_torch_2_10_on_python_3_13_0_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found with ``make matrix``: compiled in train mode, a plain module's code ran in eval mode, too."""
+    monkeypatch.setattr(versions, "_asked", False)
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+        with pytest.warns(graphreg.UntestedTorchWarning, match=r"2.10.0 on Python 3.13.0 does not notice .* Use Python 3.13.1 or newer"):
+            versions.warn_if_untested()
