@@ -1,5 +1,6 @@
 """DropBlock."""
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -42,6 +43,9 @@ class DropBlock(Splice, keys=("drop_block",)):
         if min(shape[2:]) < self.block_size:
             return f"block_size={self.block_size} is larger than the map. Give block_size={min(shape[2:])} or less, or leave the site out."
         return ""
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         size, (height, width) = self.block_size, z.shape[2:]

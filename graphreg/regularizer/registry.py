@@ -66,7 +66,8 @@ def find(key: str) -> type[Regularizer]:
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(
-            f"no regularizer is called {key!r}.{suggestions_text(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all."
+            f"no regularizer is called {key!r}.{suggestions_text(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all. A "
+            "class of your own is known once the module that defines it has been imported."
         )
     return known[key.lower()]
 

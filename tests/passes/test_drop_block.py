@@ -114,3 +114,9 @@ def test_errors() -> None:
     refuses_value(sentence, DropBlock("0", 0.1), torch.ones(2, 3, 9, 5))
     with pytest.raises(graphreg.NoMatchError, match=r"\(the hidden values that are maps of a 2d convolution\)"):
         graphreg.regularize(nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.Conv1d(2, 2, 1)), drop_block=0.1)
+
+
+def test_in_a_row_it_warns() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+    with pytest.warns(UserWarning, match=r"acts 2 times in a row on one value \(0, 1\D.*: 0\.81 of it is kept, not 0\.9"):
+        graphreg.regularize(model, DropBlock(["0", "1"], 0.1))
