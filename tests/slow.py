@@ -9,13 +9,16 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_inductor\.py::test_however_it_is_compiled\w+\[(a mo|other|module\.comp)": "torch.compile, a function and DDP stay",
+    r"test_inductor\.py::test_a_pass_of_the_users_stays\[joint": "the other slot stays",
+    r"test_in_place_models\.py::test_(a_value_of_the_configuration|strip_leaves_no_trace_in_gpt2)": "a replaced head, a plain model stay",
     r"test_wrappers\.py::test_a_wrapper_changes_nothing\[(DataP|compiled|FSDP of|an FSDP|Distr\w+ of)": "a wrapper of each kind stays",
     r"test_ranks\.py::test_a_graph_that_is_split_at_the_buckets\[return": "with attached penalties it stays",
     r"test_penalties_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
     r"test_splices_on_meshes\.py::test_(two_ranks_in_other_ways|four_ranks)": "processes of their own; the first ways on two ranks stay",
     r"test_mesh_ranks\.py::test_(a_mesh_is_one_process|two_tensor_ranks_are_one_process_in_other)": "six ways on two ranks stay",
     r"test_distributed_checkpoint\.py::test_(saved_on_four_ranks|parts_of_a_model)": "the tests in one process and the killed ranks stay",
-    r"blocks/test_models\.py::test_equal_to_flat\[llama": "GPT-2 stays",
+    r"blocks/test_models\.py::test_equal_to_flat\[(llama|gpt2)": "the ViTs of torchvision and timm, and ResNet stay",
     r"test_fsdp\.py::test_sharded_is_whole_in_other_ways": "processes of their own; ten ways stay",
     r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once\[(transformers|lightning)": "accelerate stays; they take long to import",
     r"test_scale_page\.py::test_by_torchrun": "the scripts stay, started by a process that imports torch once for all of them",
