@@ -18,6 +18,8 @@ five reasons:
 - In the derivative of the vjp, torch computes the gradient of a convolution's weight as a convolution of transposed values
   (``_convolution_double_backward``), and copies the values to transpose them. ``weight_gradients`` replaces that convolution by
   ``convolution_backward``, which needs no copy.
+
+The passes write sizes into the graph. So they leave operations alone whose sizes are symbols, as with ``dynamic=True``.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def same_forms(graph: fx.Graph) -> int:
             graph.erase_node(node)
             continue
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keepdim(node)
-        if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)):
+        if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)) or not _fixed(node):
             continue
         with graph.inserting_before(node):
             if sums:
@@ -93,6 +95,11 @@ def _keepdim(node: fx.Node) -> bool:
     return len(node.args) > 2 and bool(node.args[2])
 
 
+def _fixed(*nodes: Any) -> bool:
+    """Return whether all sizes of the nodes' values are numbers, not symbols."""
+    return all(isinstance(size, int) for node in nodes for size in _value(node).shape)
+
+
 def _value(node: Any) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else None
 
@@ -105,7 +112,7 @@ def input_gradients(graph: fx.Graph) -> int:
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
         g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
-        if list(mask) != [True, False, False] or transposed:
+        if list(mask) != [True, False, False] or transposed or not _fixed(x, weight, g):
             continue
         sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
         axes = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
@@ -134,7 +141,7 @@ def weight_gradients(graph: fx.Graph) -> int:
             continue
         # The strides of the model's convolution are the dilations of this one, and vice versa.
         weight, result = _weight(x, (dilations, padding, strides)), _result(node)
-        if weight is None or result is None or _value(result).shape != _value(weight).shape:
+        if weight is None or result is None or not _fixed(result, weight) or _value(result).shape != _value(weight).shape:
             continue
         with graph.inserting_before(node):
             options = (None, dilations, padding, strides, False, [0] * len(strides), 1, [False, True, False])

@@ -59,6 +59,8 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
         RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once, or a
             schedule for a regularizer that was made with a number.
     """
+    if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str)]):
+        raise RegularizerError(f"{name}: {shown(wrong[0])} is no selector; give a dict from texts to strengths: {{'layer1.*': 0.3}}.")
     handle_of(module).set_strength(name, value)
 
 

@@ -190,3 +190,19 @@ def test_it_is_there_where_a_penalty_differentiates(monkeypatch: pytest.MonkeyPa
     with inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
         torch.compile(graphreg.regularize(model, **penalties))(torch.randn(3, 4))
     assert bool(seen) == differentiates
+
+
+def test_sizes_that_change_are_left_alone() -> None:
+    """With numbers in place of symbols, a compiled module with ``contractive`` and a strided convolution failed at another size."""
+
+    def function(g: Tensor, x: Tensor, w: Tensor) -> Any:
+        mask = [True, False, False]
+        found = aten.convolution_backward(g, x, w, None, [2, 2], [0, 0], [1, 1], False, [0, 0], 1, mask)[0]
+        return found, torch.var(x, [0, 2, 3], keepdim=True), torch.sum(x, [0], True)
+
+    x, w = torch.randn(2, 3, 9, 9), torch.randn(4, 3, 3, 3)
+    g = torch.nn.functional.conv2d(x, w, stride=2)
+    table = get_decompositions([aten.transpose, aten.detach])
+    for mode, count in (("fake", 1), ("symbolic", 0)):
+        module = make_fx(function, table, tracing_mode=mode)(g, x, w)  # type: ignore[arg-type]
+        assert (input_gradients(module.graph), bool(same_forms(module.graph))) == (count, bool(count)), mode

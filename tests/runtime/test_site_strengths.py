@@ -158,3 +158,12 @@ def test_errors() -> None:
         with pytest.raises(error, match=message):
             graphreg.set_strength(module, name, value)  # type: ignore[arg-type]
     assert graphreg.site_strengths(module) == before and "contractive" not in before
+
+
+@pytest.mark.parametrize("key", [1, ("0", "2"), None, lambda site: True])
+def test_a_selector_that_is_no_text_is_refused(key: Any) -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), hidden_dropout=0.1)
+    for target in (module, graphreg.backend(hidden_dropout=0.1)):
+        with pytest.raises(graphreg.RegularizerError, match="hidden_dropout: .* is no selector; give a dict from texts to strengths"):
+            graphreg.set_strength(target, "hidden_dropout", {key: 0.3})
+        assert graphreg.strengths(target) == {"hidden_dropout": 0.1}
