@@ -80,10 +80,11 @@ class Streams:
                     self._drawn[row.text] = self.calls.get(row.text, 0)
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(numbers, calls)
-        if len({row.shared_by for row in rows}) == 1:  # usual, and much faster
-            return of_process(keys, self.alike, rows[0].shared_by).to(device)
+        positions = {row.shared_by for row in rows}
+        if len(positions) <= 1:
+            return of_process(keys, self.alike, next(iter(positions), None)).to(device)
         each = [of_process(keys[i : i + 1], self.alike, row.shared_by) for i, row in enumerate(rows)]
-        return torch.cat([keys[:0], *each]).to(device)
+        return torch.cat(each).to(device)
 
     def _number(self, row: Stream) -> int:
         if row not in self._numbers:

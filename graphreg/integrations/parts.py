@@ -78,6 +78,11 @@ class Parts:
         """
         return states_of(self.handles)
 
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Return the recipe of each module by its path, without modules that have none."""
+        found = {path: recipe_of(handle) for path, handle in self.handles.items()}
+        return {path: recipe for path, recipe in found.items() if recipe is not None}
+
     def keeping_tensors(self) -> list[str]:
         """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold tensors."""
         return [name for handle in self.handles.values() for name in handle.saved_states()]

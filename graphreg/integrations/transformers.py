@@ -67,9 +67,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         if self._parts is None or not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path, part in self._parts.state().items() if folder.is_dir() else ():
-            if part["recipe"] is not None:
-                write(folder / f"graphreg_recipe{'.' if path else ''}{path}.json", part["recipe"])
+        for path, recipe in self._parts.recipes().items() if folder.is_dir() else ():
+            write(folder / f"graphreg_recipe{'.' if path else ''}{path}.json", recipe)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
         """Find out how many batches the step has. The last step of an epoch may have fewer than the other steps."""

@@ -169,14 +169,14 @@ def test_checkpoint_wrappers(implementation: CheckpointImpl, when: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_checkpoints_save_what_the_plain_model_saves(implementation: CheckpointImpl) -> None:
-    """The totals of the penalties save 240 bytes, whatever the width."""
-    plain, model, module = checkpointed(Stack(3, 64), implementation), checkpointed(Stack(3, 64), implementation), Stack(3, 64)
+    """What the totals of the penalties save beside that, does not depend on the width."""
+    plain, model, module = checkpointed(Stack(12, 64), implementation), checkpointed(Stack(12, 64), implementation), Stack(12, 64)
     graphreg.regularize_(model, **SETTINGS, penalties="return", blocks="layers.*")
     graphreg.regularize_(module, **SETTINGS, penalties="return")
     x = torch.randn(20, 64, requires_grad=True)
     model(x), module(x)  # each is traced
     sizes = [saved_bytes(lambda each=each: each(x))[1] for each in (model, plain, module)]
-    assert sizes[0] <= 1.1 * sizes[1] < 0.5 * sizes[2]
+    assert sizes[0] <= 1.1 * sizes[1] < 0.2 * sizes[2]
 
 
 def test_a_wrapper_around_a_child_of_the_model_itself() -> None:

@@ -20,19 +20,14 @@ FIRST = (
 OTHERS = tuple(way for way in WAYS if way not in FIRST)
 
 
-def ran(place: Path, *ways: str) -> list[dict[str, Any]]:
-    """What each of the two ranks finds in these ways."""
-    return results_of(SCRIPT, 2, place, *ways)
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("first"), *FIRST, "errors")
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("first"), *FIRST, "errors")
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("others"), *OTHERS)
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("others"), *OTHERS)
 
 
 def assert_whole(found: list[dict[str, Any]], way: str) -> None:

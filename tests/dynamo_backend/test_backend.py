@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +16,6 @@ from graphreg.dynamo_backend.all_graphs import union
 from lacking import needs_result
 
 HIDDEN: dict[str, Any] = {"hidden_dropout": 0.3, "hidden_noise": 0.1, "hidden_l1": 0.1, "weight_l2": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class Net(nn.Module):

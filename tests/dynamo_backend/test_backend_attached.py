@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,13 +21,6 @@ pytestmark = [pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor
 OPTIONS: dict[str, Any] = {
     "penalties": "attach", "scale": 2.0, "weight_l2": 1.0, "hidden_l1": {"weight": 1.0, "pattern": "relu*"},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class Returns(nn.Module):

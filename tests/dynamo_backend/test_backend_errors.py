@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +15,6 @@ import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, TraceError
 from graphreg.passes import BernoulliDropout
 from lacking import needs_result
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class Net(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from lacking import needs_result
 
 X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
 MASK = torch.arange(5) < torch.tensor([5, 1, 3])[:, None]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class MaskedL1(Penalty):

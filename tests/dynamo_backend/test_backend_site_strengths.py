@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,13 +13,6 @@ import graphreg
 from graphreg import NoMatchError, RegularizerError, schedules
 from graphreg.passes import BernoulliDropout, GroupLasso, HiddenL1, WeightL1, WeightNoise
 from lacking import needs_result
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class Net(nn.Module):

@@ -134,7 +134,7 @@ class Judge:
         except Fault as fault:
             if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
                 return refusal("case", GraphRegError(theirs))
-            if fault.kind == "gradient" and case.penalties == "attach" and "as_strided" in self.group.source:
+            if case.later and fault.kind == "gradient" and case.penalties == "attach" and "as_strided" in self.group.source:
                 return refusal("case", GraphRegError("torch gives the plain model a wrong gradient through as_strided"))
             return Verdict("fault", fault.kind, fault.detail)
         except Exception as error:

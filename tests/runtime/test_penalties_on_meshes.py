@@ -24,24 +24,19 @@ FOUR = [*NAMES[NAMES.index("hybrid") :], "formulas"]
 NARROW = {"FSDP2, float32": 1e-6, "FSDP2, mixed precision": 1e-6}  # where the module is float32
 
 
-def ran(place: Path, world: int, *ways: str) -> list[dict[str, Any]]:
-    """What each of the ranks finds in these ways."""
-    return results_of(SCRIPT, world, place, *ways, timeout=3000)
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("first"), 2, *FIRST, "errors")
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("first"), *FIRST, "errors", timeout=3000)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("others"), 2, *OTHERS)
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("others"), *OTHERS, timeout=3000)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("four"), 4, *FOUR)
+    return results_of(SCRIPT, 4, tmp_path_factory.mktemp("four"), *FOUR, timeout=3000)
 
 
 def assert_whole(found: list[dict[str, Any]], way: str) -> None:

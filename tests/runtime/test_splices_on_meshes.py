@@ -18,24 +18,19 @@ FIRST = NAMES[: NAMES.index("elements, compiled")]
 OTHERS = NAMES[len(FIRST) :]
 
 
-def ran(place: Path, world: int, *ways: str) -> list[dict[str, Any]]:
-    """What each of the ranks finds in these ways."""
-    return results_of(SCRIPT, world, place, *ways)
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("first"), 2, *FIRST, "errors")
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("first"), *FIRST, "errors")
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("others"), 2, *OTHERS)
+    return results_of(SCRIPT, 2, tmp_path_factory.mktemp("others"), *OTHERS)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ran(tmp_path_factory.mktemp("four"), 4, *NAMES)
+    return results_of(SCRIPT, 4, tmp_path_factory.mktemp("four"), *NAMES)
 
 
 def assert_whole(found: list[dict[str, Any]], way: str) -> None:
