@@ -218,11 +218,11 @@ def flat(model: nn.Module) -> None:
 
 
 REFUSED = {
-    hooked: rf"the LSTM {QUOTE}rnn{QUOTE}.*it has hooks, which the operator would not call; remove them",
-    subclassed: rf"the MyLSTM {QUOTE}rnn{QUOTE}.*it is a MyLSTM, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself",
-    replaced: rf"the LSTM {QUOTE}rnn{QUOTE}.*its forward was replaced; restore it",
-    parametrized: rf"the ParametrizedLSTM {QUOTE}rnn{QUOTE}.*code is not torch's own",
-    flat: rf"the LSTM {QUOTE}rnn{QUOTE}.*its weights are not parameters of its own .*; make them plain parameters",
+    hooked: r"the LSTM 'rnn'.*it has hooks, which the operator would not call; remove them",
+    subclassed: r"the MyLSTM 'rnn'.*it is a MyLSTM, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself",
+    replaced: r"the LSTM 'rnn'.*its forward was replaced; restore it",
+    parametrized: r"the ParametrizedLSTM 'rnn'.*code is not torch's own",
+    flat: r"the LSTM 'rnn'.*its weights are not parameters of its own .*; make them plain parameters",
 }
 
 
