@@ -17,7 +17,6 @@ from torch.torch_version import TorchVersion
 import graphreg
 from graphreg import GraphRegError
 from graphreg.compiler import recurrent
-from lacking import QUOTE
 from recurrent_nets import Bare, Classifier, Setting, answer, net, same
 
 
@@ -278,7 +277,7 @@ def test_packed_sequences_work_in_eager_and_are_refused_by_name() -> None:
     model, x = GivenPacked(nn.GRU(3, 5)), packing.pack_sequence([torch.randn(n, 3) for n in (6, 4, 4)])
     module = graphreg.regularize(model, weight_l2=1e-2)
     assert torch.equal(module(x).output, model(x))
-    message = rf"the GRU {QUOTE}rnn{QUOTE}.*its input is a PackedSequence; give it the padded tensor"
+    message = r"the GRU 'rnn'.*its input is a PackedSequence; give it the padded tensor"
     with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
         torch.compile(module, fullgraph=True, backend="eager")(x)
     torch._dynamo.reset()
