@@ -204,6 +204,7 @@ SWEEP = {
     r"test_fuzz\.py::test_a_seed_gives_the_same_models_in_every_process": "`make fuzz` replays by seed",
     r"test_threads\.py::test_a_worker_compiles_for_itself": "workers that draw in eager stay",
     r"test_inductor\.py::test_however_it_is_compiled\w+\[(a function|Distr)": "torch.compile stays",
+    r"test_inductor_processes\.py::": "processes of their own, in which Inductor starts",
     r"test_inductor\.py::test_a_pass_of_the_users_stays": "the sweep compiles with both slots",
     r"test_draws\.py::test_inductor_lowers_the_lane":
     "compiled draws are eager's by aot_eager, and masks under Inductor in test_compiled.py",
