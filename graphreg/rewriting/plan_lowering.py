@@ -344,12 +344,13 @@ class _Lowering:
         if isinstance(self.plan.regularizers[name], Splice):  # the penalty of a splice reads the splice's state, and no values
             return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=more)
         more |= {} if measures(self.plan.regularizers[name]) else self._inputs_of(name, self.plan.regularizers[name])
-        edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
+        planned = self.plan.of(name)
+        there = [i for i, edit in enumerate(planned) if edit.site.kind == "parameter" or edit.site.name in measured]
+        edits = [planned[i] for i in there]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
-        there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
-        some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        more |= {"places": there} if some else {}
+        some = 0 < len(edits) < len(planned) and self.plan.regularizers[name].by_site
+        more |= {"places": tuple(there)} if some else {}
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:

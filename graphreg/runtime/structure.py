@@ -14,13 +14,23 @@ from graphreg.tracing import PLAIN
 def structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
+    regularizers: dict[str, int] = {}  # a number for each text: a regularizer's text may list many sites, and it is at each of them
+    texts: dict[int, str] = {}  # by id of a regularizer
+
+    def text(value: Any) -> str:
+        if not isinstance(value, Regularizer):
+            return repr(value)
+        if id(value) not in texts:
+            texts[id(value)] = f"regularizer {regularizers.setdefault(repr(value), len(regularizers))}"
+        return texts[id(value)]
+
     for path, inner in module.named_modules(remove_duplicate=False):
         attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
-        options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
+        options = sorted((name, text(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
         structure.append((path, type(inner) if inner is not module else None, options, tensors))
-    return structure
+    return [*structure, list(regularizers)]
 
 
 def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
