@@ -17,6 +17,7 @@ from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, na
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
+from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each of them costs two traces
 LiteralOwners = dict[tuple[str, int], str]  # maps (node name, position of a literal) to the path of the module whose mode decides it
@@ -101,7 +102,9 @@ def _compared_turned(
     return turned, compared(evaluation, _in_mode(modes, lambda m: m in alone, trace))
 
 
-def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
+def trace_both_modes(
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool, earlier: Snapshot | None = None
+) -> Graphs:  # fmt: skip
     """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 
     Args:
@@ -110,10 +113,11 @@ def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
         opaque: The opaque modules by path, with reasons.
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
+        earlier: A snapshot of the model, since which nothing has changed.
     """
 
     def repeatable() -> fx.Graph:
-        return trace_repeatable(model, trace, opaque, mode_reads, run)
+        return trace_repeatable(model, trace, opaque, mode_reads, run, earlier)
 
     while True:
         before = len(opaque)

@@ -41,6 +41,7 @@ class OpaqueState:
 
     def __init__(self, before: Snapshot) -> None:
         """Prepare to hide state that is in the snapshot ``before``."""
+        before.open_containers(every=True)
         self._attributes = {id(place.owner): place for place in before.places if type(place) is Attributes}
         self._variables = [place for place in before.places if isinstance(place, (Variables, Cells))]
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -56,11 +57,22 @@ class Place:
         raise NotImplementedError
 
 
+def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
+    """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
+    return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
+
+
 class Attributes(Place):
     """The attributes of a module, class, object or function."""
 
+    retained: Mapping[str, Any] = {}  # after ``prepare_retrace``: the numbers and strings that stay as the forward left them
+    tensors: Mapping[str, torch.Tensor] = {}  # after ``prepare_retrace``: the tensors that the forward made and assigned
+
     def read(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self.owner).items() if key not in REGISTERED}
+        now = dict(vars(self.owner))
+        for key in REGISTERED:
+            now.pop(key, None)
+        return now
 
     def set(self, key: str, value: Any) -> None:
         """Set one attribute."""
@@ -83,12 +95,17 @@ class Attributes(Place):
     def changed(self) -> list[str]:
         """Return the names of the attributes that were added, deleted or set to another object."""
         now = self.read()
+        if is_same(now, self.content):
+            return []
         return [key for key in {**self.content, **now} if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
 
     def prepare_retrace(self) -> Iterator[str]:
+        changed = self.changed()
+        if not changed and not self.retained and not self.tensors:  # so it is for almost all places of almost all models
+            return
         self.retained, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
         now = self.read()
-        for key in self.changed():
+        for key in changed:
             value = now.get(key, NOTHING)
             if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
@@ -202,9 +219,8 @@ class Items(Attributes):
         return self.name
 
     def restore(self) -> None:
-        now, then = self.read(), self.content
-        if [(id(key), id(value)) for key, value in now.items()] != [(id(key), id(value)) for key, value in then.items()]:
-            self.fill(then)
+        if not is_same(self.read(), self.content):
+            self.fill(self.content)
 
     def fill(self, content: Any) -> None:
         """Replace all items."""
