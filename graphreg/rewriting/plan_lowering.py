@@ -11,9 +11,10 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, site_nodes, state_before
+from graphreg.ir import RULES, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
@@ -24,22 +25,27 @@ from graphreg.tracing import Traced
 Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
 
 
-def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return") -> Insertions:
+def lower(
+    graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return",
+    facts: GraphFacts | None = None,
+) -> Insertions:  # fmt: skip
     """Decide what to insert into one of the traced graphs. Neither the graph nor the plan is changed.
 
     Args:
-        graph: One of ``traced.graphs``.
+        graph: One of ``traced.graphs``, the graphs of the traced model.
         traced: The traced model.
         plan: The plan for it.
         names: The names of the runtime modules, from ``runtime_module_names(plan)``.
         penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
+        facts: The facts about the graph, if they are known already.
 
     Raises:
         TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads the storage
             by ``as_strided``; or the model writes into something else that a formula reads or a splice replaces: an input that an
             option such as ``lengths=`` names, the input of a module or cell, a parameter.
     """
-    work = _Lowering(graph, traced, plan, names, mode := next(mode for mode, each in traced.graphs.items() if each is graph))
+    mode = next(mode for mode, each in traced.graphs.items() if each is graph)
+    work = _Lowering(facts or GraphFacts.of(graph, traced), traced, plan, names, mode)
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(traced.parameter_reads[mode])
@@ -82,12 +88,12 @@ class _Chain:
 class _Lowering:
     """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
-        self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
-        self.aliases, self.where = Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
-        self.inputs = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-        self.native = {name: node for node in graph.nodes if (name := own_name(node))}
-        self.take_name = node_namer(node.name for node in graph.nodes)
+    def __init__(self, facts: GraphFacts, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
+        self.graph, self.aliases, self.where = facts.graph, facts.aliases, facts.where
+        self.plan, self.names, self.operations = plan, names, traced.operations
+        self.inputs = {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
+        self.native = {name: node for node in self.graph.nodes if (name := own_name(node))}
+        self.take_name = node_namer(node.name for node in self.graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
         # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
@@ -378,10 +384,9 @@ class _Lowering:
             if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):
                 self.recomputed.append(name)
             kwargs = ({"noise": self.key} if edit.draws else {}) | ({CLOCK: self.clock} if edit.is_scheduled else {})
-            site = edit.dropout.site.name
-            self.places[Position.INSTEAD, node] = [
-                Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)
-            ]
+            more: dict[str, Any] = {"site": edit.dropout.site.name, "kwargs": kwargs}
+            call = Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", **more)
+            self.places[Position.INSTEAD, node] = [call]
             changed.add(node)
 
     def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
@@ -391,10 +396,8 @@ class _Lowering:
         args = (tuple(values), tuple(totals.values()), loss is not None)
         joined = self._add_before(end, Kind.ATTACH, "attach", f"{RULES}.attach", args)
         for i, (node, value) in enumerate(zip(outputs, values, strict=True)):
-            self._add_before(
-                end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), op="call_function",
-                replaces=node, readers=frozenset((end,)),
-            )  # fmt: skip
+            more: dict[str, Any] = {"op": "call_function", "replaces": node, "readers": frozenset((end,))}
+            self._add_before(end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), **more)
 
 
 def _whose(edit: Edit) -> dict[str, str]:

@@ -59,6 +59,8 @@ class Place:
 
 def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
     """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
+    if not isinstance(now, dict):  # a module of torch.jit has a mapping of its own, which cannot be iterated
+        now = dict(now.items())
     return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
 
 

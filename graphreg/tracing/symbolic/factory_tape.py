@@ -95,14 +95,14 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracer.evaluating:
             return func(*args, **kwargs)
-        name, tensors = _operation_name(func), list(tensors_in((args, kwargs)))
+        name, tensors = operation_name(func), list(tensors_in((args, kwargs)))
         if name in LEFT_IN_TENSORS and not called_by_foreign_code():
             raise TypeError(reads_what_is_left(name))
         if tensors:
             self.check_states(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
-        if _has_proxy((args, kwargs)):
+        if has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
         if name.partition(".")[0] == "set_":  # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
@@ -311,15 +311,15 @@ class Tape(TorchFunctionMode):
             self._undo.append((content, key))
 
 
-def _has_proxy(value: Any) -> bool:
+def has_proxy(value: Any) -> bool:
     """Return whether nested arguments contain a traced value."""
     kind = type(value)
     if issubclass(kind, (tuple, list)):
-        return any(map(_has_proxy, value))
+        return any(map(has_proxy, value))
     if kind is dict:
-        return any(map(_has_proxy, value.values()))
+        return any(map(has_proxy, value.values()))
     if kind is slice:
-        return _has_proxy((value.start, value.stop, value.step))
+        return has_proxy((value.start, value.stop, value.step))
     return issubclass(kind, fx.Proxy)
 
 
@@ -354,7 +354,7 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
-def _operation_name(func: Any) -> str:
+def operation_name(func: Any) -> str:
     """Return the name of a function; for the getter of a property in ``FACTS``, the property's name instead of ``__get__``."""
     name = str(getattr(func, "__name__", ""))
     attribute = attribute_of(func) if name == "__get__" else ""

@@ -17,6 +17,7 @@ from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
@@ -59,7 +60,7 @@ def symbolic(
         TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
         DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
-    opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
+    opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
@@ -75,6 +76,7 @@ def symbolic(
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
+        last[:] = [tracer]
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         mode_reads.add(tracer.environment.mode_reads)
@@ -87,7 +89,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before)  # this also fills ``opaque`` and ``assumed``
+        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, lambda graph: literals_in_other_mode(model, graph, last[0], before))  # this also fills ``opaque`` and ``assumed``
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -110,6 +111,8 @@ class SiteTracer(DecisionTracer):
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
+        self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
+        self._made: list[fx.Node] = []  # the nodes that the forward made
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """Trace a module in its present mode and label each value.
@@ -123,9 +126,9 @@ class SiteTracer(DecisionTracer):
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         self._drawn = randomness()
-        places = model_globals(root)
+        self._places = model_globals(root)
         try:
-            with self._checkpoints_refused(), isinstance_answered(places), self.environment.intercepted(root, places):
+            with self._checkpoints_refused(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
         except Exception:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
@@ -141,6 +144,7 @@ class SiteTracer(DecisionTracer):
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
                 "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which then becomes an opaque module."
             )
+        self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
@@ -152,6 +156,10 @@ class SiteTracer(DecisionTracer):
         if not self.examples:  # with examples the types are known
             assert_guesses(graph, self.operations)
         return graph
+
+    def is_plain(self) -> bool:
+        """Return whether the graph has just the nodes that the forward made, and the forward made no tensors."""
+        return len(self._made) == len(self.graph.nodes) and all(map(is_, self._made, self.graph.nodes)) and not self.tape.entries and not self.tape.known.read
 
     def _require_no_draws(self) -> None:
         """Without ``watch_draws``, raise DrawsRandomly if the forward has drawn random numbers."""
