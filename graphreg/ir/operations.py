@@ -321,7 +321,8 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
 
 def is_integer(node: fx.Node) -> bool:
     """Return whether the operation is known to return integers or booleans."""
-    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in (*node.args, *node.kwargs.values()))
+    arguments = (*node.args, *node.kwargs.values())
+    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
 
 
 

@@ -33,9 +33,9 @@ from graphreg.ir import (
 )
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_checks import check_parameters
-from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
 from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by

@@ -62,8 +62,7 @@ def lower(
     work.replace_native_dropout()
     if penalties == "attach" and totals:
         work.attach(totals, end, loss)
-    facts = (tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
-    return Insertions(work.ordered(), totals, penalties == "return", *facts)
+    return Insertions(work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
 
 
 @dataclass
@@ -230,9 +229,8 @@ class _Lowering:
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
         is_external = (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
-            chain.point = chain.value = self._add(
-                chain.point, Kind.TRACK, self.names[name], f"{RULES}.{self.names[name]}", (node,), site=name, replaces=node
-            )
+            track = self.names[name]
+            chain.point = chain.value = self._add(chain.point, Kind.TRACK, track, f"{RULES}.{track}", (node,), site=name, replaces=node)
             self.wrt[name] = chain.value
         penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
         overwritten = self.aliases.written_later(node) if spliced else written and not tracked
@@ -257,8 +255,7 @@ class _Lowering:
         function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
         replaces = chain.node if kind is Kind.CLONE else None
         name = f"{identifier(chain.site)}_kept"
-        copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
-        chain.point = copy
+        chain.point = copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
         return copy
 
     def _splice(self, chain: _Chain, edits: Edits) -> None:
@@ -314,8 +311,8 @@ class _Lowering:
         last, name = max(read, key=self._order), self.names[i]
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
-        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **self._measured_by(edit))
-        self.measured[edit.name][edit.site.name] = measurement
+        more = self._measured_by(edit)
+        self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **more)
 
     # Splices on parameters
 
@@ -352,10 +349,9 @@ class _Lowering:
         more |= {} if measures(self.plan.regularizers[name]) else self._inputs_of(name, self.plan.regularizers[name])
         planned = self.plan.of(name)
         there = [i for i, edit in enumerate(planned) if edit.site.kind == "parameter" or edit.site.name in measured]
-        edits = [planned[i] for i in there]
-        values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
+        values = {(edit := planned[i]).site.name: measured.get(edit.site.name) or self._read(edit, end) for i in there}
         args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
-        some = 0 < len(edits) < len(planned) and self.plan.regularizers[name].by_site
+        some = 0 < len(there) < len(planned) and self.plan.regularizers[name].by_site
         more |= {"places": tuple(there)} if some else {}
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
 
@@ -364,11 +360,11 @@ class _Lowering:
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
         args, target, regularizer = (ordered, wrt, self.key), f"{RULES}.{name}", self.plan.regularizers[name]
-        kwargs = self._clock_for(regularizer) | self._inputs_of(name, regularizer)
+        more: dict[str, Any] = {"regularizer": name, "kwargs": self._clock_for(regularizer) | self._inputs_of(name, regularizer)}
         if not ordered:
-            return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
+            return self._add_before(end, Kind.TOTAL, name, target, args, **more)
         known = [value for value in (*ordered.values(), *wrt.values(), self.key, self.clock) if value is not None]
-        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
+        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, **more)
 
     def _read(self, edit: Edit, end: fx.Node) -> Insertion:
         return self._add_before(end, Kind.READ, identifier(edit.site.name), edit.site.name, (), op="get_attr", **_whose(edit))
@@ -392,8 +388,8 @@ class _Lowering:
     def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
         """Insert the node that joins the penalties to the output's loss, or, if there is none, to all values in the output."""
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
-        values = [self.present.get(node, node) for node in outputs]
-        args = (tuple(values), tuple(totals.values()), loss is not None)
+        values = tuple(self.present.get(node, node) for node in outputs)
+        args = (values, tuple(totals.values()), loss is not None)
         joined = self._add_before(end, Kind.ATTACH, "attach", f"{RULES}.attach", args)
         for i, (node, value) in enumerate(zip(outputs, values, strict=True)):
             more: dict[str, Any] = {"op": "call_function", "replaces": node, "readers": frozenset((end,))}

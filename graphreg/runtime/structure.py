@@ -10,7 +10,6 @@ from graphreg.regularizer import Regularizer
 from graphreg.runtime.runtime_module import Rules
 from graphreg.tracing import PLAIN
 
-
 _PLAIN = (*PLAIN, Regularizer)
 _COMMON = frozenset(PLAIN)  # to look up exact types, which is quick
 

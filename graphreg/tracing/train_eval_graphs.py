@@ -42,8 +42,8 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         model: The model.
         trace: Traces the model in its present mode.
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
-        follow: Returns the literals in which the graph of the last trace differs from the model's present mode, as ``compared`` does; None if there
-            are other differences, or if that is not certain. Without it, the other mode is always traced.
+        follow: Returns the literals in which the graph of the last trace differs from the model's present mode, as ``compared`` does; None
+            if there are other differences, or if that is not certain. Without it, the other mode is always traced.
 
     Returns:
         ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
@@ -116,8 +116,8 @@ def _compared_turned(
 
 
 def trace_both_modes(
-    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool, earlier: Snapshot | None = None,
-    follow: Follow = _never,
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
+    earlier: Snapshot | None = None, follow: Follow = _never,
 ) -> Graphs:  # fmt: skip
     """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 

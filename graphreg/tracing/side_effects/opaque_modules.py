@@ -14,14 +14,13 @@ from torch import nn
 from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 from graphreg.tracing.side_effects.state_places import (
     REGISTERED,
     Attributes,
     Cells,
-    ChangingNumber,
     Container,
     Items,
-    StaleValue,
     Variables,
     is_plain,
 )

@@ -40,7 +40,8 @@ def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterato
 
 
 def trace_repeatable(
-    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool, earlier: Snapshot | None = None
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
+    earlier: Snapshot | None = None,
 ) -> fx.Graph:  # fmt: skip
     """Trace a model and return the graph. Raise if a trace of the next call would give another graph.
 

@@ -32,6 +32,7 @@ from graphreg.tracing.side_effects.iterators import (
     is_random_generator,
 )
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
     PLAIN,
     REGISTERED,
@@ -42,7 +43,6 @@ from graphreg.tracing.side_effects.state_places import (
     Memory,
     Place,
     Slots,
-    StaleValue,
     Variables,
     is_same,
 )
@@ -192,7 +192,8 @@ class Snapshot:
 
     def take_modes(self) -> Callable[[], None]:
         """Note the present modes of the modules in place of those that were noted before. Return a function that undoes this."""
-        modules = [(place.content, vars(place.owner)) for place in self.places if isinstance(place.owner, nn.Module) and type(place) is Attributes]
+        places = [place for place in self.places if isinstance(place.owner, nn.Module) and type(place) is Attributes]
+        modules = [(place.content, vars(place.owner)) for place in places]
         before = [(content, content["training"]) for content, now in modules if "training" in content and "training" in now]
         for content, now in modules:
             if "training" in content and "training" in now:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import LIBRARY_FOLDERS, Graphs
+from graphreg.ir import LIBRARY_FOLDERS, Graphs, Literals
 from graphreg.torch_internals import make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
@@ -88,8 +88,11 @@ def symbolic(
         settle_queries(graph, tracer.environment.queries, same, opaque)
         return graph
 
+    def follow(graph: fx.Graph) -> dict[str, Literals] | None:
+        return literals_in_other_mode(model, graph, last[0], before)
+
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, lambda graph: literals_in_other_mode(model, graph, last[0], before))  # this also fills ``opaque`` and ``assumed``
+        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)  # this also fills ``opaque`` and ``assumed``
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise

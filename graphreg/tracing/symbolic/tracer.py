@@ -81,8 +81,8 @@ class SiteTracer(DecisionTracer):
     """
 
     def __init__(
-        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None,
-        watch_draws: bool = True,
+        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
+        answers: Answers | None = None, watch_draws: bool = True,
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -159,7 +159,8 @@ class SiteTracer(DecisionTracer):
 
     def is_plain(self) -> bool:
         """Return whether the graph has just the nodes that the forward made, and the forward made no tensors."""
-        return len(self._made) == len(self.graph.nodes) and all(map(is_, self._made, self.graph.nodes)) and not self.tape.entries and not self.tape.known.read
+        same = len(self._made) == len(self.graph.nodes) and all(map(is_, self._made, self.graph.nodes))
+        return same and not self.tape.entries and not self.tape.known.read
 
     def _require_no_draws(self) -> None:
         """Without ``watch_draws``, raise DrawsRandomly if the forward has drawn random numbers."""
