@@ -8,7 +8,7 @@ from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.cell_states import cell_call, state_before
 from graphreg.ir.codegen_fixes import check_arguments, spelled
-from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, name_of
+from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, literals_apart, name_of
 from graphreg.ir.containers import building, builds, end_of, loss_of
 from graphreg.ir.contents import FOREIGN, called_by_foreign_code, contents_of, copied_contents, may_change, shown_contents
 from graphreg.ir.convolution_axes import convolution, is_elementwise
@@ -120,9 +120,9 @@ __all__ = [
     "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "identifier",
     "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled",
     "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_region", "is_replaced_call", "is_single_operation",
-    "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "may_change",
-    "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now",
-    "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
+    "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "literals_apart", "loss_of", "mark",
+    "may_change", "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace",
+    "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
     "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
     "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
     "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",

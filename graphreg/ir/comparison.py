@@ -34,7 +34,11 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
-    ours, theirs = flat(a), flat(b)
+    return literals_apart(flat(a), flat(b))
+
+
+def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] | None:
+    """Return the same as ``_literals``, for the flat lists of the arguments of two nodes that call the same operation."""
     if len(ours) != len(theirs):
         return None
     differing, same = Literals(), True

@@ -48,6 +48,7 @@ INTEGERS = {
     "logical_and", "logical_or", "logical_not", "logical_xor", "long", "int", "bool", "short", "byte", "all", "any",
     "one_hot", "nonzero", "searchsorted", "bucketize", "is_", "is_not", "not_", "contains",
 }  # fmt: skip
+_INTEGER_TYPES = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
 NORM_MODULES = (
     BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
 )  # fmt: skip
@@ -118,7 +119,7 @@ class Operations:
             return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
         if is_port(node, self):  # a part of a split tensor is a view of the tensor; an element of another tuple is no view
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
-        return function_name(node) in VIEWS | MOVES | DROPOUTS
+        return function_name(node) in _PASSED_THROUGH
 
     def is_list(self, node: fx.Node) -> bool:
         """Return whether the value is a tuple or list of tensors."""
@@ -320,8 +321,8 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
 
 def is_integer(node: fx.Node) -> bool:
     """Return whether the operation is known to return integers or booleans."""
-    kinds = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
-    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in kinds for a in (*node.args, *node.kwargs.values()))
+    arguments = (*node.args, *node.kwargs.values())
+    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
 
 
 
@@ -368,6 +369,7 @@ DROPOUTS = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
     "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
 }  # fmt: skip
+_PASSED_THROUGH = VIEWS | MOVES | DROPOUTS
 DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  # by name, because timm may not be installed
 
 

@@ -57,14 +57,14 @@ def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterabl
     names = {nodes[name]: name for name in among if name in nodes}
     data = _data(graph)
     before = {node: earlier for node in names if (earlier := _before(node, names, operations, data)) is not None}
-    groups = []
+    groups, inner = [], set(before.values())
     for node in names:
-        if node in before.values() or node not in before:  # it is not the last of its group, or it is alone
+        if node in inner or node not in before:  # it is not the last of its group, or it is alone
             continue
         group = [node]
-        while group[0] in before:
-            group.insert(0, before[group[0]])
-        groups.append(tuple(names[each] for each in group))
+        while group[-1] in before:
+            group.append(before[group[-1]])
+        groups.append(tuple(names[each] for each in reversed(group)))
     return groups
 
 

@@ -26,6 +26,7 @@ _GRAMMAR = re.compile(
     r"(?P<exclude>!?)(?P<name>(?:\\.|[^@:#\\])*)(?:@(?P<op>(?:\\.|[^:#\\])+))?(?::(?P<port>(?:\\.|[^#\\])+))?(?:#(?P<role>.*))?", re.DOTALL
 )
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
+_ONE_OF = re.compile(r"\[([^]!])\]")  # a character class with one character, as which a glob writes a character that matches itself
 _SPECIAL = re.compile(r"[\\@:#*?\[]|^!|^\s|\s$")
 
 
@@ -64,6 +65,12 @@ class Pattern:
     def _glob(self) -> Callable[[str], object]:
         return re.compile(fnmatch.translate(self.name)).match
 
+    @cached_property
+    def literal(self) -> str | None:
+        """The only name that the pattern matches; None for a pattern with wildcards."""
+        plain = _ONE_OF.sub("", self.name)
+        return None if set(plain).intersection("*?[") else _ONE_OF.sub(lambda match: match[1], self.name)
+
     @property
     def lone(self) -> bool:
         """Whether the pattern is ``*`` or ``!*``, which mean the default sites."""
@@ -77,7 +84,7 @@ class Pattern:
         """Return whether the pattern matches the name of a label."""
         if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
-        return bool(self._glob(label.name))
+        return label.name == self.literal if self.literal is not None else bool(self._glob(label.name))
 
     def filters(self, label: Label, site: Site) -> bool:
         """Return whether the pattern matches the label's op, and the site's role or one of its marks."""
@@ -95,12 +102,36 @@ class Pattern:
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
         """Return the matching labels with their sites. A pattern without ``**`` matches no values inside a module whose name it matches."""
-        named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
+        named = [(label, site) for label, site in _candidates(self, sites) if self.filters(label, site) and self.names(label, site)]
         matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
             modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
             matching = [(label, site) for label, site in matching if site.kind == "parameter" or not _within(label.name, modules)]
         return matching
+
+
+class SitesByName(tuple[Site, ...]):
+    """Sites in which a pattern without wildcards finds its labels at once, however many sites there are."""
+
+    @cached_property
+    def by_name(self) -> dict[str, list[tuple[Label, Site]]]:
+        """The labels with this name, with their sites, in the order of the sites."""
+        by_name: dict[str, list[tuple[Label, Site]]] = {}
+        for site in self:
+            for label in site.labels:
+                by_name.setdefault(label.name, []).append((label, site))
+        return by_name
+
+
+def _candidates(pattern: Pattern, sites: Iterable[Site]) -> Iterable[tuple[Label, Site]]:
+    """Return the labels that a pattern may match, with their sites; without an index, those are all labels."""
+    literal, port = pattern.literal, pattern.port
+    if not isinstance(sites, SitesByName) or literal is None or (port is not None and set(port).intersection("*?[")):
+        return ((label, site) for site in sites for label in site.labels)
+    named = sites.by_name.get(literal, ())
+    if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):  # ":" may also be a part of a parameter's name
+        return named
+    return sorted((*named, *parameters), key=lambda labelled: sites.index(labelled[1]))
 
 
 def _as_glob(text: str | None) -> str | None:
@@ -193,7 +224,7 @@ def select(
     """
     if callable(selector):
         return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
-    texts = strings(selector)
+    texts, sites, elsewhere = strings(selector), SitesByName(sites), SitesByName(elsewhere)
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
 
     def why(pattern: Pattern, matched: Sequence[Site]) -> str:
@@ -269,7 +300,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
     """Return the strings of a selector that match nothing, by the rules of ``select``; for a function that selects nothing, its name."""
     if callable(selector):
         return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_title(selector),)
-    lost = []
+    lost, sites, elsewhere = [], SitesByName(sites), SitesByName(elsewhere)
     for text in strings(selector):
         pattern = Pattern.parse(text)
         matched = default if pattern.lone else pattern.find(sites)

@@ -7,7 +7,7 @@ outside torch is assumed to alias and write into all its arguments; only a dropo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ class Effects:
     def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         module = self.operations.module(node)
         assert module is not None
-        if not any(getattr(inner, "inplace", False) for inner in module.modules()):
+        if not any(_is_set(inner, "inplace") for inner in _within(module)):
             return (), ()
         if next(module.children(), None) is None:
             return _twice(first_argument(node))
@@ -190,7 +190,7 @@ class Effects:
         if node.op != "call_module":
             return False
         module = self.operations.module(node)
-        return module is None or any(_is_foreign(inner) for inner in _inner(module))
+        return module is None or any(map(_is_foreign, _inner(module)))
 
     def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
         """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.
@@ -326,14 +326,29 @@ def _twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _inner(module: nn.Module) -> list[nn.Module]:
+def _within(module: nn.Module) -> Iterable[nn.Module]:
+    """Return the module and the modules in it. Most have none, and ``modules()`` is slow."""
+    return module.modules() if module._modules else (module,)
+
+
+def _is_set(module: nn.Module, name: str) -> bool:
+    """Return whether an attribute of a module, or of its class, is true. ``getattr`` is slow for a module that lacks the attribute."""
+    own = vars(module)
+    return bool(own[name] if name in own else getattr(type(module), name, False))
+
+
+def _inner(module: nn.Module) -> Sequence[nn.Module]:
     """Return the modules that the forward may call on data, without those that compute weights (``torch.nn.utils.parametrize``)."""
+    if not module._modules:
+        return (module,)
     return [inner for name, inner in module.named_modules() if "parametrizations" not in name.split(".")]
 
 
 def _is_foreign(module: nn.Module) -> bool:
     """Return whether a call of the module runs code outside torch: its forward or a hook."""
     hooks = forward_hooks(module)
+    if not hooks and type(module).__module__.startswith("torch."):
+        return False
     homes = [type(module).__module__, *(str(getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)]
     return not is_drop_path(module) and any(not home.startswith("torch.") for home in homes)
 

@@ -93,11 +93,12 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         rules.seeds = seeds.drawn()
         slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
     states = _states(model, plan, noise)
+    order = {name: {site: 1 + i for i, site in enumerate(at.sites)} for name, at in rules.places.items()}
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0), states)) is not None:
-            sites, runtime_module.elements = rules.places[edit.name].sites, rules.elements.get(edit.name, ())
-            if isinstance(runtime_module, SpliceRule) and (len(sites) > 1 or runtime_module.elements):
-                own = 1 + sites.index(edit.site.name)
+            runtime_module.elements = rules.elements.get(edit.name, ())
+            if isinstance(runtime_module, SpliceRule) and (len(order[edit.name]) > 1 or runtime_module.elements):
+                own = order[edit.name][edit.site.name]
                 # with blocks=, all sites read element 0 until strengths are set by site: equal blocks compile once while these are equal
                 later = bool(plan.blocks) and edit.at_depth is None
                 runtime_module.element, runtime_module.own_element = (0, own) if later else (own, own)
@@ -105,8 +106,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rule = NativeDropoutRule(native, slots.get(names[i], 0))
         if native.is_scheduled:
-            place = 1 + rules.places[OWN_DROPOUT].sites.index(native.dropout.site.name)
-            rule.elements = (rules.elements[OWN_DROPOUT][place],)
+            rule.elements = (rules.elements[OWN_DROPOUT][order[OWN_DROPOUT][native.dropout.site.name]],)
         rules.add_module(names[i], rule)
     if streams or _draws_elsewhere(plan):
         rules.add_module("key", key)

@@ -7,10 +7,9 @@ another cause: no trainable parameter reaches the sites of a penalty.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import fx, nn
 
@@ -34,6 +33,7 @@ from graphreg.ir import (
 )
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
@@ -42,22 +42,23 @@ from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, Rew
 from graphreg.tracing import Traced
 
 
-def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
-    """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
+def check(module: RewrittenModule, traced: Traced, plan: Plan, facts: Mapping[str, GraphFacts] | None = None) -> None:
+    """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else.
+
+    ``facts``: the facts about the traced graphs, by mode, if they are known already.
+    """
     _same_owner(module, traced.model)
     for mode, emitted in graphs_of(module).items():
-        flow = to_networkx(emitted)
-        _lint(emitted, flow)
+        _lint(emitted)
         _native_dropouts(emitted, module, plan)
         graph = restored(emitted)  # the checks below look at the model's own calls
-        flow = flow if graph is emitted else to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        placed = placed_in(graph, original, traced, plan)
+        placed = placed_in(graph, facts[mode] if facts is not None else GraphFacts.of(original, traced), traced, plan)
         placed.check()
         check_parameters(emitted, original, traced.parameter_reads[mode], plan)
         _runtime_modules(graph, module, plan)
-        _reaches(graph, module, plan, placed, flow, traced.whole)
+        _reaches(graph, module, plan, placed, traced.whole)
 
 
 def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -175,15 +176,8 @@ def replaced_by(node: fx.Node) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
 
 
-def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
-    """Return the dataflow of a graph: nodes by name, with an edge from each value to each operation that reads it."""
-    flow: nx.DiGraph[str] = nx.DiGraph()
-    flow.add_nodes_from(node.name for node in graph.nodes)
-    flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
-    return flow
-
-
-def _lint(graph: fx.Graph, flow: nx.DiGraph[str]) -> None:
+def _lint(graph: fx.Graph) -> None:
+    """Check what torch.fx demands of a graph, such as that each node comes after the nodes that it reads, so that there is no cycle."""
     doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
     if doubled:
         fail(f"two nodes are called {doubled[0]!r}.")
@@ -191,8 +185,6 @@ def _lint(graph: fx.Graph, flow: nx.DiGraph[str]) -> None:
         graph.lint()
     except (RuntimeError, ValueError) as error:
         fail(str(error).splitlines()[0])
-    if not nx.is_directed_acyclic_graph(flow):
-        fail("it has a cycle.")
 
 
 def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
@@ -251,14 +243,14 @@ _NEED_NO_READER = (
 )  # fmt: skip
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, whole_model: bool) -> None:
     """Check that additions and penalties are connected to the rest of the graph.
 
     Measurements, penalties and the nodes that attach them must reach the output, each splice must take the key of the call, the output
     must have each penalty, and a trainable parameter must reach each penalty.
     """
     output = graph.output_node()
-    upstream = nx.ancestors(flow, output.name)
+    upstream = _upstream(graph)
     keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
     if sum(is_kind(n, Kind.CLOCK) for n in graph.nodes) != plan.is_scheduled:
         fail("it does not have one clock for its schedules.")
@@ -269,8 +261,8 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
             continue
         if (
             added.kind not in _NEED_NO_READER
-            and node.name not in upstream
-            and _used_site(node, flow, upstream)
+            and node not in upstream
+            and _used_site(node, upstream)
         ):
             fail(f"{node.name} does not reach the output.")
         if added.kind == Kind.SPLICE and (len(keys) != 1 or node.args[1] not in keys):
@@ -281,10 +273,10 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")
-    trained = _trained(graph, module, flow)
+    trained = _trained(graph, module)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if whole_model and not plan.in_whole and node.args and node.args[0] != {} and node.name not in trained:
+        if whole_model and not plan.in_whole and node.args and node.args[0] != {} and node not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
                 "parameter, or leave the penalty out."
@@ -310,25 +302,36 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
         fail(f"{name} is not averaged over its sites in the whole model.")
 
 
-def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
+def _upstream(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that the output depends on. ``_lint`` has made sure that a walk from the end meets readers first."""
+    upstream = {graph.output_node()}
+    for node in reversed(graph.nodes):
+        if node in upstream:
+            upstream.update(node.all_input_nodes)
+    return upstream - {graph.output_node()}
+
+
+def _used_site(node: fx.Node, upstream: set[fx.Node]) -> bool:
     """Whether the model uses the value that an addition replaces; True for an addition that replaces no value."""
     if not is_kind(node, Kind.SPLICE, Kind.CLONE):
         return True
     value = replaced_by(node)
     while value is not None and is_marked(value):
         value = replaced_by(value)
-    return value is None or value.name in upstream
+    return value is None or value in upstream
 
 
-def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) -> set[str]:
-    """Return the names of the nodes that a trainable parameter reaches."""
+def _trained(graph: fx.Graph, module: RewrittenModule) -> set[fx.Node]:
+    """Return the nodes that a trainable parameter reaches."""
     trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     owners = {name.rpartition(".")[0] for name in trains}
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
-    sources = [
-        n.name for n in graph.nodes
-        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
-        or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
-    ]  # fmt: skip
-    flow.add_edges_from(("<parameters>", name) for name in sources)
-    return nx.descendants(flow, "<parameters>") if sources else set()
+    reached = set[fx.Node]()
+    for n in graph.nodes:
+        if (
+            any(each in reached for each in n.all_input_nodes)
+            or (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
+            or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
+        ):  # fmt: skip
+            reached.add(n)
+    return reached

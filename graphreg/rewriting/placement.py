@@ -15,6 +15,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.instantiate import measures
 from graphreg.tracing import Traced
 
@@ -29,12 +30,12 @@ def fail(sentence: str) -> None:
     raise failed(sentence)
 
 
-def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
+def placed_in(graph: fx.Graph, original: GraphFacts, traced: Traced, plan: Plan) -> Placed:
     """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
     Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
-    first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
+    first, aliases = original.where, original.aliases
     sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
     definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
     written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}

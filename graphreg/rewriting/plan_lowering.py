@@ -11,9 +11,10 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, site_nodes, state_before
+from graphreg.ir import RULES, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
@@ -24,22 +25,27 @@ from graphreg.tracing import Traced
 Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
 
 
-def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return") -> Insertions:
+def lower(
+    graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return",
+    facts: GraphFacts | None = None,
+) -> Insertions:  # fmt: skip
     """Decide what to insert into one of the traced graphs. Neither the graph nor the plan is changed.
 
     Args:
-        graph: One of ``traced.graphs``.
+        graph: One of ``traced.graphs``, the graphs of the traced model.
         traced: The traced model.
         plan: The plan for it.
         names: The names of the runtime modules, from ``runtime_module_names(plan)``.
         penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
+        facts: The facts about the graph, if they are known already.
 
     Raises:
         TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads the storage
             by ``as_strided``; or the model writes into something else that a formula reads or a splice replaces: an input that an
             option such as ``lengths=`` names, the input of a module or cell, a parameter.
     """
-    work = _Lowering(graph, traced, plan, names, mode := next(mode for mode, each in traced.graphs.items() if each is graph))
+    mode = next(mode for mode, each in traced.graphs.items() if each is graph)
+    work = _Lowering(facts or GraphFacts.of(graph, traced), traced, plan, names, mode)
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(traced.parameter_reads[mode])
@@ -56,8 +62,7 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     work.replace_native_dropout()
     if penalties == "attach" and totals:
         work.attach(totals, end, loss)
-    facts = (tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
-    return Insertions(work.ordered(), totals, penalties == "return", *facts)
+    return Insertions(work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
 
 
 @dataclass
@@ -82,12 +87,12 @@ class _Chain:
 class _Lowering:
     """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
-        self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
-        self.aliases, self.where = Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
-        self.inputs = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-        self.native = {name: node for node in graph.nodes if (name := own_name(node))}
-        self.take_name = node_namer(node.name for node in graph.nodes)
+    def __init__(self, facts: GraphFacts, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
+        self.graph, self.aliases, self.where = facts.graph, facts.aliases, facts.where
+        self.plan, self.names, self.operations = plan, names, traced.operations
+        self.inputs = {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
+        self.native = {name: node for node in self.graph.nodes if (name := own_name(node))}
+        self.take_name = node_namer(node.name for node in self.graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
         # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
@@ -224,9 +229,8 @@ class _Lowering:
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
         is_external = (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
-            chain.point = chain.value = self._add(
-                chain.point, Kind.TRACK, self.names[name], f"{RULES}.{self.names[name]}", (node,), site=name, replaces=node
-            )
+            track = self.names[name]
+            chain.point = chain.value = self._add(chain.point, Kind.TRACK, track, f"{RULES}.{track}", (node,), site=name, replaces=node)
             self.wrt[name] = chain.value
         penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
         overwritten = self.aliases.written_later(node) if spliced else written and not tracked
@@ -251,8 +255,7 @@ class _Lowering:
         function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
         replaces = chain.node if kind is Kind.CLONE else None
         name = f"{identifier(chain.site)}_kept"
-        copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
-        chain.point = copy
+        chain.point = copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
         return copy
 
     def _splice(self, chain: _Chain, edits: Edits) -> None:
@@ -308,8 +311,8 @@ class _Lowering:
         last, name = max(read, key=self._order), self.names[i]
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
             last = self.top
-        measurement = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **self._measured_by(edit))
-        self.measured[edit.name][edit.site.name] = measurement
+        more = self._measured_by(edit)
+        self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **more)
 
     # Splices on parameters
 
@@ -344,12 +347,12 @@ class _Lowering:
         if isinstance(self.plan.regularizers[name], Splice):  # the penalty of a splice reads the splice's state, and no values
             return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name, kwargs=more)
         more |= {} if measures(self.plan.regularizers[name]) else self._inputs_of(name, self.plan.regularizers[name])
-        edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
-        values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
+        planned = self.plan.of(name)
+        there = [i for i, edit in enumerate(planned) if edit.site.kind == "parameter" or edit.site.name in measured]
+        values = {(edit := planned[i]).site.name: measured.get(edit.site.name) or self._read(edit, end) for i in there}
         args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
-        there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
-        some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
-        more |= {"places": there} if some else {}
+        some = 0 < len(there) < len(planned) and self.plan.regularizers[name].by_site
+        more |= {"places": tuple(there)} if some else {}
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
@@ -357,11 +360,11 @@ class _Lowering:
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
         args, target, regularizer = (ordered, wrt, self.key), f"{RULES}.{name}", self.plan.regularizers[name]
-        kwargs = self._clock_for(regularizer) | self._inputs_of(name, regularizer)
+        more: dict[str, Any] = {"regularizer": name, "kwargs": self._clock_for(regularizer) | self._inputs_of(name, regularizer)}
         if not ordered:
-            return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
+            return self._add_before(end, Kind.TOTAL, name, target, args, **more)
         known = [value for value in (*ordered.values(), *wrt.values(), self.key, self.clock) if value is not None]
-        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, regularizer=name, kwargs=kwargs)
+        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, **more)
 
     def _read(self, edit: Edit, end: fx.Node) -> Insertion:
         return self._add_before(end, Kind.READ, identifier(edit.site.name), edit.site.name, (), op="get_attr", **_whose(edit))
@@ -377,23 +380,20 @@ class _Lowering:
             if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):
                 self.recomputed.append(name)
             kwargs = ({"noise": self.key} if edit.draws else {}) | ({CLOCK: self.clock} if edit.is_scheduled else {})
-            site = edit.dropout.site.name
-            self.places[Position.INSTEAD, node] = [
-                Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)
-            ]
+            more: dict[str, Any] = {"site": edit.dropout.site.name, "kwargs": kwargs}
+            call = Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", **more)
+            self.places[Position.INSTEAD, node] = [call]
             changed.add(node)
 
     def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
         """Insert the node that joins the penalties to the output's loss, or, if there is none, to all values in the output."""
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
-        values = [self.present.get(node, node) for node in outputs]
-        args = (tuple(values), tuple(totals.values()), loss is not None)
+        values = tuple(self.present.get(node, node) for node in outputs)
+        args = (values, tuple(totals.values()), loss is not None)
         joined = self._add_before(end, Kind.ATTACH, "attach", f"{RULES}.attach", args)
         for i, (node, value) in enumerate(zip(outputs, values, strict=True)):
-            self._add_before(
-                end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), op="call_function",
-                replaces=node, readers=frozenset((end,)),
-            )  # fmt: skip
+            more: dict[str, Any] = {"op": "call_function", "replaces": node, "readers": frozenset((end,))}
+            self._add_before(end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), **more)
 
 
 def _whose(edit: Edit) -> dict[str, str]:

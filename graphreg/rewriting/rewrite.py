@@ -16,6 +16,7 @@ from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
 from graphreg.errors import RegularizerError
 from graphreg.ir import Addition, blank_like, calls_of, mark, record_calls
 from graphreg.planning import Plan, require_sites
+from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
 from graphreg.rewriting.invariants import check
@@ -67,7 +68,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     require_sites(plan, traced)
     names = runtime_module_names(plan)
     rules = make_rules(traced.model, plan, names, noise)
-    lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
+    facts = {mode: GraphFacts.of(graph, traced) for mode, graph in traced.graphs.items()}
+    lowered = {mode: lower(graph, traced, plan, names, penalties, facts[mode]) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
@@ -77,7 +79,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.train(module.training)
-    check(module, traced, plan)
+    check(module, traced, plan, facts)
     return module
 
 

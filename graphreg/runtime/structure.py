@@ -10,17 +10,29 @@ from graphreg.regularizer import Regularizer
 from graphreg.runtime.runtime_module import Rules
 from graphreg.tracing import PLAIN
 
+_PLAIN = (*PLAIN, Regularizer)
+_COMMON = frozenset(PLAIN)  # to look up exact types, which is quick
+
 
 def structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
+    regularizers: dict[str, int] = {}  # a number for each text: a regularizer's text may list many sites, and it is at each of them
+    texts: dict[int, str] = {}  # by id of a regularizer
+
+    def text(value: Regularizer) -> str:
+        if id(value) not in texts:
+            texts[id(value)] = f"regularizer {regularizers.setdefault(repr(value), len(regularizers))}"
+        return texts[id(value)]
+
     for path, inner in module.named_modules(remove_duplicate=False):
         attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
-        options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
+        plain = [(name, value) for name, value in attributes.items() if (type(value) in _COMMON or _is_plain(value)) and name != "training"]
+        options = sorted((name, repr(text(value) if isinstance(value, Regularizer) else value)) for name, value in plain)
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
         structure.append((path, type(inner) if inner is not module else None, options, tensors))
-    return structure
+    return [*structure, list(regularizers)]
 
 
 def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
@@ -29,4 +41,4 @@ def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (*PLAIN, Regularizer))
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)

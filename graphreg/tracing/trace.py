@@ -43,7 +43,9 @@ from graphreg.torch_internals import (
     has_backward_hooks,
     pytree,
     raise_interrupt,
+    randomness,
     restore_after_trace,
+    restore_randomness,
     warn_if_untested,
     with_draws_restored,
 )
@@ -54,6 +56,7 @@ from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.symbolic.symbolic import symbolic
+from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
@@ -239,9 +242,21 @@ def _trace_with(
 
 def _trace_symbolically(model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
     """Trace with torch.fx."""
+    drawn = randomness()
+    try:
+        return _traced_by_fx(model, specialized, bound, call, watch_draws=False)
+    except DrawsRandomly:
+        restore_randomness(drawn)
+        return _traced_by_fx(model, specialized, bound, call, watch_draws=True)
+
+
+def _traced_by_fx(
+    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, watch_draws: bool
+) -> Traced:
+    """Trace with torch.fx. ``watch_draws``: as in ``SiteTracer``."""
     constants = dict[str, torch.Tensor]()
-    with model_restored(model):
-        graphs, opaque_modules, assumed = symbolic(model, specialized, constants, bound)
+    with model_restored(model) as before:
+        graphs, opaque_modules, assumed = symbolic(model, specialized, constants, bound, before, watch_draws)
         if call:
             propagate(model, graphs, bound, call, constants)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"

@@ -7,7 +7,7 @@ the other mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
@@ -17,12 +17,21 @@ from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, na
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
+from graphreg.tracing.side_effects.snapshot import Snapshot
 
+_T = TypeVar("_T")
 _MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each of them costs two traces
 LiteralOwners = dict[tuple[str, int], str]  # maps (node name, position of a literal) to the path of the module whose mode decides it
 
 
-def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
+Follow = Callable[[fx.Graph], dict[str, Literals] | None]  # compares a graph with the model's present mode, without another trace
+
+
+def _never(graph: fx.Graph) -> None:
+    """Stands for a ``Follow`` that is never certain."""
+
+
+def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never) -> Graphs:
     """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
     For each of the two traces, *every* submodule is put into the mode of the trace, to find everything that depends on a mode. But some
@@ -33,6 +42,8 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         model: The model.
         trace: Traces the model in its present mode.
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
+        follow: Returns the literals in which the graph of the last trace differs from the model's present mode, as ``compared`` does; None
+            if there are other differences, or if that is not certain. Without it, the other mode is always traced.
 
     Returns:
         ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
@@ -40,6 +51,9 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
     modes = {module: module.training for module in model.modules()}
     train = _in_mode(modes, lambda m: True, trace)
     if not mode_reads.any:
+        return {"both": train}
+    if not mode_reads.readers and (literals := _in_mode(modes, lambda m: False, lambda: follow(train))) is not None:
+        _read_modes(train, literals, {})
         return {"both": train}
     evaluation = _in_mode(modes, lambda m: False, trace)
     same, differing = compared(train, evaluation)
@@ -101,7 +115,10 @@ def _compared_turned(
     return turned, compared(evaluation, _in_mode(modes, lambda m: m in alone, trace))
 
 
-def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
+def trace_both_modes(
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
+    earlier: Snapshot | None = None, follow: Follow = _never,
+) -> Graphs:  # fmt: skip
     """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 
     Args:
@@ -110,20 +127,22 @@ def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
         opaque: The opaque modules by path, with reasons.
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
+        earlier: A snapshot of the model, since which nothing has changed.
+        follow: As in ``trace_each_mode``.
     """
 
     def repeatable() -> fx.Graph:
-        return trace_repeatable(model, trace, opaque, mode_reads, run)
+        return trace_repeatable(model, trace, opaque, mode_reads, run, earlier)
 
     while True:
         before = len(opaque)
         mode_reads.readers.clear()
-        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads), opaque)
+        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads, follow), opaque)
         if graphs is not None and len(opaque) == before:
             return graphs
 
 
-def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
+def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], _T]) -> _T:
     """Trace with each module in the mode that ``mode`` returns for it, and restore the modes in ``modes`` afterwards."""
 
     def back() -> None:

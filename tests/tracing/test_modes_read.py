@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg.tracing.symbolic.tracer import SiteTracer
 
 X = torch.randn(3, 4)
 
@@ -97,13 +96,13 @@ class Property(Leaves):
 
 
 def traces(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **options: Any) -> int:
-    count, trace = [0], SiteTracer.trace
+    count, trace = [0], fx.Tracer.trace
 
     def counted(*args: Any, **keywords: Any) -> Any:
         count[0] += 1
         return trace(*args, **keywords)
 
-    monkeypatch.setattr(SiteTracer, "trace", counted)
+    monkeypatch.setattr(fx.Tracer, "trace", counted)
     graphreg.trace(model, **options)
     return count[0]
 

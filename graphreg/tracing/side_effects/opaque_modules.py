@@ -14,14 +14,13 @@ from torch import nn
 from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 from graphreg.tracing.side_effects.state_places import (
     REGISTERED,
     Attributes,
     Cells,
-    ChangingNumber,
     Container,
     Items,
-    StaleValue,
     Variables,
     is_plain,
 )
@@ -41,6 +40,7 @@ class OpaqueState:
 
     def __init__(self, before: Snapshot) -> None:
         """Prepare to hide state that is in the snapshot ``before``."""
+        before.open_containers(every=True)
         self._attributes = {id(place.owner): place for place in before.places if type(place) is Attributes}
         self._variables = [place for place in before.places if isinstance(place, (Variables, Cells))]
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}

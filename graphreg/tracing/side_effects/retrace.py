@@ -26,15 +26,23 @@ _SHOWN = 4  # how many names a message lists
 
 
 @contextmanager
-def model_restored(model: nn.Module) -> Iterator[Snapshot]:
-    """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach."""
-    before = Snapshot(model)
+def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterator[Snapshot]:
+    """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach.
+
+    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another one.
+    """
+    before = earlier if earlier is not None and earlier.serves_again() else Snapshot(model)
     with Changes() as changes, changes:
+        if before is earlier:
+            changes.later(before.take_modes())
         changes.later(before.restore)
         yield before
 
 
-def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> fx.Graph:
+def trace_repeatable(
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
+    earlier: Snapshot | None = None,
+) -> fx.Graph:  # fmt: skip
     """Trace a model and return the graph. Raise if a trace of the next call would give another graph.
 
     Args:
@@ -43,12 +51,13 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
         opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are added.
         mode_reads: Filled with the modes (``training``) that the forward reads.
         run: Whether opaque modules run during a trace.
+        earlier: As in ``model_restored``.
 
     Raises:
         StatefulForward: The forward changes what its next call reads.
         TraceError: The forward reads what an opaque module changes.
     """
-    with model_restored(model) as before:
+    with model_restored(model, earlier) as before:
         if irreversible := [name for name, key in before.irreversible.items() if _modules_mentioning(model, {} if run else opaque, key)]:
             raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
         known = len(opaque)

@@ -14,7 +14,8 @@ import queue
 import sys
 import threading
 import types
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,6 +32,7 @@ from graphreg.tracing.side_effects.iterators import (
     is_random_generator,
 )
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
     PLAIN,
     REGISTERED,
@@ -41,13 +43,14 @@ from graphreg.tracing.side_effects.state_places import (
     Memory,
     Place,
     Slots,
-    StaleValue,
     Variables,
+    is_same,
 )
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
 _NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
+_CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
@@ -66,15 +69,16 @@ class Snapshot:
         self.places: list[Place] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
-        self._paths = [f"self.{path}" if path else "self" for path, _ in model.named_modules()]
-        self._registered = [(m, {name: dict(m.__dict__[name]) for name in REGISTERED}) for m in model.modules()]
-        kinds: dict[type, None] = {}
-        for path, module in model.named_modules():
-            self._add_attributes(Attributes(module, f"self.{path}" if path else "self"), 2)
-            kinds |= {kind: None for kind in type(module).__mro__ if not is_foreign_class(kind)}
-        self.code = reachable_code(model.modules())
-        for kind in {**kinds, **self.code.classes}:
-            self._add_class(kind)
+        self._empty: list[tuple[int, Any, Attributes, str]] = []  # (place in ``places``, container, what holds it, key) of each empty one
+        named = list(model.named_modules())
+        self._paths = [f"self.{path}" if path else "self" for path, _ in named]
+        self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for _, m in named]
+        for path, (_, module) in zip(self._paths, named, strict=True):
+            self._add_attributes(Attributes(module, path), 2)
+        self.code = reachable_code([module for _, module in named])
+        kinds = [each for kind in dict.fromkeys(type(module) for _, module in named) for each in kind.__mro__ if not is_foreign_class(each)]
+        for each in dict.fromkeys([*kinds, *self.code.classes]):
+            self._add_class(each)
         self._add_reachable(self.code)
 
     def _add_reachable(self, code: ReachableCode) -> None:
@@ -94,6 +98,14 @@ class Snapshot:
         self._seen.add(id(place.owner))
         self.places.append(place)
         for key, value in place.content.items():
+            kind = type(value)
+            if kind in _NUMBERS_AND_TEXT or kind is bool:
+                continue
+            if kind in _CONTAINERS and not value:  # a module has twelve of these, of which a forward changes none
+                if id(value) not in self._seen:
+                    self._seen.add(id(value))
+                    self._empty.append((len(self.places), value, place, key))
+                continue
             self._add_value(value, place.label(key), depth, place, key)
 
     def _add_class(self, kind: type) -> None:
@@ -161,6 +173,38 @@ class Snapshot:
         if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not is_foreign_class(kind)):
             self._add_attributes(Slots(value, name), depth)
 
+    def open_containers(self, every: bool = False) -> None:
+        """Add those containers to ``places`` that were empty when the snapshot was taken and are not now; with ``every``, all of them."""
+        opened = [each for each in self._empty if every or each[1]]
+        if not opened:
+            return
+        self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[Place]]()
+        for i, value, holder, key in opened:
+            place = Items(value, holder.label(key)) if isinstance(value, dict) else Container(value, holder.label(key))
+            place.content = type(place.content)()
+            added.setdefault(i, []).append(place)
+        places = [place for i, each in enumerate(self.places) for place in (*added.get(i, ()), each)]
+        self.places = [*places, *added.get(len(self.places), ())]
+
+    def serves_again(self) -> bool:
+        """Return whether ``restore`` makes the state the same in all respects, so that the snapshot also describes what comes after it."""
+        return not self.irreversible and not any(isinstance(place, IteratorPosition) for place in self.places)
+
+    def take_modes(self) -> Callable[[], None]:
+        """Note the present modes of the modules in place of those that were noted before. Return a function that undoes this."""
+        places = [place for place in self.places if isinstance(place.owner, nn.Module) and type(place) is Attributes]
+        modules = [(place.content, vars(place.owner)) for place in places]
+        before = [(content, content["training"]) for content, now in modules if "training" in content and "training" in now]
+        for content, now in modules:
+            if "training" in content and "training" in now:
+                content["training"] = now["training"]
+
+        def back() -> None:
+            for content, mode in before:
+                content["training"] = mode
+
+        return back
+
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
@@ -168,6 +212,7 @@ class Snapshot:
         by a ``StaleValue``, or by the content from before the forward.
         """
         self._restore_registered()
+        self.open_containers()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
 
     def registered(self) -> list[str]:
@@ -175,7 +220,8 @@ class Snapshot:
         return [
             f"{place}.{name}"
             for (module, registered), place in zip(self._registered, self._paths, strict=True)
-            for kind, content in registered.items()
+            for kind, content in registered
+            if not is_same(module.__dict__[kind], content)
             for name in {**content, **module.__dict__[kind]}
             if module.__dict__[kind].get(name) is not content.get(name)
         ]
@@ -199,15 +245,16 @@ class Snapshot:
     def restore(self) -> None:
         """Restore the state from before the forward."""
         self._restore_registered()
+        self.open_containers()
         for place in self.places:
             place.restore()
 
     def _restore_registered(self) -> None:
         """Restore parameters, buffers and submodules."""
         for module, registered in self._registered:
-            for name, content in registered.items():
+            for name, content in registered:
                 now = module.__dict__[name]  # compared by identity, because values may be proxies
-                if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:
+                if not is_same(now, content):
                     now.clear()
                     now.update(content)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import torch
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import FOREIGN, SIZE_ATTRIBUTES, function_name
+from graphreg.ir import SIZE_ATTRIBUTES, function_name
 from graphreg.torch_internals import is_fake
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
@@ -56,11 +57,24 @@ class Place:
         raise NotImplementedError
 
 
+def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
+    """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
+    if not isinstance(now, dict):  # a module of torch.jit has a mapping of its own, which cannot be iterated
+        now = dict(now.items())
+    return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
+
+
 class Attributes(Place):
     """The attributes of a module, class, object or function."""
 
+    retained: Mapping[str, Any] = {}  # after ``prepare_retrace``: the numbers and strings that stay as the forward left them
+    tensors: Mapping[str, torch.Tensor] = {}  # after ``prepare_retrace``: the tensors that the forward made and assigned
+
     def read(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self.owner).items() if key not in REGISTERED}
+        now = dict(vars(self.owner))
+        for key in REGISTERED:
+            now.pop(key, None)
+        return now
 
     def set(self, key: str, value: Any) -> None:
         """Set one attribute."""
@@ -83,12 +97,17 @@ class Attributes(Place):
     def changed(self) -> list[str]:
         """Return the names of the attributes that were added, deleted or set to another object."""
         now = self.read()
+        if is_same(now, self.content):
+            return []
         return [key for key in {**self.content, **now} if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
 
     def prepare_retrace(self) -> Iterator[str]:
+        changed = self.changed()
+        if not changed and not self.retained and not self.tensors:  # so it is for almost all places of almost all models
+            return
         self.retained, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
         now = self.read()
-        for key in self.changed():
+        for key in changed:
             value = now.get(key, NOTHING)
             if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
@@ -202,9 +221,8 @@ class Items(Attributes):
         return self.name
 
     def restore(self) -> None:
-        now, then = self.read(), self.content
-        if [(id(key), id(value)) for key, value in now.items()] != [(id(key), id(value)) for key, value in then.items()]:
-            self.fill(then)
+        if not is_same(self.read(), self.content):
+            self.fill(self.content)
 
     def fill(self, content: Any) -> None:
         """Replace all items."""
@@ -350,50 +368,3 @@ def is_plain(value: Any) -> bool:
     if issubclass(kind, (list, tuple, set, deque)):
         return all(map(is_plain, value))
     return all(map(is_plain, value.values())) if issubclass(kind, dict) else issubclass(kind, PLAIN)
-
-
-class StaleValue:
-    """Stands for a value of an earlier trace. Reading it raises TypeError; reading the length of a container that holds it does not."""
-
-    def _refuse(self, *args: Any) -> Any:
-        raise TypeError("the forward reads what its earlier call left behind")
-
-    def __deepcopy__(self, memo: Any) -> StaleValue:
-        return self
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The class that ``isinstance`` sees. Reading the class raises TypeError in the model's code, but not in torch.fx."""
-        frame = sys._getframe(1)
-        # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's code.
-        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
-            frame = frame.f_back
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
-            self._refuse()
-        return StaleValue
-
-    __getattr__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
-    __eq__ = __ne__ = _refuse
-    __hash__ = object.__hash__
-
-
-class ChangingNumber(int):
-    """A number that each call changes. Code may count it up or down and print it; other arithmetic and comparisons raise TypeError."""
-
-    def __add__(self, other: int) -> ChangingNumber:
-        return ChangingNumber(int.__add__(self, other))
-
-    __radd__ = __add__
-
-    def __sub__(self, other: int) -> ChangingNumber:
-        return ChangingNumber(int.__sub__(self, other))
-
-    def _refuse(self, *args: Any) -> Any:
-        raise TypeError("the forward decides or computes something with a number that each call changes")
-
-
-_COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"}
-# All members with which an int computes, decides or converts refuse. With the other members, an int is printed and copied.
-for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys() - {"__format__", "__getnewargs__"} | _COMPARISONS:
-    _refusal: Any = ChangingNumber._refuse
-    setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))

@@ -80,24 +80,29 @@ class Tape(TorchFunctionMode):
         self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that the tape has seen, with its last known state
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
-        for path, module in root.named_modules():
-            mine = {**vars(module), **module._parameters, **module._buffers}
-            for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # isinstance would read ``__class__``, and a ``StaleValue`` then raises
-                    self.owned.setdefault(storage_key(value), f"{path}.{name}" if path else name)
-                    self._states[id(value)] = value, TensorState.of(value)
+        mine = [
+            (f"{path}.{name}" if path else name, value)
+            for path, module in root.named_modules()
+            for held in (vars(module), module._parameters, module._buffers)
+            for name, value in held.items()
+            if issubclass(type(value), Tensor)  # isinstance would read ``__class__``, and a ``StaleValue`` then raises
+        ]
+        for (name, tensor), state in zip(mine, TensorState.all_of(tensor for _, tensor in mine), strict=True):
+            self.owned.setdefault(state.key, name)
+            self._states[id(tensor)] = tensor, state
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.tracer.evaluating:
             return func(*args, **kwargs)
-        name, tensors = _operation_name(func), list(tensors_in((args, kwargs)))
+        name, tensors = operation_name(func), list(tensors_in((args, kwargs)))
         if name in LEFT_IN_TENSORS and not called_by_foreign_code():
             raise TypeError(reads_what_is_left(name))
-        self.check_states(tensors)
+        if tensors:
+            self.check_states(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
-        if _has_proxy((args, kwargs)):
+        if has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
         if name.partition(".")[0] == "set_":  # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
@@ -123,8 +128,8 @@ class Tape(TorchFunctionMode):
         Args:
             tensors: The tensors to compare with their last known states. None means all tensors that the tape has seen.
         """
-        for tensor in [tensor for tensor, _ in self._states.values()] if tensors is None else tensors:
-            now = TensorState.of(tensor)
+        asked = [tensor for tensor, _ in self._states.values()] if tensors is None else list(tensors)
+        for tensor, now in zip(asked, TensorState.all_of(asked), strict=True):
             _, before = self._states.setdefault(id(tensor), (tensor, now))
             if before == now:
                 continue
@@ -140,8 +145,8 @@ class Tape(TorchFunctionMode):
     def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
         """Note the present states of an operation's tensors, and of all other tensors in the storages that the operation wrote into."""
         others = [tensor for tensor, state in self._states.values() if state.key in written]
-        for tensor in (*tensors, *others):
-            self._states[id(tensor)] = tensor, TensorState.of(tensor)
+        for tensor, state in zip(asked := [*tensors, *others], TensorState.all_of(asked), strict=True):
+            self._states[id(tensor)] = tensor, state
 
     def is_model_state(self, tensor: Tensor) -> bool:
         """Return whether a tensor belongs to the model and may hold a traced value. Like a buffer, such a tensor is no site."""
@@ -306,15 +311,15 @@ class Tape(TorchFunctionMode):
             self._undo.append((content, key))
 
 
-def _has_proxy(value: Any) -> bool:
+def has_proxy(value: Any) -> bool:
     """Return whether nested arguments contain a traced value."""
     kind = type(value)
     if issubclass(kind, (tuple, list)):
-        return any(map(_has_proxy, value))
+        return any(map(has_proxy, value))
     if kind is dict:
-        return any(map(_has_proxy, value.values()))
+        return any(map(has_proxy, value.values()))
     if kind is slice:
-        return _has_proxy((value.start, value.stop, value.step))
+        return has_proxy((value.start, value.stop, value.step))
     return issubclass(kind, fx.Proxy)
 
 
@@ -349,7 +354,7 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
-def _operation_name(func: Any) -> str:
+def operation_name(func: Any) -> str:
     """Return the name of a function; for the getter of a property in ``FACTS``, the property's name instead of ``__get__``."""
     name = str(getattr(func, "__name__", ""))
     attribute = attribute_of(func) if name == "__get__" else ""

@@ -11,11 +11,13 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import LIBRARY_FOLDERS, Graphs
+from graphreg.ir import LIBRARY_FOLDERS, Graphs, Literals
 from graphreg.torch_internals import make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
+from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
@@ -38,7 +40,8 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 
 
 def symbolic(
-    model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
+    model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
+    watch_draws: bool,
 ) -> tuple[Graphs, dict[str, str], list[str]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
@@ -47,29 +50,33 @@ def symbolic(
         specialized: The specialized arguments by name.
         constants: Filled with the tensors that the forward makes.
         examples: The example inputs by argument name; may be empty.
+        before: A snapshot of the model, since which nothing has changed.
+        watch_draws: Whether to note which module draws random numbers, as in ``SiteTracer``.
 
     Returns:
         The graphs of both modes, the opaque modules with reasons, and the arguments that were assumed to be tensors.
 
     Raises:
         TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
+        DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
-    opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
+    opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers), None
+        tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers, watch_draws), None
         with suppress(NeedsFunctionTable):
             graph = tracer.trace(model)
         if graph is None:
             make_function_table()
-            tracer = SiteTracer(opaque, dict(specialized), examples, answers)
+            tracer = SiteTracer(opaque, dict(specialized), examples, answers, watch_draws)
             graph = tracer.trace(model)
         _take_constants(model, graph, before, into)
         return graph, tracer
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
+        last[:] = [tracer]
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         mode_reads.add(tracer.environment.mode_reads)
@@ -81,8 +88,11 @@ def symbolic(
         settle_queries(graph, tracer.environment.queries, same, opaque)
         return graph
 
+    def follow(graph: fx.Graph) -> dict[str, Literals] | None:
+        return literals_in_other_mode(model, graph, last[0], before)
+
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # this also fills ``opaque`` and ``assumed``
+        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)  # this also fills ``opaque`` and ``assumed``
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise

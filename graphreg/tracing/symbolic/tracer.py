@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -58,6 +59,13 @@ STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 
 
+class DrawsRandomly(BaseException):
+    """Ends a trace that drew random numbers without noting which module drew them. The caller traces again with ``watch_draws``.
+
+    This is a BaseException, so that no ``except Exception`` between the tracer and its caller catches it.
+    """
+
+
 class SiteTracer(DecisionTracer):
     """Traces a module and names every value.
 
@@ -68,11 +76,14 @@ class SiteTracer(DecisionTracer):
         region: Whether grad mode, inference mode and autocast were on when the trace began.
         operations: Facts about the operations of the model.
         tape: Records the operations on tensors that the forward makes during the trace.
+        watch_draws: Whether to note which module draws random numbers. Few forwards draw any, and to look after each call of a module
+            takes long, so a trace without it only finds out whether anything was drawn, and then raises ``DrawsRandomly``.
     """
 
     def __init__(
-        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None
-    ) -> None:
+        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
+        answers: Answers | None = None, watch_draws: bool = True,
+    ) -> None:  # fmt: skip
         """Prepare a trace.
 
         Args:
@@ -80,12 +91,14 @@ class SiteTracer(DecisionTracer):
             specialized: Specialized arguments by name.
             examples: The example inputs by argument name. Where the forward decides on a shape, it gets the shape of the examples.
             answers: Answers that queries of global state get in place of torch's own.
+            watch_draws: As the attribute.
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
+        self.watch_draws, self._drawn = watch_draws, randomness()
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
@@ -98,6 +111,8 @@ class SiteTracer(DecisionTracer):
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
+        self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
+        self._made: list[fx.Node] = []  # the nodes that the forward made
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """Trace a module in its present mode and label each value.
@@ -110,11 +125,16 @@ class SiteTracer(DecisionTracer):
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
-        drawn = randomness()
-        places = model_globals(root)
-        with self._checkpoints_refused(), isinstance_answered(places), self.environment.intercepted(root, places):
-            graph = super().trace(root)
-        if randomness() != drawn:
+        self._drawn = randomness()
+        self._places = model_globals(root)
+        try:
+            with self._checkpoints_refused(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
+                graph = super().trace(root)
+        except Exception:  # with its drawing submodules opaque, the forward may not raise
+            self._require_no_draws()
+            raise
+        self._require_no_draws()
+        if randomness() != self._drawn:
             raise TraceError(
                 f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
                 "Move the draw into a submodule, which then becomes an opaque module, or draw from the input (torch.rand_like)."
@@ -124,6 +144,7 @@ class SiteTracer(DecisionTracer):
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
                 "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which then becomes an opaque module."
             )
+        self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
@@ -135,6 +156,16 @@ class SiteTracer(DecisionTracer):
         if not self.examples:  # with examples the types are known
             assert_guesses(graph, self.operations)
         return graph
+
+    def is_plain(self) -> bool:
+        """Return whether the graph has just the nodes that the forward made, and the forward made no tensors."""
+        same = len(self._made) == len(self.graph.nodes) and all(map(is_, self._made, self.graph.nodes))
+        return same and not self.tape.entries and not self.tape.known.read
+
+    def _require_no_draws(self) -> None:
+        """Without ``watch_draws``, raise DrawsRandomly if the forward has drawn random numbers."""
+        if not self.watch_draws and randomness() != self._drawn:
+            raise DrawsRandomly
 
     @contextmanager
     def _checkpoints_refused(self) -> Iterator[None]:
@@ -197,17 +228,18 @@ class SiteTracer(DecisionTracer):
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
                 return self._record_call(path, m, forward, args, kwargs)
-            mark, buffers, drawn = self._mark(), dict(m._buffers), randomness()
+            mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
-                if randomness() != drawn:
+                if self.watch_draws and randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
             except (GraphRegError, RecursionError):
                 raise  # a GraphRegError is for the user; after a RecursionError, the trace would go on at the same depth
             except Exception as error:  # a forward may raise anything on proxies
                 raise_interrupt(error)
+                self._require_no_draws()
                 self._roll_back(mark)
                 m._buffers.update(buffers)
                 restore_randomness(drawn)

@@ -1,0 +1,55 @@
+"""Values that stand for what an earlier trace left behind: code that reads or decides by them raises TypeError."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from graphreg.ir import FOREIGN
+
+
+class StaleValue:
+    """Stands for a value of an earlier trace. Reading it raises TypeError; reading the length of a container that holds it does not."""
+
+    def _refuse(self, *args: Any) -> Any:
+        raise TypeError("the forward reads what its earlier call left behind")
+
+    def __deepcopy__(self, memo: Any) -> StaleValue:
+        return self
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The class that ``isinstance`` sees. Reading the class raises TypeError in the model's code, but not in torch.fx."""
+        frame = sys._getframe(1)
+        # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's code.
+        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
+            frame = frame.f_back
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
+            self._refuse()
+        return StaleValue
+
+    __getattr__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
+    __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
+class ChangingNumber(int):
+    """A number that each call changes. Code may count it up or down and print it; other arithmetic and comparisons raise TypeError."""
+
+    def __add__(self, other: int) -> ChangingNumber:
+        return ChangingNumber(int.__add__(self, other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: int) -> ChangingNumber:
+        return ChangingNumber(int.__sub__(self, other))
+
+    def _refuse(self, *args: Any) -> Any:
+        raise TypeError("the forward decides or computes something with a number that each call changes")
+
+
+_COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"}
+# All members with which an int computes, decides or converts refuse. With the other members, an int is printed and copied.
+for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys() - {"__format__", "__getnewargs__"} | _COMPARISONS:
+    _refusal: Any = ChangingNumber._refuse
+    setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))
