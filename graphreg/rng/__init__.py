@@ -6,10 +6,10 @@ the whole value, if several ranks divide the value.
 """
 
 from graphreg.rng.noise import Noise, as_rank, call_keys, next_keys, of_process, rank, stream
-from graphreg.rng.operators import compiling, recomputes, within_backend
+from graphreg.rng.operators import between_calls, compiling, recomputes, within_backend
 from graphreg.rng.window import Window
 
 __all__ = [
-    "Noise", "Window", "as_rank", "call_keys", "compiling", "next_keys", "of_process", "rank", "recomputes", "stream",
-    "within_backend",
+    "Noise", "Window", "as_rank", "between_calls", "call_keys", "compiling", "next_keys", "of_process", "rank", "recomputes",
+    "stream", "within_backend",
 ]  # fmt: skip

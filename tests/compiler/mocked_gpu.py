@@ -24,6 +24,7 @@ import triton
 from functorch.compile import make_boxed_func
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext, tracing
+from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -33,6 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import graphreg
+from graphreg.rng import operators
 from graphreg.rng.hash import _M1, _S1
 
 ARCHITECTURES = (80, 90)
@@ -126,10 +128,12 @@ def generated(module: Callable[..., Any], x: Tensor) -> list[str]:
             if len(codes) == before:
                 raise
 
-    GraphLowering._compile_to_module = keep_code  # type: ignore[method-assign]
     backend = lambda graph, inputs: inductor.compile_fx(graph, inputs, inner_compile=compile_graph)  # noqa: E731
+    original = GraphLowering._compile_to_module
+    GraphLowering._compile_to_module = keep_code  # type: ignore[method-assign]
     output, penalties = torch.compile(module, backend=backend, fullgraph=True)(x)
     (output.sum() + sum(penalties.values())).backward()
+    GraphLowering._compile_to_module = original  # type: ignore[method-assign]
     return codes
 
 
@@ -169,6 +173,17 @@ def draws(source: str) -> bool:
     return any(re.search(rf"\D{re.escape(str(multiplier))}\D", source) for multiplier in MULTIPLIERS)
 
 
+def recorded() -> list[str]:
+    """What the forward and the backward run under CUDA graphs: the code of their outermost functions."""
+    operators.RECORDED_ON = ("cpu",)  # where Dynamo captures it
+    operators._records = torch.compiler.assume_constant_result(lambda: True)
+    torch._dynamo.reset()
+    module = graphreg.regularize(net(), hidden_dropout=0.1, rng=0)
+    with config.patch({"triton.cudagraphs": True}):
+        codes = generated(module, torch.randn(64, 512))
+    return [re.search(r"    def call\(self, args\):\n(.*?)\nrunner = ", code, re.S)[1] for code in codes]  # type: ignore[index]
+
+
 def main() -> None:
     torch.compiler.config.force_disable_caches = True
     mock()
@@ -177,7 +192,7 @@ def main() -> None:
     for phase, code in zip(("forward", "backward"), generated(module, torch.randn(64, 512)), strict=True):
         kernels = re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.S)
         found += [{"phase": phase, "source": source, "ptx": ptx_of(name, source) if draws(source) else {}} for name, source in kernels]
-    print(json.dumps(found))
+    print(json.dumps({"kernels": found, "recorded": recorded()}))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,19 @@ SCRIPT = Path(__file__).with_name("mocked_gpu.py")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """The kernels of a linear layer, ReLU, a mask, Gaussian noise and an L1 penalty, forward and backward."""
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("triton")
     settings = {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, str(SCRIPT)], env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     yield json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def kernels(generated: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kernels of a linear layer, ReLU, a mask, Gaussian noise and an L1 penalty, forward and backward."""
+    found: list[dict[str, Any]] = generated["kernels"]
+    return found
 
 
 def that_have(kernels: list[dict[str, Any]], multiplier: int) -> list[dict[str, Any]]:
@@ -74,3 +80,19 @@ def test_keys_are_the_only_64_bit_arithmetic(kernels: list[dict[str, Any]], arch
     assert not that_have([keys], _M1)
     found = instructions(keys["ptx"][architecture])
     assert found["mul.lo.s64"] + found["mad.lo.s64"] == 3 and found["shr.u64"] == 3 and found["xor.b64"] == 3
+
+
+def test_no_cuda_graph_has_what_one_call_leaves_to_the_next(generated: dict[str, Any]) -> None:
+    """Call number and keys are copied before and after the one CUDA graph of the forward; the backward has none of them."""
+    forward, backward = generated["recorded"]
+    assert forward.count("self.partitions[") == backward.count("self.partitions[") == 1
+    before, inputs, results = re.split(r"partition0_args = \[(.*?)\]", forward)
+    copied = dict(re.findall(r"(\w+) = torch\.ops\.graphreg\.unrecorded\.default\((\w+)\)", forward))
+    assert len(copied) == 4
+    taken = [source for source in copied.values() if source.startswith("primals_")]
+    assert len(taken) == 2 and not set(taken) & set(inputs.split(", "))
+    returned = re.search(r"return \((.*?)\)", results)[1].split(", ")  # type: ignore[index]
+    left = [name for name, source in copied.items() if source not in taken]
+    aliases = dict(re.findall(r"(\w+) = (buf\d+)$", results, re.MULTILINE))
+    assert {aliases.get(name, name) for name in returned} >= set(left)
+    assert not set(taken) & set(re.findall(r"\w+", backward))
