@@ -34,7 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import graphreg
-from graphreg.rng import operators
+from graphreg.rng import operators, triton_kernels
 from graphreg.rng.hash import _M1, _S1
 
 ARCHITECTURES = (80, 90)
@@ -173,6 +173,24 @@ def draws(source: str) -> bool:
     return any(re.search(rf"\D{re.escape(str(multiplier))}\D", source) for multiplier in MULTIPLIERS)
 
 
+def eager_kernels() -> dict[str, dict[str, str]]:
+    """The PTX of graphreg's own kernels, which draw in eager, by name and architecture."""
+    words = {"key": "*i32", "count": "i32", "start": "i32", "add": "i32", "flip": "i32", "BLOCK": "constexpr"}
+    mask = {"mask": "*bf16", "rate": "*fp64", **{name: kind for name, kind in words.items() if name != "start"}}
+    keys = {"keys": "*i32", "streams": "*i64", "call": "*i64", "count": "i32", "BLOCK": "constexpr"}
+    signatures = {"_words_kernel": {"drawn": "*i32", **words}, "_keep_kernel": mask, "_keys_kernel": keys}
+    return {
+        name: {
+            f"sm_{each}": triton.compile(
+                ASTSource(kernel := getattr(triton_kernels, name), {n: signature[n] for n in kernel.arg_names}, {"BLOCK": 64}),
+                target=GPUTarget("cuda", each, 32),
+            ).asm["ptx"]
+            for each in ARCHITECTURES
+        }
+        for name, signature in signatures.items()
+    }
+
+
 def recorded() -> list[str]:
     """What the forward and the backward run under CUDA graphs: the code of their outermost functions."""
     operators.RECORDED_ON = ("cpu",)  # where Dynamo captures it
@@ -192,7 +210,7 @@ def main() -> None:
     for phase, code in zip(("forward", "backward"), generated(module, torch.randn(64, 512)), strict=True):
         kernels = re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.S)
         found += [{"phase": phase, "source": source, "ptx": ptx_of(name, source) if draws(source) else {}} for name, source in kernels]
-    print(json.dumps({"kernels": found, "recorded": recorded()}))
+    print(json.dumps({"kernels": found, "recorded": recorded(), "eager": eager_kernels()}))
 
 
 if __name__ == "__main__":

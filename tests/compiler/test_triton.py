@@ -96,3 +96,11 @@ def test_no_cuda_graph_has_what_one_call_leaves_to_the_next(generated: dict[str,
     aliases = dict(re.findall(r"(\w+) = (buf\d+)$", results, re.MULTILINE))
     assert {aliases.get(name, name) for name in returned} >= set(left)
     assert not set(taken) & set(re.findall(r"\w+", backward))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_kernels_of_eager_draws_are_compiled(generated: dict[str, Any], architecture: str) -> None:
+    found = {name: instructions(ptx[architecture]) for name, ptx in generated["eager"].items()}
+    for name in ("_words_kernel", "_keep_kernel"):
+        assert found[name]["mul.lo.s32"] >= 3 and found[name]["shr.u32"] and not found[name]["mul.lo.s64"]
+    assert found["_keys_kernel"]["mul.lo.s64"] + found["_keys_kernel"]["mad.lo.s64"] == 3 and found["_keys_kernel"]["shr.u64"]
