@@ -20,6 +20,11 @@ WORKERS ?= 2
 	$(PY) .ci/install '.[test,lint]'
 	touch $@
 
+.venv/.bench: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) .ci/install '.[bench]'
+	touch $@
+
 .venv/.zoo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) .ci/install '.[zoo]'
@@ -77,8 +82,10 @@ sweep: .venv/.test
 	rm -rf build/sameness
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/pipeline/sameness_page.py && exit $$code
 
-bench: .venv/.demo
-	$(PY) benchmarks/bench.py
+# Hours of a machine that does nothing else. make bench ARGS="--only steps cost": these parts anew. With other processes running it
+# measures nothing and writes no page, unless ARGS=--anyway, and then the page says so.
+bench: .venv/.bench
+	$(PY) benchmarks/bench.py $(ARGS)
 
 # The pictures of the README, docs/drawing.md and docs/page.md; the last where Chromium is found.
 drawings: .venv/.test

@@ -17,7 +17,7 @@ _VARYING = ["count", "start", "add", "flip"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _hashed(at, key, start, add, flip):  # type: ignore[no-untyped-def]
+def _hashed(at, key, start, add, flip):
     """The words of some indices, as ``hash.mix`` computes them, in uint32: its shifts fill with zeros."""
     counter = (at + start).to(tl.uint32, bitcast=True)
     k0 = (tl.load(key) + add).to(tl.uint32, bitcast=True)
@@ -30,13 +30,13 @@ def _hashed(at, key, start, add, flip):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _words_kernel(drawn, key, count, start, add, flip, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _words_kernel(drawn, key, count, start, add, flip, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(drawn + at, _hashed(at, key, start, add, flip).to(tl.int32, bitcast=True), mask=at < count)
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _keep_kernel(mask, key, rate, count, add, flip, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keep_kernel(mask, key, rate, count, add, flip, BLOCK: tl.constexpr):
     """As ``hash.kept_words``: 1 if the upper 31 bits of the word are at least 2**31 times the rate."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = (_hashed(at, key, 0, add, flip) >> 1).to(tl.int32, bitcast=True)
@@ -46,7 +46,7 @@ def _keep_kernel(mask, key, rate, count, add, flip, BLOCK: tl.constexpr):  # typ
 
 
 @triton.jit
-def _keys_kernel(keys, streams, call, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keys_kernel(keys, streams, call, count, BLOCK: tl.constexpr):
     """As ``hash.call_words``, in uint64."""
     at = tl.arange(0, BLOCK)
     number = (tl.load(call) + 1).to(tl.uint64, bitcast=True)
