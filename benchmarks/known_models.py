@@ -129,7 +129,7 @@ def _images(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
 
 MODELS = {
     "resnet50, 2x224x224": Model(
-        torchvision.models.resnet50, _images(2, 3, 224, 224), "layer?.*.relu", "layer*.*.relu*"
+        torchvision.models.resnet50, _images(2, 3, 224, 224), "layer?.*.relu", "layer?.*.relu*"
     ),
     "timm vit_tiny_patch16_224, 4x224x224": Model(
         lambda: timm.create_model("vit_tiny_patch16_224"), _images(4, 3, 224, 224), "blocks.*.mlp.act", "blocks.*.mlp.act", 1.03
@@ -218,8 +218,8 @@ class Summed(nn.Module):
 
 
 def by_graphreg(model: nn.Module, of: Model) -> nn.Module:
-    penalties: dict[str, Any] = {"hidden_dropout": (of.selector, RATE), "hidden_l1": (of.selector, L1), "weight_l2": L2}
-    return Summed(graphreg.regularize(model, rng=0, **penalties))
+    here: dict[str, Any] = {name: {"weight": weight, "pattern": of.selector} for name, weight in (("dropout", RATE), ("hidden_l1", L1))}
+    return Summed(graphreg.regularize(model, rng=0, **here, weight_l2=L2))
 
 
 class AsItIs(Plain):
