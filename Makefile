@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals study zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -23,6 +23,11 @@ WORKERS ?= 2
 .venv/.bench: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) .ci/install '.[bench]'
+	touch $@
+
+.venv/.gpu: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) .ci/install '.[test,gpu]'
 	touch $@
 
 .venv/.zoo: pyproject.toml
@@ -86,6 +91,11 @@ sweep: .venv/.test
 # measures nothing and writes no page, unless ARGS=--anyway, and then the page says so.
 bench: .venv/.bench
 	$(PY) benchmarks/bench.py $(ARGS)
+
+# The tests and the benchmark that need a GPU: build/gpu.json; see docs/gpu.md. 25 minutes of one GPU; goes on where it was stopped. Where
+# torch finds none, it says so and ends. It needs a build of torch for CUDA.
+gpu: .venv/.gpu
+	PYTHONPATH=benchmarks $(PY) benchmarks/gpu.py $(ARGS)
 
 # The pictures of the README, docs/drawing.md and docs/page.md; the last where Chromium is found.
 drawings: .venv/.test

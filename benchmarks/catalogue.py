@@ -1,4 +1,4 @@
-"""Step time with each built-in regularizer alone, at its default sites where it has some, beside the unregularized step of a small model."""
+"""Step time with each built-in regularizer alone, at its default sites where it has some, beside the same model without it."""
 
 from __future__ import annotations
 
