@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals study zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -18,6 +18,16 @@ WORKERS ?= 2
 .venv/.lint: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) .ci/install '.[test,lint]'
+	touch $@
+
+.venv/.bench: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) .ci/install '.[bench]'
+	touch $@
+
+.venv/.gpu: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) .ci/install '.[test,gpu]'
 	touch $@
 
 .venv/.zoo: pyproject.toml
@@ -77,8 +87,15 @@ sweep: .venv/.test
 	rm -rf build/sameness
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/pipeline/sameness_page.py && exit $$code
 
-bench: .venv/.demo
-	$(PY) benchmarks/bench.py
+# Hours of a machine that does nothing else. make bench ARGS="--only steps cost": these parts anew. With other processes running it
+# measures nothing and writes no page, unless ARGS=--anyway, and then the page says so.
+bench: .venv/.bench
+	$(PY) benchmarks/bench.py $(ARGS)
+
+# The tests and the benchmark that need a GPU: build/gpu.json; see docs/gpu.md. 25 minutes of one GPU; goes on where it was stopped. Where
+# torch finds none, it says so and ends. It needs a build of torch for CUDA.
+gpu: .venv/.gpu
+	PYTHONPATH=benchmarks $(PY) benchmarks/gpu.py $(ARGS)
 
 # The pictures of the README, docs/drawing.md and docs/page.md; the last where Chromium is found.
 drawings: .venv/.test

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads import WORKLOADS, ByGraphreg, Outcome, Plain, _written
+from workloads import WORKLOADS, ByGraphreg, Outcome, Plain, written
 
 WEIGHT = 1e-2
 
@@ -48,7 +48,7 @@ class ByHand(nn.Module):
             found.append(z)
             return z
 
-        output = _written(self.model, x, site, lambda z: z)
+        output = written(self.model, x, site, lambda z: z)
         return tuple(found), output
 
     def forward(self, x: Tensor) -> Outcome:

@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import FORMS, WORKLOADS
 
 
-def kept_bytes(form: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct storages that a forward keeps for backward, parameters, buffers and the input left out."""
+def kept_bytes(form: nn.Module, *inputs: Tensor) -> int:
+    """Bytes of the distinct storages that a forward keeps for backward, parameters, buffers and the inputs left out."""
     kept: dict[int, int] = {}
-    own = {t.untyped_storage().data_ptr() for t in (*form.parameters(), *form.buffers(), x)}
+    own = {t.untyped_storage().data_ptr() for t in (*form.parameters(), *form.buffers(), *inputs)}
 
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
@@ -29,7 +29,7 @@ def kept_bytes(form: nn.Module, x: Tensor) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output, penalty = form(x)
+        output, penalty = form(*inputs)
         total = sum(kept.values())
     del output, penalty
     return total

@@ -93,11 +93,11 @@ class ByHand(nn.Module):
             found.append(z.abs().mean())
             return z
 
-        output = _written(self.model, x, site, self.dropout)
+        output = written(self.model, x, site, self.dropout)
         return output, L1 * torch.stack(found).mean() + weights(self.model)
 
 
-def _written(model: nn.Module, x: Tensor, site: Site, dropout: Site) -> Tensor:
+def written(model: nn.Module, x: Tensor, site: Site, dropout: Site) -> Tensor:
     if isinstance(model, ResNet):
         return _resnet(model, x, site)
     return _block(model, x, site, dropout) if isinstance(model, Block) else _layers(model, x, site)

@@ -1,15 +1,15 @@
 """The random numbers of splices. Each is a function of a key and an element's index, so forward and backward see the same mask.
 
 Open ``noise.py`` first: it has the keys, and ``Noise``, from which a regularizer draws. ``hash.py`` has the integer arithmetic of a draw.
-``operators.py`` has the same draws as custom operators, which Inductor lowers. ``window.py`` says where a part of a value lies in
-the whole value, if several ranks divide the value.
+``operators.py`` has the same draws as custom operators, which Inductor lowers, and ``triton_kernels.py`` has them as kernels for eager code
+on a GPU. ``window.py`` says where a part of a value lies in the whole value, if several ranks divide the value.
 """
 
 from graphreg.rng.noise import Noise, as_rank, call_keys, next_keys, of_process, rank, stream
-from graphreg.rng.operators import compiling, recomputes, within_backend
+from graphreg.rng.operators import between_calls, compiling, recomputes, within_backend
 from graphreg.rng.window import Window
 
 __all__ = [
-    "Noise", "Window", "as_rank", "call_keys", "compiling", "next_keys", "of_process", "rank", "recomputes", "stream",
-    "within_backend",
+    "Noise", "Window", "as_rank", "between_calls", "call_keys", "compiling", "next_keys", "of_process", "rank", "recomputes",
+    "stream", "within_backend",
 ]  # fmt: skip

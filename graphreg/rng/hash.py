@@ -58,7 +58,13 @@ def split_mix(stream: int, call: int) -> int:
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
     """Derive the key of a lane. One key gives several lanes of words, because a draw may need more than 32 bits per element."""
-    return (k0 + signed(lane * _LANE), k1 ^ signed(lane * GOLDEN)) if lane else (k0, k1)
+    add, flip = lane_words(lane)
+    return (k0 + add, k1 ^ flip) if lane else (k0, k1)
+
+
+def lane_words(lane: int) -> tuple[int, int]:
+    """Return what is added to the low word of a key for a lane, and what its high word is xor-ed with."""
+    return signed(lane * _LANE), signed(lane * GOLDEN)
 
 
 def mix(counter: Any, k0: Any, k1: Any) -> Any:
@@ -77,9 +83,18 @@ def kept_words(words: Any, p: Any) -> Any:
 
 def readable(tensor: Tensor) -> bool:
     """Return whether a tensor's values can be read now: it is on a CPU, and no tracer, transform or dispatch mode is active."""
+    return _is_plain(tensor, "cpu")
+
+
+def launches(tensor: Tensor) -> bool:
+    """Return whether a kernel of our own can read a tensor now: it is on a GPU, and no tracer, transform or dispatch mode is active."""
+    return _is_plain(tensor, "cuda")
+
+
+def _is_plain(tensor: Tensor, device: str) -> bool:
     return (
         not torch.compiler.is_compiling()  # first, because Dynamo cannot trace the other checks
-        and tensor.device.type == "cpu"
+        and tensor.device.type == device
         and type(tensor) is Tensor
         and not operator_modes()
         and innermost_transform() is None

@@ -34,10 +34,10 @@ from graphreg.rng.hash import (
     shift,
     signed,
     split_mix,
-    words,
     words_at,
     words_past,
 )
+from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
 from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
@@ -57,6 +57,8 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
             word = split_mix(each, int(number))
             words.append((signed(word), signed(word >> 32)))
         return torch.tensor(words, dtype=torch.int32).view(-1, 2)
+    if (keys := drawn_keys(streams, call)) is not None:
+        return keys
     return torch.stack(call_words(streams, call), dim=-1).to(torch.int32)
 
 
@@ -159,7 +161,7 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
         mapped: Tensor = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device), k0, k1)
         return mapped.view(shape)
     if not compiling():
-        return words(key, count, lane, start).view(shape)
+        return drawn_words(key, count, lane, start).view(shape)
     drawn: Tensor
     if fuses():
         drawn = fused_bits(key, list(shape), lane, start)
@@ -225,6 +227,8 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
+        if (mask := drawn_mask(key, rate, z, lane)) is not None:
+            return mask
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, is_exporting, transforms
+from graphreg.torch_internals import Changes, inductor_option, is_exporting, transforms
 
 LIMIT = 1 << 31  # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 
@@ -39,6 +39,42 @@ def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Ten
     """Compute the keys of call ``step`` as one operator: int32 [n, 2]; if ``free`` is 0, return a copy of ``keys``."""
     low, high = call_words(streams, step)
     return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
+
+
+# Inductor leaves an operator with this tag out of CUDA graphs.
+_UNRECORDED = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
+RECORDED_ON = ("cuda",)  # the types of devices that have CUDA graphs
+
+
+@torch.library.custom_op("graphreg::unrecorded", mutates_args=(), tags=_UNRECORDED)
+def unrecorded(tensor: Tensor) -> Tensor:
+    """Copy a tensor outside of all CUDA graphs."""
+    return tensor.clone()
+
+
+@unrecorded.register_fake
+def _(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor)
+
+
+def between_calls(tensor: Tensor) -> Tensor:
+    """Return a tensor that one call leaves to the next; call this function where it is left, and where the next call takes it.
+
+    Under CUDA graphs (``torch.compile(mode="reduce-overhead")``), the result is a copy that no CUDA graph has as an input or output.
+    Inductor's CUDA graphs overwrite their outputs at the next call, so torch raises an error if an output is then an input, and they are
+    recorded again for each new address of a buffer. A write in place would keep the address, but then a backward that recomputes values
+    would read what the next call needs, without an error. See docs/gpu.md.
+    """
+    if tensor.device.type not in RECORDED_ON or not torch.compiler.is_dynamo_compiling() or transforms() or not _records():
+        return tensor
+    copied: Tensor = unrecorded(tensor)
+    return copied
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _records() -> bool:
+    """Return whether the graph that Dynamo is capturing will run in CUDA graphs."""
+    return bool(inductor_option("triton.cudagraphs"))
 
 
 @fused_bits.register_fake

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
+from graphreg.rng import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.torch_internals import (
     CHUNKED,
@@ -156,8 +157,9 @@ class Counter(RuntimeModule):
         if is_exporting():
             self.warn_of_export()
         # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
-        step = self.step + 1
-        following = self.made_unless_frozen(step, present)
+        present, step = between_calls(present), between_calls(self.step) + 1
+        following = between_calls(self.made_unless_frozen(step, present))
+        step = between_calls(step)
         self._buffers["step"], self._buffers[self.product] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
         return present
 

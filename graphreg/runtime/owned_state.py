@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import identifier
 from graphreg.regularizer import Regularizer
+from graphreg.rng import between_calls
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
 
@@ -39,13 +40,16 @@ class SiteState(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, in the order of ``init_state``."""
         parameters, buffers = self._parameters, self._buffers
-        return {name: parameters[name] if name in parameters else buffers[name] for name in self.names}  # type: ignore[misc]
+        return {
+            name: parameters[name] if name in parameters else between_calls(buffers[name])  # type: ignore[misc,arg-type]
+            for name in self.names
+        }
 
     def replace(self, new: Mapping[str, Tensor]) -> None:
         """Replace the buffers by what the formula gave."""
         for name, old in list(self._buffers.items()):
             assert old is not None
-            self._buffers[name] = new[name].detach().to(old.dtype)
+            self._buffers[name] = between_calls(new[name].detach().to(old.dtype))
 
     def renew(self, tensors: Mapping[str, Tensor]) -> None:
         """Take other values. Parameters keep their identity."""

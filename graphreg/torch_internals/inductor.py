@@ -95,6 +95,21 @@ def add_inductor_options(options: Mapping[str, Any]) -> None:
     output.compiler_fn = _with_options(output.compiler_fn, options)
 
 
+def inductor_option(name: str) -> Any:
+    """Return the value of an option of Inductor for the graph that Dynamo is capturing. Return None if another backend compiles the graph.
+
+    Call this function as ``add_inductor_options`` is called.
+    """
+    output: Any = translator().output
+    compiler = output.compiler_fn
+    while not isinstance(compiler, torch._TorchCompileInductorWrapper):  # as in ``_with_options``
+        splitting = getattr(compiler, "__self__", None)
+        compiler = getattr(compiler, "_torchdynamo_orig_backend", None) or getattr(splitting, "backend_compile_fn", None)
+        if compiler is None:
+            return None
+    return compiler.config.get(name, getattr(CONFIGS[INDUCTOR], name))
+
+
 def _with_options(compiler: Any, options: Mapping[str, Any]) -> Any:
     """Return a compiler, which may be wrapped, that has the options. Return the compiler itself if it is not Inductor."""
     if isinstance(compiler, torch._TorchCompileInductorWrapper):

@@ -96,3 +96,21 @@ def options_of_one_graph() -> None:
         passed.clear()
         assert torch.compile(lambda x: x * 3)(torch.ones(2)).tolist() == [3, 3] and not passed
         assert torch.compile(function, backend="eager")(torch.ones(2)).tolist() == [2, 2] and not passed
+
+
+@canary("Dynamo knows how the graph that it captures will be compiled", "noise under CUDA graphs", "inductor_option")
+def option_of_one_graph() -> None:
+    asked = list[Any]()
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def ask() -> None:
+        asked.append(door.inductor_option("triton.cudagraphs"))
+
+    def function(x: Tensor) -> Tensor:
+        ask()
+        return x * 2
+
+    for options in ({"mode": "reduce-overhead"}, {}, {"options": {"triton.cudagraphs": True}}, {"backend": "eager"}):
+        torch.compiler.reset()  # two of them are equal
+        torch.compile(function, **options)(torch.ones(2))
+    assert asked == [True, False, True, None]
