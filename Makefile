@@ -54,7 +54,7 @@ test-quick: .venv/.test
 # make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE. Without ARGS
 # also the hypothesis tests of the suite, on random examples.
 PROPERTIES := $(addprefix tests/, ir/test_selector.py rng/test_noise.py regularizer/test_lengths.py rewriting/test_check.py \
-	pipeline/test_bad_input.py reporting/test_screen.py)
+	pipeline/test_bad_input.py ir/test_screen.py)
 fuzz: .venv/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
 	$(if $(ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --hypothesis-profile=random $(PROPERTIES))

@@ -90,6 +90,7 @@ def parser() -> Parser:
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
             subparser.add_argument("--on", choices=("values", "parameters"), help="select only values, or only parameters")
+            subparser.add_argument("--all", action="store_true", help="list also what is no tensor, such as sizes")
         elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":
