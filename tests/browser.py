@@ -33,7 +33,10 @@ def quit_chromium() -> None:
 
 VISIBLE = """
 const {scene, data} = graphreg, open = (key) => key in data.boxes && scene.opened.has(key);
-const fits = {"": () => true, ".open": open, ".thing": (key) => !open(key), ".lit": (key) => key in scene.shown, ".chosen": (key) => key === scene.chosen};
+const fits = {
+  "": () => true, ".open": open, ".thing": (key) => !open(key),
+  ".lit": (key) => key in scene.shown, ".chosen": (key) => key === scene.chosen,
+};
 return Object.keys(scene.places).filter((key) => key !== "/" && fits[arguments[0]](key));
 """
 

@@ -46,7 +46,8 @@ class Layers:
 
     def __init__(self, graph: nx.DiGraph[str]) -> None:
         self._first: dict[tuple[bool, str], tuple[int, str]] = {}
-        for place, (key, attributes) in enumerate(graph.nodes(data=True)):
+        for place, key in enumerate(graph):
+            attributes: Mapping[str, Any] = graph.nodes[key]
             target, call = str(attributes.get("target", "")), attributes.get("call")
             if attributes.get("kind") == "addition" or call not in ("call_module", "get_attr"):
                 continue

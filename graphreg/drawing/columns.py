@@ -47,7 +47,9 @@ def _column(y: float, cuts: Sequence[float]) -> int:
     return sum(y > cut for cut in cuts)
 
 
-def _cuts(tall: float, spots: Mapping[str, Point], sizes: Mapping[str, tuple[float, float]], lines: Sequence[Points], high: float) -> list[float]:
+def _cuts(
+    tall: float, spots: Mapping[str, Point], sizes: Mapping[str, tuple[float, float]], lines: Sequence[Points], high: float
+) -> list[float]:
     """Choose heights to cut at: between two ranks, near the wished heights, where the fewest lines are cut."""
     spans = sorted((y - sizes.get(key, (0, 0))[1] / 2, y + sizes.get(key, (0, 0))[1] / 2) for key, (_, y) in spots.items())
     gaps, low = [], spans[0][1]

@@ -57,7 +57,7 @@ def _merged(now: tuple[Badge, ...], before: tuple[Badge, ...]) -> tuple[Badge, .
 
 def heading(seen: Viewed, other: Viewed | None) -> str:
     """Return the heading of a drawing."""
-    return seen.heading if other is None else f"{seen.heading}, compared: + added, − removed, → changed"
+    return seen.heading if other is None else f"{seen.heading}, compared"
 
 
 def legend(seen: Viewed, other: Viewed | None) -> dict[str, str]:

@@ -99,8 +99,8 @@ def _fitted(shown: Picture, level: int | None) -> tuple[frozenset[str], Arrangem
     if arranged.width > WIDEST:
         times, fewer = arranged.width / WIDEST, f"level={level - 1} unfolds less; " if level is not None and level > 1 else ""
         raise GraphRegError(
-            f"this drawing of {shown.title} is {times:.1f} times as wide as a screen of {SCREEN:.0f} pixels on which its text has 9 points. "
-            f"{fewer}an .html page can be zoomed, and folds what is not looked at."
+            f"this drawing of {shown.title} is {times:.1f} times as wide as a screen of {SCREEN:.0f} pixels on which its text has 9 "
+            f"points. {fewer}an .html page can be zoomed, and folds what is not looked at."
         )
     return opened, arranged
 
@@ -131,8 +131,8 @@ def draw(
 
     Args:
         module: What to draw.
-        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page, a click unfolds a module. None returns a
-            ``Drawing``, which a notebook shows as such a page.
+        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page, a click unfolds a module. None
+            returns a ``Drawing``, which a notebook shows as such a page.
         plan: With a model or a trace: draw it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``. Without them, those that ``names`` uses.
         level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds one depth after the other, as long as

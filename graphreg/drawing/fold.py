@@ -92,7 +92,7 @@ class Folder:
         made = []
         for start, period, count in found:
             one = kids[start : start + period]
-            if count == 1 or (len(kids) <= PART and not any(kid in self.children for kid in one)):
+            if count == 1 or (len(kids) <= CROWDED and not any(kid in self.children for kid in one)):
                 made += kids[start : start + period * count]
                 continue
             starts = range(start, start + period * count, period)

@@ -14,6 +14,7 @@ from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_widt
 from graphreg.errors import GraphRegError
 
 PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
+NARROWEST = 50.0  # pixels: a node without its margins; a page writes numbers into nodes
 BADGE = 15.0  # pixels: the height of a badge
 SCREEN, SCALE = 1920.0, 4 / 3  # pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9 points
 WIDEST = SCREEN / SCALE - 32.0  # the widest layout whose smallest text has 9 points on a screen
@@ -79,7 +80,7 @@ def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
     return min([whole, *(one for one in tried if one.width <= WIDEST)], key=lambda one: one.height)
 
 
-HIGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0)  # heights of columns to try
+HIGH = (2600.0, 1800.0, 1300.0, 950.0, 800.0)  # pixels: heights of columns to try; the last is a screen's
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
@@ -90,7 +91,8 @@ def size(shown: Picture, key: str) -> tuple[float, float]:
         widths = count_widths(shown.boxes[key].acts.values())
         return round(max(wide, sum(widths)) + 18), high + (16.0 if widths else 0)
     badges = shown.badges.get(key, ())
-    return round(max(wide, *(0.9 * text_width(badge.text) + 16 for badge in badges), 0) + 18), high + BADGE * len(badges) + 3 * bool(badges)
+    wide = max(wide, NARROWEST, *(0.9 * text_width(badge.text) + 16 for badge in badges))
+    return round(wide + 18), high + BADGE * len(badges) + 3 * bool(badges)
 
 
 def count_widths(counts: Iterable[int]) -> list[float]:

@@ -101,8 +101,8 @@ def png(text: str) -> bytes:
     longest = max(map(int, re.findall(r'(?:width|height)="(\d+)"', text)[:2]))
     if longest > LARGEST:
         raise GraphRegError(
-            f"this drawing is {longest} pixels long; many viewers open no .png of more than {LARGEST}. Draw .svg or .html, or fewer modules "
-            "unfolded by a lower level=."
+            f"this drawing is {longest} pixels long; many viewers open no .png of more than {LARGEST}. Draw .svg or .html, or fewer "
+            "modules unfolded by a lower level=."
         )
     return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=min(1.5, LARGEST / longest)))
 
@@ -171,8 +171,21 @@ def _badge(shown: Picture, badge: Badge, place: Rectangle, y: float) -> str:
     """Draw a badge within its node, with its upper border at y."""
     wide = 0.9 * text_width(badge.text) + 16
     x = place.x + (place.width - wide) / 2
-    pill = _rect(Rectangle(x, y, wide, BADGE - 2), tint(shown, badge.regularizer), 6.0)
+    pill = _rect(Rectangle(x, y, wide, BADGE - 2), f'{_solid(shown, badge.regularizer)}{_MARKS[badge.state]}', 6.0)
     return f'<g class="badge {badge.state}">{pill}{_text(x + wide / 2, y + 9.7, badge.text, "small", middle=True)}</g>'
+
+
+_MARKS = {
+    "": "", "added": ' stroke-width="2.4"', "removed": ' stroke-dasharray="3 2"', "changed": ' stroke-width="2.4" stroke-dasharray="8 2"',
+}  # fmt: skip
+
+
+def _solid(shown: Picture, name: str) -> str:
+    """Return the SVG attributes of a badge: a light shade of the regularizer's colour, and that colour darkened for the border."""
+    shade = colour(shown.colour[name]) if name in shown.colour else "#6e7781"
+    parts = [int(shade[i : i + 2], 16) for i in (1, 3, 5)]
+    light, dark = (f"#{''.join(f'{round(part * by + plus):02x}' for part in parts)}" for by, plus in ((0.25, 191.25), (0.7, 0)))
+    return f'fill="{light}" stroke="{dark}"'
 
 
 def _curve(curve: Curve) -> str:

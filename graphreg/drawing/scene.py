@@ -145,8 +145,8 @@ def picture(seen: Viewed, other: Viewed | None = None) -> Picture:
     drawn = _drawn(graph, shown)
     folder, chains = _folder(drawn, classes, shown)
     parameters = [name for site in seen.traced.parameters for name in site.names]
-    runs_of_integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
-    folder.fold([chain for chain in runs_of_integers if len(chain) >= CHAIN], len(drawn) > SMALL)
+    integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
+    folder.fold([chain for chain in integers if len(chain) >= CHAIN], len(drawn) > SMALL)
     boxes = _boxes(seen.title, folder, classes)
     parents = {child: key for key, kids in folder.children.items() for child in kids}
     chains = {key: _up(key, parents) for key in drawn}
@@ -159,7 +159,8 @@ def picture(seen: Viewed, other: Viewed | None = None) -> Picture:
     _link(drawn, boxes, chains)
     edges = tuple((start, end) for start, end in drawn.edges)
     nodes = {key: drawn.nodes[key] for key in drawn}
-    return Picture(heading(seen, other), nodes, boxes, edges, legend(seen, other), {key: shown[key] for key in drawn if key in shown}, chains, layers)
+    badged = {key: shown[key] for key in drawn if key in shown}
+    return Picture(heading(seen, other), nodes, boxes, edges, legend(seen, other), badged, chains, layers)
 
 
 def _folder(drawn: nx.DiGraph[str], classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]) -> tuple[Folder, Chains]:

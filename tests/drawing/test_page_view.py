@@ -66,7 +66,7 @@ def test_it_fits_again_until_it_is_moved(folder: Path) -> None:
 
 
 LIT = """
-const { scene } = graphreg, inside = (x, y) => x >= 0 && y >= 0 && x <= graphreg.scene.svg.clientWidth && y <= graphreg.scene.svg.clientHeight;
+const { scene } = graphreg, inside = (x, y) => x >= 0 && y >= 0 && x <= scene.svg.clientWidth && y <= scene.svg.clientHeight;
 return Object.keys(scene.shown).filter((key) => inside(...scene.spot(scene.places[key])));
 """
 
@@ -90,12 +90,16 @@ def test_the_chosen_thing_does_not_fade(folder: Path) -> None:
     page = Page(drawn(folder, "lstm"))
     page.run("graphreg.choose('embed')")
     page.type("selector", "rnn")
-    opacity = "return ['embed', 'rnn', 'head'].map((key) => getComputedStyle(document.querySelector(`[data-key='${key}'] rect`)).strokeOpacity)"
+    opacity = (
+        "const frame = (key) => document.querySelector(`[data-key='${key}'] rect`);"
+        "return ['embed', 'rnn', 'head'].map((key) => getComputedStyle(frame(key)).strokeOpacity)"
+    )
     assert page.run(opacity) == ["1", "1", "0.35"]
 
 
 LINES = """
-return graphreg.scene.laid.lines.map(({chain, points}) => ({stub: !chain, first: points[0], last: points.at(-1), from: chain?.[0] ?? "", to: chain?.at(-1) ?? ""}));
+const ends = (chain) => ({from: chain?.[0] ?? "", to: chain?.at(-1) ?? ""});
+return graphreg.scene.laid.lines.map(({chain, points}) => ({stub: !chain, first: points[0], last: points.at(-1), ...ends(chain)}));
 """
 
 

@@ -46,18 +46,22 @@ function showDetails(key) {
 
 function choose(key) {
   scene.choose(key);
+  element("said").textContent = key ? scene.label(key) : "";
   showDetails(key);
   scene.changed();
 }
 
 function toggle(key) {
-  if (key in data.boxes) scene.toggle(key);
+  if (!(key in data.boxes)) return;
+  scene.toggle(key);
+  element("said").textContent = scene.label(key);
 }
 
 // The selector box
 
 const kind = element("kind"), field = element("selector");
 kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
+kind.value = String(Math.max(0, data.rules.findIndex(({ key }) => key === "dropout")));
 
 let pressed = null; // the index of the legend's regularizer whose sites are lit; null for none
 let typed = []; // the sites that the text in the selector box selects
@@ -147,7 +151,7 @@ function showChanges() {
   if (!data.compared) return;
   const found = Object.entries(data.nodes).flatMap(([key, { name, badges }]) => badges.filter(([, , state]) => state).map(([, text, state]) => ({ key, name, text, state })));
   const count = (state) => found.filter((one) => one.state === state).length;
-  element("differing").textContent = found.length ? Object.keys(STATES).filter(count).map((state) => `${count(state)} ${state}`).join(", ") : "No difference in what acts where.";
+  element("differing").textContent = found.length ? Object.keys(STATES).filter(count).map((state) => `${STATES[state]} ${count(state)} ${state}`).join(", ") : "No difference in what acts where.";
   element("changed").innerHTML = found.map(({ key, name, text, state }) => `<li><button data-go="${html(key)}">${html(name)} <small>${state === "changed" ? "→ " : ""}${html(text)}</small></button></li>`).join("");
 }
 

@@ -53,12 +53,10 @@ class Scene {
     this.move();
   }
 
-  /** Tell readers of the screen what is chosen. */
+  /** Say what is chosen. The page also says it to readers of the screen. */
   name() {
     const place = this.places[this.chosen];
     this.svg.setAttribute("aria-label", place ? `graph, chosen: ${this.label(this.chosen)}` : "graph; the arrow keys go from node to node");
-    if (this.svg.querySelector("#chosen")) this.svg.setAttribute("aria-activedescendant", "chosen");
-    else this.svg.removeAttribute("aria-activedescendant");
   }
 
   /** What a reader of the screen says: the path, what it is, its shape, and what acts there. */

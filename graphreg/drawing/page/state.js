@@ -68,6 +68,7 @@ element("legend").innerHTML = data.regularizers
   .join("");
 showChanges();
 showDetails(null);
+scene.draw();
 if (data.values) takeReadings(data.values);
 showState(location.hash.slice(1));
 scene.changed = keepState;

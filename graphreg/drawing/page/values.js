@@ -40,8 +40,7 @@ function showValues() {
   const mean = (all) => all.reduce((sum, one) => sum + one, 0) / all.length;
   const largest = Math.max(...Object.values(at).map((all) => Math.abs(mean(all))).filter(Number.isFinite), 1e-30);
   const share = (value) => (Number.isFinite(value) ? Math.abs(value) / largest : 1);
-  const name = element("statistic").value.replace("kept/", "kept ");
-  scene.values = Object.fromEntries(Object.entries(at).map(([key, all]) => [key, [`${name} ${short(mean(all))}${key in data.boxes ? ` (${all.length})` : ""}`, share(mean(all))]]));
+  scene.values = Object.fromEntries(Object.entries(at).map(([key, all]) => [key, [`${short(mean(all))}${key in data.boxes ? ` (${all.length})` : ""}`, share(mean(all))]]));
   const penalties = Object.entries(readings.series[""] ?? {}).map(([key, series]) => `${key} ${short(series[step])}`);
   element("stepname").textContent = `step ${readings.steps[step] ?? ""}`;
   element("others").textContent = penalties.join(", ");
