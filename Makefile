@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals study zoo rng-battery lint clean
+.PHONY: beside demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench drawings rivals study zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -84,6 +84,13 @@ bench: .venv/.demo
 drawings: .venv/.test
 	$(PY) examples/drawings.py
 
+# docs/beside.md: the drawings of torchview and torchinfo beside graphreg's, in an environment of its own.
+BESIDE := torchview==0.2.7 torchinfo==1.8.0 transformers
+beside:
+	test -x .venv-beside/bin/python || $(PYTHON) -m venv .venv-beside
+	.venv-beside/bin/python -m pip install --quiet --disable-pip-version-check $(BESIDE) -e '.[demo]'
+	.venv-beside/bin/python benchmarks/beside.py
+
 # The table of docs/randomness.md, measured anew, in an environment of its own with the rivals' versions. Five minutes.
 RIVALS := keras==3.15.1 jax==0.10.2 flax==0.12.8
 rivals:
@@ -111,4 +118,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-beside .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -134,7 +134,7 @@ def _drawn(args: Namespace) -> Drawn:
     given = Given.of(args)
     traced, plan = _planned(args, given, *_model_and_inputs(args))
     applied = None if given.nothing else plan
-    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode)
+    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode, values=args.values)
     return Drawn(plan.title, path)
 
 

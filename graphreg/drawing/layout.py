@@ -74,13 +74,13 @@ def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
     """
     pgv, known = graphviz(), dict[Any, Laid]()
     whole = _box(shown, shown.boxes["/"], opened, pgv, None, known)
-    if whole.height <= HIGH[-1] or whole.width > WIDEST:
+    if whole.height <= ENOUGH or whole.width > WIDEST:
         return whole
     tried = [_box(shown, shown.boxes["/"], opened, pgv, high, known) for high in HIGH if high < whole.height]
     return min([whole, *(one for one in tried if one.width <= WIDEST)], key=lambda one: one.height)
 
 
-HIGH = (2600.0, 1800.0, 1300.0, 950.0, 800.0)  # pixels: heights of columns to try; the last is a screen's
+HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0  # pixels: heights of columns to try, and that of a screen
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
