@@ -88,7 +88,10 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
         if is_kind(node, Kind.LAYER):  # this node only fetches the layer that the next node calls
             continue
         addition = addition_of(node) if is_added(node) else None
-        attributes = _addition(node, addition, seen, boxes, called) if addition is not None else _model_node(node, sites.get(keys[node]), seen)
+        if addition is not None:
+            attributes = _addition(node, addition, seen, boxes, called)
+        else:
+            attributes = _model_node(node, sites.get(keys[node]), seen)
         boxes[keys[node]] = attributes["box"]
         graph.add_node(keys[node], **attributes)
         for i, read in _arguments(node):
