@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean beside
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -64,7 +64,7 @@ test-quick: .venv/.test
 # make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE. Without ARGS
 # also the hypothesis tests of the suite, on random examples.
 PROPERTIES := $(addprefix tests/, ir/test_selector.py rng/test_noise.py regularizer/test_lengths.py rewriting/test_check.py \
-	pipeline/test_bad_input.py reporting/test_screen.py)
+	pipeline/test_bad_input.py ir/test_screen.py)
 fuzz: .venv/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
 	$(if $(ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --hypothesis-profile=random $(PROPERTIES))
@@ -101,6 +101,13 @@ gpu: .venv/.gpu
 drawings: .venv/.test
 	$(PY) examples/drawings.py
 
+# docs/beside.md: the drawings of torchview and torchinfo beside graphreg's, in an environment of its own.
+BESIDE := torchview==0.2.7 torchinfo==1.8.0 transformers
+beside:
+	test -x .venv-beside/bin/python || $(PYTHON) -m venv .venv-beside
+	.venv-beside/bin/python -m pip install --quiet --disable-pip-version-check $(BESIDE) -e '.[demo]'
+	.venv-beside/bin/python benchmarks/beside.py
+
 # The table of docs/randomness.md, measured anew, in an environment of its own with the rivals' versions. Five minutes.
 RIVALS := keras==3.15.1 jax==0.10.2 flax==0.12.8
 rivals:
@@ -128,4 +135,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-beside .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -31,6 +31,16 @@ def quit_chromium() -> None:
         chromium().quit()
 
 
+VISIBLE = """
+const {scene, data} = graphreg, open = (key) => key in data.boxes && scene.opened.has(key);
+const fits = {
+  "": () => true, ".open": open, ".thing": (key) => !open(key),
+  ".lit": (key) => key in scene.shown, ".chosen": (key) => key === scene.chosen,
+};
+return Object.keys(scene.places).filter((key) => key !== "/" && fits[arguments[0]](key));
+"""
+
+
 class Page:
     """A page that is open. Each call fails where the page has told of an error."""
 
@@ -63,6 +73,5 @@ class Page:
         self.driver.find_element("css selector", selector).click()
 
     def things(self, more: str = "") -> list[str]:
-        """The keys of what is visible, ``more`` narrowing it down: ``.lit``."""
-        return list(self.run("return [...document.querySelectorAll('[data-key]' + arguments[0])].filter(e => e.closest('svg'))"
-                             ".map(e => e.dataset.key)", more))  # fmt: skip
+        """The keys of what is visible, in view or not, ``more`` narrowing it down: ``.open``, ``.thing``, ``.lit`` or ``.chosen``."""
+        return list(self.run(VISIBLE, more))

@@ -5,6 +5,7 @@ One hypothesis profile for the whole suite: nothing depends on how fast the mach
 """
 
 import gc
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from browser import quit_chromium
 from slow import first_cases, is_slow, unmatched
 
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # a shell may say how wide to print; the tests say it themselves
 # Dynamo times the guards of each graph that it compiles, for its log, and empties the processor's caches for it: nearly 30 ms a graph.
 torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 

@@ -165,6 +165,8 @@ SWEEP = {
     r"test_state_elsewhere\.py::test_what_an_opaque_submodule_counts.*\[(?!n-|made-).*export": "two kinds stay, and all symbolically",
     r"test_attached_in_place\.py::test_writes_into_the_outputs_of_a_backend\[broken-aot_eager\]": "the whole graph stays",
     r"test_stacks\.py::test_where_torch_export_cannot": "test_export.py has a model that it cannot trace",
+    r"test_accessible\.py::test_nothing_is_found\[(?!compared-dark|values-light|a selector-dark|unfolded-light)": "four states stay",
+    r"test_page_state\.py::test_only_what_is_in_view": "a page of 2,000 nodes; pages of GPT-2 stay",
     r"test_drawing_pages\.py::test_the_picture_of_the_page": "`make drawings` makes it; the blocks of the page stay",
     r"test_examples\.py::test_the_workers_have_one_thread_each": "the studies stay",
     r"test_interrupted\.py::test_export\[3\]": "three hundred positions are the sweep's; the symbolic one stays",
@@ -300,7 +302,7 @@ NOT_QUICK = {
     r"test_(distributed|fsdp|penalties_on_meshes|splices_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
-    r"test_page\.py": "a browser",
+    r"test_page\w*\.py|test_accessible": "a browser",
 }
 
 

@@ -20,10 +20,10 @@ from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.keywords import check_options, keyword_of, none_given, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, load
 from graphreg.errors import GraphRegError
-from graphreg.ir import Names, select
+from graphreg.ir import Names
 from graphreg.planning import OwnDropout
 from graphreg.recipes import Recipe, opened
-from graphreg.tracing import Traced, names, trace
+from graphreg.tracing import Traced, names, trace_to_show
 from graphreg.verification import copied, validate
 
 
@@ -59,7 +59,7 @@ def _model_and_inputs(args: Namespace) -> tuple[nn.Module, Any]:
 
 def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
     try:
-        return trace(model, inputs, args.front_end)
+        return trace_to_show(model, inputs, args.front_end)
     except GraphRegError:
         raise
     except Exception as error:  # the model's own error, of any kind
@@ -72,15 +72,7 @@ def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
         raise UsageError("--on limits what --select can select; give --select, too.")
     traced = _traced(args, *_model_and_inputs(args))
-    if not args.select:
-        return names(traced)
-    sites = {"values": traced.values, "parameters": traced.parameters, None: traced.sites}[args.on]
-    usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
-    matches = select(
-        args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
-        usual="the parameters" if args.on == "parameters" else "the hidden values", elsewhere=traced.sites,
-    )  # fmt: skip
-    return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(matches))
+    return names(traced, select=args.select, on=args.on, all=args.all)
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ def _drawn(args: Namespace) -> Drawn:
     given = Given.of(args)
     traced, plan = _planned(args, given, *_model_and_inputs(args))
     applied = None if given.nothing else plan
-    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode)
+    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode, values=args.values)
     return Drawn(plan.title, path)
 
 

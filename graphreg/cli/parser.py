@@ -85,11 +85,13 @@ def parser() -> Parser:
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
             subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold each module at this depth")
+            subparser.add_argument("--values", metavar="FILE", help="show what graphreg.monitor(..., file=FILE) wrote, on an .html page")
             subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
         _add_model_options(subparser)
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
             subparser.add_argument("--on", choices=("values", "parameters"), help="select only values, or only parameters")
+            subparser.add_argument("--all", action="store_true", help="list also what is no tensor, such as sizes")
         elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":

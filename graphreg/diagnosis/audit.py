@@ -17,7 +17,7 @@ from torch import fx, nn
 from graphreg.diagnosis.findings import told
 from graphreg.errors import RegularizerError, listed, shown
 from graphreg.ir import NORM_MODULES, NativeDropout, Operations, function_name, one_value_over_again, site_nodes, sizes_of
-from graphreg.tracing import FrontEnd, Traced, trace
+from graphreg.tracing import FrontEnd, Traced, trace_to_show
 
 RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -108,7 +108,7 @@ def audit(
     """
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise RegularizerError(f"optimizer={shown(optimizer)} is not allowed; give an instance of torch.optim.Optimizer.")
-    traced = model if isinstance(model, Traced) else trace(model, example_inputs, front_end)
+    traced = model if isinstance(model, Traced) else trace_to_show(model, example_inputs, front_end)
     dropouts = traced.native_dropout
     acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
     graph = next(iter(traced.graphs.values()))

@@ -4,9 +4,9 @@ Open ``draw.py`` first. The steps are: ``view.py`` finds the graph of whatever w
 ``scene.py`` chooses what is drawn and groups it by module, ``layout.py`` places it, and ``render.py`` or ``html.py`` writes the file.
 """
 
-from graphreg.drawing.draw import draw
+from graphreg.drawing.draw import Drawing, draw
 from graphreg.drawing.graph import to_networkx
 
 __all__ = [
-    "draw", "to_networkx",
+    "Drawing", "draw", "to_networkx",
 ]  # fmt: skip

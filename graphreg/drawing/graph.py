@@ -6,7 +6,7 @@ All attributes are str, int, float or bool, and never None, so that GraphML, GEX
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
@@ -83,11 +83,15 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
             keys[node] = labels[0].text
     classes = _classes(seen)
     boxes: dict[str, str] = {}
+    called = {str(node.target) for node in seen.graph.nodes if node.op == "call_module"}
     for node in seen.graph.nodes:
         if is_kind(node, Kind.LAYER):  # this node only fetches the layer that the next node calls
             continue
         addition = addition_of(node) if is_added(node) else None
-        attributes = _addition(node, addition, seen, boxes) if addition is not None else _model_node(node, sites.get(keys[node]), seen)
+        if addition is not None:
+            attributes = _addition(node, addition, seen, boxes, called)
+        else:
+            attributes = _model_node(node, sites.get(keys[node]), seen)
         boxes[keys[node]] = attributes["box"]
         graph.add_node(keys[node], **attributes)
         for i, read in _arguments(node):
@@ -181,8 +185,11 @@ def target_text(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
-    """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in."""
+def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> Attributes:
+    """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in.
+
+    ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the graph calls.
+    """
     plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
     if kind == Kind.TRACK and plan:
@@ -191,7 +198,6 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
     if site is not None and site.kind == "parameter":
         # If the graph calls the module that has the parameter, or a module around it, the node is drawn next to the outermost module that
         # is called; otherwise inside the module that has the parameter.
-        called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
     attributes: Attributes = {

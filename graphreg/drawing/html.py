@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from graphreg.drawing.layout import graphviz, header_width, laid_out, size
-from graphreg.drawing.render import colour
-from graphreg.drawing.scene import Box, Picture, layer_of, lines
+from graphreg.drawing.render import box_title, colour, full_name
+from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
 from graphreg.drawing.view import Viewed
 from graphreg.errors import GraphRegError
 from graphreg.ir import Site, dtype_text, shape_text
@@ -21,14 +21,25 @@ from graphreg.planning import matching_sites
 from graphreg.regularizer import Regularizer, Splice, build, registered
 from graphreg.runtime import strength_text
 
-SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
+SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
 
 
-def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
-    """Return the text of the HTML file. A browser needs no other file to show it."""
+def page(
+    seen: Viewed, shown: Picture, opened: Collection[str], other: Viewed | None = None, values: Sequence[Mapping[str, Any]] | None = None
+) -> str:
+    """Return the text of the HTML file. A browser needs no other file to show it.
+
+    Args:
+        seen: The graph.
+        shown: Its picture.
+        opened: The keys of the boxes that are unfolded at first.
+        other: What ``seen`` is compared with in ``shown``, or None.
+        values: The readings of a monitor, or None.
+    """
     data = {
-        "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
-        "boxes": {key: _box(shown, box) for key, box in shown.boxes.items()}, "nodes": {key: _node(shown, key) for key in shown.nodes},
+        "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown, other),
+        "compared": other is not None, "values": values,
+        "boxes": _boxes(shown), "nodes": {key: _node(shown, key) for key in shown.nodes},
         "sites": _sites(seen, shown), "rules": _rules(seen),
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # so that no text contains </script>
@@ -45,13 +56,15 @@ def _number(shown: Picture, names: str) -> int:
     return shown.colour.get(names.partition(", ")[0], -1)
 
 
-def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
+def _regularizers(seen: Viewed, shown: Picture, other: Viewed | None) -> list[dict[str, Any]]:
     entries = []
-    for i, (name, regularizer) in enumerate(seen.plan.regularizers.items() if seen.plan else ()):
+    known = {name: (regularizer, of) for of in (other, seen) if of and of.plan for name, regularizer in of.plan.regularizers.items()}
+    for i, name in enumerate(shown.regularizers):
+        regularizer, of = known[name]
         doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")
         entries.append({
             "name": name, "cls": type(regularizer).__name__, "text": shown.regularizers[name], "colour": colour(i),
-            "strength": strength_text(name, seen.strengths), "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
+            "strength": strength_text(name, of.strengths), "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
         })  # fmt: skip
     return entries
 
@@ -66,34 +79,50 @@ def formula(cls: type[Regularizer]) -> str:
     return "\n".join(line for line in body.splitlines() if not line.lstrip().startswith("#"))
 
 
-def _box(shown: Picture, box: Box) -> dict[str, Any]:
-    """Return the data of a module for the page, with its children in layers from top to bottom.
+def _boxes(shown: Picture) -> dict[str, dict[str, Any]]:
+    """Return the data of all modules and folds. Those with equal structure are laid out once."""
+    pgv, known = graphviz(), dict[Any, tuple[list[list[int | str]], list[list[int | str]]]]()
+    made = {}
+    for key, box in shown.boxes.items():
+        ids: dict[str, int | str] = {child: i for i, child in enumerate([*box.children, IN, OUT])}
+        names = list(ids)
+        sizes = {child: size(shown, child) for child in box.children}
+        what = (tuple(sizes.values()), tuple((ids[link.start], ids[link.end], link.back) for link in box.links))
+        if what not in known:
+            found = layered(box, sizes, pgv)
+            numbered = ([[ids.get(one, one) for one in row] for row in part] for part in found)
+            known[what] = (next(numbered), next(numbered))
+        layers, chains = ([[one if isinstance(one, str) else names[one] for one in row] for row in part] for part in known[what])
+        made[key] = _box(shown, box, layers, chains)
+    return made
+
+
+def _box(shown: Picture, box: Box, layers: list[list[str]], chains: list[list[str]]) -> dict[str, Any]:
+    """Return the data of a module or a fold for the page, with its children in layers from top to bottom.
 
     A line may pass layers between its ends. In each of these layers, the line has a point, whose name begins with ``~``.
     """
-    layers, chains = layered(shown, box)
+    first, second = lines(shown, box.key)
+    wide, high = size(shown, box.key)
     return {
-        "path": box.path, "name": f"{box.path.rpartition('.')[2]} {box.op}".strip(), "op": box.op, "nodes": box.nodes,
-        "acts": {str(_number(shown, name)): count for name, count in box.acts.items()}, "lines": lines(shown, box.key),
-        "size": _room(size(shown, box.key)), "head": round(header_width(box)), "layers": layers,
-        "links": [
-            {"chain": chain, "regularizer": _number(shown, link.regularizer), "back": link.back}
-            for link, chain in zip(box.links, chains, strict=True)
-        ],
+        "path": box.path, "name": box_title(box), "full": full_name(shown, box.key), "op": box.op, "nodes": box.nodes, "kind": box.kind,
+        "stacked": box.kind != "module" or bool(box.repeats), "lines": [first, second],
+        "acts": {str(_number(shown, name)): count for name, count in box.acts.items()},
+        "size": [max(wide + 14, round(0.9 * text_width(SELECTED)) + 18), high],  # the page puts a mark before the name
+        "head": round(header_width(box)), "layers": layers,
+        "links": [{"chain": chain, "back": link.back} for link, chain in zip(box.links, chains, strict=True)],
     }  # fmt: skip
 
 
-def _room(box: tuple[float, float]) -> tuple[float, float]:
-    """Widen a folded module for the page, which puts a mark before its name."""
-    return box[0] + 14, box[1]
+SELECTED = "99999 selected"  # the longest text that the page writes in the place of the second line
 
 
-def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]:
+def layered(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> tuple[list[list[str]], list[list[str]]]:
     """Return a module's children in layers, each from left to right, and for each line the chain of children and points that it passes.
 
     Layers and chains are from top to bottom.
     """
-    _, _, spots, splines = laid_out(box, {key: size(shown, key) for key in box.children}, graphviz())
+    _, _, spots, splines = laid_out(box, sizes, pgv)
     heights = sorted({round(y) for _, y in spots.values()})
     rows: list[list[tuple[float, str]]] = [[] for _ in heights]
     row = {key: heights.index(round(y)) for key, (_, y) in spots.items()}
@@ -131,6 +160,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
         "name": attributes["name"], "op": attributes["op"], "shape": attributes.get("shape", ""), "source": attributes.get("source", ""),
         "kind": kind, "lines": lines(shown, key), "size": size(shown, key),
         "regularizer": _number(shown, attributes.get("regularizer", "")),
+        "badges": [[_number(shown, badge.regularizer), badge.text, badge.state] for badge in shown.badges.get(key, ())],
         "site": attributes["name"] if kind in ("site", "end") else "", "acts_at": attributes.get("site", ""),
     }  # fmt: skip
 
@@ -169,7 +199,7 @@ def _at(site: Site, shown: Picture) -> str | None:
     """
     if site.kind == "value":
         return site.name if site.name in shown.nodes else None
-    if (layer := layer_of(shown.nodes, site.name)) is not None:
+    if (layer := shown.layers.of(site.name)) is not None and layer in shown.nodes:
         return layer
     path = site.module
     while path and f"{path}/" not in shown.boxes:

@@ -5,16 +5,20 @@ The wheel of pygraphviz contains dot. When a module is laid out, each module dir
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graphreg.drawing.columns import Laid, Point, in_columns
 from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
 PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
+NARROWEST = 50.0  # pixels: a node without its margins; a page writes numbers into nodes
+BADGE = 15.0  # pixels: the height of a badge
+SCREEN, SCALE = 1920.0, 4 / 3  # pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9 points
+WIDEST = SCREEN / SCALE - 32.0  # the widest layout whose smallest text has 9 points on a screen
 RANKS, NODES = 26.0, 16.0  # pixels between two ranks, and between two neighbours in a rank
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -64,28 +68,56 @@ def graphviz() -> Any:
 
 
 def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
-    """Lay out all that is visible if the boxes ``opened`` are unfolded. Raises GraphRegError if pygraphviz is not installed."""
-    return _box(shown, shown.boxes["/"], opened, graphviz())
+    """Lay out all that is visible if the boxes ``opened`` are unfolded. A high drawing is wrapped into columns as far as a screen is wide.
+
+    Raises GraphRegError if pygraphviz is not installed.
+    """
+    pgv, known = graphviz(), dict[Any, Laid]()
+    whole = _box(shown, shown.boxes["/"], opened, pgv, None, known)
+    if whole.height <= ENOUGH or whole.width > WIDEST:
+        return whole
+    tried = [_box(shown, shown.boxes["/"], opened, pgv, high, known) for high in HIGH if high < whole.height]
+    return min([whole, *(one for one in tried if one.width <= WIDEST)], key=lambda one: one.height)
+
+
+HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0  # pixels: heights of columns to try, and that of a screen
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
-    """Return the width and height of a node or a folded module, in pixels."""
+    """Return the width and height of a node or a folded box, in pixels."""
     first, second = lines(shown, key)
-    badges = bool(key in shown.boxes and shown.boxes[key].acts)
-    wide = max(text_width(first) * 1.1, text_width(second) * 0.9, 14.0 * len(shown.boxes[key].acts) * 2 if badges else 0)
-    return round(wide + 18), (36.0 if second else 24.0) + (16.0 if badges else 0)
+    wide, high = max(text_width(first) * 1.1, text_width(second) * 0.9), 36.0 if second else 24.0
+    if key in shown.boxes:
+        widths = count_widths(shown.boxes[key].acts.values())
+        return round(max(wide, sum(widths)) + 18), high + (16.0 if widths else 0)
+    badges = shown.badges.get(key, ())
+    wide = max(wide, NARROWEST, *(0.9 * text_width(badge.text) + 16 for badge in badges))
+    return round(wide + 18), high + BADGE * len(badges) + 3 * bool(badges)
+
+
+def count_widths(counts: Iterable[int]) -> list[float]:
+    """Return the widths of the dots with counts in a folded box, in pixels."""
+    return [20.0 + 0.9 * text_width(str(count)) for count in counts]
 
 
 def header_width(box: Box) -> float:
     """Return the width that the title of an open box needs, in pixels."""
-    return 1.1 * text_width(f"▾ {box.path.rpartition('.')[2]} {box.op}") + 20
+    return 1.1 * text_width(f"▾ {box.path.rpartition('.')[2]} {box.repeats or box.op}") + 20
 
 
-def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrangement:
-    """Lay out an open box by itself, with its upper left corner at 0, 0."""
-    inner = {key: _box(shown, shown.boxes[key], opened, pgv) for key in box.children if key in opened}
+def _box(
+    shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: float | None, known: dict[Any, Laid]
+) -> Arrangement:
+    """Lay out an open box by itself, with its upper left corner at 0, 0.
+
+    ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid out already.
+    """
+    inner = {key: _box(shown, shown.boxes[key], opened, pgv, high, known) for key in box.children if key in opened}
     sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}
-    wide, tall, spots, splines = laid_out(box, sizes, pgv)
+    what = (box.key, *sizes.values())
+    if what not in known:
+        known[what] = laid_out(box, sizes, pgv)
+    wide, tall, spots, splines = known[what] if high is None else in_columns(known[what], sizes, high)
     top = HEADER if box.path else 0.0
     band_in, band_out = (BAND if any(pin in (a.start, a.end) for a in box.links) else 0.0 for pin in (IN, OUT))
     width = max(wide + 2 * PAD, header_width(box) if box.path else 0.0)
@@ -95,9 +127,9 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
     curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
     for key, (x, y) in spots.items():
         if key == IN:
-            curves.insert(0, Curve(Link(IN, IN, _through(box, IN)), bend((width / 2, top), (x + left, y + above)), False))
+            curves.insert(0, Curve(Link(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
         elif key == OUT:
-            curves.append(Curve(Link(OUT, OUT, _through(box, OUT)), bend((x + left, y + above), (width / 2, height)), False))
+            curves.append(Curve(Link(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
         elif key in inner:
             dx, dy = x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2
             places |= {name: place.moved(dx, dy) for name, place in inner[key].places.items()}
@@ -107,24 +139,13 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
     return Arrangement(width, height, places, tuple(curves))
 
 
-def _through(box: Box, pin: str) -> str:
-    """Return the regularizer that all lines through a border belong to; ``""`` if they belong to none, or to different ones.
-
-    ``pin``: the border, ``IN`` or ``OUT``.
-    """
-    first, *more = {link.regularizer for link in box.links if pin in (link.start, link.end)}
-    return "" if more else first
-
-
 def bend(start: Point, end: Point) -> tuple[Point, ...]:
     """Return a curve from a point to a lower one. It is vertical at both ends."""
     half = (start[1] + end[1]) / 2
     return start, (start[0], half), (end[0], half), end
 
 
-def laid_out(
-    box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any
-) -> tuple[float, float, dict[str, Point], list[tuple[Link, tuple[Point, ...]]]]:
+def laid_out(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> Laid:
     """Run dot on one box; return the width and height of its content, the centre of each child, and the curve of each line."""
     graph = pgv.AGraph(directed=True, strict=False, ranksep=RANKS / INCH, nodesep=NODES / INCH, splines="true")
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
@@ -137,7 +158,7 @@ def laid_out(
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         graph.add_edge(
-            ids[upper], ids[lower], key=str(i), arrowhead="none", weight=1 if link.regularizer else 3,
+            ids[upper], ids[lower], key=str(i), arrowhead="none", weight=3,
             **({} if upper == IN else {"tailport": "s"}), **({} if lower == OUT else {"headport": "n"}),
         )  # fmt: skip
     graph.layout(prog="dot")

@@ -7,9 +7,11 @@ import re
 from collections.abc import Collection, Iterator
 from functools import cache
 from html import escape
+from itertools import accumulate
 
-from graphreg.drawing.layout import HEADER, Arrangement, Curve, Rectangle
-from graphreg.drawing.scene import Picture, lines, text_width
+from graphreg.drawing.badges import Badge
+from graphreg.drawing.layout import BADGE, HEADER, SCALE, WIDEST, Arrangement, Curve, Rectangle, count_widths
+from graphreg.drawing.scene import Box, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
 MARGIN, ROW = 16.0, 18.0
@@ -19,7 +21,7 @@ FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospa
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = f"""
 text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
-.second {{ font-size: 9px; fill: #59636e }} .title {{ font-size: 13px; font-weight: bold }}
+.second, .small {{ font-size: 9px }} .second {{ fill: #59636e }} .title {{ font-size: 13px; font-weight: bold }}
 .box {{ fill: #57606a; fill-opacity: .05; stroke: #8c959f }} .head {{ fill: #57606a; fill-opacity: .14 }}
 .site, .call {{ fill: #ffffff; stroke: #57606a }} .folded {{ fill: #eaeef2; stroke: #57606a; stroke-width: 1.6 }}
 .end {{ fill: #24292f; stroke: #24292f }} .end + text, .end + text + text {{ fill: #ffffff }}
@@ -53,12 +55,12 @@ def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
     """Return the whole drawing as SVG text, with a legend of the regularizers above it."""
-    legend = [(name, f"{name}: {text}") for name, text in shown.regularizers.items()]
+    legend = [(name, _shortened(f"{name}: {text}")) for name, text in shown.regularizers.items()]
     head = MARGIN + ROW * (1 + len(legend)) + 6
     width = max(arranged.width, 1.3 * text_width(shown.title), *(1.1 * text_width(text) + 20 for _, text in legend)) + 2 * MARGIN
     left = (width - arranged.width) / 2
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{head + arranged.height + MARGIN:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{SCALE * width:.0f}" height="{SCALE * (head + arranged.height + MARGIN):.0f}" '
         f'viewBox="0 0 {width:.1f} {head + arranged.height + MARGIN:.1f}">',
         f"<style>{STYLE}</style>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
@@ -71,16 +73,22 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
     parts.append(f'<g transform="translate({left:.1f} {head:.1f})">')
     places = {key: place for key, place in arranged.places.items() if key != "/"}
     parts += [_open(shown, key, place) for key, place in places.items() if key in opened]
-    parts += [_curve(shown, curve) for curve in arranged.curves]
+    parts += [_curve(curve) for curve in arranged.curves]
     parts += [_thing(shown, key, place) for key, place in places.items() if key not in opened]
     return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
+def _shortened(text: str) -> str:
+    """Shorten a line of the legend to what fits on a screen."""
+    most = int(WIDEST / text_width("x") / 1.1) - 4
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def png(text: str) -> bytes:
-    """Render SVG text as a PNG at twice the size, or at a smaller scale if a side would have more than ``LARGEST`` pixels.
+    """Render SVG text as a PNG, larger than the SVG by a half, or less so if a side would have more than ``LARGEST`` pixels.
 
     Raises:
-        GraphRegError: resvg-py or a font is not installed.
+        GraphRegError: resvg-py or a font is not installed, or the PNG would have to be smaller than the SVG.
     """
     try:
         import resvg_py  # noqa: PLC0415
@@ -91,7 +99,12 @@ def png(text: str) -> bytes:
     if bytes(resvg_py.svg_to_bytes(svg_string=frame.format(letter))) == bytes(resvg_py.svg_to_bytes(svg_string=frame.format(""))):
         raise GraphRegError("no font is installed, and a .png would have no letters (Debian: fonts-dejavu-core). Draw .svg instead.")
     longest = max(map(int, re.findall(r'(?:width|height)="(\d+)"', text)[:2]))
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=min(2.0, LARGEST / longest)))
+    if longest > LARGEST:
+        raise GraphRegError(
+            f"this drawing is {longest} pixels long; many viewers open no .png of more than {LARGEST}. Draw .svg or .html, or fewer "
+            "modules unfolded by a lower level=."
+        )
+    return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=min(1.5, LARGEST / longest)))
 
 
 def tint(shown: Picture, name: str) -> str:
@@ -114,7 +127,7 @@ def _rect(place: Rectangle, style: str, round_by: float = 4.0) -> str:
 def _open(shown: Picture, key: str, place: Rectangle) -> str:
     box = shown.boxes[key]
     head = Rectangle(place.x, place.y, place.width, HEADER)
-    name = f"{box.path.rpartition('.')[2]} {box.op}".strip()
+    name = box_title(box)
     shapes = _rect(place, 'class="box"') + _rect(head, 'class="head"')
     return f'<g data-key="{escape(key)}">{shapes}{_text(place.x + 8, place.y + 14, name)}<title>{escape(box.path)}</title></g>'
 
@@ -125,33 +138,65 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
     middle, attributes = place.x + place.width / 2, shown.nodes.get(key, {})
     kind = "folded" if key in shown.boxes else "end" if attributes.get("call") in ("placeholder", "output") else str(attributes["kind"])
     style = tint(shown, attributes["regularizer"]) if kind == "addition" else f'class="{kind}"'
+    fold = shown.boxes[key].kind != "module" if key in shown.boxes else False
     round_by = 12.0 if kind in ("end", "addition") else 4.0
-    parts = [_rect(place, style, round_by), _text(middle, place.y + 15, first, middle=True)]
+    behind = [_rect(place.moved(4, 4), 'class="folded"', round_by)] if fold or (key in shown.boxes and shown.boxes[key].repeats) else []
+    parts = [*behind, _rect(place, style, round_by), _text(middle, place.y + 15, first, middle=True)]
     if second:
         parts.append(_text(middle, place.y + 28, second, "second", middle=True))
     if kind == "folded" and (acts := shown.boxes[key].acts):
-        start = middle - 14.0 * len(acts)
-        for i, (name, count) in enumerate(acts.items()):
-            x, y = start + 28 * i, place.y + 37
-            parts.append(f'<circle cx="{x + 5:.1f}" cy="{y + 4:.1f}" r="4" {tint(shown, name)}/>')
-            parts.append(_text(x + 12, y + 8, str(count), "second"))
+        widths = count_widths(acts.values())
+        for x, (name, count) in zip(accumulate(widths, initial=middle - sum(widths) / 2), acts.items(), strict=False):
+            parts.append(f'<circle cx="{x + 7:.1f}" cy="{place.y + 41:.1f}" r="4" {tint(shown, name)}/>')
+            parts.append(_text(x + 14, place.y + 45, str(count), "second"))
+    for i, badge in enumerate(shown.badges.get(key, ())):
+        parts.append(_badge(shown, badge, place, place.y + place.height - 2 - BADGE * (len(shown.badges[key]) - i)))
     full = attributes.get("source", "") and f" ({attributes['source']})"
-    title = shown.boxes[key].path if key in shown.boxes else f"{attributes['name']}{full}"
+    title = full_name(shown, key) if key in shown.boxes else f"{attributes['name']}{full}"
     return f'<g data-key="{escape(key)}">{"".join(parts)}<title>{escape(title)}</title></g>'
 
 
-def _curve(shown: Picture, curve: Curve) -> str:
+def box_title(box: Box) -> str:
+    """Return the title of an open box."""
+    return f"{box.path.rpartition('.')[2]} {box.repeats or box.op}".strip() if box.kind == "module" else box.op
+
+
+def full_name(shown: Picture, key: str) -> str:
+    """Return the path of a folded box, with what it holds if it is no module."""
+    box = shown.boxes[key]
+    return box.path if box.kind == "module" else " ".join(filter(None, [box.path, f"{box.op}: {lines(shown, key)[1]}"]))
+
+
+def _badge(shown: Picture, badge: Badge, place: Rectangle, y: float) -> str:
+    """Draw a badge within its node, with its upper border at y."""
+    wide = 0.9 * text_width(badge.text) + 16
+    x = place.x + (place.width - wide) / 2
+    pill = _rect(Rectangle(x, y, wide, BADGE - 2), f'{_solid(shown, badge.regularizer)}{_MARKS[badge.state]}', 6.0)
+    return f'<g class="badge {badge.state}">{pill}{_text(x + wide / 2, y + 9.7, badge.text, "small", middle=True)}</g>'
+
+
+_MARKS = {
+    "": "", "added": ' stroke-width="2.4"', "removed": ' stroke-dasharray="3 2"', "changed": ' stroke-width="2.4" stroke-dasharray="8 2"',
+}  # fmt: skip
+
+
+def _solid(shown: Picture, name: str) -> str:
+    """Return the SVG attributes of a badge: a light shade of the regularizer's colour, and that colour darkened for the border."""
+    shade = colour(shown.colour[name]) if name in shown.colour else "#6e7781"
+    parts = [int(shade[i : i + 2], 16) for i in (1, 3, 5)]
+    light, dark = (f"#{''.join(f'{round(part * by + plus):02x}' for part in parts)}" for by, plus in ((0.25, 191.25), (0.7, 0)))
+    return f'fill="{light}" stroke="{dark}"'
+
+
+def _curve(curve: Curve) -> str:
     """Draw a line, with an arrowhead where it ends at a node."""
     (x, y), *rest = curve.points
-    number = shown.colour.get(curve.link.regularizer.partition(", ")[0])
-    stroke = f' style="stroke: {colour(number)}"' if number is not None else ""
     pieces = [f"C{' '.join(f'{px:.1f} {py:.1f}' for px, py in rest[i : i + 3])}" for i in range(0, len(rest), 3)]
-    line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"{stroke}/>'
+    line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"/>'
     if not curve.arrow:
         return line
     (x, y), down = rest[-1], -1 if curve.link.back else 1
-    fill = f' style="fill: {colour(number)}"' if number is not None else ""
-    return f'{line}<path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 {-6 * down}h6.4z"{fill}/>'
+    return f'{line}<path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 {-6 * down}h6.4z"/>'
 
 
 def dot(shown: Picture, opened: Collection[str]) -> str:
@@ -184,20 +229,16 @@ def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> 
             yield f"{indent}}}"
             continue
         attributes = shown.nodes.get(child, {})
-        number = shown.colour.get(str(attributes.get("regularizer", "")).partition(", ")[0])
+        here = [attributes.get("regularizer", ""), *(badge.regularizer for badge in shown.badges.get(child, ()))]
+        number = next((shown.colour[name] for name in here if name in shown.colour), None)
         fill = f', style="rounded,filled", color="{colour(number)}", fillcolor="{colour(number)}40"' if number is not None else ""
+        acts = "".join(f"\\n[{_escaped(badge.text)}]" for badge in shown.badges.get(child, ()))
         folded = ", peripheries=2" if child in shown.boxes else ""
-        yield f'{indent}{quoted(child)} [label={quoted(first)[:-1]}\\n{_escaped(second)}"{fill}{folded}]'
+        yield f'{indent}{quoted(child)} [label={quoted(first)[:-1]}\\n{_escaped(second)}{acts}"{fill}{folded}]'
 
 
 def _lines(shown: Picture, opened: Collection[str]) -> Iterator[str]:
     """Yield the edges between visible nodes and folded modules, one for each pair."""
     visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
-    seen: dict[tuple[str, str], str] = {}
-    for start, end, name in shown.edges:
-        pair = visible[start], visible[end]
-        if pair[0] != pair[1]:
-            seen[pair] = name if seen.get(pair, name) == name else ""
-    for (start, end), name in seen.items():
-        number = shown.colour.get(name.partition(", ")[0])
-        yield f"  {quoted(start)} -> {quoted(end)}" + (f' [color="{colour(number)}"]' if number is not None else "")
+    pairs = dict.fromkeys((visible[start], visible[end]) for start, end in shown.edges)
+    yield from (f"  {quoted(start)} -> {quoted(end)}" for start, end in pairs if start != end)

@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 
+from graphreg.drawing.badges import Badge, Layers, badges, bypass, without_additions
+from graphreg.drawing.compare import compared, heading, legend
+from graphreg.drawing.fold import CHAIN, SMALL, Folder, FoldKind, arithmetic
 from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
-from graphreg.runtime import strength_text
 
 IN, OUT = "<", ">"
 ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
+Chains = dict[str, tuple[str, ...]]
 WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
 
@@ -32,27 +35,28 @@ class Link:
     Attributes:
         start: The key of the child where the line starts, or ``IN``.
         end: The key of the child where the line ends, or ``OUT``.
-        regularizer: The regularizer whose colour the line has; ``""`` for none.
         back: Whether the line runs upwards, because its end is placed before its start.
     """
 
     start: str
     end: str
-    regularizer: str = ""
     back: bool = False
 
 
 @dataclass
 class Box:
-    """A module that is drawn as a box; its key is its path and a slash.
+    """A module that is drawn as a box, or a box of what is folded.
 
     Attributes:
-        path: The module's path.
-        op: The name of the module's class.
+        path: The module's path; for a fold, the path of the module that it is in.
+        op: The name of the module's class; for a fold, what it holds.
         children: The keys of the nodes and boxes directly in the box, in the order of the graph.
         links: The lines between the children, and between children and the border.
         acts: For each regularizer, by name, the number of sites in the box, at any depth, at which it acts.
         nodes: The number of nodes in the box, at any depth.
+        key: Its key: for a module, its path and a slash.
+        kind: ``"module"``, or the kind of the fold.
+        repeats: For a module that holds nothing but equal modules: what they are, and how many.
     """
 
     path: str
@@ -61,14 +65,14 @@ class Box:
     links: list[Link] = field(default_factory=list)
     acts: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
-
-    @property
-    def key(self) -> str:
-        return f"{self.path}/"
+    key: str = ""
+    kind: Literal["module"] | FoldKind = "module"
+    repeats: str = ""
 
     @property
     def depth(self) -> int:
-        return self.path.count(".") + 1 if self.path else 0
+        """The depth of its module; the whole model has 0."""
+        return (self.path.count(".") + 1 if self.path else 0) + (self.kind != "module")
 
 
 @dataclass(frozen=True)
@@ -78,25 +82,47 @@ class Picture:
     Attributes:
         title: The heading.
         nodes: The nodes that are drawn, by key, with the attributes of ``to_networkx``.
-        boxes: The modules by key; the whole model comes first.
-        edges: Each line, as the keys of its two nodes and the regularizer whose colour the line has.
+        boxes: The modules and folds by key; the whole model comes first.
+        edges: The keys of the two nodes of each line.
         regularizers: What the legend says, by the regularizer's name.
+        badges: What acts at each node, by the node's key.
+        chains: The keys of the boxes around each node, from the outermost, and the node's own key.
+        layers: Finds the node that shows a parameter.
     """
 
     title: str
     nodes: Mapping[str, Mapping[str, Any]]
     boxes: Mapping[str, Box]
-    edges: tuple[tuple[str, str, str], ...]
+    edges: tuple[tuple[str, str], ...]
     regularizers: Mapping[str, str]
+    badges: Mapping[str, tuple[Badge, ...]]
+    chains: Chains
+    layers: Layers
 
     @cached_property
     def colour(self) -> dict[str, int]:
         """The number of each regularizer's colour."""
         return {name: i for i, name in enumerate(self.regularizers)}
 
+    @cached_property
+    def _parents(self) -> dict[str, str]:
+        return {child: key for key, box in self.boxes.items() for child in box.children}
+
     def around(self, key: str) -> tuple[str, ...]:
         """Return the keys of the boxes around a node, the outermost first."""
-        return boxes_around(self.nodes[key]["box"])
+        return self.chains[key][:-1]
+
+    def outside(self, key: str) -> tuple[str, ...]:
+        """Return the keys of the boxes around a box, the outermost first."""
+        return _up(key, self._parents)[:-1]
+
+    def span(self, key: str) -> tuple[str, str]:
+        """Return the names of the first and of the last child of a fold, as its box shows them; for anything else, its own name twice."""
+        box = self.boxes.get(key)
+        if box is None or box.kind == "module":
+            name = box.path.rpartition(".")[2] if box else lines(self, key)[0]
+            return name, name
+        return self.span(box.children[0])[0], self.span(box.children[-1])[1]
 
 
 def boxes_around(path: str) -> tuple[str, ...]:
@@ -105,95 +131,107 @@ def boxes_around(path: str) -> tuple[str, ...]:
     return tuple(f"{'.'.join(names[:i])}/" for i in range(len(names) + 1))
 
 
-def picture(seen: Viewed) -> Picture:
-    """Choose the nodes to draw (sites, operations with several results, additions of regularizers), and group them by module."""
+def picture(seen: Viewed, other: Viewed | None = None) -> Picture:
+    """Choose the nodes to draw (sites and operations with several results), fold repeats, and group the nodes by module.
+
+    ``other``: another graph of the same model; the badges then say in what it differs.
+    """
     graph = as_networkx(seen)
+    layers = Layers(graph)
+    shown = badges(graph, seen, layers)
+    if other is not None:
+        shown = compared(seen, graph, shown, other)
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
-    drawn = _drawn(graph)
-    boxes = {"/": Box("", seen.title)}
-    chains = {key: _chain(key, attributes["box"], boxes, classes) for key, attributes in drawn.nodes(data=True)}
-    place = {child: i for i, child in enumerate(dict.fromkeys(key for chain in chains.values() for key in chain))}
-    for key, attributes in drawn.nodes(data=True):
+    drawn = _drawn(graph, shown)
+    folder, chains = _folder(drawn, classes, shown)
+    parameters = [name for site in seen.traced.parameters for name in site.names]
+    integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
+    folder.fold([chain for chain in integers if len(chain) >= CHAIN], len(drawn) > SMALL)
+    boxes = _boxes(seen.title, folder, classes)
+    parents = {child: key for key, kids in folder.children.items() for child in kids}
+    chains = {key: _up(key, parents) for key in drawn}
+    for key in drawn:
         for box in chains[key][:-1]:
             boxes[box].nodes += 1
-            if attributes.get("added") in ("splice", "measure", "read"):
-                boxes[box].acts[attributes["regularizer"]] += 1
-    links: dict[str, dict[tuple[str, str], str]] = {key: {} for key in boxes}
-    for start, end, edge in drawn.edges(data=True):
+            for badge in shown.get(key, ()):
+                if badge.counted:
+                    boxes[box].acts[badge.regularizer] += 1
+    _link(drawn, boxes, chains)
+    edges = tuple((start, end) for start, end in drawn.edges)
+    nodes = {key: drawn.nodes[key] for key in drawn}
+    badged = {key: shown[key] for key in drawn if key in shown}
+    return Picture(heading(seen, other), nodes, boxes, edges, legend(seen, other), badged, chains, layers)
+
+
+def _folder(drawn: nx.DiGraph[str], classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]) -> tuple[Folder, Chains]:
+    """Return the modules with their children, before anything is folded, and the modules around each node."""
+    chains: Chains = {key: (*boxes_around(attributes["box"]), key) for key, attributes in drawn.nodes(data=True)}
+    children: dict[str, dict[str, None]] = {"/": {}}
+    for chain in chains.values():
+        for outer, inner in pairwise(chain):
+            children.setdefault(outer, {})[inner] = None
+    pairs: dict[str, set[tuple[str, str]]] = {}
+    for start, end in drawn.edges:
+        box, pair = _levels(chains[start], chains[end])[0]
+        pairs.setdefault(box, set()).add(pair)
+    ops = {key: str(attributes["op"]) for key, attributes in drawn.nodes(data=True)} | {key: classes.get(key[:-1], "") for key in children}
+    marks = {key: tuple(badge.label for badge in several) for key, several in shown.items()}
+    return Folder({key: list(kids) for key, kids in children.items()}, ops, marks, pairs), chains
+
+
+def _up(key: str, parents: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the keys from the whole model down to a node."""
+    chain = [key]
+    while chain[-1] in parents:
+        chain.append(parents[chain[-1]])
+    return tuple(reversed(chain))
+
+
+def _boxes(title: str, folder: Folder, classes: Mapping[str, str]) -> dict[str, Box]:
+    """Make the boxes of modules and folds, without lines and counts."""
+    boxes = {}
+    for key, kids in folder.children.items():
+        if key in folder.folds:
+            fold = folder.folds[key]
+            boxes[key] = Box(key.partition("/*")[0], fold.label, list(kids), key=key, kind=fold.kind)
+        else:
+            path = key[:-1]
+            boxes[key] = Box(path, classes.get(path, "") if path else title, list(kids), key=key, repeats=folder.repeated.get(key, ""))
+    return boxes
+
+
+def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> None:
+    """Add the lines to the boxes that they lie in."""
+    place = {child: i for box in boxes.values() for i, child in enumerate(box.children)}
+    links: dict[str, dict[tuple[str, str], None]] = {key: {} for key in boxes}
+    for start, end in drawn.edges:
         for box, pair in _levels(chains[start], chains[end]):
-            known = links[box].get(pair, edge["regularizer"])
-            links[box][pair] = known if known == edge["regularizer"] else ""
+            links[box][pair] = None
     for key, pieces in links.items():
-        for (start, end), name in pieces.items():
+        for start, end in pieces:
             back = start != IN and end != OUT and place[start] > place[end]
-            boxes[key].links.append(Link(start, end, name, back))
-    edges = tuple((start, end, edge["regularizer"]) for start, end, edge in drawn.edges(data=True))
-    return Picture(seen.heading, {key: drawn.nodes[key] for key in drawn}, boxes, edges, _legend(seen))
+            boxes[key].links.append(Link(start, end, back))
 
 
-def _legend(seen: Viewed) -> dict[str, str]:
-    texts = {}
-    for name, regularizer in seen.plan.regularizers.items() if seen.plan else ():
-        count = len(seen.plan.of(name)) if seen.plan else 0
-        sites = f"{count} site{'s' * (count != 1)}"
-        texts[name] = f"{type(regularizer).__name__} {strength_text(name, seen.strengths)} on {regularizer.pattern!r}, {sites}"
-    return texts
-
-
-def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph without the nodes that are not drawn: sizes, noise keys, the clock, unread inputs, totals of measurements."""
-    drawn: nx.DiGraph[str] = graph.copy()
+def _drawn(graph: nx.DiGraph[str], shown: Mapping[str, tuple[Badge, ...]]) -> nx.DiGraph[str]:
+    """Return the graph without the nodes that are not drawn: additions that badges show, sizes, and inputs that nothing reads."""
+    drawn = without_additions(graph, shown)
     nodes = drawn.nodes
-    measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
     for key in reversed(list(graph)):
+        if key not in drawn:
+            continue
         attributes = nodes[key]
-        added, why_not, readers = attributes.get("added"), attributes.get("why_not"), list(drawn.successors(key))
-        if added in ("attach", "attached") or (why_not == "a tuple" and readers and attributes["op"] == "getitem"):
-            _bypass(drawn, key)
+        why_not, readers = attributes.get("why_not"), list(drawn.successors(key))
+        if why_not == "a tuple" and readers and attributes["op"] == "getitem":
+            bypass(drawn, key)
         elif attributes["kind"] == "other" and readers and all(nodes[reader]["kind"] == "output" for reader in readers):
-            _bypass(drawn, key)  # the node makes the object that the model returns
+            bypass(drawn, key)  # the node makes the object that the model returns
         elif (
-            added in ("key", "clock") or (added == "total" and attributes["regularizer"] in measured)
-            or why_not == "no tensor" or attributes["kind"] in ("other", "read")
+            why_not == "no tensor" or attributes["kind"] in ("other", "read")
             or (not readers and (why_not == "a tuple" or attributes["call"] == "placeholder"))
         ):  # fmt: skip
             drawn.remove_node(key)
-    for key in list(drawn):
-        attributes = nodes[key]
-        if attributes.get("added") == "total":  # remove its line to the output: penalties measured by site have no such line either
-            drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
-        if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
-            drawn.add_edge(layer, key, regularizer=attributes["regularizer"])
     return drawn
-
-
-def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
-    """Return the key of the first node that uses a parameter: a call of the layer that has it, or a ``get_attr`` of the model."""
-    for key, attributes in nodes.items():
-        runs = attributes["call"] == "call_module" and attributes["kind"] != "addition" and parameter.startswith(f"{attributes['target']}.")
-        if runs or (attributes["call"] == "get_attr" and attributes["kind"] == "site" and attributes["target"] == parameter):
-            return key
-    return None
-
-
-def _bypass(graph: nx.DiGraph[str], key: str) -> None:
-    """Remove a node and connect the nodes before it with those after it."""
-    for before, _, edge in list(graph.in_edges(key, data=True)):
-        for after in list(graph.successors(key)):
-            if not graph.has_edge(before, after):
-                graph.add_edge(before, after, **edge)
-    graph.remove_node(key)
-
-
-def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the keys of the boxes around a node, from the outermost, and the node's key. Make each a child of the box before it."""
-    chain = (*boxes_around(path), key)
-    for outer, inner in pairwise(chain):
-        if inner != key and inner not in boxes:
-            boxes[inner] = Box(inner[:-1], classes.get(inner[:-1], ""))
-        if inner == key or inner not in boxes[outer].children:
-            boxes[outer].children.append(inner)
-    return chain
 
 
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
@@ -208,30 +246,36 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 
 
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
-    """Return the keys of the boxes to unfold: those above the depth ``level``; with None, as many whole depths as ``ROOM`` allows."""
+    """Return the keys of the boxes to unfold.
+
+    ``level``: unfold the modules above this depth, and what repeats in them. With None, unfold as many whole depths as ``ROOM`` allows,
+    but no repeats.
+    """
+    boxes = shown.boxes
     if level is not None:
-        return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
+        return frozenset(key for key, box in boxes.items() if box.depth < level + (box.kind != "module") and box.kind != "arithmetic")
     opened = frozenset(("/",))
-    for depth in range(1, 1 + max(box.depth for box in shown.boxes.values())):
-        more = opened | {key for key, box in shown.boxes.items() if box.depth <= depth}
-        if sum(child not in more for key in more for child in shown.boxes[key].children) > ROOM:
+    for depth in range(1, 1 + max(box.depth for box in boxes.values())):
+        plain = {key for key, box in boxes.items() if box.depth <= depth and box.kind == "module" and not box.repeats}
+        more = frozenset(key for key in plain if plain.issuperset(shown.outside(key)))
+        if sum(child not in more for key in more for child in boxes[key].children) > ROOM:
             return opened
         opened = more
     return opened
 
 
 def lines(shown: Picture, key: str) -> tuple[str, str]:
-    """Return the two lines of text in a node or a folded module."""
+    """Return the two lines of text in a node or a folded box."""
     if key in shown.boxes:
         box = shown.boxes[key]
-        return f"{box.path.rpartition('.')[2]} {box.op}".strip(), f"{box.nodes} inside"
+        if box.kind == "module":
+            return f"{box.path.rpartition('.')[2]} {box.repeats or box.op}".strip(), f"{box.nodes} inside"
+        names = [shown.span(child) for child in (box.children[0], box.children[-1])]
+        return box.op, f"{names[0][0]} … {names[1][1]}"
     attributes = shown.nodes[key]
     if attributes["kind"] == "addition":
         strength = f" {attributes['strength']:g}" if "strength" in attributes else ""
-        if attributes["added"] == "track":
-            return attributes["regularizer"], f"wrt {attributes['site']}"
-        what = attributes["site"].rpartition(".")[2] if attributes["added"] == "read" else attributes["op"]
-        return attributes["regularizer"] or attributes["added"], f"{what}{strength}"
+        return attributes["regularizer"] or attributes["added"], f"{attributes['site'] or attributes['op']}{strength}"
     full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a get_attr is shown by what it reads
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:

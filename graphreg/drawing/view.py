@@ -14,7 +14,7 @@ from graphreg.ir import Site
 from graphreg.planning import Plan, Strengths
 from graphreg.rewriting import rewrite, strip
 from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths_now
-from graphreg.tracing import Traced, trace
+from graphreg.tracing import Traced, trace, trace_to_show
 
 Mode = Literal["train", "eval"]
 Drawable = nn.Module | Traced | Plan
@@ -89,7 +89,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
         raise GraphRegError(f"{type(target).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
     module = _rewritten(target)
     if module is None:
-        return _traced(trace(target, example_inputs), plan, mode)
+        return _traced(trace_to_show(target, example_inputs), plan, mode)
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError(

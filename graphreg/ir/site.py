@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from graphreg.ir.text_table import columns
+from graphreg.ir.terminal import Block, Lines, Printed
+from graphreg.ir.text_table import Table
 
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
@@ -111,7 +112,7 @@ class Site:
         }  # fmt: skip
 
 
-class Names(Sequence[str]):
+class Names(Printed, Sequence[str]):
     """The listing that ``graphreg.names`` returns: a sequence of all names of all sites, which prints as a table of the sites."""
 
     def __init__(self, title: str, sites: Sequence[Site], notes: Sequence[str] = ()) -> None:
@@ -130,13 +131,14 @@ class Names(Sequence[str]):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def __repr__(self) -> str:
+    def _blocks(self) -> Iterator[Block]:
         rows = [
             (s.name, s.op, shape_text(s), dtype_text(s), ", ".join(s.marked) or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
             for s in self.sites
         ]
-        table = columns(("name", "op", "shape", "dtype", "role", "also called"), rows)
-        return "\n".join([f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}", table, *self.notes])
+        yield Lines((f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}",), "bold")
+        yield Table(("name", "op", "shape", "dtype", "role", "also called"), tuple(rows))
+        yield Lines(self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (by ``Site.to_dict``), ``notes``."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
+_BREAK = re.compile(r"(?<= )(?=[^ %])")  # a line ends at a blank; never within a name, so that names can be copied
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,6 @@ class Table:
         return None if widths is None else [_row(row, widths) for row in self.full]
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as text, as wide as its cells; if there are no rows, return the first cell of the head."""
-    aligned = Table(tuple(head), tuple(map(tuple, rows))).aligned() if rows else None
-    return head[0] if aligned is None else "\n".join(line for row in aligned for line in row)
-
-
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
     """Return the widths of the columns, which are two blanks apart.
 
@@ -44,7 +38,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | Non
     widths = [max(map(len, column)) for column in cells]
     if width is None:
         return widths
-    narrowest = [max(len(piece.rstrip()) for cell in column for piece in _pieces(cell, 0)) for column in cells]
+    narrowest = [max(len(piece.rstrip()) for cell in column for piece in _BREAK.split(cell)) for column in cells]
     while sum(widths) + 2 * (len(widths) - 1) > width:
         open_ones = [i for i, now in enumerate(widths) if now > narrowest[i]]
         if not open_ones:
@@ -63,17 +57,11 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """Return the lines of a cell, broken at blanks, else after punctuation, else within names."""
+    """Return the lines of a cell, broken at blanks."""
     lines = [""]
-    for piece in _pieces(cell, width):
+    for piece in _BREAK.split(cell):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]
 
-
-def _pieces(text: str, width: int, level: int = 0) -> list[str]:
-    """Split the text into pieces of at most ``width``, with as few kinds of breaks as possible. An unbreakable piece may be longer."""
-    if len(text.rstrip()) <= width or level == len(_BREAKS):
-        return [text]
-    return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]

@@ -5,12 +5,12 @@ Native dropout is every random operation that the model itself contains: dropout
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
-from graphreg.ir import Missing, NativeDropout, Pattern, Site, columns, complain, select, strings_of, unmatched
+from graphreg.ir import Block, Lines, Missing, NativeDropout, Pattern, Site, Table, complain, select, strings_of, unmatched
 from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]
@@ -151,12 +151,11 @@ def rates_are_scheduled(option: OwnDropout) -> bool:
     return any(isinstance(value, Schedule) for value in (option.values() if isinstance(option, Mapping) else (option,)))
 
 
-def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> list[str]:
-    """Return the lines about native dropout that a plan and a report show."""
+def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Block]:
+    """Yield what a plan shows about native dropout."""
     if not edits and not unmovable:
-        return []
+        return
     rows = [(e.dropout.site.name, e.dropout.site.op, f"{e.dropout.rate:g}", e.dropout.when, e.action, e.matched) for e in edits]
-    lines = [f"native dropout: {len(edits) + len(unmovable)} chosen, {len(edits)} replaced"]
-    if rows:
-        lines.append(columns(("site", "op", "rate", "acts", "becomes", "matched by"), rows))
-    return lines + [dropout.text for dropout in unmovable]
+    yield Lines((f"native dropout: {len(edits) + len(unmovable)} chosen, {len(edits)} replaced",))
+    yield Table(("site", "op", "rate", "acts", "becomes", "matched by"), tuple(rows))
+    yield Lines(tuple(dropout.text for dropout in unmovable))

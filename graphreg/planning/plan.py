@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, escaped, shape_text
+from graphreg.ir import Block, Lines, Missing, NativeDropout, Printed, Selector, Site, Steps, Table, Units, dtype_text, escaped, shape_text
 from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
@@ -97,8 +97,8 @@ class Edit:
         return f"{self.site.name} ({len(self.sites)} calls)" if self.steps and self.steps.calls else self.site.name
 
 
-@dataclass(frozen=True)
-class Plan(RenamedAttributes):
+@dataclass(frozen=True, repr=False)
+class Plan(Printed, RenamedAttributes):
     """All edits of all regularizers; it prints as a table.
 
     Attributes:
@@ -196,30 +196,16 @@ class Plan(RenamedAttributes):
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                e.place,
-                e.site.op,
-                shape_text(e.site),
-                dtype_text(e.site),
-                f"{type(e.regularizer).__name__} {e.name}",
-                f"{e.weight:g}",
-                e.matched,
-            )
-            for e in self.edits
-        ]
-        head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
-        count = len(self.regularizers)
-        native = "".join(f"\n{line}" for line in table(self.native_dropout, self.unmovable))
-        notes = "".join(f"\n{name}: {note}" for name in self.regularizers if (note := self.note(name)))
-        rows_text = "" if not rows else f"\n{columns(head, rows)}"
-        missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
-        edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
-        repeated = "".join(f"\n{line}" for line in self.repeated())
-        blocks = f"\n{self.blocks_text}" if self.blocks else ""
-        after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
+    def _blocks(self) -> Iterator[Block]:
+        count, edits = len(self.regularizers), f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
+        yield Lines((f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}",), "bold")
+        rows = ((*_site(e), f"{type(e.regularizer).__name__} {e.name}", f"{e.weight:g}", e.matched) for e in self.edits)
+        yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
+        notes = (f"{name}: {note}" for name in self.regularizers if (note := self.note(name)))
+        yield Lines((*notes, *self.repeated()))
+        yield from table(self.native_dropout, self.unmovable)
+        missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
+        yield Lines((*([self.blocks_text] if self.blocks else []), *missed))
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
@@ -305,6 +291,10 @@ def decided(
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced=traced)
+
+
+def _site(edit: Edit) -> tuple[str, ...]:
+    return edit.place, edit.site.op, shape_text(edit.site), dtype_text(edit.site)
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:

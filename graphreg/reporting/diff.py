@@ -10,11 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES
+from graphreg.ir import RULES, coloured, marked, paint
 from graphreg.planning import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
-from graphreg.reporting.terminal import coloured, marked, paint
 from graphreg.rewriting import strip
 from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten, rules_of, strengths_now
 

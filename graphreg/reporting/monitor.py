@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.ir import RULES, Selector, select, value_sites
+from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
+from graphreg.ir import RULES, Block, Lines, Printed, Selector, Table, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
 from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
 from graphreg.torch_internals import in_backward
 
 Log = Callable[[str, float, int], object]
+Target = str | os.PathLike[str]
 
 
-def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
+def monitor(
+    module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3, file: Target | None = None
+) -> Monitor:
     """Watch a rewritten module in train mode: its penalties, its scheduled strengths, and statistics of the values at selected sites.
 
     Use the monitor as ``with graphreg.monitor(module) as watched:``, or call its ``close()`` at the end. A monitor changes neither the
@@ -36,6 +42,8 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
         log: A function like ``SummaryWriter().add_scalar``. It is called as ``log(name, value, step)``, where ``step`` is the number of the
             call in train mode, counted from 0.
         near: An element z counts as near zero if |z| <= ``near``.
+        file: A path. The file gets a line of JSON for each call whose numbers are read: ``{"step": 0, "values": {...}}``. An older file
+            is replaced. ``graphreg.draw(module, "page.html", values=file)`` shows the numbers on the drawing.
 
     Raises:
         NoMatchError: ``pattern`` selects nothing.
@@ -59,7 +67,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
     title = record_of(module).plan.title
     chosen = select(pattern, sites, usable, model=title, who="monitor", usual="the hidden values")
-    return Monitor(inner, [site.name for site in chosen], every, log, near)
+    return Monitor(inner, [site.name for site in chosen], every, log, near, opened(file))
 
 
 def _check(every: object, log: object, near: object) -> None:
@@ -71,7 +79,19 @@ def _check(every: object, log: object, near: object) -> None:
         raise RegularizerError(f"near={near!r} is not allowed; give a number of 0 or more: |z| at most this counts as near zero.")
 
 
-class Monitor:
+def opened(file: object) -> TextIO | None:
+    """Open the file that the numbers are written to; None for None."""
+    if file is None:
+        return None
+    if not isinstance(file, (str, os.PathLike)):
+        raise RegularizerError(f"file={shown(file)} is not allowed; give a path, such as 'monitor.jsonl'.")
+    try:
+        return open(file, "w", encoding="utf-8")
+    except OSError as error:
+        raise GraphRegError(f"file={str(file)!r} cannot be written ({first_line(error)}). Give another path.") from error
+
+
+class Monitor(Printed):
     """The object that ``graphreg.monitor`` returns. It holds the latest numbers; ``close()`` ends the measurements.
 
     Attributes:
@@ -79,10 +99,12 @@ class Monitor:
         calls: The number of calls in train mode so far.
     """
 
-    def __init__(self, module: RewrittenModule, sites: list[str], every: int, log: Log | None, near: float) -> None:
+    def __init__(
+        self, module: RewrittenModule, sites: list[str], every: int, log: Log | None, near: float, file: TextIO | None = None
+    ) -> None:
         self.sites, self.calls = tuple(sites), 0
         self._module, self._rules = module, rules_of(module)
-        self._every, self._log, self._clock = every, log, Clock()
+        self._every, self._log, self._file, self._clock = every, log, file, Clock()
         self._taken: list[Tensor | None] | None = None
         remove(module, self._rules)  # a copy of a monitored module has watches, but no monitor
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
@@ -104,6 +126,8 @@ class Monitor:
             remove(self._module, self._rules)
             self._rules.watching = None
             self._module.recompile()
+        if self._file is not None:
+            self._file.close()
 
     def values(self) -> dict[str, float]:
         """Return the numbers of the last call that the monitor read, by name; an empty dict if the monitor has read no call yet.
@@ -115,19 +139,28 @@ class Monitor:
         pairs = zip(self._watches, taken, strict=True)
         return {name: value for watch, last in pairs if last is not None for name, value in zip(watch.names, last.tolist(), strict=True)}
 
+    def _blocks(self) -> Iterator[Block]:
+        yield Lines((f"monitor of {len(self.sites)} site{'s' * (len(self.sites) != 1)}, {self.calls} calls so far",), "bold")
+        yield Table(("name", "value"), tuple((name, f"{value:.4g}") for name, value in self.values().items()))
+
     def tell(self, step: int) -> None:
-        """Pass the numbers to ``log`` now.
+        """Pass the numbers to ``log`` now, and write them to the file.
 
         You need this method only if you compile a function that calls the module. No Python code of the module then runs after a call. So
         the monitor neither counts nor logs calls, and ``values()`` returns the numbers of the latest call.
 
         Raises:
-            GraphRegError: The monitor has no ``log``.
+            GraphRegError: The monitor has neither ``log`` nor ``file``.
         """
-        if self._log is None:
+        if self._log is None and self._file is None:
             raise GraphRegError("this monitor has no log function. Give it one: graphreg.monitor(module, log=writer.add_scalar).")
-        for name, value in self.values().items():
-            self._log(name, value, step)
+        values = self.values()
+        for name, value in values.items() if self._log is not None else ():
+            self._log(name, value, step)  # type: ignore[misc]
+        if self._file is not None and not self._file.closed:
+            numbers = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}  # JSON has no NaN
+            self._file.write(json.dumps({"step": step, "values": numbers}) + "\n")
+            self._file.flush()  # so that a page can read what a training that still runs has written
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
@@ -136,7 +169,7 @@ class Monitor:
             return
         if self.calls % self._every == 0:
             self._taken = [watch.last for watch in self._watches]
-            if self._log is not None:
+            if self._log is not None or self._file is not None:
                 self.tell(self.calls)
         self.calls += 1
         self._clock.due = self.calls % self._every == 0

@@ -9,10 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from graphreg.ir import Table
-from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
+from graphreg.ir import Block, Lines, Printed, Table
 
 KEPT = "kept"
 Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at the same site
@@ -147,12 +146,12 @@ _SHOWN = 4  # at most so many names are listed in one line
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Printed):
     """The result of ``graphreg.report``: where each regularizer acts, which parameters its penalty trains, and what it costs.
 
-    ``str(report)`` is as wide as the terminal, or has 80 columns if stdout is no terminal. ``text(width)`` has no colours. ``to_dict()``
-    returns all attributes.
+    ``str(report)`` is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is wrapped. ``text(width)``
+    has no colours. ``to_dict()`` returns all attributes.
 
     Attributes:
         title: The name of the model's class.
@@ -168,6 +167,7 @@ class Report:
         notes: Remarks, one a line.
     """
 
+    _gap: ClassVar[str] = "\n\n"
     title: str
     made: str
     regularizers: tuple[Entry, ...]
@@ -179,21 +179,6 @@ class Report:
     no_cost: str = ""
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def text(self, width: int | None = USUAL) -> str:
-        """Return the report as plain text.
-
-        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
-        """
-        return text(self._blocks(), width)
-
-    def __str__(self) -> str:
-        return text(self._blocks(), width_now(), coloured())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(self._blocks())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values that ``json`` can write."""

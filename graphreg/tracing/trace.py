@@ -18,7 +18,6 @@ from graphreg.ir import (
     RULES,
     Graphs,
     Label,
-    Names,
     NativeDropout,
     Operations,
     Reads,
@@ -27,7 +26,6 @@ from graphreg.ir import (
     contents_of,
     copied_contents,
     find_native_dropouts,
-    fixed,
     may_change,
     parameter_reads,
     record_stacks,
@@ -53,13 +51,13 @@ from graphreg.tracing.checkpoints import see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
 from graphreg.tracing.graph_module import labelled_graphs
-from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.symbolic.symbolic import symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
+_SHOWN = 8  # arguments that an error message lists
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
@@ -277,9 +275,13 @@ def _trace_by_export(
     """
     if call is None:
         if symbolic_error is None:
-            raise TraceError(f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict.")
+            raise TraceError(
+                f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict "
+                f"of the arguments of {forward_text(model)}."
+            )
         raise TraceError(
-            f"{symbolic_error} With example_inputs graphreg also tries torch.export, which can trace more than torch.fx."
+            f"{symbolic_error} With example_inputs graphreg also tries torch.export, which can trace more than torch.fx. They are a "
+            f"tensor, a tuple or a dict of the arguments of {forward_text(model)}."
         ) from symbolic_error
     constants, opaque_modules, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
     if symbolic_error is not None:
@@ -300,30 +302,12 @@ def _trace_by_export(
     return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
 
 
-def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Names:
-    """List every site of a model with its name, op, shape, dtype and role.
-
-    Args:
-        model_or_traced: The model, or a trace of it.
-        example_inputs: As in ``trace``.
-        front_end: As in ``trace``.
-
-    Returns:
-        A listing that prints as a table and iterates over names.
-
-    Raises:
-        TraceError: The model cannot be traced.
-    """
-    traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced, example_inputs, front_end)
-    notes = [f"opaque module: {path} ({reason})" for path, reason in traced.opaque_modules.items()]
-    how = "to trace it, give example_inputs that include it"
-    notes += [f"specialized argument: {name}={value!r} ({how})" for name, value in traced.specialized.items()]
-    notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
-    notes += [f"native dropout: {dropout.text}" for dropout in traced.native_dropout]
-    parameters = {site.name for site in traced.parameters}
-    # A parameter and the value that the forward reads from the parameter share one line.
-    listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in parameters]
-    return Names(traced.title, listed, notes)
+def forward_text(model: nn.Module) -> str:
+    """Return the arguments of a model's forward as text, for messages: ``forward(x, mask=None)``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    shown_ones = [str(p.replace(annotation=p.empty)) for p in parameters]
+    more = [f"and {len(shown_ones) - _SHOWN} more"] if len(shown_ones) > _SHOWN else []
+    return f"forward({', '.join([*shown_ones[:_SHOWN], *more])})"
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:

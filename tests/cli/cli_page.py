@@ -55,6 +55,6 @@ def _output(command: str) -> str:
 
 
 if __name__ == "__main__":
-    os.environ["COLUMNS"] = "80"
+    os.environ.pop("COLUMNS", None)
     for name in PAGES:
         (TOP / name).write_text(filled((TOP / name).read_text()))

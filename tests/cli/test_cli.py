@@ -149,7 +149,7 @@ def say(folder: Path, keys_read_once: None, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_pages(keys_read_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/cli.md and docs/start.md show is what the commands print: ``python tests/cli/cli_page.py`` writes it anew."""
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("COLUMNS", raising=False)
     for name in cli_page.PAGES:
         page = (cli_page.TOP / name).read_text()
         assert "```console\n$ graphreg" in page
@@ -393,7 +393,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     (NET, ["--inputs", "module.pt"], "--inputs module.pt cannot be read; write tensors in a tuple or a dict to it with torch.save"),
     (NET, ["--inputs", "numbered.pt"], "--inputs numbered.pt holds a dict whose keys are not all strings; name the arguments."),
     (NET, ["--front-end", "dynamo"], "argument --front-end: invalid choice: 'dynamo'"),
-    (NET, ["--front-end", "export"], "so it needs example_inputs: a tensor, a tuple or a dict. --input 1x3x224x224 (a shape)"),
+    (NET, ["--front-end", "export"], "a tuple or a dict of the arguments of forward(x). --input 1x3x224x224 (a shape)"),
     ("cli_nets.py:Decides", [], "--input 1x3x224x224 (a shape) gives example_inputs."),
 ]  # fmt: skip
 REGULARIZERS: list[tuple[list[str], str]] = [

@@ -65,6 +65,8 @@ def test_nothing_overlaps_in_gpt2(folder: Path) -> None:
 @needs_chromium
 def test_folding(folder: Path) -> None:
     page = Page(drawn(folder, "gpt"))
+    assert "h/" in page.things(".thing") and "h.3/" not in page.things()
+    page.run("graphreg.toggle('h/')")
     assert "h.3/" in page.things(".thing") and "h/" in page.things(".open") and "h.3.qkv" not in page.things()
     page.click("[data-key='h.3/'] text")
     assert "h.3/" in page.things(".open") and {"h.3.qkv", "h.3.mlp/"} <= set(page.things(".thing")) and "h.4.qkv" not in page.things()
@@ -87,7 +89,7 @@ def test_keys_alone(folder: Path) -> None:
     page.press("\ue015", "\ue015")  # arrow down, twice
     assert page.run("return graphreg.scene.chosen") == "wte" and "Embedding" in page.text("panel")
     page.run("graphreg.choose('h.0/')")
-    page.press("\ue007")  # Enter
+    page.press("\ue007")  # Enter: unfolds what is around it, too
     assert "h.0.ln1" in page.things()
     page.press("\ue015")
     assert page.run("return graphreg.scene.chosen") == "h.0.ln1"
@@ -109,7 +111,7 @@ def test_a_click_tells(folder: Path) -> None:
         and "mean_over_pairs(norms.diff(dim=0).square(), lengths)" in told
     )
     assert "dropout BernoulliDropout, strength 0.2, matched by rnn:*" in told
-    page.click("[data-key='$rnn'] text")
+    page.click("[data-key='$rnn'] text")  # the layer, which has the parameters
     assert "rnn.weight_hh_l0" in page.text("panel") and "return w.abs().sum()" in page.text("panel")
     page.click("[data-key='embed'] text")
     assert "No regularizer acts here." in page.text("panel") and "embed.weight" in page.text("panel")
@@ -129,9 +131,10 @@ def test_search_opens_what_it_finds(folder: Path) -> None:
 @needs_chromium
 def test_a_folded_module_counts_what_is_lit_in_it(folder: Path) -> None:
     page = Page(drawn(folder, "gpt"))
+    page.run("graphreg.toggle('h/')")
     page.type("selector", "h.[34].**@Linear")
     assert page.things(".lit") == ["h.3/", "h.4/"] and page.text("count") == "8 sites"
-    assert page.run("return [...document.querySelectorAll('.count')].map((e) => e.textContent)") == ["4", "4"]
+    assert page.run("return [...document.querySelectorAll('.count')].map((e) => e.textContent)") == ["4 selected", "4 selected"]
     page.click("[data-key='h.3/'] text")
     page.press("u")
     assert len(page.things(".lit")) == 8
@@ -147,6 +150,7 @@ def test_the_legend_shows_where_each_acts(folder: Path) -> None:
     page = Page(drawn(folder, "lstm"))
     page.click("[data-rule='0']")
     assert page.things(".lit") == ["rnn", "rnn:h_n", "rnn:c_n"]
+    assert page.run("return [...document.querySelectorAll('.badge.on text')].map((text) => text.textContent)") == ["dropout 0.2"] * 3
     page.click("[data-rule='1']")
     assert page.things(".lit") == ["rnn"] and "recurrent_norm" in page.text("legend")
     pressed = "return [...document.querySelectorAll('[data-rule]')].map((entry) => entry.getAttribute('aria-pressed'))"
@@ -161,7 +165,8 @@ def test_the_legend_shows_where_each_acts(folder: Path) -> None:
 
 EMPTY = """
 const seen = ["count", "wrong", "paste", "found", "hitcount", "hits"].filter((id) => document.getElementById(id).textContent);
-const lit = [...document.querySelectorAll(".lit, .chosen, [aria-pressed=true]")].map((part) => part.dataset.key ?? part.dataset.rule);
+const marked = [...document.querySelectorAll(".lit, .chosen, [aria-pressed=true]")];
+const lit = marked.map((part) => part.dataset.key ?? part.dataset.rule).sort();
 return [seen, lit, document.getElementById("selector").value, document.getElementById("search").value, document.activeElement.id];
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -359,3 +361,23 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[0] for row in ours] == [row[0] for row in theirs] and ours[0] == theirs[0]
     for row, other in zip(ours[1:], theirs[1:], strict=True):
         assert [float(value) for value in row[1:]] == pytest.approx([float(value) for value in other[1:]], rel=0.05, abs=0.01)
+
+
+def test_a_file_gets_a_line_for_each_call_that_is_read(tmp_path: Path) -> None:
+    module, file = made(), tmp_path / "values.jsonl"
+    file.write_text("older")
+    with graphreg.monitor(module, "relu", every=2, file=file) as watched:
+        for _ in range(3):
+            module(X)
+        lines = [json.loads(line) for line in file.read_text().splitlines()]  # before the monitor is closed
+        assert [line["step"] for line in lines] == [0, 2] and lines[-1]["values"] == watched.values()
+        module(X * math.nan)
+        module(X * math.nan)
+    assert json.loads(file.read_text().splitlines()[-1])["values"]["relu/mean"] == "nan"
+    assert "relu/mean" in watched._repr_html_() and "monitor of 1 site, 5 calls so far" in str(watched)
+
+
+@pytest.mark.parametrize(("file", "words"), [(3, "give a path"), ("no/folder/here.jsonl", "cannot be written")])
+def test_no_such_file(file: Any, words: str) -> None:
+    with pytest.raises(GraphRegError, match=words):
+        graphreg.monitor(made(), file=file)

