@@ -58,10 +58,10 @@ test-quick: .venv/.test
 # The documentation as a site: build/site/index.html, which needs no network. A warning, a dead link, or an example on a page of the README,
 # the tutorials and the how-tos that prints something else fails it. make site: without running the examples.
 docs: site
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "sweep or not sweep" tests/test_site.py tests/test_readme.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "sweep or not sweep" tests/test_site.py tests/test_readme.py tests/test_guides.py
 
 site: .venv/.docs
-	$(PY) -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . build/site
+	$(PY) -m sphinx -E -q -W --keep-going -b html -c docs -d build/doctrees . build/site
 	$(PY) docs/check_site.py build/site
 
 # Random models and regularizers against an instrumented copy of the model; see docs/fuzz.md.

@@ -5,6 +5,7 @@ The pages are plain Markdown, which a Git host shows as well. So the navigation 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -19,6 +20,11 @@ project_copyright = author
 version = release = graphreg.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
 root_doc = "docs/README"
 include_patterns = ["docs/**", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "*.egg-info", "build", "dist", "graphreg", "passes", "tests", "examples", "benchmarks"]
@@ -43,18 +49,27 @@ def docs(names: str) -> list[str]:
 
 
 # The captions of the navigation, each with its pages, and below them the pages that are shown under another.
-NAVIGATION = {
+navigation = {
     "Start": docs("start"),
+    "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
-        "training trainers in_place scale blocks pipeline backend fx_pass depth parameters learned native_dropout"
+        "howto/README training trainers in_place scale blocks pipeline backend fx_pass depth parameters learned native_dropout"
         " report diff drawing page monitor audit doctor writing"
     ),
-    "Regularizers": docs("regularizers not_here study theanets"),
-    "Reference": docs("options selectors cli recipes limits models versions"),
+    "Regularizers": docs("regularizers not_here study"),
+    "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits models versions"),
     "Explanation": docs("architecture front_ends randomness sameness verify benchmarks fuzz"),
+    "Coming from": docs("coming_from/keras coming_from/hooks theanets"),
     "Contributing": ["CONTRIBUTING", "CHANGELOG"],
 }
-UNDER = {"docs/regularizers": pages_in("regularizers"), "docs/not_here": pages_in("examples")}
+under = {
+    "docs/howto/README": [
+        f"docs/howto/{name}" for name in re.findall(r"\]\((\w+)\.md\)", (TOP / "docs" / "howto" / "README.md").read_text(encoding="utf-8"))
+    ],
+    "docs/reference/api": docs("reference/api_regularize reference/api_train reference/api_look reference/api_write reference/api_records"),
+    "docs/regularizers": pages_in("regularizers"),
+    "docs/not_here": pages_in("examples"),
+}
 
 
 def toctree(pages: list[str], caption: str = "") -> str:
@@ -67,9 +82,9 @@ def toctree(pages: list[str], caption: str = "") -> str:
 def add_navigation(app: Sphinx, name: str, text: list[str]) -> None:
     """Append to a page the lists of the pages that stand below it in the navigation."""
     if name == root_doc:
-        text[0] += "".join(toctree(pages, caption) for caption, pages in NAVIGATION.items())
-    elif name in UNDER:
-        text[0] += toctree(UNDER[name])
+        text[0] += "".join(toctree(pages, caption) for caption, pages in navigation.items())
+    elif name in under:
+        text[0] += toctree(under[name])
 
 
 def write_front_door(app: Sphinx, error: Exception | None) -> None:
@@ -80,5 +95,7 @@ def write_front_door(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    app.add_config_value("navigation", {}, "env")  # if one of them changes, all pages are read again
+    app.add_config_value("under", {}, "env")
     app.connect("source-read", add_navigation)
     app.connect("build-finished", write_front_door)

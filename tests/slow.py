@@ -159,6 +159,7 @@ SWEEP = {
     r"test_sequences\.py::test_the_calls_of_a_cell_are_steps\[no batch-cell(:out|\*)": "the selectors are tried with a batch",
     r"test_sequences\.py::test_the_calls_of_a_layer_are_sequences_each\[\{'time_axis': 0\}-(p\*|@)": "the selectors are tried without",
     r"test_zoo\.py::test_the_command_is_silent_in_a_pipe": "`make zoo` shows it; the functions that it calls stay",
+    r"test_guides\.py::test_it_prints_what_it_shows\[(tutorials/|howto/lora)": "`make docs` runs them; they train, and import PEFT",
     r"test_site\.py::test_(the_site_has|it_works)": "`make docs` runs them; they build the site",
     r"test_package\.py::(?!test_the_oldest)": "`.ci/run` runs them; they build wheels and environments",
     r"test_trainer_transformers\.py::test_a_checkpoint_has_the_models_own_keys": "the first gradient stays; test_whole.py compares keys",

@@ -35,7 +35,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
         every: Read the numbers of every n-th call in train mode, beginning with the first; n is ``every``.
         log: A function like ``SummaryWriter().add_scalar``. It is called as ``log(name, value, step)``, where ``step`` is the number of the
             call in train mode, counted from 0.
-        near: An element z counts as near zero if |z| <= ``near``.
+        near: An element z counts as near zero if ``|z| <= near``.
 
     Raises:
         NoMatchError: ``pattern`` selects nothing.
