@@ -60,7 +60,7 @@ navigation = {
     "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits models versions"),
     "Explanation": docs("architecture front_ends randomness sameness verify benchmarks fuzz"),
     "Coming from": docs("coming_from/keras coming_from/hooks theanets"),
-    "Contributing": ["CONTRIBUTING", "CHANGELOG"],
+    "Contributing": ["CONTRIBUTING", "CHANGELOG", "docs/SECURITY"],
 }
 under = {
     "docs/howto/README": [

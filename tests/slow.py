@@ -161,7 +161,7 @@ SWEEP = {
     r"test_zoo\.py::test_the_command_is_silent_in_a_pipe": "`make zoo` shows it; the functions that it calls stay",
     r"test_guides\.py::test_it_prints_what_it_shows\[(tutorials/|howto/lora)": "`make docs` runs them; they train, and import PEFT",
     r"test_site\.py::test_(the_site_has|it_works)": "`make docs` runs them; they build the site",
-    r"test_package\.py::(?!test_the_oldest)": "`.ci/run` runs them; they build wheels and environments",
+    r"test_package\.py::(?!test_the_(oldest|version))": "`.ci/run` runs them; they build wheels and environments",
     r"test_trainer_transformers\.py::test_a_checkpoint_has_the_models_own_keys": "the first gradient stays; test_whole.py compares keys",
     r"test_doctor\.py::test_nothing_is_changed\[plain\]": "inference mode stays",
     r"test_doctor\.py::test_(a_step_shows_what_a_budget|only_the_settings)": "one test of several settings and one of a step stay",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
-
-import pytest
 
 import graphreg
 from graphreg import types
@@ -26,4 +25,7 @@ def test_every_public_name_stands_on_one_page() -> None:
 def test_what_is_listed_is_there() -> None:
     for name in LISTED:
         module, _, last = f"graphreg.{name}".rpartition(".")
-        assert hasattr(pytest.importorskip(module), last), name
+        if module.startswith("graphreg.integrations."):  # whose libraries take long to import
+            assert f"\nclass {last}(" in (PAGES.parent.parent / f"{module.replace('.', '/')}.py").read_text(), name
+        else:
+            assert hasattr(import_module(module), last), name
