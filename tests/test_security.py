@@ -1,4 +1,4 @@
-"""docs/SECURITY.md: names that look like markup or code are shown as text, by the page, pictures, reports and notebooks; recipes run nothing."""
+"""docs/SECURITY.md: names that look like markup or code are text in pages, pictures, reports and emitted code; recipes run nothing."""
 
 from __future__ import annotations
 
@@ -74,9 +74,11 @@ def test_a_page_runs_no_name(tmp_path: Path) -> None:
     """Also where its script writes names: boxes, the panel, the search, the selector, the legend."""
     graphreg.draw(regularized(ATTACK), tmp_path / "x.html")
     page = Page(tmp_path / "x.html")
-    for field in page.run("return [...document.querySelectorAll('input[type=search], input[type=text], input:not([type])')].map(e => e.id)"):
+    fields = "input[type=search], input[type=text], input:not([type])"
+    for field in page.run("return [...document.querySelectorAll(arguments[0])].map(each => each.id)", fields):
         page.type(field, "*")
-    page.run("for (const each of document.querySelectorAll('button, [data-key]')) each.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    click = "each.dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    page.run(f"for (const each of document.querySelectorAll('button, [data-key]')) {click}")
     assert page.run("return [...document.querySelectorAll('svg [data-key]')].some(each => each.textContent.includes('onerror'))")
     assert page.run("return globalThis.taken") is None
     assert page.run("return document.querySelectorAll('img').length") == 0
@@ -101,7 +103,7 @@ def test_names_are_no_code(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("a.yaml", "hidden_dropout: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [taken]]\n"),
         ("a.yaml", "!!python/object/new:os.system [touch taken]\n"),
-        ("a.json", '{"hidden_dropout": "__import__(\'os\').system(\'touch taken\')"}'),
+        ("a.json", "{\"hidden_dropout\": \"__import__('os').system('touch taken')\"}"),
         ("a.json", '{"regularizers": [{"key": "os:system", "weight": 0.1, "pattern": "*"}]}'),
         ("a.json", '{"regularizers": [{"key": "../../passes/dropout", "weight": 0.1, "pattern": "*"}]}'),
         ("a.toml", "hidden_dropout = {linear = [\"open('taken', 'w')\", 1, 2]}\n"),
