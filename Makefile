@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean beside
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean beside docs site
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -28,6 +28,11 @@ WORKERS ?= 2
 .venv/.gpu: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) .ci/install '.[test,gpu]'
+	touch $@
+
+.venv/.docs: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) .ci/install '.[test,docs]'
 	touch $@
 
 .venv/.zoo: pyproject.toml
@@ -59,6 +64,15 @@ test: .venv/.test
 test-quick: export PYTHONDONTWRITEBYTECODE =
 test-quick: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --quick
+
+# The documentation as a site: build/site/index.html, which needs no network. A warning, a dead link, or an example on a page of the README,
+# the tutorials and the how-tos that prints something else fails it. make site: without running the examples.
+docs: site
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "sweep or not sweep" tests/test_site.py tests/test_readme.py tests/test_guides.py
+
+site: .venv/.docs
+	$(PY) -m sphinx -E -q -W --keep-going -b html -c docs -d build/doctrees . build/site
+	$(PY) docs/check_site.py build/site
 
 # Random models and regularizers against an instrumented copy of the model; see docs/fuzz.md.
 # make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE. Without ARGS

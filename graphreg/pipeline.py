@@ -190,6 +190,8 @@ def log_plan(decided: Plan) -> None:
         what = "site" if count == 1 else "sites"
         kind, weight = type(regularizer).__name__, f"{regularizer.weight:g}"
         log.info("%s %s %r: %d %s (%s)", weight, kind, regularizer.pattern, count, what, name)
+    for name, note in decided.faint.items():
+        log.warning("%s is %s", name, note)
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
     for dropout in decided.unmovable:

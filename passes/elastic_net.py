@@ -32,3 +32,7 @@ class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
     def __call__(self, w: Tensor) -> Tensor:
         net = self.l1_ratio * w.abs() + (1 - self.l1_ratio) * w.square() / 2
         return net.sum() if self.reduction == "sum" else net.mean()
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at a weight of 1, which does not depend on ``l1_ratio``."""
+        return 1.0 if self.reduction == "sum" else 1 / elements

@@ -31,3 +31,7 @@ class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
     def __call__(self, w: Tensor, state: dict[str, Tensor]) -> Tensor:
         distance = (w - state["start"]).square()
         return distance.sum() if self.reduction == "sum" else distance.mean()
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at a distance of 1."""
+        return 2.0 if self.reduction == "sum" else 2 / elements

@@ -25,3 +25,7 @@ class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
 
     def __call__(self, w: Tensor) -> Tensor:
         return w.abs().sum() if self.reduction == "sum" else w.abs().mean()
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at a weight of 1."""
+        return 1.0 if self.reduction == "sum" else 1 / elements

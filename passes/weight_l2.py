@@ -30,10 +30,13 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
     def __call__(self, w: Tensor) -> Tensor:
         return w.square().sum() if self.reduction == "sum" else w.square().mean()
 
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at a weight of 1."""
+        return 2.0 if self.reduction == "sum" else 2 / elements
+
     def note(self, sites: Sequence[Site], weight: float) -> str:
         """Return a line with the ``weight_decay`` of SGD that has the same effect: the gradient of the penalty, divided by w."""
-        if self.reduction == "sum":
-            return f"equivalent SGD weight_decay: {2 * weight:.3g}"
-        decays = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]
+        count = 1 if self.reduction == "sum" else len(sites)
+        decays = [weight * self.slope(math.prod(site.shape or ())) / count for site in sites]
         low, high = f"{min(decays):.3g}", f"{max(decays):.3g}"
         return f"equivalent SGD weight_decay: {low}" + f" to {high}, by parameter" * (low != high)

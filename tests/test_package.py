@@ -19,7 +19,7 @@ import pytest
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 SOURCES = ["graphreg", "passes", "tests", "docs", "examples", "benchmarks", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md",
-           "CONTRIBUTING.md", "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
+           "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -164,8 +164,24 @@ def test_the_sdist_builds_the_same_wheel(source: Path, built: Path, wheel: Path,
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {str(path.relative_to(source)) for name in ("passes", "tests", "docs", "examples", "benchmarks", ".ci")
               for path in (source / name).rglob("*") if path.is_file()}  # fmt: skip
-    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"} <= names
+    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_they_are_fit_for_a_registry(built: Path) -> None:
+    """Complete metadata, a description that renders, nothing large."""
+    files = sorted(built.iterdir())
+    assert [path.suffix for path in files] == [".whl", ".gz"]
+    checked = run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=built)
+    assert checked.count("PASSED") == 2, checked
+    assert files[0].stat().st_size < 2**20 and files[1].stat().st_size < 8 * 2**20
+
+
+def test_the_version_is_one_everywhere() -> None:
+    """In the package, the citation file and the changelog, whose newest entry it is."""
+    version = re.search(r'__version__ = "(.*)"', (TOP / "graphreg" / "__init__.py").read_text())
+    assert version and f"\nversion: {version[1]}\n" in (TOP / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version[1]  # type: ignore[index]
 
 
 def test_the_oldest_torch_is_one_everywhere() -> None:

@@ -19,6 +19,7 @@ from graphreg.planning import (
     lines,
     matching_sites,
     missed,
+    practically_off,
     readers_of,
     warning,
 )
@@ -108,7 +109,9 @@ def backend_report(
     for name, regularizer in regularizers.items():
         schedule = f"schedule {given[name]!r}" if isinstance(given[name], Schedule) else ""
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
-        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, [schedule], differing.get(name, "")))
+        faint = practically_off(regularizer, [(site, strengths.get((name, site.name), strengths[name])) for site in once.values()])
+        notes, by_site = [schedule, faint], differing.get(name, "")
+        entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, notes, by_site))
     edited = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
     native = {dropout.site.name: dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout}
     unedited = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in edited]

@@ -5,7 +5,7 @@ finds the sites that a selector matches, and ``native_dropout.py`` decides what 
 the operations that a derivative goes through, ``depth.py`` numbers the model's blocks for a strength by depth, and ``module_inputs.py``
 finds the value that a module gets as its input. ``repeats.py`` finds values that splices act on several times in a row,
 ``parameter_splices.py`` finds the reads of a parameter that a splice replaces, and ``blocks.py`` finds the modules that ``blocks=`` names.
-``model_inputs.py`` checks the inputs of the model that options name.
+``model_inputs.py`` checks the inputs of the model that options name, and ``practically_off.py`` finds penalties too weak to matter.
 """
 
 from graphreg.planning.blocks import called_blocks, check_blocks, check_layers, matching_modules
@@ -25,11 +25,13 @@ from graphreg.planning.native_dropout import (
 )
 from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit, Plan, check_missing, decided, named_once, plan, require_sites
+from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
     "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
     "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_model_inputs", "check_option", "check_sites",
     "check_trainable", "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate", "lines",
-    "matching_modules", "matching_sites", "missed", "named_once", "plan", "rates_are_scheduled", "readers_of", "require_sites", "warning",
+    "matching_modules", "matching_sites", "missed", "named_once", "plan", "practically_off", "rates_are_scheduled", "readers_of",
+    "require_sites", "warning",
 ]  # fmt: skip

@@ -31,17 +31,9 @@ from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.module_inputs import check_cells, module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
+from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
-from graphreg.regularizer import (
-    Penalty,
-    Regularizer,
-    Splice,
-    inputs_text,
-    sequences,
-    splice_steps,
-    units_at,
-    units_note,
-)
+from graphreg.regularizer import Penalty, Regularizer, Splice, inputs_text, sequences, splice_steps, units_at, units_note
 from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
 
@@ -186,6 +178,16 @@ class Plan(Printed, RenamedAttributes):
         given = inputs_text(self.regularizers[name])
         return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "", given)))
 
+    @cached_property
+    def faint(self) -> dict[str, str]:
+        """A note for each penalty whose strength is practically off, by its name."""
+        notes = {n: practically_off(r, [(e.site, e.weight) for e in self.of(n)], self.whole(n)) for n, r in self.regularizers.items()}
+        return {name: note for name, note in notes.items() if note}
+
+    def whole(self, name: str) -> int:
+        """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
+        return next(iter(self.in_whole.values()), {}).get(name, 0)
+
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
@@ -201,7 +203,7 @@ class Plan(Printed, RenamedAttributes):
         yield Lines((f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}",), "bold")
         rows = ((*_site(e), f"{type(e.regularizer).__name__} {e.name}", f"{e.weight:g}", e.matched) for e in self.edits)
         yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
-        notes = (f"{name}: {note}" for name in self.regularizers if (note := self.note(name)))
+        notes = (f"{name}: {note}" for name in self.regularizers for note in (self.note(name), self.faint.get(name)) if note)
         yield Lines((*notes, *self.repeated()))
         yield from table(self.native_dropout, self.unmovable)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())

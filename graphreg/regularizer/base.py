@@ -372,6 +372,13 @@ class Penalty(Regularizer):
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
+    def slope(self, elements: int) -> float | None:
+        """Of a penalty on parameters: return its derivative by one of ``elements`` elements, where that is 1; None if it is not known.
+
+        By it, a plan and the report say when a penalty's strength is practically off.
+        """
+        return None
+
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
         return [site for site in super().defaults(sites) if not site.norm]

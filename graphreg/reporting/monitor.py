@@ -41,7 +41,7 @@ def monitor(
         every: Read the numbers of every n-th call in train mode, beginning with the first; n is ``every``.
         log: A function like ``SummaryWriter().add_scalar``. It is called as ``log(name, value, step)``, where ``step`` is the number of the
             call in train mode, counted from 0.
-        near: An element z counts as near zero if |z| <= ``near``.
+        near: An element z counts as near zero if ``|z| <= near``.
         file: A path. The file gets a line of JSON for each call whose numbers are read: ``{"step": 0, "values": {...}}``. An older file
             is replaced. ``graphreg.draw(module, "page.html", values=file)`` shows the numbers on the drawing.
 

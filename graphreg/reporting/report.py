@@ -11,7 +11,7 @@ from torch import fx
 from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir import addition_of, fixed, own_name
-from graphreg.planning import OWN_DROPOUT, Plan, Strengths
+from graphreg.planning import OWN_DROPOUT, Plan, Strengths, practically_off
 from graphreg.regularizer import ByDepth, Regularizer, Splice
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
@@ -110,9 +110,10 @@ def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[
     return tuple(
         entry(
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
-            gradient_reach.get(name), [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name))],
+            gradient_reach.get(name),
+            [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), _faint(plan, name, now)],
             strength_text(name, now) if _differs(name, now) else "",
-            len(plan.of(name)) / of if (of := _in_whole(plan, name)) else 1.0,
+            len(plan.of(name)) / of if (of := plan.whole(name)) else 1.0,
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
@@ -137,14 +138,15 @@ def _averages(plan: Plan, name: str) -> str:
     regularizer, count = plan.regularizers[name], len(plan.of(name))
     if not regularizer.has_penalty() or "values" in regularizer.takes or regularizer.takes_vjp:
         return ""
-    if of := _in_whole(plan, name):
+    if of := plan.whole(name):
         return f"its share, {count} of {of}, in the mean over the {regularizer.on} of the whole model"
     return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}" if count > 1 else ""
 
 
-def _in_whole(plan: Plan, name: str) -> int:
-    """Return the number of sites of the whole model over which a penalty averages; 0 if the plan is not for a stage of a pipeline."""
-    return next(iter(plan.in_whole.values()), {}).get(name, 0)
+def _faint(plan: Plan, name: str, now: Strengths) -> str:
+    """Return a note if the present strength of a penalty is practically off; else ``""``."""
+    strengths = [(edit.site, now.get((name, edit.site.name), now[name])) for edit in plan.of(name)]
+    return practically_off(plan.regularizers[name], strengths, plan.whole(name))
 
 
 def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acted]:

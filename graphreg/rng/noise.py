@@ -262,7 +262,7 @@ class Noise:
         return drawn.to(torch.float32) * 2.0**-24
 
     def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
-        """Draw standard normal values in z's dtype, by the cosine branch of Box & Muller (1958); |value| < 6.7, for float64 < 8.7.
+        """Draw standard normal values in z's dtype, by the cosine branch of Box & Muller (1958); ``|value| < 6.7``, for float64 8.7.
 
         Args:
             z: The value whose shape, device and dtype the result takes.
