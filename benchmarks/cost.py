@@ -1,10 +1,15 @@
-"""The cost of ``regularize()``, checks included, in units of what a trace costs anyway: two ``symbolic_trace`` calls, one a mode."""
+"""The cost of ``regularize()``, checks included, in units of what a trace costs anyway: two ``symbolic_trace`` calls, one a mode.
+
+Times are CPU seconds of one thread, so that other work on the machine changes them little. After the table come the goals, each beside
+what was measured (``cost_goals.py``).
+"""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +17,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from cost_goals import goals
 from torch import Tensor, fx, nn
 
 import graphreg
 
 WIDTH = 4  # small: the graph is measured, not the arithmetic
 PER_BLOCK, PER_STAGE = 10, 10  # nodes a block, blocks a stage
-ROUNDS = {1_000: 15, 10_000: 5, 100_000: 3}
+ROUNDS = {1_000: 15, 5_000: 9, 50_000: 3, 100_000: 3}
 
 
 class Block(nn.Module):
@@ -81,9 +87,9 @@ def regularized(model: nn.Module, x: Tensor | None = None) -> None:
 
 def seconds(run: Callable[[], None]) -> float:
     gc.collect()  # nobody pays for what another left behind
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(nodes: int, rounds: int) -> Row:
@@ -138,11 +144,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="*", default=list(ROUNDS))
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--small", action="store_true", help="measure the other goals at a twentieth of their sizes, to try the script")
+    parser.add_argument("--peak", type=int, help="only print the peak memory of one regularize() of a model of so many nodes, in GB")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.peak:
+        regularized(Deep(options.peak))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        return
     print(f"torch {torch.__version__}, {platform.machine()}, one thread; interleaved rounds, medians with spread.\n")
-    for line in table(rows({n: options.rounds or ROUNDS.get(n, 5) for n in options.nodes})):
+    measured = list[Row]()
+    for line in table(noted(rows({n: options.rounds or ROUNDS.get(n, 5) for n in options.nodes}), measured)):
         print(line, flush=True)
+    print("\n| goal | wanted | measured |\n|---|---|---|")
+    for row in measured:
+        if row.nodes in (5_000, 50_000):
+            print(f"| `regularize()` at {row.nodes:,} nodes, in two traces | at most 1.5 | {row.ratio[0]:.2f} |")
+        if row.nodes == 100_000:
+            print(f"| `regularize()` at 100,000 nodes, in that at 50,000 | linear: 2 | {row.growth[0]:.2f} |")
+    for goal in goals(Deep, seconds, 20 if options.small else 1):
+        print(f"| {goal.what} | {goal.wanted} | {goal.measured} |", flush=True)
+
+
+def noted(measured: Iterator[Row], into: list[Row]) -> Iterator[Row]:
+    """Pass rows on, and keep them."""
+    for row in measured:
+        into.append(row)
+        yield row
 
 
 if __name__ == "__main__":

@@ -218,6 +218,9 @@ class RewrittenModule(fx.GraphModule):
         return dict(attach.last)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules")
+        if modules is not None and name in modules:  # the emitted code asks for a child at each call of a layer
+            return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -17,7 +17,10 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 import graphreg
 from graphreg import TraceError
+from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
 from graphreg.tracing import shape_decisions as decisions
+from graphreg.tracing.side_effects import retrace
+from graphreg.tracing.symbolic import other_mode, tracer
 
 WIDTH = 4
 SITES = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
@@ -115,10 +118,14 @@ class Modes(Sized):
         return self.head(x)
 
 
-def calls(model: nn.Module) -> int:
+def calls_of(run: Callable[[], object]) -> int:
     profile = cProfile.Profile()
-    profile.runcall(graphreg.regularize, model, rng=0, **SITES)
+    profile.runcall(run)
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined, no-any-return]
+
+
+def calls(model: nn.Module) -> int:
+    return calls_of(lambda: graphreg.regularize(model, rng=0, **SITES))
 
 
 @pytest.mark.parametrize("kind", [Deep, Fan, Parts, Written, Whole, Modes])
@@ -127,6 +134,53 @@ def test_twice_the_model_is_twice_the_work(kind: type[Sized]) -> None:
     first, second, third = (calls(kind(n)) for n in (50, 100, 150))
     # by differences, so that what is done once does not hide what is done for each: 2 of a line is 1, of a square 5 / 3
     assert (third - second) / (second - first) < 1.1
+
+
+def test_twice_the_exact_names_are_twice_the_work() -> None:
+    traced = graphreg.trace(Deep(80))
+    sites = [site.name for site in traced.values if site.selectable]
+    weights = [site.name for site in traced.parameters if site.shape and len(site.shape) > 1]
+    counted: dict[str, list[int]] = {"plan": [], "rewrite": []}
+    for count in (10, 20, 40, 60):  # the first for imports and caches
+        asked = [HiddenL1(sites[:count], 1.0), BernoulliDropout(sites[:count:4], 0.1), WeightL2(weights[:count], 1.0)]
+        counted["plan"].append(calls_of(lambda asked=asked: graphreg.plan(traced, asked)))  # type: ignore[misc]
+        plan = graphreg.plan(traced, asked)
+        counted["rewrite"].append(calls_of(lambda plan=plan: graphreg.rewrite(traced, plan, rng=0)))  # type: ignore[misc]
+    for _, first, second, third in counted.values():
+        assert (third - second) / (second - first) < 1.2
+
+
+def test_twice_the_model_is_twice_the_work_of_names() -> None:
+    models = {count: Deep(count) for count in (4, 50, 100, 150)}
+    counted = {count: calls_of(lambda model=model: graphreg.names(model)) for count, model in models.items()}  # type: ignore[misc]
+    assert (counted[150] - counted[100]) / (counted[100] - counted[50]) < 1.1
+
+
+@pytest.mark.parametrize(("kind", "traces", "follows"), [(Fan, 1, 0), (Deep, 1, 1), (Modes, 2, 1)])
+def test_a_trace_takes_one_snapshot_and_looks_for_draws_a_fixed_number_of_times(
+    kind: type[Sized], traces: int, follows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+
+    def count(owner: object, name: str) -> None:
+        original: Callable[..., object] = getattr(owner, name)
+
+        def counting(*args: object, **more: object) -> object:
+            counted[name] += 1
+            return original(*args, **more)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(retrace, "Snapshot")
+    count(tracer, "randomness")
+    count(tracer.SiteTracer, "trace")
+    count(other_mode.ModeFollower, "trace")
+    seen = []
+    for layers in (3, 9):
+        counted.clear()
+        graphreg.trace(kind(layers))
+        seen.append(dict(counted))
+    assert seen[0] == seen[1] and seen[0]["Snapshot"] == 1 and seen[0]["trace"] == traces + follows
 
 
 def test_a_model_as_deep_as_the_benchmarks_is_no_recursion() -> None:

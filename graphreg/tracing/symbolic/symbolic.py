@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -63,16 +63,7 @@ def symbolic(
     opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
-        before = set(model.__dict__)
-        tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers, watch_draws), None
-        with suppress(NeedsFunctionTable):
-            graph = tracer.trace(model)
-        if graph is None:
-            make_function_table()
-            tracer = SiteTracer(opaque, dict(specialized), examples, answers, watch_draws)
-            graph = tracer.trace(model)
-        _take_constants(model, graph, before, into)
-        return graph, tracer
+        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws))
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
@@ -98,6 +89,22 @@ def symbolic(
         raise
     except Exception as error:
         raise TraceError(_refusal(model, error, bool(examples))) from error
+
+
+def _traced(
+    model: nn.Module, constants: dict[str, torch.Tensor], new_tracer: Callable[[], SiteTracer]
+) -> tuple[fx.Graph, SiteTracer]:  # fmt: skip
+    """Trace a model in its present mode, and move the tensors that the forward makes to ``constants``. Return the tracer, too."""
+    before = set(model.__dict__)
+    tracer, graph = new_tracer(), None
+    with suppress(NeedsFunctionTable):
+        graph = tracer.trace(model)
+    if graph is None:
+        make_function_table()
+        tracer = new_tracer()
+        graph = tracer.trace(model)
+    _take_constants(model, graph, before, constants)
+    return graph, tracer
 
 
 def location(error: BaseException) -> str:
