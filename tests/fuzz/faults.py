@@ -249,7 +249,7 @@ def a_site_one_off_among_repeats() -> Iterator[None]:
 
         return wrong
 
-    with patched("rewriting.plan_lowering", "site_nodes", wrap):
+    with patched("rewriting.graph_facts", "site_nodes", wrap):
         yield
 
 
