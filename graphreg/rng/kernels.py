@@ -15,6 +15,8 @@ from torch import Tensor
 
 from graphreg.rng.hash import launches, words
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes of masks that the kernel writes
+
 
 @cache
 def _triton() -> Any:
@@ -48,7 +50,7 @@ def drawn_words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
 def drawn_mask(key: Tensor, rate: Tensor, z: Tensor, lane: int) -> Tensor | None:
     """Draw a mask for z by one kernel, in z's dtype; None if that is impossible."""
     kernels = kernels_for(key)
-    if kernels is None or not launches(rate):
+    if kernels is None or not launches(rate) or z.dtype not in _FLOATS:
         return None
     with on_device(key):
         mask: Tensor = kernels.keep(key, rate.detach(), z.shape, lane, z.dtype)
