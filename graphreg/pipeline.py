@@ -77,7 +77,7 @@ def regularize(
             default. A keyword of the call replaces the recipe's regularizers of that name.
         blocks: A selector of modules, such as ``"layers.*"``. The result calls these modules, each with an emitted forward of its own,
             so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
-        **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=1e-4``.
+        **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=0.1``.
 
     Returns:
         The rewritten module.

@@ -59,7 +59,7 @@ def _value(option: str, text: str) -> Any:
         try:
             options = json.loads(text)
         except ValueError as error:
-            raise UsageError(f"""{option} {text!r} is no JSON ({error}); write '{{"weight": 1e-4, "pattern": "fc.*"}}'.""") from None
+            raise UsageError(f"""{option} {text!r} is no JSON ({error}); write '{{"weight": 0.1, "pattern": "fc.*"}}'.""") from None
         return {name: value if (schedule := of_plain(value)) is None else schedule for name, value in options.items()}
     glob, equals, strength = _parts(text)
     try:

@@ -1,4 +1,4 @@
-"""Turns keywords such as ``hidden_dropout=0.1, weight_l2=1e-4`` into regularizers.
+"""Turns keywords such as ``hidden_dropout=0.1, weight_l2=0.1`` into regularizers.
 
 The rules are those of ``from_kwargs`` in theanets, but an unknown keyword or a value that is not allowed raises an error.
 """
@@ -33,7 +33,7 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
       values are 0;
     - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
       ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
-    - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
+    - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
 
     Args:
         model_or_traced: A model, which is traced first, or what ``graphreg.trace`` returned.
@@ -85,7 +85,7 @@ def instances(regularizers: Any) -> list[Regularizer]:
         )
     if isinstance(regularizers, (str, bytes, Mapping)) or not isinstance(regularizers, Iterable):
         raise RegularizerError(
-            f"{shown(regularizers)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
+            f"{shown(regularizers)} is no regularizer. Give instances, e.g. WeightL2('*', 0.1), or keywords, e.g. weight_l2=0.1."
         )
     return [regularizer for item in regularizers for regularizer in instances(item)]
 

@@ -45,7 +45,7 @@ def registered() -> dict[str, type[Regularizer]]:
 
 
 def build(key: str, **options: Any) -> Regularizer:
-    """Make a regularizer from its key, e.g. ``build("weight_l2", weight=1e-4)``.
+    """Make a regularizer from its key, e.g. ``build("weight_l2", weight=0.1)``.
 
     Args:
         key: A key or class name, in upper or lower case.

@@ -165,7 +165,7 @@ def test_what_the_command_advises_is_taken(option: str, text: str, advice: str) 
     found = re.search(advice, sentence(lambda m: regularizers(traced, [(option, text)])))
     assert found
     (made,) = regularizers(traced, [("--hidden-noise" if "dropout" in option and "=" not in found[1] else "--noise", found[1])])
-    assert made.weight in (1e-4, 1e-3, 1.0) and (not text.startswith("{") or json.loads(found[1])["weight"] == made.weight)
+    assert made.weight in (0.1, 1e-4, 1e-3, 1.0) and (not text.startswith("{") or json.loads(found[1])["weight"] == made.weight)
 
 
 METHODS = {
