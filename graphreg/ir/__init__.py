@@ -101,7 +101,7 @@ from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Assert, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
-from graphreg.ir.terminal import Block, Lines, Printed, coloured, html, marked, paint, text, width_now
+from graphreg.ir.terminal import Block, Lines, Printed, check_width, coloured, html, marked, paint, text, width_now
 from graphreg.ir.text_table import Table
 from graphreg.ir.time_steps import Steps, mean_over_pairs
 from graphreg.ir.train_eval import Graphs, choose
@@ -116,16 +116,16 @@ __all__ = [
     "Namer", "Names", "NativeDropout", "Operations", "Origin", "ParameterRead", "Pattern", "Place", "Printed", "Reads", "Role",
     "Selector", "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "alias_paths", "apart", "assert_sizes",
     "blank_like", "blocks", "brought", "building", "builds", "call_with", "called_by_foreign_code", "calls_of",
-    "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "choose", "clone", "coloured", "compared",
-    "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes", "described", "difference",
-    "dtype_text", "elements", "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
-    "gives_tuple", "has_float64", "has_keys", "html", "identifier", "instead_of", "is_added", "is_drop_path", "is_dropout_module",
-    "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons",
-    "is_region", "is_replaced_call", "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site",
-    "labels_of", "laid_out", "literals_apart", "loss_of", "mark", "marked", "may_change", "mean_over_pairs", "measured_shard",
-    "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks",
-    "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes",
-    "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings",
-    "strings_of", "text", "thaw", "unmark", "unmatched", "value_sites", "widest", "width_now",
+    "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "check_width", "choose", "clone", "coloured",
+    "compared", "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes", "described",
+    "difference", "dtype_text", "elements", "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze",
+    "function_name", "gives_tuple", "has_float64", "has_keys", "html", "identifier", "instead_of", "is_added", "is_drop_path",
+    "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout",
+    "is_port", "is_pythons", "is_region", "is_replaced_call", "is_single_operation", "is_size", "is_stack", "label_node",
+    "label_output", "label_site", "labels_of", "laid_out", "literals_apart", "loss_of", "mark", "marked", "may_change",
+    "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now",
+    "origin_of", "overlaps", "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
+    "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
+    "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
+    "state_of", "strings", "strings_of", "text", "thaw", "unmark", "unmatched", "value_sites", "widest", "width_now",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES, coloured, marked, paint
+from graphreg.ir import RULES, check_width, coloured, marked, paint, width_now
 from graphreg.planning import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
@@ -49,7 +49,8 @@ class DiffLine:
 class Diff:
     """A unified diff of the ``forward`` methods of two modules. ``bool(diff)`` is True if there is a difference.
 
-    ``str(diff)`` has colours if stdout is a terminal and NO_COLOR is not set. ``text()`` has no colours.
+    ``str(diff)`` has colours if stdout is a terminal and NO_COLOR is not set. Where the terminal, or the environment variable COLUMNS, is
+    narrow, comments have lines of their own. ``text()`` has no colours.
 
     Attributes:
         before: The title of the first module.
@@ -76,17 +77,22 @@ class Diff:
         """The number of lines that are removed or changed."""
         return sum(line.sign == "-" for line in self.lines)
 
-    def text(self) -> str:
-        """Return the diff as plain text."""
-        return self._shown(False)
+    def text(self, width: int | None = None) -> str:
+        """Return the diff as plain text.
+
+        ``width``: the columns, 40 or more, beyond which a comment gets a line of its own; None for none. No line of code is broken.
+        Raises RegularizerError for any other value.
+        """
+        check_width(width)
+        return self._shown(width, False)
 
     def __str__(self) -> str:
-        return self._shown(coloured())
+        return self._shown(width_now(), coloured())
 
     __repr__ = __str__
 
-    def _shown(self, colours: bool) -> str:
-        lines = [paint(line.text, _STYLES.get(line.sign, ""), colours) for line in self.lines]
+    def _shown(self, width: int | None, colours: bool) -> str:
+        lines = [paint(text, _STYLES.get(line.sign, ""), colours) for line in self.lines for text in _fitted(line, width)]
         return "\n".join([*lines, *self._rest()])
 
     def _rest(self) -> list[str]:
@@ -100,6 +106,15 @@ class Diff:
     def to_dict(self) -> dict[str, Any]:
         """Return the diff as plain values that ``json`` can write."""
         return {**asdict(self), "added": self.added, "removed": self.removed}
+
+
+def _fitted(line: DiffLine, width: int | None) -> list[str]:
+    """Return the line, or two lines if code and comment together are wider than ``width``."""
+    code, comment = f"{line.sign}{line.code}", line.text[len(line.sign) + len(line.code) :].strip()
+    if width is None or len(line.text) <= width or not line.code or not comment:
+        return [line.text]
+    indent = len(line.code) - len(line.code.lstrip())
+    return [code, f"{line.sign}{' ' * indent}    {comment}"]
 
 
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:

@@ -16,7 +16,10 @@ from geometry import check_geometry
 # What it looks like: nothing overlaps
 
 GEOMETRY = """
-const {scene, data} = graphreg, places = {...scene.places}, inside = {};
+const {scene, data} = graphreg, places = {...scene.places}, inside = {}, view = scene.view;
+for (const side of ["clientWidth", "clientHeight"]) Object.defineProperty(scene.svg, side, {value: 1e6, configurable: true});
+scene.view = {x: 0, y: 0, zoom: 1};
+scene.render();  // all of it, not only what is in view
 for (const key in places) inside[key] = scene.around[key] ?? null;
 const texts = [...document.querySelectorAll('#graph .thing')].map((thing) => {
   const rect = thing.querySelector('rect').getBBox();
@@ -24,6 +27,9 @@ const texts = [...document.querySelectorAll('#graph .thing')].map((thing) => {
 });
 const titles = [...document.querySelectorAll('#graph .open')].map((box) =>
   [box.dataset.key, box.querySelector('rect').getBBox().width, box.querySelector('text').getBBox().width + 8]);
+for (const side of ["clientWidth", "clientHeight"]) delete scene.svg[side];
+scene.view = view;
+scene.render();
 return [places, inside, texts, titles];
 """
 
@@ -138,6 +144,9 @@ def test_a_folded_module_counts_what_is_lit_in_it(folder: Path) -> None:
     page.click("[data-key='h.3/'] text")
     page.press("u")
     assert len(page.things(".lit")) == 8
+    page.type("selector", "**")
+    _, _, texts, _ = page.run(GEOMETRY)
+    assert [row for row in texts if max(row[2:]) > row[1]] == []  # the counts fit into their boxes
     page.type("selector", "h.[34")
     assert page.things(".lit") == [] and page.text("wrong") == "'h.[34' matches no value of GPT." and page.text("paste") == ""
     page.type("selector", "#hiden")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -251,10 +252,15 @@ def test_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert html.count("background:rgba(46,160,67") == 4 and html.count("background:rgba(248,81,73") == 1
     assert "on &#x27;&lt;&lt;lambda&gt;&gt;&#x27;" in html and ">--- Net</span>" in html
     assert str(difference) == repr(difference) == difference.text()
+    narrow = difference.text(60).splitlines()
+    words = [Counter(word for line in lines for word in line.lstrip("+- ").split()) for lines in (narrow, difference.text().splitlines())]
+    assert words[0] == words[1] and len(narrow) > len(difference.text().splitlines())  # nothing is broken or lost
+    assert all(len(line) <= 60 or "#" not in line or line[1:].lstrip().startswith("#") for line in narrow)
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("NO_COLOR", raising=False)
     heads = ["\x1b[1m--- Net\x1b[0m", "\x1b[1m+++ Net, regularized\x1b[0m", "\x1b[36m@@ -1,7 +1,10 @@\x1b[0m"]
     assert str(difference).splitlines()[:3] == heads

@@ -181,7 +181,7 @@ function showHits(all = false) {
 }
 
 function go(key) {
-  if (!key) return;
+  if (!(key in data.nodes) && !(key in data.boxes)) return;
   scene.reveal(key);
   choose(key);
   scene.centre(key);
