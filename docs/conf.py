@@ -54,10 +54,10 @@ navigation = {
     "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
         "howto/README training trainers in_place scale blocks pipeline backend fx_pass depth parameters learned native_dropout"
-        " report diff drawing page monitor audit doctor writing"
+        " report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),
-    "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits models versions"),
+    "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits models gpu versions"),
     "Explanation": docs("architecture front_ends randomness sameness verify benchmarks fuzz"),
     "Coming from": docs("coming_from/keras coming_from/hooks theanets"),
     "Contributing": ["CONTRIBUTING", "CHANGELOG", "docs/SECURITY"],
