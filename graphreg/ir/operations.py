@@ -147,11 +147,10 @@ def function_name(node: fx.Node) -> str:
 
     For an overload, this is the name of the operator: ``add`` for ``aten.add.Tensor``.
     """
-    if node.op == "call_method":
-        return str(node.target)
-    if isinstance(node.target, OpOverload):
-        return str(schema_of(node.target).name).rpartition("::")[2]
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    op, target = node.op, node.target
+    if op == "call_function":
+        return str(schema_of(target).name).rpartition("::")[2] if isinstance(target, OpOverload) else getattr(target, "__name__", "")
+    return str(target) if op == "call_method" else ""
 
 
 def is_pure(node: fx.Node) -> bool:

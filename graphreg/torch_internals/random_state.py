@@ -23,12 +23,13 @@ from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.torch_modes import without_functions
 
 _T = TypeVar("_T")
+# torch's own functions: while graphreg traces, it answers what a forward asks through ``torch``, which takes longer.
+_grad, _inference, _autocast = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled
 
 
 def regions() -> tuple[bool, ...]:
     """Return whether grad mode, inference mode, autocast on CPU and autocast on CUDA are on, in this order."""
-    on = torch.is_autocast_enabled
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
+    return _grad(), _inference(), _autocast("cpu"), _autocast("cuda")
 
 
 class _Thread(threading.local):

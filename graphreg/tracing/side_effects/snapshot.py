@@ -254,7 +254,7 @@ class Snapshot:
         for module, registered in self._registered:
             for name, content in registered:
                 now = module.__dict__[name]  # compared by identity, because values may be proxies
-                if not is_same(now, content):
+                if (now or content) and not is_same(now, content):
                     now.clear()
                     now.update(content)
 
