@@ -199,7 +199,9 @@ def by_hooks(model: nn.Module, of: Model) -> nn.Module:
 
     for _, each in sites(model, of):
         each.register_forward_hook(hook)
-    return Measured(model, log)
+    measured = Measured(model, log)
+    measured.dropout = dropout  # a submodule, so that it follows the mode
+    return measured
 
 
 class Summed(nn.Module):
