@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def net(**keywords: object) -> nn.Module:
 def test_what_is_more_less_and_otherwise(tmp_path: Path) -> None:
     first = net(dropout={"relu*": 0.1}, weight_l2=0.1, hidden_l1={"weight": 0.3, "pattern": "relu"})
     second = net(dropout={"relu": 0.2}, weight_l2=0.1, noise={"a": 0.5}, hidden_l1={"weight": 0.3, "pattern": "relu"})
-    made = picture(viewed(second), viewed(first))
+    made = picture(replace(viewed(second), against=viewed(first)))
     assert {key: [(badge.text, badge.state) for badge in badges] for key, badges in made.badges.items()} == {
         "relu": [("dropout 0.1 → 0.2", "changed"), ("hidden_l1 0.3", "")], "relu_1": [("− dropout 0.1", "removed")],
         "a": [("+ noise 0.5", "added"), ("weight: weight_l2 0.1", "")], "b": [("weight: weight_l2 0.1", "")],
@@ -33,14 +34,14 @@ def test_what_is_more_less_and_otherwise(tmp_path: Path) -> None:
     assert made.regularizers["noise"] == "none → GaussianNoise 0.5 on 'a', 1 site" and "→" not in made.regularizers["weight_l2"]
     text = graphreg.draw(second, tmp_path / "x.svg", against=first).read_text()
     assert "dropout 0.1 → 0.2" in text and "badge removed" in text
-    same = picture(viewed(first), viewed(first))
+    same = picture(replace(viewed(first), against=viewed(first)))
     assert all(badge.state == "" for badges in same.badges.values() for badge in badges)
 
 
 def test_strengths_that_were_set_are_compared() -> None:
     first, second = net(dropout={"relu": 0.1}), net(dropout={"relu": 0.1})
     graphreg.set_strength(second, "dropout", 0.4)
-    made = picture(viewed(second), viewed(first))
+    made = picture(replace(viewed(second), against=viewed(first)))
     assert {badge.text for badges in made.badges.values() for badge in badges} == {"dropout 0.1 → 0.4"}
 
 
