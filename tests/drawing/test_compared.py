@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphreg
-from browser import needs_chromium
+from browser import Page, needs_chromium
 from drawn_nets import Half
 from graphreg import GraphRegError
 from graphreg.drawing.scene import picture
@@ -112,3 +112,17 @@ def test_files_that_are_no_monitors(tmp_path: Path) -> None:
         and readings[-1]["step"] == 999
         and torch.tensor([r["step"] for r in readings]).diff().unique().tolist() == [5]
     )
+
+
+@needs_chromium
+def test_the_page_works_within_a_notebook(tmp_path: Path) -> None:
+    """Its frame has no address of its own, so that no state can be kept there; everything else works."""
+    shown = graphreg.draw(net(dropout={"relu": 0.1}))._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
+    page = Page(tmp_path / "notebook.html")
+    page.driver.switch_to.frame(page.driver.find_element("css selector", "iframe"))
+    page.type("selector", "relu*")
+    assert page.text("count") == "2 sites" and page.things(".lit") == ["relu", "relu_1"]
+    page.driver.execute_async_script("setTimeout(arguments[0], 400)")
+    assert page.driver.get_log("browser") == []
+    page.driver.switch_to.default_content()
