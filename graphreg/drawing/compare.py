@@ -16,12 +16,11 @@ from graphreg.runtime import strength_text
 Badges = Mapping[str, tuple[Badge, ...]]
 
 
-def compared(seen: Viewed, graph: nx.DiGraph[str], shown: Badges, other: Viewed) -> dict[str, tuple[Badge, ...]]:
+def compared(graph: nx.DiGraph[str], shown: Badges, other: Viewed) -> dict[str, tuple[Badge, ...]]:
     """Return the badges of both, each with what became of it in the other: added, removed, changed, or the same.
 
     Args:
-        seen: What is drawn.
-        graph: Its graph.
+        graph: The graph that is drawn.
         shown: Its badges.
         other: What it is compared with.
 
@@ -55,17 +54,17 @@ def _merged(now: tuple[Badge, ...], before: tuple[Badge, ...]) -> tuple[Badge, .
     return (*made, *(replace(badge, state="removed") for badge in old.values()))
 
 
-def heading(seen: Viewed, other: Viewed | None) -> str:
+def heading(seen: Viewed) -> str:
     """Return the heading of a drawing."""
-    return seen.heading if other is None else f"{seen.heading}, compared"
+    return seen.heading if seen.against is None else f"{seen.heading}, compared"
 
 
-def legend(seen: Viewed, other: Viewed | None) -> dict[str, str]:
-    """Return what the legend says, by the regularizer's name. ``other``: what ``seen`` is compared with."""
+def legend(seen: Viewed) -> dict[str, str]:
+    """Return what the legend says, by the regularizer's name."""
     now = _texts(seen)
-    if other is None:
+    if seen.against is None:
         return now
-    before = _texts(other)
+    before = _texts(seen.against)
     return {
         name: now[name] if before.get(name) == now.get(name) else f"{before.get(name, 'none')} → {now.get(name, 'none')}"
         for name in (*now, *(name for name in before if name not in now))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, overload
 
 from graphreg.drawing.graph import check_level
 from graphreg.drawing.html import page
-from graphreg.drawing.layout import SCREEN, WIDEST, Arrangement, arrange
+from graphreg.drawing.layout import SCREEN, WIDEST, arrange
 from graphreg.drawing.render import dot, png, svg
 from graphreg.drawing.scene import Picture, picture, unfolded
 from graphreg.drawing.values import read_values
@@ -21,25 +21,7 @@ from graphreg.planning import Plan
 from graphreg.torch_internals import collector_at_rest
 
 Target = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What there is to draw.
-
-    Attributes:
-        seen: The graph.
-        shown: Its picture.
-        level: The option of ``draw``.
-        other: What it is compared with, or None.
-        values: The file with the values of a monitor, or None.
-    """
-
-    seen: Viewed
-    shown: Picture
-    level: int | None = None
-    other: Viewed | None = None
-    values: Target | None = None
+Opened = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -63,46 +45,35 @@ class Drawing:
         return _write(_file(path, (".html",)), self.page)
 
 
-def _html(drawn: Drawn) -> str:
-    values = None if drawn.values is None else read_values(drawn.values)
-    return page(drawn.seen, drawn.shown, unfolded(drawn.shown, drawn.level), drawn.other, values)
-
-
-def _svg(drawn: Drawn) -> str:
-    opened, arranged = _fitted(drawn.shown, drawn.level)
-    return svg(drawn.shown, arranged, opened)
-
-
-def _png(drawn: Drawn) -> bytes:
-    return png(_svg(drawn))
-
-
-def _dot(drawn: Drawn) -> str:
-    return dot(drawn.shown, unfolded(drawn.shown, drawn.level))
-
-
-FORMATS: dict[str, Callable[[Drawn], str | bytes]] = {".svg": _svg, ".png": _png, ".dot": _dot, ".html": _html}
-
-
-def _fitted(shown: Picture, level: int | None) -> tuple[frozenset[str], Arrangement]:
-    """Lay out a drawing that can be read on a screen. Without ``level``, modules are folded until it can.
-
-    Raises:
-        GraphRegError: Its text would be too small.
-    """
-    opened = unfolded(shown, level)
+def _svg(seen: Viewed, shown: Picture, opened: Opened) -> str:
     arranged = arrange(shown, opened)
-    while level is None and arranged.width > WIDEST and len(opened) > 1:
-        deepest = max(shown.boxes[key].depth for key in opened)
-        opened = frozenset(key for key in opened if shown.boxes[key].depth < deepest)
-        arranged = arrange(shown, opened)
     if arranged.width > WIDEST:
-        times, fewer = arranged.width / WIDEST, f"level={level - 1} unfolds less; " if level is not None and level > 1 else ""
+        times, deepest = arranged.width / WIDEST, max(shown.boxes[key].depth for key in opened)
+        fewer = f"level={deepest} unfolds less; " if deepest else ""
         raise GraphRegError(
             f"this drawing of {shown.title} is {times:.1f} times as wide as a screen of {SCREEN:.0f} pixels on which its text has 9 "
             f"points. {fewer}an .html page can be zoomed, and folds what is not looked at."
         )
-    return opened, arranged
+    return svg(shown, arranged, opened)
+
+
+def _png(seen: Viewed, shown: Picture, opened: Opened) -> bytes:
+    return png(_svg(seen, shown, opened))
+
+
+def _dot(seen: Viewed, shown: Picture, opened: Opened) -> str:
+    return dot(shown, opened)
+
+
+FORMATS: dict[str, Callable[[Viewed, Picture, Opened], str | bytes]] = {".svg": _svg, ".png": _png, ".dot": _dot, ".html": page}
+
+
+def _fitting(shown: Picture, opened: Opened) -> Opened:
+    """Fold modules, one depth after another, until the drawing can be read on a screen, or nothing is left to fold."""
+    while len(opened) > 1 and arrange(shown, opened).width > WIDEST:
+        deepest = max(shown.boxes[key].depth for key in opened)
+        opened = frozenset(key for key in opened if shown.boxes[key].depth < deepest)
+    return opened
 
 
 @overload
@@ -154,10 +125,14 @@ def draw(
         raise GraphRegError(f"values= is for an .html page, not for {file.name!r}. Leave it out, or draw an .html page.")
     seen = viewed(module, plan, example_inputs, mode)
     other = None if against is None else viewed(against, None, None if isinstance(against, Plan) else example_inputs, mode)
-    drawn = Drawn(seen, picture(seen, other), level, other, values)
+    seen = replace(seen, against=other, readings=None if values is None else read_values(values))
+    shown = picture(seen)
+    opened = unfolded(shown, level)
     if file is None:
-        return Drawing(seen.title, _html(drawn))
-    return _write(file, FORMATS[file.suffix.lower()](drawn))
+        return Drawing(seen.title, page(seen, shown, opened))
+    if level is None and file.suffix.lower() in (".svg", ".png"):
+        opened = _fitting(shown, opened)
+    return _write(file, FORMATS[file.suffix.lower()](seen, shown, opened))
 
 
 def _write(file: Path, made: str | bytes) -> Path:

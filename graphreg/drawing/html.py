@@ -24,21 +24,11 @@ from graphreg.runtime import strength_text
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
 
 
-def page(
-    seen: Viewed, shown: Picture, opened: Collection[str], other: Viewed | None = None, values: Sequence[Mapping[str, Any]] | None = None
-) -> str:
-    """Return the text of the HTML file. A browser needs no other file to show it.
-
-    Args:
-        seen: The graph.
-        shown: Its picture.
-        opened: The keys of the boxes that are unfolded at first.
-        other: What ``seen`` is compared with in ``shown``, or None.
-        values: The readings of a monitor, or None.
-    """
+def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
+    """Return the text of the HTML file. A browser needs no other file to show it."""
     data = {
-        "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown, other),
-        "compared": other is not None, "values": values,
+        "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
+        "compared": seen.against is not None, "values": seen.readings,
         "boxes": _boxes(shown), "nodes": {key: _node(shown, key) for key in shown.nodes},
         "sites": _sites(seen, shown), "rules": _rules(seen),
     }  # fmt: skip
@@ -56,9 +46,9 @@ def _number(shown: Picture, names: str) -> int:
     return shown.colour.get(names.partition(", ")[0], -1)
 
 
-def _regularizers(seen: Viewed, shown: Picture, other: Viewed | None) -> list[dict[str, Any]]:
+def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
     entries = []
-    known = {name: (regularizer, of) for of in (other, seen) if of and of.plan for name, regularizer in of.plan.regularizers.items()}
+    known = {name: (regularizer, of) for of in (seen.against, seen) if of and of.plan for name, regularizer in of.plan.regularizers.items()}
     for i, name in enumerate(shown.regularizers):
         regularizer, of = known[name]
         doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")

@@ -131,16 +131,13 @@ def boxes_around(path: str) -> tuple[str, ...]:
     return tuple(f"{'.'.join(names[:i])}/" for i in range(len(names) + 1))
 
 
-def picture(seen: Viewed, other: Viewed | None = None) -> Picture:
-    """Choose the nodes to draw (sites and operations with several results), fold repeats, and group the nodes by module.
-
-    ``other``: another graph of the same model; the badges then say in what it differs.
-    """
+def picture(seen: Viewed) -> Picture:
+    """Choose the nodes to draw (sites and operations with several results), fold repeats, and group the nodes by module."""
     graph = as_networkx(seen)
     layers = Layers(graph)
     shown = badges(graph, seen, layers)
-    if other is not None:
-        shown = compared(seen, graph, shown, other)
+    if seen.against is not None:
+        shown = compared(graph, shown, seen.against)
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph, shown)
     folder, chains = _folder(drawn, classes, shown)
@@ -160,7 +157,7 @@ def picture(seen: Viewed, other: Viewed | None = None) -> Picture:
     edges = tuple((start, end) for start, end in drawn.edges)
     nodes = {key: drawn.nodes[key] for key in drawn}
     badged = {key: shown[key] for key in drawn if key in shown}
-    return Picture(heading(seen, other), nodes, boxes, edges, legend(seen, other), badged, chains, layers)
+    return Picture(heading(seen), nodes, boxes, edges, legend(seen), badged, chains, layers)
 
 
 def _folder(drawn: nx.DiGraph[str], classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]) -> tuple[Folder, Chains]:

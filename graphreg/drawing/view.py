@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -30,6 +30,8 @@ class Viewed:
         forward: Which forward the graph shows: ``"train"`` or ``"eval"``, or ``"both"`` if one graph serves both modes.
         plan: The plan that was applied, or None.
         strengths: The present strength of each regularizer, by name; if it differs by site, also by (name, site).
+        against: The graph of the same model that this one is compared with, or None.
+        readings: What a monitor has read, for a page; None if there is nothing to show.
     """
 
     traced: Traced
@@ -37,6 +39,8 @@ class Viewed:
     forward: str
     plan: Plan | None
     strengths: Strengths
+    against: Viewed | None = None
+    readings: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def title(self) -> str:

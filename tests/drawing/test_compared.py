@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import graphreg
-from browser import needs_chromium
+from browser import Page, needs_chromium
 from drawn_nets import Half
 from graphreg import GraphRegError
 from graphreg.drawing.scene import picture
@@ -24,7 +25,7 @@ def net(**keywords: object) -> nn.Module:
 def test_what_is_more_less_and_otherwise(tmp_path: Path) -> None:
     first = net(dropout={"relu*": 0.1}, weight_l2=0.1, hidden_l1={"weight": 0.3, "pattern": "relu"})
     second = net(dropout={"relu": 0.2}, weight_l2=0.1, noise={"a": 0.5}, hidden_l1={"weight": 0.3, "pattern": "relu"})
-    made = picture(viewed(second), viewed(first))
+    made = picture(replace(viewed(second), against=viewed(first)))
     assert {key: [(badge.text, badge.state) for badge in badges] for key, badges in made.badges.items()} == {
         "relu": [("dropout 0.1 → 0.2", "changed"), ("hidden_l1 0.3", "")], "relu_1": [("− dropout 0.1", "removed")],
         "a": [("+ noise 0.5", "added"), ("weight: weight_l2 0.1", "")], "b": [("weight: weight_l2 0.1", "")],
@@ -33,14 +34,14 @@ def test_what_is_more_less_and_otherwise(tmp_path: Path) -> None:
     assert made.regularizers["noise"] == "none → GaussianNoise 0.5 on 'a', 1 site" and "→" not in made.regularizers["weight_l2"]
     text = graphreg.draw(second, tmp_path / "x.svg", against=first).read_text()
     assert "dropout 0.1 → 0.2" in text and "badge removed" in text
-    same = picture(viewed(first), viewed(first))
+    same = picture(replace(viewed(first), against=viewed(first)))
     assert all(badge.state == "" for badges in same.badges.values() for badge in badges)
 
 
 def test_strengths_that_were_set_are_compared() -> None:
     first, second = net(dropout={"relu": 0.1}), net(dropout={"relu": 0.1})
     graphreg.set_strength(second, "dropout", 0.4)
-    made = picture(viewed(second), viewed(first))
+    made = picture(replace(viewed(second), against=viewed(first)))
     assert {badge.text for badges in made.badges.values() for badge in badges} == {"dropout 0.1 → 0.4"}
 
 
@@ -111,3 +112,17 @@ def test_files_that_are_no_monitors(tmp_path: Path) -> None:
         and readings[-1]["step"] == 999
         and torch.tensor([r["step"] for r in readings]).diff().unique().tolist() == [5]
     )
+
+
+@needs_chromium
+def test_the_page_works_within_a_notebook(tmp_path: Path) -> None:
+    """Its frame has no address of its own, so that no state can be kept there; everything else works."""
+    shown = graphreg.draw(net(dropout={"relu": 0.1}))._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
+    page = Page(tmp_path / "notebook.html")
+    page.driver.switch_to.frame(page.driver.find_element("css selector", "iframe"))
+    page.type("selector", "relu*")
+    assert page.text("count") == "2 sites" and page.things(".lit") == ["relu", "relu_1"]
+    page.driver.execute_async_script("setTimeout(arguments[0], 400)")
+    assert page.driver.get_log("browser") == []
+    page.driver.switch_to.default_content()
