@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from graphreg.torch_internals import TELLS_RESULT, TRACES_OBJECTS, defines_named_tuples
+from graphreg.torch_internals import defines_named_tuples, tells_result, traces_objects
 
-needs_result = pytest.mark.skipif(not TELLS_RESULT, reason="torch before 2.12 does not show what a compiled call returns")
+needs_result = pytest.mark.skipif(not tells_result(), reason="torch before 2.12 does not show what a compiled call returns")
 NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"
-needs_objects = pytest.mark.skipif(not TRACES_OBJECTS, reason=NO_OBJECTS)
+needs_objects = pytest.mark.skipif(not traces_objects(), reason=NO_OBJECTS)
 # the mark around a name in a message that compiled code makes: Dynamo of torch 2.10 formats ``{name!r}`` without it on Python 3.13
 QUOTE = "" if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11) and sys.version_info >= (3, 13) else "'"
 # up to torch 2.11, the gradient of a DTensor has no gradient itself; no attribute of torch tells of it

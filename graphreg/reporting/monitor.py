@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import RULES, Selector, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
 from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
-from graphreg.torch_internals import in_backward
+from graphreg.torch_internals import disable, in_backward
 
 Log = Callable[[str, float, int], object]
 
@@ -129,7 +128,7 @@ class Monitor:
         for name, value in self.values().items():
             self._log(name, value, step)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def after(self, module: nn.Module) -> None:
         """Count the call that has just ended, and read its numbers if it is an ``every``-th call. The module calls this after each call."""
         if not module.training or in_backward():  # in backward, activation checkpointing repeats a call

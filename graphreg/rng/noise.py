@@ -40,7 +40,7 @@ from graphreg.rng.hash import (
 )
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
-from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
+from graphreg.torch_internals import assume_constant_result, backward_task, batch_positions, in_backward, transforms, vmaps
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -109,13 +109,13 @@ def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
 
 
 # assume_constant_result makes Dynamo call the function while it traces, because Dynamo cannot trace BLAKE2b.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _rank_words(rank: int) -> tuple[int, int]:
     word = stream(rank, "", "rank", 0)
     return signed(word), signed(word >> 32)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 

@@ -21,6 +21,7 @@ from graphreg.torch_internals import (
     CHUNKED,
     Chunk,
     chunks,
+    disable,
     in_backward,
     in_chunks,
     is_exporting,
@@ -149,10 +150,8 @@ class Counter(RuntimeModule):
         assert present is not None
         if not counts:
             return present
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or (transforms() and in_chunks()):
             return self._taken()
-        if transforms() and in_chunks():
-            return self._taken_of_chunk()  # type: ignore[no-any-return]
         if is_exporting():
             self.warn_of_export()
         # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
@@ -161,6 +160,7 @@ class Counter(RuntimeModule):
         self._buffers["step"], self._buffers[self.product] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
         return present
 
+    @disable(CHUNKED)
     def _taken(self) -> Tensor:
         """Return what this call needs and store what the next needs: one thread at a time, outside of the transforms of torch.func."""
         self.refuse_backward()
@@ -176,8 +176,6 @@ class Counter(RuntimeModule):
             if running and self.frozen_call is None:
                 self._rejoin(running)
             return self._advanced()
-
-    _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
 
     def _advanced(self) -> Tensor:
         """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func."""
@@ -286,7 +284,7 @@ class SharedCounter(RuntimeModule):
         self.shared[0].refuse_backward()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def settle(rules: Any) -> None:
     """Call ``Counter.settle`` of each counter in a container of runtime modules."""
     for child in rules.children():

@@ -12,9 +12,10 @@ from graphreg.errors import GraphRegError, listed, warn
 from graphreg.rng import as_rank, call_keys, next_keys, of_process, rank
 from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.runtime.rank_layout import lead
+from graphreg.torch_internals import assume_constant_result
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _warn_of_export() -> None:
     """Warn, once per export, that the program draws the same masks at each call."""
     warn(

@@ -29,6 +29,7 @@ from torch._functorch.pyfunctorch import (
 from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
 
 # The next five names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
@@ -81,7 +82,7 @@ def transforms() -> bool:
 # Dynamo calls this function while it traces, and takes the result as a constant. The constant is right for a transform in the traced code,
 # because Dynamo enters the level of the transform while it traces. The constant is also right for a transform around the compiled code,
 # because Dynamo guards on the stack of transforms.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _transforms() -> bool:
     return innermost_transform() is not None
 
@@ -133,7 +134,7 @@ def vmaps() -> tuple[tuple[int, str], ...]:
     return _vmap_levels() if transforms() else ()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _vmap_levels() -> tuple[tuple[int, str], ...]:
     return tuple((each.level(), each.randomness()) for each in _vmaps())
 
@@ -162,7 +163,7 @@ def _positions(level: int, device: torch.device) -> Tensor:
     return mapped
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _extent(level: int) -> tuple[int, int]:
     """Return the number of rows of a vmap (with ``chunk_size``: of its running chunk), and the first row's position in the whole batch."""
     size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
@@ -180,7 +181,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _tracking() -> tuple[int, ...]:
     levels = map(coerce_cinterpreter, reversed(_stack() or ()))
     return tuple(each.level() for each in levels if isinstance(each, (GradInterpreter, JvpInterpreter)))
@@ -232,7 +233,7 @@ def _chunks() -> list[tuple[int, Chunk]]:
     return chunks_now
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def in_chunks() -> bool:
     """Return whether the code runs, or is traced by Dynamo, in a vmap with a ``chunk_size``.
 
@@ -247,7 +248,11 @@ CHUNKED = (
     "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, because all chunks would share one graph. Leave "
     "chunk_size out, or compile without fullgraph=True"
 )
-_positions_in_chunk = torch.compiler.disable(_positions, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+
+@disable(CHUNKED)
+def _positions_in_chunk(level: int, device: torch.device) -> Tensor:
+    return _positions(level, device)
 
 
 def _frames() -> Iterator[Any]:
