@@ -122,6 +122,13 @@ class Counter(RuntimeModule):
     def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
         """Return ``made(step)``, or ``present`` if the noise is frozen. Tensor operations decide that, so one compiled graph does both."""
 
+    def following(self) -> tuple[Tensor, Tensor] | None:
+        """Return the number of the next call and what it needs, if that has been made ahead; None here, subclasses override it."""
+        return None
+
+    def has_made(self, step: Tensor) -> None:
+        """Called after what call ``step`` needs was made at the call before, in eager code. Does nothing here; subclasses override it."""
+
     @abstractmethod
     def warn_of_export(self) -> None:
         """Warn, once per export, that the program does not count its calls."""
@@ -179,13 +186,18 @@ class Counter(RuntimeModule):
 
     def _advanced(self) -> Tensor:
         """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func."""
-        present, step = self._buffers[self.product], self.step + 1
+        present = self._buffers[self.product]
+        if present is not None and self.frozen_call is None and (following := self.following()) is not None:
+            self._buffers["step"], self._buffers[self.product] = following
+            return present
+        step = self.step + 1
         assert present is not None
         if type(step) is not type(self.step):  # shape propagation runs the module on fake tensors
             return present
         self._buffers["step"] = step
         if self.frozen_call is None:
             self._buffers[self.product] = self.made(step)
+            self.has_made(step)
             return present
         number = self._number()
         return present if number == self.frozen_call else self.made(torch.full_like(step, number))

@@ -141,7 +141,7 @@ def _saving_plainly() -> saved_tensors_hooks:
 
 def own_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters, and in place of those that FSDP2 has gathered for a forward, its own: their gradients reach it at any time."""
-    if compiling():
+    if compiling() or not has_process_group():
         return dict(values)
     own = sharded_parameters()
     found = {name: own.get(id(value), value) for name, value in values.items()}

@@ -204,8 +204,12 @@ def is_lent(tensor: Tensor) -> bool:
     graphreg's noise depends, the next value of the counter would be lost. torch has no query for this, so the function searches Python's
     stack.
     """
-    calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
-    return any(each is tensor for tensors in calls for each in tensors.values())
+    frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
+    while frame is not None:
+        if frame.f_code is _FUNCTIONAL and any(each is tensor for each in frame.f_locals["parameters_and_buffers"].values()):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def chunks() -> list[Chunk]:
