@@ -276,7 +276,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
     return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):
     """Records into which arguments the operators of a call write, according to the operators' schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:

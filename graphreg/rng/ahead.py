@@ -7,6 +7,7 @@ whatever makes other keys (another rank, a worker, a seek, frozen noise, a copy 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,19 +76,28 @@ class CallsAhead:
         Keys are computed ahead at the second eager call in a row: an eager call now and then, among calls of compiled code, would waste
         them.
         """
+        if not (readable(step) and readable(streams)):
+            return None
         if self.known is not None and (found := self.known.after(step, streams)) is not None:
             return found
-        if self.last is not step or step._version or torch.is_inference_mode_enabled() or streams.is_inference():
+        if self.last is not step or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
             return None
-        if not (readable(step) and readable(streams) and len(streams)) or (number := int(step.item())) >= _LAST:
+        if not len(streams) or (number := int(step.item())) >= _LAST:
             return None
         count = max(2, min(CALLS, _KEYS // len(streams)))
         steps = torch.arange(number + 1, number + 1 + count)
         together = torch.stack(call_words(streams[None], steps[:, None]), dim=-1).to(torch.int32)
-        each, keys = torch.unbind_copy(steps[:, None]), torch.unbind_copy(together)
+        unbound: Callable[[Tensor], tuple[Tensor, ...]] = torch.unbind_copy  # type: ignore[assignment]
+        each, keys = unbound(steps[:, None]), unbound(together)
         places = {id(tensor): place for tensors in (each, keys) for place, tensor in enumerate(tensors)}
         self.known = KeysAhead(streams, streams._version, each, keys, together, places)
         return each[0], keys[0]
+
+
+    def holds(self, step: Tensor) -> int:
+        """Return how many references to ``step`` this object has."""
+        place = None if self.known is None else self.known.places.get(id(step))
+        return (self.last is step) + (place is not None and self.known is not None and self.known.steps[place] is step)
 
 
 _KEYS = 1 << 15  # at most about so many keys are computed in one batch

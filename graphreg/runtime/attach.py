@@ -55,7 +55,7 @@ class AttachRule(nn.Module):
         memo.setdefault(id(self.scale), self.scale)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        new.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        new.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})  # type: ignore[no-untyped-call]
         return new
 
     def describe_scale(self) -> str:

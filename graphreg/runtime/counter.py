@@ -126,6 +126,10 @@ class Counter(RuntimeModule):
         """Return the number of the next call and what it needs, if that has been made ahead; None here, subclasses override it."""
         return None
 
+    def held_ahead(self) -> int:
+        """Return how many references to ``step`` what was made ahead has; 0 here, subclasses override it."""
+        return 0
+
     def has_made(self, step: Tensor) -> None:
         """Called after what call ``step`` needs was made at the call before, in eager code. Does nothing here; subclasses override it."""
 
@@ -173,7 +177,7 @@ class Counter(RuntimeModule):
         self.refuse_backward()
         if jit_trace() is not None:
             raise GraphRegError(self.jit_text)
-        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
+        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step, 1 + self.held_ahead())):
             raise GraphRegError(self.lent_text)
         if not transforms():
             with taking():

@@ -133,11 +133,12 @@ def guarded(additions: str) -> Callable[..., Any]:
     """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if backward_task() != NO_BACKWARD and additions in self._modules:
-            _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        if rules is not None and not torch.compiler.is_compiling():
-            _before(rules)
+        if rules is not None:
+            if backward_task() != NO_BACKWARD:
+                _refuse(rules)
+            if not torch.compiler.is_compiling():
+                _before(rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)

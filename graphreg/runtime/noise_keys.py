@@ -58,10 +58,19 @@ class KeyRule(Counter):
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "ahead": CallsAhead()}
+        state = super().__getstate__()
+        state.pop("ahead", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.ahead = CallsAhead()
 
     def following(self) -> tuple[Tensor, Tensor] | None:
         return self.ahead.after(self.step, self.streams)
+
+    def held_ahead(self) -> int:
+        return self.ahead.holds(self.step)
 
     def has_made(self, step: Tensor) -> None:
         self.ahead.last = step

@@ -234,7 +234,7 @@ def measured(
     return formula(regularizer, arguments, first.device.type, description)
 
 
-_SOLE = {("z",): "z", ("w",): "w"}  # by what a formula takes: the name of its only argument
+_SOLE: dict[tuple[str, ...], str] = {("z",): "z", ("w",): "w"}  # by what a formula takes: the name of its only argument
 _KINDS = (Tensor, torch.nn.Parameter)
 
 

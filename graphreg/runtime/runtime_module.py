@@ -244,8 +244,10 @@ class RuntimeModule(nn.Module):
 
         It is not kept in compiled code, under a tracer, a transform or a dispatch mode, or in inference mode: it would belong to that.
         """
+        if not in_plain_eager():
+            return None
         strength = self._buffers["strength"]
-        if strength is None or not in_plain_eager() or torch.is_inference_mode_enabled() or strength.is_inference():
+        if strength is None or torch.is_inference_mode_enabled() or strength.is_inference():
             return None
         known: tuple[Tensor, int, dict[Any, Any]] | None = self._known
         if known is None or known[0] is not strength or known[1] != strength._version:
@@ -297,7 +299,13 @@ class Drawing(RuntimeModule):
         self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "ahead": DrawnAhead()}
+        state = super().__getstate__()
+        state.pop("ahead", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.ahead = DrawnAhead()
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""

@@ -63,9 +63,9 @@ class SpliceRule(Drawing):
         formula takes, by the names of its arguments. If the splice does not act, the result is that of its form for eval mode; without
         such a form, it is ``z`` itself, or a copy of ``z`` if ``apart``.
         """
-        if not self.acts() and not self.differs_in_eval():
+        if not (acts := self.acts()) and not self.differs_in_eval():
             return clone(z) if self.apart else z
-        if clock is None and not others and self._is_quick(z):
+        if acts and clock is None and not others and self._is_quick(z):
             return self._replaced_quickly(z, key)
         inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
@@ -73,14 +73,13 @@ class SpliceRule(Drawing):
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
     def _is_quick(self, z: Any) -> bool:
-        """Return whether, in eager code, nothing is to be prepared for the formula: it takes one plain tensor, a weight and noise."""
+        """Return whether nothing is to be prepared for the formula in eager code: it takes one plain tensor, a weight and noise."""
         return (
             not compiling()
             and type(z) is Tensor
             and z.dtype in WIDE
             and self.regularizer.takes == _PLAIN_FORMULA
             and not (self.cuts is None or self.cuts or self.share_axes)
-            and self.acts()
         )
 
     def _replaced_quickly(self, z: Tensor, key: Tensor) -> Tensor:

@@ -339,7 +339,7 @@ def guard_value(translator: Any, name: str, holder: object, attribute: str, by_m
 
 def _of_one_module(builder: Any, guard: Guard) -> None:
     builder.EQUALS_MATCH(guard)
-    holder = builder.get(guard.originating_source.base)
+    holder = builder.get(guard.originating_source.base)  # type: ignore[attr-defined]
     builder.id_matched_objs["graphreg"] = weakref.ref(holder)
 
 

@@ -197,19 +197,37 @@ def without_transforms() -> Iterator[None]:
         yield
 
 
-def is_lent(tensor: Tensor) -> bool:
+def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     """Return whether a running ``torch.func.functional_call`` has put this tensor into a module for the duration of the call.
 
     At the end of the call, ``functional_call`` puts the module's own tensor back. If this happened to the counter of calls, on which
     graphreg's noise depends, the next value of the counter would be lost. torch has no query for this, so the function searches Python's
     stack.
+
+    ``holders``: how many references to the tensor the caller knows of. If there are no others, no ``functional_call`` has lent the tensor,
+    because it would hold the tensor, too. Then the stack, which may be deep, is not searched.
     """
+    if sys.getrefcount(tensor) <= holders + _OF_THIS_CALL:
+        return False
     frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
     while frame is not None:
         if frame.f_code is _FUNCTIONAL and any(each is tensor for each in frame.f_locals["parameters_and_buffers"].values()):
             return True
         frame = frame.f_back
     return False
+
+
+def _references_in_a_call() -> int:
+    """Return how many references to its argument a call like ``is_lent`` has itself. This differs between versions of Python."""
+
+    def count(tensor: Tensor) -> int:
+        return sys.getrefcount(tensor)
+
+    holder = {"": torch.empty(0)}
+    return count(holder[""]) - 1
+
+
+_OF_THIS_CALL = _references_in_a_call()
 
 
 def chunks() -> list[Chunk]:

@@ -31,7 +31,7 @@ class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         disable()(cls.__torch_dispatch__)
 
     @classmethod

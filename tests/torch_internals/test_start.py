@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 EAGER = """
 import copy, pickle, sys
 import torch
