@@ -1,7 +1,6 @@
 """What only newer releases of torch have: the tests of what needs it are skipped by the condition that refuses it."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from graphreg.torch_internals import defines_named_tuples, tells_result, traces_
 needs_result = pytest.mark.skipif(not tells_result(), reason="torch before 2.12 does not show what a compiled call returns")
 NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"
 needs_objects = pytest.mark.skipif(not traces_objects(), reason=NO_OBJECTS)
-# the mark around a name in a message that compiled code makes: Dynamo of torch 2.10 formats ``{name!r}`` without it on Python 3.13
-QUOTE = "" if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11) and sys.version_info >= (3, 13) else "'"
 # up to torch 2.11, the gradient of a DTensor has no gradient itself; no attribute of torch tells of it
 NO_SECOND = "torch before 2.12 does not differentiate twice through a DTensor"
 needs_second_gradients_of_shards = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12), reason=NO_SECOND)

@@ -46,8 +46,8 @@ def run_ranks(*arguments: object, paths: tuple[Path, ...] = (), cwd: Path | None
 
 
 def without_gloo(text: str) -> str:
-    """Return a text without the lines that gloo prints with torch 2.10. Several ranks may have written into one line."""
-    return re.sub(r"^.*(\[Gloo\]|peer ranks is : |peer ranks\. Expected ).*\n", "", text, flags=re.MULTILINE)
+    """Return a text without the lines that gloo prints with torch 2.10. Ranks may have written into one line, or cut it in two."""
+    return re.sub(r"^(.*(\[Gloo\]|peer ranks is : |peer ranks\. Expected ).*|\d+)\n", "", text, flags=re.MULTILINE)
 
 
 def results_of(script: Path, world: int, place: Path, *arguments: object, timeout: float = 900) -> list[Any]:

@@ -41,8 +41,9 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 
 def refusal(path: str, kind: type, why: str) -> str:
     """Return the message that says that the layer at ``path`` is not lowered, and why."""
+    # The quotes are written out: Dynamo of torch 2.10 on Python 3.13 formats ``{path!r}`` without them.
     return (
-        f"graphreg does not lower the {kind.__name__} {path!r}: {why}, or compile without fullgraph, where the layer runs in eager. "
+        f"graphreg does not lower the {kind.__name__} '{path}': {why}, or compile without fullgraph, where the layer runs in eager. "
         "torch.compile(fullgraph=True) refuses a recurrent layer that is not lowered."
     )
 

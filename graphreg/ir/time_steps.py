@@ -69,7 +69,7 @@ class Steps:
         self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
         lengths = lengths.reshape(steps.shape[1::-1] if lengths.dtype == torch.bool else steps.shape[1:2])
         return _counted(
-            steps, lengths.to(steps.device), f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest)
+            steps, lengths.to(steps.device), f"{who}: lengths='{self.lengths}'", lambda longest: self._fits(value.shape, longest)
         )
 
     def counts(self, lengths: Tensor, value: Tensor, who: str) -> Tensor:
@@ -81,7 +81,7 @@ class Steps:
             counted: Tensor = lengths.sum(-1)
             return counted
         time, _ = self.time_and_batch(value.shape)
-        _require_range(lengths, time, f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest))
+        _require_range(lengths, time, f"{who}: lengths='{self.lengths}'", lambda longest: self._fits(value.shape, longest))
         return lengths.to(torch.int64)
 
     def require(self, shape: Sequence[int], who: str) -> None:

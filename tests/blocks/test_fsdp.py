@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "two_shards.py"
 
 
 FIRST = (
-    "blocks and root", "checkpointed", "compiled blocks", "learned parameters", "whole parameters", "in place", "attached",
+    "blocks and root", "checkpointed", "compiled blocks", "whole parameters", "in place", "attached",
 )  # fmt: skip
 OTHERS = tuple(way for way in WAYS if way not in FIRST)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.passes import RecurrentNorm, RecurrentState
-from lacking import QUOTE
 
 X = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([3, 1, 3, 2])
@@ -150,7 +149,7 @@ def test_lengths_out_of_range_are_refused_when_compiled() -> None:
     module = graphreg.regularize(Embedded(), RecurrentState("embed", 1.0, lengths="lengths"))
     module.compile(fullgraph=True, backend="aot_eager")
     module(X, LENGTHS)
-    message = f"RecurrentState at embed: lengths={QUOTE}lengths{QUOTE} must be between 0 and the number of steps"
+    message = "RecurrentState at embed: lengths='lengths' must be between 0 and the number of steps"
     with pytest.raises(RuntimeError, match=message):
         module(X, LENGTHS + 1)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="it must be whole numbers of shape"):

@@ -17,7 +17,6 @@ from torch.torch_version import TorchVersion
 import graphreg
 from graphreg import GraphRegError
 from graphreg.compiler import recurrent
-from lacking import QUOTE
 from recurrent_nets import Bare, Classifier, Setting, answer, net, same
 
 
@@ -218,11 +217,11 @@ def flat(model: nn.Module) -> None:
 
 
 REFUSED = {
-    hooked: rf"the LSTM {QUOTE}rnn{QUOTE}.*it has hooks, which the operator would not call; remove them",
-    subclassed: rf"the MyLSTM {QUOTE}rnn{QUOTE}.*it is a MyLSTM, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself",
-    replaced: rf"the LSTM {QUOTE}rnn{QUOTE}.*its forward was replaced; restore it",
-    parametrized: rf"the ParametrizedLSTM {QUOTE}rnn{QUOTE}.*code is not torch's own",
-    flat: rf"the LSTM {QUOTE}rnn{QUOTE}.*its weights are not parameters of its own .*; make them plain parameters",
+    hooked: r"the LSTM 'rnn'.*it has hooks, which the operator would not call; remove them",
+    subclassed: r"the MyLSTM 'rnn'.*it is a MyLSTM, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself",
+    replaced: r"the LSTM 'rnn'.*its forward was replaced; restore it",
+    parametrized: r"the ParametrizedLSTM 'rnn'.*code is not torch's own",
+    flat: r"the LSTM 'rnn'.*its weights are not parameters of its own .*; make them plain parameters",
 }
 
 
@@ -278,7 +277,7 @@ def test_packed_sequences_work_in_eager_and_are_refused_by_name() -> None:
     model, x = GivenPacked(nn.GRU(3, 5)), packing.pack_sequence([torch.randn(n, 3) for n in (6, 4, 4)])
     module = graphreg.regularize(model, weight_l2=1e-2)
     assert torch.equal(module(x).output, model(x))
-    message = rf"the GRU {QUOTE}rnn{QUOTE}.*its input is a PackedSequence; give it the padded tensor"
+    message = r"the GRU 'rnn'.*its input is a PackedSequence; give it the padded tensor"
     with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
         torch.compile(module, fullgraph=True, backend="eager")(x)
     torch._dynamo.reset()

@@ -35,15 +35,21 @@ def steps(model: nn.Module, call: Any, calls: int = 2) -> list[Tensor]:
     return losses
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
-    """It checkpoints its block, and the module that it is compared with does not."""
+def beside_flat() -> tuple[Any, Any, Any]:
+    """GPT-2 in place, which checkpoints its block; another, and the module without blocks that ``rewrite`` makes of it."""
     model, other = build("gpt2").train(), build("gpt2").train()
     graphreg.regularize_(model, **ASKED)
     model.gradient_checkpointing_enable()  # type: ignore[operator]
     made = dataclasses.replace(traced("gpt2"), model=other)
     asked = graphreg.from_kwargs(made, hidden_dropout=0.2, weight_l2=0.1)
     module = graphreg.rewrite(made, graphreg.plan(made, asked, own_dropout="seeded"), 1, penalties="attach")
+    return model, other, module
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
+    """It checkpoints its block, and the module that it is compared with does not."""
+    model, other, module = beside_flat()
     assert steps(model, model) == steps(other, module)
     assert model.graphreg_in_place.current().graphreg_state.blocks == ("transformer.h.0",)  # type: ignore[union-attr,operator]
     expected = copy.deepcopy(other.eval())
@@ -60,6 +66,11 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     for cure, call in (("use_cache=True", {"use_cache": True}), ("a DynamicCache", {"past_key_values": transformers.DynamicCache()})):
         with pytest.raises(TraceError, match=f"the call .*{cure}.* Call model.eval.. first, as for generation"):
             model(**batch(), **call)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_gpt2_compiled() -> None:
+    model, other, module = beside_flat()
     frames: Any = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])

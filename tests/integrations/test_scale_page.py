@@ -54,21 +54,14 @@ def written(script: Script, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all scripts have run, by one process that imports torch for all of them."""
-    folder = tmp_path_factory.mktemp("scripts")
-    jobs = [(script.ranks, len(script.outputs), written(script, folder)) for script in SCRIPTS.values()]
-    run_ranks(LAUNCHER, *(argument for job in jobs for argument in job))
-    return folder
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_prints_what_the_page_shows(folder: Path, name: str) -> None:
-    outputs = SCRIPTS[name].outputs
-    assert outputs
-    for i, output in enumerate(outputs):
-        assert without_gloo((folder / name.removesuffix(".py") / f"{name}.{i}").read_text()).strip() == output.strip()
+def test_a_script_prints_what_the_page_shows(name: str, tmp_path: Path) -> None:
+    """Started by a process that imports torch once for all ranks and runs."""
+    script, path = SCRIPTS[name], written(SCRIPTS[name], tmp_path)
+    assert script.outputs
+    run_ranks(LAUNCHER, script.ranks, len(script.outputs), path)
+    for i, output in enumerate(script.outputs):
+        assert without_gloo(path.with_name(f"{name}.{i}").read_text()).strip() == output.strip()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -37,7 +37,7 @@ from graphreg.rng.noise import ranked
 SCRIPT = Path(__file__).parent / "meshed_ranks.py"
 
 
-FIRST = ("1: plain", "1: DTensor", "1: in place", "1: backend without set_ranks", "2: plain", "2: sharded")  # 1 x 2 and 2 x 1 ranks
+FIRST = ("1: plain", "1: DTensor", "1: in place", "2: plain", "2: sharded")  # 1 x 2 and 2 x 1 ranks
 OTHERS = tuple(f"1: {way}" for way in WAYS if f"1: {way}" not in FIRST)
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 SCRIPT = Path(__file__).parent / "splice_ranks.py"
 NAMES = list(WAYS)
-FIRST = NAMES[: NAMES.index("elements, compiled")]
+FIRST = NAMES[: NAMES.index("elements, exported")]
 OTHERS = NAMES[len(FIRST) :]
 
 
