@@ -35,7 +35,7 @@ class BernoulliDropout(Splice, keys=("dropout",)):
         return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-        keep, scale = noise.keep(z, weight), 1 / (1 - weight)
+        keep, scale = noise.keep(z, weight), (1 - weight).reciprocal()
         # Both branches compute the same numbers, but autograd saves different tensors for the gradient of z. In eager mode, autograd saves
         # the scaled mask, so that backward is one product. In compiled code, the mask is int8. There autograd saves the int8 mask, which
         # has a quarter of the size of a float32 mask.

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from graphreg.torch_internals import TELLS_RESULT, TRACES_OBJECTS, defines_named_tuples
+from graphreg.torch_internals import defines_named_tuples, tells_result, traces_objects
 
-needs_result = pytest.mark.skipif(not TELLS_RESULT, reason="torch before 2.12 does not show what a compiled call returns")
+needs_result = pytest.mark.skipif(not tells_result(), reason="torch before 2.12 does not show what a compiled call returns")
 NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"
-needs_objects = pytest.mark.skipif(not TRACES_OBJECTS, reason=NO_OBJECTS)
+needs_objects = pytest.mark.skipif(not traces_objects(), reason=NO_OBJECTS)
 # up to torch 2.11, the gradient of a DTensor has no gradient itself; no attribute of torch tells of it
 NO_SECOND = "torch before 2.12 does not differentiate twice through a DTensor"
 needs_second_gradients_of_shards = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12), reason=NO_SECOND)

@@ -25,7 +25,7 @@ from torch import fx
 
 from graphreg.compiler import joint_graph
 from graphreg.compiler.joint_graph import simplify
-from graphreg.torch_internals import OpOverload, add_inductor_options, graph_pass
+from graphreg.torch_internals import OpOverload, add_inductor_options, assume_constant_result, graph_pass
 
 SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
@@ -37,13 +37,13 @@ def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, SLOT: graph_pass(unfuse, __file__)}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def improve_gradients() -> None:
     """Add graphreg's pass for penalties to the graph that Dynamo is capturing. Dynamo calls this function where a penalty is computed."""
     add_inductor_options({SLOT: graph_pass(unfuse, __file__)})
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def improve_derivatives() -> None:
     """Add graphreg's passes for second derivatives to the graph that Dynamo is capturing, if a penalty in it differentiates the model."""
     add_inductor_options({JOINT_GRAPH_SLOT: graph_pass(simplify, joint_graph.__file__)})

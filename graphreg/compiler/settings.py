@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from graphreg.torch_internals import CONFIGS, FUNCTORCH, INDUCTOR, default_of, has_setting
+from graphreg.torch_internals import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, default_of, has_setting
 
 # The settings that decide which operations backward runs again, in which order operations run, and from which generator they draw.
 NAMES = {
@@ -50,7 +50,7 @@ class Setting:
 
 def setting(place: str, name: str) -> Setting | None:
     """Return a setting as it is now; None if the installed torch does not have it."""
-    return Setting(place, name, getattr(CONFIGS[place], name), default_of(place, name)) if has_setting(place, name) else None
+    return Setting(place, name, getattr(compiler_config(place), name), default_of(place, name)) if has_setting(place, name) else None
 
 
 def changed() -> list[Setting]:
@@ -64,7 +64,7 @@ def patched_settings(*values: tuple[Setting, Any]) -> Iterator[None]:
     """Give settings other values in a block, and restore them at its end. ``values``: pairs of a setting and its value."""
     with ExitStack() as stack:
         for each, value in values:
-            stack.enter_context(CONFIGS[each.place].patch(**{each.name: value}))
+            stack.enter_context(compiler_config(each.place).patch(**{each.name: value}))
         yield
 
 
@@ -78,4 +78,4 @@ def snapshot() -> tuple[str, ...]:
 
     Measurements can be compared only if they were made under equal settings.
     """
-    return tuple(place.codegen_config() for place in CONFIGS.values())
+    return tuple(compiler_config(place).codegen_config() for place in (FUNCTORCH, INDUCTOR, DYNAMO))

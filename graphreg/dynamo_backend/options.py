@@ -23,7 +23,7 @@ from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
-from graphreg.torch_internals import TELLS_RESULT, asking_wrapper, backend_named, inductor_with, warn_if_untested
+from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, tells_result, warn_if_untested
 
 
 def backend(
@@ -73,7 +73,7 @@ def backend(
     _refuse_state(named)
     made = _inner(inner, options)
     attaches = penalties == "attach" and any(not isinstance(r, Splice) for r in named.values())
-    if attaches and not TELLS_RESULT:
+    if attaches and not tells_result():
         raise GraphRegError(
             f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not "
             "show what a compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the "

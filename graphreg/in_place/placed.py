@@ -44,7 +44,7 @@ from graphreg.runtime import (
     written_scale,
     written_state,
 )
-from graphreg.torch_internals import guard_value, skip_frame, translator
+from graphreg.torch_internals import disable, guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
@@ -108,7 +108,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     skip_frame(call)  # Dynamo must compile the model's forward, which ``run`` calls, but not this method
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
         key = form.key(args, kwargs)
         return key, self.fitting(model, key, args, kwargs)
@@ -163,7 +163,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             made.remove(graph)
             made.insert(0, graph)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> StructureGraph:
         """Trace the model for a call, and return the graph.
 

@@ -16,7 +16,7 @@ from graphreg.errors import GraphRegError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
 from graphreg.ir import ORIGINAL, PLACED
-from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
+from graphreg.torch_internals import REPLICATE, assume_constant_result, skip_as_outermost, with_own_code
 
 
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
@@ -58,7 +58,7 @@ skip_as_outermost(state_in)
 
 
 def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Module]) -> Callable[..., Any]:
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @assume_constant_result
     def guarded(key: str) -> bool:
         """While Dynamo compiles, add the guard for the structure's graph. Raise GraphRegError if there is no graph, or only a stale one."""
         model = of()

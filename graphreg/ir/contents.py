@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import shown
-from graphreg.torch_internals import TRACES_OBJECTS, graph_break, plain_number, pytree
+from graphreg.torch_internals import graph_break, plain_number, pytree, traces_objects
 
 # Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the proxy's class; if a model's code asks,
 # the trace raises an error. functools is left out, because singledispatch checks classes on behalf of the model.
@@ -113,7 +113,7 @@ def _attributes(value: Any) -> list[str] | None:
     named = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
     found = [name for name in named if name not in ("__dict__", "__weakref__") and hasattr(value, name)]
     if hasattr(value, "__dict__"):
-        if torch.compiler.is_dynamo_compiling() and not TRACES_OBJECTS:
+        if torch.compiler.is_dynamo_compiling() and not traces_objects():
             graph_break(
                 msg=f"an argument is an object of class {kind.__name__}. graphreg reads its attributes, and torch.compile traces that from "
                 "torch 2.12 on. Leave fullgraph=True out, or pass what the forward reads of it as arguments of their own."

@@ -29,6 +29,7 @@ from graphreg.torch_internals import (
     schema_of,
     storage_number,
     without_functions,
+    without_importing_dynamo,
     without_modes,
 )
 
@@ -98,7 +99,7 @@ def probe(
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
     seen_calls, tries = list[Seen](), 0
     state = torch.get_rng_state()  # a composed function may draw random numbers
-    with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions():
+    with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo():
         warnings.simplefilter("ignore")
         for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(known_shapes)):
             for filling in itertools.islice(phase, TRIES - tries):
@@ -275,7 +276,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
     return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):
     """Records into which arguments the operators of a call write, according to the operators' schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:

@@ -16,10 +16,10 @@ from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, regist
 from graphreg.regularizer.sequences import check_lengths, sequences, splice_steps
 from graphreg.regularizer.shared_axes import shared_axes
 from graphreg.regularizer.units import units_at, units_note
-from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
+from graphreg.regularizer.vjp import Vjp, recorded, tracked
 
 __all__ = [
     "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
-    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "known_to_dynamo", "own_strength", "recorded",
+    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "own_strength", "recorded",
     "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def state_error(regularizer: Regularizer, what: str) -> ImpureError:
     )
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):
     """A dispatch mode that raises ImpureError when a formula draws random numbers, or writes into a tensor that it did not make."""
 
     def __init__(self, regularizer: Regularizer) -> None:

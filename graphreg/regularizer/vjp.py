@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
 from graphreg.torch_internals import (
+    allow_in_graph,
+    assume_constant_result,
     custom_operators,
     has_no_formula,
     is_wrapped,
@@ -122,6 +123,12 @@ class _Track(torch.autograd.Function):
 
 def tracked(x: Tensor) -> Tensor:
     """Return a new tensor that is equal to ``x``, [any shape], and that autograd records from here on."""
+    if torch.compiler.is_dynamo_compiling():
+        _known_to_dynamo()
+    return _tracked(x)
+
+
+def _tracked(x: Tensor) -> Tensor:
     return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -152,6 +159,14 @@ def gradients(
     Raises:
         GraphRegError: ``torch.vmap`` is active, or, with ``prove``, an operation has no second derivative.
     """
+    if torch.compiler.is_dynamo_compiling():
+        _known_to_dynamo()
+    return _gradients(outputs, inputs, vectors, prove, caller, suspects)
+
+
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, caller: str, suspects: Sequence[str]
+) -> list[Tensor]:
     live = [i for i, z in enumerate(outputs) if z.requires_grad]
     if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
         raise GraphRegError(
@@ -213,11 +228,7 @@ def _operator(name: str) -> str:
     return known.get(name, name)
 
 
-@cache
-def known_to_dynamo() -> None:
-    """Make Dynamo treat ``tracked`` and ``gradients`` as opaque calls.
-
-    This imports Dynamo, which takes a second. So it is called only for a module that needs it.
-    """
-    torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
-    torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]
+@assume_constant_result
+def _known_to_dynamo() -> None:
+    """Make Dynamo treat ``_tracked`` and ``_gradients`` as opaque calls."""
+    allow_in_graph(_tracked, _gradients)

@@ -202,7 +202,7 @@ class _Pass(fx.Interpreter):
             self.savers.setdefault(node, []).extend(savers)
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counting(TorchDispatchMode):
     """Counts the operations of each node, and moves the arguments of each operator to the meta device."""
 
     def __init__(self, run: _Pass) -> None:

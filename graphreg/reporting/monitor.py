@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TextIO
 
-import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
 from graphreg.ir import RULES, Block, Lines, Printed, Selector, Table, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
 from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
-from graphreg.torch_internals import in_backward
+from graphreg.torch_internals import disable, in_backward
 
 Log = Callable[[str, float, int], object]
 Target = str | os.PathLike[str]
@@ -162,7 +161,7 @@ class Monitor(Printed):
             self._file.write(json.dumps({"step": step, "values": numbers}) + "\n")
             self._file.flush()  # so that a page can read what a training that still runs has written
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def after(self, module: nn.Module) -> None:
         """Count the call that has just ended, and read its numbers if it is an ``every``-th call. The module calls this after each call."""
         if not module.training or in_backward():  # in backward, activation checkpointing repeats a call

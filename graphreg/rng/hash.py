@@ -81,25 +81,24 @@ def kept_words(words: Any, p: Any) -> Any:
     return ((shift(words, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
-def readable(tensor: Tensor) -> bool:
-    """Return whether a tensor's values can be read now: it is on a CPU, and no tracer, transform or dispatch mode is active."""
-    return _is_plain(tensor, "cpu")
-
-
-def launches(tensor: Tensor) -> bool:
-    """Return whether a kernel of our own can read a tensor now: it is on a GPU, and no tracer, transform or dispatch mode is active."""
-    return _is_plain(tensor, "cuda")
-
-
-def _is_plain(tensor: Tensor, device: str) -> bool:
+def in_plain_eager() -> bool:
+    """Return whether no compiler, tracer, transform or dispatch mode is active."""
     return (
         not torch.compiler.is_compiling()  # first, because Dynamo cannot trace the other checks
-        and tensor.device.type == device
-        and type(tensor) is Tensor
         and not operator_modes()
         and innermost_transform() is None
         and jit_trace() is None
     )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Return whether a tensor's values can be read now: it is on a CPU, and no compiler, tracer, transform or dispatch mode is active."""
+    return in_plain_eager() and tensor.device.type == "cpu" and type(tensor) is Tensor
+
+
+def launches(tensor: Tensor) -> bool:
+    """Return whether a kernel of our own can read a tensor now: it is on a GPU, and otherwise as for ``readable``."""
+    return in_plain_eager() and tensor.device.type == "cuda" and type(tensor) is Tensor
 
 
 _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (11, _M2), (15, _M3), (14, 0))]
@@ -116,12 +115,13 @@ def _ready() -> list[list[Tensor]]:
 
 
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
-    """Compute ``mix`` on int32 tensors with one temporary tensor.
+    """Compute ``mix`` on int32 tensors with one temporary tensor. The keys may be of one draw, or of several: then they are [draws, 1].
 
     ``k2`` replaces k1 in the last step. If k2 is k1 with another sign bit, the sign bit of every result is flipped, too.
     """
     steps: Any = _ready() if readable(counter) else _STEPS
-    x, t = counter + k0, torch.empty_like(counter)
+    x = counter + k0
+    t = torch.empty_like(x)
     for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
         x ^= torch.bitwise_right_shift(x, by, out=t).bitwise_and_(low)
         if add is not None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from graphreg.rng.hash import call_words, kept_words, lane_keys, mix
-from graphreg.torch_internals import lower, pointwise, strides_of
+from graphreg.torch_internals import assume_constant_result, lower, pointwise, strides_of
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def lowers() -> bool:
     """Register the lowerings, and return whether that was possible.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from graphreg.errors import GraphRegError, RandomnessError
+from graphreg.rng.ahead import FLIP, SMALL, CallPlace
 from graphreg.rng.hash import (
     blocks,
     call_words,
@@ -40,7 +41,7 @@ from graphreg.rng.hash import (
 from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
-from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
+from graphreg.torch_internals import assume_constant_result, backward_task, batch_positions, in_backward, transforms, vmaps
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -111,13 +112,13 @@ def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
 
 
 # assume_constant_result makes Dynamo call the function while it traces, because Dynamo cannot trace BLAKE2b.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _rank_words(rank: int) -> tuple[int, int]:
     word = stream(rank, "", "rank", 0)
     return signed(word), signed(word >> 32)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
@@ -171,7 +172,12 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
     return drawn
 
 
-_FLIP = -(1 << 31)
+def _limit(rate: float) -> int:
+    """Return the number that the word of a kept element reaches. Its sign bit is flipped, as in the words to compare with."""
+    return signed(int(rate * 2.0**31) * 2 ^ FLIP)
+
+
+_RATES = (torch.float32, torch.float64)  # the dtypes of a rate that is not converted
 _FEW = 16  # up to this many streams, Python integers are faster than a dozen operators
 _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must depend on the dtypes of earlier draws
 
@@ -192,11 +198,13 @@ class Noise:
         shared: The axes along which every draw is shared, from the splice's ``share_axes=``. A formula may share more axes in a draw.
         window: Where this rank's part lies in the whole value, if several ranks divide one value; else None. The draws for the part are
             those that one process would draw for the same elements of the whole value.
+        place: Where the draws for this call are among those that are drawn ahead; None if nothing is.
     """
 
     key: Tensor
     shared: tuple[int, ...] = ()
     window: Window | None = None
+    place: CallPlace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._drawn, self._task = 0, None if compiling() else backward_task()
@@ -215,6 +223,8 @@ class Noise:
         Returns:
             [shape of z, 1 along shared axes].
         """
+        if self.place is not None and not shared and (ahead := self._kept_ahead(z, p, self.place)) is not None:
+            return ahead
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z, index = self._drawn_for(z, shared)
@@ -230,17 +240,27 @@ class Noise:
         if (mask := drawn_mask(key, rate, z, lane)) is not None:
             return mask
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
-        limit = (
-            signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
-        )
+        limit = _limit(rate.detach().item()) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ FLIP
         low_word, high_word = key.unbind()
         k0, k1 = lane_keys(low_word, high_word, lane)
-        k2 = k1 ^ _FLIP
+        k2 = k1 ^ FLIP
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):
             drawn = mixed(counter, k0, k1, k2)
             mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before it
         return mask.view(z.shape)
+
+    def _kept_ahead(self, z: Tensor, p: Tensor | float, place: CallPlace) -> Tensor | None:
+        """Return the mask of ``keep`` from those that were drawn ahead; None if it is not there."""
+        if not (isinstance(p, Tensor) and p.dtype in _RATES and readable(z) and p.device.type == "cpu" and 0 < z.numel() <= SMALL):
+            return None
+        if self._task != backward_task():  # an error, see ``_next``
+            return None
+        mask = place.drawn.mask(place, (self._drawn * _LANES, z.shape, _limit(p.item())))
+        if mask is None:
+            return None
+        self._drawn += 1
+        return mask.to(z.dtype)
 
     def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
         """Draw uniform values in [0, 1): float64 values with 53 bits for a float64 z, else float32 values with 24 bits.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, inductor_option, is_exporting, transforms
+from graphreg.torch_internals import Changes, assume_constant_result, inductor_option, is_exporting, transforms
 
 LIMIT = 1 << 31  # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 
@@ -71,7 +71,7 @@ def between_calls(tensor: Tensor) -> Tensor:
     return copied
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _records() -> bool:
     """Return whether the graph that Dynamo is capturing will run in CUDA graphs."""
     return bool(inductor_option("triton.cudagraphs"))

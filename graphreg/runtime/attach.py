@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
-from graphreg.runtime.gradient_join import join, known_to_dynamo
-from graphreg.torch_internals import TRACES_OBJECTS, first_scale, graph_break, scale_tensor
+from graphreg.runtime.gradient_join import join
+from graphreg.torch_internals import first_scale, graph_break, scale_tensor, traces_objects
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale
@@ -49,18 +49,13 @@ class AttachRule(nn.Module):
         self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d: see RuntimeModule
         self.register_buffer("share", torch.ones(1, device=device), persistent=False)
         self.fed = False
-        known_to_dynamo()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        known_to_dynamo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttachRule:
         """Return a copy that shares the scale: nobody would update a copy of a GradScaler."""
         memo.setdefault(id(self.scale), self.scale)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        new.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        new.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})  # type: ignore[no-untyped-call]
         return new
 
     def describe_scale(self) -> str:
@@ -216,7 +211,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    if torch.compiler.is_dynamo_compiling() and not TRACES_OBJECTS:
+    if torch.compiler.is_dynamo_compiling() and not traces_objects():
         graph_break(
             msg=f"the model returns a {type(value).__name__}. penalties='attach' copies it, and torch.compile traces that from torch 2.12 "
             "on. Leave fullgraph=True out, return a tuple or a dict, or use penalties='return'."

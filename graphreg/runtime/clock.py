@@ -18,12 +18,13 @@ from graphreg.errors import warn
 from graphreg.ir import brought, has_float64
 from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.schedules import Schedule, constant
+from graphreg.torch_internals import assume_constant_result
 
 CLOCK = "clock"  # the name of the runtime module, and of the argument by which other runtime modules get its result
 Element = tuple[str, str]  # (regularizer name, site name); OWN in place of a site means the regularizer's own strength
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _warn_of_export() -> None:
     """Warn, once per export, that the program has the same strengths in each call."""
     warn(

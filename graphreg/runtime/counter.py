@@ -22,6 +22,7 @@ from graphreg.torch_internals import (
     CHUNKED,
     Chunk,
     chunks,
+    disable,
     in_backward,
     in_chunks,
     is_exporting,
@@ -122,6 +123,17 @@ class Counter(RuntimeModule):
     def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
         """Return ``made(step)``, or ``present`` if the noise is frozen. Tensor operations decide that, so one compiled graph does both."""
 
+    def following(self) -> tuple[Tensor, Tensor] | None:
+        """Return the number of the next call and what it needs, if that has been made ahead; None here, subclasses override it."""
+        return None
+
+    def held_ahead(self) -> int:
+        """Return how many references to ``step`` what was made ahead has; 0 here, subclasses override it."""
+        return 0
+
+    def has_made(self, step: Tensor) -> None:
+        """Called after what call ``step`` needs was made at the call before, in eager code. Does nothing here; subclasses override it."""
+
     @abstractmethod
     def warn_of_export(self) -> None:
         """Warn, once per export, that the program does not count its calls."""
@@ -150,10 +162,8 @@ class Counter(RuntimeModule):
         assert present is not None
         if not counts:
             return present
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or (transforms() and in_chunks()):
             return self._taken()
-        if transforms() and in_chunks():
-            return self._taken_of_chunk()  # type: ignore[no-any-return]
         if is_exporting():
             self.warn_of_export()
         # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
@@ -163,12 +173,13 @@ class Counter(RuntimeModule):
         self._buffers["step"], self._buffers[self.product] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
         return present
 
+    @disable(CHUNKED)
     def _taken(self) -> Tensor:
         """Return what this call needs and store what the next needs: one thread at a time, outside of the transforms of torch.func."""
         self.refuse_backward()
         if jit_trace() is not None:
             raise GraphRegError(self.jit_text)
-        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
+        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step, 1 + self.held_ahead())):
             raise GraphRegError(self.lent_text)
         if not transforms():
             with taking():
@@ -179,17 +190,20 @@ class Counter(RuntimeModule):
                 self._rejoin(running)
             return self._advanced()
 
-    _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
-
     def _advanced(self) -> Tensor:
         """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func."""
-        present, step = self._buffers[self.product], self.step + 1
+        present = self._buffers[self.product]
+        if present is not None and self.frozen_call is None and (following := self.following()) is not None:
+            self._buffers["step"], self._buffers[self.product] = following
+            return present
+        step = self.step + 1
         assert present is not None
         if type(step) is not type(self.step):  # shape propagation runs the module on fake tensors
             return present
         self._buffers["step"] = step
         if self.frozen_call is None:
             self._buffers[self.product] = self.made(step)
+            self.has_made(step)
             return present
         number = self._number()
         return present if number == self.frozen_call else self.made(torch.full_like(step, number))
@@ -288,7 +302,7 @@ class SharedCounter(RuntimeModule):
         self.shared[0].refuse_backward()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def settle(rules: Any) -> None:
     """Call ``Counter.settle`` of each counter in a container of runtime modules."""
     for child in rules.children():

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from graphreg.compiler import improve_derivatives, improve_gradients
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import DependenceSlice
-from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, known_to_dynamo, tracked
+from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
 from graphreg.rng import Noise
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.penalty import Total, formula
@@ -44,11 +44,6 @@ class Derivative(Total):
         self.dependence, self.slots = dependence, dict(slots)
         self.always = bool(regularizer.engine_options.always)
         self.proven = False
-        known_to_dynamo()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        known_to_dynamo()
 
     def acts(self) -> bool:
         """Whether the penalty is computed in the present mode."""

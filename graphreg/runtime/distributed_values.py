@@ -22,6 +22,9 @@ from graphreg.regularizer import Penalty
 from graphreg.rng import compiling
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.torch_internals import (
+    allow_in_graph,
+    assume_constant_result,
+    disable,
     has_process_group,
     is_distributed,
     is_fake,
@@ -138,7 +141,7 @@ def _saving_plainly() -> saved_tensors_hooks:
 
 def own_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters, and in place of those that FSDP2 has gathered for a forward, its own: their gradients reach it at any time."""
-    if compiling():
+    if compiling() or not has_process_group():
         return dict(values)
     own = sharded_parameters()
     found = {name: own.get(id(value), value) for name, value in values.items()}
@@ -159,20 +162,30 @@ def leaves_graph(parameters: Iterable[Any]) -> bool:
     return bool(uses_fsdp())  # if this runs in eager because Dynamo has left its graph here, Dynamo would compile what the function calls
 
 
-@torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
-    reason="graphreg: a penalty on parameters that FSDP2 shards runs in eager. Compile the blocks, block.compile(), or the whole model "
-    "without fullgraph=True"
+@disable(
+    "graphreg: a penalty on parameters that FSDP2 shards runs in eager. Compile the blocks, block.compile(), or the whole model without "
+    "fullgraph=True"
 )
 def in_eager(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function. Dynamo does not compile it."""
     return function(*args, **kwargs)
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo would assume that the gradient is plain
 def with_plain_gradient(total: Tensor) -> Tensor:
     """Return a total, [], whose gradient may be a DTensor. It is one if the total is added to a loss that is a DTensor."""
+    if torch.compiler.is_dynamo_compiling():  # Dynamo would assume that the gradient is plain
+        _known_to_dynamo()
+    return _with_plain_gradient(total)
+
+
+def _with_plain_gradient(total: Tensor) -> Tensor:
     plain: Tensor = _WithPlainGradient.apply(total)  # type: ignore[no-untyped-call]
     return plain
+
+
+@assume_constant_result
+def _known_to_dynamo() -> None:
+    allow_in_graph(_with_plain_gradient)
 
 
 class _WithPlainGradient(torch.autograd.Function):

@@ -93,7 +93,7 @@ class NativeDropoutRule(Drawing):
                 f"{self.description}: the value is a DTensor, and graphreg draws only for plain tensors here. Leave the dropout to torch: "
                 "own_dropout='keep'."
             )
-        y = self._replaced(z, p, Noise(self.row(noise), (), window(z, self.cuts, self.description)), arguments)
+        y = self._replaced(z, p, self.noise(noise, (), window(z, self.cuts, self.description)), arguments)
         return z.copy_(y) if self._writes(arguments) else y
 
     def _rate(self, arguments: Mapping[str, Any]) -> float:
@@ -163,7 +163,7 @@ class NativeDropoutRule(Drawing):
         return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
 
     def _drop(self, p: Rate, noise: Tensor) -> Callable[[Tensor], Tensor]:
-        draws = Noise(self.row(noise))
+        draws = self.noise(noise)
 
         def drop(weights: Tensor) -> Tensor:
             mask = draws.keep(weights, _as_tensor(p, weights).to(accumulation(weights.dtype)))

@@ -25,6 +25,7 @@ from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
+    disable,
     has_process_group,
     is_distributed,
     is_exporting,
@@ -132,11 +133,12 @@ def guarded(additions: str) -> Callable[..., Any]:
     """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if backward_task() != NO_BACKWARD and additions in self._modules:
-            _refuse(self._modules[additions])
         rules = self._modules.get(additions)
-        if rules is not None and not torch.compiler.is_compiling():
-            _before(rules)
+        if rules is not None:
+            if backward_task() != NO_BACKWARD:
+                _refuse(rules)
+            if not torch.compiler.is_compiling():
+                _before(rules)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -239,20 +241,20 @@ def _addable(result: Any) -> Any:
     return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def _before(rules: nn.Module) -> None:
     """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
     if has_process_group():
         refuse_parallelized(rules)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def _after(result: Any) -> Any:
     """Do after a call what concerns DTensors. A compiled forward assumes that the gradients of its results are plain."""
     return _addable(result) if has_process_group() else result
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     """Prepare a call; return the argument ``before`` for ``_end``, which must run after the call."""
     if attach.asks:
@@ -264,14 +266,14 @@ def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     return begin_call(None if strange else tensors)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def _end(attach: Any, before: frozenset[int] | None) -> None:
     end_call(before)
     if attach.asks:
         attach.fed = False
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@disable()
 def _refuse(rules: nn.Module) -> None:
     """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did, or have other strengths."""
     key = rules._modules.get("key")

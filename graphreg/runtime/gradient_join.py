@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,8 @@ from torch.autograd import forward_ad
 from graphreg.errors import GraphRegError
 from graphreg.regularizer import recorded
 from graphreg.torch_internals import (
+    allow_in_graph,
+    assume_constant_result,
     base_of,
     is_forward_mode,
     is_functionalized,
@@ -67,6 +68,12 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
 
     The tensors are returned unchanged if autograd records none of them, or does not record ``total``. ``total`` and ``scale`` are 0-d.
     """
+    if torch.compiler.is_dynamo_compiling():
+        _known_to_dynamo()
+    return _join(total, scale, tensors)
+
+
+def _join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
         raise GraphRegError(_FORWARD_MODE)
@@ -84,10 +91,10 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
     return in_place(apply, tensors, live, _call.storages)
 
 
-@cache
-def known_to_dynamo() -> None:
-    """Let Dynamo call ``join`` as one operation: Dynamo cannot trace comparisons of storages, nor a result that has one tensor twice."""
-    torch.compiler.allow_in_graph(join)  # type: ignore[no-untyped-call]
+@assume_constant_result
+def _known_to_dynamo() -> None:
+    """Let Dynamo call ``_join`` as one operation: Dynamo cannot trace comparisons of storages, nor a result that has one tensor twice."""
+    allow_in_graph(_join)
 
 
 def refuse_twice(below: Tensor | None = None) -> None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, listed, warn
-from graphreg.rng import as_rank, call_keys, next_keys, of_process, rank
+from graphreg.rng import CallsAhead, as_rank, call_keys, next_keys, of_process, rank
 from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.runtime.rank_layout import lead
+from graphreg.torch_internals import assume_constant_result
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _warn_of_export() -> None:
     """Warn, once per export, that the program draws the same masks at each call."""
     warn(
@@ -47,6 +48,7 @@ class KeyRule(Counter):
     def __init__(self, streams: Mapping[str, int]) -> None:
         super().__init__("the keys of the call")
         self.names = tuple(streams)
+        self.ahead = CallsAhead()
         self.alike = False  # whether all ranks draw the same masks
         self.position: int | None = None  # the number that takes the place of the rank; None for the rank in torch.distributed
         # of the mesh of set_ranks: the dimensions along which ranks work on one value, and those along which they draw different masks
@@ -54,6 +56,24 @@ class KeyRule(Counter):
         self.differing: tuple[str, ...] = ()
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("ahead", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.ahead = CallsAhead()
+
+    def following(self) -> tuple[Tensor, Tensor] | None:
+        return self.ahead.after(self.step, self.streams)
+
+    def held_ahead(self) -> int:
+        return self.ahead.holds(self.step)
+
+    def has_made(self, step: Tensor) -> None:
+        self.ahead.last = step
 
     def made(self, step: Tensor) -> Tensor:
         return call_keys(self.streams, step)

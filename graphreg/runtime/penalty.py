@@ -14,10 +14,11 @@ from graphreg.compiler import improve_gradients
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
+from graphreg.rng import compiling
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.runtime_module import RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, skip_as_outermost, transforms
+from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation, element_of
+from graphreg.torch_internals import assert_async, has_process_group, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
@@ -36,6 +37,8 @@ class Measure(RuntimeModule):
         ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule. ``inputs``: the inputs of the
         model that the formula takes, by the names of its arguments.
         """
+        if is_quick(self.regularizer, value):
+            return quickly(self.regularizer, value, self.description)
         compute = partial(self.measured, clock=clock, inputs=inputs)
         return computed(compute, {_ANY: value}, self.regularizer, inputs)
 
@@ -128,6 +131,9 @@ class Total(RuntimeModule):
 
     def combined(self, values: Sequence[Tensor], places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
         """Return the penalty, [], from the measurements, each multiplied by the strength at its site."""
+        if clock is None and (common := self.kept(_common, values[0].dtype)) is not None:
+            common_weight: Tensor = common
+            return common_weight * self._joined(values, of)
         stacked = torch.stack(tuple(values))
         strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
         if len(first) == 1:
@@ -139,8 +145,16 @@ class Total(RuntimeModule):
         total = stacked.sum() if self.sums else average(stacked, of)
         return weight.to(total.dtype) * total
 
+    def _joined(self, values: Sequence[Tensor], of: int) -> Tensor:
+        if len(values) == 1 and (self.sums or not of):
+            return values[0]
+        stacked = torch.stack(tuple(values))
+        return stacked.sum() if self.sums else average(stacked, of)
+
     def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""
+        if len(values) == 1 and not has_process_group() and is_quick(self.regularizer, value := next(iter(values.values()))):
+            return quickly(self.regularizer, value, self.description)
         return computed(partial(self._formula, clock=clock, inputs=inputs), own_parameters(values), self.regularizer, inputs)
 
     def _formula(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
@@ -168,6 +182,11 @@ class AllSitesTotal(Total):
 
 for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
+
+
+def _common(strength: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the strength, [], that all sites of a penalty have, because the elements after the first are 1; None if they differ."""
+    return element_of(strength, (0, dtype)) if all(share == 1 for share in strength.tolist()[1:]) else None
 
 
 def average(measurements: Tensor, of: int) -> Tensor:
@@ -215,6 +234,27 @@ def measured(
     return formula(regularizer, arguments, first.device.type, description)
 
 
+_SOLE: dict[tuple[str, ...], str] = {("z",): "z", ("w",): "w"}  # by what a formula takes: the name of its only argument
+_KINDS = (Tensor, torch.nn.Parameter)
+
+
+def is_quick(regularizer: Penalty, value: Any) -> bool:
+    """Return whether, in eager code, nothing is to be prepared for a formula: it takes one plain tensor, in the dtype that it has."""
+    return (
+        not compiling()
+        and type(value) in _KINDS
+        and value.dtype in WIDE
+        and regularizer.takes in _SOLE
+        and regularizer.value_range is None
+        and not _casts(value.device.type)
+    )
+
+
+def quickly(regularizer: Penalty, value: Tensor, description: str) -> Tensor:
+    """Return the formula's value, 0-d, of a value for which ``is_quick`` is True. The result is that of ``measured``."""
+    return _checked(called(regularizer, {_SOLE[regularizer.takes]: value}), description)
+
+
 def _require_range(value: Tensor, low: float, high: float, description: str) -> None:
     """Check that all numbers are in a range: in eager by reading them, in a compiled graph by an assertion in the graph.
 
@@ -240,9 +280,11 @@ def widened(value: Tensor) -> Tensor:
 
 def uncast(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast."""
-    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return torch.autocast(device, enabled=False) if _casts(device) else nullcontext()
+
+
+def _casts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast for the meta device
 
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
@@ -258,6 +300,10 @@ def result(
     with uncast(device):
         given: Any = called(regularizer, call)
     value, new = given if isinstance(given, tuple) and "state" in call else (given, None)
+    return _checked(value, description), new
+
+
+def _checked(value: Tensor, description: str) -> Tensor:
     if value.dim() != 0:
         raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
-    return value, new
+    return value

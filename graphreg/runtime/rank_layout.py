@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Window
-from graphreg.torch_internals import without_modes
+from graphreg.torch_internals import assume_constant_result, without_modes
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def like_part(value: Any, z: Any) -> Tensor:
     return local
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def lead(mesh: Any) -> int:
     """Return the smallest rank in a mesh: the rank whose masks all ranks of the mesh draw."""
     with without_modes():

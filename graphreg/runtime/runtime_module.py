@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
+from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compiling, in_plain_eager
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
@@ -210,6 +211,7 @@ class RuntimeModule(nn.Module):
     elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
+    _known: tuple[Tensor, int, dict[Any, Any]] | None = None  # the strength that ``kept`` has read, its version, and what was asked of it
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
@@ -222,7 +224,9 @@ class RuntimeModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy. No block of ``noise_on`` or ``noise_off`` is open in the copy, because it would never end."""
-        return {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
+        state = {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
+        state.pop("_known", None)
+        return state
 
     def adopt(self, owner: nn.Module) -> None:
         """Follow the mode of ``owner``."""
@@ -230,8 +234,28 @@ class RuntimeModule(nn.Module):
 
     def weight(self, dtype: torch.dtype, clock: Tensor | None = None) -> Tensor:
         """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
-        strength = self.strength[self.element] if clock is None else clock[self.elements[self.element]]
-        return strength.to(dtype)
+        if clock is not None:
+            return clock[self.elements[self.element]].to(dtype)
+        kept: Tensor | None = self.kept(element_of, (self.element, dtype))
+        return element_of(self.strength, (self.element, dtype)) if kept is None else kept
+
+    def kept(self, function: Callable[[Tensor, Any], Any], argument: Any) -> Any:
+        """Return ``function(strength, argument)``, computed anew only after the strength has changed; None where it must not be kept.
+
+        It is not kept in compiled code, under a tracer, a transform or a dispatch mode, or in inference mode: it would belong to that.
+        """
+        if not in_plain_eager():
+            return None
+        strength = self._buffers["strength"]
+        if strength is None or torch.is_inference_mode_enabled() or strength.is_inference():
+            return None
+        known: tuple[Tensor, int, dict[Any, Any]] | None = self._known
+        if known is None or known[0] is not strength or known[1] != strength._version:
+            known = self._known = (strength, strength._version, {})
+        asked = (function, argument)
+        if asked not in known[2]:
+            known[2][asked] = function(strength.detach(), argument)
+        return known[2][asked]
 
     def has_moved(self) -> None:
         """Called after the buffers were moved to another device. Does nothing here; subclasses override it."""
@@ -271,7 +295,31 @@ class Drawing(RuntimeModule):
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # whether it acts in any mode: a block of noise_on is open
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
+        self.ahead = DrawnAhead()
         self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("ahead", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.ahead = DrawnAhead()
+
+    def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
+        """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""
+        return Noise(self.row(key), shared, window, None if shared or window is not None else self._place(key))
+
+    def _place(self, key: Tensor) -> CallPlace | None:
+        """Return where the draws for this call are among those that are drawn ahead; None if they are drawn at the call."""
+        if compiling() or not self.rules or key.dim() == 1:
+            return None
+        source: Any = self.rules[0]._modules.get("key")
+        ahead: CallsAhead | None = getattr(getattr(source, "shared", (source,))[0], "ahead", None)
+        calls = None if ahead is None else ahead.known
+        place = None if calls is None else calls.place(key)
+        return None if calls is None or place is None else CallPlace(self.ahead, calls, place, self.slot)
 
     def row(self, key: Tensor) -> Tensor:
         """Return the row of the keys to draw from, int32 [2]. In the graph of a block (``blocks=``), ``key`` is this row already."""
@@ -300,6 +348,15 @@ class LayerMode:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayerMode, ({"training": self.training},)
+
+
+def element_of(strength: Tensor, asked: tuple[int, torch.dtype]) -> Tensor:
+    """Return an element of a strength as a 0-d tensor. ``asked``: the element and the dtype."""
+    element, dtype = asked
+    return strength[element].to(dtype)
+
+
+WIDE = (torch.float32, torch.float64)  # the dtypes in which formulas compute
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,6 @@ from itertools import count
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-import torch
 from torch import fx, nn
 
 from graphreg.blocks import is_block, is_sharded
@@ -16,6 +15,7 @@ from graphreg.ir import RULES, addition_of, calls_of, measured_shard, state_of
 from graphreg.torch_internals import (
     COMPILED_MODULE,
     WRAPPED_MODULE,
+    assume_constant_result,
     has_parallel_hooks,
     has_process_group,
     is_distributed,
@@ -45,7 +45,7 @@ def refuse_sharded_derivatives(rules: Any, names: list[str]) -> None:
         raise GraphRegError(f"{', '.join(names)} differentiates the model within its forward, and {why}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _not_differentiated(number: int) -> str:
     module = _numbered[number]
     if any(map(is_sharded, module.modules())):
@@ -74,7 +74,7 @@ def refuse_parallelized(rules: Any) -> None:
         raise GraphRegError(why)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _parallelized_wrongly(number: int) -> str:
     module = _numbered[number]
     rules, state = module._modules.get(RULES), state_of(module)

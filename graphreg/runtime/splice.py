@@ -12,11 +12,13 @@ from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, Window, recomputes
+from graphreg.rng import Noise, Window, compiling, recomputes
 from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
-from graphreg.runtime.runtime_module import Drawing, LayerMode, accumulation
+from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation
 from graphreg.runtime.shards import on_shards
+
+_PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
 
 
 class SpliceRule(Drawing):
@@ -61,17 +63,35 @@ class SpliceRule(Drawing):
         formula takes, by the names of its arguments. If the splice does not act, the result is that of its form for eval mode; without
         such a form, it is ``z`` itself, or a copy of ``z`` if ``apart``.
         """
-        if not self.acts() and not self.differs_in_eval():
+        if not (acts := self.acts()) and not self.differs_in_eval():
             return clone(z) if self.apart else z
-        row, inputs = self.row(key), {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
+        if acts and clock is None and not others and self._is_quick(z):
+            return self._replaced_quickly(z, key)
+        inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
-            return on_shards(self, z, row, inputs, clock, others)
-        return self.replaced(z, row, window(z, self.cuts, self.description), inputs, clock, others)
+            return on_shards(self, z, self.row(key), inputs, clock, others)
+        return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
+
+    def _is_quick(self, z: Any) -> bool:
+        """Return whether nothing is to be prepared for the formula in eager code: it takes one plain tensor, a weight and noise."""
+        return (
+            not compiling()
+            and type(z) is Tensor
+            and z.dtype in WIDE
+            and self.regularizer.takes == _PLAIN_FORMULA
+            and not (self.cuts is None or self.cuts or self.share_axes)
+        )
+
+    def _replaced_quickly(self, z: Tensor, key: Tensor) -> Tensor:
+        """Replace a value for which ``_is_quick`` is True, as ``replaced`` does."""
+        self.regularizer.require_fit(z.shape, self.description)
+        arguments = {"z": z, "weight": self.weight(z.dtype), "noise": self.noise(key)}
+        return self._fitting(called(self.regularizer, arguments), z)
 
     def replaced(
         self, z: Tensor, key: Tensor, window: Window | None, inputs: dict[str, Any], clock: Tensor | None, others: dict[str, Tensor]
     ) -> Tensor:
-        """Replace a value that is no DTensor, as ``forward`` does. ``key``: int32 [2]. ``inputs``: the inputs of the model.
+        """Replace a value that is no DTensor, as ``forward`` does. ``inputs``: the inputs of the model.
 
         ``window``: if ranks divide the value among them, where this rank's part lies in the whole value; None if the rank has the whole.
         """
@@ -91,7 +111,7 @@ class SpliceRule(Drawing):
         alone = not others and are_whole_numbers(inputs)
         given = self._others(z, others) | fitted(self.regularizer, inputs, z.dtype, z.device)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(key, shared, window)
+        weight, noise = self.weight(accumulation(z.dtype), clock), self.noise(key, shared, window)
         formula = partial(self._formula, others=given)
         recompute = self.may_recompute() and recomputes() and alone
         if not acts:
@@ -100,6 +120,10 @@ class SpliceRule(Drawing):
             y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
         else:
             y = formula(z, weight, noise)
+        return self._fitting(y, z)
+
+    def _fitting(self, y: Any, z: Tensor) -> Tensor:
+        """Return what the formula gave for ``z``, with the strides of ``z``. Raise RegularizerError if it is no tensor like ``z``."""
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
 from graphreg.runtime import Scale, factors, handle_of
-from graphreg.torch_internals import PipelineRun, pipeline_run
+from graphreg.torch_internals import PipelineRun, disable, pipeline_run
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class StageCalls:
     scale_grads: bool
     of_parameters: tuple[str, ...] = ()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def begin(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Begin a call of the stage. Return the argument ``before`` for ``end``: the state of the noise if the call only finds out shapes.
 
@@ -42,7 +41,7 @@ class StageCalls:
             self._check(run)
         return handle_of(module).rng_state() if run is not None and run.is_rehearsal else None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @disable()
     def end(self, module: nn.Module, before: Mapping[str, Any] | None) -> None:
         """End a call. A call that only finds out shapes does not count: reset the noise and the clock to their state before the call."""
         if before is not None:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+
 
 def is_distributed(value: Any) -> bool:
     """Return whether a value is a DTensor.
@@ -70,13 +72,13 @@ def on_all_ranks(answer: bool, like: Any) -> bool:
     return bool(all_true)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def uses_fsdp() -> bool:
     """Return whether FSDP2 (``fully_shard``) shards a module. Dynamo takes the answer for a constant."""
     return next(_fsdp_parameters(), None) is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def taken_by_fsdp(parameter: Tensor) -> bool:
     """Return whether FSDP2 may free a parameter, or take its gradient, before a backward pass has read it and given it one.
 

@@ -4,6 +4,8 @@ Dynamo passes a backend only a graph and its inputs. The functions of this file 
 translator. Most of these functions are called while Dynamo captures a graph. Some are also called at other times: a guard calls
 ``first_arguments`` at each call of compiled code, ``compiled_call`` and ``left_to_eager`` are called at the end of a call, and
 ``compile_record_of`` and ``backend_in`` are called with objects that a user passes to graphreg.
+
+The import of Dynamo takes a second. So each function imports the parts of Dynamo that it needs when it is called.
 """
 
 from __future__ import annotations
@@ -19,19 +21,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch._dynamo.config
-import torch._dynamo.variables.dicts
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.callback import callback_handler
-from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import _TorchDynamoContext, skip_code
-from torch._dynamo.guards import GuardBuilder, install_guard
-from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.utils import counters
 from torch._guards import Guard
-from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
 
 # The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
@@ -40,35 +33,55 @@ _ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's
 _SPLITTING = "torch._dynamo.backends.distributed"  # the module that splits graphs for DistributedDataParallel
 _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
-# Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would also leave the called functions to
-# eager.
-skip_frame: Callable[[Callable[..., Any]], Any] = skip
+def plain_number(value: Any) -> Any:
+    """Convert a number or a symbol to a plain number. Dynamo traces this function.
 
-
-def skip_as_outermost(function: Callable[..., Any]) -> None:
-    """Prevent Dynamo from starting a compilation at a function. Dynamo still traces the function if other compiled code calls it.
-
-    After ``skip_frame``, Dynamo would not trace the function in that case either.
+    Dynamo replaces a number by a symbol once the number has changed between calls. If a symbol is converted, the compiled code is valid
+    for the symbol's present value only: Dynamo compiles the code again for another value.
     """
-    skip_code(function.__code__)
+    if torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return torch.fx.experimental.symbolic_shapes.guard_scalar(value)  # where there are symbols, this module has been imported
+    return value
 
 
-# Makes Dynamo break the graph. With ``fullgraph=True``, Dynamo raises an error that contains the argument ``msg``. A wrapper is not
-# possible, because Dynamo recognizes its own function by identity.
-graph_break = torch._dynamo.graph_break
-# Converts a number or a symbol to a plain number. Dynamo replaces a number by a symbol once the number has changed between calls. If a
-# symbol is converted, the compiled code is valid for the symbol's present value only: Dynamo compiles the code again for another value.
-plain_number: Callable[[Any], Any] = guard_scalar
-# Whether Dynamo traces a loop over the attributes of an object, and ``copy.copy`` of an object. Before torch 2.12, Dynamo traces neither.
-TRACES_OBJECTS = hasattr(torch._dynamo.variables.dicts, "DunderDictVariable")
-# Whether the reasons that Dynamo counts (``left_to_eager``) name each function that Dynamo skips because of a graph break in a loop. Older
-# versions only log these functions, so ``skipped_code`` finds none.
-TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
-# Whether torch's function that runs a compiled call stores the result in a local variable. If not, ``CompiledCall.result`` is always None.
-TELLS_RESULT = any(
-    getattr(constant, "co_name", "") == _ENTRY and "result" in constant.co_varnames
-    for constant in _TorchDynamoContext.__call__.__code__.co_consts
-)
+def graph_break(msg: str) -> None:
+    """Make Dynamo, which traces the caller, break the graph. With ``fullgraph=True``, Dynamo raises an error that contains ``msg``."""
+    torch._dynamo.graph_break(msg=msg)
+
+
+skip_as_outermost(graph_break)  # after the break, it runs in eager, where it does nothing
+
+
+# What Dynamo can do depends on the version of torch
+
+
+@assume_constant_result
+def traces_objects() -> bool:
+    """Return whether Dynamo traces a loop over an object's attributes, and ``copy.copy`` of an object: it does both from torch 2.12 on."""
+    import torch._dynamo.variables.dicts as kinds  # noqa: PLC0415
+
+    return hasattr(kinds, "DunderDictVariable")
+
+
+def tells_skipped_code() -> bool:
+    """Return whether the reasons that Dynamo counts (``left_to_eager``) name each function that a graph break in a loop makes it skip.
+
+    Older versions only log these functions, so ``skipped_code`` finds none.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # noqa: PLC0415
+
+    return hasattr(InstructionTranslator, "raise_loop_graph_break")
+
+
+def tells_result() -> bool:
+    """Return whether torch's function that runs a compiled call stores the result in a local variable.
+
+    If not, ``CompiledCall.result`` is always None.
+    """
+    from torch._dynamo.eval_frame import _TorchDynamoContext  # noqa: PLC0415
+
+    constants = _TorchDynamoContext.__call__.__code__.co_consts
+    return any(getattr(each, "co_name", "") == _ENTRY and "result" in each.co_varnames for each in constants)
 
 
 # The running call
@@ -84,7 +97,7 @@ class CompiledCall:
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
         result: The result of the call, if this object is made in one of the ``cleanups``. None if the object is made earlier, and always
-            None if ``TELLS_RESULT`` is False.
+            None if ``tells_result()`` is False.
     """
 
     record: Any
@@ -186,6 +199,8 @@ def asking_wrapper() -> Any:
 
 def backend_named(name: str) -> Callable[..., Any]:
     """Return the backend that torch knows by a name; ``torch.compiler.list_backends(None)`` lists the names."""
+    from torch._dynamo.backends.registry import lookup_backend  # noqa: PLC0415
+
     backend: Callable[..., Any] = lookup_backend(name)
     return backend
 
@@ -217,6 +232,8 @@ def translator() -> Any:
 
     Some functions of this file take this object as their argument ``translator``.
     """
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # noqa: PLC0415
+
     return InstructionTranslator.current_tx()
 
 
@@ -296,6 +313,9 @@ def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
 
 def guard_identity(local: str) -> None:
     """Make Dynamo capture the code again if its local variable ``local`` holds another object than now."""
+    from torch._dynamo.guards import GuardBuilder, install_guard  # noqa: PLC0415
+    from torch._dynamo.source import LocalSource  # noqa: PLC0415
+
     install_guard(LocalSource(local, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
@@ -310,11 +330,14 @@ def guard_value(translator: Any, name: str, holder: object, attribute: str, by_m
         by_module: Whether the graph is valid for one module only. Then each module that runs the code needs a graph of its own, so the
             graph does not count towards Dynamo's ``recompile_limit``.
     """
+    from torch._dynamo.guards import GuardBuilder, install_guard  # noqa: PLC0415
+    from torch._dynamo.source import AttrSource, GlobalSource  # noqa: PLC0415
+
     source = AttrSource(GlobalSource(translator.output.install_global_by_id(name, holder)), attribute)
     install_guard(source.make_guard(_of_one_module if by_module else GuardBuilder.EQUALS_MATCH))
 
 
-def _of_one_module(builder: GuardBuilder, guard: Guard) -> None:
+def _of_one_module(builder: Any, guard: Guard) -> None:
     builder.EQUALS_MATCH(guard)
     holder = builder.get(guard.originating_source.base)  # type: ignore[attr-defined]
     builder.id_matched_objs["graphreg"] = weakref.ref(holder)
@@ -326,7 +349,9 @@ def strict_limit() -> AbstractContextManager[None]:
     By default, Dynamo runs the code in eager once it has reached the limit. Then the regularizers have no effect, because graphreg's
     backend adds them to graphs only.
     """
-    patched: AbstractContextManager[None] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    from torch._dynamo import config  # noqa: PLC0415
+
+    patched: AbstractContextManager[None] = config.patch(fail_on_recompile_limit_hit=True)
     return patched
 
 
@@ -339,12 +364,16 @@ def on_compilation_start(function: Callable[[Any], None]) -> None:
     The function must not raise, because Dynamo calls it for all compilations of the process. graphreg needs such a function in order to
     notice a compiled call from which Dynamo captures no graph: without a graph, Dynamo does not call the backend.
     """
+    from torch._dynamo.callback import callback_handler  # noqa: PLC0415
+
     if function not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(function)
 
 
 def left_to_eager() -> Counter[str]:
     """Return Dynamo's counter of the reasons for which it has left code to eager so far. Each key is a text that gives the reason."""
+    from torch._dynamo.utils import counters  # noqa: PLC0415
+
     reasons: Counter[str] = counters["unimplemented"]
     return reasons
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-import torch.export._trace
 from torch import Tensor, fx, nn
 from torch.fx.experimental import proxy_tensor
 from torch.utils._sympy.interp import sympy_interp
@@ -15,6 +15,8 @@ from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import quiet
 
 ModuleCall = Callable[..., Any]  # a method ``call_module``, with the arguments (tracer, module, forward, args, kwargs)
+
+_PRINTS = "torch.export._trace"  # imported when it is needed, because it imports Dynamo, which takes a second
 
 # Names of torch's loggers
 _INTERPRETER = "torch.utils._sympy.interp"  # logs an operation on sizes that raises, such as a division by 0
@@ -57,7 +59,7 @@ def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
 
 def silence_export(changes: Changes) -> None:
     """Prevent torch.export from printing its graph when it fails, until the block of ``changes`` ends. The error states the reason."""
-    changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
+    changes.put(import_module(_PRINTS), "print", lambda *args, **kwargs: None)
 
 
 class _PythonsOperators(PythonReferenceAnalysis):

@@ -29,6 +29,7 @@ from torch._functorch.pyfunctorch import (
 from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
 
 # The next five names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
@@ -81,7 +82,7 @@ def transforms() -> bool:
 # Dynamo calls this function while it traces, and takes the result as a constant. The constant is right for a transform in the traced code,
 # because Dynamo enters the level of the transform while it traces. The constant is also right for a transform around the compiled code,
 # because Dynamo guards on the stack of transforms.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _transforms() -> bool:
     return innermost_transform() is not None
 
@@ -133,7 +134,7 @@ def vmaps() -> tuple[tuple[int, str], ...]:
     return _vmap_levels() if transforms() else ()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _vmap_levels() -> tuple[tuple[int, str], ...]:
     return tuple((each.level(), each.randomness()) for each in _vmaps())
 
@@ -162,7 +163,7 @@ def _positions(level: int, device: torch.device) -> Tensor:
     return mapped
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _extent(level: int) -> tuple[int, int]:
     """Return the number of rows of a vmap (with ``chunk_size``: of its running chunk), and the first row's position in the whole batch."""
     size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
@@ -180,7 +181,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _tracking() -> tuple[int, ...]:
     levels = map(coerce_cinterpreter, reversed(_stack() or ()))
     return tuple(each.level() for each in levels if isinstance(each, (GradInterpreter, JvpInterpreter)))
@@ -196,15 +197,37 @@ def without_transforms() -> Iterator[None]:
         yield
 
 
-def is_lent(tensor: Tensor) -> bool:
+def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     """Return whether a running ``torch.func.functional_call`` has put this tensor into a module for the duration of the call.
 
     At the end of the call, ``functional_call`` puts the module's own tensor back. If this happened to the counter of calls, on which
     graphreg's noise depends, the next value of the counter would be lost. torch has no query for this, so the function searches Python's
     stack.
+
+    ``holders``: how many references to the tensor the caller knows of. If there are no others, no ``functional_call`` has lent the tensor,
+    because it would hold the tensor, too. Then the stack, which may be deep, is not searched.
     """
-    calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
-    return any(each is tensor for tensors in calls for each in tensors.values())
+    if sys.getrefcount(tensor) <= holders + _OF_THIS_CALL:
+        return False
+    frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
+    while frame is not None:
+        if frame.f_code is _FUNCTIONAL and any(each is tensor for each in frame.f_locals["parameters_and_buffers"].values()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _references_in_a_call() -> int:
+    """Return how many references to its argument a call like ``is_lent`` has itself. This differs between versions of Python."""
+
+    def count(tensor: Tensor) -> int:
+        return sys.getrefcount(tensor)
+
+    holder = {"": torch.empty(0)}
+    return count(holder[""]) - 1
+
+
+_OF_THIS_CALL = _references_in_a_call()
 
 
 def chunks() -> list[Chunk]:
@@ -232,7 +255,7 @@ def _chunks() -> list[tuple[int, Chunk]]:
     return chunks_now
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def in_chunks() -> bool:
     """Return whether the code runs, or is traced by Dynamo, in a vmap with a ``chunk_size``.
 
@@ -247,7 +270,11 @@ CHUNKED = (
     "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, because all chunks would share one graph. Leave "
     "chunk_size out, or compile without fullgraph=True"
 )
-_positions_in_chunk = torch.compiler.disable(_positions, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+
+@disable(CHUNKED)
+def _positions_in_chunk(level: int, device: torch.device) -> Tensor:
+    return _positions(level, device)
 
 
 def _frames() -> Iterator[Any]:

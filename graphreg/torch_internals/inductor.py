@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch._functorch.config
 from torch import fx
 
-from graphreg.torch_internals.config import CONFIGS, INDUCTOR, default_of
+from graphreg.torch_internals.config import INDUCTOR, compiler_config, default_of
 from graphreg.torch_internals.dynamo import translator
 
 Lowering = Callable[..., Any]
@@ -107,7 +106,7 @@ def inductor_option(name: str) -> Any:
         compiler = getattr(compiler, "_torchdynamo_orig_backend", None) or getattr(splitting, "backend_compile_fn", None)
         if compiler is None:
             return None
-    return compiler.config.get(name, getattr(CONFIGS[INDUCTOR], name))
+    return compiler.config.get(name, getattr(compiler_config(INDUCTOR), name))
 
 
 def _with_options(compiler: Any, options: Mapping[str, Any]) -> Any:
@@ -133,7 +132,7 @@ def _changed(holder: Any, name: str, value: Any) -> Any:
 
 
 def _is_default(option: str) -> bool:
-    return bool(getattr(CONFIGS[INDUCTOR], option) == default_of(INDUCTOR, option))
+    return bool(getattr(compiler_config(INDUCTOR), option) == default_of(INDUCTOR, option))
 
 
 def without_autograd_cache() -> AbstractContextManager[None]:
@@ -142,5 +141,7 @@ def without_autograd_cache() -> AbstractContextManager[None]:
     The key of the cache does not depend on graphreg's runtime modules. So the cache could return a graph that was compiled with other
     runtime modules.
     """
+    import torch._functorch.config  # noqa: PLC0415
+
     patched: AbstractContextManager[None] = torch._functorch.config.patch(enable_autograd_cache=False)
     return patched

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.utils._python_dispatch
 from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.patching import Changes
 
 # Opens a block in which no dispatch mode is active, not even a tracer's, so that operators run directly on the tensors.
@@ -20,6 +21,22 @@ without_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_mode
 # Both are torch's own functions, because each draw of noise calls them, and Python wrappers would be slower.
 operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
+
+
+class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """torch's base class of dispatch modes, whose subclasses do not import Dynamo at their first use.
+
+    torch wraps ``__torch_dispatch__`` of each class, so that Dynamo does not compile it. The wrapper imports Dynamo. Here, a mark does the
+    same.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        disable()(cls.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def is_exporting() -> bool:

@@ -46,7 +46,7 @@ def _same(ones: Sequence[Tensor], others: Sequence[Tensor], near: bool) -> bool:
     return len(ones) == len(others) and not any(difference(a, b, near) for a, b in zip(ones, others, strict=True))
 
 
-class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Trail(TorchDispatchMode):
     """Records each torch operation that returns tensors. ``by`` returns the path of the module, or the name of the node, that runs."""
 
     def __init__(self, by: Callable[[], str]) -> None:

@@ -77,7 +77,7 @@ def test_a_backend_within_a_backend() -> None:
 
 
 def test_a_torch_that_does_not_show_results_refuses_to_attach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphreg.dynamo_backend.options.TELLS_RESULT", False)
+    monkeypatch.setattr("graphreg.dynamo_backend.options.tells_result", lambda: False)
     sentence = (
         f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not show what a "
         "compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the penalties, unnoticed. "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import GraphRegError, NoMatchError
 from graphreg.dynamo_backend import fallback as eager
-from graphreg.torch_internals import TELLS_SKIPPED_CODE
+from graphreg.torch_internals import tells_skipped_code
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -70,7 +70,7 @@ LEAVES = (
     "branch on a tensor's values by torch.where or a mask, or move the code before, inside and after the loop into submodules, each "
     "with a forward of its own."
 )
-WHY = LEAVES if TELLS_SKIPPED_CODE else "If you set TORCH_LOGS=graph_breaks, torch says why."
+WHY = LEAVES if tells_skipped_code() else "If you set TORCH_LOGS=graph_breaks, torch says why."
 NOTHING = f"torch.compile captured no graph of Net, so nothing of it is regularized. {WHY}"
 
 
@@ -175,4 +175,4 @@ def test_a_selector_that_finds_nothing_tells_of_it() -> None:
     with pytest.raises(NoMatchError, match="^Behind has none of the default sites") as caught:
         run(X)
     tells = re.search("the rest of forward, .*: Data-dependent branching", str(caught.value)) is not None
-    assert tells is TELLS_SKIPPED_CODE
+    assert tells is tells_skipped_code()

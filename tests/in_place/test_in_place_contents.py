@@ -103,7 +103,7 @@ def test_in_place_other_contents_are_another_structure(compiled: bool) -> None:
 
 def test_where_torch_does_not_compile_reads_of_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As before torch 2.12: with fullgraph=True an error says so, without it the call runs in eager."""
-    monkeypatch.setattr(contents, "TRACES_OBJECTS", False)
+    monkeypatch.setattr(contents, "traces_objects", lambda: False)
     model, plain, config = graphreg.regularize_(configured(), weight_l2=0.1, scale=1), configured(), Config()
     with pytest.raises(Exception, match=r"an argument is an object of class Config\. graphreg .* from torch 2\.12 on\. Leave fullgraph"):
         torch.compile(model, fullgraph=True, backend="eager")(X, config, [2.0])

@@ -16,7 +16,7 @@ import graphreg
 from graphreg.errors import RegularizerError
 from graphreg.runtime import attach
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.torch_internals import TRACES_OBJECTS
+from graphreg.torch_internals import traces_objects
 from lacking import NO_OBJECTS
 
 Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input
@@ -120,7 +120,7 @@ def sharing(values: list[Tensor]) -> list[list[bool]]:
 @pytest.mark.parametrize("case", CASES)
 def test_the_penalty_is_there_once_from_each_output_and_from_all(case: str, backend: str | None) -> None:
     torch._dynamo.reset()
-    if backend and case == "nested" and not TRACES_OBJECTS:
+    if backend and case == "nested" and not traces_objects():
         pytest.skip(NO_OBJECTS)
     returned, attached = (regularized(CASES[case], penalties) for penalties in ("return", "attach"))
     if backend:
@@ -140,7 +140,7 @@ def test_the_penalty_is_there_once_from_each_output_and_from_all(case: str, back
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.10, where it goes on after a break
 def test_where_torch_does_not_compile_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """As before torch 2.12: with fullgraph=True an error says so, without it the call runs in eager."""
-    monkeypatch.setattr(attach, "TRACES_OBJECTS", False)
+    monkeypatch.setattr(attach, "traces_objects", lambda: False)
     returned, attached = (regularized(CASES["nested"], penalties) for penalties in ("return", "attach"))
     attached.compile(backend="aot_eager", fullgraph=True)
     with pytest.raises(Exception, match=r"the model returns a Both\. penalties='attach' .* from torch 2\.12 on\. Leave fullgraph=True out"):

@@ -4,10 +4,22 @@ They define operators and functions for torch.fx, so they are imported only wher
 Each new function of ``torch_internals`` needs a canary; ``tests/torch_internals/test_canaries.py`` fails for one that has none.
 """
 
-from graphreg.torch_internals.canaries import autograd, distributed, dtensors, dynamo, export, inductor, modules, operators, state, tracing
+from graphreg.torch_internals.canaries import (
+    autograd,
+    distributed,
+    dtensors,
+    dynamo,
+    dynamo_marks,
+    export,
+    inductor,
+    modules,
+    operators,
+    state,
+    tracing,
+)
 from graphreg.torch_internals.canaries.canary import CANARIES, Canary, CanaryError
 
 __all__ = [
-    "CANARIES", "Canary", "CanaryError", "autograd", "distributed", "dtensors", "dynamo", "export", "inductor", "modules",
-    "operators", "state", "tracing",
+    "CANARIES", "Canary", "CanaryError", "autograd", "distributed", "dtensors", "dynamo", "dynamo_marks", "export", "inductor",
+    "modules", "operators", "state", "tracing",
 ]  # fmt: skip

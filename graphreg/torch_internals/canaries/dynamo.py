@@ -23,11 +23,11 @@ class Breaks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x + 1
-        door.graph_break(msg="here")
+        torch._dynamo.graph_break(msg="here")
         return y * 2
 
 
-@canary("a call of a compiled function runs", "the backend", "compiled_call", "CompiledCall", "TELLS_RESULT")
+@canary("a call of a compiled function runs", "the backend", "compiled_call", "CompiledCall", "tells_result")
 def compiled_call() -> None:
     found, told, results = list[Any](), list[str](), list[Any]()
 
@@ -56,7 +56,7 @@ def compiled_call() -> None:
     assert found[0].function is add and found[0].arguments[0] is x
     function(x)
     assert told == ["begin", "end"] * 2
-    assert results == ([torch.tensor([2.0])] * 2 if door.TELLS_RESULT else [None, None])
+    assert results == ([torch.tensor([2.0])] * 2 if door.tells_result() else [None, None])
     assert found[0].record is door.compile_record_of(function) and door.compiled_call() is None
 
 
@@ -103,7 +103,7 @@ def asking_wrapper() -> None:
 
 
 @canary("Dynamo captures code, and the rest of it after a graph break", "names of sites in the backend", "captured_code", "CapturedCode",
-        "translator", "function_of", "graph_break", "first_arguments")  # fmt: skip
+        "translator", "function_of", "first_arguments")  # fmt: skip
 def captured_code() -> None:
     codes, running = list[door.CapturedCode](), list[Any]()
 
@@ -119,8 +119,6 @@ def captured_code() -> None:
     assert (first.name, first.resumed, first.broken, first.line) == ("forward", False, True, begin + 2)
     assert (rest.name, rest.resumed, rest.broken) == ("forward", True, False)
     assert first.values["self"] is module and running and all(each is module for each in running)
-    with raising(torch._dynamo.exc.Unsupported, match="here"):
-        compiled(Breaks(), nothing, fullgraph=True)(torch.ones(1))
 
 
 @canary("Dynamo names the rest of a function after a graph break", "the error for code that is left to eager", "function_of")
@@ -226,50 +224,15 @@ def strict_limit() -> None:
             strict(torch.ones(1), 2)
 
 
-@canary("Dynamo skips a function, and compiles what it calls", "the call of a rewritten module", "skip_frame")
-def skip_frame() -> None:
-    names = list[str]()
-
-    def inner(x: Tensor) -> Tensor:
-        return x + 1
-
-    def outer(x: Tensor) -> Tensor:
-        return inner(x) * 2
-
-    door.skip_frame(outer)
-    compiled(outer, lambda gm, inputs: names.append(door.captured_code(door.translator(), gm).name))(torch.ones(1))
-    assert names == ["inner"]
-
-
-@canary("Dynamo skips a function as the outermost, and follows it elsewhere", "the call of a model that is regularized in place",
-        "skip_as_outermost")  # fmt: skip
-def skip_as_outermost() -> None:
-    names = list[str]()
-
-    def inner(x: Tensor) -> Tensor:
-        return x + 1
-
-    def middle(x: Tensor) -> Tensor:
-        return inner(x) * 2
-
-    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
-        names.append(door.captured_code(door.translator(), gm).name)
-
-    door.skip_as_outermost(middle)
-    compiled(middle, look)(torch.ones(1))
-    compiled(lambda x: middle(x) + 1, look, fullgraph=True)(torch.ones(1))
-    assert names == ["inner", "<lambda>"]
-
-
 @canary("Dynamo reports what it compiles and skips", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager",
-        "skipped_code", "TELLS_SKIPPED_CODE")  # fmt: skip
+        "skipped_code", "tells_skipped_code")  # fmt: skip
 def left_to_eager() -> None:
     told = list[Any]()
 
     def looped(x: Tensor) -> Tensor:
         for _ in range(2):
             x = x + 1
-            door.graph_break(msg="again")
+            torch._dynamo.graph_break(msg="again")
         return x
 
     for _ in range(2):
@@ -278,7 +241,7 @@ def left_to_eager() -> None:
     compiled(looped, nothing)(torch.ones(1))
     new = [text for text, count in door.left_to_eager().items() if count > before.get(text, 0)]
     places = [place for text in new for place in door.skipped_code(text)]
-    assert told and new and (not door.TELLS_SKIPPED_CODE or ("looped", __file__, str(looped.__code__.co_firstlineno)) in places)
+    assert told and new and (not door.tells_skipped_code() or ("looped", __file__, str(looped.__code__.co_firstlineno)) in places)
     torch.compiler.reset()
     told.clear()
     compiled(lambda x: x + 1, nothing)(torch.ones(1))
@@ -305,7 +268,7 @@ class Attributes:
         self.a, self.b = 1, 2
 
 
-@canary("Dynamo traces objects", "objects among the arguments or outputs of compiled code", "TRACES_OBJECTS")
+@canary("Dynamo traces objects", "objects among the arguments or outputs of compiled code", "traces_objects")
 def objects() -> None:
     def read(x: Tensor, value: Attributes) -> Tensor:
         twin = copy.copy(value)
@@ -313,5 +276,9 @@ def objects() -> None:
         total: int = sum([getattr(twin, name) for name in vars(twin)]) + sum([getattr(value, name) for name in value.__dict__])
         return x + total
 
-    if door.TRACES_OBJECTS:
+    def told(x: Tensor) -> Tensor:
+        return x + door.traces_objects()
+
+    if door.traces_objects():
         assert compiled(read, nothing, fullgraph=True)(torch.ones(1), Attributes()) == 16
+    assert compiled(told, nothing, fullgraph=True)(torch.zeros(1)) == door.traces_objects()

@@ -15,9 +15,9 @@ import graphreg.torch_internals as door
 from graphreg.torch_internals.canaries.canary import canary, raising
 
 
-@canary("the compiler's settings are kept", "graphreg.doctor", "CONFIGS", "DYNAMO", "FUNCTORCH", "INDUCTOR", "default_of", "has_setting")
+@canary("the compiler's settings are kept", "graphreg.doctor", "compiler_config", "DYNAMO", "FUNCTORCH", "INDUCTOR", "default_of",
+        "has_setting")  # fmt: skip
 def settings() -> None:
-    assert set(door.CONFIGS) == {door.DYNAMO, door.FUNCTORCH, door.INDUCTOR}
     known = {
         door.FUNCTORCH: ("activation_memory_budget", 1.0),
         door.INDUCTOR: ("fallback_random", False),
@@ -25,9 +25,9 @@ def settings() -> None:
     }
     for place, (name, default) in known.items():
         assert door.has_setting(place, name) and not door.has_setting(place, "no_such_setting")
-        with door.CONFIGS[place].patch(**{name: 0.5 if default else True}):
-            assert door.default_of(place, name) == default != getattr(door.CONFIGS[place], name)
-            assert name in door.CONFIGS[place].codegen_config()
+        with door.compiler_config(place).patch(**{name: 0.5 if default else True}):
+            assert door.default_of(place, name) == default != getattr(door.compiler_config(place), name)
+            assert name in door.compiler_config(place).codegen_config()
 
 
 @canary("AOTAutograd caches graphs", "the backend", "without_autograd_cache")
@@ -83,7 +83,7 @@ def options_of_one_graph() -> None:
     passed: list[int] = []
     change = door.graph_pass(lambda graph: passed.append(len(graph.nodes)), __file__)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @door.assume_constant_result
     def ask() -> None:
         door.add_inductor_options({"post_grad_custom_post_pass": change})
 
@@ -91,7 +91,7 @@ def options_of_one_graph() -> None:
         ask()
         return x * 2
 
-    with door.CONFIGS[door.INDUCTOR].patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+    with door.compiler_config(door.INDUCTOR).patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
         assert torch.compile(function)(torch.ones(2)).tolist() == [2, 2] and passed
         passed.clear()
         assert torch.compile(lambda x: x * 3)(torch.ones(2)).tolist() == [3, 3] and not passed

@@ -52,7 +52,7 @@ def assert_async() -> None:
         door.assert_async(torch.zeros((), dtype=torch.bool), "too long")
 
 
-class Seen(door.TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Seen(door.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls = list[str]()

@@ -6,15 +6,17 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import types
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 
 import graphreg.torch_internals as door
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, functorch
 from graphreg.torch_internals.canaries.canary import canary, compiled, raising
 from graphreg.torch_internals.canaries.operators import Seen
 
@@ -115,10 +117,15 @@ def lent() -> None:
             self.weight = nn.Parameter(torch.ones(1))
 
         def forward(self) -> bool:
-            return door.is_lent(self.weight)
+            return door.is_lent(self._parameters["weight"], 1)  # type: ignore[arg-type]
 
     module = Asks()
     assert torch.func.functional_call(module, {"weight": torch.zeros(1)}, ()) and not module()
+    assert torch.func.functional_call(module, dict(module.named_parameters()), ()) and not module()
+    holder = {"": torch.zeros(1)}
+    with mock.patch.object(functorch, "sys") as stack:
+        stack.getrefcount = sys.getrefcount
+        assert not door.is_lent(holder[""], 1) and not stack._getframe.called  # nobody else has it
 
 
 @fx.wrap
