@@ -116,7 +116,7 @@ class ModeFollower(SiteTracer):
         """Return a proxy of the graph's next node. torch.fx calls this method for each operation."""
         return Value(self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs)), self)
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:  # type: ignore[override]
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
         """Return the graph's next node after comparing it with this one."""
         node = next(self._expected, None)
         if node is None or node.op != kind or node.target != target or regions() != self.region:
