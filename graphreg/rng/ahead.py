@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from graphreg.rng.hash import blocks, call_words, lane_keys, mixed, readable
+from graphreg.torch_internals import version_of
 
 CALLS = 64  # calls whose keys are computed in one batch
 SMALL = 1 << 13  # elements; a mask with more is not drawn ahead, because its arithmetic takes longer than what surrounds it
@@ -46,14 +47,14 @@ class KeysAhead:
     def place(self, keys: Tensor) -> int | None:
         """Return the position of a call by its keys; None if they are not among these keys, or were changed."""
         place = self.places.get(id(keys))
-        return place if place is not None and self.keys[place] is keys and not keys._version else None
+        return place if place is not None and self.keys[place] is keys and not version_of(keys) else None
 
     def after(self, step: Tensor, streams: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the number and the keys of the call after call ``step`` of these streams; None if they have to be computed."""
         place = self.places.get(id(step))
-        if place is None or self.steps[place] is not step or step._version or place + 1 == len(self.steps):
+        if place is None or self.steps[place] is not step or version_of(step) or place + 1 == len(self.steps):
             return None
-        if streams is not self.streams or streams._version != self.version or self.keys[place + 1]._version:
+        if streams is not self.streams or version_of(streams) != self.version or version_of(self.keys[place + 1]):
             return None
         return self.steps[place + 1], self.keys[place + 1]
 
@@ -90,9 +91,8 @@ class CallsAhead:
         unbound: Callable[[Tensor], tuple[Tensor, ...]] = torch.unbind_copy  # type: ignore[assignment]
         each, keys = unbound(steps[:, None]), unbound(together)
         places = {id(tensor): place for tensors in (each, keys) for place, tensor in enumerate(tensors)}
-        self.known = KeysAhead(streams, streams._version, each, keys, together, places)
+        self.known = KeysAhead(streams, version_of(streams), each, keys, together, places)
         return each[0], keys[0]
-
 
     def holds(self, step: Tensor) -> int:
         """Return how many references to ``step`` this object has."""

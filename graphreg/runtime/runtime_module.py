@@ -18,6 +18,7 @@ from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compi
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
+from graphreg.torch_internals import version_of
 from graphreg.runtime.site_strengths import OWN, Places
 
 
@@ -250,8 +251,8 @@ class RuntimeModule(nn.Module):
         if strength is None or torch.is_inference_mode_enabled() or strength.is_inference():
             return None
         known: tuple[Tensor, int, dict[Any, Any]] | None = self._known
-        if known is None or known[0] is not strength or known[1] != strength._version:
-            known = self._known = (strength, strength._version, {})
+        if known is None or known[0] is not strength or known[1] != version_of(strength):
+            known = self._known = (strength, version_of(strength), {})
         asked = (function, argument)
         if asked not in known[2]:
             known[2][asked] = function(strength.detach(), argument)

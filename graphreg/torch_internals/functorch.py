@@ -207,7 +207,7 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     ``holders``: how many references to the tensor the caller knows of. If there are no others, no ``functional_call`` has lent the tensor,
     because it would hold the tensor, too. Then the stack, which may be deep, is not searched.
     """
-    if sys.getrefcount(tensor) <= holders + _OF_THIS_CALL:
+    if sys.getrefcount(tensor) <= holders + _references_in_a_call():
         return False
     frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
     while frame is not None:
@@ -218,16 +218,16 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
 
 
 def _references_in_a_call() -> int:
-    """Return how many references to its argument a call like ``is_lent`` has itself. This differs between versions of Python."""
+    """Return how many references to its argument a call like ``is_lent`` has itself.
 
-    def count(tensor: Tensor) -> int:
-        return sys.getrefcount(tensor)
+    This differs between versions of Python, and between calls: while Dynamo evaluates frames, the caller keeps a reference, too.
+    """
 
-    holder = {"": torch.empty(0)}
+    def count(thing: object) -> int:
+        return sys.getrefcount(thing)
+
+    holder = {"": object()}
     return count(holder[""]) - 1
-
-
-_OF_THIS_CALL = _references_in_a_call()
 
 
 def chunks() -> list[Chunk]:

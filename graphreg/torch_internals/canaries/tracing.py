@@ -124,7 +124,7 @@ def lent() -> None:
     assert torch.func.functional_call(module, dict(module.named_parameters()), ()) and not module()
     holder = {"": torch.zeros(1)}
     with mock.patch.object(functorch, "sys") as stack:
-        stack.getrefcount = sys.getrefcount
+        stack.getrefcount, stack._getframe.return_value = sys.getrefcount, None
         assert not door.is_lent(holder[""], 1) and not stack._getframe.called  # nobody else has it
 
 
