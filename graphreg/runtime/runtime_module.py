@@ -18,8 +18,8 @@ from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compi
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
-from graphreg.torch_internals import version_of
 from graphreg.runtime.site_strengths import OWN, Places
+from graphreg.torch_internals import version_of
 
 
 class Rules(nn.Module):
