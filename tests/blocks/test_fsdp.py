@@ -14,9 +14,7 @@ from two_shards import WAYS
 SCRIPT = Path(__file__).parent / "two_shards.py"
 
 
-FIRST = (
-    "blocks and root", "checkpointed", "compiled blocks", "whole parameters", "in place", "attached",
-)  # fmt: skip
+FIRST = ("blocks and root", "checkpointed", "whole parameters", "in place", "attached")
 OTHERS = tuple(way for way in WAYS if way not in FIRST)
 
 

@@ -15,10 +15,7 @@ from lacking import needs_second_gradients_of_shards
 
 SCRIPT = Path(__file__).parent / "mesh_ranks.py"
 NAMES = list(WAYS)
-FIRST = (
-    "FSDP2", "FSDP2, one leaf", "tensor parallel", "tensor parallel, twice", "sequence parallel, attached", "partial sums",
-    "in place, tensor parallel", "formulas",
-)  # fmt: skip
+FIRST = ("FSDP2", "tensor parallel", "tensor parallel, twice", "partial sums", "in place, tensor parallel", "formulas")
 OTHERS = [name for name in NAMES[: NAMES.index("hybrid")] if name not in FIRST]
 FOUR = [*NAMES[NAMES.index("hybrid") :], "formulas"]
 NARROW = {"FSDP2, float32": 1e-6, "FSDP2, mixed precision": 1e-6}  # where the module is float32
