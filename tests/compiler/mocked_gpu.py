@@ -85,6 +85,9 @@ def mock() -> None:
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_properties = lambda device=None: PROPERTIES  # type: ignore[assignment,misc]
     torch.cuda.get_device_capability = lambda device=None: (8, 0)
+    # A build of torch for CUDA takes the mocked GPU for one, and Dynamo saves the state of its generator.
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda new_state, device="cuda": None
     triton_helpers.set_driver_to_gpu = lambda: None
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
 
