@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, no_number, number_of, shown, suggestions_text
+from graphreg.errors import NoMatchError, RegularizerError, TraceError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
 from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, registered
 from graphreg.schedules import VaryingStrength
@@ -36,16 +36,30 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
 
     Args:
-        model_or_traced: A model, which is traced first, or what ``graphreg.trace`` returned.
+        model_or_traced: A model, which is traced without example inputs, or what ``graphreg.trace`` returned.
         **keywords: The keywords, as in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of instances, or a dict of
             further keywords. If a keyword is also in this dict, the dict's value is used and a warning is logged.
 
     Raises:
         NoMatchError: A keyword is unknown.
         RegularizerError: A value is not allowed, or out of range.
+        TraceError: The model cannot be traced without example inputs.
     """
-    traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced)
+    traced = model_or_traced if isinstance(model_or_traced, Traced) else _traced_without_inputs(model_or_traced)
     return from_keywords(keywords, traced.sites)
+
+
+def _traced_without_inputs(model: nn.Module) -> Traced:
+    """Trace a model. If that needs example inputs, which ``from_kwargs`` does not take, the error says how to give them."""
+    try:
+        return trace(model)
+    except TraceError as error:
+        if "example_inputs" not in str(error):
+            raise
+        raise TraceError(
+            f"{error} from_kwargs takes no example_inputs. Give it the trace: traced = graphreg.trace(model, example_inputs=x), then "
+            "graphreg.from_kwargs(traced, ...)."
+        ) from error
 
 
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from graphreg.errors import NoMatchError, RegularizerError
-from graphreg.ir import Missing, Site, Steps, select, unmatched
+from graphreg.errors import NoMatchError, RegularizerError, TraceError
+from graphreg.ir import Missing, Pattern, Site, Steps, select, unmatched
 from graphreg.planning.keywords import like_an_option
 from graphreg.planning.parameter_splices import with_reads
 from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes
@@ -53,8 +53,21 @@ def matching_sites(traced: Traced, regularizer: Regularizer, missing: Missing) -
     return select(
         regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
         what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
-        elsewhere=_elsewhere(traced, regularizer), hint=lambda text: like_an_option(type(regularizer), text),
+        elsewhere=_elsewhere(traced, regularizer),
+        hint=lambda text: like_an_option(type(regularizer), text) + ("" if on_parameters else _inside_opaque(traced, text)),
     )  # fmt: skip
+
+
+def _inside_opaque(traced: Traced, text: str) -> str:
+    """Return a hint if a selector that matches no value names modules inside opaque ones that ``example_inputs`` may open; else ``""``."""
+    if any(site.shape is not None for site in traced.values):  # the trace had example inputs
+        return ""
+    pattern = Pattern.parse(text)
+    for outer in (path for path, reason in traced.opaque_modules.items() if reason.startswith(TraceError.__name__)):
+        inside = next((path for path in traced.operations.modules if path.startswith(f"{outer}.") and pattern.path(path)), None)
+        if inside is not None:
+            return f" {inside!r} is inside the opaque module {outer!r}. Give example_inputs: with them, graphreg can trace more modules."
+    return ""
 
 
 def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
