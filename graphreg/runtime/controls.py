@@ -230,8 +230,8 @@ def noise_off(module: Regulated) -> Iterator[None]:
     (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left
     to torch (``own_dropout="keep"``) follows its module's mode.
 
-    For the noise, a call in train mode counts as it does outside the block, so that later calls have the masks that they would have
-    without the block. For schedules, it does not count. Of nested blocks of ``noise_on`` and ``noise_off`` the inner one decides; of
+    For the noise, a call in train mode counts as any other, so that later calls have the masks that they would have if splices had acted
+    in the block. For schedules, it does not count. Of nested blocks of ``noise_on`` and ``noise_off`` the inner one decides; of
     blocks of several threads, the one that was entered last. The block has no effect on a module that draws nothing, has no schedule, and
     has no penalty with a state.
     """

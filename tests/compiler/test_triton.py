@@ -56,7 +56,7 @@ def test_a_mask_is_computed_within_the_kernel_of_its_neighbours(kernels: list[di
     source = drawing[0]["source"]
     for multiplier in (_M1, _M2, _M3):
         assert len(re.findall(rf"\D{re.escape(str(multiplier))}\D", source)) >= 1
-    for operation in ("triton_helpers.maximum(", "tl_math.cos(", *(("tl_math.abs(", "tl.sum(") if FUSES_SUMS else ())):
+    for operation in ("maximum(", "tl_math.cos(", *(("tl_math.abs(", "tl.sum(") if FUSES_SUMS else ())):
         assert operation in source
     calls = [each["source"] for each in kernels if each["phase"] == "forward"]
     # the call number, the next call's keys, the kernel above, and the last sum of the penalty; without FUSES_SUMS its first one, too
