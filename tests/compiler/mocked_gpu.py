@@ -88,6 +88,7 @@ def mock() -> None:
     # A build of torch for CUDA takes the mocked GPU for one, and Dynamo saves the state of its generator.
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device="cuda": None
+    torch.cuda.is_current_stream_capturing = lambda: False
     triton_helpers.set_driver_to_gpu = lambda: None
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
 
