@@ -89,6 +89,7 @@ def mock() -> None:
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device="cuda": None
     torch.cuda.is_current_stream_capturing = lambda: False
+    torch.accelerator.is_available = lambda: False  # else Dynamo asks for the current stream
     triton_helpers.set_driver_to_gpu = lambda: None
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
 
