@@ -19,6 +19,7 @@ from graphreg.torch_internals import version_of
 CALLS = 64  # calls whose keys are computed in one batch
 SMALL = 1 << 13  # elements; a mask with more is not drawn ahead, because its arithmetic takes longer than what surrounds it
 _BATCH = 1 << 16  # elements that are drawn in one batch
+_TOTAL = 1 << 22  # elements that all splices of a module may have drawn ahead, 16 MB
 
 
 Request = tuple[int, torch.Size, int]  # the lane, the shape, and the limit that a word of a kept element reaches
@@ -59,8 +60,15 @@ class KeysAhead:
         return self.steps[place + 1], self.keys[place + 1]
 
 
-class CallsAhead:
-    """Computes the numbers and keys of calls ahead, for one counter. It is neither copied nor pickled with the counter.
+class _OfOneModule:
+    """What one runtime module has drawn ahead. A copy or a pickle of the module has drawn nothing ahead."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+class CallsAhead(_OfOneModule):
+    """Computes the numbers and keys of calls ahead, for one counter.
 
     Attributes:
         known: What was computed last; None if nothing was.
@@ -75,13 +83,13 @@ class CallsAhead:
         """Return the number and the keys of the call after call ``step``; None if they have to be computed at the call.
 
         Keys are computed ahead at the second eager call in a row: an eager call now and then, among calls of compiled code, would waste
-        them.
+        them. So would a number that is written into between calls, as DistributedDataParallel writes into buffers.
         """
         if not (readable(step) and readable(streams)):
             return None
         if self.known is not None and (found := self.known.after(step, streams)) is not None:
             return found
-        if self.last is not step or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
+        if self.last is not step or version_of(step) or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
             return None
         if not len(streams) or (number := int(step.item())) >= _LAST:
             return None
@@ -138,8 +146,8 @@ class CallPlace:
     slot: int
 
 
-class DrawnAhead:
-    """What a splice has drawn ahead. One object belongs to one runtime module. It is neither copied nor pickled with it.
+class DrawnAhead(_OfOneModule):
+    """What a splice has drawn ahead.
 
     A request is drawn ahead when it comes a second time in a row: values whose shape changes at each call would waste the batch. Several
     threads may use this object, because each assigns ``drawn`` as a whole.
@@ -160,7 +168,9 @@ class DrawnAhead:
         if drawn.calls is calls and 0 <= place - drawn.first < len(drawn.rows):
             return drawn.rows[place - drawn.first]
         _, shape, _ = request
-        count = min(len(calls.keys) - place, max(_BATCH // max(shape.numel(), 1), 1))
+        count = min(len(calls.keys) - place, min(_BATCH, _TOTAL // len(calls.streams)) // shape.numel())
+        if count < 2:
+            return None
         rows = _masks(calls.together[place : place + count, at.slot], request)
         self.drawn = MasksAhead(request, calls, place, rows)
         return rows[0]

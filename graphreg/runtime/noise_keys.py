@@ -57,15 +57,6 @@ class KeyRule(Counter):
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state.pop("ahead", None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.ahead = CallsAhead()
-
     def following(self) -> tuple[Tensor, Tensor] | None:
         return self.ahead.after(self.step, self.streams)
 

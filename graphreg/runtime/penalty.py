@@ -17,7 +17,7 @@ from graphreg.regularizer import Penalty, called
 from graphreg.rng import compiling
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation, element_of
+from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, has_process_group, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
@@ -131,9 +131,9 @@ class Total(RuntimeModule):
 
     def combined(self, values: Sequence[Tensor], places: tuple[int, ...], clock: Tensor | None, of: int) -> Tensor:
         """Return the penalty, [], from the measurements, each multiplied by the strength at its site."""
-        if clock is None and (common := self.kept(_common, values[0].dtype)) is not None:
-            common_weight: Tensor = common
-            return common_weight * self._joined(values, of)
+        if clock is None and self.kept(_are_alike, None):
+            joined = values[0] if len(values) == 1 and (self.sums or not of) else self._joined(torch.stack(tuple(values)), of)
+            return self.weight(joined.dtype) * joined
         stacked = torch.stack(tuple(values))
         strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
         if len(first) == 1:
@@ -142,14 +142,11 @@ class Total(RuntimeModule):
             sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
             weight, shares = (strengths[0], sites) if clock is None else _split(sites)
             stacked = stacked * shares.to(stacked.dtype)
-        total = stacked.sum() if self.sums else average(stacked, of)
+        total = self._joined(stacked, of)
         return weight.to(total.dtype) * total
 
-    def _joined(self, values: Sequence[Tensor], of: int) -> Tensor:
-        if len(values) == 1 and (self.sums or not of):
-            return values[0]
-        stacked = torch.stack(tuple(values))
-        return stacked.sum() if self.sums else average(stacked, of)
+    def _joined(self, measurements: Tensor, of: int) -> Tensor:
+        return measurements.sum() if self.sums else average(measurements, of)
 
     def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""
@@ -184,9 +181,9 @@ for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
 
 
-def _common(strength: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return the strength, [], that all sites of a penalty have, because the elements after the first are 1; None if they differ."""
-    return element_of(strength, (0, dtype)) if all(share == 1 for share in strength.tolist()[1:]) else None
+def _are_alike(strength: Tensor, _: None) -> bool:
+    """Return whether all sites of a penalty have one strength: the elements after the first are 1."""
+    return all(share == 1 for share in strength.tolist()[1:])
 
 
 def average(measurements: Tensor, of: int) -> Tensor:

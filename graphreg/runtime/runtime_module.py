@@ -19,7 +19,7 @@ from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.site_strengths import OWN, Places
-from graphreg.torch_internals import version_of
+from graphreg.torch_internals import is_forward_mode, version_of
 
 
 class Rules(nn.Module):
@@ -244,18 +244,19 @@ class RuntimeModule(nn.Module):
         """Return ``function(strength, argument)``, computed anew only after the strength has changed; None where it must not be kept.
 
         It is not kept in compiled code, under a tracer, a transform or a dispatch mode, or in inference mode: it would belong to that.
+        It is not kept either if it is differentiated: ``torch.func.functional_call`` may lend a strength that requires a gradient.
         """
-        if not in_plain_eager():
+        if not in_plain_eager() or is_forward_mode():
             return None
         strength = self._buffers["strength"]
-        if strength is None or torch.is_inference_mode_enabled() or strength.is_inference():
+        if strength is None or strength.requires_grad or torch.is_inference_mode_enabled() or strength.is_inference():
             return None
         known: tuple[Tensor, int, dict[Any, Any]] | None = self._known
         if known is None or known[0] is not strength or known[1] != version_of(strength):
             known = self._known = (strength, version_of(strength), {})
         asked = (function, argument)
         if asked not in known[2]:
-            known[2][asked] = function(strength.detach(), argument)
+            known[2][asked] = function(strength, argument)
         return known[2][asked]
 
     def has_moved(self) -> None:
@@ -298,15 +299,6 @@ class Drawing(RuntimeModule):
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
         self.ahead = DrawnAhead()
         self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state.pop("ahead", None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.ahead = DrawnAhead()
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""

@@ -43,10 +43,10 @@ def module() -> Any:
     return graphreg.regularize(net(), hidden_dropout=0.3, hidden_l1=0.1, weight_l2=0.1, own_dropout="seeded", rng=7)
 
 
-def results(module: Any, x: Tensor = X) -> list[Tensor]:
-    """What a step computes: output, penalties, gradients."""
+def results(module: Any, x: Tensor = X, run: Any = None) -> list[Tensor]:
+    """What a step computes: output, penalties, gradients. ``run``: the module, compiled."""
     module.zero_grad()
-    output, penalties = module(x)
+    output, penalties = (module if run is None else run)(x)
     (output.square().sum() + sum(penalties.values())).backward()
     return [output.detach(), *(each.detach() for each in penalties.values()), *(p.grad.clone() for p in module.parameters())]
 
@@ -247,7 +247,7 @@ def test_compiled_and_eager_calls_in_turn_compile_once(at_each_call: Callable[[b
         run = torch.compile(ours, backend=backend, fullgraph=True)
         found = []
         for call in range(16):
-            found.append(results(ours) if not compiled or call % 6 < 4 else _of(ours, run))
+            found.append(results(ours, run=run if compiled and call % 6 >= 4 else None))
         assert len(graphs) == compiled
         return found
 
@@ -256,13 +256,6 @@ def test_compiled_and_eager_calls_in_turn_compile_once(at_each_call: Callable[[b
     at_each_call(False)
     for one, other in zip(expected, taken(True), strict=True):
         torch.testing.assert_close(other, one)
-
-
-def _of(module: Any, run: Any) -> list[Tensor]:
-    module.zero_grad()
-    output, penalties = run(X)
-    (output.square().sum() + sum(penalties.values())).backward()
-    return [output.detach(), *(each.detach() for each in penalties.values()), *(p.grad.clone() for p in module.parameters())]
 
 
 def test_a_functional_call_with_the_counter_is_refused_also_when_it_is_lent_to_itself() -> None:
@@ -298,3 +291,29 @@ def test_a_strength_that_is_written_in_place_is_read_anew() -> None:
         ours.graphreg_rules.strengths["hidden_l1"][0].mul_(2)
         second = ours(X)[1]["hidden_l1"]
     assert before and torch.equal(second, 2 * first)
+
+
+def test_all_splices_together_have_a_bounded_number_of_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing_ahead, "_TOTAL", 1 << 16)
+    layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    ours = graphreg.regularize(nn.Sequential(*layers, nn.Linear(8, 2)), hidden_dropout=0.3, rng=7)
+    twin, x = copy.deepcopy(ours), torch.randn(64, 8)
+    expected = [twin(x).output for _ in range(1)]
+    for call in range(5):
+        output = ours(x).output
+        assert call or torch.equal(output, expected[0])
+    drawn = [rule.ahead.drawn for rule in ours.modules() if hasattr(rule, "ahead") and hasattr(rule.ahead, "drawn")]
+    held = sum(row.numel() for masks in drawn if masks is not None for row in masks.rows)
+    assert len(drawn) == 20 and 0 < held <= 1 << 16
+
+
+def test_a_number_that_is_written_into_at_each_call_is_not_counted_on_from() -> None:
+    """As DistributedDataParallel writes the buffers of the first rank into those of the others."""
+    ours, twin = module(), module()
+    for _ in range(6):
+        for name, buffer in ours.named_buffers():
+            if name.endswith((".step", ".keys")):
+                buffer.copy_(buffer.clone())
+        for one, other in zip(results(ours), results(twin), strict=True):
+            assert torch.equal(one, other)
+    assert ours.graphreg_rules.key.ahead.known is None and twin.graphreg_rules.key.ahead.known is not None
