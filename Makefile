@@ -5,39 +5,13 @@ WORKERS ?= 2
 
 .PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep bench gpu drawings rivals study zoo rng-battery lint clean beside docs site
 
-.venv/.demo: pyproject.toml
+# .venv/.NAME: the environment with the extra NAME, and with those that EXTRAS_NAME names.
+EXTRAS_lint := test,lint
+EXTRAS_gpu := test,gpu
+EXTRAS_docs := test,docs
+.venv/.%: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[demo]'
-	touch $@
-
-.venv/.test: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[test]'
-	touch $@
-
-.venv/.lint: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[test,lint]'
-	touch $@
-
-.venv/.bench: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[bench]'
-	touch $@
-
-.venv/.gpu: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[test,gpu]'
-	touch $@
-
-.venv/.docs: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[test,docs]'
-	touch $@
-
-.venv/.zoo: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[zoo]'
+	$(PY) .ci/install '.[$(or $(EXTRAS_$*),$*)]'
 	touch $@
 
 demo: .venv/.demo

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from loading import loaded
 
 TOP = Path(__file__).parents[1]
 STEPS = "import time\nfor line in ('Collecting torch>=2.12', 'Installing collected packages: a, b, torch'):\n    print(line, flush=True)\n"
@@ -18,11 +19,7 @@ STEPS += "    time.sleep(0.6)\n"
 
 @pytest.fixture(scope="module")
 def installer() -> Any:
-    spec = spec_from_loader("installer", SourceFileLoader("installer", str(TOP / ".ci" / "install")))
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(TOP / ".ci" / "install")
 
 
 def test_a_pipe_gets_a_line_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +49,13 @@ def test_the_step(installer: Any, lines: list[str], said: str) -> None:
     assert installer.step(lines) == said
 
 
-def test_the_makefile_installs_by_it() -> None:
-    makefile = (TOP / "Makefile").read_text()
-    for extra in ("demo", "test", "zoo"):
-        assert f"\t$(PY) .ci/install '.[{extra}]'\n" in makefile
+EXTRAS = {
+    "demo": "demo", "test": "test", "lint": "test,lint", "site": "test,docs", "bench": "bench", "gpu": "test,gpu", "zoo": "zoo",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_the_makefile_installs_by_it(target: str) -> None:
+    """Also what a command needs besides the tests."""
+    done = subprocess.run(["make", "-n", "-W", "pyproject.toml", target], cwd=TOP, capture_output=True, text=True, check=True)
+    assert re.findall(r"^\.venv/bin/python (\.ci/install .*)$", done.stdout, re.MULTILINE) == [f".ci/install '.[{EXTRAS[target]}]'"]

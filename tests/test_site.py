@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from browser import Page, needs_chromium
+from loading import loaded
 
 TOP = Path(__file__).parent.parent
 SITE = TOP / "build" / "site"
@@ -20,11 +19,7 @@ SITE = TOP / "build" / "site"
 
 @pytest.fixture(scope="module")
 def checker() -> Any:
-    spec = spec_from_loader("check_site", SourceFileLoader("check_site", str(TOP / "docs" / "check_site.py")))
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(TOP / "docs" / "check_site.py")
 
 
 @pytest.fixture(scope="module")

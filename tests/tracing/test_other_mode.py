@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.tracing.symbolic import other_mode, symbolic
+from own_modes import assert_both_modes_are_the_models
 
 X = torch.randn(3, 4)
 
@@ -197,13 +198,7 @@ def test_it_is_traced(monkeypatch: pytest.MonkeyPatch, make: type[nn.Module]) ->
 def test_both_modes_are_the_models_own(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = make()
-    module = graphreg.strip(graphreg.regularize(model, weight_l2=1.0))
-    for mode in (True, False):
-        outputs = []
-        for each in (model.train(mode), module.train(mode)):
-            torch.manual_seed(1)
-            outputs.append(each(X))
-        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    assert_both_modes_are_the_models(model, X)
 
 
 class Seeds(Layers):
