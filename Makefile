@@ -10,32 +10,38 @@ EXTRAS_lint := test,lint
 EXTRAS_gpu := test,gpu
 EXTRAS_docs := test,docs
 .venv/.%: pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) .ci/install '.[$(or $(EXTRAS_$*),$*)]'
-	touch $@
+	@$(PYTHON) .ci/install '.[$(or $(EXTRAS_$*),$*)]' $(THEN)
+	@touch $@
 
+# THEN: what follows the installation, and its seconds, so that the estimate is of both.
+demo: THEN := --then 60 'the demo'
 demo: .venv/.demo
 	$(PY) examples/demo.py
 
 # Part 1 of the demo at length: ten seeds, and the strengths are chosen.
+demo-study: THEN := --then 180 'the study'
 demo-study: .venv/.demo
 	$(PY) examples/demo.py --study
 
+demo-penalties: THEN := --then 120 'the demo'
 demo-penalties: .venv/.demo
 	$(PY) examples/demo_penalties.py
 
 # Two processes train a sharded model; one is killed, both resume from the last checkpoint, and the losses are compared.
+demo-ranks: THEN := --then 60 'the demo'
 demo-ranks: .venv/.demo
 	$(PY) examples/demo_ranks.py
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =
+test: THEN := --then 300 'the tests'
 test: .venv/.test
 	@echo "About 7,600 tests in $(WORKERS) processes: about five minutes on two cores of a new server, longer on an older one."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # The first case of each test, without what compiles real models or starts processes: while one works, in 90 seconds.
 test-quick: export PYTHONDONTWRITEBYTECODE =
+test-quick: THEN := --then 90 'the tests'
 test-quick: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --quick
 

@@ -20,7 +20,7 @@ from torchvision.models import resnet18  # type: ignore[import-untyped]
 import graphreg
 
 TRAIN, BATCH, STEPS, EVERY = 1500, 32, 60, 10
-COMPILING = 30  # seconds, usually
+COMPILING, DRAWING = 30, 3  # seconds, usually
 RAISED, RAISE_AT, WEIGHT_L2 = 0.3, 31, 100
 KEYWORDS: dict[str, Any] = {
     "dropout": {"layer[34].*": 0.1},
@@ -83,11 +83,11 @@ def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> list[
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(TRAIN, (BATCH,), generator=generator) for _ in range(STEPS)]
-    screen.line(f"\ncompiling with Inductor (about {COMPILING} s, more on a busy machine), then training ...")
+    screen.line(f"\ncompiling with Inductor, then training ...")
     start = time.perf_counter()
     with screen.expected("compiling", COMPILING):
         steps = [step(module, optimizer, x[batches[0]], y[batches[0]])]
-    with screen.progress("training", STEPS) as advance:
+    with screen.progress("training resnet18", STEPS) as advance:
         for number in range(1, STEPS + 1):
             if number == RAISE_AT:
                 graphreg.set_strength(module, "dropout", RAISED)
@@ -111,9 +111,10 @@ def pictures(screen: Screen, module: fx.GraphModule, steps: Sequence[dict[str, f
         "resnet18.html": "graphreg.draw(module, 'resnet18.html'): the same to search and unfold in a browser",
         "curves.svg": "cross-entropy and penalties, step by step",
     }
-    graphreg.draw(module, folder / "resnet18.svg")
-    graphreg.draw(module, folder / "resnet18.html")
-    curves(steps).savefig(folder / "curves.svg")
+    with screen.expected("drawing", DRAWING):
+        graphreg.draw(module, folder / "resnet18.svg")
+        graphreg.draw(module, folder / "resnet18.html")
+        curves(steps).savefig(folder / "curves.svg")
     screen.block("\n".join(f"{name:<14} {text}" for name, text in what.items()))
 
 

@@ -29,7 +29,7 @@ def submit(pool: Executor, keywords: Keywords, seeds: Sequence[int]) -> list[Fut
 def train_few(screen: Screen) -> list[Entry]:
     """Plain, each regularizer at the strength that the study found, and all four together; few seeds."""
     asked = {"plain": {}, **{name: {name: weight} for name, weight in FOUND.items()}, "all four": FOUND}
-    with workers() as pool, screen.progress("training", len(FEW) * len(asked)) as advance:
+    with workers() as pool, screen.progress("training many networks", len(FEW) * len(asked)) as advance:
         runs = {name: submit(pool, keywords, FEW) for name, keywords in asked.items()}
         return [collect(name, asked[name], futures, advance) for name, futures in runs.items()]
 
@@ -38,7 +38,7 @@ def train_all(screen: Screen) -> list[Entry]:
     """Plain, each regularizer at its best strength, and all four together."""
     grid = [(name, weight) for name, weights in GRID.items() for weight in weights]
     total = len(SEEDS) * (1 + len(grid) + len(SHARES))
-    with workers() as pool, screen.progress("training", total) as advance:
+    with workers() as pool, screen.progress("training many networks", total) as advance:
         first = submit(pool, {}, SEEDS)
         waiting = {(name, weight): submit(pool, {name: weight}, SEEDS) for name, weight in grid}
         plain = collect("plain", {}, first, advance)

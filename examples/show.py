@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from course import Course, about
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 WIDTH = 100
-QUIET = 15.0  # seconds after which a pipe gets a line
+QUIET = 10.0  # seconds after which a pipe gets a line
+USUAL = 1.0  # seconds of a step, before one was timed
 Advance = Callable[[], None]
 
 
@@ -23,6 +25,7 @@ class Screen:
         # Asked of stdout itself: rich also counts FORCE_COLOR and notebooks as terminals, and would write escapes to a log.
         self.console = Console(highlight=False) if sys.stdout.isatty() else None
         self.spoke = time.monotonic()
+        self._course: Course | None = None
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """One line or several, never wrapped; ``style`` is rich's, for terminals only."""
@@ -43,31 +46,55 @@ class Screen:
             self.line(shown if len(shown) <= WIDTH else f"{shown[: WIDTH - 3]}...", style="cyan")
 
     @contextmanager
+    def course(self, parts: Mapping[str, float]) -> Iterator[None]:
+        """One bar for all that the block does, with the time that is left.
+
+        ``parts``: the seconds that each part usually takes, by the name that ``progress`` and ``expected`` call it.
+        """
+        course = self._course = Course(parts)
+        try:
+            if self.console is None:
+                with self._now_and_then(lambda: f"{course.part}: {course.elapsed:.0f} s so far, {about(course.left)} left"):
+                    yield
+                return
+            shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+            with Progress(*shape, console=self.console, transient=True) as shown:
+                task = shown.add_task(course.part, total=course.total, left="")
+
+                def refresh() -> None:
+                    shown.update(task, description=course.part, completed=course.done, left=f"{about(course.left)} left")
+
+                refresh()
+                with every(0.5, refresh):
+                    yield
+        finally:
+            self._course = None
+
+    @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar of ``total`` steps under the lines, with the time that is left."""
-        done, start = [0], time.monotonic()
-        if self.console is None:
-            with self._now_and_then(lambda: f"{what}: {done[0]} of {total}, {time.monotonic() - start:.0f} s"):
-                yield lambda: done.__setitem__(0, done[0] + 1)
+        """A part of ``total`` steps: of the course if there is one, or else with a bar of its own."""
+        if self._course is None:
+            with self.course({what: USUAL * total}), self.progress(what, total) as advance:
+                yield advance
             return
-        shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*shape, TimeRemainingColumn(), console=self.console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda: bar.advance(task)
+        course, done = self._course, [0]
+        course.begin(what)
+
+        def advance() -> None:
+            done[0] += 1
+            course.reached(done[0] / total)
+
+        yield advance
 
     @contextmanager
     def expected(self, what: str, seconds: float) -> Iterator[None]:
-        """For one long step: a bar that the clock fills, up to the time that the step usually takes."""
-        start = time.monotonic()
-        if self.console is None:
-            with self._now_and_then(lambda: f"{what}: {time.monotonic() - start:.0f} s of about {seconds:.0f}"):
+        """A long step, of which only the clock tells how far it is: a part of the course if there is one, or else with a bar of its own."""
+        if self._course is None:
+            with self.course({what: seconds}):
                 yield
             return
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=self.console,
-                      transient=True) as bar:  # fmt: skip
-            task = bar.add_task(f"{what}, about {seconds:.0f} s", total=seconds)
-            with every(0.5, lambda: bar.update(task, completed=min(time.monotonic() - start, 0.97 * seconds))):
-                yield
+        self._course.begin(what)
+        yield
 
     @contextmanager
     def _now_and_then(self, text: Callable[[], str]) -> Iterator[None]:
