@@ -99,7 +99,7 @@ def _box(shown: Picture, box: Box, layers: list[list[str]], chains: list[list[st
         "stacked": box.kind != "module" or bool(box.repeats), "lines": [first, second],
         "acts": {str(_number(shown, name)): count for name, count in box.acts.items()},
         "size": [max(wide + 14, round(0.9 * text_width(SELECTED)) + 18), high],  # the page puts a mark before the name
-        "head": round(header_width(box)), "layers": layers,
+        "head": round(header_width(box)), "layers": layers, "reads": shown.stub(box.key),
         "links": [{"chain": chain, "back": link.back} for link, chain in zip(box.links, chains, strict=True)],
     }  # fmt: skip
 
@@ -151,7 +151,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
         "kind": kind, "lines": lines(shown, key), "size": size(shown, key),
         "regularizer": _number(shown, attributes.get("regularizer", "")),
         "badges": [[_number(shown, badge.regularizer), badge.text, badge.state] for badge in shown.badges.get(key, ())],
-        "site": attributes["name"] if kind in ("site", "end") else "", "acts_at": attributes.get("site", ""),
+        "site": attributes["name"] if kind in ("site", "end") else "", "acts_at": attributes.get("site", ""), "reads": shown.stub(key),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from graphreg.drawing.badges import Badge
 from graphreg.drawing.layout import BADGE, HEADER, SCALE, WIDEST, Arrangement, Curve, Rectangle, count_widths
-from graphreg.drawing.scene import Box, Picture, lines, text_width
+from graphreg.drawing.scene import Box, Picture, lines, stub_text, text_width
 from graphreg.errors import GraphRegError
 
 MARGIN, ROW = 16.0, 18.0
@@ -129,7 +129,17 @@ def _open(shown: Picture, key: str, place: Rectangle) -> str:
     head = Rectangle(place.x, place.y, place.width, HEADER)
     name = box_title(box)
     shapes = _rect(place, 'class="box"') + _rect(head, 'class="head"')
-    return f'<g data-key="{escape(key)}">{shapes}{_text(place.x + 8, place.y + 14, name)}<title>{escape(box.path)}</title></g>'
+    texts = f"{_text(place.x + 8, place.y + 14, name)}{_stub(shown, key, place)}"
+    return f'<g data-key="{escape(key)}">{shapes}{texts}<title>{escape(box.path)}</title></g>'
+
+
+def _stub(shown: Picture, key: str, place: Rectangle) -> str:
+    """Draw a short line to a block that reads a value from far above, and the value's name."""
+    if not (text := stub_text(shown, key, place.width)):
+        return ""
+    x, y = place.x + 4, place.y
+    line = f'<path class="line" d="M{x:.1f} {y - 16:.1f}V{y:.1f}"/><path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 -6h6.4z"/>'
+    return f'<g class="stub">{line}{_text(x + 5, y - 7, text, "second")}<title>{escape(stub_text(shown, key))}</title></g>'
 
 
 def _thing(shown: Picture, key: str, place: Rectangle) -> str:
@@ -153,7 +163,7 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
         parts.append(_badge(shown, badge, place, place.y + place.height - 2 - BADGE * (len(shown.badges[key]) - i)))
     full = attributes.get("source", "") and f" ({attributes['source']})"
     title = full_name(shown, key) if key in shown.boxes else f"{attributes['name']}{full}"
-    return f'<g data-key="{escape(key)}">{"".join(parts)}<title>{escape(title)}</title></g>'
+    return f'<g data-key="{escape(key)}">{"".join(parts)}{_stub(shown, key, place)}<title>{escape(title)}</title></g>'
 
 
 def box_title(box: Box) -> str:

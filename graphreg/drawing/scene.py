@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -57,6 +57,7 @@ class Box:
         key: Its key: for a module, its path and a slash.
         kind: ``"module"``, or the kind of the fold.
         repeats: For a module that holds nothing but equal modules: what they are, and how many.
+        stubs: The keys of the values from outside that a child reads, where a stub with their names stands in place of a line.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Box:
     key: str = ""
     kind: Literal["module"] | FoldKind = "module"
     repeats: str = ""
+    stubs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -115,6 +117,10 @@ class Picture:
     def outside(self, key: str) -> tuple[str, ...]:
         """Return the keys of the boxes around a box, the outermost first."""
         return _up(key, self._parents)[:-1]
+
+    def stub(self, key: str) -> tuple[str, ...]:
+        """Return the keys of the values that a node or box reads by a stub."""
+        return self.boxes[self._parents[key]].stubs.get(key, ()) if key in self._parents else ()
 
     def span(self, key: str) -> tuple[str, str]:
         """Return the names of the first and of the last child of a fold, as its box shows them; for anything else, its own name twice."""
@@ -198,16 +204,39 @@ def _boxes(title: str, folder: Folder, classes: Mapping[str, str]) -> dict[str, 
 
 
 def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> None:
-    """Add the lines to the boxes that they lie in."""
+    """Add the lines to the boxes that they lie in, and the stubs in place of lines."""
     place = {child: i for box in boxes.values() for i, child in enumerate(box.children)}
     links: dict[str, dict[tuple[str, str], None]] = {key: {} for key in boxes}
+    entering: dict[str, dict[str, dict[str, None]]] = {key: {} for key in boxes}  # by box and child: the values from outside the box
     for start, end in drawn.edges:
         for box, pair in _levels(chains[start], chains[end]):
             links[box][pair] = None
+            if pair[0] == IN:
+                entering[box].setdefault(pair[1], {})[start] = None
     for key, pieces in links.items():
+        boxes[key].stubs |= _stubs(boxes[key], pieces, entering[key])
         for start, end in pieces:
             back = start != IN and end != OUT and place[start] > place[end]
-            boxes[key].links.append(Link(start, end, back))
+            if start != IN or end not in boxes[key].stubs:
+                boxes[key].links.append(Link(start, end, back))
+
+
+SHARED = 4  # as many blocks as this read a value from outside: most of its lines become stubs
+
+
+def _stubs(box: Box, pieces: Collection[tuple[str, str]], entering: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
+    """Find the blocks to which no line from the border is drawn, with the keys of the values that they read from outside the box.
+
+    They are blocks that follow one another and read the same values, such as a mask: a line to each would run past all blocks before it.
+    """
+    between = [pair for pair in pieces if IN not in pair and OUT not in pair]
+    if not (box.repeats or box.kind in ("repeats", "part")) or len(between) > 2 * len(box.children):
+        return {}
+    readers = Counter(value for values in entering.values() for value in values)
+    fed = {end for _, end in between}
+    return {
+        child: tuple(values) for child, values in entering.items() if child in fed and all(readers[value] >= SHARED for value in values)
+    }
 
 
 def _drawn(graph: nx.DiGraph[str], shown: Mapping[str, tuple[Badge, ...]]) -> nx.DiGraph[str]:
@@ -279,6 +308,17 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
         name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
     dropout = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
     return name, " ".join(filter(None, [attributes["op"] if attributes["op"] != name else "", attributes.get("shape", ""), dropout]))
+
+
+def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:
+    """Return the names of the values that the stub at a block stands for; ``""`` if it has no stub.
+
+    ``width``: the block's; the last parts of the names are shortened to half of it, for the line in the middle.
+    """
+    names = [str(shown.nodes[value]["name"]) for value in shown.stub(key)]
+    text = ", ".join(names if width == float("inf") else [name.rpartition(".")[2] for name in names])
+    most = max(4.0, (width / 2 - 13) / 0.9 / WIDE)
+    return text if len(text) <= most else f"{text[:int(most) - 1]}…"
 
 
 def text_width(text: str) -> float:

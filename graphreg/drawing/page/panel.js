@@ -36,7 +36,7 @@ function showDetails(key) {
   const parameters = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
   const site = node && siteOf[node.site];
   element("panel").innerHTML = box
-    ? `<h2>${html(box.full || data.title)}</h2>${rows([[box.kind === "module" ? "class" : "holds", box.op], ["nodes drawn inside", box.nodes]])}
+    ? `<h2>${html(box.full || data.title)}</h2>${rows([[box.kind === "module" ? "class" : "holds", box.op], ["nodes drawn inside", box.nodes], ["reads from afar", scene.reads(key).join(", ")]])}
        <p>${Object.entries(box.acts).map(([i, count]) => `${html(data.regularizers[i].name)}: ${count}`).join("<br>") || "No regularizer acts inside."}</p>`
     : `<h2>${html(site ? site.name : node.name)}</h2>${changes(node)}${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
        ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["site", node.acts_at]]) : ""}`;

@@ -63,6 +63,7 @@ class Scene {
   label(key) {
     const box = this.data.boxes[key], node = this.data.nodes[key];
     const lit = key in this.shown && this.shown[key] ? [`${this.shown[key]} selected`] : [];
+    if (this.reads(key).length) lit.unshift(`reads ${this.reads(key).join(", ")}`);
     if (box) {
       const acts = Object.entries(box.acts).map(([number, count]) => `${this.data.regularizers[number].name} at ${count}`);
       return [box.full, box.kind === "module" ? box.op : "", `${box.nodes} nodes`, this.opened.has(key) ? "unfolded" : "folded", ...acts, ...lit].filter(Boolean).join(", ");
@@ -79,7 +80,22 @@ class Scene {
     const size = `x="${fixed(x)}" y="${fixed(y)}" width="${fixed(width)}"`;
     return `<g class="open${classes}"${id} data-key="${html(key)}" role="button" aria-expanded="true" aria-label="${html(this.label(key))}">
       <rect class="box" ${size} height="${fixed(height)}" rx="4"/><rect class="head" ${size} height="${HEADER}" rx="4"/>
-      ${readable ? `<text x="${fixed(x + 8)}" y="${fixed(y + 14)}">▾ ${html(this.data.boxes[key].name)}</text>` : ""}</g>`;
+      ${readable ? `<text x="${fixed(x + 8)}" y="${fixed(y + 14)}">▾ ${html(this.data.boxes[key].name)}</text>` : ""}${this.stub(key, x, y, width)}</g>`;
+  }
+
+  /** A short line to a block that reads a value from far above, and the last part of the value's name. */
+  stub(key, x, y, width) {
+    const text = this.reads(key, true).join(", "), most = Math.max(4, Math.floor((width / 2 - 13) / (0.9 * 6.2)));
+    if (!text || this.view.zoom < READABLE) return "";
+    const [left, top] = [fixed(x + 4), fixed(y)], shown = text.length <= most ? text : `${text.slice(0, most - 1)}…`;
+    return `<path class="line" d="M${left} ${fixed(y - 16)}V${top}"/><path class="arrow" d="M${left} ${top}l-3.2 -6h6.4z"/>
+      <text class="second stub" x="${fixed(x + 9)}" y="${fixed(y - 7)}">${html(shown)}<title>${html(this.reads(key).join(", "))}</title></text>`;
+  }
+
+  /** The names of the values that a block reads by a stub, or the last parts of the names. */
+  reads(key, last = false) {
+    const names = (this.data.boxes[key] ?? this.data.nodes[key]).reads.map((value) => this.data.nodes[value].name);
+    return last ? names.map((name) => name.slice(name.lastIndexOf(".") + 1)) : names;
   }
 
   thingMarkup({ key, x, y, width, height }) {
@@ -93,7 +109,7 @@ class Scene {
     if (this.view.zoom < READABLE) return `${start}</g>`;
     const under = value ? value[0] : box && this.shown[key] ? `${this.shown[key]} selected` : second;
     return `${start}<text class="middle ${kind}" x="${middle}" y="${fixed(y + 15)}">${box ? "▸ " : ""}${html(first)}</text>
-      <text class="middle second ${kind}${under === second ? "" : " count"}" x="${middle}" y="${fixed(y + 28)}">${html(under)}</text>${box ? this.dots(box, x, y, width) : this.badges(thing, x, y, width, height)}</g>`;
+      <text class="middle second ${kind}${under === second ? "" : " count"}" x="${middle}" y="${fixed(y + 28)}">${html(under)}</text>${box ? this.dots(box, x, y, width) : this.badges(thing, x, y, width, height)}${this.stub(key, x, y, width)}</g>`;
   }
 
   /** A folded box has a dot and a count for each regularizer that acts in it. */
