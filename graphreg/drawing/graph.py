@@ -173,6 +173,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
         attributes["acts"] = ", ".join(edit.name for edit in seen.plan.by_site.get(site.name, ())) if seen.plan else ""
         if site.shape is not None:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
+        if (native := seen.native_dropout.get(site.name)) is not None and native.rate is not None and native.when != "never":
+            attributes["own_rate"] = native.rate
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
     if seen.plan and addition is not None and addition.kind == Kind.NATIVE:

@@ -13,12 +13,11 @@ from typing import Any
 
 from graphreg.drawing.layout import graphviz, header_width, laid_out, size
 from graphreg.drawing.render import box_title, colour, full_name
+from graphreg.drawing.rules import Profiles, tried
 from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
 from graphreg.drawing.view import Viewed
-from graphreg.errors import GraphRegError
 from graphreg.ir import Site, dtype_text, shape_text
-from graphreg.planning import matching_sites
-from graphreg.regularizer import Regularizer, Splice, build, registered
+from graphreg.regularizer import Regularizer
 from graphreg.runtime import strength_text
 
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
@@ -26,11 +25,12 @@ SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "in
 
 def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
     """Return the text of the HTML file. A browser needs no other file to show it."""
+    rules, profiles = tried(seen.traced)
     data = {
         "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
         "compared": seen.against is not None, "values": seen.readings,
         "boxes": _boxes(shown), "nodes": {key: _node(shown, key) for key in shown.nodes},
-        "sites": _sites(seen, shown), "rules": _rules(seen),
+        "sites": _sites(seen, shown, profiles), "rules": rules, "refusals": list(profiles.texts),
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # so that no text contains </script>
     scripts = "\n".join(_page_file(name) for name in SCRIPTS)
@@ -155,7 +155,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
+def _sites(seen: Viewed, shown: Picture, profiles: Profiles) -> list[dict[str, Any]]:
     """Return every site, drawn or not, with the data that selector.js needs to match it and that the page's panel shows."""
     entries = []
     for i, site in enumerate(seen.traced.sites):
@@ -164,9 +164,20 @@ def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
         acts = [{"regularizer": _number(shown, edit.name), "matched": edit.matched} for edit in edits]
         entries.append({
             "id": i, **site_metadata(site), "op": site.op, "shape": shape_text(site), "dtype": dtype_text(site), "at": _at(site, shown),
-            "source": attributes.get("source", ""), "own_dropout": attributes.get("own_dropout", ""), "acts": acts,
+            "source": attributes.get("source", ""), "own_dropout": _native(seen, site.name, attributes), "acts": acts,
+            "refusal": profiles.of.get(site.name, -1),
         })  # fmt: skip
     return entries
+
+
+def _native(seen: Viewed, name: str, attributes: Mapping[str, Any]) -> str:
+    """Return what the panel says of a native dropout: its rate, when it acts, and what happens to it; ``""`` for another site."""
+    dropout = seen.native_dropout.get(name)
+    if dropout is None:
+        return ""
+    rate = "of unknown rate" if dropout.rate is None else f"{dropout.rate:g}"
+    when = {"mode": "in train mode", "always": "acts always", "never": "acts never"}[dropout.when]
+    return ", ".join(filter(None, [rate, when, attributes.get("own_dropout", "")]))
 
 
 def site_metadata(site: Site) -> dict[str, Any]:
@@ -195,35 +206,3 @@ def _at(site: Site, shown: Picture) -> str | None:
     while path and f"{path}/" not in shown.boxes:
         path = path.rpartition(".")[0]
     return f"{path}/" if path else None
-
-
-def _rules(seen: Viewed) -> list[dict[str, Any]]:
-    """Return the regularizers whose selectors a reader can try out on the page: those that need only a selector and a weight."""
-    rules = {}
-    places = {site.name: i for i, site in enumerate(seen.traced.sites)}
-    for cls in registered().values():
-        key = cls.keys[0] if cls.keys else cls.__name__
-        weight = next((weight for weight in _weights(cls) if isinstance(_built(key, weight, "**"), Regularizer)), None)
-        if cls in rules or weight is None:
-            continue
-        usual = _built(key, weight, "*")
-        default = matching_sites(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
-        rules[cls] = {
-            "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
-            "weight": weight, "model": seen.traced.title, "usual": cls.usual, "default": [places[site.name] for site in default],
-            "needs": "" if isinstance(usual, Regularizer) else usual,
-        }  # fmt: skip
-    return list(rules.values())
-
-
-def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
-    """Return a usual weight, and then weights to try for a regularizer that does not allow the usual one."""
-    return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
-
-
-def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
-    """Build a regularizer. If it refuses the weight or the selector, or needs another option, return the text of the error."""
-    try:
-        return build(key, weight=weight, pattern=pattern)
-    except GraphRegError as error:
-        return str(error)

@@ -306,8 +306,14 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
         name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
-    dropout = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
-    return name, " ".join(filter(None, [attributes["op"] if attributes["op"] != name else "", attributes.get("shape", ""), dropout]))
+    op = attributes["op"] if attributes["op"] != name else ""
+    return name, " ".join(filter(None, [op, attributes.get("shape", ""), *_native(attributes)]))
+
+
+def _native(attributes: Mapping[str, Any]) -> list[str]:
+    """Return what the second line of a node says about native dropout: its rate, and what happens to it."""
+    rate = [f"rate {attributes['own_rate']:g}"] if "own_rate" in attributes else []
+    return [*rate, f"native: {attributes['own_dropout']}"] if "own_dropout" in attributes else rate
 
 
 def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import Site
+from graphreg.ir import NativeDropout, Site
 from graphreg.planning import Plan, Strengths
 from graphreg.rewriting import rewrite, strip
 from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths_now
@@ -56,6 +56,11 @@ class Viewed:
     def sites(self) -> dict[str, Site]:
         """The model's sites by name."""
         return {site.name: site for site in self.traced.sites}
+
+    @cached_property
+    def native_dropout(self) -> dict[str, NativeDropout]:
+        """The model's native dropouts by the names of their sites."""
+        return {dropout.site.name: dropout for dropout in self.traced.native_dropout}
 
 
 def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:

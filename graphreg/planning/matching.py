@@ -10,7 +10,7 @@ from graphreg.errors import NoMatchError, RegularizerError, TraceError
 from graphreg.ir import Missing, Pattern, Site, Steps, select, unmatched
 from graphreg.planning.keywords import like_an_option
 from graphreg.planning.parameter_splices import with_reads
-from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes
+from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes, units_at
 from graphreg.tracing import Traced
 
 
@@ -93,6 +93,24 @@ def check_sites(regularizer: Regularizer, sites: Iterable[Site]) -> None:
             raise RegularizerError(f"{type(regularizer).__name__} at {site.name}: {why_not}")
 
 
+def refusals(traced: Traced, regularizer: Regularizer) -> dict[str, str]:
+    """Return the error of ``plan`` for each site that a selector may match and where the regularizer cannot act, by the site's name.
+
+    Only what the site itself shows is known here: a site that is no sequence, or not the state of a cell, is not among them.
+    """
+    refused = {}
+    for site in traced.parameters if regularizer.on == "parameters" else traced.values:
+        try:
+            check_sites(regularizer, [site])
+            if "units" in regularizer.takes:
+                units_at([site], regularizer)
+            if isinstance(regularizer, Splice):
+                check_shapes(regularizer, {site: None}, axes=False)
+        except RegularizerError as error:
+            refused[site.name] = str(error)
+    return refused
+
+
 def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
     """Return the sites of the other kind: values for a regularizer of parameters, and parameters for one of values."""
     return traced.values if regularizer.on == "parameters" else traced.parameters
@@ -119,14 +137,18 @@ def _enough_dims(site: Site, dims: int) -> Site:
     return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
 
 
-def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
-    """Raise RegularizerError if the splice cannot take the shape of a site. A site of unknown shape passes."""
+def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None], axes: bool = True) -> None:
+    """Raise RegularizerError if the splice cannot take the shape of a site. A site of unknown shape passes.
+
+    ``axes``: also check that the site has the axes of ``share_axes=``.
+    """
     for site, steps in sites.items():
         if site.shape is None:
             continue
         who = f"{type(splice).__name__} at {site.name}"
         splice.require_fit(site.shape, who)
-        shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
+        if axes:
+            shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
 
 
 def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:

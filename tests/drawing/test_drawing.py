@@ -81,7 +81,7 @@ def test_sizes_keys_and_totals_are_not_drawn() -> None:
     assert {whole.nodes[key].get("why_not") or whole.nodes[key].get("added") for key in left_out} == {
         "key", "total", "no tensor", "a tuple", "splice", "read"
     }  # fmt: skip
-    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 native: seeded")
+    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 rate 0.1 native: seeded")
     assert lines(made, "h.0/") == ("0 Block", "20 inside") and lines(made, "h/") == ("h Block × 12", "240 inside")
     assert [badge.text for badge in made.badges["h.0.qkv"]] == ["weight: weight_l2 0.0001"]
 

@@ -73,13 +73,22 @@ function selected(text, rule = data.rules[Number(kind.value)]) {
 
 /** What the selector box asks for: a regularizer's key, its weight, and its selector, as text that Python and TOML read alike. */
 function asked(text) {
-  const { key, weight } = data.rules[Number(kind.value)];
+  const { key, weight, options } = data.rules[Number(kind.value)];
   const texts = apart(text).map((one) => JSON.stringify(one));
-  return { key: JSON.stringify(key), weight: String(weight), pattern: texts.length === 1 ? texts[0] : `[${texts.join(", ")}]` };
+  const more = Object.fromEntries(Object.entries(options).map(([name, value]) => [name, JSON.stringify(value)]));
+  return { key: JSON.stringify(key), weight: String(weight), ...more, pattern: texts.length === 1 ? texts[0] : `[${texts.join(", ")}]` };
 }
 
-function pasted({ key, weight, pattern }) {
-  return `module = graphreg.regularize(model, graphreg.build(${key}, weight=${weight}, pattern=${pattern}))`;
+function pasted({ key, ...options }) {
+  const texts = Object.entries(options).map(([name, value]) => `, ${name}=${value}`);
+  return `module = graphreg.regularize(model, graphreg.build(${key}${texts.join("")}))`;
+}
+
+/** What `plan` would say where it refuses selected sites; "" if it does not, as far as the page knows. */
+function refusal(sites) {
+  const number = kind.value, refused = sites.filter((site) => data.refusals[site.refusal]?.[number]);
+  if (!refused.length) return "";
+  return `plan refuses ${refused.length} of ${sites.length}. ${data.refusals[refused[0].refusal][number].replaceAll("{}", () => refused[0].name)}`;
 }
 
 /** A recipe in TOML with these regularizers: regularize(model, recipe="recipe.toml") reads it. */
@@ -108,12 +117,15 @@ function showSelected() {
     selection.errors = [error.message];
   }
   typed = selection.chosen;
+  const refused = refusal(typed);
+  if (refused) selection.errors.push(refused);
   press(null);
   const count = selection.chosen.length;
   element("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
   element("wrong").textContent = selection.errors.join("\n");
   const present = count && !selection.errors.length ? asked(text) : null;
   element("paste").textContent = present ? pasted(present) : "";
+  element("unsure").hidden = !present || !data.rules[Number(kind.value)].unsure;
   showRecipe(present);
   element("copy").hidden = !element("paste").textContent;
   element("found").innerHTML = selection.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
