@@ -134,7 +134,8 @@ def _drawn(args: Namespace) -> Drawn:
     given = Given.of(args)
     traced, plan = _planned(args, given, *_model_and_inputs(args))
     applied = None if given.nothing else plan
-    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode, values=args.values)
+    other = None if args.against is None else graphreg.plan(traced, (), args.missing, recipe=opened(args.against))
+    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode, against=other, values=args.values)
     return Drawn(plan.title, path)
 
 

@@ -85,6 +85,7 @@ def parser() -> Parser:
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
             subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold each module at this depth")
+            subparser.add_argument("--against", metavar="FILE", help="compare with what this recipe does: what is more, less, otherwise")
             subparser.add_argument("--values", metavar="FILE", help="show what graphreg.monitor(..., file=FILE) wrote, on an .html page")
             subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
         _add_model_options(subparser)

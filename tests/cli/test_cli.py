@@ -316,6 +316,18 @@ def test_a_drawing(say: Say, folder: Path) -> None:
     assert "hidden_dropout" not in plain and "hidden_dropout" in more
 
 
+def test_a_drawing_compared_with_a_recipe(say: Say, folder: Path) -> None:
+    """Of the plan of the command line, with what the recipe does as the first; and of the model alone, where all of it is gone."""
+    say("plan", "cli_nets.py:Net", "--hidden-dropout", "0.1", "--hidden-l1", "0.1", "--save", "first.json")
+    assert say("draw", "cli_nets.py:Net", "compared.svg", "--hidden-dropout", "0.3", "--against", "first.json")[0] == 0
+    text = (folder / "compared.svg").read_text()
+    assert "hidden_dropout 0.1 → 0.3" in text and "− hidden_l1" in text
+    assert say("draw", "cli_nets.py:Net", "gone.svg", "--against", "first.json")[0] == 0
+    assert (folder / "gone.svg").read_text().count("− hidden_") == 2 * text.count("− hidden_")
+    status, _, told = say("draw", "cli_nets.py:Net", "none.svg", "--against", "none.json")
+    assert status != 0 and "none.json" in told and not (folder / "none.svg").exists()
+
+
 def test_each_as_json(say: Say) -> None:
     for command in ("report", "diff"):
         told = json.loads(say(command, "cli_nets.py:Net", "--hidden-dropout", "0.1", "--json")[1])
