@@ -313,7 +313,13 @@ NOT_QUICK = {
     r"test_(distributed|fsdp|penalties_on_meshes|splices_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
-    r"test_page\w*\.py|test_accessible": "a browser",
+    r"test_(page\w*|accessible|compared)\.py|test_stubs\.py::test_a_page|test_security\.py::test_a_page|test_monitor\.py::test_the_page":
+        "a browser",
+    r"tests/(?!passes/).*::test_\w*compile": "they compile; each regularizer is compiled once",
+    r"test_(start|mesh_ranks|front_door|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
+        "processes, or imports of large packages",
+    r"test_(randomness|names_taken|nesting|once_only)\.py|test_check\.py::test_contraction": "many draws, names, or lines",
+    r"test_(drawing_pages|own_checkpoints|blocks_in_place)\.py": "many pictures, or models that compile",
 }
 
 

@@ -1,4 +1,4 @@
-"""``.ci/install``, which both commands of the README begin with: it is never silent for long, and shows why pip failed."""
+"""``.ci/install``, which both commands of the README begin with: it tells from the first second how long it takes, and why pip failed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from loading import loaded
 TOP = Path(__file__).parents[1]
 STEPS = "import time\nfor line in ('Collecting torch>=2.12', 'Installing collected packages: a, b, torch'):\n    print(line, flush=True)\n"
 STEPS += "    time.sleep(0.6)\n"
+USUAL = {"making .venv": 2.0, "looking for packages": 10.0, "downloading": 20.0, "unpacking": 30.0}
 
 
 @pytest.fixture(scope="module")
@@ -22,40 +23,65 @@ def installer() -> Any:
     return loaded(TOP / ".ci" / "install")
 
 
-def test_a_pipe_gets_a_line_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert installer.install([sys.executable, "-c", STEPS], quiet=0.1) == 0
-    *said, last = capsys.readouterr().out.splitlines()
-    assert said and all(re.fullmatch(r"installing, \d+ s so far: .+", line) for line in said)
-    assert any(line.endswith("3 packages are being unpacked") for line in said)
-    assert re.fullmatch(r"installed in \d+ s", last)
+def progress(installer: Any, follows: str = "", terminal: bool = False, quiet: float = 0.1) -> Any:
+    return installer.Progress(installer.Course(USUAL, then=60.0 if follows else 0.0), follows, terminal, quiet)
+
+
+def test_a_pipe_gets_a_line_at_once_and_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert installer.run([sys.executable, "-c", STEPS], progress(installer, "the demo")) == 0
+    first, *said = capsys.readouterr().out.splitlines()
+    assert first == "installing, about 120 s left, the demo included; 0 s so far: making .venv"  # 62 s of the parts, and the demo
+    assert said and all(re.fullmatch(r"installing, about \d+ s left, the demo included; \d+ s so far: .+", line) for line in said)
+    assert any("unpacking 3 packages, 0 done" in line for line in said)
+
+
+def test_a_terminal_has_one_line_that_is_drawn_anew(
+    installer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = progress(installer, terminal=True)
+    assert installer.run([sys.executable, "-c", STEPS], shown) == 0
+    shown.last("installed in 1 s")
+    out = capsys.readouterr().out
+    *drawn, last = out.split("\r")[1:]
+    assert len(drawn) > 3 and all(re.match(r"\[#*-*\] installing, about \d+ s left; \d+ ", text) for text in drawn)
+    assert max(len(text.removesuffix("\x1b[K")) for text in drawn) == 59 and drawn[-1].count("#") > drawn[0].count("#")
+    assert last == "\x1b[Kinstalled in 1 s\n" and out.count("\n") == 1
 
 
 def test_what_pip_said_is_shown_if_it_fails(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import sys; print('ERROR: no such package'); sys.exit(3)"
-    assert installer.install([sys.executable, "-c", code]) == 3
-    assert capsys.readouterr().out == "ERROR: no such package\n"
+    assert installer.run([sys.executable, "-c", code], progress(installer)) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "ERROR: no such package"
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "said", "part"),
     [
-        ([], "looking for packages"),
-        (["Collecting torch>=2.12\n"], "collecting torch>=2.12"),
-        (["Collecting torch\n", "  Downloading torch-2.13.0.whl (190 MB)\n"], "downloading torch-2.13.0.whl"),
-        (["Collecting torch\n", "Installing collected packages: a, b\n", "\n"], "2 packages are being unpacked"),
+        ([], "looking for packages", "looking for packages"),
+        (["Collecting torch>=2.12\n"], "collecting torch>=2.12", "looking for packages"),
+        (["  Downloading torch-2.13.0.whl.metadata (30 kB)\n"], "downloading torch-2.13.0.whl.metadata", "looking for packages"),
+        (["Collecting torch\n", "  Downloading torch-2.13.0.whl (190 MB)\n"], "downloading torch-2.13.0.whl", "downloading"),
+        (["Collecting torch\n", "Installing collected packages: a, b\n", "\n"], "unpacking 2 packages, 1 done", "unpacking"),
     ],
 )
-def test_the_step(installer: Any, lines: list[str], said: str) -> None:
-    assert installer.step(lines) == said
+def test_the_step(installer: Any, lines: list[str], said: str, part: str) -> None:
+    course = installer.Course(USUAL)
+    course.begin("looking for packages")
+    assert (installer.step(lines, course, 1), course.part) == (said, part)
+    if part == "unpacking":
+        assert course.done == pytest.approx(2 + 10 + 20 + 15, abs=0.5)  # half of the packages
 
 
 EXTRAS = {
     "demo": "demo", "test": "test", "lint": "test,lint", "site": "test,docs", "bench": "bench", "gpu": "test,gpu", "zoo": "zoo",
 }  # fmt: skip
+FOLLOWS = {"demo": " --then 60 'the demo'", "test": " --then 300 'the tests'"}
 
 
 @pytest.mark.parametrize("target", EXTRAS)
 def test_the_makefile_installs_by_it(target: str) -> None:
-    """Also what a command needs besides the tests."""
+    """Also what a command needs besides the tests; the estimate is of what follows, too."""
     done = subprocess.run(["make", "-n", "-W", "pyproject.toml", target], cwd=TOP, capture_output=True, text=True, check=True)
-    assert re.findall(r"^\.venv/bin/python (\.ci/install .*)$", done.stdout, re.MULTILINE) == [f".ci/install '.[{EXTRAS[target]}]'"]
+    (told,) = re.findall(r"^python3 \.ci/install (.*)$", done.stdout, re.MULTILINE)
+    assert told.rstrip() == f"'.[{EXTRAS[target]}]'{FOLLOWS.get(target, '')}"
