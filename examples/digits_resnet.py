@@ -83,7 +83,7 @@ def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> list[
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(TRAIN, (BATCH,), generator=generator) for _ in range(STEPS)]
-    screen.line(f"\ncompiling with Inductor, then training ...")
+    screen.line("\ncompiling with Inductor, then training ...")
     start = time.perf_counter()
     with screen.expected("compiling", COMPILING):
         steps = [step(module, optimizer, x[batches[0]], y[batches[0]])]

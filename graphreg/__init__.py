@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         model_state_dict,
         noise_off,
         noise_on,
+        penalties_off,
         reset_state,
         rng_state,
         sample,
@@ -65,8 +66,8 @@ _ROOMS = {
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
-        "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "reset_state", "rng_state", "sample",
-        "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
+        "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state",
+        "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
     ),
     "stages": ("regularize_stage",),
     "tracing": ("Traced", "names", "trace"),
@@ -81,10 +82,10 @@ __all__ = [
     "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
     "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered",
-    "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
-    "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace",
-    "verify",
+    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "penalties_off", "plan", "recipe",
+    "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample",
+    "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_",
+    "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

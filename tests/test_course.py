@@ -1,4 +1,4 @@
-"""The estimate of the demo and of the installation: from usual seconds, and from the pace so far. And what the demo's screen makes of it."""
+"""The estimate of the demo and of the installation, from usual seconds and from the pace so far; and what the demo's screen says."""
 
 from __future__ import annotations
 

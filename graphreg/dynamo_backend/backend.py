@@ -63,7 +63,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
-        self._switches = NoiseSwitches()
+        self._switches, self._penalty_switches, self._penalties_off = NoiseSwitches(), NoiseSwitches(), False
         _refuse_impossible(self.regularizers, own_dropout)
         self._strengths = Strengths(self.regularizers)
         self._measurers: dict[str, Measurer] = {}
@@ -170,7 +170,7 @@ class Backend(BackendHandle, RenamedAttributes):
         assert self.model is not None
         clock = self.streams.begin(is_training(self.model) and not self.forced and not self.silenced)
         strengths = self._strengths.now(clock)
-        outer, self._call = self._call, Call(self.model, strengths, self._measurers, self.attaches, self.scale)
+        outer, self._call = self._call, Call(self.model, strengths, self._measurers, self.attaches, self.scale, self._penalties_off)
         self._last = None
         call, before = self._call, sys.exc_info()[1]
         strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
@@ -339,6 +339,17 @@ class Backend(BackendHandle, RenamedAttributes):
     def noise_off(self) -> AbstractContextManager[None]:
         """Return a context manager. Within it no splice acts: see ``graphreg.noise_off``."""
         return self._noise_switched(on=False)
+
+    def penalties_off(self) -> AbstractContextManager[None]:
+        """Return a context manager. Within it every penalty is 0: see ``graphreg.penalties_off``.
+
+        The graphs measure as before, so nothing is captured anew; the measurements are not used.
+        """
+
+        def switch(state: bool | None) -> None:
+            self._penalties_off = state is False
+
+        return self._penalty_switches.block(False, switch)
 
     def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
         def switch(state: bool | None) -> None:

@@ -86,9 +86,11 @@ class Call:
     """The state of one call of the model: what its graphs have measured so far, and the strengths at the beginning of the call."""
 
     def __init__(
-        self, model: nn.Module, strengths: CallStrengths, measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
-    ) -> None:
+        self, model: nn.Module, strengths: CallStrengths, measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None,
+        penalties_off: bool,
+    ) -> None:  # fmt: skip
         self.model, self.strengths, self.measurers, self.attaches = model, strengths, measurers, attaches
+        self.penalties_off = penalties_off
         self.started = False
         self.names: dict[str, None] = {}  # the site names that the graphs of the call have taken so far
         self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site): which regularizer has acted at which site so far
@@ -159,8 +161,10 @@ class Call:
         return self.measurers[name].total(self.strengths, self.values.get(name, []), self.sites.get(name, []), self.model)
 
     def totals(self) -> dict[str, Tensor]:
-        """Return every penalty of the call by name, 0-d; detached if penalties are attached."""
+        """Return every penalty of the call by name, 0-d; detached if penalties are attached. In a block of ``penalties_off``, each is 0."""
         totals = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
+        if self.penalties_off:
+            return {name: torch.zeros_like(total, requires_grad=False) for name, total in totals.items()}
         if self.attaches:
             return {name: total.detach() for name, total in totals.items()}
         if self.has_distributed_outputs:
@@ -209,5 +213,7 @@ class Call:
         because a penalty may be a mean over its sites in all graphs of the call.
         """
         measurer = self.measurers[name]
+        if self.penalties_off:
+            return torch.zeros((), dtype=dtype, device=device)
         share = 1.0 if measurer.parameters else measurer.share(self.strengths.at(name, site), len(self.values[name]))
         return torch.tensor(share, dtype=dtype, device=device)

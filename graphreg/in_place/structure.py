@@ -153,7 +153,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
         if isinstance(child, RuntimeModule):
-            child.silenced = shared.key.silenced
+            child.silenced, child.is_off = shared.key.silenced, shared.key.is_off
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))

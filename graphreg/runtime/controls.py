@@ -237,3 +237,17 @@ def noise_off(module: Regulated) -> Iterator[None]:
     """
     with handle_of(module).noise_off():
         yield
+
+
+@contextmanager
+def penalties_off(module: Regulated) -> Iterator[None]:
+    """Let no penalty act inside the block, for example for one batch: ``with graphreg.penalties_off(module): module(x)``.
+
+    Penalties keep their names, and each is 0, without a gradient and without being computed, also where they are added to a loss or to
+    gradients (``penalties="attach"``). Their strengths, schedules and ramps are not touched: a call in the block counts as any other, and
+    after the block they are what they would be without it. The state of a penalty is not replaced. Noise is not changed.
+
+    The block has no effect on a module that has no penalty. Of blocks of several threads, the penalties are off until the last ends.
+    """
+    with handle_of(module).penalties_off():
+        yield

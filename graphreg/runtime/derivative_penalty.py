@@ -19,7 +19,7 @@ from graphreg.planning import DependenceSlice
 from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
 from graphreg.rng import Noise
 from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.penalty import Total, formula
+from graphreg.runtime.penalty import Total, formula, nothing
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
 from graphreg.torch_internals import pytree
@@ -46,8 +46,8 @@ class Derivative(Total):
         self.proven = False
 
     def acts(self) -> bool:
-        """Whether the penalty is computed in the present mode."""
-        return self.always or self.owner[0].training
+        """Whether the penalty is computed in the present mode, and no block of ``penalties_off`` is open."""
+        return not self.is_off and (self.always or self.owner[0].training)
 
     def forward(  # type: ignore[override]
         self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, /, *, clock: Tensor | None = None, **inputs: Any
@@ -60,6 +60,8 @@ class Derivative(Total):
         if not values:
             return self.weight(torch.float32, clock) * 0
         first = next(iter(values.values()))
+        if self.is_off:
+            return nothing(first)
         if not self.acts():
             return self.weight(accumulation(first.dtype), clock) * 0
         self._require(values, wrt)

@@ -133,6 +133,9 @@ class Handle(ABC):
     def noise_off(self) -> AbstractContextManager[None]: ...
 
     @abstractmethod
+    def penalties_off(self) -> AbstractContextManager[None]: ...
+
+    @abstractmethod
     def require_draws(self) -> None:
         """Raise GraphRegError if the module draws no noise."""
 

@@ -294,6 +294,15 @@ class ModuleHandle(Handle):
     def noise_off(self) -> AbstractContextManager[None]:
         return self._noise_switched(on=False)
 
+    def penalties_off(self) -> AbstractContextManager[None]:
+        switches: NoiseSwitches = vars(self._containers()[0]).setdefault("penalty_switches", NoiseSwitches())
+
+        def switch(state: bool | None) -> None:
+            for child in (child for rules in self._containers() for child in rules.children() if isinstance(child, RuntimeModule)):
+                child.is_off = state is False
+
+        return switches.block(False, switch)
+
     def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
         switches: NoiseSwitches = vars(self._containers()[0]).setdefault("noise_switches", NoiseSwitches())
 

@@ -1,4 +1,4 @@
-"""``NoiseSwitches``: the open blocks of ``noise_on`` and ``noise_off`` of one module or backend."""
+"""``NoiseSwitches``: the open blocks of ``noise_on`` and ``noise_off`` of one module or backend, or those of ``penalties_off``."""
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ class Measure(RuntimeModule):
         ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule. ``inputs``: the inputs of the
         model that the formula takes, by the names of its arguments.
         """
+        if self.is_off:
+            return nothing(value)
         if is_quick(self.regularizer, value):
             return quickly(self.regularizer, value, self.description)
         compute = partial(self.measured, clock=clock, inputs=inputs)
@@ -62,6 +64,8 @@ class MeasureSteps(Measure):
 
         ``clock`` and ``inputs``: as in ``Measure``. The input ``lengths`` has the lengths of the examples, or is a mask of steps.
         """
+        if self.is_off:
+            return nothing(*(value if isinstance(value, tuple) else (value,)))
         calls = isinstance(value, tuple)
         values = {str(i): step for i, step in enumerate(value)} if calls else {_ANY: value}
 
@@ -87,6 +91,8 @@ class MeasureUnits(Measure):
 
         ``clock`` and ``inputs``: as in ``Measure``.
         """
+        if self.is_off:
+            return nothing(value)
         compute = partial(self.measured, clock=clock, inputs=inputs)
         return computed(compute, {_ANY: value}, self.regularizer, inputs, self.units)
 
@@ -115,6 +121,8 @@ class Total(RuntimeModule):
         sites the penalty has in the whole model, over which it is a mean; 0 if it is a mean over ``values``. ``inputs``: as in
         ``Measure``, for a penalty on parameters.
         """
+        if self.is_off:
+            return nothing(*values)
         if torch.compiler.is_dynamo_compiling():
             improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values):
@@ -163,6 +171,8 @@ class AllSitesTotal(Total):
 
     def forward(self, values: dict[str, Tensor], /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock`` and ``inputs``: as in ``Measure``."""
+        if self.is_off:
+            return nothing(*values.values())
         if torch.compiler.is_dynamo_compiling():
             improve_gradients()
         if self.regularizer.on == "parameters" and leaves_graph(values.values()):
@@ -179,6 +189,13 @@ class AllSitesTotal(Total):
 
 for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
+
+
+def nothing(*values: Tensor) -> Tensor:
+    """Return a penalty that is switched off, or a measurement for it: 0, [], in the dtype and on the device that it would have."""
+    if not values:
+        return torch.zeros(())
+    return torch.zeros((), dtype=accumulation(values[0].dtype), device=values[0].device)
 
 
 def _are_alike(strength: Tensor, _: None) -> bool:

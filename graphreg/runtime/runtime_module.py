@@ -212,11 +212,12 @@ class RuntimeModule(nn.Module):
     elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
+    is_off = False  # whether a block of penalties_off is open: no penalty is computed then, and each is 0
     _known: tuple[Tensor, int, dict[Any, Any]] | None = None  # the strength that ``kept`` has read, its version, and what was asked of it
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
-        self.description, self.silenced = description, False
+        self.description, self.silenced, self.is_off = description, False, False
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
         self.owner: tuple[nn.Module | LayerMode, ...] = (self,)  # until Rules.find_owners finds the owner
         self.strength: Tensor
@@ -224,8 +225,8 @@ class RuntimeModule(nn.Module):
             self.register_buffer("strength", strength, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy. No block of ``noise_on`` or ``noise_off`` is open in the copy, because it would never end."""
-        state = {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
+        """Return the state for a copy. No block of ``noise_on`` and the like is open in the copy, because it would never end."""
+        state = {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False, "is_off": False}
         state.pop("_known", None)
         return state
 

@@ -15,7 +15,7 @@ from graphreg.rng import Noise
 from graphreg.runtime.distributed_values import whole_parameter
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, State
-from graphreg.runtime.penalty import Total, average, result, uncast, widened
+from graphreg.runtime.penalty import Total, average, nothing, result, uncast, widened
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.splice import SpliceRule
 from graphreg.torch_internals import in_backward, transforms
@@ -111,6 +111,8 @@ class SpliceTotal(RuntimeModule):
 
     def forward(self, *, clock: Tensor | None = None, of: int = 0) -> Tensor:
         """Return the penalty, []. ``clock`` and ``of``: as in ``Total``."""
+        if self.is_off:
+            return nothing(*(tensor for held in self.held for tensor in held.tensors().values() if tensor.is_floating_point()))
         values = [self._measured(held, i, clock) for i, held in enumerate(self.held)]
         if not values:
             return self.weight(torch.float32, clock) * 0
