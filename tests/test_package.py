@@ -213,7 +213,7 @@ def test_the_command_line_and_its_demo(clean: Place, tmp_path: Path) -> None:
     (entry,) = clean.site.glob("graphreg-*.dist-info/entry_points.txt")
     assert "[console_scripts]\ngraphreg = graphreg.cli.main:main\n" in entry.read_text()
     assert run(clean.python, "-m", "graphreg", "--version", cwd=tmp_path).startswith("graphreg 0.")
-    code = "from graphreg.cli.commands import script; print(script('regularizers'), script('penalties'))"
+    code = "from graphreg.cli.demos import script; print(script('regularizers'), script('penalties'))"
     for path in map(Path, clean.says(code, cwd=tmp_path).split()):
         assert path.parent == clean.site / "graphreg" / "examples" and path.read_text() == (TOP / "examples" / path.name).read_text()
 

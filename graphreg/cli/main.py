@@ -74,7 +74,7 @@ def _run(args: Namespace) -> int:
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
-        status: int = importlib.import_module("graphreg.cli.commands").demo(args.demo)
+        status: int = importlib.import_module("graphreg.cli.demos").demo(args.demo)
         return status
     if args.command == "completion":
         text = _argcomplete().shellcode(["graphreg"], shell=args.shell)

@@ -19,7 +19,7 @@ from torch import nn
 import cli_page
 import graphreg
 from graphreg import schedules
-from graphreg.cli import commands as cli_demo
+from graphreg.cli import demos as cli_demo
 from graphreg.cli import main as cli
 from graphreg.cli import parser as cli_parser
 from graphreg.cli import regularizer_names as cli_keys
