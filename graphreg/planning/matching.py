@@ -98,7 +98,10 @@ def refusals(traced: Traced, regularizer: Regularizer) -> dict[str, str]:
 
     Only what the site itself shows is known here: a site that is no sequence, or not the state of a cell, is not among them.
     """
-    refused = {}
+    refused: dict[str, str] = {}
+    cls, by_shape = type(regularizer), isinstance(regularizer, Splice) and type(regularizer).unfit is not Splice.unfit
+    if cls.why_not is Regularizer.why_not and "units" not in regularizer.takes and not by_shape:
+        return refused  # it refuses none, and a large model has very many sites
     for site in traced.parameters if regularizer.on == "parameters" else traced.values:
         try:
             check_sites(regularizer, [site])
