@@ -73,6 +73,14 @@ def test_the_step(installer: Any, lines: list[str], said: str, part: str) -> Non
         assert course.done == pytest.approx(2 + 10 + 20 + 15, abs=0.5)  # half of the packages
 
 
+def test_packages_are_counted(installer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installer, "VENV", tmp_path)
+    assert installer.packages() == 0
+    for name in ("a-1.dist-info", "a", "b-2.dist-info"):
+        (tmp_path / "lib" / "python3.11" / "site-packages" / name).mkdir(parents=True)
+    assert installer.packages() == 2
+
+
 EXTRAS = {
     "demo": "demo", "test": "test", "lint": "test,lint", "site": "test,docs", "bench": "bench", "gpu": "test,gpu", "zoo": "zoo",
 }  # fmt: skip
