@@ -77,3 +77,30 @@ class Again(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.twice(torch.tanh(self.between(self.twice(x))))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.act, self.norm = nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)
+
+    def forward(self, mask: Tensor, *before: Tensor) -> Tensor:
+        x = before[0]
+        for more in before[1:]:
+            x = x + more
+        return x + self.act(self.lin(self.norm(x))) * mask
+
+
+class Blocks(nn.Module):
+    """Blocks one after the other, each of which reads the mask; ``dense``: and the results of all blocks before it."""
+
+    def __init__(self, count: int, dense: bool = False) -> None:
+        super().__init__()
+        self.h, self.dense = nn.ModuleList(Gated() for _ in range(count)), dense
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask, before = torch.relu(self.gate(x)), [x]
+        for block in self.h:
+            before.append(block(mask, *(before if self.dense else before[-1:])))
+        return before[-1]

@@ -24,11 +24,15 @@ STATES = {
     "a regularizer": ("lstm", "document.querySelector('[data-rule]').click()"),
     "a selector": ("gpt", "type('selector', 'h.[34].** wte'); document.getElementById('asrecipe').open = true"),
     "a wrong selector": ("gpt", "type('selector', 'h.[34')"),
+    "a refused selector": ("gpt", "pick('HeadDropout'); type('selector', 'h.3.*')"),
+    "an unsure line": ("lstm", "pick('LockedDropout'); type('selector', 'embed')"),
+    "stubs": ("masked", "graphreg.toggle('h/'); graphreg.toggle('h.3/'); graphreg.choose('h.4/')"),
     "a search": ("gpt", "type('search', 'ln')"),
     "compared": ("compared", "graphreg.toggle('h/'); graphreg.toggle('h.0/'); graphreg.go('h.0.ln1')"),
     "values": ("values", "graphreg.choose('relu')"),
 }
-TYPE = "const type = (id, text) => { const box = document.getElementById(id); box.value = text; box.dispatchEvent(new Event('input')); };"
+TYPE = "const pick = (cls) => document.querySelector(`#kind [title=${cls}]`).selected = true;"
+TYPE += "const type = (id, text) => { const box = document.getElementById(id); box.value = text; box.dispatchEvent(new Event('input')); };"
 
 
 @cache
