@@ -38,12 +38,19 @@ def own_elements(graph: fx.Graph) -> int:
     for node in graph.find_nodes(op="call_function", target=_SELECT):
         if _is_small(node.args[0]):
             by_tensor[node.args[0]].append(node)
-    found = [node for nodes in by_tensor.values() if len({node.args[1:] for node in nodes}) > 1 for node in nodes]
-    if not found or not lower({torch.ops.graphreg.element.default: _lowered}):
+    shared = {tensor: nodes for tensor, nodes in by_tensor.items() if len({node.args[1:] for node in nodes}) > 1}
+    if not shared or not lower({torch.ops.graphreg.element.default: _lowered}):
         return 0
-    for node in found:
-        node.target = torch.ops.graphreg.element.default
-    return len(found)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for tensor, nodes in shared.items():
+        # side by side, because Inductor puts loops into one kernel only if few operations are between them
+        with graph.inserting_after(inputs[-1] if tensor.op == "placeholder" else tensor):
+            for node in nodes:
+                own = graph.call_function(torch.ops.graphreg.element.default, node.args)
+                own.meta.update(node.meta)
+                node.replace_all_uses_with(own)
+                graph.erase_node(node)
+    return sum(map(len, shared.values()))
 
 
 def _is_small(node: Any) -> bool:
