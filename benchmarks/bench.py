@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "backend": ("graphreg as a torch.compile backend", ["backend.py"]),
     "breakdown": ("Where the time goes", ["breakdown.py"]),
     "memory": ("Memory", ["memory.py"]),
+    "recompute": ("What a compiled backward recomputes", ["recompute.py"]),
     "compile-time": ("Time to compile", ["compile_time.py"]),
     "overhead": ("Overhead of calls, and the start of processes", ["overhead.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
