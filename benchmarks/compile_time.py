@@ -115,7 +115,7 @@ class _Layers(nn.Module):
 
 def times_table(options: Any) -> None:
     print(
-        f"CPU seconds of the first compiled step, the compiler warm, in one thread: medians of {options.times} processes without caches and "
+        f"CPU seconds of the first compiled step, the compiler warm, one thread: medians of {options.times} processes without caches and "
         f"{3 * options.times} with them, in turns. Kernels: the C++ sources that Inductor compiles.\n"
     )
     print(row("model", "caches", *FORMS, "graphreg / by hand", "goal", "kernels, " + " / ".join(FORMS)))

@@ -128,7 +128,8 @@ def main() -> None:
     columns = [name for name in FORMS if name != "unregularized, compiled"]
     print(
         f"1 thread, {options.rounds} interleaved rounds, all hidden sites, one projection. Ratios to the unregularized compiled "
-        "step. Multiply-adds are in millions, without and with the penalty; the floor is their ratio. The goal is at most 1.05 of the floor.\n"
+        "step. Multiply-adds are in millions, without and with the penalty; the floor is their ratio. The goal is at most 1.05 of the "
+        "floor.\n"
     )
     print(row("workload", "unregularized, compiled, ms", "multiply-adds", "floor", *columns, "graphreg, compiled / floor"))
     print(row(*["---"] * (5 + len(columns))))

@@ -91,7 +91,8 @@ def main() -> None:
         for name, dtype in DTYPES.items():
             progress(f"recompute: {activation}, {name}")
             found, sizes, milliseconds = measure(activation, dtype, options.rounds, device)
-            stored("recompute", f"{device}, {activation}, {name}", {"ratio": found.median, "low": found.low, "high": found.high, "kept": sizes})
+            data = {"ratio": found.median, "low": found.low, "high": found.high, "kept": sizes}
+            stored("recompute", f"{device}, {activation}, {name}", data)
             print(row(activation, name, f"{milliseconds:.1f}", found, f"{sizes[False]:.1f} / {sizes[True]:.1f}"), flush=True)
 
 
