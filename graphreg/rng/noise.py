@@ -228,8 +228,9 @@ class Noise:
         if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and not (shared or self.shared) and (
             self.window is None and z.numel() <= LIMIT and fuses()
         ):  # as below; most draws come here, and Dynamo traces each function that it meets
-            self._drawn += 1
-            return fused_keep(self.key, p.detach(), list(z.shape), (self._drawn - 1) * _LANES)
+            lane, self._drawn = self._drawn * _LANES, self._drawn + 1
+            at_once: Tensor = fused_keep(self.key, p.detach(), list(z.shape), lane)
+            return at_once
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z, index = self._drawn_for(z, shared)
