@@ -68,11 +68,8 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names exactly the sites of a role takes the place
     of that role's keyword, such as ``hidden_dropout``. Without sites, as when there is no model yet, this rule does not apply.
     """
-    keywords = dict(keywords)
+    keywords = merged(keywords)
     regularizers = keywords.pop("regularizers", None)
-    if isinstance(regularizers, Mapping):
-        _warn_of_both(keywords, regularizers)
-        keywords, regularizers = {**keywords, **regularizers}, None
     for keyword in keywords:
         _check_keyword(keyword)
     lower = {keyword.lower(): value for keyword, value in keywords.items()}
@@ -83,6 +80,16 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     taken = {*FAMILIES, *PREFIXED}
     made += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, sites)]
     return [*made, *instances(regularizers)]
+
+
+def merged(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords with those that ``regularizers={...}`` holds among them. For a keyword that is given both ways, the log warns."""
+    keywords = dict(keywords)
+    if isinstance(regularizers := keywords.get("regularizers"), Mapping):
+        del keywords["regularizers"]
+        _warn_of_both(keywords, regularizers)
+        keywords |= regularizers
+    return keywords
 
 
 def instances(regularizers: Any) -> list[Regularizer]:

@@ -17,7 +17,7 @@ from test_flat import assert_equal, step
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 ACTING: dict[str, dict[str, Any]] = {
-    "splices": {"dropout": {"1": 0.3, "2.*": 0.2}, "noise": {"*": 0.1}},
+    "splices": {"noise": {"1": 0.1}, "dropout": {"2.relu": 0.2}},
     "penalties": {"hidden_l1": {"weight": 0.1, "pattern": ["1", "2.**"]}},
 }
 ACTING["all"] = {**ACTING["splices"], **ACTING["penalties"], "own_dropout": "seeded", "contractive": 0.1}
