@@ -37,6 +37,10 @@ from graphreg.torch_internals import (
     with_own_code,
 )
 
+SCRIPTED = (  # the error of torch.jit.script, which asks a module for ``__prepare_scriptable__``
+    "torch.jit.script cannot compile a rewritten module. Give it a module of torch's own class: plain = graphreg.strip(module).eval(), "
+    "then torch.jit.script(torch.fx.GraphModule(plain, plain.graph))."
+)
 Forwards = Mapping[str, Callable[..., Any]]
 
 
