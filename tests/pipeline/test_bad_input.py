@@ -1009,3 +1009,28 @@ def test_true_is_no_strength() -> None:
         graphreg.set_strength(module, "weight_l2", True)
     with pytest.raises(RegularizerError, match="weight is True; it must be a finite number"):
         WeightL2("*", True)
+
+
+class Wrong(Penalty):
+    """A formula that gives no 0-d tensor."""
+
+    kind: str = "float"
+
+    def __call__(self, z: Tensor) -> Any:
+        values = {"float": lambda: float(z.detach().abs().mean()), "nothing": lambda: None, "vector": lambda: z.abs().mean(0)}
+        return values[self.kind]()
+
+
+WRONG = {
+    "float": r"Wrong at 1 gave a value of type float, which has no gradient\. A penalty is a 0-d tensor\. Return one",
+    "nothing": r"Wrong at 1 gave None: does it lack a return\? A penalty is a 0-d tensor\. Return one",
+    "vector": r"Wrong at 1 gave a tensor of shape \(8,\); a penalty is a 0-d tensor\. Average it\.",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_penalty_that_is_no_0d_tensor(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    module = regularize(model, Wrong("1", 0.1, kind=kind))
+    with refused(model, RegularizerError, WRONG[kind]):
+        module(torch.ones(3, 4))
