@@ -239,14 +239,14 @@ def test_a_dict_of_keywords_is_keywords(by_hand: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: logged.append(text % args))
     data: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1}
     data = data if by_hand else graphreg.recipe(graphreg.regularize(net(), rng=1, **data))
-    for given, strengths in (
+    for keywords, strengths in (
         ({"hidden_dropout": 0.1}, {"weight_l2": 0.1, "hidden_dropout": 0.1}),
         ({"hidden_dropout": None}, {"weight_l2": 0.1}),
         ({"Weight_L2": 0.3}, {"hidden_dropout": 0.2, "weight_l2": 0.3}),
         ({"hidden_l1": 0.3}, {"hidden_dropout": 0.2, "weight_l2": 0.1, "hidden_l1": 0.3}),
     ):
-        every: Any = [graphreg.regularize(net(), recipe=data, regularizers=given), graphreg.backend(recipe=data, regularizers=given)]
-        every.append(graphreg.regularize_(net(), recipe=data, regularizers=given))
+        every: Any = [graphreg.regularize(net(), recipe=data, regularizers=keywords), graphreg.backend(recipe=data, regularizers=keywords)]
+        every.append(graphreg.regularize_(net(), recipe=data, regularizers=keywords))
         assert [graphreg.strengths(module) for module in every] == 3 * [strengths]
         assert not [line for line in logged if "given twice" in line]
     both = graphreg.regularize(net(), recipe=data, regularizers={"hidden_dropout": 0.1}, hidden_dropout=0.3)
