@@ -49,7 +49,7 @@ from graphreg.torch_internals import (
 )
 from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
-from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
+from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
@@ -314,7 +314,7 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
         bound = inspect.signature(model.forward).bind(*call[0], **call[1])
     except TypeError as error:
         expected = ", ".join(inspect.signature(model.forward).parameters)
-        raise TraceError(f"example_inputs do not fit {type(model).__name__}.forward({expected}): {error}.") from None
+        raise TraceError(f"example_inputs do not fit {type(model).__name__}.forward({expected}): {error}.{no_shape(call)}") from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -345,9 +345,9 @@ def check_model(model: object) -> None:
         )
     if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
-    check_names(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
+    check_names(model)
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
     if has_backward_hooks(model):
