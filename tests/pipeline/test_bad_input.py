@@ -1089,3 +1089,23 @@ def test_a_key_in_place_of_keys() -> None:
 
         class Keyed(Penalty, key="keyed"):
             pass
+
+
+class Doubled(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w * 2
+
+
+@pytest.mark.parametrize("text", ["*.weight", "0.weight", "**.weight"])
+def test_the_name_that_a_parametrized_weight_had(text: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    for layer in (model[0], model[2]):
+        nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    says = r"matches no parameter .* 0\.weight is parametrized, and its parameter is 0\.parametrizations\.weight\.original: '\*\*\.orig"
+    with refused(model, NoMatchError, says):
+        regularize(model, weight_l2={"weight": 0.1, "pattern": text})
+    found = graphreg.report(regularize(model, weight_l2={"weight": 0.1, "pattern": "**.original"})).regularizers[0].sites
+    assert found == ("0.parametrizations.weight.original", "2.parametrizations.weight.original")
+    with pytest.raises(NoMatchError) as caught:
+        regularize(model, weight_l2={"weight": 0.1, "pattern": "9.*"})
+    assert "parametrized" not in str(caught.value)
