@@ -178,7 +178,8 @@ def strings(selector: Selector) -> tuple[str, ...]:
     elif callable(selector) and not isinstance(selector, (type, nn.Module)):
         return ()
     else:
-        quoted = f"If {selector!r} is a name, put it in quotes: '{selector}'. " if type(selector) is int else ""
+        number: object = selector
+        quoted = f"If {number} is a name, put it in quotes: '{number}'. " if type(number) is int else ""
         raise RegularizerError(
             f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. {quoted}"
             "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
