@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workloads import WORKLOADS, ByGraphreg, Outcome, Plain, written
 
 WEIGHT = 1e-2
+GOAL = 1.05  # of the floor
 
 
 def without_statistics(model: nn.Module) -> nn.Module:
@@ -122,12 +123,13 @@ def measure(workload: str, rounds: int) -> tuple[float, dict[str, tuple[float, f
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 40), names=WORKLOADS)
+    options = arguments(__doc__, ("--rounds", 20), names=WORKLOADS)
     torch.set_num_threads(1)
     columns = [name for name in FORMS if name != "unregularized, compiled"]
     print(
         f"1 thread, {options.rounds} interleaved rounds, all hidden sites, one projection. Ratios to the unregularized compiled "
-        "step. Multiply-adds are in millions, without and with the penalty; the floor is their ratio.\n"
+        "step. Multiply-adds are in millions, without and with the penalty; the floor is their ratio. The goal is at most 1.05 of the "
+        "floor.\n"
     )
     print(row("workload", "unregularized, compiled, ms", "multiply-adds", "floor", *columns, "graphreg, compiled / floor"))
     print(row(*["---"] * (5 + len(columns))))
@@ -137,7 +139,9 @@ def main() -> None:
         floor = with_it / without
         cells = [f"{found[name][0]:.2f} ± {found[name][1]:.2f}" for name in columns]
         counts = f"{without / 1e6:,.0f}, {with_it / 1e6:,.0f}"
-        print(row(workload, f"{plain:.1f}", counts, f"{floor:.2f}", *cells, f"{found['graphreg, compiled'][0] / floor:.2f}"), flush=True)
+        of_floor = found["graphreg, compiled"][0] / floor
+        missed = " (missed)" if of_floor > GOAL else ""
+        print(row(workload, f"{plain:.1f}", counts, f"{floor:.2f}", *cells, f"{of_floor:.2f}{missed}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def cells(found: dict[str, Series], goal: float | None) -> tuple[list[str], dict
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 8), ("--sets", 1), names=MODELS)
+    options = arguments(__doc__, ("--rounds", 7), ("--sets", 1), names=MODELS)
     print(
         f"1 thread, {options.rounds} rounds in each of {options.sets} set(s) of processes. Each variant has a process of its own, and they "
         "take turns. Ratios to the unregularized step of the same round: the median, and the interval of 95 % of the median. The goal is "

@@ -66,7 +66,7 @@ def built(workload: str, form: str, compiled: bool) -> tuple[Callable[[], None],
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 40), ("--sets", 2), ("--threads", 1), names=WORKLOADS)
+    options = arguments(__doc__, ("--rounds", 25), ("--sets", 2), ("--threads", 1), names=WORKLOADS)
     columns = [*(name for name in FORMS if name != "unregularized"), "graphreg / by hand"]
     print(
         f"{options.threads} thread{'s' * (options.threads > 1)}, {options.rounds} rounds in each of {options.sets} sets of processes. Each "

@@ -1,9 +1,9 @@
 """Inductor passes that graphreg adds where Inductor compiles a graph that draws noise or has penalties.
 
 While Dynamo traces a draw or a penalty, it calls ``improve_graph`` or ``improve_derivatives``, which adds a pass to the options with which
-this one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. ``graphreg.backend``
-calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that graphreg uses (``SLOT`` and
-``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
+this one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. The backend
+``graphreg.backend`` calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that graphreg uses
+(``SLOT`` and ``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
 
 On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), even if ``x`` is the
 result of an elementwise operation and nothing else reads ``x``. Then ``x`` is written to memory, copied into the result, and read again.

@@ -237,8 +237,8 @@ class RuntimeModule(nn.Module):
         """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
         if clock is not None:
             return clock[self.elements[self.element]].to(dtype)
-        if torch.compiler.is_compiling():  # Dynamo would trace ``kept``, too
-            return self.strength[self.element].to(dtype)
+        if torch.compiler.is_compiling():  # Dynamo would trace ``kept``, too; the compiler merges the conversions of one strength
+            return self.strength.to(dtype)[self.element]
         kept: Tensor | None = self.kept(element_of, (self.element, dtype))
         return element_of(self.strength, (self.element, dtype)) if kept is None else kept
 
