@@ -89,6 +89,8 @@ def no_number(what: str, value: Any, cure: str) -> str:
         cure: A sentence that says what to write instead.
     """
     cure = numeric_text(value) + cure
+    if callable(value) and not hasattr(value, "dtype"):
+        cure = f"A strength that changes is a schedule, such as graphreg.schedules.linear(0, 0.1, 1000). {cure}"
     if getattr(value, "requires_grad", False):
         cure = f"It is a tensor that requires grad, and graphreg would not train it: give {what.rpartition(' ')[2]}.item(). {cure}"
     return f"{what} is {value!r}; it must be a finite number. {cure}"

@@ -18,7 +18,7 @@ from graphreg.blocks import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
 from graphreg.in_place.calls import CallForm, example_of, readable, refuse_caches, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
-from graphreg.in_place.structure import Options, StructureGraph, bare, restored_unless_done, traced_for
+from graphreg.in_place.structure import Options, StructureGraph, bare, restored_unless_done, told_of_change, traced_for
 from graphreg.ir import ORIGINAL, RULES, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.planning import Plan
@@ -181,8 +181,8 @@ class Placed(ModuleHandle, InPlaceHandle):
                 example = example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
                 graph = traced_for(model, example, self.options, self.shared)
             except GraphRegError as failure:
-                self._failed[key] = present, failure
-                raise
+                self._failed[key] = present, (told := told_of_change(failure) if self._made else failure)
+                raise told from failure.__cause__
             if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
                 unplace(graph.rules)
             made = self._made.setdefault(key, [])

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
-from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
+from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
 from graphreg.ir import (
     ORIGINAL,
@@ -179,6 +179,16 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
             "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, name the blocks in "
             "blocks= and put checkpoint_wrapper around them, or compile the model and set torch._functorch.config.activation_memory_budget."
         ) from error
+
+
+def told_of_change(error: GraphRegError) -> GraphRegError:
+    """Return an error of a later trace; if a selector matches nothing, say that the model may have changed since, and what to do then."""
+    if not isinstance(error, NoMatchError):
+        return error
+    return NoMatchError(
+        f"{error} The model had such a site before, and this call traces it once more. If the model has changed, for example because its "
+        "adapters are merged, call graphreg.strip_(model), and regularize it again with selectors that match, if at all."
+    )
 
 
 def _refuse_sharded(model: nn.Module) -> None:

@@ -105,6 +105,14 @@ def calls_of(node: fx.Node) -> ModuleCalls | None:
     return calls
 
 
+def surrounding_calls(node: fx.Node) -> ModuleCalls | None:
+    """Return the calls of modules within which a node runs: ``calls_of`` without the call that the node itself is, or was before."""
+    addition = addition_of(node)
+    op, target = addition.was if addition is not None and addition.was is not None else (node.op, node.target)
+    calls = calls_of(node)
+    return calls[:-1] if op == "call_module" and calls and calls[-1][0] == target else calls
+
+
 def record_calls(node: fx.Node, calls: ModuleCalls | None) -> None:
     """Record the calls of submodules during which the node's value was made; None records nothing."""
     if calls is not None:

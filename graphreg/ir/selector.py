@@ -178,12 +178,16 @@ def strings(selector: Selector) -> tuple[str, ...]:
     elif callable(selector) and not isinstance(selector, (type, nn.Module)):
         return ()
     else:
+        number: object = selector
+        quoted = f"If {number} is a name, put it in quotes: '{number}'. " if type(number) is int else ""
         raise RegularizerError(
-            f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. "
+            f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. {quoted}"
             "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
         )
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise RegularizerError(f"a selector is one string or several, not {selector!r}. '*' means the default sites.")
+        number = next((text for text in texts if type(text) is int), None)
+        quoted = f" If {number} is a name, put it in quotes: '{number}'." if number is not None else ""
+        raise RegularizerError(f"a selector is one string or several, not {selector!r}.{quoted} '*' means the default sites.")
     for text in texts:
         Pattern.parse(str(text))
     return tuple(str(text) for text in texts)

@@ -10,7 +10,7 @@ finds the value that a module gets as its input. ``repeats.py`` finds values tha
 
 from graphreg.planning.blocks import called_blocks, check_blocks, check_layers, matching_modules
 from graphreg.planning.dependence import DependenceSlice
-from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
+from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances, merged
 from graphreg.planning.matching import (
     SiteCounts,
     check_count,
@@ -41,7 +41,7 @@ from graphreg.planning.repeats import Strengths, lines, warning
 __all__ = [
     "CHOICES", "FAINTEST", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts",
     "Strengths", "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_model_inputs", "check_option",
-    "check_sites", "check_trainable", "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances",
-    "is_rate", "lines", "matching_modules", "matching_sites", "missed", "named_once", "plan", "practically_off", "rates_are_scheduled",
+    "check_sites", "check_trainable", "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate",
+    "lines", "matching_modules", "matching_sites", "merged", "missed", "named_once", "plan", "practically_off", "rates_are_scheduled",
     "readers_of", "refusals", "require_sites", "warning",
 ]  # fmt: skip

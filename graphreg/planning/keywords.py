@@ -16,7 +16,7 @@ from torch import nn
 from graphreg.errors import NoMatchError, RegularizerError, TraceError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
 from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, registered
-from graphreg.schedules import VaryingStrength
+from graphreg.schedules import VaryingStrength, of_plain
 from graphreg.tracing import Traced, trace
 
 FAMILIES = ("dropout", "noise")
@@ -68,13 +68,12 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names exactly the sites of a role takes the place
     of that role's keyword, such as ``hidden_dropout``. Without sites, as when there is no model yet, this rule does not apply.
     """
-    keywords = dict(keywords)
+    keywords = merged(keywords)
     regularizers = keywords.pop("regularizers", None)
-    if isinstance(regularizers, Mapping):
-        _warn_of_both(keywords, regularizers)
-        keywords, regularizers = {**keywords, **regularizers}, None
     for keyword in keywords:
         _check_keyword(keyword)
+    for keyword, value in keywords.items():
+        _refuse_plain_data(keyword, value)
     lower = {keyword.lower(): value for keyword, value in keywords.items()}
     if len(lower) < len(keywords):
         raise RegularizerError(f"a keyword is given twice, in upper and lower case: {', '.join(keywords)}.")
@@ -83,6 +82,16 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     taken = {*FAMILIES, *PREFIXED}
     made += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, sites)]
     return [*made, *instances(regularizers)]
+
+
+def merged(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords with those that ``regularizers={...}`` holds among them. For a keyword that is given both ways, the log warns."""
+    keywords = dict(keywords)
+    if isinstance(regularizers := keywords.get("regularizers"), Mapping):
+        del keywords["regularizers"]
+        _warn_of_both(keywords, regularizers)
+        keywords |= regularizers
+    return keywords
 
 
 def instances(regularizers: Any) -> list[Regularizer]:
@@ -123,6 +132,23 @@ def _check_keyword(keyword: str) -> None:
         raise NoMatchError(
             f"{keyword!r} is no option of graphreg.regularize and no key of a regularizer."
             f"{suggestions_text(keyword.lower(), sorted(options), 'Near keys')} graphreg.registered() lists the keys."
+        )
+
+
+def _refuse_plain_data(keyword: str, value: Any) -> None:
+    """Raise RegularizerError for a schedule or a strength by depth that is written as a dict, as recipes have it."""
+    if not isinstance(value, Mapping):
+        return
+    for each in (value, *value.values()):
+        if (schedule := of_plain(each)) is not None:
+            meant = f"a schedule. In Python, give graphreg.schedules.{schedule!r}"
+        elif isinstance(each, Mapping) and each.keys() == {"by_depth"} and isinstance(each["by_depth"], (list, tuple)):
+            meant = f"a strength by depth. In Python, give graphreg.by_depth{tuple(each['by_depth'])!r}"
+        else:
+            continue
+        raise RegularizerError(
+            f"{keyword}: in a recipe, {dict(each)!r} is {meant}. Or give the configuration as a recipe: "
+            f"graphreg.regularize(model, recipe={{{keyword!r}: {dict(value)!r}}})."
         )
 
 

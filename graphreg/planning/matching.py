@@ -54,7 +54,7 @@ def matching_sites(traced: Traced, regularizer: Regularizer, missing: Missing) -
         regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
         what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
         elsewhere=_elsewhere(traced, regularizer),
-        hint=lambda text: like_an_option(type(regularizer), text) + ("" if on_parameters else _inside_opaque(traced, text)),
+        hint=lambda text: like_an_option(type(regularizer), text) + (_parametrized if on_parameters else _inside_opaque)(traced, text),
     )  # fmt: skip
 
 
@@ -67,6 +67,17 @@ def _inside_opaque(traced: Traced, text: str) -> str:
         inside = next((path for path in traced.operations.modules if path.startswith(f"{outer}.") and pattern.path(path)), None)
         if inside is not None:
             return f" {inside!r} is inside the opaque module {outer!r}. Give example_inputs: with them, graphreg can trace more modules."
+    return ""
+
+
+def _parametrized(traced: Traced, text: str) -> str:
+    """Return a hint if a selector that matches no parameter matches the name that a parametrized one had before; else ``""``."""
+    pattern = Pattern.parse(text)
+    for site in traced.parameters:
+        owner, inside, rest = site.name.rpartition("parametrizations.")
+        before = f"{owner}{rest.partition('.')[0]}"
+        if inside and pattern.find([Site((replace(site.labels[0], name=before),), kind="parameter")]):
+            return f" {before} is parametrized, and its parameter is {site.name}: '**.original' selects such parameters."
     return ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from graphreg.errors import RegularizerError, shown
+from graphreg.planning import merged
 from graphreg.recipes.files import Source, read
 from graphreg.recipes.recipe import Recipe
 
@@ -19,7 +20,7 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     """Call a function again, with the arguments that its ``recipe=`` stands for, and set the recipe's strengths.
 
     The caller's other arguments take precedence over the recipe. An option that is not at its default replaces the recipe's option, and a
-    keyword replaces the recipe's regularizers of that name.
+    keyword replaces the recipe's regularizers of that name, also if it is in a dict ``regularizers={...}``.
 
     Args:
         function: One of the functions that take ``recipe=``.
@@ -29,7 +30,7 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     for name, parameter in inspect.signature(function).parameters.items():
         by_kind.setdefault(parameter.kind, {})[name] = arguments[name]
     (regularizers,) = by_kind[inspect.Parameter.VAR_POSITIONAL].values()
-    (keywords,) = by_kind[inspect.Parameter.VAR_KEYWORD].values()
+    keywords = merged(*by_kind[inspect.Parameter.VAR_KEYWORD].values())
     first = by_kind.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {}).values()  # the model
     given = by_kind[inspect.Parameter.KEYWORD_ONLY]
     asked = opened(given.pop("recipe")).without(keywords)

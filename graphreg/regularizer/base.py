@@ -118,6 +118,10 @@ class Regularizer:
     _model_inputs: ClassVar[Mapping[str, str]] = {}  # what ``model_inputs`` returns; each instance has its own
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        if "key" in more:
+            key = more["key"]
+            right = key if isinstance(key, tuple) else (key,)
+            raise RegularizerError(f"{cls.__name__}: key={key!r} is not allowed; write keys={right!r}.")
         super().__init_subclass__(**more)
         dataclass(frozen=True)(cls)
         cls.on = on or cls.on

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join
-from graphreg.torch_internals import first_scale, graph_break, scale_tensor, traces_objects
+from graphreg.torch_internals import first_scale, graph_break, is_exporting, scale_tensor, traces_objects
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale
@@ -93,7 +93,8 @@ class AttachRule(nn.Module):
         ``to_loss``: whether ``outputs`` has one element, the loss. The penalties are then added to the loss; otherwise no output changes
         its value.
         """
-        self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+        if not is_exporting():  # the program has no attributes to assign, and the values are fake tensors
+            self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs
         total = torch.stack(penalties).sum()

@@ -21,7 +21,8 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained, refuse_parallelized
+from graphreg.runtime.sharding import explained, not_called, refuse_parallelized
+from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
@@ -36,6 +37,10 @@ from graphreg.torch_internals import (
     with_own_code,
 )
 
+SCRIPTED = (  # the error of torch.jit.script, which asks a module for ``__prepare_scriptable__``
+    "torch.jit.script cannot compile a rewritten module. Give it a module of torch's own class: plain = graphreg.strip(module).eval(), "
+    "then torch.jit.script(torch.fx.GraphModule(plain, plain.graph))."
+)
 Forwards = Mapping[str, Callable[..., Any]]
 
 
@@ -242,8 +247,10 @@ def _addable(result: Any) -> Any:
 
 
 @disable()
-def _before(rules: nn.Module) -> None:
-    """Do before a call what concerns DTensors. A compiled forward would do it with an error of Dynamo's around that of graphreg."""
+def _before(rules: Any) -> None:
+    """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
+    if rules.number in not_called:
+        warn_of_uncalled_checkpoints(rules)
     if has_process_group():
         refuse_parallelized(rules)
 

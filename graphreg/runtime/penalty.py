@@ -315,7 +315,10 @@ def result(
     return _checked(value, description), new
 
 
-def _checked(value: Tensor, description: str) -> Tensor:
+def _checked(value: Any, description: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        what = "None: does it lack a return?" if value is None else f"a value of type {type(value).__name__}, which has no gradient."
+        raise RegularizerError(f"{description} gave {what} A penalty is a 0-d tensor. Return one, computed from the formula's arguments.")
     if value.dim() != 0:
         raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
     return value

@@ -39,7 +39,7 @@ from graphreg.ir import (
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
-from graphreg.runtime.forward import chosen, guarded, no_method, signature
+from graphreg.runtime.forward import SCRIPTED, chosen, guarded, no_method, signature
 from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
@@ -205,6 +205,9 @@ class RewrittenModule(fx.GraphModule):
         if options.get("fullgraph") and (refused := lowering(self).refused()):
             raise GraphRegError(refused)
         super().compile(*args, **options)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise GraphRegError(SCRIPTED)
 
     def penalties(self) -> dict[str, Tensor]:
         """Return the values of the last call's penalties by name, detached.

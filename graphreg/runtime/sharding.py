@@ -26,6 +26,7 @@ from graphreg.torch_internals import (
 # Rewritten modules by number. Dynamo of torch 2.10 passes numbers, but not modules, to functions whose result it takes as a constant.
 _numbered: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 _numbers = count()
+not_called = set[int]()  # the numbers of the modules that were not called since their code was made; see uncalled_checkpoints.py
 _examined: WeakSet[nn.Module] = WeakSet()  # the containers of the modules that ``refuse_parallelized`` has found right
 
 
@@ -33,7 +34,13 @@ def numbered(module: nn.Module) -> int:
     """Give a rewritten module a number by which the functions of this file find it, and return the number."""
     number = next(_numbers)
     _numbered[number] = module
+    not_called.add(number)
     return number
+
+
+def module_of(number: int) -> nn.Module | None:
+    """Return the rewritten module that has a number; None if the module is gone."""
+    return _numbered.get(number)
 
 
 def refuse_sharded_derivatives(rules: Any, names: list[str]) -> None:
@@ -96,7 +103,7 @@ def parallelized_uncalled(module: nn.Module) -> str:
     """
     state = state_of(module)
     called = _called(state.graphs) if state is not None else set()
-    for path, inner in _named_modules(module):
+    for path, inner in named_modules(module):
         if has_parallel_hooks(inner) and not is_block(inner) and not _within(path, called):
             return (
                 f"parallelize_module was applied to {path!r}, and the emitted code runs the operations inside that module without calling "
@@ -159,7 +166,7 @@ def _called(graphs: Mapping[str, fx.Graph]) -> set[str]:
     return {str(target) for op, target in (*calls, *was) if op == "call_module"}
 
 
-def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the submodules by path. Wrappers for checkpoints and of torch.compile do not count in paths."""
     for path, inner in module.named_modules():
         names = [name for name in path.split(".") if name not in (WRAPPED_MODULE, COMPILED_MODULE)]
@@ -180,7 +187,7 @@ def explained(module: nn.Module) -> str:
     if state is None:
         return ""
     called = _called(state.graphs)
-    for path, inner in _named_modules(module):
+    for path, inner in named_modules(module):
         if is_sharded(inner) and not is_block(inner) and not _within(path, called):
             return (
                 f"fully_shard was applied to {path!r}, and the emitted code runs the operations inside that module without calling it, so "

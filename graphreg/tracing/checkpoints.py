@@ -10,6 +10,11 @@ from torch import nn
 from graphreg.torch_internals import Changes
 
 CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # the reason why both front ends make such a module opaque
+CURE = (
+    "if the model checkpoints its blocks, turn that off (timm: model.set_grad_checkpointing(False)), name the blocks in blocks=, and put "
+    "checkpoint_wrapper around the blocks of the result; otherwise move the checkpointed step into a submodule of its own, which then "
+    "becomes an opaque module"
+)
 _LAYER = "GradientCheckpointingLayer"  # the class of the library transformers whose subclasses checkpoint their own forward
 _FUNCTION = "_gradient_checkpointing_func"  # the attribute of such a layer that holds its checkpoint function
 

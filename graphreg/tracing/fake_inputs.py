@@ -43,6 +43,14 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 
+def no_shape(call: Arguments) -> str:
+    """Return a hint for an error message if example inputs are numbers alone, as a shape would be; ``""`` for any others."""
+    values = (*call[0], *call[1].values())
+    if not values or not all(isinstance(value, int) for value in values):
+        return ""
+    return f" They are the arguments of a call, such as torch.randn({', '.join(map(str, values))}), and not the shape of one."
+
+
 def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
     """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
@@ -89,7 +97,7 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
         except Exception as error:
             first = first or error
     assert first is not None
-    first.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
+    first.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.{no_shape(call)}")
     raise first
 
 

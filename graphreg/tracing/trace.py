@@ -47,17 +47,17 @@ from graphreg.torch_internals import (
     warn_if_untested,
     with_draws_restored,
 )
-from graphreg.tracing.checkpoints import see_through_checkpoints
+from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
-from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
+from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
+from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.symbolic.symbolic import symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
-_SHOWN = 8  # arguments that an error message lists
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
@@ -279,12 +279,16 @@ def _trace_by_export(
                 f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict "
                 f"of the arguments of {forward_text(model)}."
             )
+        if "example_inputs" in str(symbolic_error) or CHECKPOINTS in str(symbolic_error):
+            raise symbolic_error
         raise TraceError(
             f"{symbolic_error} With example_inputs graphreg also tries torch.export, which can trace more than torch.fx. They are a "
             f"tensor, a tuple or a dict of the arguments of {forward_text(model)}."
         ) from symbolic_error
     constants, opaque_modules, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
     if symbolic_error is not None:
+        if CHECKPOINTS in str(symbolic_error):  # torch.export would lose the checkpoints of the model's own forward, too
+            raise symbolic_error
         why = str(symbolic_error).partition(". ")[0].rstrip(".")
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
     try:
@@ -302,14 +306,6 @@ def _trace_by_export(
     return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
 
 
-def forward_text(model: nn.Module) -> str:
-    """Return the arguments of a model's forward as text, for messages: ``forward(x, mask=None)``."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    shown_ones = [str(p.replace(annotation=p.empty)) for p in parameters]
-    more = [f"and {len(shown_ones) - _SHOWN} more"] if len(shown_ones) > _SHOWN else []
-    return f"forward({', '.join([*shown_ones[:_SHOWN], *more])})"
-
-
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
     """Return the example inputs by argument name, defaults included; raise TraceError if they do not fit the forward."""
     if call is None:
@@ -318,7 +314,7 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
         bound = inspect.signature(model.forward).bind(*call[0], **call[1])
     except TypeError as error:
         expected = ", ".join(inspect.signature(model.forward).parameters)
-        raise TraceError(f"example_inputs do not fit {type(model).__name__}.forward({expected}): {error}.") from None
+        raise TraceError(f"example_inputs do not fit {type(model).__name__}.forward({expected}): {error}.{no_shape(call)}") from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -349,9 +345,9 @@ def check_model(model: object) -> None:
         )
     if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
-    check_names(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
+    check_names(model)
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
     if has_backward_hooks(model):

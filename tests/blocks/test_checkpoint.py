@@ -65,3 +65,29 @@ def test_penalties_on_derivatives_and_attached_ones() -> None:
     for each in (flat, module):
         each(x).square().mean().backward()
     torch.testing.assert_close([p.grad for p in module.parameters()], [p.grad for p in flat.parameters()], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_a_wrapper_around_what_is_no_block_is_named_at_the_first_call(front_end: Any) -> None:
+    """The wrapper of an opened module is never called: nothing would be recomputed, and nobody would know."""
+    x = torch.randn(4, 64)
+    says = r"put around layers\.0, layers\.1, layers\.2 and 1 more, .*backward recomputes nothing there.*blocks='layers\.0'\)"
+    module = checkpointed(regularized(front_end=front_end, example_inputs=x))
+    with pytest.warns(UserWarning, match=says):
+        module(x)
+    module(x)
+    with pytest.warns(UserWarning, match="backward recomputes nothing there"):
+        torch.compile(checkpointed(regularized()), backend="eager")(x)
+    torch._dynamo.reset()
+
+
+def test_wrappers_that_are_called_are_not_named() -> None:
+    """Of blocks, of layers, and of a module that was wrapped before."""
+    x = torch.randn(4, 64)
+    checkpointed(regularized(blocks="layers.*"))(x)
+    module = regularized()
+    apply_activation_checkpointing(module, check_fn=lambda inner: isinstance(inner, torch.nn.Linear))
+    module(x)
+    model = Stack(1, 64)
+    model.layers[0] = checkpoint_wrapper(model.layers[0])
+    graphreg.regularize(model, weight_l2=0.1)(x)

@@ -584,6 +584,18 @@ def test_a_selector_that_matches_nothing_leaves_the_model_alone() -> None:
         model(X)
 
 
+def test_a_site_that_is_gone_since_an_earlier_call() -> None:
+    """As after adapters are merged: the message says what has happened, twice, and ``strip_`` is the cure."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 2))
+    x = torch.ones(3, 4)
+    graphreg.regularize_(model, HiddenL1("1.0", 0.1), scale=1)(x)
+    model[1] = nn.ReLU()
+    for _ in range(2):
+        with pytest.raises(NoMatchError, match=r"^'1\.0' matches no value .* traces it once more\. If the model .*strip_\(model\)"):
+            model(x)
+    assert graphreg.strip_(model)(x).shape == (3, 2)
+
+
 def test_an_unknown_scale_warns_once() -> None:
     model = graphreg.regularize_(net(), weight_l2=0.1)
     with pytest.warns(UserWarning, match="the model returns no loss, so graphreg cannot know how the loss is scaled"):

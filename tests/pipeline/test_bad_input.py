@@ -1009,3 +1009,103 @@ def test_true_is_no_strength() -> None:
         graphreg.set_strength(module, "weight_l2", True)
     with pytest.raises(RegularizerError, match="weight is True; it must be a finite number"):
         WeightL2("*", True)
+
+
+class Wrong(Penalty):
+    """A formula that gives no 0-d tensor."""
+
+    kind: str = "float"
+
+    def __call__(self, z: Tensor) -> Any:
+        values = {"float": lambda: float(z.detach().abs().mean()), "nothing": lambda: None, "vector": lambda: z.abs().mean(0)}
+        return values[self.kind]()
+
+
+WRONG = {
+    "float": r"Wrong at 1 gave a value of type float, which has no gradient\. A penalty is a 0-d tensor\. Return one",
+    "nothing": r"Wrong at 1 gave None: does it lack a return\? A penalty is a 0-d tensor\. Return one",
+    "vector": r"Wrong at 1 gave a tensor of shape \(8,\); a penalty is a 0-d tensor\. Average it\.",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_penalty_that_is_no_0d_tensor(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    module = regularize(model, Wrong("1", 0.1, kind=kind))
+    with refused(model, RegularizerError, WRONG[kind]):
+        module(torch.ones(3, 4))
+
+
+PLAIN = [
+    ({"hidden_dropout": {"linear": [0, 0.2, 10]}}, r"hidden_dropout: in a recipe, .* graphreg\.schedules\.linear\(.*\)\. Or .*recipe="),
+    ({"dropout": {"1": {"cosine": [0, 0.2, 10]}}}, r"dropout: in a recipe, .* give graphreg\.schedules\.cosine\(0, 0\.2, 10\)"),
+    ({"weight_l2": {"weight": {"by_depth": [0, 1]}}}, r"weight_l2: in a recipe, .* is a strength by depth\. .* graphreg\.by_depth\(0, 1\)"),
+    ({"regularizers": {"weight_l2": {"linear": [0, 0.2, 10]}}}, r"weight_l2: in a recipe, .* graphreg\.schedules\.linear\(0, 0\.2, 10\)"),
+    ({"hidden_dropout": lambda step: 0.1}, r"must be a finite number\. A strength that changes is a schedule, .*\.linear"),
+]
+
+
+@pytest.mark.parametrize(("keywords", "says"), PLAIN)
+def test_a_schedule_as_plain_data_or_as_a_function(keywords: dict[str, Any], says: str) -> None:
+    with refused(net(), RegularizerError, says):
+        regularize(net(), **keywords)
+
+
+def test_a_site_may_be_called_like_a_schedule() -> None:
+    model = nn.Sequential(OrderedDict(linear=nn.Linear(4, 8), act=nn.ReLU()))
+    assert graphreg.strengths(regularize(model, dropout={"linear": 0.1})) == {"dropout": 0.1}
+
+
+def test_a_shape_in_place_of_example_inputs() -> None:
+    says = r"do not fit .*forward\(input\): too many positional arguments\. They are the arguments .*torch\.randn\(3, 4\), and"
+    with refused(net(), TraceError, says):
+        regularize(net(), hidden_dropout=0.1, example_inputs=(3, 4))
+    with pytest.raises(TypeError, match="must be Tensor, not int") as caught:  # the model's own error
+        regularize(net(), hidden_dropout=0.1, example_inputs=(3,))
+    assert caught.value.__notes__[-1].endswith("They are the arguments of a call, such as torch.randn(3), and not the shape of one.")
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught_shape:
+        regularize(net(), hidden_dropout=0.1, example_inputs=torch.ones(3, 5))
+    assert caught_shape.value.__notes__[-1].endswith("own error: graphreg ran it on the example_inputs.")
+
+
+def test_a_number_in_place_of_a_name() -> None:
+    for keywords in ({"dropout": {1: 0.1}}, {"hidden_l1": {"weight": 0.1, "pattern": 1}}, {"dropout": {(1, 2): 0.1}}):
+        with refused(net(), RegularizerError, r"If 1 is a name, put it in quotes: '1'\."):
+            regularize(net(), **keywords)  # type: ignore[arg-type]
+    with pytest.raises(RegularizerError) as caught:
+        BernoulliDropout(0.1)  # type: ignore[arg-type,call-arg]
+    assert "quotes" not in str(caught.value) and "The selector comes first and the weight second" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_model_of_torch_jit() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))
+    with pytest.raises(TraceError, match=r"is compiled by torch\.jit\. Give regularize the model it was made from\."):
+        regularize(model, hidden_dropout=0.1)
+
+
+def test_a_key_in_place_of_keys() -> None:
+    with pytest.raises(RegularizerError, match=r"Keyed: key='keyed' is not allowed; write keys=\('keyed',\)\."):
+
+        class Keyed(Penalty, key="keyed"):
+            pass
+
+
+class Doubled(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w * 2
+
+
+@pytest.mark.parametrize("text", ["*.weight", "0.weight", "**.weight"])
+def test_the_name_that_a_parametrized_weight_had(text: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    for layer in (model[0], model[2]):
+        nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    says = r"matches no parameter .* 0\.weight is parametrized, and its parameter is 0\.parametrizations\.weight\.original: '\*\*\.orig"
+    with refused(model, NoMatchError, says):
+        regularize(model, weight_l2={"weight": 0.1, "pattern": text})
+    found = graphreg.report(regularize(model, weight_l2={"weight": 0.1, "pattern": "**.original"})).regularizers[0].sites
+    assert found == ("0.parametrizations.weight.original", "2.parametrizations.weight.original")
+    with pytest.raises(NoMatchError) as caught:
+        regularize(model, weight_l2={"weight": 0.1, "pattern": "9.*"})
+    assert "parametrized" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 import re
 import sys
 import tomllib
@@ -229,6 +230,30 @@ def test_what_the_call_says_comes_first() -> None:
     assert graphreg.strengths(other) == {"hidden_dropout": 0.25, "noise": 0.5}
     written = graphreg.recipe(other)
     assert (written["rng"], written["own_dropout"], written["missing"]) == (8, "off", "warn")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_dict_of_keywords_is_keywords(by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``regularizers={...}`` replaces the recipe's regularizers as the same keywords do, and nothing is stacked on them."""
+    logged: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: logged.append(text % args))
+    data: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1}
+    data = data if by_hand else graphreg.recipe(graphreg.regularize(net(), rng=1, **data))
+    for keywords, strengths in (
+        ({"hidden_dropout": 0.1}, {"weight_l2": 0.1, "hidden_dropout": 0.1}),
+        ({"hidden_dropout": None}, {"weight_l2": 0.1}),
+        ({"Weight_L2": 0.3}, {"hidden_dropout": 0.2, "weight_l2": 0.3}),
+        ({"hidden_l1": 0.3}, {"hidden_dropout": 0.2, "weight_l2": 0.1, "hidden_l1": 0.3}),
+    ):
+        every: Any = [graphreg.regularize(net(), recipe=data, regularizers=keywords), graphreg.backend(recipe=data, regularizers=keywords)]
+        every.append(graphreg.regularize_(net(), recipe=data, regularizers=keywords))
+        assert [graphreg.strengths(module) for module in every] == 3 * [strengths]
+        assert not [line for line in logged if "given twice" in line]
+    both = graphreg.regularize(net(), recipe=data, regularizers={"hidden_dropout": 0.1}, hidden_dropout=0.3)
+    assert graphreg.strengths(both) == {"weight_l2": 0.1, "hidden_dropout": 0.1}
+    assert len([line for line in logged if "hidden_dropout is given twice" in line]) == 1
+    added = graphreg.regularize(net(), recipe=data, regularizers=[graphreg.passes.WeightL2("*", 0.5)])
+    assert graphreg.strengths(added) == {"hidden_dropout": 0.2, "weight_l2": 0.1, "weight_l2_1": 0.5}
 
 
 def test_generators_and_drawn_seeds_are_written_as_numbers() -> None:

@@ -32,8 +32,8 @@ from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
 from graphreg.tracing.fake_inputs import Arguments, run_model
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
+from graphreg.tracing.refusals import location
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
-from graphreg.tracing.symbolic.symbolic import location
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
@@ -73,7 +73,8 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         if not isinstance(failure, UntraceableModel):
             run_model(model, call, {})  # raises the model's own error, if it has one
             check_works()
-        raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({first_line(failure)}).") from failure
+        why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
+        raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
 
 
 class FrontEndError(TraceError):

@@ -44,6 +44,7 @@ from graphreg.torch_internals import (
     without_modes,
     without_proxies,
 )
+from graphreg.tracing.checkpoints import CHECKPOINTS, CURE
 from graphreg.tracing.export.conditions import note_decisions, squeezed
 from graphreg.tracing.export.final_state import final_state
 from graphreg.tracing.export.op_record import (
@@ -180,7 +181,8 @@ class Recorder(TorchFunctionMode):
             if new := sorted(_registered(self.model).keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
         except KeepOpaque as reason:
-            raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
+            cure = CURE if str(reason) == CHECKPOINTS else "move that step into a submodule of its own, which then becomes an opaque module"
+            raise UntraceableModel(f"{reason}; {cure}") from None
         finally:
             self._scopes.clear()
             # torch.export restores the attributes that the forward assigned, but the next call may read what was assigned.

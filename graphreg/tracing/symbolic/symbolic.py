@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,20 +10,16 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import LIBRARY_FOLDERS, Graphs, Literals
+from graphreg.ir import Graphs, Literals
 from graphreg.torch_internals import make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
+from graphreg.tracing.refusals import refusal
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
-
-_SHAPES = (
-    "If the step branches on a shape, give example_inputs: the trace takes the branch that they take, and the graph asserts that each "
-    "call takes the same branch."
-)
 
 
 def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
@@ -88,7 +83,7 @@ def symbolic(
     except GraphRegError:
         raise
     except Exception as error:
-        raise TraceError(_refusal(model, error, bool(examples))) from error
+        raise TraceError(refusal(model, error, bool(examples))) from error
 
 
 def _traced(
@@ -105,26 +100,3 @@ def _traced(
         graph = tracer.trace(model)
     _take_constants(model, graph, before, constants)
     return graph, tracer
-
-
-def location(error: BaseException) -> str:
-    """Return the line of the user's code that raised an error, as ``" at file:line: code"``; ``""`` if there is none."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*LIBRARY_FOLDERS, "<"))]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-
-
-def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
-    """Return the error message for a model that cannot be traced; ``examples``: whether example inputs were given."""
-    if isinstance(error, RecursionError):
-        return (
-            f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, "
-            "although graphreg raises it as far as the nesting of modules needs. Either the model nests calls of other functions too "
-            "deeply, or a function calls itself until a tensor has a certain value, and a trace has no values. If the depth is intended, "
-            "raise the limit (sys.setrecursionlimit)."
-        )
-    return (
-        f"{type(model).__name__} cannot be traced symbolically{location(error)} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "
-        "If the step branches on a tensor's values, branch on a constant instead."
-        + ("" if examples else f" {_SHAPES}")
-    )

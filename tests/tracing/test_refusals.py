@@ -1,0 +1,63 @@
+"""What the error says about a model that cannot be traced: the likely cure comes first, and no cure is named that cannot help."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import graphreg
+from graphreg import TraceError
+
+
+class Checkpoints(nn.Module):
+    """A model that checkpoints its blocks in its own forward, as those of timm do after ``set_grad_checkpointing()``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def message(model: nn.Module, **options: Any) -> str:
+    with pytest.raises(TraceError) as caught:
+        graphreg.regularize(model, weight_l2=0.1, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"example_inputs": torch.ones(2, 4)}, {"example_inputs": torch.ones(2, 4), "front_end": "export"}])
+def test_of_a_model_that_checkpoints_its_blocks(options: dict[str, Any]) -> None:
+    says = message(Checkpoints(), **options)
+    assert re.search(r"[Ii]f the model checkpoints its blocks, turn that off \(timm: model\.set_grad_checkpointing\(False\)\)", says)
+    assert "blocks=, and put checkpoint_wrapper around the blocks of the result" in says
+    for useless in ("torch.fx.wrap", "branch on a constant", "backend instead", "Give example_inputs"):
+        assert useless not in says, useless
+
+
+def test_in_place_of_a_model_that_checkpoints_its_blocks() -> None:
+    with pytest.raises(TraceError, match=r"name the blocks in blocks=, and put checkpoint_wrapper around"):
+        graphreg.regularize_(Checkpoints(), weight_l2=0.1)(torch.ones(2, 4))
+
+
+def test_of_forgotten_example_inputs() -> None:
+    """They come first, because transformers models, LSTMs and branches on shapes all need them."""
+
+    class Keywords(nn.Module):
+        def forward(self, x: Tensor, **more: Any) -> Tensor:
+            return x.sin() if list(more) else x
+
+    for model, arguments in ((Keywords(), "x, **more"), (nn.LSTM(3, 4), "input, hx=None")):
+        says = message(model)
+        order = ["cannot be traced symbolically", "Give example_inputs, a tensor, a tuple or a dict", f"forward({arguments})"]
+        order += ["torch.export", "If example_inputs do not help, move that step into a submodule", "torch.fx.wrap", "branch on a constant"]
+        places = [says.index(text) for text in order]
+        assert places == sorted(places)
+        assert says.count("example_inputs") == 2 and "torch.fx docs" not in says and "Proxy docstring" not in says
