@@ -51,6 +51,7 @@ from graphreg.torch_internals import (
     define_in_copies,
     define_named_tuples,
     enters_levels,
+    generate_forward,
     pytree,
     take_state_version,
 )
@@ -386,7 +387,7 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     """Generate the class's forward from a graph. This function is not a method, because the model may have an attribute of any name."""
     define_named_tuples(graph)
     module._graph = spelled(graph)
-    return super(RewrittenModule, module).recompile()
+    return generate_forward(module)
 
 
 def _text(graph: fx.Graph) -> str:
