@@ -24,7 +24,7 @@ from graphreg.torch_internals.fx import Defining
 
 _PREPARE, _FORWARD = "graphreg_prepare", "graphreg_forward"  # names of globals of the code
 _LINES = 500  # how many lines are compiled together where a syntax error is looked for
-_NUMBERS = re.compile(r"\d+", re.ASCII)
+_DIGITS = str.maketrans("023456789", "1" * 9)
 
 
 def generate_forward(module: fx.GraphModule) -> PythonCode:
@@ -108,10 +108,10 @@ def _passed_on(header: str) -> str:
 def _check_syntax(source: str, body: str) -> None:
     """Raise SyntaxError unless the source is Python, so that no first call fails.
 
-    Emitted code consists of statements of one line, of which most differ from others in numbers only. One of each kind is compiled. If that
+    Emitted code consists of statements of one line, of which most differ from others in digits only. One of each kind is compiled. If that
     fails, perhaps because a statement has several lines, the whole source is compiled.
     """
-    kinds = dict(zip(_NUMBERS.sub("1", body).split("\n"), body.split("\n"), strict=True))
+    kinds = dict(zip(body.translate(_DIGITS).split("\n"), body.split("\n"), strict=True))
     lines = list(kinds.values())
     together = ("\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES))
     if not all(_is_python(f"def forward():\n{statements}\n    pass") for statements in together):

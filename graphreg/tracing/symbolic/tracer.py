@@ -146,6 +146,7 @@ class SiteTracer(DecisionTracer):
             )
         self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
+        self.tape.forget_states()
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
