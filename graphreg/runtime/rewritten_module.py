@@ -347,8 +347,10 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     specialized = [(name, type(value), contents_of(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, structure(module)))
-    common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
+    key = hashlib.blake2b(repr((kind.__name__, source, specialized, sorted(ours), references, structure(module))).encode())
+    for mode, code in (*state.codes.items(), *state.compiled_codes.items()):
+        key.update(f"\0{mode}\0{len(code)}\0{code}".encode())
+    common = _common.setdefault(key.digest(), kind)
     if common is not kind:
         module.__class__ = common
     else:

@@ -280,6 +280,8 @@ class SiteTracer(DecisionTracer):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
+        if kind is dict and not a:
+            return {}
         # torch.fx would turn an OrderedDict into a plain dict; here the graph makes an object of the model's own type.
         if (construction := building(a)) is not None:
             target, args, kwargs = construction
