@@ -220,8 +220,8 @@ class RuntimeModule(nn.Module):
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
-        # Not by ``__setattr__``, which looks for parameters and modules. ``rules`` and ``owner`` are tuples, so that no other code takes what
-        # is in them for submodules. The module is its own owner until ``Rules.find_owners`` finds the owner.
+        # Not by ``__setattr__``, which looks for parameters and modules. ``rules`` and ``owner`` are tuples, because a module that is
+        # assigned becomes a submodule. The module is its own owner until ``Rules.find_owners`` finds the owner.
         vars(self).update(description=description, silenced=False, rules=(), owner=(self,))
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)

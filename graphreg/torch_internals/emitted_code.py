@@ -1,8 +1,8 @@
 """The forward of a GraphModule: its code is generated at once, but Python compiles the code only when the forward is first called.
 
-torch.fx compiles the code at once. For a graph of 60,000 nodes, this takes 0.5 GB of memory, and a forward that is never called (that of the
-other mode, or of a module that is only looked at) would take it for nothing. torch.fx has a class that waits, ``_LazyGraphModule``, but
-Dynamo cannot trace the call of such a module before the code was compiled.
+torch.fx compiles the code at once. For a graph of 60,000 nodes, this takes 0.5 GB of memory, also for a forward that is never called, such
+as that of the other mode. torch.fx has a class that waits, ``_LazyGraphModule``, but its forward generates and compiles the code while it
+runs, which Dynamo cannot trace.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class EnvironmentQueries:
         with Changes() as changes, changes:
             for place, name, function in changed:
                 changes.put(place, name, self._answering(function))
-            changes.put(nn.Module, "training", self._training_property({id(vars(module)): name for name, module in modules_by_path(model, once=True).items()}))
+            paths = {id(vars(module)): path for path, module in modules_by_path(model, once=True).items()}
+            changes.put(nn.Module, "training", self._training_property(paths))
             yield
 
     def _training_property(self, paths: Mapping[int, str]) -> property:
