@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,12 @@ def checkpoints_itself(module: nn.Module) -> bool:
     The base class of these layers wraps the forward of each subclass, also of the subclasses that graphreg generates. So a block of such a
     subclass checkpoints its emitted code, just as the model's module checkpoints its forward.
     """
-    return getattr(module, "gradient_checkpointing", False) is True and any(kind.__name__ == _LAYER for kind in type(module).__mro__)
+    return _is_layer(type(module)) and getattr(module, "gradient_checkpointing", False) is True
+
+
+@lru_cache(maxsize=1024)
+def _is_layer(kind: type[nn.Module]) -> bool:
+    return any(each.__name__ == _LAYER for each in kind.__mro__)
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:

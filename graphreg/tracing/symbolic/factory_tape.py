@@ -81,7 +81,7 @@ class Tape(TorchFunctionMode):
         self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that the tape has seen, with its last known state
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
-        mine = [
+        mine: list[tuple[str, Any]] = [
             (f"{path}.{name}" if path else name, value)
             for path, module in modules_by_path(root, once=True).items()
             for held in (vars(module), module._parameters, module._buffers)
