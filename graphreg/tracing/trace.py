@@ -97,10 +97,12 @@ class Traced(RenamedAttributes):
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
         """The model's parameters as sites. Each appears once; a tied parameter has all of its names as labels."""
-        modules, names = self.operations.modules, dict[int, list[str]]()
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        return tuple(parameter_site(modules, names[id(p)], p) for p in self.model.parameters())
+        modules, named = self.operations.modules, dict[int, tuple[nn.Parameter, list[str]]]()
+        for path, module in modules.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    named.setdefault(id(parameter), (parameter, []))[1].append(f"{path}.{name}" if path else name)
+        return tuple(parameter_site(modules, names, parameter) for parameter, names in named.values())
 
     @property
     def sites(self) -> tuple[Site, ...]:
