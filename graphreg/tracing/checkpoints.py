@@ -25,7 +25,7 @@ def checkpoints_itself(module: nn.Module) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _is_layer(kind: type[nn.Module]) -> bool:
+def _is_layer(kind: Any) -> bool:
     return any(each.__name__ == _LAYER for each in kind.__mro__)
 
 
