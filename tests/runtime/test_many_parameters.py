@@ -57,7 +57,7 @@ def test_by_hand(context: str) -> None:
     torch.compiler.reset()
 
 
-class Rows(Penalty, keys=("rows_of_many",), on="parameters"):
+class ColumnsOfMany(Penalty, keys=("columns_of_many",), on="parameters"):
     """Gives a tensor that is not 0-d for one of the shapes."""
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -65,6 +65,6 @@ class Rows(Penalty, keys=("rows_of_many",), on="parameters"):
 
 
 def test_a_result_of_another_shape_is_refused_for_later_parameters_too() -> None:
-    module = graphreg.regularize(Mixed(), Rows("*", 1.0))
+    module = graphreg.regularize(Mixed(), ColumnsOfMany("*", 1.0))
     with pytest.raises(RegularizerError, match=r"gave a tensor of shape \(5,\)"):
         module(X)
