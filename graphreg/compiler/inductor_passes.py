@@ -1,7 +1,7 @@
-"""Inductor passes that graphreg adds where Inductor compiles a graph that has penalties.
+"""Inductor passes that graphreg adds where Inductor compiles a graph that draws noise or has penalties.
 
-While Dynamo traces a penalty, it calls ``improve_gradients`` or ``improve_derivatives``, which adds a pass to the options with which this
-one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. ``graphreg.backend``
+While Dynamo traces a draw or a penalty, it calls ``improve_graph`` or ``improve_derivatives``, which adds a pass to the options with which
+this one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. ``graphreg.backend``
 calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that graphreg uses (``SLOT`` and
 ``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
 
@@ -13,6 +13,8 @@ gradient is ``x``. With ``addmm``, the penalty on a 512 x 512 weight adds 0.25 m
 On a GPU, Inductor keeps ``mm`` and the addition separate if only elementwise operations read the sum (``should_prefer_unfused_addmm``),
 whatever computes ``x``. On a CPU, the pass ``unfuse`` separates them if an elementwise operation computes ``x``, whatever reads the sum.
 Inductor then fuses the addition with that operation.
+
+The same pass gives elements of small tensors buffers of their own; ``own_elements.py`` says why.
 """
 
 from __future__ import annotations
@@ -25,28 +27,34 @@ from torch import fx
 
 from graphreg.compiler import joint_graph
 from graphreg.compiler.joint_graph import simplify
+from graphreg.compiler.own_elements import own_elements
 from graphreg.torch_internals import OpOverload, add_inductor_options, assume_constant_result, graph_pass
 
 SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
 def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of Inductor with graphreg's pass for penalties, unless the user's passes already use one of the two slots."""
+    """Return options of Inductor with graphreg's pass, unless the user's passes already use one of the two slots."""
     if {SLOT, JOINT_GRAPH_SLOT}.intersection(options):
         return dict(options)
-    return {**options, SLOT: graph_pass(unfuse, __file__)}
+    return {**options, SLOT: graph_pass(_improve, __file__, own_elements.__code__.co_filename)}
 
 
 @assume_constant_result
-def improve_gradients() -> None:
-    """Add graphreg's pass for penalties to the graph that Dynamo is capturing. Dynamo calls this function where a penalty is computed."""
-    add_inductor_options({SLOT: graph_pass(unfuse, __file__)})
+def improve_graph() -> None:
+    """Add graphreg's passes to the graph that Dynamo is capturing. Dynamo calls this function where noise or a penalty is computed."""
+    add_inductor_options({SLOT: graph_pass(_improve, __file__, own_elements.__code__.co_filename)})
 
 
 @assume_constant_result
 def improve_derivatives() -> None:
     """Add graphreg's passes for second derivatives to the graph that Dynamo is capturing, if a penalty in it differentiates the model."""
     add_inductor_options({JOINT_GRAPH_SLOT: graph_pass(simplify, joint_graph.__file__)})
+
+
+def _improve(graph: fx.Graph) -> None:
+    unfuse(graph)
+    own_elements(graph)
 
 
 def unfuse(graph: fx.Graph) -> int:

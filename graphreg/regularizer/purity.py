@@ -134,7 +134,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     Raises:
         ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
     """
-    if compiling() or not unproven or type(regularizer) not in unproven:
+    if torch.compiler.is_compiling() or compiling() or not unproven or type(regularizer) not in unproven:
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)

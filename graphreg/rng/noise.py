@@ -207,7 +207,7 @@ class Noise:
     place: CallPlace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._drawn, self._task = 0, None if compiling() else backward_task()
+        self._drawn, self._task = 0, None if torch.compiler.is_compiling() or compiling() else backward_task()
 
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
@@ -225,6 +225,11 @@ class Noise:
         """
         if self.place is not None and not shared and (ahead := self._kept_ahead(z, p, self.place)) is not None:
             return ahead
+        if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and not (shared or self.shared) and (
+            self.window is None and z.numel() <= LIMIT and fuses()
+        ):  # as below; most draws come here, and Dynamo traces each function that it meets
+            self._drawn += 1
+            return fused_keep(self.key, p.detach(), list(z.shape), (self._drawn - 1) * _LANES)
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z, index = self._drawn_for(z, shared)

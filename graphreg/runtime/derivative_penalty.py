@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from graphreg.compiler import improve_derivatives, improve_gradients
+from graphreg.compiler import improve_derivatives, improve_graph
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import DependenceSlice
 from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
@@ -64,7 +64,7 @@ class Derivative(Total):
             return self.weight(accumulation(first.dtype), clock) * 0
         self._require(values, wrt)
         if torch.compiler.is_dynamo_compiling():
-            improve_gradients()
+            improve_graph()
             improve_derivatives()
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphreg.compiler import improve_graph
 from graphreg.errors import GraphRegError, listed, warn
 from graphreg.rng import CallsAhead, as_rank, call_keys, next_keys, of_process, rank
 from graphreg.runtime.counter import Counter, SharedCounter
@@ -70,6 +71,8 @@ class KeyRule(Counter):
         return call_keys(self.streams, step)
 
     def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            improve_graph()
         return next_keys(self.streams, step, self.free, present)
 
     def warn_of_export(self) -> None:

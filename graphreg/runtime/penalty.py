@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.compiler import improve_gradients
+from graphreg.compiler import improve_graph
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
-from graphreg.rng import compiling
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
@@ -116,7 +115,7 @@ class Total(RuntimeModule):
         ``Measure``, for a penalty on parameters.
         """
         if torch.compiler.is_dynamo_compiling():
-            improve_gradients()
+            improve_graph()
         if self.regularizer.on == "parameters" and leaves_graph(values):
             return in_eager(self.total, *values, places=places, clock=clock, of=of, inputs=inputs)  # type: ignore[no-any-return]
         return self.total(*values, places=places, clock=clock, of=of, inputs=inputs)
@@ -164,7 +163,7 @@ class AllSitesTotal(Total):
     def forward(self, values: dict[str, Tensor], /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock`` and ``inputs``: as in ``Measure``."""
         if torch.compiler.is_dynamo_compiling():
-            improve_gradients()
+            improve_graph()
         if self.regularizer.on == "parameters" and leaves_graph(values.values()):
             return in_eager(self.total, values, clock=clock, inputs=inputs)  # type: ignore[no-any-return]
         return self.total(values, clock=clock, inputs=inputs)
@@ -236,10 +235,9 @@ _KINDS = (Tensor, torch.nn.Parameter)
 
 
 def is_quick(regularizer: Penalty, value: Any) -> bool:
-    """Return whether, in eager code, nothing is to be prepared for a formula: it takes one plain tensor, in the dtype that it has."""
+    """Return whether nothing is to be prepared for a formula: it takes one plain tensor, in the dtype that it has."""
     return (
-        not compiling()
-        and type(value) in _KINDS
+        type(value) in _KINDS
         and value.dtype in WIDE
         and regularizer.takes in _SOLE
         and regularizer.value_range is None

@@ -240,6 +240,8 @@ class RuntimeModule(nn.Module):
         """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
         if clock is not None:
             return clock[self.elements[self.element]].to(dtype)
+        if torch.compiler.is_compiling():  # Dynamo would trace ``kept``, too
+            return self.strength[self.element].to(dtype)
         kept: Tensor | None = self.kept(element_of, (self.element, dtype))
         return element_of(self.strength, (self.element, dtype)) if kept is None else kept
 
@@ -308,7 +310,8 @@ class Drawing(RuntimeModule):
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""
-        return Noise(self.row(key), shared, window, None if shared or window is not None else self._place(key))
+        at_call = shared or window is not None or torch.compiler.is_compiling()  # asked here because Dynamo traces each function it meets
+        return Noise(self.row(key), shared, window, None if at_call else self._place(key))
 
     def _place(self, key: Tensor) -> CallPlace | None:
         """Return where the draws for this call are among those that are drawn ahead; None if they are drawn at the call."""

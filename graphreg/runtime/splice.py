@@ -12,7 +12,7 @@ from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, Window, compiling, recomputes
+from graphreg.rng import Noise, Window, recomputes
 from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation
@@ -73,10 +73,9 @@ class SpliceRule(Drawing):
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
     def _is_quick(self, z: Any) -> bool:
-        """Return whether nothing is to be prepared for the formula in eager code: it takes one plain tensor, a weight and noise."""
+        """Return whether nothing is to be prepared for the formula: it takes one plain tensor, a weight and noise."""
         return (
-            not compiling()
-            and type(z) is Tensor
+            type(z) is Tensor
             and z.dtype in WIDE
             and self.regularizer.takes == _PLAIN_FORMULA
             and not (self.cuts is None or self.cuts or self.share_axes)
@@ -85,8 +84,15 @@ class SpliceRule(Drawing):
     def _replaced_quickly(self, z: Tensor, key: Tensor) -> Tensor:
         """Replace a value for which ``_is_quick`` is True, as ``replaced`` does."""
         self.regularizer.require_fit(z.shape, self.description)
-        arguments = {"z": z, "weight": self.weight(z.dtype), "noise": self.noise(key)}
-        return self._fitting(called(self.regularizer, arguments), z)
+        weight, noise = self.weight(z.dtype), self.noise(key)
+        if self.recomputed and recomputes():
+            y = recompute_in_backward(self._plain_formula, z, weight, noise, self.on_parameter)
+        else:
+            y = self._plain_formula(z, weight, noise)
+        return self._fitting(y, z)
+
+    def _plain_formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
+        return called(self.regularizer, {"z": z, "weight": weight, "noise": noise})
 
     def replaced(
         self, z: Tensor, key: Tensor, window: Window | None, inputs: dict[str, Any], clock: Tensor | None, others: dict[str, Tensor]

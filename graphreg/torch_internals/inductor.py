@@ -19,10 +19,10 @@ from graphreg.torch_internals.dynamo import translator
 Lowering = Callable[..., Any]
 
 
-def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
+def graph_pass(change: Callable[[fx.Graph], object], *files: str) -> Any:
     """Return a pass that applies ``change`` to a graph, for a setting of Inductor such as ``post_grad_custom_post_pass``.
 
-    ``file``: the file that defines ``change``. The hash of this file becomes part of the key in Inductor's cache. If the pass were a plain
+    ``files``: the files that define ``change``. Their hash becomes part of the key in Inductor's cache. If the pass were a plain
     function, Inductor would not cache graphs at all.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415
@@ -32,7 +32,7 @@ def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
             change(graph)
 
         def uuid(self) -> bytes:
-            return get_hash_for_files((file,))
+            return get_hash_for_files(files)
 
     return Pass()
 
