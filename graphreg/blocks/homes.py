@@ -6,14 +6,20 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from graphreg.ir import Kind, ModuleCalls, is_kind, is_marked, nodes_in, surrounding_calls
+from graphreg.ir import Kind, ModuleCalls, calls_of, is_kind, is_marked, nodes_in
 
 OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of added nodes that are in no block
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
     """Return those of ``paths`` whose modules the graphs inline. The graphs call the other modules as a whole, or not at all."""
-    return frozenset(path for graph in graphs for node in graph.nodes for path, _ in surrounding_calls(node) or () if path in paths)
+    return frozenset(path for graph in graphs for node in graph.nodes for path, _ in _around(node) if path in paths)
+
+
+def _around(node: fx.Node) -> ModuleCalls:
+    """Return the calls of modules that were running when a node was traced. If the node itself calls a module, this call is left out."""
+    calls = calls_of(node) or ()
+    return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:
@@ -31,8 +37,8 @@ def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls
             found[node] = ()
         elif node.op == "get_attr":
             continue
-        elif (calls := surrounding_calls(node)) is not None:
-            found[node] = tuple(call for call in calls if call[0] in blocks)
+        elif calls_of(node) is not None:
+            found[node] = tuple(call for call in _around(node) if call[0] in blocks)
         else:
             unknown.append(node)
     for node in unknown:

@@ -35,7 +35,6 @@ from graphreg.ir.metadata import (
     own_name,
     record_calls,
     scope_of,
-    surrounding_calls,
     unmark,
 )
 from graphreg.ir.module_calls import STACK, ModuleCall, blocks, record_stacks
@@ -128,6 +127,5 @@ __all__ = [
     "origin_of", "overlaps", "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
     "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
     "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
-    "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw", "unmark", "unmatched", "value_sites", "widest",
-    "width_now",
+    "state_of", "strings", "strings_of", "text", "thaw", "unmark", "unmatched", "value_sites", "widest", "width_now",
 ]  # fmt: skip

@@ -105,12 +105,6 @@ def calls_of(node: fx.Node) -> ModuleCalls | None:
     return calls
 
 
-def surrounding_calls(node: fx.Node) -> ModuleCalls | None:
-    """Return the calls of modules within which a node runs: ``calls_of``, without the call that the node itself is."""
-    calls = calls_of(node)
-    return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
-
-
 def record_calls(node: fx.Node, calls: ModuleCalls | None) -> None:
     """Record the calls of submodules during which the node's value was made; None records nothing."""
     if calls is not None:

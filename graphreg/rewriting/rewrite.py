@@ -14,7 +14,7 @@ from torch.fx.node import map_aggregate
 
 from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
 from graphreg.errors import RegularizerError
-from graphreg.ir import Addition, blank_like, mark, record_calls, surrounding_calls
+from graphreg.ir import Addition, blank_like, calls_of, mark, record_calls
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
@@ -134,7 +134,7 @@ def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion
     node = copy.create_node(insertion.op, insertion.target, *_linked(insertion, made), name=insertion.name)
     mark(node, _addition(insertion))
     if insertion.kind not in OUTSIDE_BLOCKS:
-        record_calls(node, surrounding_calls(insertion.anchor))  # a layer's own call does not contain what acts on its output
+        record_calls(node, calls_of(insertion.anchor))
     return node
 
 
