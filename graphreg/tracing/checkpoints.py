@@ -21,12 +21,12 @@ def checkpoints_itself(module: nn.Module) -> bool:
     The base class of these layers wraps the forward of each subclass, also of the subclasses that graphreg generates. So a block of such a
     subclass checkpoints its emitted code, just as the model's module checkpoints its forward.
     """
-    return _is_layer(type(module)) and getattr(module, "gradient_checkpointing", False) is True
+    return _has_layer(type(module).__mro__) and getattr(module, "gradient_checkpointing", False) is True
 
 
 @lru_cache(maxsize=1024)
-def _is_layer(kind: Any) -> bool:
-    return any(each.__name__ == _LAYER for each in kind.__mro__)
+def _has_layer(kinds: tuple[Any, ...]) -> bool:
+    return any(kind.__name__ == _LAYER for kind in kinds)
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:
