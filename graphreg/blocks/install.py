@@ -13,7 +13,7 @@ from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
 from graphreg.blocks.placed_block import PlacedCall, add_call, unwrapped_block
 from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
-from graphreg.torch_internals import define_named_tuples
+from graphreg.torch_internals import define_named_tuples, generate_forward
 
 Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers
 
@@ -105,7 +105,7 @@ class _Emitter:
         holder = fx.GraphModule(nn.Module(), fx.Graph())
         define_named_tuples(graph)
         holder._graph = spelled(graph)
-        python_code = holder.recompile()
+        python_code = generate_forward(holder)
         key = holder.code, tuple((name, id(value)) for name, value in python_code.globals.items())
         function: Callable[..., Any] = type(holder).forward
         return self._known.setdefault(key, (function, holder.code))

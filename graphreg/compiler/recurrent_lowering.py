@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.compiler.recurrent import recurrent
 from graphreg.ir import LAYER, PACKS, Kind, addition_of, call_with, freeze, function_name, is_kind, thaw
-from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, share_emitter, weight_names
+from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, modules_by_path, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
 LOWERED = "graphreg_recurrent"  # the module's attribute for the stand-ins; its value is no module, so no state_dict contains it
@@ -114,7 +114,7 @@ class Lowering:
     """
 
     def __init__(self, root: nn.Module, graphs: Iterable[fx.Graph]) -> None:
-        self.layers = {path: m for path, m in root.named_modules(remove_duplicate=False) if path and isinstance(m, KINDS)}
+        self.layers = {path: m for path, m in modules_by_path(root).items() if path and isinstance(m, KINDS)}
         self.graphs = list(graphs) if self.layers else []
         self.stand_ins, self.names = StandIns(), dict[str, str]()
         self.packs = dict.fromkeys(name for graph in self.graphs for n in graph.nodes if (name := function_name(n)) in PACKS)

@@ -44,6 +44,8 @@ class Aliases:
         """Return two dicts with the writes into each base, in graph order: one of all possible writes, one of the definite writes alone."""
         writes: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
+            if not self.effects.writes(node):  # every definite write is also a possible one
+                continue
             for is_definite, by_base in enumerate(writes):
                 for name in self.effects.writes(node, bool(is_definite)):
                     for base in self.bases(name):

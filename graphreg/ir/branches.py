@@ -45,7 +45,7 @@ def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx
         elif node in sizes or node.op in ("get_attr", "output") or is_integer(node):
             is_signal = False
         else:
-            is_signal = node in products or any(operand in found for operand in node.all_input_nodes)
+            is_signal = node in products or not found.isdisjoint(node.all_input_nodes)
         if is_signal:
             found.add(node)
     return found

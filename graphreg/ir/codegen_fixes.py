@@ -10,6 +10,7 @@ import ast
 import keyword
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from torch import fx
@@ -48,6 +49,7 @@ def _is_odd(path: str) -> bool:
     return len(names) > _DEEP or any(_is_misread(name) for name in names)
 
 
+@lru_cache(maxsize=4096)
 def _is_misread(name: str) -> bool:
     """Return whether torch.fx writes the name so that Python rejects it or reads another name.
 

@@ -59,7 +59,7 @@ def record_stacks(graph: fx.Graph) -> None:
 
     The tracer's entry contains classes, which may not be picklable, and its keys differ between torch.fx and torch.export.
     """
-    numbers: dict[str, dict[str, int]] = {}  # the path of a module -> the tracer's key of a call -> the number of the call
+    numbers: dict[str, dict[str, tuple[str, int]]] = {}  # the path of a module -> the tracer's key of a call -> path and number of the call
     for node in graph.nodes:
         stack = node.meta.get(STACK)
         if not stack or node.op == "placeholder" or calls_of(node) is not None:
@@ -68,5 +68,8 @@ def record_stacks(graph: fx.Graph) -> None:
         for key, (path, *_) in stack.items():
             if path:
                 seen = numbers.setdefault(str(path), {})
-                calls.append((str(path), seen.setdefault(str(key), len(seen))))
+                call = seen.get(str(key))
+                if call is None:
+                    call = seen[str(key)] = (str(path), len(seen))
+                calls.append(call)
         record_calls(node, tuple(calls))

@@ -59,6 +59,9 @@ class Hole:
     specs: tuple[Spec, ...] = ()
     dtype: torch.dtype | None = None
 
+    def __repr__(self) -> str:
+        return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"  # quick, because it is a part of the key of each probe
+
 
 class Seen(NamedTuple):
     """What probed calls did to their arguments. An argument is given by the ``index`` of its hole.

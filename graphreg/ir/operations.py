@@ -17,7 +17,16 @@ from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
 from graphreg.ir.operation_probes import Declared, Place, declared
-from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
+from graphreg.torch_internals import (
+    BatchNormBase,
+    ConstantPadBase,
+    DropoutBase,
+    OpOverload,
+    OpOverloadPacket,
+    modules_by_path,
+    qualified_name,
+    schema_of,
+)
 
 # Products mix units through weights. A value that depends on one product and is read by another has the role ``hidden``.
 PRODUCTS = {
@@ -73,15 +82,14 @@ class Operations:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = modules_by_path(model)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def is_opaque(self, node: fx.Node) -> bool:
         """Return whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything."""
-        module = self.module(node)
-        if module is not None:
+        if node.op == "call_module" and (module := self.module(node)) is not None:
             return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
         if node.op != "call_function" or isinstance(node.target, type):  # making a dataclass or named tuple only stores the arguments
             return False
@@ -124,11 +132,11 @@ class Operations:
     def is_list(self, node: fx.Node) -> bool:
         """Return whether the value is a tuple or list of tensors."""
         module = self.module(node)
-        if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
+        if isinstance(module, TUPLES):
             return True
         if self.is_opaque(node):
             return returns_list(node, module) is True or self.guesses_list(node)
-        if module is not None:
+        if module is not None or node.op not in ("call_function", "call_method"):
             return False
         name = function_name(node)
         if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):

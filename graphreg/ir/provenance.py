@@ -95,6 +95,6 @@ def _data(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that depend on an input through tensors, not only through sizes."""
     data, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
-        if node not in sizes and (node.op == "placeholder" or any(operand in data for operand in node.all_input_nodes)):
+        if node not in sizes and (node.op == "placeholder" or not data.isdisjoint(node.all_input_nodes)):
             data.add(node)
     return data

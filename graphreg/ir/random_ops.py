@@ -99,16 +99,18 @@ def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping
 
 
 def _native_dropouts(node: fx.Node, labels: tuple[Label, ...], operations: Operations, opaque: Mapping[str, str]) -> list[NativeDropout]:
+    module, name = operations.module(node), function_name(node)
+    is_known = node.op == "call_function" and node.target in FUNCTIONS
+    if module is None and not is_known and name not in RANDOM and name != "stochastic_depth":
+        return []
     known = node.meta.get("value")
     shape, dtype = known if isinstance(known, tuple) else (None, None)
     site = Site(labels, module=scope_of(node), shape=shape, dtype=dtype)
-    module = operations.module(node)
     if module is not None:
         dropout = _of_module(site, str(node.target), module)
         return [dropout] if dropout else _inside(site, str(node.target), module, opaque)
-    if node.op == "call_function" and node.target in FUNCTIONS:
-        return _of_function(site, node, *FUNCTIONS[node.target])
-    name = function_name(node)
+    if is_known:
+        return _of_function(site, node, *FUNCTIONS[node.target])  # type: ignore[index]
     if name == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision."):
         return _of_function(site, node, "depth", DEPTH)
     if name in RANDOM:
@@ -141,7 +143,7 @@ def _inside(site: Site, path: str, module: nn.Module, opaque: Mapping[str, str])
         return [NativeDropout(site, "layer", None, path=path, why_not="it draws random numbers, and is no dropout")]
     reason = opaque.get(path, "a layer of torch that is not traced")
     dropouts = []
-    for name, child in module.named_modules():
+    for name, child in module.named_modules() if module._modules else ():
         label = Label(f"{path}.{name}", type(child).__name__, module=f"{path}.{name}")
         dropout = _of_module(Site((label,), module=label.name), label.name, child) if name else None
         if dropout:

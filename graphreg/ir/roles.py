@@ -114,7 +114,8 @@ class _Judge:
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)
-        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        held = ((path, name, value) for path, module in operations.modules.items() for name, value in module._parameters.items())
+        self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         self.data: set[fx.Node] = set()  # depends on an input through tensors, not only through sizes
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
@@ -134,7 +135,7 @@ class _Judge:
         self.loss = loss_of(end)
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
-            if any(user in self.used for user in node.users) or node.target is operator.setitem:
+            if not self.used.isdisjoint(node.users) or node.target is operator.setitem:
                 self.used.add(node)
 
     def _walk(self, node: fx.Node) -> None:
@@ -179,6 +180,8 @@ class _Judge:
             self.spatial[node] = dims
 
     def _spatial_dims_kept(self, node: fx.Node) -> int:
+        if not self.spatial:
+            return 0
         return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:

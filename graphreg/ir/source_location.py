@@ -17,6 +17,7 @@ _FRONT_END = "graphreg.tracing.symbolic.symbolic"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
+@cache
 def _is_users(file: str) -> bool:
     return not file.startswith((*LIBRARY_FOLDERS, "<"))
 

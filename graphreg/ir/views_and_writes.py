@@ -181,16 +181,14 @@ class Effects:
         return self._unknown[node]
 
     def _runs_others(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self.operations.module(node)
+            return module is None or self.operations.is_opaque(node) or any(map(_is_foreign, _inner(module)))
         owner = getattr(node.target, "__self__", None)
         function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
             return True
-        if node.op == "call_method":
-            return not hasattr(Tensor, str(node.target))  # a method of a dict, for example
-        if node.op != "call_module":
-            return False
-        module = self.operations.module(node)
-        return module is None or any(map(_is_foreign, _inner(module)))
+        return node.op == "call_method" and not hasattr(Tensor, str(node.target))  # a method of a dict, for example
 
     def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
         """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.

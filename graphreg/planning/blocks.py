@@ -28,6 +28,8 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         NoMatchError: A string matches no module that the model calls.
         RegularizerError: A string asks for a port or a role, or is ``*`` alone.
     """
+    if selector is None and not any(map(checkpoints_itself, traced.operations.modules.values())):
+        return (), ()
     sites = _modules(traced) if traced.whole else []
     chosen = set[str]()
     if selector is not None:

@@ -10,7 +10,7 @@ from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_sched
 from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.model_inputs import ModelInput, inputs_text
 from graphreg.regularizer.options import check_flag, required
-from graphreg.regularizer.purity import called
+from graphreg.regularizer.purity import called, is_proven
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
 from graphreg.regularizer.sequences import check_lengths, sequences, splice_steps
@@ -19,7 +19,7 @@ from graphreg.regularizer.units import units_at, units_note
 from graphreg.regularizer.vjp import Vjp, recorded, tracked
 
 __all__ = [
-    "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
-    "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "own_strength", "recorded",
+    "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth",
+    "called", "check_flag", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "is_proven", "own_strength", "recorded",
     "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

@@ -121,6 +121,11 @@ def watched(regularizer: Regularizer) -> Iterator[Watch]:
         raise watch.error
 
 
+def is_proven(regularizer: Regularizer) -> bool:
+    """Return whether the formula was already tried, so that no call of it has to be watched."""
+    return not unproven or type(regularizer) not in unproven
+
+
 def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     """Call a formula. If it could not be tried on sample tensors before, watch its first call.
 
@@ -134,7 +139,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     Raises:
         ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
     """
-    if torch.compiler.is_compiling() or compiling() or not unproven or type(regularizer) not in unproven:
+    if torch.compiler.is_compiling() or compiling() or is_proven(regularizer):
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)

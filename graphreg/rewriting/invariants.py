@@ -189,17 +189,22 @@ def _lint(graph: fx.Graph) -> None:
 
 def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     """Check that no submodule, parameter or buffer of the user's was replaced, added or lost."""
-    ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
-    theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
-    for name in theirs.keys() | ours.keys():
-        if name not in ours or name not in theirs or original(ours[name]) is not original(theirs[name]):
-            fail(f"the submodule {name!r} is not the user's own.")
-    tensors = [{n: p for n, p in m.named_parameters(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
-    if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
-        fail("a parameter is not the user's own.")
-    buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
-    if buffers[0].keys() != buffers[1].keys() or any(buffers[0][n] is not b for n, b in buffers[1].items()):
-        fail("a buffer is not the user's own.")
+    waiting: list[tuple[str, nn.Module, nn.Module]] = [("", module, model)]
+    while waiting:
+        path, ours, theirs = waiting.pop()
+        for what, tensors, of_model in (
+            ("parameter", ours._parameters, theirs._parameters), ("buffer", ours._buffers, theirs._buffers)
+        ):  # fmt: skip
+            if tensors.keys() != of_model.keys() or any(tensors[name] is not tensor for name, tensor in of_model.items()):
+                fail(f"a {what} is not the user's own.")
+        children = {name: child for name, child in ours._modules.items() if child is not None and (path or name != RULES)}
+        known = {name: child for name, child in theirs._modules.items() if child is not None}
+        for name in known.keys() | children.keys():
+            child, other = children.get(name), known.get(name)
+            if child is None or other is None or original(child) is not original(other):
+                fail(f"the submodule {f'{path}.{name}' if path else name!r} is not the user's own.")
+            elif child is not other:  # an object that stands for a block; all that is in one and the same module is the same
+                waiting.append((f"{path}.{name}" if path else name, child, other))
 
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
@@ -228,9 +233,12 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     if isinstance(theirs, fx.Node):
         return isinstance(ours, fx.Node) and resolve(ours) is theirs
     if isinstance(theirs, (tuple, list)):
-        kinds = (tuple, list)
-        kind = next(k for k in kinds if isinstance(theirs, k))
-        return isinstance(ours, kind) and len(ours) == len(theirs) and all(_equal(a, b, resolve) for a, b in zip(ours, theirs, strict=True))
+        if not isinstance(ours, tuple if isinstance(theirs, tuple) else list) or len(ours) != len(theirs):
+            return False
+        for a, b in zip(ours, theirs, strict=True):  # noqa: SIM110  # a loop is twice as quick as ``all``, at each argument of the graph
+            if not _equal(a, b, resolve):
+                return False
+        return True
     if isinstance(theirs, dict):
         return isinstance(ours, dict) and list(ours) == list(theirs) and all(_equal(ours[k], theirs[k], resolve) for k in theirs)
     if isinstance(theirs, slice):
@@ -251,14 +259,12 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     """
     output = graph.output_node()
     upstream = _upstream(graph)
-    keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
-    if sum(is_kind(n, Kind.CLOCK) for n in graph.nodes) != plan.is_scheduled:
+    additions = [(node, added) for node in graph.nodes if (added := addition_of(node)) is not None]
+    keys = {node for node, added in additions if added.kind == Kind.KEY}
+    if sum(added.kind == Kind.CLOCK for _, added in additions) != plan.is_scheduled:
         fail("it does not have one clock for its schedules.")
     totals: dict[str, fx.Node] = {}
-    for node in graph.nodes:
-        added = addition_of(node)
-        if added is None:
-            continue
+    for node, added in additions:
         if (
             added.kind not in _NEED_NO_READER
             and node not in upstream
@@ -329,7 +335,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule) -> set[fx.Node]:
     reached = set[fx.Node]()
     for n in graph.nodes:
         if (
-            any(each in reached for each in n.all_input_nodes)
+            not reached.isdisjoint(n.all_input_nodes)
             or (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
             or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
         ):  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from graphreg.compiler import improve_graph
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
-from graphreg.regularizer import Penalty, called
+from graphreg.regularizer import Penalty, called, is_proven
 from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
@@ -131,7 +131,7 @@ class Total(RuntimeModule):
     def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int, inputs: Mapping[str, Any]) -> Tensor:
         """Return the penalty, [], as ``forward`` does."""
         if self.regularizer.on == "parameters":
-            values = tuple(self.parameter_measured({_ANY: value}, clock, inputs) for value in values)
+            values = self.parameters_measured(values, clock, inputs)
         if not values:  # no site of the penalty is in this mode's graph
             return self.weight(torch.float32, clock) * 0
         return self.combined(values, places, clock, of)
@@ -154,6 +154,21 @@ class Total(RuntimeModule):
 
     def _joined(self, measurements: Tensor, of: int) -> Tensor:
         return measurements.sum() if self.sums else average(measurements, of)
+
+    def parameters_measured(self, values: Sequence[Tensor], clock: Tensor | None, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the formula's value, [], for each parameter. What is the same for all parameters is asked once."""
+        results = [self.parameter_measured({_ANY: value}, clock, inputs) for value in values[:1]]
+        regularizer, rest = self.regularizer, values[1:]
+        proven = torch.compiler.is_compiling() or is_proven(regularizer)  # in this order, because Dynamo traces each function it meets
+        if not rest or has_process_group() or not proven or not is_quick(regularizer, values[0]):
+            return (*results, *(self.parameter_measured({_ANY: value}, clock, inputs) for value in rest))
+        name, device = _SOLE[regularizer.takes], values[0].device
+        for value in rest:
+            if type(value) in _KINDS and value.dtype in WIDE and value.device == device:
+                results.append(_checked(regularizer(**{name: value}), self.description))
+            else:
+                results.append(self.parameter_measured({_ANY: value}, clock, inputs))
+        return tuple(results)
 
     def parameter_measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, []. Of DTensors, it is a plain tensor that is the same on all ranks."""

@@ -51,6 +51,7 @@ from graphreg.torch_internals import (
     define_in_copies,
     define_named_tuples,
     enters_levels,
+    generate_forward,
     pytree,
     take_state_version,
 )
@@ -349,8 +350,10 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     specialized = [(name, type(value), contents_of(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, structure(module)))
-    common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
+    key = hashlib.blake2b(repr((kind.__name__, source, specialized, sorted(ours), references, structure(module))).encode())
+    for mode, code in (*state.codes.items(), *state.compiled_codes.items()):
+        key.update(f"\0{mode}\0{len(code)}\0{code}".encode())
+    common = _common.setdefault(key.digest(), kind)
     if common is not kind:
         module.__class__ = common
     else:
@@ -389,7 +392,7 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     """Generate the class's forward from a graph. This function is not a method, because the model may have an attribute of any name."""
     define_named_tuples(graph)
     module._graph = spelled(graph)
-    return super(RewrittenModule, module).recompile()
+    return generate_forward(module)
 
 
 def _text(graph: fx.Graph) -> str:

@@ -211,16 +211,19 @@ class RuntimeModule(nn.Module):
     own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
     elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
+    description: str
+    rules: tuple[Rules, ...]
+    owner: tuple[nn.Module | LayerMode, ...]  # the module whose mode it follows
+    strength: Tensor
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
     is_off = False  # whether a block of penalties_off is open: no penalty is computed then, and each is 0
     _known: tuple[Tensor, int, dict[Any, Any]] | None = None  # the strength that ``kept`` has read, its version, and what was asked of it
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
-        self.description, self.silenced, self.is_off = description, False, False
-        self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
-        self.owner: tuple[nn.Module | LayerMode, ...] = (self,)  # until Rules.find_owners finds the owner
-        self.strength: Tensor
+        # Not by ``__setattr__``, which looks for parameters and modules. ``rules`` and ``owner`` are tuples, because a module that is
+        # assigned becomes a submodule. The module is its own owner until ``Rules.find_owners`` finds the owner.
+        vars(self).update(description=description, silenced=False, is_off=False, rules=(), owner=(self,))
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
 
@@ -295,13 +298,16 @@ class RuntimeModule(nn.Module):
 class Drawing(RuntimeModule):
     """A runtime module that draws at a site. ``slot``: its row of the keys; ``path``: the path of the module whose mode it follows."""
 
+    site: str
+    slot: int
+    forced: bool  # whether it acts in any mode: a block of noise_on is open
+    recomputed: bool  # whether a compiled backward recomputes its result, see compiler/recompute.py
+    ahead: DrawnAhead
+    cuts: tuple[Cut, ...] | None  # the axes that ranks divide among them; None if set_ranks has to be called again
+
     def __init__(self, description: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
         super().__init__(description, strength)
-        self.site, self.slot, self.path = site, slot, path
-        self.forced = False  # whether it acts in any mode: a block of noise_on is open
-        self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
-        self.ahead = DrawnAhead()
-        self.cuts: tuple[Cut, ...] | None = ()  # the axes that ranks divide among them; None if set_ranks has to be called again
+        vars(self).update(site=site, slot=slot, path=path, forced=False, recomputed=False, ahead=DrawnAhead(), cuts=())
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from graphreg.regularizer import Regularizer
 from graphreg.runtime.runtime_module import Rules
+from graphreg.torch_internals import modules_by_path
 from graphreg.tracing import PLAIN
 
 _PLAIN = (*PLAIN, Regularizer)
 _COMMON = frozenset(PLAIN)  # to look up exact types, which is quick
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))  # what every module has
 
 
 def structure(module: nn.Module) -> list[Any]:
@@ -25,9 +27,12 @@ def structure(module: nn.Module) -> list[Any]:
             texts[id(value)] = f"regularizer {regularizers.setdefault(repr(value), len(regularizers))}"
         return texts[id(value)]
 
-    for path, inner in module.named_modules(remove_duplicate=False):
+    for path, inner in modules_by_path(module).items():
         attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
-        plain = [(name, value) for name, value in attributes.items() if (type(value) in _COMMON or _is_plain(value)) and name != "training"]
+        plain = [
+            (name, value) for name, value in attributes.items()
+            if (type(value) in _COMMON or (name not in _OWN and _is_plain(value))) and name != "training"
+        ]  # fmt: skip
         options = sorted((name, repr(text(value) if isinstance(value, Regularizer) else value)) for name, value in plain)
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]

@@ -81,7 +81,7 @@ def defines_named_tuples() -> bool:
 def define_named_tuples(graph: fx.Graph) -> None:
     """Make the code of a graph define the classes of the named tuples that the graph returns, if torch.fx does not do so."""
     if not defines_named_tuples() and type(graph._codegen) is CodeGen:
-        emitter = _Defining()
+        emitter = Defining()
         vars(emitter).update(vars(graph._codegen))
         graph.set_codegen(emitter)
 
@@ -96,7 +96,7 @@ def define_in_copies(kind: type) -> None:
         _register_custom_builtin(kind.__name__, f"from {kind.__module__} import {kind.__name__}", kind)
 
 
-class _Defining(CodeGen):
+class Defining(CodeGen):
     """Generates the return statement of a graph as torch 2.12 does: the class of a named tuple is a global of the code."""
 
     _namespace: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,12 @@ def checkpoints_itself(module: nn.Module) -> bool:
     The base class of these layers wraps the forward of each subclass, also of the subclasses that graphreg generates. So a block of such a
     subclass checkpoints its emitted code, just as the model's module checkpoints its forward.
     """
-    return getattr(module, "gradient_checkpointing", False) is True and any(kind.__name__ == _LAYER for kind in type(module).__mro__)
+    return _has_layer(type(module).__mro__) and getattr(module, "gradient_checkpointing", False) is True
+
+
+@lru_cache(maxsize=1024)
+def _has_layer(kinds: tuple[Any, ...]) -> bool:
+    return any(kind.__name__ == _LAYER for kind in kinds)
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:

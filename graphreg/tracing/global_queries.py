@@ -24,7 +24,7 @@ from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import FOREIGN, called_by_foreign_code, label_site
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, modules_by_path
 
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
@@ -94,7 +94,8 @@ class EnvironmentQueries:
         with Changes() as changes, changes:
             for place, name, function in changed:
                 changes.put(place, name, self._answering(function))
-            changes.put(nn.Module, "training", self._training_property({id(vars(module)): name for name, module in model.named_modules()}))
+            paths = {id(vars(module)): path for path, module in modules_by_path(model, once=True).items()}
+            changes.put(nn.Module, "training", self._training_property(paths))
             yield
 
     def _training_property(self, paths: Mapping[int, str]) -> property:

@@ -39,6 +39,7 @@ from graphreg.torch_internals import (
     compiles_itself,
     deep_enough,
     has_backward_hooks,
+    modules_by_path,
     pytree,
     raise_interrupt,
     randomness,
@@ -96,10 +97,12 @@ class Traced(RenamedAttributes):
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
         """The model's parameters as sites. Each appears once; a tied parameter has all of its names as labels."""
-        modules, names = self.operations.modules, dict[int, list[str]]()
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        return tuple(parameter_site(modules, names[id(p)], p) for p in self.model.parameters())
+        modules, named = self.operations.modules, dict[int, tuple[nn.Parameter, list[str]]]()
+        for path, module in modules.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    named.setdefault(id(parameter), (parameter, []))[1].append(f"{path}.{name}" if path else name)
+        return tuple(parameter_site(modules, names, parameter) for parameter, names in named.values())
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -326,7 +329,7 @@ def check_model(model: object) -> None:
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
         )
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
-    placed = next((path for path, inner in model.named_modules() if PLACED in vars(inner)), None)
+    placed = next((path for path, inner in modules_by_path(model, once=True).items() if PLACED in vars(inner)), None)
     if placed is not None:
         what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__
         raise TraceError(f"{what} is regularized in place already. Call graphreg.strip_ on it first, then regularize the model.")
@@ -338,7 +341,7 @@ def check_model(model: object) -> None:
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
             "torch.compile, then the distributed wrapper. Give regularize the inner model."
         )
-    if any(kind.__name__ == "DTensor" for p in model.parameters() for kind in type(p).__mro__):
+    if any(kind.__name__ == "DTensor" for each in set(map(type, model.parameters())) for kind in each.__mro__):
         raise TraceError(
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."

@@ -13,7 +13,7 @@ TESTED = {name for each in CANARIES for name in each.names}
 # What is in the door and is of graphreg or of Python alone.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Changes", "Chunk", "ModuleStack", "at_rest", "collector_at_rest", "deep_enough", "quiet", "raise_interrupt", "regions",
-    "known_versions", "run_canaries", "warn_if_untested", "with_own_code",
+    "known_versions", "modules_by_path", "run_canaries", "warn_if_untested", "with_own_code",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 import threading
@@ -265,3 +266,21 @@ def node_namer() -> None:
         namer = door.node_namer(node.name for node in graph.nodes)
         for name in draw.choices(CANDIDATES, k=6):
             assert namer(name) == copy.create_node("placeholder", "x", name=name).name, f"seed {seed}"
+
+
+@canary("torch.fx compiles emitted code, and Dynamo reads the code of a function", "emitted code that is compiled at its first call",
+        "generate_forward")  # fmt: skip
+def emitted_code() -> None:
+    def module() -> fx.GraphModule:
+        made = fx.GraphModule(nn.Module(), fx.Graph())
+        x = made.graph.placeholder("x")
+        made.graph.output(made.graph.call_function(torch.add, (x, made.graph.placeholder("y", default_value=1)), {"alpha": 2}))
+        door.generate_forward(made)
+        return made
+
+    in_eager, in_dynamo, seen = module(), module(), list[fx.GraphModule]()
+    assert inspect.getsource(in_eager.forward) in in_eager.code and str(inspect.signature(in_eager.forward)) == "(x, y=1)"
+    assert "add" not in in_eager.forward.__code__.co_names and in_eager(torch.ones(1)).item() == 3
+    assert in_eager.forward.__code__.co_names == ("torch", "add")
+    run = compiled(lambda x: in_dynamo(x, 3), lambda graph, _: seen.append(graph))
+    assert run(torch.ones(1)).item() == 7 and run(torch.ones(1)).item() == 7 and len(seen) == 1

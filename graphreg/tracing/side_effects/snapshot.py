@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphreg.torch_internals import modules_by_path
 from graphreg.tracing.side_effects.iterators import (
     ByteArray,
     ContextVariable,
@@ -69,8 +70,9 @@ class Snapshot:
         self.places: list[Place] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
+        self._found_same = False  # whether ``registered`` has just found nothing changed
         self._empty: list[tuple[int, Any, Attributes, str]] = []  # (place in ``places``, container, what holds it, key) of each empty one
-        named = list(model.named_modules())
+        named = list(modules_by_path(model, once=True).items())
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for _, m in named]
         for path, (_, module) in zip(self._paths, named, strict=True):
@@ -211,20 +213,22 @@ class Snapshot:
         A later call may read this state. Another trace cannot use the proxies that the last trace left behind. So each proxy is replaced
         by a ``StaleValue``, or by the content from before the forward.
         """
-        self._restore_registered()
+        if not self._found_same:
+            self._restore_registered()
+        self._found_same = False  # another forward may run from here on
         self.open_containers()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
 
     def registered(self) -> list[str]:
         """Return the names of the buffers, parameters and modules that the forward has registered or replaced."""
-        return [
-            f"{place}.{name}"
+        changed = [
+            (place, content, module.__dict__[kind])
             for (module, registered), place in zip(self._registered, self._paths, strict=True)
             for kind, content in registered
-            if not is_same(module.__dict__[kind], content)
-            for name in {**content, **module.__dict__[kind]}
-            if module.__dict__[kind].get(name) is not content.get(name)
+            if (content or module.__dict__[kind]) and not is_same(module.__dict__[kind], content)
         ]
+        self._found_same = not changed
+        return [f"{place}.{name}" for place, then, now in changed for name in {**then, **now} if now.get(name) is not then.get(name)]
 
     def assigned_tensors(self) -> list[str]:
         """Return the names of the attributes to which the forward assigned tensors that it made. Call ``changed`` first."""

@@ -23,6 +23,7 @@ from graphreg.torch_internals import (
     PRIVATE_FACTS,
     PRIVATE_STORAGE,
     is_wrapped,
+    modules_by_path,
     regions,
     value_name,
     version_of,
@@ -80,9 +81,9 @@ class Tape(TorchFunctionMode):
         self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that the tape has seen, with its last known state
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
-        mine = [
+        mine: list[tuple[str, Any]] = [
             (f"{path}.{name}" if path else name, value)
-            for path, module in root.named_modules()
+            for path, module in modules_by_path(root, once=True).items()
             for held in (vars(module), module._parameters, module._buffers)
             for name, value in held.items()
             if issubclass(type(value), Tensor)  # isinstance would read ``__class__``, and a ``StaleValue`` then raises
@@ -121,6 +122,10 @@ class Tape(TorchFunctionMode):
         self._add(self.known.read, node, tensor)
         self._add(self.known.touched, key)
         self._add(self.known.holding, node, frozenset([key]))
+
+    def forget_states(self) -> None:
+        """Forget the states of tensors, once the trace has ended: they are in cycles of references, so that they would stay for long."""
+        self._states.clear()
 
     def check_states(self, tensors: Iterable[Tensor] | None = None) -> None:
         """Notice changes that no function mode sees: those by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.

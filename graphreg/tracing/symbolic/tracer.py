@@ -146,6 +146,7 @@ class SiteTracer(DecisionTracer):
             )
         self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
+        self.tape.forget_states()
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
@@ -279,6 +280,8 @@ class SiteTracer(DecisionTracer):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
+        if kind is dict and not a:
+            return {}
         # torch.fx would turn an OrderedDict into a plain dict; here the graph makes an object of the model's own type.
         if (construction := building(a)) is not None:
             target, args, kwargs = construction
