@@ -28,7 +28,7 @@ def progress(installer: Any, follows: str = "", terminal: bool = False, quiet: f
 
 
 def test_a_pipe_gets_a_line_at_once_and_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert installer.run([sys.executable, "-c", STEPS], progress(installer, "the demo")) == 0
+    assert installer.run([sys.executable, "-c", STEPS], progress(installer, "the demo"), installer.packages()) == 0
     first, *said = capsys.readouterr().out.splitlines()
     assert first == "installing, about 120 s left, the demo included; 0 s so far: making .venv"  # 62 s of the parts, and the demo
     assert said and all(re.fullmatch(r"installing, about \d+ s left, the demo included; \d+ s so far: .+", line) for line in said)

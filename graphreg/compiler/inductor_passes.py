@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from graphreg.compiler import joint_graph
+from graphreg.compiler import own_elements as elements
 from graphreg.compiler.joint_graph import simplify
 from graphreg.compiler.own_elements import own_elements
 from graphreg.torch_internals import OpOverload, add_inductor_options, assume_constant_result, graph_pass
@@ -37,13 +38,13 @@ def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of Inductor with graphreg's pass, unless the user's passes already use one of the two slots."""
     if {SLOT, JOINT_GRAPH_SLOT}.intersection(options):
         return dict(options)
-    return {**options, SLOT: graph_pass(_improve, __file__, own_elements.__code__.co_filename)}
+    return {**options, SLOT: graph_pass(_improve, __file__, elements.__file__)}
 
 
 @assume_constant_result
 def improve_graph() -> None:
     """Add graphreg's passes to the graph that Dynamo is capturing. Dynamo calls this function where noise or a penalty is computed."""
-    add_inductor_options({SLOT: graph_pass(_improve, __file__, own_elements.__code__.co_filename)})
+    add_inductor_options({SLOT: graph_pass(_improve, __file__, elements.__file__)})
 
 
 @assume_constant_result

@@ -168,8 +168,7 @@ class RewrittenModule(fx.GraphModule):
                 named.append(_emitted(self, called_compiled).globals)
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
             check_arguments(graph, "", type(self).__name__)
-            python_code = _emitted(self, called)
-            named.append(python_code.globals)
+            named.append((python_code := _emitted(self, called)).globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
             if state.blocks:
                 state.compiled_codes.setdefault(mode, self._code)
