@@ -82,7 +82,7 @@ def test_inputs_of_the_library_that_do_not_fit_are_not_used(monkeypatch: pytest.
 
 
 def test_the_error_names_the_arguments() -> None:
-    with pytest.raises(TraceError, match=r"Give example_inputs, a tensor, a tuple or a dict of the arguments of forward\(ids, mask=None\)\."):
+    with pytest.raises(TraceError, match=r"Give example_inputs, a tensor,.* dict of the arguments of forward\(ids, mask=None\)\."):
         graphreg.names(Words())
     with pytest.raises(TraceError, match=r"so it needs example_inputs.*of forward\(ids, mask=None\)"):
         graphreg.trace(Words(ids=IDS), front_end="export")  # what is trained is traced with inputs that its user gave
