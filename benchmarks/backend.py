@@ -34,7 +34,7 @@ FORMS = {"unregularized": Plain, "hooks": ByHooks, "graphreg": ByGraphreg, "back
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 30), names=WORKLOADS)
+    options = arguments(__doc__, ("--rounds", 20), names=WORKLOADS)
     torch.set_num_threads(1)
     print(f"1 thread, {options.rounds} interleaved rounds.\n")
     print(row("workload", "unregularized, ms", "hooks", "`regularize()`, compiled", "backend"))

@@ -40,7 +40,7 @@ def by_kind(make: Callable[[], nn.Module], x: Tensor, steps: int = 20) -> dict[s
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 30), names=WORKLOADS)
+    options = arguments(__doc__, ("--rounds", 15), names=WORKLOADS)
     torch.set_num_threads(1)
     forms = {"unregularized": Plain} | {n: lambda m, k=k: ByGraphreg(m, k) for n, k in ALONE.items()} | {"graphreg": ByGraphreg}
     print(f"Each regularizer alone, compiled, 1 thread, {options.rounds} interleaved rounds. Ratios to the unregularized step.\n")

@@ -121,7 +121,7 @@ def cell(found: dict[str, Series]) -> tuple[str, dict[str, Any]]:
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 15), names=REGULARIZERS)
+    options = arguments(__doc__, ("--rounds", 9), names=REGULARIZERS)
     print(
         f"1 thread, {options.rounds} rounds. Ratios to the unregularized step of the same model in the same mode, each in a process of its "
         "own. In brackets: the interval of 95 % of the median.\n"

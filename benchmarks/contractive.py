@@ -123,7 +123,7 @@ def measure(workload: str, rounds: int) -> tuple[float, dict[str, tuple[float, f
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 20), names=WORKLOADS)
+    options = arguments(__doc__, ("--rounds", 12), names=WORKLOADS)
     torch.set_num_threads(1)
     columns = [name for name in FORMS if name != "unregularized, compiled"]
     print(

@@ -94,7 +94,7 @@ def measure(name: str, compiled: bool, rounds: int) -> tuple[float, float, float
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 50), ("--threads", 1), names=MODELS)
+    options = arguments(__doc__, ("--rounds", 30), ("--threads", 1), names=MODELS)
     torch.set_num_threads(options.threads)
     print(f"{options.threads} thread{'s' * (options.threads > 1)}, {options.rounds} interleaved rounds. "
           "The last column is the ratio to the unchanged model.\n")

@@ -59,7 +59,7 @@ def seconds(run: Callable[..., None], *given: Any) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 5), names=MODELS)
+    options = arguments(__doc__, ("--rounds", 3), names=MODELS)
     torch.set_num_threads(1)
     print(f"1 thread, {options.rounds} interleaved rounds. The ratio is that of `regularize()` to two calls of `torch.export.export`.\n")
     print(row("model", "two exports, s", "`regularize()`, s", "ratio"))

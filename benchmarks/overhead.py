@@ -128,7 +128,7 @@ PARTS: dict[str, Callable[[int, int], None]] = {"calls": lambda rounds, _: calls
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 200), ("--processes", 7), ("--threads", 1), names=PARTS)
+    options = arguments(__doc__, ("--rounds", 150), ("--processes", 5), ("--threads", 1), names=PARTS)
     torch.set_num_threads(options.threads)
     for part in chosen(PARTS, options.only).values():
         part(options.rounds, options.processes)

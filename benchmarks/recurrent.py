@@ -103,7 +103,7 @@ def in_a_process(kind: str, length: int) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 30), ("--times", 3), names=KINDS)
+    options = arguments(__doc__, ("--rounds", 20), ("--times", 1), names=KINDS)
     torch.set_num_threads(1)
     print(
         f"1 thread, batch {BATCH}, {FEATURES} raw features, {options.rounds} interleaved rounds. The penalty is the mean of "

@@ -165,7 +165,7 @@ def _sites(seen: Viewed, shown: Picture, profiles: Profiles) -> list[dict[str, A
         entries.append({
             "id": i, **site_metadata(site), "op": site.op, "shape": shape_text(site), "dtype": dtype_text(site), "at": _at(site, shown),
             "source": attributes.get("source", ""), "own_dropout": _native(seen, site.name, attributes), "acts": acts,
-            "refusal": profiles.of.get(site.name, -1),
+            "refusal": profiles.of.get(site.name, -1), "also_at": _also_at(site, shown),
         })  # fmt: skip
     return entries
 
@@ -206,3 +206,12 @@ def _at(site: Site, shown: Picture) -> str | None:
     while path and f"{path}/" not in shown.boxes:
         path = path.rpartition(".")[0]
     return f"{path}/" if path else None
+
+
+def _also_at(site: Site, shown: Picture) -> list[str]:
+    """Return the keys of the other nodes that use a tied parameter, which has a name in each of their layers."""
+    if site.kind == "value":
+        return []
+    layers = dict.fromkeys(layer for name in site.names if (layer := shown.layers.of(name)) is not None and layer in shown.nodes)
+    layers.pop(_at(site, shown), None)
+    return list(layers)

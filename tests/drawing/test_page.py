@@ -252,3 +252,25 @@ def test_odd_names(folder: Path) -> None:
     assert page.things(".lit") == ["constructor.1", "__proto__.1", "toString.1", "<b>.1", "0.1", "größe.1"]
     page.run("graphreg.go('<b>.1')")
     assert page.text("panel").startswith("<b>.1")
+
+
+class Tied(nn.Module):
+    """The words go in and out through one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.words(tokens)))  # type: ignore[no-any-return]
+
+
+@needs_chromium
+def test_a_tied_parameter_is_told_at_each_layer_that_has_it(folder: Path) -> None:
+    module = graphreg.regularize(Tied(), rng=0, weight_l2={"weight": 0.1, "reduction": "sum"})
+    page = Page(graphreg.draw(module, folder / "tied.html"))
+    for layer in ("words", "head"):
+        page.click(f"[data-key='{layer}'] text")
+        told = page.text("panel")
+        assert "words.weight" in told and "also called\nhead.weight" in told and "weight_l2" in told

@@ -9,7 +9,7 @@ const scene = new Scene(data, element("graph"));
 const siteOf = record(), sitesAt = record();
 for (const site of data.sites) {
   if (site.kind === "value") siteOf[site.name] = site;
-  if (site.at !== null) (sitesAt[site.at] ??= []).push(site);
+  for (const key of site.at === null ? [] : [site.at, ...site.also_at]) (sitesAt[key] ??= []).push(site); // a tied parameter is at several
 }
 
 // The panel
