@@ -14,6 +14,9 @@ needs_objects = pytest.mark.skipif(not traces_objects(), reason=NO_OBJECTS)
 NO_SECOND = "torch before 2.12 does not differentiate twice through a DTensor"
 needs_second_gradients_of_shards = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12), reason=NO_SECOND)
 
+IMPORTS = "torch before 2.12 writes an import of each known class of results into every GraphModule's pickle"
+needs_own_globals = pytest.mark.skipif(not defines_named_tuples(), reason=IMPORTS)
+
 
 def copied(code: str) -> str:
     """Code as torch.fx writes it after one of its own functions has copied the graph: before torch 2.12 with another last line."""

@@ -213,5 +213,5 @@ def _also_at(site: Site, shown: Picture) -> list[str]:
     if site.kind == "value":
         return []
     layers = dict.fromkeys(layer for name in site.names if (layer := shown.layers.of(name)) is not None and layer in shown.nodes)
-    layers.pop(_at(site, shown), None)
-    return list(layers)
+    first = _at(site, shown)
+    return [layer for layer in layers if layer != first]

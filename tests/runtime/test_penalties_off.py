@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.passes import BernoulliDropout, Contractive, Covariance, HiddenL1, L0Gates, RecurrentNorm, SpectralPenalty, WeightL2
+from lacking import needs_result
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
 
@@ -245,7 +246,7 @@ def test_in_place_for_graphs_of_before_and_of_the_block() -> None:
     assert not torch.equal(gradient(model, X[None]), gradient(plain, X[None]))
 
 
-@pytest.mark.parametrize("penalties", ["return", "attach"])
+@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
 def test_a_backend(penalties: Any) -> None:
     model, plain = net(), net()
     backend = graphreg.backend(*PENALTIES[:3], inner="aot_eager", penalties=penalties, scale=1 if penalties == "attach" else None)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import graphreg
+from lacking import needs_own_globals
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 LOADED = """
@@ -40,6 +41,7 @@ def gated() -> Any:
     return module.eval()
 
 
+@needs_own_globals
 def test_both_are_loaded_without_graphreg(tmp_path: Path) -> None:
     """A stripped module in torch's own class, and a program of a module whose gates act in eval mode."""
     plain = graphreg.strip(graphreg.regularize(net(), hidden_dropout=0.5)).eval()
