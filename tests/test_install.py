@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,14 @@ import pytest
 from loading import loaded
 
 TOP = Path(__file__).parents[1]
-STEPS = "import time\nfor line in ('Collecting torch>=2.12', 'Installing collected packages: a, b, torch'):\n    print(line, flush=True)\n"
-STEPS += "    time.sleep(0.6)\n"
+# What pip says, a line after the progress was shown four times: however busy the machine is, each line is seen.
+STEPS = """
+import os, sys, time
+for number, line in enumerate(("Collecting torch>=2.12", "Installing collected packages: a, b, torch"), 1):
+    print(line, flush=True)
+    while os.path.getsize(sys.argv[1]) < 4 * number:
+        time.sleep(0.01)
+"""
 USUAL = {"making .venv": 2.0, "looking for packages": 10.0, "downloading": 20.0, "unpacking": 30.0}
 
 
@@ -23,12 +31,27 @@ def installer() -> Any:
     return loaded(TOP / ".ci" / "install")
 
 
-def progress(installer: Any, follows: str = "", terminal: bool = False, quiet: float = 0.1) -> Any:
-    return installer.Progress(installer.Course(USUAL, then=60.0 if follows else 0.0), follows, terminal, quiet)
+def progress(installer: Any, follows: str = "", terminal: bool = False, seen: Path = Path(os.devnull)) -> Any:
+    """The progress by a clock that advances a little at each look, not by the machine's. ``seen``: a file with a byte for each showing."""
+
+    class Told(installer.Progress):  # type: ignore[misc]
+        def show(self, step: str) -> None:
+            super().show(step)
+            with seen.open("a") as file:
+                file.write(".")
+
+    ticks = count()
+    return Told(installer.Course(USUAL, 60.0 if follows else 0.0, lambda: 0.02 * next(ticks)), follows, terminal, quiet=0.1)
 
 
-def test_a_pipe_gets_a_line_at_once_and_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert installer.run([sys.executable, "-c", STEPS], progress(installer, "the demo"), installer.packages()) == 0
+def steps(seen: Path) -> list[str]:
+    seen.touch()
+    return [sys.executable, "-c", STEPS, str(seen)]
+
+
+def test_a_pipe_gets_a_line_at_once_and_now_and_then(installer: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    assert installer.run(steps(seen), progress(installer, "the demo", seen=seen), installer.packages()) == 0
     first, *said = capsys.readouterr().out.splitlines()
     assert first == "installing, about 120 s left, the demo included; 0 s so far: making .venv"  # 62 s of the parts, and the demo
     assert said and all(re.fullmatch(r"installing, about \d+ s left, the demo included; \d+ s so far: .+", line) for line in said)
@@ -36,11 +59,11 @@ def test_a_pipe_gets_a_line_at_once_and_now_and_then(installer: Any, capsys: pyt
 
 
 def test_a_terminal_has_one_line_that_is_drawn_anew(
-    installer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    installer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    shown = progress(installer, terminal=True)
-    assert installer.run([sys.executable, "-c", STEPS], shown) == 0
+    shown = progress(installer, terminal=True, seen=tmp_path / "seen")
+    assert installer.run(steps(tmp_path / "seen"), shown) == 0
     shown.last("installed in 1 s")
     out = capsys.readouterr().out
     *drawn, last = out.split("\r")[1:]

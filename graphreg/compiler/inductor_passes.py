@@ -25,10 +25,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphreg.compiler import joint_graph
-from graphreg.compiler import own_elements as elements
+from graphreg.compiler import joint_graph, own_elements
 from graphreg.compiler.joint_graph import simplify
-from graphreg.compiler.own_elements import own_elements
 from graphreg.torch_internals import OpOverload, add_inductor_options, assume_constant_result, graph_pass
 
 SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
@@ -38,13 +36,13 @@ def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of Inductor with graphreg's pass, unless the user's passes already use one of the two slots."""
     if {SLOT, JOINT_GRAPH_SLOT}.intersection(options):
         return dict(options)
-    return {**options, SLOT: graph_pass(_improve, __file__, elements.__file__)}
+    return {**options, SLOT: graph_pass(_improve, __file__, own_elements.__file__)}
 
 
 @assume_constant_result
 def improve_graph() -> None:
     """Add graphreg's passes to the graph that Dynamo is capturing. Dynamo calls this function where noise or a penalty is computed."""
-    add_inductor_options({SLOT: graph_pass(_improve, __file__, elements.__file__)})
+    add_inductor_options({SLOT: graph_pass(_improve, __file__, own_elements.__file__)})
 
 
 @assume_constant_result
@@ -55,7 +53,7 @@ def improve_derivatives() -> None:
 
 def _improve(graph: fx.Graph) -> None:
     unfuse(graph)
-    own_elements(graph)
+    own_elements.give_buffers(graph)
 
 
 def unfuse(graph: fx.Graph) -> int:

@@ -1,4 +1,4 @@
-"""A pass that gives each element of a small CPU tensor a buffer of its own, so that Inductor compiles one kernel for sites that are alike.
+"""A pass that gives keys and strengths on a CPU a buffer each, so that Inductor compiles one kernel for sites that are alike.
 
 All sites share a few small tensors: the keys of a call, the rates, the strengths. The kernel of a site reads its own element, so the
 kernels of twelve equal blocks differ in one number, and Inductor hands twelve sources to the C++ compiler, which takes most of the time to
@@ -17,7 +17,8 @@ from torch import Tensor, fx
 
 from graphreg.torch_internals import lower, pointwise
 
-FEW = 4096  # elements; the tensors of keys and strengths are smaller
+FEW = 4096  # elements of the tensor that is read; for more, one loop that writes them all would take long to compile
+KEY = 2  # elements of a result: a key has two words, a strength is one number
 _SELECT = torch.ops.aten.select.int
 
 
@@ -32,11 +33,11 @@ def _(tensor: Tensor, dim: int, index: int) -> Tensor:
     return tensor.select(dim, index).clone()
 
 
-def own_elements(graph: fx.Graph) -> int:
-    """Replace the ``select`` nodes that read different elements of one small CPU tensor. Return how many were replaced."""
+def give_buffers(graph: fx.Graph) -> int:
+    """Replace the ``select`` nodes that read different keys or numbers of one small CPU tensor. Return how many were replaced."""
     by_tensor: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=_SELECT):
-        if _is_small(node.args[0]):
+        if _is_small(node.args[0], FEW) and _is_small(node, KEY):
             by_tensor[node.args[0]].append(node)
     shared = {tensor: nodes for tensor, nodes in by_tensor.items() if len({node.args[1:] for node in nodes}) > 1}
     if not shared or not lower({torch.ops.graphreg.element.default: _lowered}):
@@ -53,11 +54,11 @@ def own_elements(graph: fx.Graph) -> int:
     return sum(map(len, shared.values()))
 
 
-def _is_small(node: Any) -> bool:
+def _is_small(node: Any, most: int) -> bool:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.device.type != "cpu" or not all(isinstance(size, int) for size in value.shape):
         return False
-    return value.dim() <= 2 and value.numel() <= FEW
+    return value.numel() <= most
 
 
 def _lowered(tensor: Any, dim: int, index: int) -> Any:

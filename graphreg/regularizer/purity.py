@@ -139,7 +139,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     Raises:
         ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
     """
-    if torch.compiler.is_compiling() or compiling() or is_proven(regularizer):
+    if torch.compiler.is_compiling() or is_proven(regularizer) or compiling():  # in this order: Dynamo traces what it meets
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)

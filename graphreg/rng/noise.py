@@ -225,8 +225,8 @@ class Noise:
         """
         if self.place is not None and not shared and (ahead := self._kept_ahead(z, p, self.place)) is not None:
             return ahead
-        if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and not (shared or self.shared) and (
-            self.window is None and z.numel() <= LIMIT and fuses()
+        if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and p.device == z.device and (
+            not (shared or self.shared) and self.window is None and z.numel() <= LIMIT and fuses()
         ):  # as below; most draws come here, and Dynamo traces each function that it meets
             lane, self._drawn = self._drawn * _LANES, self._drawn + 1
             at_once: Tensor = fused_keep(self.key, p.detach(), list(z.shape), lane)

@@ -21,7 +21,7 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained, not_called, refuse_parallelized
+from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.torch_internals import (
     NO_BACKWARD,
@@ -249,7 +249,7 @@ def _addable(result: Any) -> Any:
 @disable()
 def _before(rules: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
-    if rules.number in not_called:
+    if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)
     if has_process_group():
         refuse_parallelized(rules)

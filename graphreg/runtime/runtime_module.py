@@ -38,6 +38,7 @@ class Rules(nn.Module):
             regularizer's name; the seed for all others is under ``""``.
         watching: The monitor; None if no monitor watches the module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
+        is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
 
@@ -51,7 +52,7 @@ class Rules(nn.Module):
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
-        self.number = 0
+        self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
@@ -66,7 +67,7 @@ class Rules(nn.Module):
 
         ``root``: the rewritten module.
         """
-        self.number = numbered(root)
+        self.number, self.is_uncalled = numbered(root), True
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root

@@ -26,7 +26,6 @@ from graphreg.torch_internals import (
 # Rewritten modules by number. Dynamo of torch 2.10 passes numbers, but not modules, to functions whose result it takes as a constant.
 _numbered: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 _numbers = count()
-not_called = set[int]()  # the numbers of the modules that were not called since their code was made; see uncalled_checkpoints.py
 _examined: WeakSet[nn.Module] = WeakSet()  # the containers of the modules that ``refuse_parallelized`` has found right
 
 
@@ -34,7 +33,6 @@ def numbered(module: nn.Module) -> int:
     """Give a rewritten module a number by which the functions of this file find it, and return the number."""
     number = next(_numbers)
     _numbered[number] = module
-    not_called.add(number)
     return number
 
 

@@ -85,7 +85,7 @@ class SpliceRule(Drawing):
         """Replace a value for which ``_is_quick`` is True, as ``replaced`` does."""
         self.regularizer.require_fit(z.shape, self.description)
         weight, noise = self.weight(z.dtype), self.noise(key)
-        if self.recomputed and recomputes():
+        if self.may_recompute() and recomputes():
             y = recompute_in_backward(self._plain_formula, z, weight, noise, self.on_parameter)
         else:
             y = self._plain_formula(z, weight, noise)

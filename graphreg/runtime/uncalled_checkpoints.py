@@ -11,13 +11,13 @@ from typing import Any
 from graphreg.blocks import is_block, opened
 from graphreg.errors import listed, warn
 from graphreg.ir import state_of
-from graphreg.runtime.sharding import module_of, named_modules, not_called
+from graphreg.runtime.sharding import module_of, named_modules
 from graphreg.torch_internals import checkpoint_wrapped
 
 
 def warn_of_uncalled_checkpoints(rules: Any) -> None:
     """Warn if the emitted code never calls a checkpoint wrapper. ``rules``: the container of the module's runtime modules."""
-    not_called.discard(rules.number)
+    rules.is_uncalled = False
     module = module_of(rules.number)
     if module is None or (state := state_of(module)) is None:
         return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -26,12 +26,16 @@ def checkpoints_itself(module: nn.Module) -> bool:
     The base class of these layers wraps the forward of each subclass, also of the subclasses that graphreg generates. So a block of such a
     subclass checkpoints its emitted code, just as the model's module checkpoints its forward.
     """
-    return _has_layer(type(module).__mro__) and getattr(module, "gradient_checkpointing", False) is True
+    return _is_layer(type(module)) and getattr(module, "gradient_checkpointing", False) is True
 
 
-@lru_cache(maxsize=1024)
-def _has_layer(kinds: tuple[Any, ...]) -> bool:
-    return any(kind.__name__ == _LAYER for kind in kinds)
+_known: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # weak, because each GraphModule has a class of its own
+
+
+def _is_layer(cls: type) -> bool:
+    if cls not in _known:
+        _known[cls] = any(kind.__name__ == _LAYER for kind in cls.__mro__)
+    return _known[cls]
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:

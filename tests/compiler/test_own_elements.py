@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphreg
-from graphreg.compiler.own_elements import FEW, own_elements
+from graphreg.compiler.own_elements import FEW, give_buffers
 
 ELEMENT = torch.ops.graphreg.element.default
 
@@ -34,7 +34,7 @@ def test_the_elements_that_are_read_come_first_and_side_by_side() -> None:
     inputs = torch.tensor([2.0, 3.0, 5.0]), torch.arange(6).view(3, 2), torch.randn(4)
     module = graph_of(function, *inputs)
     expected = module(*inputs)
-    assert own_elements(module.graph) == 6
+    assert give_buffers(module.graph) == 6
     module.graph.lint()
     module.recompile()
     assert torch.equal(module(*inputs), expected)
@@ -53,17 +53,18 @@ def test_the_elements_that_are_read_come_first_and_side_by_side() -> None:
     [
         (lambda s: s[1] * s[1], torch.ones(3), "fake"),  # one element, which all read
         (lambda s: s[0] + s[1], torch.ones(FEW + 1), "fake"),
+        (lambda s: s[0] + s[1], torch.ones(2, 3), "fake"),
         (lambda s: s[0] + s[1], torch.ones(2, 2, 2), "fake"),
         (lambda s: s[0] + s[1], torch.ones(3), "symbolic"),
         (lambda s: s[0] + s[1], torch.ones(3, device="meta"), "fake"),
     ],
-    ids=["one element", "large", "three axes", "sizes are symbols", "another device"],
+    ids=["one element", "large", "the steps of a sequence", "three axes", "sizes are symbols", "another device"],
 )
 def test_what_stays(case: tuple[Any, Tensor, str]) -> None:
     function, tensor, mode = case
     module = graph_of(function, tensor, tracing_mode=mode)
     before = str(module.graph)
-    assert own_elements(module.graph) == 0
+    assert give_buffers(module.graph) == 0
     assert str(module.graph) == before
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from compile_ways import compiled, in_both_ways
 from torch import Tensor, nn
 
 import graphreg
@@ -144,13 +145,11 @@ def test_a_formula_is_not_computed() -> None:
     assert len(calls) == before + 1
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "module.compile"])
+@in_both_ways
 def test_compiled_it_is_eager_and_each_setting_is_compiled_once(way: str) -> None:
     module, counter = noisy(), torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     eager = copy.deepcopy(module)
-    if way == "module.compile":
-        module.compile(backend=counter, fullgraph=True)
-    run = torch.compile(module, backend=counter, fullgraph=True) if way == "torch.compile" else module
+    run = compiled(module, way, counter)
     for i in range(2):
         torch.testing.assert_close(step(module, run), step(eager))
         with graphreg.penalties_off(module), graphreg.penalties_off(eager):
