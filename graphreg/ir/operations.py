@@ -328,8 +328,10 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
 
 def is_integer(node: fx.Node) -> bool:
     """Return whether the operation is known to return integers or booleans."""
-    arguments = (*node.args, *node.kwargs.values())
-    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
+    if node.op != "call_module" and function_name(node) in INTEGERS:
+        return True
+    arguments = (*node.args, *node.kwargs.values()) if node.kwargs else node.args
+    return any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
 
 
 

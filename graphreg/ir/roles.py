@@ -201,6 +201,8 @@ class _Judge:
             seen.update(waiting)
 
     def _of_packed(self, node: fx.Node) -> bool:
+        if not self.packed:
+            return False
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
         return recurrent and bool(node.args) and node.args[0] in self.packed
 
@@ -248,6 +250,8 @@ class _Judge:
         ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
         ``"state"`` if it is another output of the layer; else ``""``.
         """
+        if function_name(node) not in ("getitem", "__getitem__") and not self.operations.is_dropout(node):
+            return ""
         port: Any = node
         while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
             port = port.args[0]
@@ -285,8 +289,7 @@ class _Judge:
             return "" if known[1].is_floating_point else "complex numbers" if known[1].is_complex else "integers"
         if node in self.sizes:
             return "no tensor"
-        if self.operations.guesses_list(node):
-            return "assumed to be a tuple, because it is only indexed; give example_inputs to find out whether it is one"
         if self.operations.is_list(node):
-            return "a tuple"
+            guessed = "assumed to be a tuple, because it is only indexed; give example_inputs to find out whether it is one"
+            return guessed if self.operations.guesses_list(node) else "a tuple"
         return "integers" if node in self.integers else ""

@@ -12,7 +12,7 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, shown
 from graphreg.ir import Names, Selector, Site, fixed, select, strings
-from graphreg.torch_internals import raise_interrupt
+from graphreg.torch_internals import collector_at_rest, raise_interrupt
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.trace import FrontEnd, Traced, trace
 
@@ -57,6 +57,7 @@ def usual_inputs(model: nn.Module) -> tuple[Any, str] | None:
     return None
 
 
+@collector_at_rest()
 def names(
     model_or_traced: nn.Module | Traced,
     example_inputs: Any = None,

@@ -177,8 +177,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
             traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
-    for graph in traced.graphs.values():
-        record_stacks(graph)
+        for graph in traced.graphs.values():
+            record_stacks(graph)
     return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 

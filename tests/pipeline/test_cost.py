@@ -229,6 +229,8 @@ def test_the_collector_rests_and_is_as_the_user_had_it(enabled: bool) -> None:
         assert gc.isenabled() == enabled
         graphreg.regularize(Seen(2, 2), weight_l2=1.0)
         assert gc.isenabled() == enabled
+        graphreg.names(traced, select=lambda site: not gc.isenabled())
+        assert gc.isenabled() == enabled
         with pytest.raises(TraceError):
             graphreg.regularize(Untraceable(), weight_l2=1.0)
         assert gc.isenabled() == enabled
