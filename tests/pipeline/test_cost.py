@@ -212,6 +212,29 @@ def test_code_is_generated_and_linted_once_a_graph(kind: type[Sized], graphs: in
     assert counted == dict.fromkeys(("python_code", "lint"), graphs)  # the rewrite copies a graph in a walk of its own
 
 
+class Tuples(nn.Module):
+    """Layers with tuples of numbers in attributes, which a forward that is exported leaves as they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.LayerNorm((4, 6, 6)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_changes_nothing_is_exported_once_in_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, export = list[bool](), torch.export.export
+
+    def counting(model: nn.Module, *args: object, **more: object) -> object:
+        exports.append(model.training)
+        return export(model, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.export, "export", counting)
+    graphreg.trace(Tuples(), torch.ones(2, 3, 8, 8), "export")
+    assert exports == [True, False]
+
+
 class Seen(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         assert not gc.isenabled()

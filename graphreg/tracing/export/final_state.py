@@ -7,6 +7,7 @@ trace must find what the forward left in attributes, because that trace shows wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -37,8 +38,12 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
 
 
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
-    """Return a value, with proxies in place of tensors computed from the inputs' data. Of containers, only tuples are searched."""
+    """Return a value, with proxies in place of tensors computed from the inputs' data. Of containers, only tuples are searched.
+
+    A tuple without such tensors is returned itself: a copy would count as a change, and each change takes another export.
+    """
     if type(value) is tuple:
-        return tuple(_lasting(item, proxy_of) for item in value)
+        items = tuple(_lasting(item, proxy_of) for item in value)
+        return value if all(map(is_, items, value)) else items
     proxy = proxy_of(value) if isinstance(value, Tensor) else None
     return value if proxy is None else proxy
