@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "steps": ("Step time, one thread", ["steps.py", "--threads", "1"]),
     "steps-2": ("Step time, two threads", ["steps.py", "--threads", "2"]),
     "catalogue": ("Each regularizer", ["catalogue.py"]),
-    "backend": ("graphreg as a torch.compile backend", ["backend.py"]),
+    "backend": ("However it is compiled", ["backend.py"]),
     "breakdown": ("Where the time goes", ["breakdown.py"]),
     "memory": ("Memory", ["memory.py"]),
     "recompute": ("What a compiled backward recomputes", ["recompute.py"]),
