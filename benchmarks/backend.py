@@ -13,18 +13,7 @@ from steps import measure
 from torch import Tensor, nn
 
 import graphreg
-from workloads import L1, L2, RATE, WORKLOADS, ByGraphreg, ByHooks, Outcome, Plain
-
-
-class ByCompiler(ByGraphreg):
-    """As most users write it: ``torch.compile(module)``, without options."""
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        self.run = [torch.compile(self.module)]  # in a list: the module is no submodule twice
-
-    def forward(self, x: Tensor) -> Outcome:
-        output, penalties = self.run[0](x)
-        return output, sum(penalties.values(), output.new_zeros(()))
+from workloads import L1, L2, RATE, WORKLOADS, ByGraphreg, ByHooks, Compiled, Outcome, Plain
 
 
 class ByBackend(nn.Module):
@@ -34,7 +23,7 @@ class ByBackend(nn.Module):
         super().__init__()
         self.backend = graphreg.backend(rng=0, **(keywords or {"hidden_dropout": RATE, "hidden_l1": L1, "weight_l2": L2}))
         self.model = model
-        self.run = [torch.compile(model, backend=self.backend, fullgraph=True)]
+        self.run = [torch.compile(model, backend=self.backend, fullgraph=True)]  # in a list: the model is no submodule twice
 
     def compile(self, *args: Any, **options: Any) -> None:
         """It is compiled already: by the backend."""
@@ -44,7 +33,7 @@ class ByBackend(nn.Module):
         return output, sum(self.backend.penalties().values(), output.new_zeros(()))
 
 
-FORMS = {"unregularized": Plain, "hooks": ByHooks, "graphreg": ByGraphreg, "torch.compile": ByCompiler, "backend": ByBackend}
+FORMS = {"unregularized": Plain, "hooks": ByHooks, "graphreg": ByGraphreg, "torch.compile": Compiled, "backend": ByBackend}
 
 
 def main() -> None:

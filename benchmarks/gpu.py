@@ -24,7 +24,7 @@ from page import progress
 from torch import Tensor, nn
 
 import graphreg
-from workloads import MLP, RATE, Block, ByGraphreg, ByHand, ConvNet, Outcome, Plain, written
+from workloads import MLP, RATE, Block, ByHand, Compiled, ConvNet, Outcome, Plain, written
 
 TOP = Path(__file__).resolve().parents[1]
 RESULTS, MINUTES, ROUNDS = TOP / "build" / "gpu.json", 25.0, 50
@@ -47,13 +47,6 @@ class DropoutByHand(nn.Module):
     def forward(self, x: Tensor) -> Outcome:
         output = written(self.model, x, self.dropout, self.dropout)
         return output, output.new_zeros(())
-
-
-class Compiled(ByGraphreg):
-    """As a user compiles it who writes ``torch.compile(module, mode=...)``."""
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        self.module = torch.compile(self.module, *args, **options)
 
 
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -181,4 +181,11 @@ class ByGraphreg(nn.Module):
         return output, sum(penalties.values(), output.new_zeros(()))
 
 
+class Compiled(ByGraphreg):
+    """As a user compiles it who writes ``torch.compile(module)``, also with ``mode=`` or other options."""
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        self.module = torch.compile(self.module, *args, **options)
+
+
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"unregularized": Plain, "by hand": ByHand, "hooks": ByHooks, "graphreg": ByGraphreg}
