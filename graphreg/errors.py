@@ -153,3 +153,9 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Return up to ``most`` of the names, joined by commas, and the number of the other names, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise RegularizerError unless the value of the option ``name`` is True or False."""
+    if not isinstance(value, bool):
+        raise RegularizerError(f"{name}={shown(value)} is not allowed; give True or False.")

@@ -15,12 +15,12 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from graphreg.errors import RegularizerError, TraceError, shown, warn
+from graphreg.errors import RegularizerError, TraceError, check_flag, shown, warn
 from graphreg.ir import RULES, Missing, Selector, is_marked
 from graphreg.planning import OwnDropout, Plan, check_blocks, check_missing, check_option, from_keywords, from_kwargs, instances
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
-from graphreg.regularizer import Regularizer, check_flag
+from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
@@ -45,6 +45,7 @@ def regularize(
     verify: bool = False,
     recipe: RecipeLike | None = None,
     blocks: Selector | None = None,
+    prove: bool = True,
     **keywords: Any,
 ) -> RewrittenModule:
     """Trace a model, and return a module that runs the traced graph with regularizers at the sites that they select.
@@ -77,13 +78,15 @@ def regularize(
             default. A keyword of the call replaces the recipe's regularizers of that name.
         blocks: A selector of modules, such as ``"layers.*"``. The result calls these modules, each with an emitted forward of its own,
             so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
+        prove: Whether to use the graph only after it gave the model's own result: on ``example_inputs``, in both modes, or else at the
+            first eager call in each mode. This takes two forwards a mode. ``front_end="auto"`` tries the next front end if it did not.
         **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=0.1``.
 
     Returns:
         The rewritten module.
 
     Raises:
-        TraceError: The model cannot be traced.
+        TraceError: The model cannot be traced, or its graph does not give its result.
         NoMatchError: A keyword is unknown, or a selector matches nothing.
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
@@ -95,7 +98,7 @@ def regularize(
     before = model_before(model, example_inputs, verify)
     with Changes() as changes, changes:
         at_rest(changes)
-        traced = trace(model, example_inputs, front_end)
+        traced = trace(model, example_inputs, front_end, prove)
         decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks)
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:

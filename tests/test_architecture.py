@@ -137,22 +137,6 @@ def test_few_files_stand_outside_the_rooms() -> None:
     assert len(list((TOP / "graphreg").glob("*.py"))) <= 8
 
 
-def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """In lines; a docstring, whose arguments have a line each, does not count."""
-    first, whole = function.body[0], (function.end_lineno or 0) - function.lineno + 1
-    return whole - ((first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0)
-
-
-LONG = {("rewriting/rewrite.py", "_site"), ("rewriting/placement.py", "_chain"), ("rewriting/instantiate.py", "make_rules")}
-
-
-@pytest.mark.parametrize("path", [*ENGINE, *PASSES], ids=place)
-def test_files_and_functions_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-    functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    assert {(f"{path.parent.name}/{path.name}", function.name) for function in functions if length(function) > 40} <= LONG
-
-
 def code_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a file that could be said once: no imports, no parameters, no lists of names, nothing of brackets alone."""
     left_out: set[int] = set()

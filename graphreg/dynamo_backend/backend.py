@@ -30,7 +30,7 @@ from graphreg.reporting import Report
 from graphreg.runtime import Asked, BackendHandle, NoiseSwitches, Penalties, Scale, strengths_now, written_scale
 from graphreg.schedules import Schedule
 from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
-from graphreg.tracing import Traced
+from graphreg.tracing import Claim, Proving, Traced, prove
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 
@@ -52,10 +52,11 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def __init__(
         self, regularizers: Mapping[str, Regularizer], seed: int, inner: Inner, missing: Missing, penalties: Penalties,
-        scale: Scale | None, own_dropout: OwnDropout,
+        scale: Scale | None, own_dropout: OwnDropout, prove: bool,
     ) -> None:  # fmt: skip
         self.regularizers, self.inner, self.missing, self.own_dropout = dict(regularizers), inner, missing, own_dropout
         self.attaches, self.scale = penalties == "attach", scale
+        self.proves, self._claims = prove, dict[int, Claim]()  # for a graph that has not run yet, by its number: what its first run proves
         self.streams = Streams(seed)
         self.model: nn.Module | None = None
         self._root: nn.Module | None = None  # the model that was compiled, with its wrappers
@@ -105,6 +106,9 @@ class Backend(BackendHandle, RenamedAttributes):
         subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched())
         guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
+        if self.proves and subgraph.emitted is not None:
+            traced = subgraph.traced
+            self._claims[subgraph.number] = Claim(self.model, traced.graphs, traced.constants, {}, traced.front_end, gm)
         return lambda *values: self._run(subgraph, values)
 
     def _switched(self) -> tuple[bool, bool]:
@@ -203,6 +207,10 @@ class Backend(BackendHandle, RenamedAttributes):
     def _run(self, subgraph: Subgraph, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
         self._require(subgraph)
+        if (claim := self._claims.get(subgraph.number)) is not None:
+            mode = "train" if is_training(call.model) else "eval"
+            prove(claim, (tuple(values), {}), Proving((mode,), at_call=True))
+            del self._claims[subgraph.number]
         extra, counts = subgraph.parameters(call.model)
         results = subgraph.run(*values, *self._added(subgraph, call), *extra)
         outputs = call.taken(results, subgraph.measured, subgraph.weighed, counts, values)

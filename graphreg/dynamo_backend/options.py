@@ -15,7 +15,7 @@ from graphreg.compiler import with_our_passes
 from graphreg.dynamo_backend.backend import Backend
 from graphreg.dynamo_backend.fallback import watch
 from graphreg.dynamo_backend.subgraph import Inner
-from graphreg.errors import GraphRegError, RegularizerError, raising, shown, suggestions_text
+from graphreg.errors import GraphRegError, RegularizerError, check_flag, raising, shown, suggestions_text
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
@@ -36,6 +36,7 @@ def backend(
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
     recipe: RecipeLike | None = None,
+    prove: bool = True,
     **keywords: Any,
 ) -> Backend:
     """Make a backend for ``torch.compile(model, backend=...)`` that regularizes every graph that Dynamo captures of one model.
@@ -53,6 +54,8 @@ def backend(
         scale: The factor of the gradient of attached penalties, as in ``regularize``.
         own_dropout: As in ``regularize``.
         recipe: As in ``regularize``. Its front end is ignored: torch.compile captures the graphs.
+        prove: Whether to use each graph only after graphreg's form of it, without additions, gave the same as the graph that Dynamo
+            captured, on the inputs of the first call. This takes two runs of the graph.
         **keywords: Regularizers by key, as in ``regularize``.
 
     Raises:
@@ -67,6 +70,7 @@ def backend(
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)
+    check_flag("prove", prove)
     every = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}
     _refuse_vjp(named)
@@ -86,7 +90,7 @@ def backend(
             stacklevel=2,
         )
     watch()
-    return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout)
+    return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout, prove)
 
 
 def _refuse_state(named: Mapping[str, Regularizer]) -> None:

@@ -118,12 +118,12 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Siz
 
 
 def not_traced(key: str, title: str) -> GraphRegError:
-    """Return the error for a call that Dynamo traces, if the structure ``key`` of its arguments has no graph, or only a stale graph.
+    """Return the error for a call that Dynamo traces, or that is within a transform of torch.func.
 
-    ``title``: the name of the model's class.
+    It is for a structure ``key`` of arguments that has no graph, or only a stale graph. ``title``: the name of the model's class.
     """
     return GraphRegError(
         f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
-        "change of the model. The model cannot be traced while torch.compile compiles the code around the call. Call the model with such "
-        "arguments once before, outside of torch.compile, or give regularize_ example_inputs of this structure."
+        "change of the model. The model cannot be traced while torch.compile compiles the code around the call, or within a transform of "
+        "torch.func. Call the model with such arguments once before, outside of both, or give regularize_ example_inputs of this structure."
     )

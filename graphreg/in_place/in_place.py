@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, RegularizerError, TraceError
+from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_flag
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import Options, bare
@@ -18,7 +18,7 @@ from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
 from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once
 from graphreg.recipes import RecipeLike, by_recipe
-from graphreg.regularizer import Regularizer, Splice, check_flag
+from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
 from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
@@ -43,6 +43,7 @@ def regularize_(
     eval_penalties: bool = False,
     recipe: RecipeLike | None = None,
     blocks: Selector | None = None,
+    prove: bool = True,
     **keywords: Any,
 ) -> M:
     """Regularize a model in place, and return the same object. Its methods, parameters and ``state_dict`` stay the same.
@@ -75,6 +76,8 @@ def regularize_(
         recipe: As in ``regularize``.
         blocks: A selector of modules, such as ``"layers.*"``. In train mode the graphs call these modules of the model, so that FSDP2,
             activation checkpointing, ``module.compile()`` and hooks act on the calls. The modules then run code that graphreg generates.
+        prove: Whether to use a graph only after it gave the model's own result on the arguments of the call that it was traced for. This
+            takes two forwards for each structure of arguments.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
     Returns:
@@ -92,11 +95,12 @@ def regularize_(
     check_compile(compile)
     check_options(rng, missing, penalties, scale, own_dropout, blocks)
     check_flag("eval_penalties", eval_penalties)
+    check_flag("prove", prove)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
     _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
-    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks)
+    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
     placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
     _install(model, placed, example_inputs, before)
     return compile_if_asked(model, compile)

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from graphreg.blocks import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
-from graphreg.in_place.calls import CallForm, example_of, readable, refuse_caches, shapes_of
+from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, refuse_caches, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
-from graphreg.in_place.structure import Options, StructureGraph, bare, restored_unless_done, told_of_change, traced_for
+from graphreg.in_place.structure import (
+    Options,
+    StructureGraph,
+    bare,
+    prove_later,
+    restored_unless_done,
+    told_of_change,
+    traced_for,
+)
 from graphreg.ir import ORIGINAL, RULES, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.planning import Plan
@@ -44,7 +52,7 @@ from graphreg.runtime import (
     written_scale,
     written_state,
 )
-from graphreg.torch_internals import disable, guard_value, skip_frame, translator
+from graphreg.torch_internals import disable, guard_value, innermost_transform, skip_frame, translator
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
@@ -149,6 +157,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         if len(graphs) > 1 and graphs[0].asks:
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
+        if graphs[0].rules.awaits_proof:
+            prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
         graphs[0].refuse_hooks()
         graphs[0].follow(model)
         self._choose(key, graphs[0])
@@ -164,11 +174,13 @@ class Placed(ModuleHandle, InPlaceHandle):
             made.insert(0, graph)
 
     @disable()
-    def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> StructureGraph:
-        """Trace the model for a call, and return the graph.
+    def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any, at_call: bool = True) -> StructureGraph:
+        """Trace the model for a call, and return the graph. ``at_call``: whether the call is running.
 
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes.
         """
+        if innermost_transform() is not None:
+            raise not_traced(key, type(model).__name__)
         with _one_at_a_time:
             fingerprint, error = self._failed.get(key, (None, None))
             if error is not None and fingerprint is not None and fingerprint.same():
@@ -178,8 +190,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 present = Fingerprint(model)
             try:
                 refuse_caches(args, kwargs)
-                example = example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
-                graph = traced_for(model, example, self.options, self.shared)
+                graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call)
             except GraphRegError as failure:
                 self._failed[key] = present, (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
@@ -213,7 +224,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Trace the model for the example inputs of ``regularize_``."""
-        self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
+        self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs, at_call=False)
 
     def guard(self, key: str) -> bool:
         """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles the code again once the structure's graph is stale.
@@ -366,6 +377,11 @@ class Placed(ModuleHandle, InPlaceHandle):
     def _warn_unfrozen(self, key: nn.Module) -> None:
         if self._made and native_draws(self):
             super()._warn_unfrozen(key)
+
+
+def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Return the arguments of a call of the model as example inputs."""
+    return example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
 
 
 class _Watched:

@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from graphreg.ir import (
 )
 from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
-from graphreg.rewriting import rewrite_with
+from graphreg.rewriting import is_eager, may_be_proved, prove_mode, rewrite_with
 from graphreg.runtime import CLOCK, Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
 from graphreg.torch_internals import (
     CALL_HOOKS,
@@ -48,7 +48,7 @@ from graphreg.torch_internals import (
     pytree,
     version_of,
 )
-from graphreg.tracing import DECISIONS, FrontEnd, Traced, checkpoints_itself, mode_asked, trace
+from graphreg.tracing import DECISIONS, NO_INPUTS, FrontEnd, Proving, Traced, arguments, checkpoints_itself, mode_asked, traced_for_proof
 
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
 
@@ -62,6 +62,7 @@ class Options:
         front_end: As in ``regularize``. The same holds for ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
         eval_penalties: Whether the graph runs in eval mode, too.
         blocks: As in ``regularize``.
+        prove: Whether each graph is proved before it is used.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -72,6 +73,7 @@ class Options:
     own_dropout: OwnDropout
     eval_penalties: bool
     blocks: Selector | None = None
+    prove: bool = True
 
 
 @dataclass(eq=False)
@@ -131,14 +133,20 @@ class StructureGraph:
             leave(block, _record(self.module).owner)
 
 
-def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
-    """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph."""
+def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool) -> StructureGraph:
+    """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph.
+
+    ``at_call``: whether such a call is running.
+    """
+    proving = _proving(model, options, at_call)
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
-            traced = _traced(model, example, options.front_end)
+            traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None)
+        if options.prove and not is_eager():
+            traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
         fingerprint = Fingerprint(model, reads)
         decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
@@ -148,7 +156,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
             place(block)
-        return traced_for(model, example, options, shared)
+        return traced_for(model, example, options, shared, at_call)
     for child in rules_of(module).children():
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
@@ -163,10 +171,37 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     return made
 
 
-def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
+def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:
+    """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
+    modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
+    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    cast = [(device, torch.get_autocast_dtype(device)) for device in sorted(devices) if torch.is_autocast_enabled(device)]
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device, dtype in cast:
+                stack.enter_context(torch.autocast(device, dtype))
+            yield
+
+    return Proving(modes, around, at_call)
+
+
+def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: Options) -> None:
+    """Prove the graph on the arguments of a call, if it was traced within a transform of torch.func, and no call has proved it since."""
+    proving = _proving(model, options, at_call=True)
+    call = arguments(example)
+    assert call is not None
+    for mode in proving.modes:
+        if may_be_proved(graph.module, mode):
+            with bare(model), _spelled_out(model, example):
+                prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
+
+
+def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
     """Trace the model. If this fails and the model checkpoints activations, raise a TraceError that says how to switch that off."""
     try:
-        return trace(model, example, front_end)
+        return traced_for_proof(model, example, front_end, proving)
     except TraceError as error:
         title = type(model).__name__
         if any(map(checkpoints_itself, model.modules())):  # a trace ignores these checkpoints, so they are not why it failed

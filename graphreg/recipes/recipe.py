@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
 from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
 from graphreg.recipes.files import Source, read, write
-from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, check_flag, find, registered
+from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, find, registered
 from graphreg.rewriting import check_rng
 from graphreg.runtime import (
     GIVEN_IN_THE_CALL,
@@ -35,7 +35,7 @@ _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, ea
     "blocks": "graphreg.backend has no such option: Dynamo calls no modules. Leave it out, which changes no value and no mask.",
 }
 ALL = "**"  # in a dict of strengths, the selector for all sites that no other selector of the dict matches
-_OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
+_OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "prove", "recipe")  # arguments of regularize that no recipe has
 
 
 def recipe(module: Regulated | Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any
 
-from graphreg.errors import RegularizerError, shown, suggestions_text
+from graphreg.errors import RegularizerError, suggestions_text
 
 
 class NotGiven(Enum):
@@ -23,12 +23,6 @@ def required() -> Any:
     ``ModelInput``, the engine raises. The return type is Any, so that a field of any type can have this default.
     """
     return NotGiven.OPTION
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise RegularizerError unless the value of the option ``name`` is True or False."""
-    if not isinstance(value, bool):
-        raise RegularizerError(f"{name}={shown(value)} is not allowed; give True or False.")
 
 
 def check_names(cls: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:

@@ -108,7 +108,7 @@ class Monitor(Printed):
         remove(module, self._rules)  # a copy of a monitored module has watches, but no monitor
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
-        module.recompile()
+        self._recompile()
 
     def __enter__(self) -> Monitor:
         return self
@@ -124,9 +124,15 @@ class Monitor(Printed):
         if self._rules.watching is self:
             remove(self._module, self._rules)
             self._rules.watching = None
-            self._module.recompile()
+            self._recompile()
         if self._file is not None:
             self._file.close()
+
+    def _recompile(self) -> None:
+        """Recompile the module. Watches are additions, so the module's graph does not count as edited."""
+        edited = self._rules.is_edited
+        self._module.recompile()
+        self._rules.is_edited = edited
 
     def values(self) -> dict[str, float]:
         """Return the numbers of the last call that the monitor read, by name; an empty dict if the monitor has read no call yet.

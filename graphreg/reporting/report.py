@@ -39,7 +39,7 @@ from graphreg.runtime import (
     strength_text,
     strengths_now,
 )
-from graphreg.tracing import decisions
+from graphreg.tracing import NO_INPUTS, decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
@@ -87,7 +87,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [plan.blocks_text] if plan.blocks else []
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
-    notes += [*record.notes, *decisions(first), *fixed(first)]
+    notes += [*record.notes, *decisions(first), *fixed(first), *_unproved(rules_of(module).unproved)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         scale = attached.describe_scale()
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
@@ -117,6 +117,14 @@ def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
+
+
+def _unproved(unproved: Mapping[str, str]) -> list[str]:
+    """Return a note for each reason why a graph was not compared with the model. A module that waits for its first call has none yet."""
+    modes: dict[str, list[str]] = {}
+    for mode, reason in unproved.items():
+        modes.setdefault(reason, []).append(mode)
+    return [f"not proved in {' and '.join(names)} mode: {reason}" for reason, names in modes.items() if reason != NO_INPUTS]
 
 
 def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> str:

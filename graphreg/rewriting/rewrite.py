@@ -16,6 +16,7 @@ from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
 from graphreg.errors import RegularizerError
 from graphreg.ir import Addition, blank_like, mark, record_calls, surrounding_calls
 from graphreg.planning import Plan, require_sites
+from graphreg.rewriting.first_call import prove_call
 from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
@@ -78,6 +79,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner
     module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
+    rules.unproved, rules.prover = dict(traced.unproved), prove_call
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module

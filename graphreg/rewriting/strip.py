@@ -28,7 +28,7 @@ def strip(module: nn.Module) -> RewrittenModule:
     graphs = {}
     for mode, graph in graphs_of(rewritten_module).items():
         copy = copied(graph)
-        _strip_graph(copy)
+        strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
     known = state_of(rewritten_module)
@@ -36,7 +36,8 @@ def strip(module: nn.Module) -> RewrittenModule:
     return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks)
 
 
-def _strip_graph(graph: fx.Graph) -> None:
+def strip_graph(graph: fx.Graph) -> None:
+    """Remove graphreg's additions from a graph, in place."""
     output = graph.output_node()
     if isinstance(output.args[0], Regularized):
         output.args = (output.args[0].output,)

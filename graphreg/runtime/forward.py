@@ -86,7 +86,9 @@ def chosen(
         return _addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
-    return functools.wraps(in_train)(with_own_code(forward))
+    own: Any = functools.wraps(in_train)(with_own_code(forward))
+    own.check = check
+    return own
 
 
 def _argument_check(
@@ -143,7 +145,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             if backward_task() != NO_BACKWARD:
                 _refuse(rules)
             if not torch.compiler.is_compiling():
-                _before(rules)
+                _before(self, rules, args, kwargs)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         before = stage.begin(self)
@@ -247,8 +249,11 @@ def _addable(result: Any) -> Any:
 
 
 @disable()
-def _before(rules: Any) -> None:
+def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
+    if rules.awaits_proof and rules.prover is not None:
+        type(module).forward.check(args, kwargs)
+        rules.prover(module, args, kwargs)
     if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)
     if has_process_group():

@@ -180,6 +180,7 @@ class RewrittenModule(fx.GraphModule):
         carried, derivatives = [name for name in optional if name not in specialized], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             averages_follow()
+            rules.is_edited = rules.build_record is not None  # it is noted at the end of the rewrite
             rules.find_owners(self)
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)

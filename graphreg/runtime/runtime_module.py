@@ -20,6 +20,7 @@ from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.torch_internals import is_forward_mode, version_of
+from graphreg.tracing import PROVABLE
 
 
 class Rules(nn.Module):
@@ -39,6 +40,9 @@ class Rules(nn.Module):
         watching: The monitor; None if no monitor watches the module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
+        unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
+        prover: Compares them at a call, if the reason is that no inputs were at hand.
+        is_edited: Whether the graph was edited after the rewrite.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
 
@@ -54,6 +58,14 @@ class Rules(nn.Module):
         self.watching: Any = None
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
+        self.unproved: dict[str, str] = {}
+        self.is_edited = False
+        self.prover: Callable[[Any, Any, Any], None] | None = None
+
+    @property
+    def awaits_proof(self) -> bool:
+        """Whether an eager call can still prove a graph."""
+        return bool(self.unproved) and not PROVABLE.isdisjoint(self.unproved.values())
 
     def train(self, mode: bool = True) -> Rules:
         """Set only the ``training`` flags: runtime modules follow the mode of the modules that own their sites."""

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import RegularizerError, shown
+from graphreg.errors import RegularizerError, check_flag, shown
 from graphreg.ir import Missing, Selector
 from graphreg.pipeline import check_compile, compile_if_asked, log_plan
 from graphreg.planning import OwnDropout, Plan, from_kwargs, instances
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe
-from graphreg.regularizer import Regularizer, Splice, check_flag
+from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.runtime import RewrittenModule, Scale, check_scale, rules_of
 from graphreg.stages.calls import StageCalls, StageScale

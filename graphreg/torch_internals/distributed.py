@@ -116,3 +116,11 @@ def _fsdp_parameters() -> Iterator[tuple[Any, Any]]:
         groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
         for group in groups:
             yield from ((each, group._training_state) for each in (group.fsdp_params if group is not None else ()))
+
+
+_COLLECTIVE = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem"}  # the namespaces of operators that communicate
+
+
+def communicates(operator: Any) -> bool:
+    """Return whether an operator sends data to other ranks or waits for data from them."""
+    return getattr(operator, "namespace", "") in _COLLECTIVE

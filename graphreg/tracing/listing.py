@@ -28,11 +28,11 @@ def trace_to_show(model: nn.Module, example_inputs: Any = None, front_end: Front
     if usual is not None:
         inputs, what = usual
         try:
-            traced = trace(model, inputs, front_end)
+            traced = trace(model, inputs, front_end, prove=False)  # these inputs may be large, and nothing is trained with the graph
         except Exception as error:  # the model may be built for other inputs, and then fails in its own way
             raise_interrupt(error)
         else:
-            return replace(traced, notes=(*traced.notes, f"example inputs: {what}"))
+            return replace(traced, notes=(*traced.notes, f"example inputs: {what}"), unproved={})
     return trace(model, example_inputs, front_end)
 
 

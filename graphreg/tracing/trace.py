@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, shown
+from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, shown
 from graphreg.ir import (
     PLACED,
     RULES,
@@ -52,6 +52,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
+from graphreg.tracing.proof.proof import MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.symbolic.symbolic import symbolic
@@ -76,6 +77,7 @@ class Traced(RenamedAttributes):
         asked_front_end: The option ``front_end`` of ``trace``.
         constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
+        unproved: For each mode in which the graph was not compared with the model on inputs, the reason.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -88,6 +90,7 @@ class Traced(RenamedAttributes):
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     asked_front_end: FrontEnd = "auto"
+    unproved: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -151,7 +154,7 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     return Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
 
 
-def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
+def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:
     """Trace a model in train mode and in eval mode. The model itself stays unchanged.
 
     Args:
@@ -160,13 +163,22 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
             which the example has no tensor are specialized: the graphs fix them at the example's value, or at their default. Without
             an example, all optional arguments are specialized.
         front_end: ``"symbolic"`` for torch.fx, ``"export"`` for torch.export, or ``"auto"`` to try them in this order.
+        prove: Whether to run the model and its graph on the example inputs, in both modes, and to refuse a graph that does not give the
+            model's result. ``"auto"`` then tries the next front end.
 
     Returns:
         The graphs and the sites.
 
     Raises:
-        TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
+        TraceError: The model cannot be traced, or its graph does not give its result. If a line of the user's code is the cause, the
+            message names it.
     """
+    check_flag("prove", prove)
+    return traced_for_proof(model, example_inputs, front_end, Proving() if prove else None)
+
+
+def traced_for_proof(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
+    """Do what ``trace`` does. ``proving``: how to prove the graphs; None to leave them unproved."""
     warn_if_untested()
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
@@ -176,13 +188,13 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         see_through_checkpoints(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
-            traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
+            traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end, proving))
         for graph in traced.graphs.values():
             record_stacks(graph)
     return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 
-def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
+def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
@@ -190,7 +202,7 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
     specialized = _specialized(model, bound if call else None)
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
     kept = {name: copied_contents(value) for name, value in specialized.items()}
-    traced = replace(_trace_from(model, front_end, specialized, bound, call), specialized=kept)
+    traced = replace(_trace_from(model, front_end, specialized, bound, call, proving), specialized=kept)
     changed = [name for name, contents in before.items() if contents_of(specialized[name]) != contents]
     if changed:
         raise TraceError(
@@ -201,8 +213,9 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
 
 
 def _trace_from(
-    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None
-) -> Traced:
+    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None,
+    proving: Proving | None,
+) -> Traced:  # fmt: skip
     """Trace a model, or take the graph of a GraphModule."""
     if isinstance(model, fx.GraphModule):
         if front_end == "export":
@@ -210,35 +223,62 @@ def _trace_from(
         graphs = labelled_graphs(model)
         if call:
             propagate(model, graphs, bound, call, {})
-        return Traced(model, graphs, value_sites(model, graphs), {}, specialized)
-    return _trace_with(model, front_end, specialized, bound, call)
+        return _proved(Traced(model, graphs, value_sites(model, graphs), {}, specialized), call, proving)
+    return _trace_with(model, front_end, specialized, bound, call, proving)
+
+
+def _proved(traced: Traced, call: Arguments | None, proving: Proving | None) -> Traced:
+    """Prove the graphs of a trace on the example inputs, and return the trace with the modes that could not be proved.
+
+    Raises:
+        NotTheModel: A graph does not give what the model gives.
+    """
+    if proving is None:
+        return replace(traced, unproved=dict.fromkeys(MODES, NOT_ASKED))
+    if call is None:
+        return replace(traced, unproved=dict.fromkeys(MODES, NO_INPUTS))
+    claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
+    return replace(traced, unproved=prove(claim, call, proving))
 
 
 def _trace_with(
-    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None
-) -> Traced:
-    """Trace with the given front end. ``"auto"`` tries torch.fx first and torch.export second.
+    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None,
+    proving: Proving | None,
+) -> Traced:  # fmt: skip
+    """Trace with the given front end, and prove the graph. ``"auto"`` tries torch.fx first and torch.export second.
 
     It also tries torch.export if torch.fx leaves a layer opaque that consists of layers, such as ``nn.TransformerEncoder``.
     """
     if front_end == "export":
-        return _trace_by_export(model, specialized, call, None)
+        return _proved(_trace_by_export(model, specialized, call, None), call, proving)
     try:
-        traced = _trace_symbolically(model, specialized, bound, call)
+        traced = _proved(_trace_symbolically(model, specialized, bound, call), call, proving)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         if front_end == "symbolic" or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
-        return _trace_by_export(model, specialized, call, symbolic_error)
+        return _exported_after(symbolic_error, model, specialized, call, proving)
     opaque_stacks = [path for path in stacks(model) if path in traced.opaque_modules]
     if front_end == "symbolic" or call is None or not opaque_stacks:
         return traced
     try:
-        return _trace_by_export(model, specialized, call, TraceError(f"torch.fx cannot see into {', '.join(opaque_stacks)}"))
+        why = TraceError(f"torch.fx cannot see into {', '.join(opaque_stacks)}")
+        return _exported_after(why, model, specialized, call, proving)
     except TraceError as error:
         raise_interrupt(error)
         note = f"front end: symbolic, because {str(error.__cause__).rstrip('.')}"
         return replace(traced, notes=(*traced.notes, note))
+
+
+def _exported_after(
+    symbolic_error: GraphRegError, model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, proving: Proving | None
+) -> Traced:
+    """Trace with torch.export because torch.fx could not, and prove the graph. ``symbolic_error``: why torch.fx could not."""
+    traced = _trace_by_export(model, specialized, call, symbolic_error)
+    try:
+        return _proved(traced, call, proving)
+    except NotTheModel as error:
+        raise NotTheModel(f"{symbolic_error} torch.export cannot trace it either: {error}") from error
 
 
 def _trace_symbolically(model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:

@@ -1,9 +1,8 @@
 """Checks that a rewritten module computes what the user's model computes, by running copies of both and comparing every value.
 
-Open ``verify.py`` first: it decides what to run and what to compare. ``values.py`` walks through outputs and describes how two values
-differ. ``state.py`` compares the parameters and buffers of two models, and ``gradients.py`` their gradients during a backward pass.
-``first_difference.py`` finds the first node of the graph whose value differs. ``shared_parameters.py`` lets the copies share one set of
-parameters.
+Open ``verify.py`` first: it decides what to run and what to compare. ``state.py`` compares the parameters and buffers of two models, and
+``gradients.py`` their gradients during a backward pass. ``shared_parameters.py`` lets the copies share one set of parameters. Values are
+compared by functions of ``tracing/proof/``.
 """
 
 from graphreg.verification.verify import copied, validate, verify

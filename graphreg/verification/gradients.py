@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from graphreg.verification.values import difference
+from graphreg.tracing import difference
 
 
 @contextmanager

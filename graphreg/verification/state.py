@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphreg.ir import RULES
-from graphreg.verification.values import difference
+from graphreg.tracing import difference
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:

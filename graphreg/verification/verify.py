@@ -6,10 +6,10 @@ Copies of both are called several times from equal seeds, and every output, buff
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -17,16 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line, shown
-from graphreg.ir import RULES, is_native_dropout
+from graphreg.ir import RULES, is_native_dropout, specialized_arguments
 from graphreg.rewriting import with_native_dropout
 from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of, set_to_zero
 from graphreg.torch_internals import original_of
-from graphreg.tracing import Arguments, arguments, without_caches
-from graphreg.verification.first_difference import first_differing, graph_of
+from graphreg.tracing import Arguments, alike, arguments, culprit, difference, leaves, snapshot, steps_of_graph, steps_of_model, tensors
 from graphreg.verification.gradients import freed_if_equal
 from graphreg.verification.shared_parameters import SharedParameters
 from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
-from graphreg.verification.values import difference, leaves, snapshot, tensors
 
 CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
 REVERSED = 3  # this call has the batch in reverse order: with equal inputs, a value left over from an earlier call would look right
@@ -138,7 +136,7 @@ class Validation:
 
     def run(self) -> None:
         """Compare in both modes, and in each form of the rewritten module (``FORMS``)."""
-        with _surroundings(self.model if self.exported else nn.Module()):
+        with alike(self.model if self.exported else None):
             for mode in CALLS:
                 for form in self._forms(mode):
                     try:
@@ -331,9 +329,28 @@ class Validation:
                 self._call_twin(ours, earlier, self._call_twin(theirs, earlier, None))
         except Exception:
             return ""
-        calls = self._copied_arguments(number)[:2], self._copied_arguments(number)[:2]
-        graphs = graph_of(ours, mode), graph_of(self.module, mode)
-        return first_differing(theirs, ours, calls, graphs, lambda: _seed(number), self.exported)
+        try:
+            _seed(number)
+            expected = steps_of_model(theirs, self._copied_arguments(number)[:2])
+            _seed(number)
+            graph = graph_of(ours, mode)
+            actual = steps_of_graph(ours, graph, inputs_of(ours, graph, self._copied_arguments(number)[:2]))
+            return culprit(expected, actual, graph_of(self.module, mode), self.exported)
+        except Exception:  # this adds detail to an error: a failure here must not replace that error
+            return ""
+
+
+def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
+    graphs = graphs_of(module)
+    return graphs.get("both") or graphs[mode]
+
+
+def inputs_of(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Any]:
+    """Return the value of each placeholder of a rewritten module's graph for the arguments of a call."""
+    bound = inspect.signature(module.forward).bind(*call[0], **call[1])
+    bound.apply_defaults()
+    known = {**specialized_arguments(module), **bound.arguments}
+    return [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
 
 
 def _restore(twin: fx.GraphModule) -> None:
@@ -371,30 +388,3 @@ def _seed(number: int) -> None:
     random.seed(SEED + number)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(SEED + number)
-
-
-@contextmanager
-def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """Run the block with grad mode on, without torch's fast path of attention, and without the key-value caches of the model ``cached``.
-
-    At the end of the block, the global random generators get their old states back.
-    """
-    numpy: Any = sys.modules.get("numpy")
-    drawn = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(without_caches(cached, []))
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            random.setstate(drawn[0])
-            torch.set_rng_state(drawn[1])
-            if numpy is not None:
-                numpy.random.set_state(drawn[2])
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)

@@ -1,4 +1,4 @@
-"""Finds the first node of a rewritten graph whose value differs from the model's. The error of ``verify`` names this node.
+"""Finds the first node of a graph whose value differs from the model's. The errors of the proof and of ``verify`` name this node.
 
 The model and the graph are run once more, and the result of each torch operation is recorded, with the path of the module or the name of
 the node that ran it. Operations of the two runs are matched by their results, so the search usually succeeds even if one run has operations
@@ -7,19 +7,18 @@ that the other does not have.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from graphreg.ir import is_added, origin_of, own_name, short, specialized_arguments
-from graphreg.runtime import graphs_of
+from graphreg.ir import is_added, origin_of, own_name, short
 from graphreg.torch_internals import TorchDispatchMode, pytree
-from graphreg.tracing import Arguments
-from graphreg.verification.values import difference
+from graphreg.tracing.fake_inputs import Arguments
+from graphreg.tracing.proof.values import difference
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class _Trail(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         results = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-        if results:
+        if results and "empty" not in str(func):  # what ``empty`` returns has no values yet
             self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in results), results, self.by()))
         return value
 
@@ -87,36 +86,49 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-class _Walk(fx.Interpreter):
-    """Interprets a graph and remembers the name of the node that is running."""
+class GraphRun(fx.Interpreter):
+    """Runs a graph on the modules and tensors of ``root``, and remembers the name of the node that is running."""
 
-    now = ""
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.now = ""
+
+    def on(self, inputs: Sequence[Any]) -> Any:
+        """Run the graph on the values of its placeholders, and return its output."""
+        return self.run(*inputs, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
         self.now = n.name
         return super().run_node(n)
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        """Return the arguments of a node. torch.fx writes lists and dicts of a graph as plain ones, and has immutable ones in the graph."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
+
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return next(self.args_iter)  # fx.Interpreter would give a placeholder ``*args`` all remaining inputs
 
 
-def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
-    """Run a graph of a copy of the rewritten module. Return the operations that ran, except those of nodes that graphreg added."""
-    bound = inspect.signature(module.forward).bind(*call[0], **call[1])
-    bound.apply_defaults()
-    known = {**specialized_arguments(module), **bound.arguments}
-    inputs = [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
-    walk = _Walk(module, graph=graph)
-    trail = _Trail(lambda: walk.now)
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is immutable_list or kind is list:
+        return list(map(_plain, value))
+    if kind is immutable_dict or kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is tuple:
+        return tuple(map(_plain, value))
+    return type(value)(*map(_plain, value)) if issubclass(kind, tuple) and hasattr(kind, "_fields") else value
+
+
+def steps_of_graph(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> list[Step]:
+    """Run a graph on the values of its placeholders. Return the operations that ran, except those of nodes that graphreg added."""
+    run = GraphRun(root, graph)
+    trail = _Trail(lambda: run.now)
     with trail:
-        walk.run(*inputs, enable_io_processing=False)
+        run.on(inputs)
     added = {n.name for n in graph.nodes if is_added(n)}
     return [step for step in trail.steps if step.by not in added]
-
-
-def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
-    graphs = graphs_of(module)
-    return graphs.get("both") or graphs[mode]
 
 
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
@@ -167,28 +179,3 @@ def _described(node: fx.Node) -> str:
     name, origin = own_name(node), origin_of(node)
     site = f", the site {name!r}" if name not in ("", node.name) else ""
     return f"{node.name!r}{site}{f' ({short(origin)})' if origin else ''}"
-
-
-def first_differing(
-    theirs: nn.Module, ours: fx.GraphModule, calls: tuple[Arguments, Arguments], graphs: tuple[fx.Graph, fx.Graph],
-    seed: Callable[[], None], near: bool,
-) -> str:  # fmt: skip
-    """Run both copies through the call that differs. Return a sentence that names the first node whose value differs.
-
-    The result is ``""`` if that node cannot be found.
-
-    Args:
-        theirs: A copy of the model, in its state before the call.
-        ours: A copy of the rewritten module, in its state before the call.
-        calls: The arguments of the call: a copy for the model, and a copy for the module.
-        graphs: Two graphs: that of the module's copy, which is run, and that of the module, whose nodes know their source lines.
-        seed: A function that seeds the generators.
-        near: Whether to allow a difference of ``NEAR`` (``values.py``).
-    """
-    try:
-        seed()
-        expected = steps_of_model(theirs, calls[0])
-        seed()
-        return culprit(expected, steps_of_graph(ours, graphs[0], calls[1]), graphs[1], near)
-    except Exception:  # this adds detail to an error: a failure here must not replace that error
-        return ""

@@ -1,0 +1,86 @@
+"""Proves the graph of a rewritten module at its first eager call, if no inputs were at hand when the model was traced."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from graphreg.errors import GraphRegError
+from graphreg.ir import RULES, copied, state_of
+from graphreg.rewriting.strip import strip_graph
+from graphreg.runtime import RewrittenModule, graphs_of, rules_of
+from graphreg.torch_internals import innermost_transform, is_exporting, is_traced, jit_trace, operator_modes
+from graphreg.tracing import NO_INPUTS, PROVABLE, TRACED, Arguments, Claim, NotTheModel, Proving, prove
+
+log = logging.getLogger("graphreg")
+_LATER = "the first call of %s in %s mode runs within a tracer or a transform, and proves nothing; the next eager call proves the graph"
+
+
+def is_eager() -> bool:
+    """Return whether code runs on plain tensors, and neither a tracer nor a transform of torch.func nor a dispatch mode is active."""
+    return innermost_transform() is None and not operator_modes() and jit_trace() is None and not is_traced() and not is_exporting()
+
+
+def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Prove the graph of the present mode on the arguments of a call, unless that has been done or cannot be done.
+
+    Raises:
+        GraphRegError: The graph does not give what the model gives.
+    """
+    rules, mode = rules_of(module), "train" if module.training else "eval"
+    if not may_be_proved(module, mode):
+        return
+    model = _model_of(module)
+    if isinstance(model, str):
+        rules.unproved[mode] = model
+        return
+    try:
+        prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
+    except NotTheModel as error:
+        raise GraphRegError(
+            f"{error} The model was traced without inputs. With example_inputs, graphreg also tries torch.export, which can trace more. If "
+            "the model was changed after it was regularized, regularize it again."
+        ) from error
+
+
+def may_be_proved(module: RewrittenModule, mode: str) -> bool:
+    """Return whether a call can prove the graph of a mode, and no earlier one has. If only a later call can, note and log that."""
+    unproved = rules_of(module).unproved
+    if unproved.get(mode) not in PROVABLE:
+        return False
+    if is_eager():
+        return True
+    if unproved[mode] == NO_INPUTS:
+        log.info(_LATER, type(module).__name__, mode)
+    unproved[mode] = TRACED
+    return False
+
+
+def prove_mode(module: RewrittenModule, model: nn.Module, mode: str, call: Arguments, proving: Proving) -> None:
+    """Prove a module's graph of one mode on the arguments of a call, and note the result. ``model``: the model that it was made from."""
+    rules = rules_of(module)
+    graph = copied(graphs_of(module).get("both") or graphs_of(module)[mode])
+    strip_graph(graph)
+    record = rules.build_record
+    assert record is not None
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"} & vars(module).keys() - vars(model).keys()
+    claim = Claim(model, {mode: graph}, {name: vars(module)[name] for name in read}, record.specialized, record.front_end)
+    reasons = prove(claim, call, proving)
+    rules.unproved = {**{name: why for name, why in rules.unproved.items() if name != mode}, **reasons}
+
+
+def _model_of(module: RewrittenModule) -> nn.Module | str:
+    """Return the model that a module was made from; if there is none to compare with, the reason."""
+    state = state_of(module)
+    if state is None or not state.root:
+        return "the module is a copy or was unpickled, and the model is not there"
+    if rules_of(module).is_edited:
+        return "the graph was edited after the model was regularized"
+    model = state.root[0]
+    ours = {name: child for name, child in module._modules.items() if name != RULES and name not in state.blocks}
+    if any(model._modules.get(name) is not child for name, child in ours.items()):
+        return "modules of the model were replaced after it was regularized"
+    return model

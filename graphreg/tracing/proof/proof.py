@@ -1,0 +1,406 @@
+"""``prove`` runs a traced graph and the model's own forward on the inputs at hand, and raises unless both give the same.
+
+A trace replaces tensors by stand-ins, and the forward may ask a stand-in something that it answers wrongly. Then the graph is another
+function than the model. No list of such questions is complete, so the graph is compared with the model itself before it is used.
+
+Both run on the model's parameters and on copies of everything else that they may write into, from equal random states. What they change
+(buffers, attributes, containers, generators, parameters) is put back. The user's hooks do not run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from graphreg.errors import TraceError, first_line
+from graphreg.ir import Graphs
+from graphreg.torch_internals import (
+    CALL_HOOKS,
+    Changes,
+    TorchDispatchMode,
+    communicates,
+    has_global_hook,
+    is_distributed,
+    is_fake,
+    leaving_no_level,
+    modules_by_path,
+    pytree,
+    raise_interrupt,
+    schema_of,
+    storage_number,
+)
+from graphreg.tracing.fake_inputs import Arguments
+from graphreg.tracing.proof.copies import copied_call, tensor_copies
+from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
+from graphreg.tracing.proof.surroundings import Generators, alike
+from graphreg.tracing.proof.values import difference, leaves, snapshot
+from graphreg.tracing.side_effects.retrace import model_restored
+from graphreg.tracing.side_effects.snapshot import Snapshot
+
+MODES = ("train", "eval")
+NO_INPUTS = "no eager call with inputs has been seen yet"
+TRACED = "its calls so far ran within a tracer or a transform"
+PROVABLE = frozenset((NO_INPUTS, TRACED))  # the reasons that a later call removes
+NOT_ASKED = "prove=False"
+COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The claim that graphs compute what a model computes.
+
+    Attributes:
+        model: The model.
+        graphs: The graphs by mode, without additions.
+        constants: The tensors that the graphs read and the model does not have, by name.
+        specialized: The specialized arguments by name.
+        front_end: The front end that made the graphs. Those of torch.export may differ by rounding.
+        captured: The graph that Dynamo captured, if the claim is about it and not about the model's own forward: its call takes the values
+            of its placeholders.
+    """
+
+    model: nn.Module
+    graphs: Graphs
+    constants: Mapping[str, Tensor]
+    specialized: Mapping[str, Any]
+    front_end: str
+    captured: fx.GraphModule | None = None
+
+    @property
+    def title(self) -> str:
+        return type(self.model).__name__.removesuffix("Impl")
+
+    @contextmanager
+    def in_mode(self, mode: str) -> Iterator[None]:
+        """Put the model into a mode within the block. In the mode that it has, each submodule keeps its own.
+
+        ``train()`` is not called, because a user's override may do more.
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        if self.model.training == (mode == "train"):
+            yield
+            return
+
+        def back() -> None:
+            for module, training in modes.items():
+                module.training = training
+
+        with Changes() as changes, changes:
+            changes.later(back)
+            for module in modes:
+                module.training = mode == "train"
+            yield
+
+
+@dataclass(frozen=True)
+class Proving:
+    """How a trace is to be proved.
+
+    Attributes:
+        modes: The modes to prove.
+        around: Opens the block in which both run, for example with the autocast of the caller.
+        at_call: Whether a call of the module is running. Other ranks may then not prove their graphs now, so nothing may communicate.
+    """
+
+    modes: Sequence[str] = MODES
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    at_call: bool = False
+
+
+class NotTheModel(TraceError):
+    """A graph does not compute what the model computes."""
+
+
+def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
+    """Prove a claim on the arguments of a call.
+
+    Returns:
+        For each mode that could not be proved, the reason.
+
+    Raises:
+        NotTheModel: A graph does not give what the model gives.
+    """
+    if reason := _unprovable(claim, call):
+        return dict.fromkeys(proving.modes, reason)
+    reasons = {}
+    with alike(claim.model if claim.front_end == "export" else None) as generators, model_restored(claim.model) as before:
+        if before.irreversible:
+            return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
+        with proving.around():
+            for mode in proving.modes:
+                if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
+                    reasons[mode] = reason
+    return reasons
+
+
+def _unprovable(claim: Claim, call: Arguments) -> str:
+    """Return why a claim cannot be proved; ``""`` if it can be tried."""
+    model = claim.model
+    if has_global_hook():
+        return "hooks are registered for all modules, and a proof would run them once more"
+    if claim.captured is None and (hooked := _hooked_and_opened(claim)):
+        return f"{hooked} has a hook, which is part of the graph, and a proof would run it once more"
+    given = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    owned = [*model.parameters(), *model.buffers()]
+    if any(map(nn.parameter.is_lazy, owned)):
+        return "some of its parameters are not initialized yet"
+    if any(tensor.device.type == "meta" or is_fake(tensor) for tensor in (*owned, *given)):
+        return "the model or its inputs have no values (device meta)"
+    if any(map(is_distributed, owned)):
+        return "its parameters are spread over ranks (DTensor)"
+    return ""
+
+
+def _hooked_and_opened(claim: Claim) -> str:
+    """Return the path of a module whose hooks the graph contains, because the graph does not call the module; ``""`` if there is none."""
+    called = {str(node.target) for graph in claim.graphs.values() for node in graph.nodes if node.op == "call_module"}
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in modules_by_path(claim.model).items():
+        paths.setdefault(module, []).append(path)
+    for module, names in paths.items():
+        if any(vars(module)[name] for name in CALL_HOOKS if name in vars(module)):
+            within = (path.rpartition(".")[0] for path in names)
+            if not any(_is_within(path, called) for path in (*names, *within)):
+                return names[0] or f"the whole {claim.title}"
+    return ""
+
+
+def _is_within(path: str, called: set[str]) -> bool:
+    """Return whether a path is that of a module that the graph calls, or of a module inside one."""
+    while path and path not in called:
+        path = path.rpartition(".")[0]
+    return bool(path)
+
+
+@dataclass
+class Run:
+    """What a forward gave: its output, and what it wrote into arguments, buffers, attributes and parameters, by place."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class _Communicates(Exception):
+    """Raised in place of a collective operation."""
+
+
+class _Watch(TorchDispatchMode):
+    """Saves each parameter before an operation first writes into it, so that it can be put back. Refuses collective operations if asked."""
+
+    supports_higher_order_operators = True
+    _kinds: dict[Any, str] = {}  # for each operator: "" if it only computes, "writes", or "communicates"
+
+    def __init__(self, parameters: Mapping[str, Tensor], alone: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # by name: the parameter, and its content before the run
+        self._alone, self._names = alone, dict[int, str]()
+        for name, parameter in parameters.items():
+            if parameter.layout is torch.strided:
+                self._names.setdefault(storage_number(parameter), name)
+        self._parameters = parameters
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = self._kinds.get(func)
+        if kind is None:
+            schema = schema_of(func)
+            kind = "communicates" if communicates(func) else "writes" if schema is not None and schema.is_mutable else ""
+            self._kinds[func] = kind
+        if kind == "writes":
+            self._save(func, args, kwargs or {})
+        elif kind == "communicates" and self._alone:
+            raise _Communicates
+        return func(*args, **(kwargs or {}))
+
+    def _save(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        for i, argument in enumerate(schema_of(func).arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for tensor in pytree.tree_leaves(value):
+                if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+                    continue
+                name = self._names.get(storage_number(tensor))
+                if name is not None and name not in self.saved:
+                    parameter = self._parameters[name]
+                    self.saved[name] = parameter, parameter.detach().clone()
+
+    def put_back(self) -> dict[str, Tensor]:
+        """Put the parameters back, and return by name what had been written into them."""
+        written = {}
+        for name, (parameter, before) in self.saved.items():
+            if not torch.equal(parameter.detach(), before):
+                written[name] = parameter.detach().clone()
+                parameter.data.copy_(before)
+        return written
+
+
+class _Trial:
+    """Runs the model and its graph in one mode, one after the other, from the same state."""
+
+    def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
+        self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
+        self.near = claim.front_end == "export"
+        self._takes_apart = False  # whether the forward reads what autograd has saved, because it computes gradients itself
+
+    def run(self) -> str:
+        """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel if they differ."""
+        graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
+        theirs = self._ran(self._call_model)
+        if isinstance(theirs.error, _Communicates):
+            return COMMUNICATES
+        if theirs.error is not None:
+            return f"the model itself raises {first_line(theirs.error)}"
+        ours = self._ran(partial(self._run_graph, graph))
+        if not (what := _differing(theirs, ours, self.near)):
+            return ""
+        again = self._ran(self._call_model)
+        if unlike := _differing(theirs, again, False):
+            if not _differing(theirs, ours, True):
+                return f"from run to run, {unlike}, so the graph was compared within rounding"
+            if _differing(theirs, again, True):
+                return f"the model is not the same from run to run: {unlike}"
+        how = "by torch.export" if self.near else "symbolically"
+        raise NotTheModel(
+            f"{self.claim.title} cannot be traced {how}: on these inputs, in {self.mode} mode, its graph does not give the model's result "
+            f"({what}).{self._first_difference(graph)} The forward does something that a trace cannot follow. Move that "
+            "step into a submodule of its own, which then becomes an opaque module."
+        ) from ours.error
+
+    def _call_model(self, call: Arguments) -> Any:
+        return (self.claim.captured or self.claim.model)(*call[0], **call[1])
+
+    def _run_graph(self, graph: fx.Graph, call: Arguments) -> Any:
+        return leaving_no_level(GraphRun(self.claim.model, graph).on, self._inputs(graph, call))
+
+    def _inputs(self, graph: fx.Graph, call: Arguments) -> list[Any]:
+        """Return the value of each placeholder of a graph."""
+        if self.claim.captured is not None:
+            given = [node.name for node in self.claim.captured.graph.nodes if node.op == "placeholder"]
+            values = dict(zip(given, call[0], strict=True))
+            return [values[node.name] for node in graph.nodes if node.op == "placeholder"]
+        bound = inspect.signature(self.claim.model.forward).bind(*call[0], **call[1])
+        bound.apply_defaults()
+        known = {**self.claim.specialized, **bound.arguments}
+        return [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
+
+    def _ran(self, forward: Callable[[Arguments], Any]) -> Run:
+        """Run a forward, and put back what it changed."""
+        ran, read_saved = self._ran_once(forward, not self._takes_apart)
+        if read_saved:
+            self._takes_apart = True
+            ran, _ = self._ran_once(forward, False)
+        return ran
+
+    def _ran_once(self, forward: Callable[[Arguments], Any], forgets: bool) -> tuple[Run, bool]:
+        """Run a forward.
+
+        ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the forward computes gradients itself, it
+        reads what was kept: then the second item of the result is True, and the first one is worth nothing.
+        """
+        ran, read_saved = Run(), list[bool]()
+        watch = _Watch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
+        forgetting = saved_tensors_hooks(lambda tensor: None, lambda nothing: _refuse(read_saved)) if forgets else nullcontext()
+        with self._apart() as (call, places):
+            try:
+                with watch, forgetting:
+                    output = forward(call)
+                ran.values = {place: snapshot(leaf) for place, leaf in leaves(output, "output")}
+                for place, leaf in (*leaves(call[0], "args"), *leaves(call[1], "kwargs")):
+                    if isinstance(leaf, Tensor):
+                        ran.values[f"{place} after the call"] = snapshot(leaf.detach())
+                ran.values |= {f"{place} after the call": snapshot(tensor.detach()) for place, tensor in places.items()}
+            except Exception as error:
+                raise_interrupt(error)
+                ran.error = error
+            finally:
+                ran.values |= {f"the parameter {name} after the call": value for name, value in watch.put_back().items()}
+        return ran, bool(read_saved)
+
+    @contextmanager
+    def _apart(self) -> Iterator[tuple[Arguments, dict[str, Tensor]]]:
+        """Open a block in which the model may run: what it changes is put back.
+
+        The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
+        """
+        model = self.claim.model
+        try:
+            with self.claim.in_mode(self.mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
+                yield copied_call(self.call, copies), places
+        finally:
+            self.before.restore()
+            self.generators.rewind()
+
+    def _first_difference(self, graph: fx.Graph) -> str:
+        """Return a sentence that names the first node whose value differs, with its line; ``""`` if it cannot be found."""
+        try:
+            with self._apart() as (call, _):
+                expected = steps_of_model(self.claim.captured or self.claim.model, call)
+            with self._apart() as (call, _):
+                actual = steps_of_graph(self.claim.model, graph, self._inputs(graph, call))
+            return culprit(expected, actual, graph, self.near)
+        except Exception as error:  # this adds detail to an error: a failure here must not replace that error
+            raise_interrupt(error)
+            return ""
+
+
+def _refuse(read: list[bool]) -> Any:
+    read.append(True)
+    raise RuntimeError("the forward computes gradients itself")
+
+
+def _differing(expected: Run, ours: Run, near: bool) -> str:
+    """Describe the first difference between two runs; ``""`` if there is none."""
+    if ours.error is not None:
+        return f"it raises {first_line(ours.error)}, and the model does not"
+    for place in {**expected.values, **ours.values}:
+        if place not in ours.values or place not in expected.values:
+            return f"{place} is {'missing' if place in expected.values else 'there, and not in the model'}"
+        if how := difference(expected.values[place], ours.values[place], near):
+            return f"{place} {how}"
+    return ""
+
+
+@contextmanager
+def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[int, Tensor]]]:
+    """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
+
+    The context manager yields the copies by place, for the comparison, and what stands for each of the model's tensors, by the tensor's id.
+    """
+    found: list[tuple[dict[str, Any], str, str]] = []  # (dict that holds the tensor, key, place)
+    for path, module in modules_by_path(model, once=True).items():
+        prefix = f"{path}." if path else ""
+        for name, buffer in module._buffers.items():
+            if isinstance(buffer, Tensor):
+                found.append((module._buffers, name, f"the buffer {prefix}{name}"))
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found.append((vars(module), name, f"the attribute {prefix}{name}"))
+    copies = tensor_copies(space[name] for space, name, _ in found)
+    places: dict[str, Tensor] = {}
+    with Changes() as changes, changes:
+        for name, constant in constants.items():
+            changes.put(vars(model), name, constant)
+        for space, name, place in found:
+            places[place] = copies[id(space[name])]
+            changes.put(space, name, places[place])
+        yield places, {**copies, **{id(parameter): parameter for parameter in model.parameters()}}
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Within the block, no module has hooks that act on calls: the user's hooks may print, log or capture, and do not run an extra time."""
+    with Changes() as changes, changes:
+        for module in model.modules():
+            for name in CALL_HOOKS:
+                if vars(module).get(name):
+                    changes.put(vars(module), name, OrderedDict())
+        yield

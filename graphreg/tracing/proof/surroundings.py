@@ -1,0 +1,58 @@
+"""The state around a forward that decides what it computes: random generators, grad mode, torch's fast path of attention, caches."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.tracing.export.export import without_caches
+
+
+class Generators:
+    """The states of the global random generators: Python's, torch's on all devices, and numpy's if numpy is imported."""
+
+    def __init__(self) -> None:
+        """Note the present states."""
+        numpy: Any = sys.modules.get("numpy")
+        self._python, self._torch = random.getstate(), torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        self._numpy = numpy.random.get_state() if numpy is not None else None
+
+    def rewind(self) -> None:
+        """Set those generators that have changed back to the noted states. Other threads use them, too, so the rest is left alone."""
+        if random.getstate() != self._python:
+            random.setstate(self._python)
+        if not torch.equal(torch.get_rng_state(), self._torch):
+            torch.set_rng_state(self._torch)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+@contextmanager
+def alike(cached: nn.Module | None = None) -> Iterator[Generators]:
+    """Run the block so that a forward and its graph compute the same: with grad mode on, and without torch's fast path of attention.
+
+    The fast path acts where no gradient is needed, and a graph does not take it. At the end of the block, the random generators get their
+    old states back. ``cached``: a model whose key-value caches are switched off within the block.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    generators = Generators()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if cached is not None:
+            stack.enter_context(without_caches(cached, []))
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield generators
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            generators.rewind()

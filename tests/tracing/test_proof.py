@@ -1,0 +1,462 @@
+"""A graph is used only after it gave the model's own result: what the proof finds, what it accepts, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import operator
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import graphreg
+from graphreg import GraphRegError, TraceError
+from graphreg.dynamo_backend import capture
+from graphreg.runtime import rules_of
+from graphreg.tracing import Traced
+
+tracing = sys.modules["graphreg.tracing.trace"]  # the file, whose name in the package is that of the function
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Has what a graph may lose: a buffer that is written, dropout, and an output with a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.seen.add_(1)
+        hidden = self.drop(torch.relu(self.norm(self.first(x))))
+        return {"logits": self.last(hidden)}
+
+
+def unproved(module: Any) -> dict[str, str]:
+    return dict(rules_of(module).unproved)
+
+
+# What is found
+
+
+def without_write(graph: fx.Graph) -> None:
+    graph.erase_node(next(n for n in graph.nodes if n.target == "add_"))
+
+
+def other_function(graph: fx.Graph) -> None:
+    next(n for n in graph.nodes if n.target is torch.relu).target = torch.tanh
+
+
+def other_key(graph: fx.Graph) -> None:
+    graph.output_node().args = ({"logit": graph.output_node().args[0]["logits"]},)
+
+
+def other_type(graph: fx.Graph) -> None:
+    graph.output_node().args = (list(graph.output_node().args[0].values()),)
+
+
+def other_dtype(graph: fx.Graph) -> None:
+    node = graph.output_node().args[0]["logits"]
+    with graph.inserting_after(node):
+        double = graph.call_method("double", (node,))
+    graph.output_node().args = ({"logits": double},)
+
+
+def no_gradient(graph: fx.Graph) -> None:
+    node = graph.output_node().args[0]["logits"]
+    with graph.inserting_after(node):
+        detached = graph.call_method("detach", (node,))
+    graph.output_node().args = ({"logits": detached},)
+
+
+def raising(graph: fx.Graph) -> None:
+    relu = next(n for n in graph.nodes if n.target is torch.relu)
+    with graph.inserting_after(relu):
+        graph.call_function(operator.getitem, (relu, 99))
+
+
+def writes_input(graph: fx.Graph) -> None:
+    x = next(n for n in graph.nodes if n.op == "placeholder")
+    with graph.inserting_before(graph.output_node()):
+        graph.call_method("zero_", (x,))
+
+
+FAULTS: dict[Callable[[fx.Graph], None], str] = {
+    without_write: "the buffer seen after the call",
+    other_function: "output['logits'] differs",
+    other_key: "output['logits'] is missing",
+    other_type: "output is list of 1, and dict of 1",
+    other_dtype: "has dtype torch.float64",
+    no_gradient: "requires no gradient",
+    raising: "it raises IndexError",
+    writes_input: "args[0] after the call",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fx is refused with the difference; ``"auto"`` goes on to torch.export; without inputs, the first call refuses."""
+    original = tracing._trace_symbolically
+
+    def faulty(*given: Any) -> Traced:
+        traced = original(*given)
+        for graph in traced.graphs.values():
+            fault(graph)
+        return traced
+
+    monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+    model = Net()
+    with pytest.raises(TraceError, match="on these inputs, in train mode, its graph does not give the model's result") as refused:
+        graphreg.regularize(model, hidden_dropout=0.1, example_inputs=X, front_end="symbolic")
+    assert FAULTS[fault] in str(refused.value)
+    with pytest.raises(TraceError):
+        graphreg.trace(model, X, "symbolic")
+    traced = graphreg.trace(model, X)
+    assert traced.front_end == "export" and not traced.unproved
+    assert FAULTS[fault] in traced.notes[0] or "does not give the model's result" in traced.notes[0]
+    module = graphreg.regularize(model, weight_l2=0.1)
+    for call in range(2):  # a refused graph stays refused
+        with pytest.raises(GraphRegError, match="does not give the model's result") as refused:
+            module(X)
+        assert "With example_inputs, graphreg also tries torch.export" in str(refused.value), call
+    graphreg.regularize(model, weight_l2=0.1, prove=False, example_inputs=X)  # as asked
+
+
+def test_the_first_node_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = tracing._trace_symbolically
+
+    def faulty(*given: Any) -> Traced:
+        traced = original(*given)
+        other_function(traced.graphs["both"])
+        return traced
+
+    monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+    with pytest.raises(TraceError, match=r"The first node whose value differs is 'relu' \(.*test_proof.py:\d+\)\."):
+        graphreg.trace(Net(), X, "symbolic")
+
+
+# What is accepted
+
+
+class Renormalized(nn.Module):
+    """Its forward writes into a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(9, 4, max_norm=0.5), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.table(x.argmax(1)))
+        return out
+
+
+class Gradient(nn.Module):
+    """Computes a gradient in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((x**3).sum(), x)
+        return gradient
+
+
+class Counting(nn.Module):
+    """Counts in Python, and draws from Python's generator, so that it stays opaque."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.log = 0, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.log.append(self.calls)
+        return x * (self.calls + random.random())
+
+
+class Nan(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.new_zeros(()) - x / x.new_zeros(())
+
+
+class Frozen(nn.Module):
+    """A stack with torch's fast path, which computes in another order where nothing needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.stack, self.last = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).requires_grad_(False), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.last(self.stack(x[None], src_key_padding_mask=mask[None]))
+        return out
+
+
+class Inside(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = inner, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.inner(x))
+        return out
+
+
+ACCEPTED: dict[str, tuple[nn.Module, Any]] = {
+    "a net": (Net(), X), "a parameter that is written": (Renormalized(), X), "a gradient": (Inside(Gradient()), X),
+    "state in an opaque module": (Inside(Counting()), X), "nan": (Inside(Nan()), X),
+    "the fast path": (Frozen(), (X, torch.tensor([False, False, False, True, True]))),
+    "an input that is a parameter": (nn.Bilinear(4, 4, 2), (X, X)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_right_graph_is_used_and_the_model_is_as_it_was(kind: str) -> None:
+    model, inputs = ACCEPTED[kind]
+    model = copy.deepcopy(model)
+    state, tensors = {name: value.clone() for name, value in model.state_dict().items()}, dict(model.state_dict(keep_vars=True))
+    plain = {path: {k: copy.copy(v) for k, v in vars(m).items() if isinstance(v, (int, list))} for path, m in model.named_modules()}
+    given = copy.deepcopy(inputs)
+    torch.manual_seed(3)
+    random.seed(3)
+    drawn = torch.get_rng_state(), random.getstate()
+    traced = graphreg.trace(model, inputs)
+    module = graphreg.rewrite(traced, graphreg.plan(traced, []))
+    assert traced.unproved == {} == unproved(module)
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(value is tensors[name] for name, value in model.state_dict(keep_vars=True).items())
+    assert plain == {path: {k: v for k, v in vars(m).items() if isinstance(v, (int, list))} for path, m in model.named_modules()}
+    assert all(map(torch.equal, *((i if isinstance(i, tuple) else (i,)) for i in (given, inputs))))
+
+
+def test_what_the_model_itself_refuses_is_told() -> None:
+    """Batch norm refuses a batch of one in train mode, so nothing can be compared there."""
+    module = graphreg.regularize(Net(), weight_l2=0.1, example_inputs=X[:1])
+    assert unproved(module).keys() == {"train"}
+    assert "not proved in train mode: the model itself raises ValueError: Expected more than 1 value" in str(graphreg.report(module))
+    module.eval()(X)
+    module.train()(X)
+
+
+def test_a_model_that_differs_from_itself_is_told() -> None:
+    """Below rounding, it is accepted, and the report says so; a model with a clock of its own cannot be compared."""
+
+    class Tick(nn.Module):
+        def __init__(self, size: float) -> None:
+            super().__init__()
+            self.size, self.ticks = size, itertools.count().__next__  # where nothing can put it back
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + self.size * self.ticks())
+
+    near, far = (graphreg.trace(Inside(Tick(size)), X).unproved for size in (6e-8, 1.0))
+    assert all("from run to run" in reason for unproved in (near, far) for reason in unproved.values())
+    assert far and all("the model is not the same from run to run" in reason for reason in far.values())
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_hooks_do_not_run_for_a_proof(proved: bool) -> None:
+    """Of a layer that the graph calls; what is hooked and opened is part of the graph, and not compared."""
+    model, seen = Net(), list[str]()
+    hooked = model.first if proved else model
+    hooked.register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X)
+    runs = len(seen)
+    plain = graphreg.regularize(Net(), weight_l2=0.1, example_inputs=X)
+    assert unproved(plain) == {}
+    if proved:
+        assert unproved(module) == {} and runs == 0
+        module(X)
+        assert seen == ["Linear"]
+    else:
+        why = "the whole Net has a hook, which is part of the graph, and a proof would run it once more"
+        assert set(unproved(module).values()) == {why}
+
+
+def test_on_meta_nothing_is_proved() -> None:
+    module = graphreg.regularize(Net().to("meta"), weight_l2=0.1, example_inputs=X.to("meta"))
+    assert set(unproved(module).values()) == {"the model or its inputs have no values (device meta)"}
+
+
+# When
+
+
+def test_without_inputs_the_first_eager_call_in_each_mode_proves() -> None:
+    module = graphreg.regularize(Net(), hidden_dropout=0.1, rng=1)
+    again = graphreg.regularize(copy.deepcopy(Net()), hidden_dropout=0.1, rng=1, prove=False)
+    assert unproved(module).keys() == {"train", "eval"} and "proved" not in str(graphreg.report(module))
+    weights = dict(again.state_dict())
+    module.load_state_dict(weights)
+    for _ in range(2):  # the proof moves neither masks nor the model's own draws
+        torch.manual_seed(5)
+        one = module(X).output["logits"]
+        torch.manual_seed(5)
+        assert torch.equal(one, again(X).output["logits"])
+        assert unproved(module).keys() == {"eval"}
+    with torch.no_grad():
+        module.eval()(X)
+    assert unproved(module) == {} and set(unproved(again).values()) == {"prove=False"}
+    assert "not proved in train and eval mode: prove=False" in str(graphreg.report(again))
+
+
+def test_within_a_transform_the_next_eager_call_proves() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    module, told = graphreg.regularize(model, weight_l2=0.1), list[str]()
+    logger, handler = logging.getLogger("graphreg"), logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        for _ in range(2):
+            torch.vmap(lambda row: module(row).output, randomness="same")(X)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert told == [
+        "the first call of Sequential in train mode runs within a tracer or a transform, and proves nothing; the next eager call proves "
+        "the graph"
+    ]
+    assert "not proved in train mode: its calls so far ran within a tracer or a transform" in str(graphreg.report(module))
+    module(X)
+    assert unproved(module).keys() == {"eval"}
+
+
+def test_a_copy_and_a_changed_model_are_not_compared() -> None:
+    module = graphreg.regularize(model := Net(), weight_l2=0.1)
+    twin = copy.deepcopy(module)
+    twin(X)
+    assert unproved(twin)["train"] == "the module is a copy or was unpickled, and the model is not there"
+    edited = graphreg.regularize(Net(), weight_l2=0.1)
+    other_function(edited.graph)
+    edited.recompile()
+    edited(X)
+    assert unproved(edited)["train"] == "the graph was edited after the model was regularized"
+    with graphreg.monitor(watched := graphreg.regularize(Net(), weight_l2=0.1), "*"):
+        watched(X)
+    assert unproved(watched).keys() == {"eval"}
+    model.last = nn.Linear(6, 3)
+    module(X)
+    assert unproved(module)["train"] == "modules of the model were replaced after it was regularized"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_call_is_proved_outside_of_the_compiler(whole: bool) -> None:
+    module = graphreg.regularize(Net(), hidden_dropout=0.1)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    if whole:
+        torch.compile(module, fullgraph=True, backend=counter)(X)
+    else:
+        module.compile(fullgraph=True, backend=counter)
+        module(X)
+    assert unproved(module).keys() == {"eval"} and counter.frame_count == 1
+
+
+def test_in_place_each_structure_is_proved_under_the_callers_autocast() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    graphreg.regularize_(model, weight_l2=0.1, scale=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(X).dtype == torch.bfloat16
+    assert unproved(model) == {}
+    off = graphreg.regularize_(nn.Sequential(nn.Linear(4, 6)), weight_l2=0.1, scale=1, prove=False)
+    off(X)
+    assert set(unproved(off).values()) == {"prove=False"}
+
+
+def test_in_place_a_wrong_graph_is_refused_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = tracing._trace_symbolically
+
+    def faulty(*given: Any) -> Traced:
+        traced = original(*given)
+        other_function(traced.graphs["both"])
+        return traced
+
+    monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+    model = graphreg.regularize_(Net(), weight_l2=0.1, scale=1, front_end="symbolic")
+    for _ in range(2):
+        with pytest.raises(TraceError, match="in train mode, its graph does not give the model's result"):
+            model(X)
+    model.eval()(X)
+
+
+def test_in_place_a_first_call_within_a_transform_is_refused_with_the_order_that_works() -> None:
+    model = graphreg.regularize_(nn.Linear(4, 2), weight_l2=0.1, scale=1)
+    with pytest.raises(GraphRegError, match=r"within a transform of torch.func. Call the model with such arguments once before"):
+        torch.vmap(model)(X)
+
+
+def test_a_graph_of_the_backend_is_proved_at_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the graph that Dynamo captured: here graphreg's form of it is damaged."""
+    original = capture.Capture.captured
+
+    def faulty(self: Any, *given: Any) -> Any:
+        captured = original(self, *given)
+        next(n for n in captured.graph.nodes if n.target is torch.relu).target = torch.tanh
+        return captured
+
+    torch._dynamo.reset()
+    right = torch.compile(model := Net(), backend=graphreg.backend(weight_l2=0.1, hidden_dropout=0.0, inner="eager"))
+    torch.manual_seed(5)
+    output = right(X)["logits"]
+    assert int(model.seen) == 1 and output.requires_grad
+    monkeypatch.setattr(capture.Capture, "captured", faulty)
+    torch._dynamo.reset()
+    for prove in (True, False):
+        compiled = torch.compile(Net(), backend=graphreg.backend(hidden_l1=0.1, inner="eager", prove=prove))
+        if prove:
+            with pytest.raises(GraphRegError, match="its graph does not give the model's result"):
+                compiled(X)
+        else:
+            compiled(X)
+
+
+class Reducing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+
+def test_a_forward_that_communicates_is_proved_only_with_example_inputs(tmp_path: Path) -> None:
+    """At a call, one rank cannot know whether the others prove. The proof ends before anything is sent."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    try:
+        model = Inside(Reducing())
+        later = graphreg.regularize(model, weight_l2=0.1)
+        later(X)
+        assert "its forward communicates with other ranks" in unproved(later)["train"]
+        assert unproved(graphreg.regularize(model, weight_l2=0.1, example_inputs=X)) == {}
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_option_is_a_flag() -> None:
+    for call in (
+        lambda: graphreg.regularize(Net(), weight_l2=0.1, prove=1), lambda: graphreg.regularize_(Net(), weight_l2=0.1, prove=None),
+        lambda: graphreg.backend(weight_l2=0.1, prove="yes"), lambda: graphreg.trace(Net(), prove=0),
+    ):  # fmt: skip
+        with pytest.raises(graphreg.RegularizerError, match=r"prove=.* is not allowed; give True or False."):
+            call()
+
+
+def test_prove_false_runs_no_forward() -> None:
+    class Loud(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x)
+
+    runs = []
+    original = Loud.forward
+    Loud.forward = lambda self, x: runs.append(isinstance(x, fx.Proxy)) or original(self, x)  # type: ignore[method-assign,assignment,func-returns-value]
+    graphreg.trace(nn.Sequential(nn.Linear(4, 4), Loud()), X, prove=False)
+    assert all(runs)
