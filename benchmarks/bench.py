@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "dropout": ("Native dropout, seeded", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
     "export-cost": ("The cost of regularize() with torch.export", ["export_cost.py"]),
+    "proof": ("The price of the proof", ["proof.py"]),
     "generators": ("Random number generators", ["generators.py"]),
 }
 
