@@ -41,7 +41,15 @@ from graphreg.rng.hash import (
 from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
-from graphreg.torch_internals import assume_constant_result, backward_task, batch_positions, in_backward, transforms, vmaps
+from graphreg.torch_internals import (
+    assume_constant_result,
+    backward_task,
+    batch_positions,
+    in_backward,
+    is_differentiated,
+    transforms,
+    vmaps,
+)
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -177,6 +185,14 @@ def _limit(rate: float) -> int:
     return signed(int(rate * 2.0**31) * 2 ^ FLIP)
 
 
+DIFFERENTIATED = (
+    "the rate of a random mask (noise.keep) is differentiated, and a mask of zeros and ones has no derivative by its rate. The rest of a "
+    "formula, such as the factor 1 / (1 - p), has one, but that alone is wrong, often in its sign. To find how a loss changes with a rate, "
+    "call the module at two rates that differ visibly (by 0.05, say) with equal masks elsewhere (graphreg.frozen_noise, or the same "
+    "graphreg.rng_state), and average the differences over many calls. So lend no such strength that requires a gradient; within a "
+    "formula, give p.detach() if the gradient by p is to leave the mask out. A rate that is learned needs a mask with a derivative, as "
+    "concrete_dropout has."
+)
 _RATES = (torch.float32, torch.float64)  # the dtypes of a rate that is not converted
 _FEW = 16  # up to this many streams, Python integers are faster than a dozen operators
 _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must depend on the dtypes of earlier draws
@@ -222,7 +238,12 @@ class Noise:
 
         Returns:
             [shape of z, 1 along shared axes].
+
+        Raises:
+            RandomnessError: A derivative by p is being recorded. The mask has none.
         """
+        if isinstance(p, Tensor) and is_differentiated(p):
+            raise RandomnessError(DIFFERENTIATED)
         if self.place is not None and not shared and (ahead := self._kept_ahead(z, p, self.place)) is not None:
             return ahead
         if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and p.device == z.device and (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +25,22 @@ from torch._functorch.pyfunctorch import (
     VmapInterpreter,
     coerce_cinterpreter,
     temporarily_clear_interpreter_stack,
+    temporarily_pop_interpreter_stack,
 )
+from torch.autograd import forward_ad
 from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
+from graphreg.torch_internals.autograd import is_forward_mode
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
 
-# The next five names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
+# The next six names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
 transform_level = torch._C._functorch.maybe_current_level  # returns the level of the innermost transform; None if there is none
 level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor; below 1 for other tensors
 one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside a wrapped tensor
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # returns whether a transform has wrapped a tensor
+is_mapped = torch._C._functorch.is_batchedtensor  # returns whether a vmap has wrapped a tensor
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _JVP_WRITTEN = hasattr(torch._functorch.predispatch, "_jvp_increment_nesting")
@@ -185,6 +189,45 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def _tracking() -> tuple[int, ...]:
     levels = map(coerce_cinterpreter, reversed(_stack() or ()))
     return tuple(each.level() for each in levels if isinstance(each, (GradInterpreter, JvpInterpreter)))
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Return whether a derivative by this tensor is being recorded: by autograd, in forward mode, or by any transform around the code.
+
+    Dynamo traces this function, and cannot look below a vmap there, nor for the tangents of a jvp around another transform.
+    """
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_dynamo_compiling():
+        return (is_forward_mode() or transforms()) and _is_differentiated_in_trace(tensor)
+    if not is_forward_mode() and innermost_transform() is None:
+        return False
+    with ExitStack() as stack:
+        while True:
+            # a level sees the tensors of other levels as constants, so each tensor is asked within its own level
+            while (level := innermost_transform()) is not None and level.level() > max(level_of(tensor), 0):
+                stack.enter_context(temporarily_pop_interpreter_stack())
+            if tensor.requires_grad or _has_tangent(tensor):
+                return True
+            if not is_wrapped(tensor):
+                return False
+            tensor = one_level_below(tensor)
+
+
+def _is_differentiated_in_trace(tensor: Tensor) -> bool:
+    if _has_tangent(tensor):
+        return True
+    for level in _tracking():
+        tensor = _unwrap_for_grad(tensor, level)
+        if tensor.requires_grad or _has_tangent(tensor):
+            return True
+    return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if not is_forward_mode() or (not torch.compiler.is_dynamo_compiling() and is_mapped(tensor)):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 @contextmanager

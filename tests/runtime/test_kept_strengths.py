@@ -20,7 +20,7 @@ X = torch.linspace(-1, 1, 12).view(3, 4)
 def module() -> Any:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
-    return graphreg.regularize(layers, hidden_dropout=0.3, hidden_l1=0.5, weight_l2=0.5, rng=0)
+    return graphreg.regularize(layers, gaussian_dropout=0.3, hidden_l1=0.5, weight_l2=0.5, rng=0)
 
 
 def strengths_of(module: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -110,6 +110,21 @@ def leaving_no_level() -> None:
     assert door.leaving_no_level(lambda a, b: a + b, 1, b=2) == 3
 
 
+@canary("a tensor that a transform differentiates is known by its levels", "rates under torch.func", "is_differentiated")
+def differentiated() -> None:
+    one, seen = torch.ones(()), list[tuple[bool, bool]]()
+
+    def asks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append((door.is_differentiated(a * 1), door.is_differentiated(b * 1)))
+        return a * b
+
+    torch.func.grad(asks)(one, one)
+    torch.func.jvp(lambda a: torch.func.grad(asks, argnums=1)(a, one), (one,), (one,))
+    torch.func.jvp(lambda a: torch.func.vmap(asks, (0, None))(a[None], one), (one,), (one,))
+    asks(one, one.clone().requires_grad_())
+    assert seen == [(True, False), (True, True), (True, False), (False, True)]
+
+
 @canary("functional_call lends tensors to a module", "strengths under torch.func.functional_call", "is_lent")
 def lent() -> None:
     class Asks(nn.Module):
