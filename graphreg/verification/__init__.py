@@ -5,7 +5,8 @@ Open ``verify.py`` first: it decides what to run and what to compare. ``state.py
 compared by functions of ``tracing/proof/``.
 """
 
-from graphreg.verification.verify import copied, validate, verify
+from graphreg.verification.copies import copied
+from graphreg.verification.verify import validate, verify
 
 __all__ = [
     "copied", "validate", "verify",

@@ -11,25 +11,26 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, first_line, shown
+from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import RULES, is_native_dropout, specialized_arguments
 from graphreg.rewriting import with_native_dropout
 from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of, set_to_zero
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, alike, arguments, culprit, difference, leaves, snapshot, steps_of_graph, steps_of_model, tensors
-from graphreg.verification.gradients import freed_if_equal
+from graphreg.verification.copies import M, copied, own_forward, title
+from graphreg.verification.gradients import backward, freed_if_equal
+from graphreg.verification.rounding import in_precision, is_rounding, other_precision
 from graphreg.verification.shared_parameters import SharedParameters
 from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
 
 CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
 REVERSED = 3  # this call has the batch in reverse order: with equal inputs, a value left over from an earlier call would look right
 SEED = 1618
-M = TypeVar("M", bound=nn.Module)
 Form = Literal["off", "copy", "native"]
 FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, each with its description in errors; "off" bypasses splices
     "off": "",
@@ -61,28 +62,14 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     bare = model if (inside := original_of(model)) is None else inside
     if not isinstance(bare, nn.Module) or getattr(bare, RULES, None) is not None:
         raise GraphRegError(
-            f"verify compares with the model that regularize was given, not with {_title(bare)}: graphreg.verify(model, module, *inputs)."
+            f"verify compares with the model that regularize was given, not with {title(bare)}: graphreg.verify(model, module, *inputs)."
         )
     if change := changed(bare, inner):
         raise GraphRegError(
-            f"this module was not made from this {_title(bare)}, or the model was changed since: {change}. Give verify the model that "
+            f"this module was not made from this {title(bare)}, or the model was changed since: {change}. Give verify the model that "
             "regularize was given: the rewritten module has the same parameters and buffers as that model."
         )
-    Validation(bare, copied(bare), inner, (args, kwargs)).run()
-
-
-def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """Return a copy of a model without its gradients. ``memo``: the memo for ``copy.deepcopy``."""
-    try:
-        twin = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise GraphRegError(
-            f"{_title(model)} cannot be copied ({first_line(error)}), and verify runs only copies, so that your model stays unchanged. "
-            "Make copy.deepcopy(model) work, or regularize without verify."
-        ) from error
-    for parameter in twin.parameters():
-        parameter.grad = None
-    return twin
+    Validation(bare, own_forward(bare), inner, (args, kwargs)).run()
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
@@ -91,14 +78,10 @@ def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, exampl
     First check that tracing has not changed ``model``.
     """
     if change := changed(before, model, attributes=True):
-        raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
+        raise GraphRegError(f"tracing {title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
     assert call is not None
     Validation(model, before, module, call).run()
-
-
-def _title(model: object) -> str:
-    return type(model).__name__.removesuffix("Impl") if isinstance(model, nn.Module) else shown(model)
 
 
 @dataclass
@@ -121,15 +104,12 @@ class Validation:
 
     def __init__(self, given: nn.Module, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
         """``given``: the user's model; ``model``: a copy of it, from which further copies are made."""
-        self.model, self.module, self.call, self.title = model, module, call, _title(model)
+        self.model, self.module, self.call, self.title = model, module, call, title(model)
         self.shared = SharedParameters(given, model, module)
         if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         record = rules_of(module).build_record
         self.exported = record is not None and record.front_end == "export"
-        replaced = [edit.site for edit in record.plan.edits if edit.replaces_parameter] if record is not None else []
-        # for a parameter that a splice replaces, autograd adds the gradients of several reads in another order
-        self.reordered = {f"the gradient of {label.name}" for site in replaced for label in site.labels}
         self.differentiates = True  # whether the copies of floating-point inputs require gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
         self.attaches = getattr(rules_of(module), "attach", None) is not None
@@ -168,20 +148,22 @@ class Validation:
             except Exception as error:
                 message = f"the rewritten module raises {first_line(error)}, and the model does not"
                 raise self._error(mode, form, number, message) from error
-            if message := self._differing(expected, actual) or self._differing_parameter(theirs, ours):
+            if message := self._differing(expected, actual, (mode, form, number)) or self._differing_parameter(theirs, ours):
                 raise self._error(mode, form, number, message)
             del expected, actual  # these hold all gradients: free them before the next call computes new ones
 
     # the copies
 
-    def _model(self, mode: str) -> nn.Module:
-        return self._in_mode(copied(self.model, self.shared.memo()), mode)
+    def _model(self, mode: str, alone: bool = False) -> nn.Module:
+        """Return a copy of the model. ``alone``: whether it has parameters of its own, rather than the shared ones."""
+        return self._in_mode(copied(self.model, {} if alone else self.shared.memo()), mode)
 
-    def _twin(self, mode: str, form: Form) -> fx.GraphModule:
-        """Return a copy of the rewritten module that runs in a form of ``FORMS``, with all strengths 0."""
+    def _twin(self, mode: str, form: Form, alone: bool = False) -> fx.GraphModule:
+        """Return a copy of the rewritten module that runs in a form of ``FORMS``, with all strengths 0. ``alone``: as in ``_model``."""
         rules = rules_of(self.module)
         outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # the GradScaler and the monitor: not copied
-        twin = copied(self.module, self.shared.memo() | {id(each): None for each in outside if not isinstance(each, (int, float))})
+        memo = {} if alone else self.shared.memo()
+        twin = copied(self.module, memo | {id(each): None for each in outside if not isinstance(each, (int, float))})
         set_to_zero(rules_of(twin))
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
@@ -215,12 +197,13 @@ class Validation:
             error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.")
             raise
 
-    def _call_twin(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
+    def _call_twin(self, twin: nn.Module, number: int, expected: Call | None, dtype: torch.dtype | None = None) -> Call:
         """Return the results of one call and its backward pass.
 
-        ``expected``: the model's results if ``twin`` is the rewritten module; None if ``twin`` is the model.
+        ``expected``: the model's results if ``twin`` is the rewritten module; None if ``twin`` is the model. ``dtype``: the dtype of
+        floating-point inputs; None for the dtypes that they have.
         """
-        args, kwargs, inputs = self._copied_arguments(number)
+        args, kwargs, inputs = self._copied_arguments(number, dtype)
         parameters = parameters_of(twin)
         for parameter in parameters.values():
             parameter.grad = None
@@ -243,15 +226,17 @@ class Validation:
                 if place.startswith("the attribute "):
                     call.values[place] = snapshot(attribute(twin, place.removeprefix("the attribute ")))
         if expected is None:
-            call.failed = _backward(output)
+            call.failed = backward(output)
         elif expected.failed is None:
             with freed_if_equal(parameters, expected.gradients, self.exported):
-                call.failed = _backward(output)
+                call.failed = backward(output)
         call.gradients = {f"the gradient of {name}": p.grad for name, p in parameters.items()}
         call.gradients |= {f"the gradient of {place}": leaf.grad for place, leaf in inputs.items()}
         return call
 
-    def _copied_arguments(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
+    def _copied_arguments(
+        self, number: int, dtype: torch.dtype | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
         """Return copies of args and kwargs, and the leaf tensors in which the inputs' gradients accumulate, by the place of the input."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
@@ -259,9 +244,11 @@ class Validation:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
             clone = leaf.detach().clone()
-            if clone.stride() != leaf.stride():  # the tensor is expanded or has gaps: deepcopy copies its storage and keeps its strides
+            if has_gaps := clone.stride() != leaf.stride():  # or it is expanded: deepcopy copies its storage and keeps its strides
                 clone = copy.deepcopy(leaf.detach())
-            elif self.differentiates and leaf.is_floating_point():
+            if dtype is not None and leaf.is_floating_point():
+                clone = clone.to(dtype)
+            if self.differentiates and leaf.is_floating_point() and not has_gaps:
                 inputs[place] = clone.requires_grad_()
                 clone = clone.clone()  # autograd forbids in-place writes to a leaf
             if leaf.dim() and leaf.shape[0] == batch and leaf.layout == torch.strided:
@@ -272,26 +259,46 @@ class Validation:
 
     # what differs
 
-    def _differing(self, expected: Call, actual: Call) -> str:
-        for place, value in expected.values.items():
-            if place not in actual.values:
-                return f"{place} is missing, and is {value if not isinstance(value, Tensor) else 'a tensor'} in the model"
-            if how := difference(value, actual.values[place], self.exported):
-                return f"{place} {how}"
-        if more := next((place for place in actual.values if place not in expected.values), None):
+    def _differing(self, expected: Call, actual: Call, place: tuple[str, Form, int] | None = None) -> str:
+        """Describe the first difference between two calls; ``""`` if there is none.
+
+        ``place``: the mode, the form and the number of the calls, to repeat them for gradients that may differ by rounding; None where
+        nothing may differ.
+        """
+        for name, value in expected.values.items():
+            if name not in actual.values:
+                return f"{name} is missing, and is {value if not isinstance(value, Tensor) else 'a tensor'} in the model"
+            if how := difference(value, actual.values[name], self.exported):
+                return f"{name} {how}"
+        if more := next((name for name in actual.values if name not in expected.values), None):
             return f"{more} is in the module, and not in the model"
         if expected.failed is not None:  # the model's own backward pass fails
             return ""
         if actual.failed is not None:
             return f"the backward pass raises {first_line(actual.failed)}, and the model's does not"
-        for place, gradient in expected.gradients.items():
-            theirs, ours = gradient, actual.gradients.get(place)
-            near = self.exported or place in self.reordered
+        unequal: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, gradient in expected.gradients.items():
+            theirs, ours = gradient, actual.gradients.get(name)
             if self.attaches or self.exported:  # a penalty at weight 0 gives zeros where the model has no gradient
                 theirs, ours = _zeros(theirs, ours), _zeros(ours, theirs)
-            if how := difference(theirs, ours, near):
-                return f"{place} {how}"
-        return ""
+            if how := difference(theirs, ours, self.exported):
+                if place is None or theirs is None or ours is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+                    return f"{name} {how}"
+                unequal[name] = theirs, ours
+        name = next(self._beyond_rounding(unequal, *place), "") if unequal and place else ""
+        return f"{name} {difference(*unequal[name], self.exported)}" if name else ""
+
+    def _beyond_rounding(self, gradients: Mapping[str, tuple[Tensor, Tensor]], mode: str, form: Form, number: int) -> Iterator[str]:
+        """Yield the names of the gradients whose difference is not one of rounding, given the model's and the module's by name."""
+        dtype = other_precision(theirs for theirs, _ in gradients.values())
+        try:
+            model, twin = (in_precision(each, dtype) for each in (self._model(mode, True), self._twin(mode, form, True)))
+            for each in range(1, number + 1):
+                theirs, ours = (self._call_twin(one, each, None, dtype).gradients for one in (model, twin))
+            there = {name: (theirs[name], ours[name]) for name in gradients}
+        except Exception:  # the model may have tensors of a fixed dtype
+            there = {}
+        yield from (name for name, here in gradients.items() if not is_rounding(here, there.get(name)))
 
     def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
         """Describe the first parameter that differs between the copies (if they share it, from the user's model); ``""`` if none does."""
@@ -369,18 +376,6 @@ class _Refuses(Exception):
 def _zeros(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Return the gradient; if it is None and the other is not, return zeros."""
     return torch.zeros_like(other) if gradient is None and other is not None else gradient
-
-
-def _backward(output: Any) -> Exception | None:
-    """Run backward from all tensors of an output, with gradients that are unlikely to cancel; return the exception it raised, or None."""
-    ends = list({id(t): t for t in tensors(output) if t.requires_grad and t.is_floating_point()}.values())
-    weights = [torch.arange(t.numel(), dtype=torch.float64, device=t.device).cos().to(t.dtype).view(t.shape) for t in ends]
-    try:
-        if ends:
-            torch.autograd.backward(ends, weights)
-    except Exception as error:
-        return error
-    return None
 
 
 def _seed(number: int) -> None:
