@@ -280,6 +280,16 @@ class Placed(ModuleHandle, InPlaceHandle):
             )
         return graphs[0].module
 
+    def graph_for(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
+        self.current()  # raises if nothing was traced
+        key, shapes = CallForm(inspect.signature(model.forward)).key(args, kwargs), shapes_of(args, kwargs)
+        if graphs := [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]:
+            return min(graphs, key=lambda graph: shapes not in graph.known).module
+        raise GraphRegError(
+            f"{type(model).__name__} has no graph for arguments of the structure {readable(key)}, or only one from before a change of the "
+            "model. Call it with them once in train mode, or give graphreg.regularize_ example_inputs of this structure."
+        )
+
     def notes(self) -> list[str]:
         shown = [readable(key) + (", shown here" if key == self.last and len(self._made) > 1 else "") for key in self._made]
         return [f"in place: a graph for arguments of the structure {each}" for each in shown]

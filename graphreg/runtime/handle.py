@@ -164,6 +164,10 @@ class InPlaceHandle(Handle):
         """Return the rewritten module of the last call; raise GraphRegError if nothing was traced yet."""
 
     @abstractmethod
+    def graph_for(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
+        """Return the rewritten module that a call of the model with these arguments would run; raise GraphRegError if there is none yet."""
+
+    @abstractmethod
     def notes(self) -> list[str]:
         """Return lines for the report: one for each structure of arguments for which there is a graph."""
 

@@ -19,7 +19,18 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import RULES, is_native_dropout, specialized_arguments
 from graphreg.rewriting import with_native_dropout
-from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of, set_to_zero
+from graphreg.runtime import (
+    NativeDropoutRule,
+    Regularized,
+    RewrittenModule,
+    SpliceRule,
+    graphs_of,
+    in_place_handle,
+    regularized,
+    rewritten,
+    rules_of,
+    set_to_zero,
+)
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, alike, arguments, culprit, difference, leaves, snapshot, steps_of_graph, steps_of_model, tensors
 from graphreg.verification.copies import M, copied, own_forward, title
@@ -43,14 +54,14 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
-    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. In two cases a small difference is
-    allowed: everywhere if torch.export traced the model, and in gradients of parameters that splices replace. Relative to the tensor's
-    largest value it may be 1e-6 (float16 and bfloat16: four times the epsilon). The model and the module stay unchanged. If the module is
-    compiled, its copies run without torch.compile.
+    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. If torch.export traced the model, a
+    difference of 1e-6 of the tensor's largest value is allowed (float16 and bfloat16: four times the epsilon). Gradients that differ pass
+    if the difference is one of rounding: if it shrinks in float64 as the precision does. The model and the module stay unchanged. If the
+    module is compiled, its copies run without torch.compile.
 
     Args:
-        model: The model that ``regularize`` was given.
-        module: What ``regularize`` returned.
+        model: The model that ``regularize`` was given. A model that is regularized in place is compared by its own forward.
+        module: What ``regularize`` returned, or a model that is regularized in place.
         *args: Positional arguments for a call of the model.
         **kwargs: Keyword arguments for that call.
 
@@ -58,7 +69,8 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
         GraphRegError: Something differs: the error says what, in which mode, and, if it can be found, which node's value differs first.
             Or the two cannot be compared: the error says why.
     """
-    inner = rewritten(module)
+    placed = in_place_handle(module)
+    inner = rewritten(module) if placed is None else placed.graph_for(regularized(module), args, kwargs)
     bare = model if (inside := original_of(model)) is None else inside
     if not isinstance(bare, nn.Module) or getattr(bare, RULES, None) is not None:
         raise GraphRegError(
