@@ -16,7 +16,7 @@ from torch import Tensor
 from graphreg.errors import NoMatchError, listed, suggestions_text, warn
 from graphreg.ir import Missing, Site, brought, select_among
 from graphreg.regularizer import Penalty, Regularizer
-from graphreg.runtime import OWN, checked_strength, one_for_all
+from graphreg.runtime import EVERYWHERE, OWN, checked_strength, one_for_all
 from graphreg.schedules import Schedule
 
 BySite = dict[str, dict[str, float]]  # by regularizer, then by site: a number or a schedule
@@ -170,11 +170,17 @@ class Strengths:
         return f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}."
 
     def changed(self) -> BySite:
-        """Return the strengths that differ from those that the backend was made with, by site; the site ``OWN`` means all others."""
+        """Return the strengths that differ from those that the backend was made with, by site; the site ``OWN`` means all others.
+
+        A selector that matches no site yet stands in place of a site.
+        """
         changed: BySite = {}
         for name, regularizer in self.regularizers.items():
-            own = {OWN: self.own[name]} if self.own[name] != regularizer.weight or self.chosen[name] else {}
-            if own:
+            own, sites = {OWN: self.own[name]}, self.sites[name].values()
+            for selector, value in self.selected[name].items():
+                if not any(_selects(selector, site) for site in sites):
+                    own = {OWN: value} if selector == EVERYWHERE else own | {selector: value}
+            if own != {OWN: regularizer.weight} or self.chosen[name]:
                 changed[name] = own | self.chosen[name]
         return changed
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,7 +190,8 @@ class Placed(ModuleHandle, InPlaceHandle):
                 present = Fingerprint(model)
             try:
                 refuse_caches(args, kwargs)
-                graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call)
+                with self.shared.unsettled_unless_done():
+                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call)
             except GraphRegError as failure:
                 self._failed[key] = present, (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
@@ -255,7 +256,8 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def __reduce__(self) -> tuple[Any, ...]:
         strengths = {name: self.shared.rules.value(name) for name in self.shared.rules.strengths}
-        return _unpickled, (self.options, strengths, self.rng_state(), self.shared.rules.chosen)
+        shared = self.shared
+        return _unpickled, (self.options, strengths, self.rng_state(), shared.rules.chosen, shared.unsettled, shared.awaited)
 
     def leave(self, model: nn.Module) -> None:
         """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of a block."""
@@ -332,6 +334,18 @@ class Placed(ModuleHandle, InPlaceHandle):
         super().set_scale(scale)
         self.options = dataclasses.replace(self.options, scale=scale)  # for graphs that are traced later
 
+    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
+        if self._made or not isinstance(value, Mapping):
+            super().set_strength(name, value)
+        else:  # the sites are known after the first trace
+            self._require_name(name)
+            self.shared.choose_later(name, self._by_selector(name, value))
+        self._failed.clear()  # a trace may have failed because a selector matched no site
+
+    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
+        super().restore_strengths(changed)
+        self.shared.unsettled |= not self._made
+
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key
         return written_state(
@@ -407,13 +421,15 @@ class _Watched:
 
 
 def _unpickled(
-    options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]]
-) -> Placed:
+    options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]],
+    unsettled: bool = False, awaited: Collection[tuple[str, str]] = (),
+) -> Placed:  # fmt: skip
     """Make the state of an unpickled model. Its tensors are on the CPU until the model moves."""
     shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
     for name, value in strengths.items():
         shared.rules.strengths[name].fill_(value)
     shared.choose(chosen)
+    shared.unsettled, shared.awaited = unsettled, set(awaited)
     placed = Placed(options, shared)
     placed.set_rng_state(state)
     return placed

@@ -151,6 +151,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
         decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
+            shared.settle(decided, options.missing)
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
             hooks = _hooks(model, module)
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not

@@ -134,6 +134,12 @@ class Plan(Printed, RenamedAttributes):
         """Return the edits of one regularizer."""
         return tuple(edit for edit in self.edits if edit.name == name)
 
+    def strength_sites(self, name: str) -> dict[str, Site]:
+        """Return, by name, the sites at which a strength can be set; for ``own_dropout``, those of native dropouts with a schedule."""
+        if name == OWN_DROPOUT and name not in self.regularizers:
+            return {edit.dropout.site.name: edit.dropout.site for edit in self.native_dropout if edit.is_scheduled}
+        return {edit.site.name: edit.site for edit in self.of(name)}
+
     @property
     def is_scheduled(self) -> bool:
         """Whether some strength changes while the model trains, so that the rewritten module has a clock."""

@@ -60,19 +60,19 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.sharding import shard_measured
-from graphreg.runtime.shared_state import SharedState, StreamName, own_strength_of_rates, strengths_on
+from graphreg.runtime.shared_state import EVERYWHERE, SharedState, StreamName, own_strength_of_rates, strengths_on
 from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, owned_by
 from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "CLOCK", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
-    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure",
-    "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized",
-    "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState",
-    "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Way",
-    "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "call_within", "changed_strengths",
+    "BACKEND", "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked",
+    "AttachRule", "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule",
+    "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
+    "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule",
+    "SharedState", "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total",
+    "Track", "Way", "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
     "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of",
     "lead", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates",

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, shown, suggestions_text
-from graphreg.ir import NativeDropout, Site, select_among
+from graphreg.ir import NativeDropout, Site
 from graphreg.planning import OWN_DROPOUT, is_rate
 from graphreg.regularizer import ByDepth, Regularizer
 from graphreg.runtime.attach import AttachRule, check_scale
@@ -32,6 +32,7 @@ from graphreg.runtime.owned_state import Saved, State, states_in
 from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
+from graphreg.runtime.shared_state import selected, unmatched
 from graphreg.runtime.site_strengths import OWN
 from graphreg.schedules import Schedule
 from graphreg.torch_internals import Changes
@@ -144,25 +145,23 @@ class ModuleHandle(Handle):
     def _sites(self, name: str) -> dict[str, Site]:
         """Return the sites of a regularizer by name; for ``own_dropout``, the sites of the native dropouts whose rate has a schedule."""
         plans = [rules.build_record.plan for rules in self._containers() if rules.build_record is not None]
-        if name == OWN_DROPOUT and name not in self._regularizers():
-            return {e.dropout.site.name: e.dropout.site for plan in plans for e in plan.native_dropout if e.is_scheduled}
-        return {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
+        return {site: found for plan in plans for site, found in plan.strength_sites(name).items()}
 
     def _at_sites(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Turn a dict from selectors to strengths into a dict from site names to strengths."""
+        sites, chosen = self._sites(name), dict[str, float]()
+        for selector, strength in self._by_selector(name, value).items():
+            if not (matched := selected(selector, sites)):
+                raise NoMatchError(unmatched(name, selector, sites))
+            chosen |= dict.fromkeys(matched, strength)
+        return chosen
+
+    def _by_selector(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
+        """Return a dict from selectors to strengths, checked but for the sites."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None and not regularizer.by_site:
             raise one_for_all(name, regularizer)
-        sites = self._sites(name)
-        chosen: dict[str, float] = {}
-        for selector, number in value.items():
-            strength = self._checked(name, number)
-            matched = [selector] if selector in sites else [site.name for site in select_among(selector, list(sites.values()))]
-            if not matched:
-                known = listed(list(sites), 6) or "none yet"
-                raise NoMatchError(f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}.")
-            chosen |= dict.fromkeys(matched, strength)
-        return chosen
+        return {selector: self._checked(name, number) for selector, number in value.items()}
 
     @property
     def attaches(self) -> bool:

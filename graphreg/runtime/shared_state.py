@@ -6,13 +6,15 @@ they count their calls together, so that it makes no difference to the noise whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from graphreg.ir import brought, has_float64
-from graphreg.planning import OWN_DROPOUT, OwnDropout, rates_are_scheduled
+from graphreg.errors import NoMatchError, listed, suggestions_text, warn
+from graphreg.ir import Missing, Site, brought, has_float64, select_among
+from graphreg.planning import OWN_DROPOUT, OwnDropout, Plan, rates_are_scheduled
 from graphreg.regularizer import Regularizer, own_strength
 from graphreg.rng import call_keys, stream
 from graphreg.runtime.clock import CLOCK, ClockRule, Element
@@ -55,12 +57,16 @@ class SharedState:
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
         clock: The clock, which has the scheduled strengths of all rewritten modules; None if no strength has a schedule.
         names: The streams, in the order of the key rule's rows.
+        unsettled: Whether ``rules.chosen`` may have selectors in place of names of sites, because strengths were set before the sites
+            were known.
+        awaited: Those of these selectors that must match a site of the first graph, each with the name of the regularizer.
     """
 
     def __init__(
         self, regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device, own_dropout: OwnDropout = "keep"
     ) -> None:
         self.seeds, self.names = dict(seeds), list[StreamName]()
+        self.unsettled, self.awaited = False, set[tuple[str, str]]()
         self.rules, self.key = Rules(), KeyRule({}).to(device)
         constants = {name: float(r.weight) for name, r in regularizers.items() if not r.is_scheduled}
         self.rules.strengths = strengths_on(device, {name: [weight] for name, weight in constants.items()})
@@ -134,6 +140,7 @@ class SharedState:
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
         twin.choose(self.rules.chosen)
+        twin.unsettled, twin.awaited = self.unsettled, set(self.awaited)
         for name in ("alike", "position", "meshed", "differing"):
             setattr(twin.key, name, getattr(self.key, name))
         twin.key.seek(self.key.call())
@@ -146,6 +153,64 @@ class SharedState:
         self.rules.chosen = {name: dict(by_site) for name, by_site in chosen.items()}
         for name in self.rules.elements.keys() & chosen.keys():
             self.rules.set_by_site(name, chosen[name])
+
+    def choose_later(self, name: str, by_selector: Mapping[str, float]) -> None:
+        """Record strengths by selectors of sites that are not known yet; the last selector that matches a site counts there."""
+        chosen = dict(self.rules.chosen.get(name, {}))
+        for selector, strength in by_selector.items():
+            if selector == EVERYWHERE:
+                chosen = {OWN: strength}
+                continue
+            chosen.pop(selector, None)  # so that it comes last
+            chosen[selector] = strength
+            self.awaited.add((name, selector))
+        self.unsettled = True
+        self.rules.set_by_site(name, chosen)
+
+    def settle(self, plan: Plan, missing: Missing) -> None:
+        """Put the sites of the first graph in place of the selectors that were given before it was made.
+
+        ``missing``: what to do if one of them matches no site.
+        """
+        for name, chosen in self.rules.chosen.items() if self.unsettled else ():
+            sites, settled = plan.strength_sites(name), dict[str, float]()
+            for selector, strength in chosen.items():
+                matched = [selector] if selector in {OWN, *sites} else selected(selector, sites)
+                if not matched and (name, selector) in self.awaited and missing != "ignore":
+                    text = unmatched(name, selector, sites)
+                    if missing == "error":
+                        raise NoMatchError(
+                            f"set_strength, before the model was traced: {text} Set the strength of a site that only calls with other "
+                            "arguments have after such a call, or give missing='warn'."
+                        )
+                    warn(f"set_strength: {text}")
+                settled |= dict.fromkeys(matched or [selector], strength)
+            self.rules.chosen[name] = settled
+        self.unsettled, self.awaited = False, set()
+
+    @contextmanager
+    def unsettled_unless_done(self) -> Iterator[None]:
+        """If the with-block, which traces the model, raises: undo ``settle``, for the next trace may have other sites."""
+        chosen, unsettled, awaited = dict(self.rules.chosen), self.unsettled, self.awaited
+        try:
+            yield
+        except BaseException:
+            self.rules.chosen, self.unsettled, self.awaited = chosen, unsettled, awaited
+            raise
+
+
+EVERYWHERE = "**"  # the selector of all sites
+
+
+def selected(selector: str, sites: Mapping[str, Site]) -> list[str]:
+    """Return the names of those sites that a selector of ``set_strength`` matches. ``sites``: by name."""
+    return [selector] if selector in sites else [site.name for site in select_among(selector, list(sites.values()))]
+
+
+def unmatched(name: str, selector: str, sites: Mapping[str, Site]) -> str:
+    """Return the text of the error for a selector that matches no site of the regularizer ``name``."""
+    known = listed(list(sites), 6) or "none yet"
+    return f"{selector!r} matches no site of {name}.{suggestions_text(selector, sites)} Its sites: {known}."
 
 
 def own_strength_of_rates(own_dropout: OwnDropout) -> float:

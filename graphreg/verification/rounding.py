@@ -34,7 +34,7 @@ def is_rounding(here: tuple[Tensor, Tensor], there: tuple[Tensor | None, Tensor 
     """Return whether the difference between the numbers of two gradients is one of rounding.
 
     Rounding changes as the epsilon of the dtype does, a fault not at all; the limit lies between the two, at the square root. If the calls
-    could not be repeated, or the difference has vanished in a narrower dtype, the difference must be within ``NEAR`` (``tracing/proof/values.py``).
+    could not be repeated, or the difference has vanished in a narrower dtype, the difference must be within ``NEAR`` of ``values.py``.
 
     Args:
         here: The model's gradient, and the module's.

@@ -156,6 +156,17 @@ def test_selectors_hold_for_graphs_to_come() -> None:
     assert set(graphreg.site_strengths(backend)["hidden_l1"].values()) == {0.7}
 
 
+def test_a_recipe_has_selectors_that_wait_for_their_sites() -> None:
+    backend = graphreg.backend(HiddenL1(SITES, 0.5), inner="eager", rng=0)
+    graphreg.set_strength(backend, "hidden_l1", {"sigmoid": 0.3, "**": 0.1, "tanh": 0.2})
+    saved = graphreg.recipe(backend)
+    assert saved["strengths"] == {"hidden_l1": {"**": 0.1, "tanh": 0.2}}
+    again = graphreg.backend(recipe=saved, inner="eager")
+    assert graphreg.recipe(again) == saved
+    torch.compile(Net(), backend=again)(X)
+    assert graphreg.site_strengths(again) == {"hidden_l1": {"sigmoid": 0.1, "tanh": 0.2, "cos": 0.1, "exp": 0.1}}
+
+
 def test_a_schedule_at_a_site() -> None:
     backend = graphreg.backend(WeightL1("*", 1.0), inner="eager")
     model = Net()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import graphreg
+from graphreg import RegularizerError, schedules
 from graphreg.passes import BernoulliDropout, HiddenL1, WeightL1
 
 
@@ -133,8 +135,7 @@ def test_the_graph_of_a_mode_that_has_fewer_sites() -> None:
 
 def test_in_place_all_graphs_have_them() -> None:
     net = graphreg.regularize_(model(), HiddenL1("*.1", 0.5), scale=1.0, rng=0)
-    with pytest.raises(graphreg.NoMatchError, match=r"'0\.1' matches no site of hidden_l1\. Its sites: none yet"):
-        graphreg.set_strength(net, "hidden_l1", {"0.1": 0.3})
+    graphreg.set_strength(net, "hidden_l1", {"0.1": 0.8})  # a number ends it
     graphreg.set_strength(net, "hidden_l1", 0.4)
     net(torch.randn(5, 4))
     graphreg.set_strength(net, "hidden_l1", {"0.1": 0.3})
@@ -144,6 +145,96 @@ def test_in_place_all_graphs_have_them() -> None:
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         twin(torch.randn(5, 4))
         assert graphreg.site_strengths(twin) == expected
+
+
+WAITS: dict[str, Callable[[Any], Any]] = {
+    "the model itself": lambda net: net,
+    "a copy": copy.deepcopy,
+    "a pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "its recipe, in place": lambda net: graphreg.regularize_(model(), recipe=graphreg.recipe(net)),
+    "a copy of a copy": lambda net: copy.deepcopy(pickle.loads(pickle.dumps(copy.deepcopy(net)))),
+}
+
+
+def untraced(weight: Any = 0.5, **options: Any) -> Any:
+    net = model()
+    return graphreg.regularize_(net, HiddenL1("*.1", weight), **{"penalties": "return", "rng": 0, **options})
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_in_place_they_wait_for_the_first_trace(way: str) -> None:
+    """The last selector that matches counts, as it does afterwards; a recipe has them."""
+    net = untraced()
+    graphreg.set_strength(net, "hidden_l1", {"0.1": 0.9})
+    graphreg.set_strength(net, "hidden_l1", {"**": 0.1, "2.*": 0.7, "1.1": 0.2})
+    graphreg.set_strength(net, "hidden_l1", {"[12].1": 0.3})
+    graphreg.set_strength(net, "hidden_l1", {"1.1": 0.4})
+    twin = WAITS[way](net)
+    assert graphreg.recipe(twin) == graphreg.recipe(net)
+    rewritten = graphreg.regularize(model(), recipe=graphreg.recipe(net))
+    expected = {"hidden_l1": {"0.1": 0.1, "1.1": 0.4, "2.1": 0.3}}
+    x = torch.randn(5, 4)
+    penalties = twin(x).penalties
+    assert graphreg.site_strengths(twin) == expected == graphreg.site_strengths(rewritten)
+    assert torch.equal(penalties["hidden_l1"], rewritten(x).penalties["hidden_l1"])
+    twin(torch.randn(5, 2, 4))
+    assert graphreg.site_strengths(twin) == expected
+    again = graphreg.regularize_(model(), recipe=graphreg.recipe(twin))
+    assert graphreg.recipe(again) == graphreg.recipe(twin)
+    again(x)
+    assert graphreg.site_strengths(again) == expected
+
+
+def test_in_place_a_copy_of_a_called_model_takes_them() -> None:
+    net = untraced(schedules.linear(0.0, 1.0, 4))
+    net(torch.randn(5, 4))
+    graphreg.set_strength(net, "hidden_l1", {"0.1": 0.3})
+    twin = copy.deepcopy(net)
+    graphreg.set_strength(twin, "hidden_l1", {"1.*": schedules.linear(1.0, 0.0, 4)})
+    twin(torch.randn(5, 4))
+    assert graphreg.site_strengths(twin) == {"hidden_l1": {"0.1": 0.3, "1.1": 0.5, "2.1": 0.5}}
+    assert graphreg.site_strengths(net) == {"hidden_l1": {"0.1": 0.3, "1.1": 0.25, "2.1": 0.25}}
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_in_place_an_unknown_site_is_an_error_at_the_first_trace(way: str) -> None:
+    net = untraced()
+    graphreg.set_strength(net, "hidden_l1", {"1.1": 0.3, "7.1": 0.3})
+    says = r"^set_strength, before the model was traced: '7\.1' matches no site of hidden_l1\..* Its sites: 0\.1, 1\.1, 2\.1\."
+    twin = WAITS[way](net)
+    for _ in range(2):
+        with pytest.raises(graphreg.NoMatchError, match=says):
+            twin(torch.randn(5, 4))
+    graphreg.set_strength(twin, "hidden_l1", 0.4)  # a number ends it, also after a trace that failed
+    twin(torch.randn(5, 4))
+    assert graphreg.site_strengths(twin)["hidden_l1"] == {"0.1": 0.4, "1.1": 0.4, "2.1": 0.4}
+
+
+def test_in_place_what_is_wrong_without_sites_is_wrong_at_once() -> None:
+    net = untraced(missing="warn")
+    with pytest.raises(RegularizerError, match="weight"):
+        graphreg.set_strength(net, "hidden_l1", {"0.1": -1.0})
+    with pytest.raises(graphreg.NoMatchError, match="no regularizer is named 'hidden'"):
+        graphreg.set_strength(net, "hidden", {"0.1": 1.0})
+    graphreg.set_strength(net, "hidden_l1", {"7.1": 0.3})
+    with pytest.warns(UserWarning, match=r"set_strength: '7\.1' matches no site of hidden_l1"):
+        net(torch.randn(5, 4))
+    at_once = graphreg.regularize_(model(), graphreg.build("contractive", weight=0.1, pattern="*.1"), scale=1, rng=0)
+    with pytest.raises(RegularizerError, match="contractive takes all its sites at once"):
+        graphreg.set_strength(at_once, "contractive", {"0.1": 1.0})
+
+
+def test_a_trace_that_fails_forgets_no_selector() -> None:
+    net = untraced()
+    graphreg.set_strength(net, "hidden_l1", {"2.*": 0.3})
+    hook = net[1].register_forward_hook(lambda *args: None)
+    with pytest.raises(graphreg.GraphRegError, match="has a hook"):
+        net(torch.randn(5, 4))
+    hook.remove()
+    net.append(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    net[2] = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    net(torch.randn(5, 4))
+    assert graphreg.site_strengths(net)["hidden_l1"]["2.1"] == 0.3
 
 
 def test_errors() -> None:
