@@ -52,10 +52,11 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
         value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
             selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
             strength at its site before it averages or sums the measurements. If the regularizer was made with a schedule, the new
-            strength replaces the schedule, and may itself be a schedule.
+            strength replaces the schedule, and may itself be a schedule. Before a model in place or a backend has a graph, selectors wait
+            for its sites.
 
     Raises:
-        NoMatchError: No regularizer has this name, or a selector matches none of its sites.
+        NoMatchError: No regularizer has this name, or a selector matches none of its sites; if it had to wait, the first call raises this.
         RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once, or a
             schedule for a regularizer that was made with a number.
     """
