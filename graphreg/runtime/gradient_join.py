@@ -2,27 +2,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphreg.errors import GraphRegError
 from graphreg.regularizer import recorded
 from graphreg.torch_internals import (
+    NO_BACKWARD,
     allow_in_graph,
     assume_constant_result,
+    backward_task,
     base_of,
+    has_hook,
     is_forward_mode,
     is_functionalized,
     is_plain_view,
     level_of,
+    number_of_node,
     one_level_below,
     same_view,
     storage_number,
     transform_level,
+    will_run,
 )
 
 TWICE = (
@@ -83,12 +89,16 @@ def _join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tens
     def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return _Attached.apply(total, scale, tuple(ways), *entering)  # type: ignore[no-any-return,no-untyped-call]
 
+    def linked(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        before = {} if len(entering) == 1 or is_forward_mode() else _before(entering)  # a jvp is refused by ``_Attached``
+        return link(_Once.apply(total, scale), ways, entering, before) if any(before.values()) else apply(ways, entering)  # type: ignore[no-untyped-call]
+
     if transform_level() is not None:  # torch.func's tensors have no storage
         joined = dict(zip(map(id, live), apply(["view"] * len(live), live), strict=True))
         return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
     if is_functionalized():
         return _apart(apply, tensors, live)
-    return in_place(apply, tensors, live, _call.storages)
+    return in_place(linked, tensors, live, _call.storages)
 
 
 @assume_constant_result
@@ -212,6 +222,110 @@ def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ..
     """
     by_way: dict[Way, Callable[[Tensor], Tensor]] = {"alias": Tensor.detach, "copy": Tensor.clone, "view": lambda out: out.view_as(out)}
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
+
+
+def link(token: Tensor, ways: Sequence[Way], outputs: Sequence[Tensor], before: Mapping[int, Sequence[int]]) -> tuple[Tensor, ...]:
+    """Return each output through a node of its own, from which a backward pass reaches ``token``; outputs keep their relations.
+
+    If y was computed from h, the joined y must have the gradient by the joined h that y has by h (Grad-CAM). But y was computed before the
+    penalties were known, so no path leads from it to the joined h. Each node therefore has an edge to the nodes of the outputs from which
+    its output was computed (``before``), and sends a gradient there if somebody asks for it: see ``_Linked``.
+    """
+    joined: dict[int, Tensor] = {}
+    probe = torch.zeros((), requires_grad=True)
+    for i, earlier in before.items():
+        joined[i] = _Linked.apply(token, probe, ways[i], outputs[i], *(joined[j] for j in earlier))  # type: ignore[no-untyped-call]
+    return tuple(joined[i] for i in range(len(outputs)))
+
+
+def _before(outputs: Sequence[Tensor]) -> dict[int, list[int]]:
+    """Return, for each output by its position, the positions of those from which autograd has recorded it; an output comes after those.
+
+    Nodes that were recorded before all outputs are not visited. Nodes of other threads are numbered by themselves, so a relation may be
+    missed if an output was recorded in another thread; then no path leads from one of the two to the other.
+    """
+    edges = [get_gradient_edge(each) for each in outputs]
+    least = -1 if any(each.is_leaf for each in outputs) else min(number_of_node(edge.node) for edge in edges)
+    positions = {(edge.node, edge.output_nr): i for i, edge in enumerate(edges)}
+    at = {edge.node: i for i, edge in enumerate(edges)}  # of several outputs of one node, any: they were recorded from the same outputs
+    found: dict[int, set[int]] = {}
+
+    def visit(i: int) -> set[int]:
+        if i in found:
+            return found[i]
+        waiting, seen, mine = list(edges[i].node.next_functions), set(), set[int]()
+        while waiting:
+            edge = waiting.pop()
+            if edge in seen or edge[0] is None:
+                continue
+            seen.add(edge)
+            mine |= {positions[edge]} if edge in positions else set()
+            if edge[0] in at:
+                mine |= visit(at[edge[0]])
+            elif number_of_node(edge[0]) > least:
+                waiting += edge[0].next_functions
+        return found.setdefault(i, mine)
+
+    return {i: sorted(visit(i)) for i in sorted(range(len(outputs)), key=lambda i: len(visit(i)))}
+
+
+class _Once(torch.autograd.Function):
+    """A number, 0. A backward pass that reaches it gives ``total``, the sum of the penalties, the gradient ``scale`` once."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.zeros((), device=total.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_twice()
+        (scale,) = ctx.saved_tensors
+        return scale, None
+
+
+class _Linked(torch.autograd.Function):
+    """The identity on one output.
+
+    In each backward pass that reaches the output, autograd also runs the node of ``token``. ``before``: the outputs that were joined before
+    this one, from some of which it may have been computed. If such an output has a hook, retains its gradient, or is itself what the pass
+    differentiates by, this node computes the gradient by it, and sends it there. The receiving node subtracts it again, because it flows
+    upstream from this output anyway; so what a hook changes arrives upstream, and nothing arrives twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, probe: Tensor, way: Way, output: Tensor, *before: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.before, ctx.device = before, token.device
+        ctx.sent = (NO_BACKWARD, None)  # a backward pass, and the gradient that nodes of later outputs sent here in it
+        (joined,) = identity((way,), (output,))
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_twice()
+        (task, sent), ctx.sent = ctx.sent, (NO_BACKWARD, None)
+        if grad is not None and task == backward_task():
+            grad = None if grad is sent else grad - sent
+        if grad is None:
+            return (None,) * (4 + len(ctx.before))
+        return (torch.zeros((), device=ctx.device), None, None, grad, *_sent(ctx, grad))
+
+
+def _sent(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Return the gradients that a node of ``_Linked`` sends to the nodes of earlier outputs. ``grad``: the gradient by its own output."""
+    _, (probe, _), output, *earlier = ctx.next_functions
+    partial = not will_run(probe)  # torch.autograd.grad, or backward(inputs=...): only some nodes run, and not that of a tensor of ours
+    asked = [i for i, each in enumerate(ctx.before) if has_hook(each) or (partial and will_run(earlier[i][0]))]
+    sent: list[Tensor | None] = [None] * len(earlier)
+    if asked:
+        edges = [GradientEdge(*earlier[i][0].next_functions[2]) for i in asked]
+        found = torch.autograd.grad((GradientEdge(*output),), edges, (grad,), retain_graph=True, allow_unused=True)
+        for i, gradient in zip(asked, found, strict=True):
+            sent[i], node, task = gradient, earlier[i][0], backward_task()
+            if gradient is not None:
+                node.sent = (task, gradient if node.sent[0] != task else node.sent[1] + gradient)
+    return sent
 
 
 class _Attached(torch.autograd.Function):
