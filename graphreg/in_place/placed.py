@@ -134,7 +134,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         shapes = shapes_of(args, kwargs) if fitting[0].asks else ()
         for graph in list(fitting):
             try:
-                with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known, (args, kwargs)):
+                with restored_unless_done(model, graph.late and shapes not in graph.known, (args, kwargs)):
                     return self._forward(key, graph, shapes, args, kwargs)
             except OtherInputs:
                 continue

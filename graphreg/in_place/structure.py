@@ -35,7 +35,21 @@ from graphreg.ir import (
 from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import is_eager, may_be_proved, prove_mode, rewrite_with
-from graphreg.runtime import CLOCK, Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
+from graphreg.runtime import (
+    CLOCK,
+    Drawing,
+    Penalties,
+    RewrittenModule,
+    Rules,
+    RuntimeModule,
+    Scale,
+    SharedState,
+    begin_counting,
+    end_counting,
+    graphs_of,
+    rules_of,
+    take_back,
+)
 from graphreg.torch_internals import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -374,26 +388,25 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the with-block, which runs a graph, raises: reset the call counters of the key and the clock to the beginning of the call.
+def restored_unless_done(model: nn.Module, late: bool, arguments: Any) -> Iterator[None]:
+    """If the with-block, which runs a graph, raises: take back what it has counted.
 
     If ``late``, also restore the model's buffers and torch's random state. So another graph can run the call.
 
     Raises:
         GraphRegError: The graph wrote into an argument, and then raised OtherInputs. Another graph would write into the argument again.
     """
-    counters = [counter for counter in (shared.key, shared.clock) if counter is not None]
-    counted, saved = [(counter, dict(counter._buffers)) for counter in counters], list[tuple[Tensor, Tensor]]()
+    saved = list[tuple[Tensor, Tensor]]()
     if late:
         saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         state = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    outer = begin_counting()
     try:
         yield
     except BaseException as error:
-        for counter, buffers in counted:
-            counter._buffers.update({name: buffers[name] for name in ("step", counter.product)})
+        take_back()
         if late:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state_all(cuda)
@@ -406,3 +419,5 @@ def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, argu
                     "changed already. Test the condition first in the forward, or call the model with a copy of the argument."
                 ) from error
         raise
+    finally:
+        end_counting(outer, as_part=True)

@@ -10,6 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join
+from graphreg.runtime.unfinished import counted
 from graphreg.torch_internals import first_scale, graph_break, is_exporting, scale_tensor, traces_objects
 
 Penalties = Literal["return", "attach"]
@@ -87,6 +89,9 @@ class AttachRule(nn.Module):
             return value.detach().to(self.now.device, dtype, copy=True).view(1)
         return torch.full((1,), value, dtype=dtype, device=self.now.device)
 
+    def _take_back(self, before: dict[str, Tensor], made: dict[str, Tensor]) -> None:
+        self.last = before if self.last is made else self.last
+
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         """Return the outputs, from which a backward pass now reaches the penalties.
 
@@ -94,7 +99,9 @@ class AttachRule(nn.Module):
         its value.
         """
         if not is_exporting():  # the program has no attributes to assign, and the values are fake tensors
-            self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+            before, self.last = self.last, {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+            if not torch.compiler.is_compiling():
+                counted(partial(self._take_back, before, self.last))
         if not penalties:
             return outputs
         total = torch.stack(penalties).sum()
