@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
+from graphreg.in_place.turns import resting_class
 from graphreg.ir import (
     ORIGINAL,
     PLACED,
@@ -355,6 +356,7 @@ def bare(model: nn.Module) -> Iterator[None]:
 def _put_aside(module: nn.Module, changes: Changes) -> None:
     """Remove from a module, until ``changes`` ends, all that graphreg gave it, and all that acts on its calls (hooks, ``compile()``)."""
     kind, space = type(module), vars(module)
+    is_model = PLACED in space
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
         if name in space:
             changes.keep(space, name)
@@ -363,7 +365,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
         changes.put(space, name, OrderedDict())
     if (original := getattr(kind, ORIGINAL, None)) is not None:
         changes.later(partial(object.__setattr__, module, "__class__", kind))
-        object.__setattr__(module, "__class__", original)
+        object.__setattr__(module, "__class__", resting_class(kind, original) if is_model else original)
 
 
 @contextlib.contextmanager
