@@ -25,6 +25,7 @@ class Net(nn.Module):
         return self.b(h).tanh()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks, behind a break
 def test_a_call_that_raises_behind_a_graph_break_is_not_counted() -> None:
     torch.manual_seed(0)
     model = Net()
