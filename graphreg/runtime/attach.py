@@ -111,6 +111,16 @@ class AttachRule(nn.Module):
                 raise RegularizerError(
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
                 )
+            if not loss.dtype.is_floating_point and not loss.dtype.is_complex:
+                raise RegularizerError(
+                    f"the output's loss is {loss.dtype}, to which no penalty can be added: it would be rounded, and has no gradient. Give "
+                    "this field of the output another name, or use penalties='return'."
+                )
+            if torch.is_grad_enabled() and total.requires_grad and not loss.requires_grad:
+                raise RegularizerError(
+                    "the output's loss has no gradient (is it detached?), so training does not go through it, and would miss the penalties "
+                    "that are added to it. Give this field of the output another name, or use penalties='return'."
+                )
             if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
                 share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])
                 total = total * share.to(total.device, total.dtype)
