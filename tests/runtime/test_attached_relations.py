@@ -138,3 +138,41 @@ def test_gradients_by_parameters_and_inputs_have_the_penalties_once() -> None:
     assert all(map(torch.allclose, found, expected("tuple", lambda out: out[0].exp().sum() + out[2].sum())))
     with pytest.raises(GraphRegError, match="create_graph"):
         torch.autograd.grad(y.sum(), h, create_graph=True)
+
+
+class Autoencoder(nn.Module):
+    """Returns what it computed from parts of one value, and these parts, which share storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, spread = self.a(x).tanh().chunk(2, dim=1)
+        return self.b(mean + spread.exp()), mean, spread
+
+
+def test_outputs_that_share_storage_have_their_relations() -> None:
+    found = []
+    for attached in (True, False):
+        torch.manual_seed(0)
+        model = Autoencoder()
+        y, mean, spread = (graphreg.regularize(model, weight_l2=0.0, penalties="attach", scale=1) if attached else model)(X)
+        by = torch.autograd.grad(y.pow(2).sum(), (mean, spread), retain_graph=True)
+        mean.retain_grad()
+        spread.register_hook(lambda grad: 2 * grad)
+        (y.pow(2).sum() + mean.sum()).backward()
+        found.append([*by, mean.grad, *gradients(model)])
+    assert all(map(torch.allclose, *found))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks, behind a break
+def test_outputs_of_a_backends_graph_have_their_relations() -> None:
+    torch.manual_seed(0)
+    model = Net(FORMS["tuple"][0])
+    backend = graphreg.backend(inner="eager", hidden_l1=0.3, weight_l2=0.2, rng=0, penalties="attach", scale=1)
+    y, k, h = torch.compile(model, backend=backend)(X)
+    y_, _, h_ = plain("tuple")(X)
+    assert torch.allclose(torch.autograd.grad(y.exp().sum(), h, retain_graph=True)[0], torch.autograd.grad(y_.exp().sum(), h_)[0])
+    (y.exp().sum() + k.sum()).backward()
+    assert all(map(torch.allclose, gradients(model), expected("tuple", lambda out: out[0].exp().sum() + out[1].sum())))
