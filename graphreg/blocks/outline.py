@@ -261,6 +261,8 @@ class _Outlining:
                 elif source not in within and source in self.homes:
                     reads[source] = None
         leaving = [node for node in members if any(reader not in within for reader in node.users)]
+        if not leaving:  # nobody reads the block's result, but its hooks get it
+            leaving = [node for node in members if _is_output(node, path)][-1:]
         return _Border(tuple(reads), tuple(draws), tuple(sorted(leaving, key=lambda node: not _is_output(node, path))))
 
 
@@ -271,7 +273,8 @@ class _Border:
     Attributes:
         reads: The nodes outside of the call whose values the call reads, in the order of the reads.
         draws: The nodes in the call that draw random numbers. Each needs a noise key from outside.
-        leaves: The nodes in the call whose values are read outside of the call; the block's own output comes first.
+        leaves: The nodes in the call whose values are read outside of the call; the block's own output comes first. If none is read, the
+            block's own output, for hooks.
     """
 
     reads: tuple[fx.Node, ...]

@@ -172,7 +172,7 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
-        clock = self.streams.begin(is_training(self.model) and not self.forced and not self.silenced)
+        clock, end_streams = self.streams.begun(is_training(self.model) and not self.forced and not self.silenced)
         strengths = self._strengths.now(clock)
         outer, self._call = self._call, Call(self.model, strengths, self._measurers, self.attaches, self.scale, self._penalties_off)
         self._last = None
@@ -183,10 +183,13 @@ class Backend(BackendHandle, RenamedAttributes):
         def end() -> None:
             strict.__exit__(None, None, None)
             self._call = outer
+            finished = False
             try:
                 if sys.exc_info()[1] is before:  # the call has not failed
                     self._end(call)
+                    finished = True
             finally:
+                end_streams(finished)
                 call.joins.end()
 
         return end

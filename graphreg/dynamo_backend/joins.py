@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
+from graphreg.runtime import Scale, Views, Way, collect, current, identity, in_place, link, refuse_twice, relations, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
 Measured = tuple[str, str]  # the name of the penalty that made a measurement, and the site; "" for all sites at once
@@ -71,8 +71,13 @@ class Joins:
         if not live or token is None:
             return outputs
 
-        def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return _Join.apply(self, tuple(ways), token, *entering)  # type: ignore[no-any-return,no-untyped-call]
+        def apply(ways: Sequence[Way], entering: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
+            if not (before := relations(entering, views)):
+                return _Join.apply(self, tuple(ways), token, *entering)  # type: ignore[no-any-return,no-untyped-call]
+            joined = link(token, ways, entering, views, before)
+            for each in joined:
+                each.grad_fn.joins = self  # type: ignore[union-attr]
+            return joined
 
         known = frozenset(storage_of(value) for value in inputs if isinstance(value, Tensor))
         joined = dict(zip(map(id, live), in_place(apply, live, live, known), strict=True))

@@ -7,7 +7,7 @@ both ways of counting give the same masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,7 @@ class Streams:
         self._blocks: dict[object, None] = {}  # the open blocks of frozen_noise
         self._numbers: dict[Stream, int] = {}
         self._drawn: dict[str, int] = {}  # by ``text`` of a stream with ``once``: the number of its draw in this call
+        self._counted: list[tuple[str, int]] = []  # the draws of the running call: the stream's ``text``, and its count after the draw
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
         """Return the key of each stream's next draw, int32 [rows, 2]. Count a draw for each stream for which ``draws`` has True."""
@@ -79,6 +80,7 @@ class Streams:
                 if row.once:
                     self._drawn[row.text] = self.calls.get(row.text, 0)
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
+                self._counted.append((row.text, self.calls[row.text]))
         keys = call_keys(numbers, calls)
         positions = {row.shared_by for row in rows}
         if len(positions) <= 1:
@@ -102,6 +104,27 @@ class Streams:
             self.calls = dict(self.frozen_calls)
         self.clock = max(self.clock, now + counts)
         return now
+
+    def begun(self, counts: bool) -> tuple[int, Callable[[bool], None]]:
+        """Begin a call as ``begin`` does. Return its clock, and the function that ends it.
+
+        That function takes whether the call has finished. If not, the call is not counted: its draws and its step of the clock are free
+        again, unless a call within it has counted since.
+        """
+        outer, self._counted = self._counted, []
+        before, now = self.clock, self.begin(counts)
+        after = self.clock
+
+        def end(finished: bool) -> None:
+            counted, self._counted = self._counted, outer
+            if finished:
+                return
+            for text, number in reversed(counted):
+                if self.calls.get(text) == number:
+                    self.calls[text] = number - 1
+            self.clock = before if self.clock == after else self.clock
+
+        return now, end
 
     def now(self) -> int:
         """Return the clock of the next call."""

@@ -27,6 +27,7 @@ from graphreg.in_place.structure import (
     told_of_change,
     traced_for,
 )
+from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
 from graphreg.ir import ORIGINAL, RULES, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.planning import Plan
@@ -58,7 +59,6 @@ log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
 _MOST = 8
 _MANY = 16  # the number of structures at which a warning is logged
-_one_at_a_time = threading.RLock()
 
 
 class _Thread(threading.local):
@@ -107,12 +107,15 @@ class Placed(ModuleHandle, InPlaceHandle):
 
         The trace must come before ``run``: if the model is compiled, Dynamo traces the forward in ``run``, and needs the graph there.
         """
-        key, fitting = self._prepared(model, form, args, kwargs)
-        outer, _thread.call = _thread.call, (self, key, fitting)
+        begin_turn(self)
+        outer = _thread.call
         try:
+            key, fitting = self._prepared(model, form, args, kwargs)
+            _thread.call = self, key, fitting
             return call_within(fitting[0].module, RULES, run, args, kwargs)
         finally:
             _thread.call = outer
+            end_turn()
 
     skip_frame(call)  # Dynamo must compile the model's forward, which ``run`` calls, but not this method
 
@@ -125,21 +128,28 @@ class Placed(ModuleHandle, InPlaceHandle):
         """Run the graph of a structure, instead of the model's forward, in a call that Dynamo does not trace."""
         running = _thread.call
         if running is None or running[0] is not self:  # the user called ``model.forward``, not the model
-            first = self.fitting(model, key, args, kwargs)[0]
-            return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
+            begin_turn(self)
+            try:
+                first = self.fitting(model, key, args, kwargs)[0]
+                return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
+            finally:
+                end_turn()
         return self._run(model, key, args, kwargs, running[2] if running[1] == key else None)
 
     def _run(self, model: nn.Module, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph] | None) -> Any:
         fitting = self.fitting(model, key, args, kwargs) if fitting is None else fitting
-        shapes = shapes_of(args, kwargs) if fitting[0].asks else ()
-        for graph in list(fitting):
-            try:
-                with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known, (args, kwargs)):
-                    return self._forward(key, graph, shapes, args, kwargs)
-            except OtherInputs:
-                continue
-        graph = self._trace(model, key, args, kwargs)
-        return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
+        shapes, tried = shapes_of(args, kwargs) if fitting[0].asks else (), list[StructureGraph]()
+        while True:
+            for graph in fitting:
+                try:
+                    with restored_unless_done(model, graph.late and shapes not in graph.known, (args, kwargs)):
+                        return self._forward(key, graph, shapes, args, kwargs)
+                except OtherInputs:
+                    tried.append(graph)
+            graph, is_new = self._trace(model, key, args, kwargs, tried)
+            if is_new:
+                return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
+            fitting = [graph]
 
     def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
         with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
@@ -151,14 +161,14 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
         """Return the graphs of a structure that are not stale. If there is none, trace. Graphs that ran with these shapes come first."""
-        graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
-        if not graphs:
-            graphs = [self._trace(model, key, args, kwargs)]
+        graphs = self._present(key) or [self._trace(model, key, args, kwargs)[0]]
         if len(graphs) > 1 and graphs[0].asks:
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
         if graphs[0].rules.awaits_proof:
-            prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
+            with tracing_turn(self):
+                if graphs[0].rules.awaits_proof:  # no other thread has proved it meanwhile
+                    prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
         graphs[0].refuse_hooks()
         graphs[0].follow(model)
         self._choose(key, graphs[0])
@@ -169,19 +179,27 @@ class Placed(ModuleHandle, InPlaceHandle):
         if getattr(self.graphs, key, None) is not graph.module:
             setattr(self.graphs, key, graph.module)
         made = self._made[key]
-        if made[0] is not graph:
-            made.remove(graph)
-            made.insert(0, graph)
+        if made[0] is not graph:  # another thread may read the list
+            self._made[key] = [graph, *(each for each in made if each is not graph)]
+
+    def _present(self, key: str) -> list[StructureGraph]:
+        """Return the graphs of a structure that are not stale."""
+        return [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
 
     @disable()
-    def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any, at_call: bool = True) -> StructureGraph:
-        """Trace the model for a call, and return the graph. ``at_call``: whether the call is running.
+    def _trace(
+        self, model: nn.Module, key: str, args: Any, kwargs: Any, tried: Sequence[StructureGraph] = (), at_call: bool = True
+    ) -> tuple[StructureGraph, bool]:
+        """Trace the model for a call, and return the graph, and whether it is new. ``at_call``: whether the call is running.
 
+        If another thread has traced the model for the same structure meanwhile, return its graph. ``tried``: graphs that do not fit.
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes.
         """
         if innermost_transform() is not None:
             raise not_traced(key, type(model).__name__)
-        with _one_at_a_time:
+        with tracing_turn(self):
+            if others := [graph for graph in self._present(key) if graph not in tried]:
+                return others[0], False
             fingerprint, error = self._failed.get(key, (None, None))
             if error is not None and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
@@ -206,7 +224,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             del made[_MOST:]
             self._choose(key, graph)
         self._tell(graph)
-        return graph
+        return graph, True
 
     def _log_change(self, key: str) -> None:
         """If the structure has a graph already, log why it gets another one, and warn if a monitor watches the earlier graph."""

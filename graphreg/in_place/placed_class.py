@@ -15,6 +15,7 @@ from torch import nn
 from graphreg.errors import GraphRegError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
+from graphreg.in_place.turns import traces_here, wait_for_trace
 from graphreg.ir import ORIGINAL, PLACED
 from graphreg.torch_internals import REPLICATE, assume_constant_result, skip_as_outermost, with_own_code
 
@@ -46,6 +47,9 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
 def state_in(model: nn.Module) -> Placed:
     """Return the state of a model with a generated class."""
     placed = vars(model).get(PLACED)
+    if placed is None and not traces_here():
+        wait_for_trace()  # another thread may trace the model, and has put its state aside
+        placed = vars(model).get(PLACED)
     if not isinstance(placed, Placed):
         raise GraphRegError(
             f"this {type(model).__name__} has the class of a model that is regularized in place, but no regularizers: it is a copy that "

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
+from graphreg.in_place.turns import resting_class
 from graphreg.ir import (
     ORIGINAL,
     PLACED,
@@ -35,7 +36,21 @@ from graphreg.ir import (
 from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import is_eager, may_be_proved, prove_mode, rewrite_with
-from graphreg.runtime import CLOCK, Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
+from graphreg.runtime import (
+    CLOCK,
+    Drawing,
+    Penalties,
+    RewrittenModule,
+    Rules,
+    RuntimeModule,
+    Scale,
+    SharedState,
+    begin_counting,
+    end_counting,
+    graphs_of,
+    rules_of,
+    take_back,
+)
 from graphreg.torch_internals import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -44,6 +59,7 @@ from graphreg.torch_internals import (
     at_rest,
     checkpoint_wrapped,
     compiles_itself,
+    has_global_hook,
     has_saved_tensor_hooks,
     pytree,
     version_of,
@@ -110,6 +126,12 @@ class StructureGraph:
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
+        if self.hooks and has_global_hook():
+            raise GraphRegError(
+                "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool "
+                f"that counts or profiles), and in train mode the model runs as a graph, which does not call {self.hooks[0][1]}: the hook "
+                "would not run there. Remove the hook, or call the model in eval mode."
+            )
         for hooks, path in self.hooks:
             if hooks:
                 raise GraphRegError(
@@ -342,6 +364,7 @@ def bare(model: nn.Module) -> Iterator[None]:
 def _put_aside(module: nn.Module, changes: Changes) -> None:
     """Remove from a module, until ``changes`` ends, all that graphreg gave it, and all that acts on its calls (hooks, ``compile()``)."""
     kind, space = type(module), vars(module)
+    is_model = PLACED in space
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
         if name in space:
             changes.keep(space, name)
@@ -350,7 +373,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
         changes.put(space, name, OrderedDict())
     if (original := getattr(kind, ORIGINAL, None)) is not None:
         changes.later(partial(object.__setattr__, module, "__class__", kind))
-        object.__setattr__(module, "__class__", original)
+        object.__setattr__(module, "__class__", resting_class(kind, original) if is_model else original)
 
 
 @contextlib.contextmanager
@@ -375,26 +398,25 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
-    """If the with-block, which runs a graph, raises: reset the call counters of the key and the clock to the beginning of the call.
+def restored_unless_done(model: nn.Module, late: bool, arguments: Any) -> Iterator[None]:
+    """If the with-block, which runs a graph, raises: take back what it has counted.
 
     If ``late``, also restore the model's buffers and torch's random state. So another graph can run the call.
 
     Raises:
         GraphRegError: The graph wrote into an argument, and then raised OtherInputs. Another graph would write into the argument again.
     """
-    counters = [counter for counter in (shared.key, shared.clock) if counter is not None]
-    counted, saved = [(counter, dict(counter._buffers)) for counter in counters], list[tuple[Tensor, Tensor]]()
+    saved = list[tuple[Tensor, Tensor]]()
     if late:
         saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         state = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    outer = begin_counting()
     try:
         yield
     except BaseException as error:
-        for counter, buffers in counted:
-            counter._buffers.update({name: buffers[name] for name in ("step", counter.product)})
+        take_back()
         if late:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state_all(cuda)
@@ -407,3 +429,5 @@ def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, argu
                     "changed already. Test the condition first in the forward, or call the model with a copy of the argument."
                 ) from error
         raise
+    finally:
+        end_counting(outer, as_part=True)

@@ -33,7 +33,7 @@ from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
-from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice, storage_of
+from graphreg.runtime.gradient_join import Views, Way, identity, in_place, link, refuse_twice, relations, storage_of
 from graphreg.runtime.handle import (
     BACKEND,
     BackendHandle,
@@ -65,19 +65,20 @@ from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, owned_by
 from graphreg.runtime.strengths_now import strength_text, strengths_now
+from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked",
-    "AttachRule", "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule",
-    "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
-    "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule",
-    "SharedState", "SpliceRule", "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total",
-    "Track", "Way", "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "call_within", "changed_strengths",
+    "BACKEND", "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
+    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
+    "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
+    "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
+    "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Views", "Way",
+    "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "begin_counting", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
-    "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor", "key_of",
-    "lead", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates",
-    "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized", "reset_state", "rewritten", "rng_state",
-    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "shard_measured", "site_strengths", "states_in",
-    "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "unplace", "with_plain_gradient", "written_scale",
-    "written_state", "zeros",
+    "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor",
+    "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
+    "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized", "relations",
+    "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero",
+    "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on",
+    "take_back", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join
+from graphreg.runtime.unfinished import counted
 from graphreg.torch_internals import first_scale, graph_break, is_exporting, scale_tensor, traces_objects
 
 Penalties = Literal["return", "attach"]
@@ -87,6 +89,9 @@ class AttachRule(nn.Module):
             return value.detach().to(self.now.device, dtype, copy=True).view(1)
         return torch.full((1,), value, dtype=dtype, device=self.now.device)
 
+    def _take_back(self, before: dict[str, Tensor], made: dict[str, Tensor]) -> None:
+        self.last = before if self.last is made else self.last
+
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         """Return the outputs, from which a backward pass now reaches the penalties.
 
@@ -94,7 +99,9 @@ class AttachRule(nn.Module):
         its value.
         """
         if not is_exporting():  # the program has no attributes to assign, and the values are fake tensors
-            self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+            before, self.last = self.last, {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+            if not torch.compiler.is_compiling():
+                counted(partial(self._take_back, before, self.last))
         if not penalties:
             return outputs
         total = torch.stack(penalties).sum()
@@ -103,6 +110,16 @@ class AttachRule(nn.Module):
             if loss.dim():
                 raise RegularizerError(
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
+                )
+            if not loss.dtype.is_floating_point and not loss.dtype.is_complex:
+                raise RegularizerError(
+                    f"the output's loss is {loss.dtype}, to which no penalty can be added: it would be rounded, and has no gradient. Give "
+                    "this field of the output another name, or use penalties='return'."
+                )
+            if torch.is_grad_enabled() and total.requires_grad and not loss.requires_grad:
+                raise RegularizerError(
+                    "the output's loss has no gradient (is it detached?), so training does not go through it, and would miss the penalties "
+                    "that are added to it. Give this field of the output another name, or use penalties='return'."
                 )
             if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
                 share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])

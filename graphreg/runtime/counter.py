@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from graphreg.errors import GraphRegError
 from graphreg.rng import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
+from graphreg.runtime.unfinished import counted
 from graphreg.torch_internals import (
     CHUNKED,
     Chunk,
@@ -191,7 +194,26 @@ class Counter(RuntimeModule):
             return self._advanced()
 
     def _advanced(self) -> Tensor:
-        """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func."""
+        """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func.
+
+        If the call raises, its number is free again, unless another call has taken the next one (``_take_back``).
+        """
+        step, beyond = self._buffers["step"], self.beyond
+        needed = self._counted()
+        counted(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
+        return needed
+
+    def _take_back(self, step: Tensor, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:
+        """Undo ``_advanced``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
+        with taking(), without_transforms():
+            if self._buffers["step"] is not next_step():
+                return
+            self._buffers["step"] = step
+            self.beyond = beyond if self.beyond == next_beyond else self.beyond
+            if self.frozen_call is None:  # not the former product: streams may have been added since
+                self._buffers[self.product] = self.made(step)
+
+    def _counted(self) -> Tensor:
         present = self._buffers[self.product]
         if present is not None and self.frozen_call is None and (following := self.following()) is not None:
             self._buffers["step"], self._buffers[self.product] = following

@@ -23,6 +23,7 @@ from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
+from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
@@ -146,16 +147,31 @@ def guarded(additions: str) -> Callable[..., Any]:
                 _refuse(rules)
             if not torch.compiler.is_compiling():
                 _before(self, rules, args, kwargs)
-        if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
+        if rules is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
-        before = stage.begin(self)
+        outer, stage = begin_counting(), rules.__dict__.get("stage")
         try:
-            return _called(self, rules, args, kwargs)
+            return _called(self, rules, args, kwargs) if stage is None else _called_in(stage, self, rules, args, kwargs)
+        except BaseException:
+            take_back()
+            raise
         finally:
-            stage.end(self, before)
+            end_counting(outer)
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call
+
+
+def _called_in(stage: Any, module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
+    """Call a module that is a stage of a pipeline."""
+    before = stage.begin(module)
+    try:
+        return _called(module, rules, args, kwargs)
+    finally:
+        stage.end(module, before)
+
+
+skip_frame(_called_in)
 
 
 def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
@@ -218,6 +234,20 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
         return call()
     if backward_task() != NO_BACKWARD:
         _refuse(rules)
+    outer = begin_counting()
+    try:
+        return _within(module, rules, call, args, kwargs)
+    except BaseException:
+        take_back()
+        raise
+    finally:
+        end_counting(outer)
+
+
+skip_frame(call_within)
+
+
+def _within(module: nn.Module, rules: Any, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
     attach = rules._modules.get("attach")
     before = _begin(attach, args, kwargs) if attach is not None else None
     try:
@@ -234,7 +264,7 @@ def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args
     return result if torch.compiler.is_compiling() else _after(result)
 
 
-skip_frame(call_within)
+skip_frame(_within)
 
 
 def _addable(result: Any) -> Any:

@@ -2,27 +2,34 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphreg.errors import GraphRegError
 from graphreg.regularizer import recorded
 from graphreg.torch_internals import (
+    NO_BACKWARD,
     allow_in_graph,
     assume_constant_result,
+    backward_task,
     base_of,
+    has_hook,
     is_forward_mode,
     is_functionalized,
     is_plain_view,
     level_of,
+    number_of_node,
     one_level_below,
     same_view,
     storage_number,
     transform_level,
+    will_run,
 )
 
 TWICE = (
@@ -38,6 +45,10 @@ _FORWARD_MODE = (
 
 Way = Literal["alias", "copy", "view"]  # how a tensor passes through the join: see ``identity``
 Apply = Callable[[Sequence[Way], Sequence[Tensor]], tuple[Tensor, ...]]
+# Outputs that are views of what passes through the join: each with the position of the latter, and the function that makes the view again
+# of the joined tensor. The functions return the same object at each call.
+Views = Sequence[tuple[Tensor, int, Callable[[Tensor], Tensor]]]
+Link = Callable[[Sequence[Way], Sequence[Tensor], Views], tuple[Tensor, ...]]
 
 
 class _Call(threading.local):
@@ -83,12 +94,17 @@ def _join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tens
     def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return _Attached.apply(total, scale, tuple(ways), *entering)  # type: ignore[no-any-return,no-untyped-call]
 
+    def linked(ways: Sequence[Way], entering: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
+        if is_forward_mode() or not (before := relations(entering, views)):  # a jvp is refused by ``_Attached``
+            return apply(ways, entering)
+        return link(_Once.apply(total, scale), ways, entering, views, before)  # type: ignore[no-untyped-call]
+
     if transform_level() is not None:  # torch.func's tensors have no storage
         joined = dict(zip(map(id, live), apply(["view"] * len(live), live), strict=True))
         return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
     if is_functionalized():
         return _apart(apply, tensors, live)
-    return in_place(apply, tensors, live, _call.storages)
+    return in_place(linked, tensors, live, _call.storages)
 
 
 @assume_constant_result
@@ -112,7 +128,7 @@ def _has_tangent(total: Tensor) -> bool:
     return is_forward_mode() and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
+def in_place(apply: Link, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
     """Join without AOTAutograd: outputs keep their storage, and users may write into them in place, as into the model's own outputs.
 
     torch forbids writes into a view that a custom autograd function returned. So for outputs that share storage the function returns their
@@ -132,8 +148,19 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
         if all(source is not other for other in entering):
             entering.append(source)
             ways.append("alias" if base is not None and group else "view")
-    joined = dict(zip(map(id, entering), apply(ways, entering), strict=True))
-    made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
+    made: dict[int, Tensor] = {}
+
+    def again(tensor: Tensor, joined: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = _like(tensor, sources[id(tensor)], joined)
+        return made[id(tensor)]
+
+    at = {id(source): i for i, source in enumerate(entering)}
+    places = [(tensor, at[id(sources[id(tensor)])]) for tensor in live]
+    views = [(tensor, place, partial(again, tensor)) for tensor, place in places if entering[place] is not tensor]
+    joined = apply(ways, entering, views)
+    for tensor, place in places:
+        again(tensor, joined[place])
     return tuple(made.get(id(tensor), tensor) for tensor in tensors)
 
 
@@ -212,6 +239,131 @@ def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ..
     """
     by_way: dict[Way, Callable[[Tensor], Tensor]] = {"alias": Tensor.detach, "copy": Tensor.clone, "view": lambda out: out.view_as(out)}
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
+
+
+def link(
+    token: Tensor, ways: Sequence[Way], entering: Sequence[Tensor], views: Views, before: Mapping[int, Sequence[int]]
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return each output through a node of its own, from which a backward pass reaches ``token``; outputs keep their relations.
+
+    If y was computed from h, the joined y must have the gradient by the joined h that y has by h (Grad-CAM). But y was computed before the
+    penalties were known, so no path leads from it to the joined h. Each node therefore has an edge to the outputs from which its own was
+    computed, and sends a gradient there if somebody asks for it: see ``_Linked``. ``before``: what ``relations`` returned.
+    """
+    joined: dict[int, Tensor] = {}
+    probe = torch.zeros((), requires_grad=True)
+    outputs = [*((tensor, i, lambda joined: joined) for i, tensor in enumerate(entering)), *views]
+    for i, earlier in before.items():
+        edges = [get_gradient_edge(outputs[j][0]) for j in earlier]
+        sources = [joined[outputs[j][1]] for j in earlier]
+        targets = [outputs[j][2](source) for j, source in zip(earlier, sources, strict=True)]
+        joined[i] = _Linked.apply(token, probe, ways[i], edges, sources, entering[i], *targets)  # type: ignore[no-untyped-call]
+    return tuple(joined[i] for i in range(len(entering)))
+
+
+def relations(entering: Sequence[Tensor], views: Views) -> dict[int, list[int]]:
+    """Return, for each entering tensor by its position, the outputs from which autograd has recorded it; a tensor comes after those.
+
+    Outputs are counted as in ``entering`` followed by ``views``. Return an empty dict if no output was recorded from another.
+
+    Nodes that were recorded before all outputs are not visited. Nodes of other threads are numbered by themselves, so a relation may be
+    missed if an output was recorded in another thread; then no path leads from one of the two to the other.
+    """
+    if len(entering) == 1:
+        return {}
+    outputs = [*entering, *(tensor for tensor, _, _ in views)]
+    edges = [get_gradient_edge(each) for each in outputs]
+    least = -1 if any(each.is_leaf for each in outputs) else min(number_of_node(edge.node) for edge in edges)
+    positions = {(edge.node, edge.output_nr): i for i, edge in enumerate(edges)}
+    at = {edge.node: i for i, edge in enumerate(edges)}  # of several outputs of one node, any: they were recorded from the same outputs
+    found: dict[int, set[int]] = {}
+
+    def visit(i: int) -> set[int]:
+        if i in found:
+            return found[i]
+        waiting, seen, mine = list(edges[i].node.next_functions), set(), set[int]()
+        while waiting:
+            edge = waiting.pop()
+            if edge in seen or edge[0] is None:
+                continue
+            seen.add(edge)
+            mine |= {positions[edge]} if edge in positions else set()
+            if edge[0] in at:
+                mine |= visit(at[edge[0]])
+            elif number_of_node(edge[0]) > least:
+                waiting += edge[0].next_functions
+        return found.setdefault(i, mine)
+
+    before = {i: sorted(visit(i)) for i in sorted(range(len(entering)), key=lambda i: len(visit(i)))}
+    return before if any(before.values()) else {}
+
+
+class _Once(torch.autograd.Function):
+    """A number, 0. A backward pass that reaches it gives ``total``, the sum of the penalties, the gradient ``scale`` once."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.zeros((), device=total.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_twice()
+        (scale,) = ctx.saved_tensors
+        return scale, None
+
+
+class _Linked(torch.autograd.Function):
+    """The identity on one output.
+
+    In each backward pass that reaches the output, autograd also runs the node of ``token``. ``targets``: the outputs, as they are returned,
+    from which this one was computed. If one of them has a hook, retains its gradient, or is itself what the pass differentiates by, this
+    node computes the gradient by it (by its ``edge``, at which the model computed it), and sends it there. It arrives at the node of its
+    ``source`` (the target, or that of which it is a view), which subtracts it, because it flows upstream from this output anyway. So what a
+    hook changes arrives upstream, and nothing arrives twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, probe: Tensor, way: Way, edges: Sequence[GradientEdge], sources: Sequence[Tensor], output: Tensor,
+        *targets: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.targets, ctx.edges, ctx.device = targets, edges, token.device
+        ctx.nodes = [source.grad_fn for source in sources]
+        ctx.sent = (NO_BACKWARD, None)  # a backward pass, and the gradient that nodes of later outputs sent here in it
+        (joined,) = identity((way,), (output,))
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_twice()
+        (task, sent), ctx.sent = ctx.sent, (NO_BACKWARD, None)
+        if grad is not None and task == backward_task():
+            grad = None if grad is sent else grad - sent
+        if grad is None:
+            return (None,) * (6 + len(ctx.targets))
+        return (torch.zeros((), device=ctx.device), None, None, None, None, grad, *_sent(ctx, grad))
+
+
+def _sent(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Return the gradients that a node of ``_Linked`` sends to its targets. ``grad``: the gradient by its own output."""
+    _, (probe, _), output, *nodes = ctx.next_functions
+    in_part = not will_run(probe)  # torch.autograd.grad, or backward(inputs=...): only some nodes run, and not that of a tensor of ours
+    asked = [i for i, each in enumerate(ctx.targets) if has_hook(each) or (in_part and will_run(nodes[i][0]))]
+    sent: list[Tensor | None] = [None] * len(nodes)
+    if not asked:
+        return sent
+    edges, task = [ctx.edges[i] for i in asked], backward_task()
+    found = torch.autograd.grad((GradientEdge(*output),), edges, (grad,), retain_graph=True, allow_unused=True)
+    for i, gradient in zip(asked, found, strict=True):
+        if gradient is None:
+            continue
+        sent[i], node, arrives = gradient, ctx.nodes[i], gradient
+        if nodes[i][0] is not node:  # the target is a view
+            (arrives,) = torch.autograd.grad((GradientEdge(*nodes[i]),), (GradientEdge(node, 0),), (gradient,), retain_graph=True)
+        node.sent = (task, arrives if node.sent[0] != task else node.sent[1] + arrives)
+    return sent
 
 
 class _Attached(torch.autograd.Function):

@@ -7,6 +7,7 @@ no ``state_dict``; ``rng_state`` saves them. ``stateful.py`` has the runtime mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from graphreg.regularizer import Regularizer
 from graphreg.rng import between_calls
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
+from graphreg.runtime.unfinished import counted
 
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor
 
@@ -47,9 +49,16 @@ class SiteState(nn.Module):
 
     def replace(self, new: Mapping[str, Tensor]) -> None:
         """Replace the buffers by what the formula gave."""
-        for name, old in list(self._buffers.items()):
+        before = dict(self._buffers)
+        for name, old in before.items():
             assert old is not None
             self._buffers[name] = between_calls(new[name].detach().to(old.dtype))
+        if not torch.compiler.is_compiling():
+            counted(partial(self._take_back, before, dict(self._buffers)))
+
+    def _take_back(self, before: Mapping[str, Tensor | None], made: Mapping[str, Tensor | None]) -> None:
+        """Undo ``replace``: of a call that raised. A buffer that another call has replaced since stays as it is."""
+        self._buffers.update({name: old for name, old in before.items() if self._buffers[name] is made[name]})
 
     def renew(self, tensors: Mapping[str, Tensor]) -> None:
         """Take other values. Parameters keep their identity."""

@@ -24,12 +24,27 @@ def has_saved_tensor_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
+def has_hook(tensor: Tensor) -> bool:
+    """Return whether a tensor that is no leaf has a hook of its gradient, or retains it."""
+    return tensor.retains_grad or bool(tensor._backward_hooks)
+
+
 def in_backward() -> bool:
     """Return whether a backward pass runs in this thread.
 
     Activation checkpointing repeats a forward during the backward pass. The repeated forward must not draw new masks.
     """
     return backward_task() != NO_BACKWARD
+
+
+def will_run(node: torch.autograd.graph.Node) -> bool:
+    """Return whether the running backward pass will run, or has run, a node of the graph, or takes the gradient that arrives there."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def number_of_node(node: torch.autograd.graph.Node) -> int:
+    """Return a number that is greater than those of nodes that autograd recorded earlier in this thread; a leaf has the greatest."""
+    return node._sequence_nr()
 
 
 def wrap_engine(changes: Changes, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

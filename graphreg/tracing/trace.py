@@ -39,6 +39,7 @@ from graphreg.torch_internals import (
     compiles_itself,
     deep_enough,
     has_backward_hooks,
+    has_global_hook,
     modules_by_path,
     pytree,
     raise_interrupt,
@@ -390,6 +391,12 @@ def check_model(model: object) -> None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
+    if has_global_hook():
+        raise TraceError(
+            "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "
+            "counts or profiles). A trace would run it on stand-ins, and the graph would contain what it does, beside the calls at which "
+            "it runs anyway. Trace before it is registered: call graphreg.regularize there, or once a model that is regularized in place."
+        )
     check_names(model)
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")

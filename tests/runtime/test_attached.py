@@ -670,3 +670,27 @@ def test_compiled_by_regularize_itself() -> None:
     output, penalties = returned(x)
     expected = gradients(returned, F.cross_entropy(output, y) + sum(penalties.values()))
     close(gradients(module, F.cross_entropy(module(x), y)), expected)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda y: y.sum(0).argmax(), "torch.int64"),
+        (lambda y: (y > 0).all(), "torch.bool"),
+        (lambda y: y.sum().detach(), "detached"),
+    ],
+)
+def test_what_is_called_loss_and_cannot_be_one_is_refused(made: Callable[[Tensor], Tensor], told: str) -> None:
+    """A penalty that is added to an integer is truncated; one added to a detached value reaches no optimizer."""
+
+    class Other(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return {"loss": made(y), "logits": y}
+
+    module = graphreg.regularize(Other(), weight_l2=0.1, penalties="attach")
+    with pytest.raises(RegularizerError, match=told):
+        module(torch.ones(3, 5))
+    if told == "detached":
+        with torch.no_grad():
+            module(torch.ones(3, 5))

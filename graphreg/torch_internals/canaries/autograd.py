@@ -33,6 +33,24 @@ def backward_task() -> None:
     assert all(inside and task != door.NO_BACKWARD for task, inside in seen) and seen[0] != seen[1]
 
 
+@canary("a backward pass knows which nodes it runs, and nodes are numbered", "attached penalties of models with several outputs",
+        "will_run", "number_of_node", "has_hook")  # fmt: skip
+def nodes_of_a_pass() -> None:
+    x, other = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    h = x * other
+    y = h.exp()
+    leaves, seen = [edge[0] for edge in h.grad_fn.next_functions], list[list[bool]]()  # type: ignore[union-attr]
+    y.register_hook(lambda gradient: seen.append([door.will_run(leaf) for leaf in leaves]))  # type: ignore[no-untyped-call]
+    z = y * y
+    assert door.has_hook(y) and not door.has_hook(h) and not door.has_hook(z)
+    z.retain_grad()
+    assert door.has_hook(z)
+    z.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    torch.autograd.grad(z, h)
+    assert seen == [[True, True], [False, False]]
+    assert door.number_of_node(h.grad_fn) < door.number_of_node(y.grad_fn) < door.number_of_node(leaves[0])  # type: ignore[arg-type]
+
+
 @canary("zeros without memory are recognized", "the compiled penalty contractive at sites before an absolute value", "materialized")
 def materialized() -> None:
     x = torch.ones(2, requires_grad=True)
