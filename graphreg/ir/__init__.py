@@ -10,7 +10,16 @@ from graphreg.ir.cell_states import cell_call, state_before
 from graphreg.ir.codegen_fixes import check_arguments, spelled
 from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, literals_apart, name_of
 from graphreg.ir.containers import building, builds, end_of, loss_of
-from graphreg.ir.contents import FOREIGN, called_by_foreign_code, contents_of, copied_contents, may_change, shown_contents
+from graphreg.ir.contents import (
+    FOREIGN,
+    TensorKind,
+    called_by_foreign_code,
+    contents_of,
+    copied_contents,
+    detached,
+    may_change,
+    shown_contents,
+)
 from graphreg.ir.convolution_axes import convolution, is_elementwise
 from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
 from graphreg.ir.layer_calls import LAYER, PARAMETERS, call_with, instead_of
@@ -115,10 +124,10 @@ __all__ = [
     "SIZE_ATTRIBUTES", "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "Block", "BufferConstants",
     "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Lines", "Literals", "Missing", "ModelFacts", "ModuleCall", "ModuleCalls",
     "Namer", "Names", "NativeDropout", "Operations", "Origin", "ParameterRead", "Pattern", "Place", "Printed", "Reads", "Role",
-    "Selector", "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "alias_paths", "apart", "assert_sizes",
+    "Selector", "Site", "State", "Steps", "Table", "TensorKind", "Units", "add_label", "addition_of", "alias_paths", "apart", "assert_sizes",
     "blank_like", "blocks", "brought", "building", "builds", "call_with", "called_by_foreign_code", "calls_of",
     "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "check_width", "choose", "clone", "coloured",
-    "compared", "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes", "described",
+    "compared", "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes", "described", "detached",
     "difference", "dtype_text", "elements", "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze",
     "function_name", "gives_tuple", "has_float64", "has_keys", "html", "identifier", "instead_of", "is_added", "is_drop_path",
     "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout",
