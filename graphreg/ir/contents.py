@@ -260,6 +260,14 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
     return new
 
 
+def unshared(kept: Any) -> Any:
+    """Return kept arguments (``copied_contents``) in which each tensor has a ``TensorKind`` of its own."""
+    kinds = [id(leaf) for leaf in pytree.tree_leaves(kept) if isinstance(leaf, TensorKind)]
+    if not kinds:
+        return kept
+    return pytree.tree_map_only(TensorKind, lambda kind: TensorKind(kind.kind, kind.dtype, kind.dims), kept)
+
+
 def _copied_tuple(value: Any, items: list[Any]) -> Any:
     """Copy a tuple of a subclass that is no named tuple, such as torch.return_types.max."""
     try:

@@ -13,12 +13,13 @@ from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
 from graphreg.tracing.shape_decisions import DECISIONS, decisions
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 from graphreg.tracing.symbolic.tracer import PLAIN
-from graphreg.tracing.trace import FrontEnd, Traced, check_model, trace, traced_for_proof
+from graphreg.tracing.trace import FrontEnd, Traced, check_model, trace, traced_for_call, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
 __all__ = [
     "CHECKPOINTS", "DECISIONS", "NO_INPUTS", "PLAIN", "PROVABLE", "TRACED", "Arguments", "Claim", "FrontEnd", "NotTheModel", "On",
     "Proving", "ReachableCode", "Traced", "alike", "arguments", "check_model", "checkpoints_itself", "culprit", "decisions", "difference",
     "is_foreign_class", "is_foreign_name", "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot", "steps_of_graph",
-    "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_proof", "usual_inputs",
+    "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_call", "traced_for_proof",
+    "usual_inputs",
 ]  # fmt: skip
