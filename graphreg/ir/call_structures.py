@@ -1,20 +1,20 @@
 """The structures of arguments for which a rewritten module's graph is right, and the text that a call's structure is.
 
 A structure is: the values that the forward's parameters get, defaults included; of a container its type and its items; of a tensor its
-class; which tensors are one object; of anything else its contents (``contents_of``). dtypes and numbers of dims count only for a graph of
-torch.export, which fixes them; torch.fx asserts in the graph what the forward asked about them. A number that is an input of the graph
-counts by its type.
+class; which tensors are one object; of anything else its contents (``contents_of``). dtypes count only for a graph of torch.export,
+which fixes them (and asserts the numbers of dims); torch.fx asserts in the graph what the forward asked about them. A number that is an
+input of the graph counts by its type.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphreg.errors import shown
 from graphreg.ir.contents import TensorKind, contents_of, copied_contents, shown_contents
@@ -30,7 +30,7 @@ class CallStructures:
     Attributes:
         given: The arguments of a call of each accepted structure, by the name of the parameter, with a ``TensorKind`` for each tensor.
         inputs: The names of the parameters that are inputs of the graph; the others are specialized.
-        loose: Whether dtypes, numbers of dims and the values of numbers among the inputs do not count.
+        loose: Whether dtypes and the values of numbers among the inputs do not count.
         digest: The digest of the trace from which the module was made (``digest``). A trace for another structure must have the same.
         front_end: The front end that made the trace.
         assumed: Whether no example inputs were given, so that each required argument was assumed to be a tensor.
@@ -70,7 +70,7 @@ class CallText:
         self.variadic = [p.name for p in parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self.defaults = {name: parameters[name].default for name in self.names if parameters[name].default is not _ABSENT}
         self.defaults.update({name: value for name, value in specialized.items() if name in self.names})
-        self.inputs, self.loose = structures.inputs, structures.loose
+        self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
         texts = [self.text(*self._call(given)) for given in structures.given]
         structures.accepted.update(dict.fromkeys(texts, True))
         self.first = texts[0]
@@ -92,25 +92,63 @@ class CallText:
         for i, name in enumerate(self.names):
             value = args[i] if i < len(args) else kwargs[name] if name in kwargs else self.defaults.get(name, _ABSENT)
             if value is not _ABSENT:
-                parts.append(f"{name}={contents_of(value, (), True, seen, self.loose and name in self.inputs)}")
+                parts.append(f"{name}={contents_of(value, (), True, seen, self._level if name in self.inputs else 0)}")
         for i in range(len(self.names), len(args)):
-            parts.append(f"*{i}={contents_of(args[i], (), True, seen, self.loose)}")
+            parts.append(f"*{i}={contents_of(args[i], (), True, seen, self._level)}")
         for name, value in kwargs.items():
             if name not in self.names:
-                parts.append(f"{name}={contents_of(value, (), True, seen, self.loose)}")
+                parts.append(f"{name}={contents_of(value, (), True, seen, self._level)}")
         return ", ".join(parts)
 
     def quick_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return a short description of a call, which says all of its structure if ``is_quick`` is True."""
-        count = len({*map(id, args), *map(id, kwargs.values())})
-        return (*map(type, args), *kwargs, *map(type, kwargs.values()), count)
+        key: list[Any] = []
+        ids: list[int] = []
+        self._describe(args, key, ids)
+        if kwargs:
+            key.extend(kwargs)
+            self._describe(kwargs.values(), key, ids)
+        if len(ids) > 1:
+            key.append(len(set(ids)))
+        return tuple(key)
+
+    def _describe(self, values: Iterable[Any], key: list[Any], ids: list[int]) -> None:
+        for value in values:
+            kind = type(value)
+            key.append(kind)
+            if kind is Tensor or kind is nn.Parameter:
+                ids.append(id(value))
+                if not self.loose:
+                    key.append(value.dtype)
+            elif kind is dict:
+                key.append(tuple(value))
+                self._describe(value.values(), key, ids)
+            elif kind is list or kind is tuple:
+                key.append(len(value))
+                self._describe(value, key, ids)
 
     def is_quick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether all calls with this ``quick_key`` have one structure: all arguments are None, or different tensors or numbers."""
-        values = [(name, value) for name, value in (*zip(self.names, args, strict=False), *kwargs.items()) if value is not None]
-        plain = all(isinstance(v, Tensor) or (type(v) in _NUMBERS and name in self.inputs) for name, v in values)
-        different = len({id(value) for _, value in values}) == len(values)
-        return self.loose and plain and different and len(args) <= len(self.names)
+        """Return whether all calls with this ``quick_key`` have one structure.
+
+        So it is if the arguments, and the items of lists, tuples and dicts, are None, tensors of which none is there twice, and numbers
+        that count by their type.
+        """
+        if len(args) > len(self.names):
+            return False
+        seen: set[int] = set()
+        return all(self._is_quick(value, self.loose and name in self.inputs, seen) for name, value in self.by_name(args, kwargs).items())
+
+    def _is_quick(self, value: Any, loose: bool, seen: set[int]) -> bool:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            count = len(seen)
+            seen.add(id(value))
+            return len(seen) > count
+        if kind is dict:
+            return all(type(key) is str and self._is_quick(item, loose, seen) for key, item in value.items())
+        if kind is list or kind is tuple:
+            return all(self._is_quick(item, loose, seen) for item in value)
+        return value is None or (loose and kind in _NUMBERS)
 
     def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by the names of the parameters, without those that ``*args`` takes."""
@@ -146,7 +184,7 @@ def _shown(value: Any, loose: bool, numbers: dict[int, int]) -> str:
             return "the same tensor again"
         numbers[id(value)] = len(numbers)
         kind = "a tensor" if value.kind is Tensor else f"a {value.kind.__name__}"
-        return kind if loose else f"{kind} of {value.dtype} with {value.dims} dims".replace("torch.", "")
+        return kind if loose else f"{kind} of {value.dtype}".replace("torch.", "")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_shown(item, loose, numbers)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

@@ -38,6 +38,7 @@ _BUFFERS = (bytearray, array.array)
 # the classes that tracers, transforms and meshes of devices give a tensor that is a plain one for the model's code
 _STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTensor", "AsyncCollectiveTensor", "Proxy"})
 _CALLS = (types.MethodType, functools.partial)
+_WRITTEN = (bool, str, torch.dtype, torch.device)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 _PLAIN_NAMES = {int: "int", float: "float", torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 
@@ -55,6 +56,9 @@ class TensorKind:
 
     def __init__(self, kind: type, dtype: torch.dtype | None, dims: int) -> None:
         self.kind, self.dtype, self.dims = kind, dtype, dims
+
+    def __repr__(self) -> str:
+        return "a tensor" if self.kind is Tensor else f"a {self.kind.__name__}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         kind = self.kind
@@ -79,7 +83,7 @@ def _tensor_class(kind: type) -> str:
     return " Parameter" if kind is nn.Parameter else f" {_class(kind)}"
 
 
-def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, seen: Seen | None = None, loose: bool = False) -> str:
+def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, seen: Seen | None = None, loose: int = 0) -> str:
     """Return a text for an argument. Two values that a forward can tell apart have different texts. Dynamo traces this function.
 
     Args:
@@ -89,16 +93,17 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
             dimensions; the text of any other tensor also has its ``id``.
         seen: The tensors and objects that came before the value in the same call, to which those of the value are added. The text of one
             of them has its number in the list.
-        loose: Whether the text leaves out the dtypes and numbers of dimensions of inputs, and the values of numbers.
+        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these, the dtypes of inputs and the values of
+            numbers, 0 for nothing.
     """
     if isinstance(value, (Tensor, TensorKind)):
         return _again(value, seen) or _tensor(value, is_data, loose)
-    if value is None or type(value) in (bool, str, torch.dtype, torch.device):
+    if value is None or type(value) in _WRITTEN:
         return repr(value)
     if isinstance(value, _NUMBERS) and not isinstance(value, Enum):
         return _number(value, loose)
     if isinstance(value, Proxy):
-        return "" if loose else "a proxy"
+        return "a tensor" if loose == 2 else "a proxy"
     if isinstance(value, Enum):
         return f"<{_class(type(value))} {value.name}>"
     if isinstance(value, (str, bytes)):  # of a subclass, whose repr may be anything
@@ -123,7 +128,7 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     if again := _again(value, seen):
         return again
     is_data = is_data and type(value) in pytree.SUPPORTED_NODES
-    parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data, seen, loose and is_data)}" for name in names]
+    parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data, seen, loose if is_data else 0)}" for name in names]
     return f"<{kind} {', '.join(parts)}>"
 
 
@@ -141,17 +146,17 @@ def _again(value: Any, seen: Seen | None) -> str:
     return ""
 
 
-def _tensor(value: Any, is_data: bool, loose: bool) -> str:
+def _tensor(value: Any, is_data: bool, loose: int) -> str:
     of = type(value) if isinstance(value, Tensor) else value.kind
-    if loose and is_data:
-        return f"a tensor{_tensor_class(of)}"
-    dims = value.dim() if isinstance(value, Tensor) else value.dims
-    return f"{value.dtype}[{dims}]{_tensor_class(of)}" + ("" if is_data else f" {id(value)}")
+    if loose == 2 and is_data:
+        return "a tensor" if of is Tensor else f"a tensor{_tensor_class(of)}"
+    dims = "" if loose and is_data else f"[{value.dim() if isinstance(value, Tensor) else value.dims}]"
+    return f"{value.dtype}{dims}{_tensor_class(of)}" + ("" if is_data else f" {id(value)}")
 
 
-def _number(value: Any, loose: bool) -> str:
+def _number(value: Any, loose: int) -> str:
     name = _PLAIN_NAMES.get(type(value)) or _class(type(value))
-    if loose:
+    if loose == 2:
         return name
     number = plain_number(value)
     if isinstance(number, int) and not -_DECIMAL < number < _DECIMAL:
@@ -167,7 +172,7 @@ def _call(value: Any, within: tuple[Any, ...], seen: Seen | None) -> str:
     return ", ".join([contents_of(part, (*within, value), False, seen) for part in parts])
 
 
-def _items(value: Any, within: tuple[Any, ...], is_data: bool, seen: Seen | None, loose: bool) -> str:
+def _items(value: Any, within: tuple[Any, ...], is_data: bool, seen: Seen | None, loose: int) -> str:
     kind = "" if type(value) in (list, tuple, dict) else _class(type(value))
     if isinstance(value, dict):
         texts = [f"{contents_of(k)}: {contents_of(item, within, is_data, seen, loose)}" for k, item in value.items()]

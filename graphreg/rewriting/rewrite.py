@@ -98,8 +98,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
 
 
 def _structures(traced: Traced) -> CallStructures | None:
-    """Return the structures of arguments that a module of this trace accepts; None for the graph of a GraphModule, which is no trace."""
-    if isinstance(traced.model, fx.GraphModule):
+    """Return the structures of arguments that a module of this trace accepts; None for graphs of a GraphModule or Dynamo, not traced here."""
+    if type(traced) is not Traced or isinstance(traced.model, fx.GraphModule):
         state = state_of(traced.model)
         return state.structures if state is not None else None
     given, placeholders = traced.arguments, [n for n in next(iter(traced.graphs.values())).nodes if n.op == "placeholder"]
