@@ -44,8 +44,9 @@ class CallForm:
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
 
-        Arguments that ``**kwargs`` takes are in the order of the call, in which the forward gets them. Otherwise the text is the same whether an argument is given by position or by name. The text is also the same whether an argument that equals
-        its default is given or left out, if the default is None, a bool, a number, a str or an object that may change in place.
+        Arguments that ``**kwargs`` takes are in the order of the call, in which the forward gets them. Otherwise the text is the same
+        whether an argument is given by position or by name. The text is also the same whether an argument that equals its default is given
+        or left out, if the default is None, a bool, a number, a str or an object that may change in place.
         """
         seen: Any = [] if torch.compiler.is_dynamo_compiling() else {}
         parts, rest = [], []

@@ -33,6 +33,7 @@ class CallStructures:
         loose: Whether dtypes and the values of numbers among the inputs do not count.
         digest: The digest of the trace from which the module was made (``digest``). A trace for another structure must have the same.
         front_end: The front end that made the trace.
+        proves: Whether the graph is proved on the arguments of a call of another structure, before that is accepted.
         assumed: Whether no example inputs were given, so that each required argument was assumed to be a tensor.
         accepted: The texts of the accepted structures.
         refused: The messages for structures that were traced on the side and refused, by text.
@@ -44,6 +45,7 @@ class CallStructures:
     loose: bool
     digest: str
     front_end: str
+    proves: bool = True
     assumed: bool = False
     accepted: dict[str, bool] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class CallText:
         return {name: copied_contents(value, copies, is_data=True) for name, value in values.items()}
 
     def shown(self, given: Mapping[str, Any], also: Sequence[str] = ()) -> str:
-        """Return a structure as messages show it. Specialized arguments that have their defaults are left out, unless ``also`` names them."""
+        """Return a structure as messages show it, without specialized arguments, unless ``also`` names them."""
         numbers: dict[int, int] = {}
         parts = []
         for name in (*self.names, *self.variadic):

@@ -52,7 +52,7 @@ Seen = list[Any] | dict[int, int]  # objects in order; or, quicker, but not for 
 
 
 class TensorKind:
-    """Stands for a tensor in the kept arguments of a call (``copied_contents``): it has the tensor's class, dtype and number of dimensions."""
+    """Stands for a tensor in the kept arguments of a call (``copied_contents``): it has the tensor's class, dtype and number of dims."""
 
     def __init__(self, kind: type, dtype: torch.dtype | None, dims: int) -> None:
         self.kind, self.dtype, self.dims = kind, dtype, dims

@@ -47,7 +47,7 @@ from graphreg.runtime import (
     clock_of,
 )
 from graphreg.torch_internals import collector_at_rest
-from graphreg.tracing import Traced
+from graphreg.tracing import NOT_ASKED, Traced
 
 
 @collector_at_rest()
@@ -98,7 +98,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
 
 
 def _structures(traced: Traced) -> CallStructures | None:
-    """Return the structures of arguments that a module of this trace accepts; None for graphs of a GraphModule or Dynamo, not traced here."""
+    """Return the structures of arguments that a module of this trace accepts; None for graphs of a GraphModule or of Dynamo."""
     if type(traced) is not Traced or isinstance(traced.model, fx.GraphModule):
         state = state_of(traced.model)
         return state.structures if state is not None else None
@@ -111,7 +111,8 @@ def _structures(traced: Traced) -> CallStructures | None:
     structures = [dict(given)] if traced.shares else [dict(given), {name: unshared(value) for name, value in given.items()}]
     inputs = frozenset(name.lstrip("*") for name in names if name.lstrip("*") not in traced.specialized)
     made = digest(traced.graphs, traced.constants)
-    return CallStructures(structures, inputs, traced.front_end != "export", made, traced.front_end, assumed)
+    proves = NOT_ASKED not in traced.unproved.values()
+    return CallStructures(structures, inputs, traced.front_end != "export", made, traced.front_end, proves, assumed)
 
 
 def _device(rules: Rules) -> torch.device:

@@ -33,6 +33,7 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
+    runs_compiled,
     skip_frame,
     traces_here,
     with_own_code,
@@ -94,7 +95,7 @@ def chosen(
 def _argument_check(
     forward: Callable[..., Any], writer: CallText | None
 ) -> Callable[[Any, Sequence[Any], Mapping[str, Any]], None] | None:
-    """Return a function that raises GraphRegError for arguments of a structure that the graph is not right for. Dynamo traces that function.
+    """Return a function that raises GraphRegError for arguments of a structure that the graph is not right for. Dynamo traces it.
 
     In eager, a set lookup settles a call of tensors alone whose structure is known. Other calls write the text of their structure.
     """
@@ -145,6 +146,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             if backward_task() != NO_BACKWARD:
                 _refuse(rules)
             if not torch.compiler.is_compiling():
+                if runs_compiled(self):
+                    _settle(self, args, kwargs)
                 _before(self, rules, args, kwargs)
         if rules is None or (stage := rules.__dict__.get("stage")) is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
@@ -249,10 +252,18 @@ def _addable(result: Any) -> Any:
 
 
 @disable()
+def _settle(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Check the structure of the arguments before compiled code does, which cannot trace the model for another structure."""
+    if (check := type(module).forward.check) is not None:
+        check(module, args, kwargs)
+
+
+@disable()
 def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
     if rules.awaits_proof and rules.prover is not None:
-        type(module).forward.check(args, kwargs)
+        if (check := type(module).forward.check) is not None:
+            check(module, args, kwargs)
         rules.prover(module, args, kwargs)
     if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)

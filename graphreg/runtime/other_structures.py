@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, OtherInputs, first_line
+from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import CallStructures, CallText, contents_of, detached, digest, may_change, shown_contents, traced_model
-from graphreg.torch_internals import fake_mode, is_traced, is_wrapped, pytree, transforms
-from graphreg.tracing import traced_for_call
+from graphreg.torch_internals import disable, fake_mode, is_traced, is_wrapped, operator_modes, pytree, transforms
+from graphreg.tracing import NotTheModel, Proving, traced_for_call
 
-_INSTEAD = "Regularize the model with example_inputs of this structure, or in place (graphreg.regularize_), where each structure has a graph."
+_INSTEAD = "Regularize the model with example_inputs of this structure, or in place (regularize_), where each structure has a graph."
 
 
+@disable()
 def settle_structure(
-    module: nn.Module, forward: Callable[..., Any], writer: CallText, structures: CallStructures, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
+    module: nn.Module, forward: Callable[..., Any], writer: CallText, structures: CallStructures, args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Accept the structure of a call's arguments, or raise GraphRegError. Dynamo does not trace this function.
 
     Args:
@@ -69,11 +71,13 @@ def _why_not(
         return "This module has no link to the model (it was copied or unpickled), so graphreg cannot find out whether the graph is right."
     inputs = [name for name, value in writer.by_name(args, kwargs).items() if type(value) in (int, float) and name in structures.inputs]
     title = type(model).__name__
+    proving = Proving(around=_autocast_again(model), at_call=True) if structures.proves else None
     try:
         with _plainly(model):
-            traced = traced_for_call(model, detached(args, kwargs), structures.front_end, inputs)  # type: ignore[arg-type]
-    except OtherInputs:
-        raise
+            front_end: Any = structures.front_end
+            traced = traced_for_call(model, detached(args, kwargs), front_end, proving, inputs)
+    except NotTheModel as error:
+        return str(error)
     except GraphRegError as error:
         return f"{title} cannot be traced for these arguments ({first_line(error)})."
     if digest(traced.graphs, traced.constants) != structures.digest:
@@ -89,8 +93,8 @@ def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any
     lead = ""
     if fixed and may_change(then[fixed[0]]):
         lead = (
-            f"{fixed[0]} was {shown_contents(then[fixed[0]])} when the model was traced, and the graph is specialized to that. It has other "
-            f"contents now, or is another object. Regularize the model once more, with this {fixed[0]} in the example_inputs. "
+            f"{fixed[0]} was {shown_contents(then[fixed[0]])} when the model was traced, and the graph is specialized to that. It has "
+            f"other contents now, or is another object. Regularize the model once more, with this {fixed[0]} in the example_inputs. "
         )
     elif fixed:
         lead = (
@@ -114,19 +118,37 @@ def not_settled(writer: CallText, structures: CallStructures, args: Sequence[Any
 
 
 def _is_traced(arguments: Any) -> bool:
-    if torch.compiler.is_compiling() or is_traced() or transforms() or fake_mode() is not None:
+    if torch.compiler.is_compiling() or is_traced() or transforms() or operator_modes() or fake_mode() is not None:
         return True
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, (Tensor, fx.Proxy))]
     return any(isinstance(each, fx.Proxy) or is_wrapped(each) for each in tensors)
+
+
+def _devices(model: nn.Module) -> set[str]:
+    return {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
 
 
 @contextlib.contextmanager
 def _plainly(model: nn.Module) -> Iterator[None]:
     """Within the block, autocast and inference mode are off, as in a trace before the first call."""
     with contextlib.ExitStack() as stack:
-        for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
+        for device in _devices(model):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield
+
+
+def _autocast_again(model: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return a function that gives a context with the autocast that is on now."""
+    on = {device: torch.get_autocast_dtype(device) for device in _devices(model) if torch.is_autocast_enabled(device)}
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device, dtype in on.items():
+                stack.enter_context(torch.autocast(device, dtype))
+            yield
+
+    return around

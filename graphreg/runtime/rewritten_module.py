@@ -83,7 +83,9 @@ class RewrittenModule(fx.GraphModule):
         owner: str = "",
         structures: CallStructures | None = None,
     ) -> None:
-        """``owner`` and ``structures``: as in ``State``. If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
+        """``owner`` and ``structures`` are as in ``State``.
+
+        If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))

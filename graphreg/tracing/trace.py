@@ -78,9 +78,7 @@ class Traced(RenamedAttributes):
         asked_front_end: The option ``front_end`` of ``trace``.
         constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
-<<<<<<< HEAD
         unproved: For each mode in which the graph was not compared with the model on inputs, the reason.
-=======
         arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
             example inputs.
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
@@ -96,9 +94,7 @@ class Traced(RenamedAttributes):
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     asked_front_end: FrontEnd = "auto"
-<<<<<<< HEAD
     unproved: Mapping[str, str] = field(default_factory=dict)
-=======
     arguments: Mapping[str, Any] | None = None
     shares: bool = False
 
