@@ -69,7 +69,8 @@ class CallText:
         code = forward.__code__
         parameters = inspect.signature(forward).parameters
         self.names = tuple(code.co_varnames[1 : code.co_argcount])
-        self.variadic = [p.name for p in parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        self.rest = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+        self.named = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
         self.defaults = {name: parameters[name].default for name in self.names if parameters[name].default is not _ABSENT}
         self.defaults.update({name: value for name, value in specialized.items() if name in self.names})
         self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
@@ -79,13 +80,7 @@ class CallText:
 
     def _call(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = [given.get(name, self.defaults.get(name)) for name in self.names]
-        more: dict[str, Any] = {}
-        for name in self.variadic:
-            if isinstance(value := given.get(name, ()), dict):
-                more.update(value)
-            else:
-                args += value
-        return tuple(args), more
+        return (*args, *given.get(str(self.rest), ())), dict(given.get(str(self.named), {}))
 
     def text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text of a call's structure."""
@@ -161,20 +156,20 @@ class CallText:
         copies: dict[int, Any] = {}
         values = {**self.defaults, **self.by_name(args, kwargs)}
         more = {name: values.pop(name) for name in kwargs if name not in self.names}
-        rest = tuple(args[len(self.names) :])
-        for name in self.variadic:
-            values[name] = rest if rest and not isinstance(values.get(name), dict) else more
-            rest = ()
+        if self.rest is not None:
+            values[self.rest] = tuple(args[len(self.names) :])
+        if self.named is not None:
+            values[self.named] = more
         return {name: copied_contents(value, copies, is_data=True) for name, value in values.items()}
 
     def shown(self, given: Mapping[str, Any], also: Sequence[str] = ()) -> str:
         """Return a structure as messages show it, without specialized arguments, unless ``also`` names them."""
         numbers: dict[int, int] = {}
         parts = []
-        for name in (*self.names, *self.variadic):
-            value = given.get(name, ())
-            if (name in self.variadic and not value) or name not in given:
+        for name in (*self.names, *(each for each in (self.rest, self.named) if given.get(str(each)))):
+            if name not in given:
                 continue
+            value = given[name]
             if name in self.inputs or name in also or name not in self.defaults:
                 parts.append(f"{name}={_shown(value, self.loose, numbers)}")
         return f"({', '.join(parts)})"

@@ -102,6 +102,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return repr(value)
     if isinstance(value, _NUMBERS) and not isinstance(value, Enum):
         return _number(value, loose)
+    if isinstance(value, type):
+        return f"<class {id(value)}>"
     if isinstance(value, Proxy):
         return "a tensor" if loose == 2 else "a proxy"
     if isinstance(value, Enum):
