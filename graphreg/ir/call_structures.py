@@ -171,7 +171,7 @@ class CallText:
                 continue
             value = given[name]
             if name in self.inputs or name in also or name not in self.defaults:
-                parts.append(f"{name}={_shown(value, self.loose, numbers)}")
+                parts.append(f"{name}={_shown(value, self.loose and (name in self.inputs or name not in self.defaults), numbers)}")
         return f"({', '.join(parts)})"
 
 

@@ -36,7 +36,7 @@ _ITEMS = (list, tuple, deque)
 _SETS = (set, frozenset)
 _BUFFERS = (bytearray, array.array)
 # the classes that tracers, transforms and meshes of devices give a tensor that is a plain one for the model's code
-_STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTensor", "AsyncCollectiveTensor", "Proxy"})
+_STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTensor", "AsyncCollectiveTensor", "NestedTensor", "Proxy"})
 _CALLS = (types.MethodType, functools.partial)
 _WRITTEN = (bool, str, torch.dtype, torch.device)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -240,13 +240,14 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
     copies = {} if copies is None else copies
     if id(value) in copies:
         return copies[id(value)]
+    if is_data and isinstance(value, TensorKind):
+        return TensorKind(value.kind, value.dtype, value.dims)
     if is_data and isinstance(value, Tensor):
         return copies.setdefault(id(value), TensorKind(type(value), value.dtype, value.dim()))
     if isinstance(value, slice):
         return slice(*(copied_contents(part, copies, is_data) for part in (value.start, value.stop, value.step)))
     if isinstance(value, tuple):
-        items = [copied_contents(item, copies, is_data) for item in value]
-        return tuple(items) if type(value) is tuple else type(value)(*items) if hasattr(value, "_fields") else _copied_tuple(value, items)
+        return _copied_tuple(value, [copied_contents(item, copies, is_data) for item in value])
     if isinstance(value, (*_FIXED, *_NO_CONTENTS, *_CALLS, TensorKind)) or _is_fixed_value(value):
         return value
     if isinstance(value, (list, deque, dict, *_SETS)) or _has_memory(value):
@@ -269,18 +270,15 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
 
 def unshared(kept: Any) -> Any:
     """Return kept arguments (``copied_contents``) in which each tensor has a ``TensorKind`` of its own."""
-    kinds = [id(leaf) for leaf in pytree.tree_leaves(kept) if isinstance(leaf, TensorKind)]
-    if not kinds:
-        return kept
-    return pytree.tree_map_only(TensorKind, lambda kind: TensorKind(kind.kind, kind.dtype, kind.dims), kept)
+    return copied_contents(kept, is_data=True)
 
 
 def _copied_tuple(value: Any, items: list[Any]) -> Any:
-    """Copy a tuple of a subclass that is no named tuple, such as torch.return_types.max."""
+    """Return a tuple of the class of ``value``, without a call of a user's constructor."""
     try:
+        return tuple.__new__(type(value), items)
+    except TypeError:  # a class that is written in C, such as torch.return_types.max
         return type(value)(items)
-    except Exception:  # a user's class may take anything
-        return copy.copy(value)
 
 
 def shown_contents(value: Any) -> str:
