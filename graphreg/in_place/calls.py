@@ -1,7 +1,7 @@
 """Writes the structure of a call's arguments as a text, by which a model that is regularized in place chooses the graph for the call.
 
-Two calls have the same structure if they pass arguments for the same parameters of the forward, with equal dtypes and numbers of dims of
-tensors, and equal contents of all other arguments.
+Two calls have the same structure if they pass arguments for the same parameters of the forward, with equal classes, dtypes and numbers of
+dims of tensors, and equal contents of all other arguments, and if the same ones among them are one object.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import contents_of, may_change
+from graphreg.ir import contents_of, detached, may_change
 from graphreg.torch_internals import pytree
 
 # Stands for a dot in the text. The text is also the name of an attribute of ``Graphs`` (placed.py), and Dynamo cannot read an attribute
@@ -27,38 +27,42 @@ class CallForm:
 
     Attributes:
         names: The names of the forward's parameters that may be given by position.
+        order: The names of all parameters of the forward, except those like ``*args`` and ``**kwargs``.
         defaults: A dict. Each key is the name of a parameter that has a default; the value is the default.
-        lists: A dict. Each key is the name of a parameter whose default may change in place, such as a list; the value is the position of
-            the parameter, or None if it is keyword-only.
+        changing: The names of the parameters whose default may change in place, such as a list.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
         """``signature``: the signature of the forward, without ``self``."""
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self.order = tuple(name for name, p in signature.parameters.items() if p.kind not in variadic)
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
-        positions = {name: i for i, name in enumerate(self.names)}
-        self.lists = {name: positions.get(name) for name, default in self.defaults.items() if may_change(default)}
+        self.changing = tuple(name for name, default in self.defaults.items() if may_change(default))
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
 
-        The text is the same whether an argument is given by position or by name. The text is also the same whether an argument that equals
-        its default is given or left out, if the default is None, a bool, a number, a str or an object that may change in place.
+        Arguments that ``**kwargs`` takes are in the order of the call, in which the forward gets them. Otherwise the text is the same
+        whether an argument is given by position or by name. The text is also the same whether an argument that equals its default is given
+        or left out, if the default is None, a bool, a number, a str or an object that may change in place.
         """
-        parts = []
-        for i in range(len(args)):
-            name = self.names[i] if i < len(self.names) else f"*{i}"
-            if not self._is_default(name, args[i]):
-                parts.append(f"{name}={contents_of(args[i])}")
+        seen: Any = [] if torch.compiler.is_dynamo_compiling() else {}
+        parts, rest = [], []
+        given = dict(zip(self.names, args, strict=False))
+        given.update(kwargs)
+        for name in self.order:
+            if name in given and not self._is_default(name, given[name]):
+                parts.append(f"{name}={contents_of(given[name], (), True, seen)}")
+            elif name in self.changing and name not in given:
+                parts.append(f"{name}={contents_of(self.defaults[name], (), True, seen)}")
+        for i in range(len(self.names), len(args)):
+            rest.append(f"*{i}={contents_of(args[i], (), True, seen)}")
         for name, value in kwargs.items():
-            if not self._is_default(name, value):
-                parts.append(f"{name}={contents_of(value)}")
-        for name, position in self.lists.items():
-            if (position is None or len(args) <= position) and name not in kwargs:
-                parts.append(f"{name}={contents_of(self.defaults[name])}")
-        parts.sort()
-        return ", ".join(parts).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
+            if name not in self.order:
+                rest.append(f"{name}={contents_of(value, (), True, seen)}")
+        return ", ".join([*parts, *rest]).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
 
     def _is_default(self, name: str, value: Any) -> bool:
         if name not in self.defaults:
@@ -67,7 +71,7 @@ class CallForm:
         if default is None or value is None:
             return default is None and value is None
         if isinstance(default, (bool, int, float, str)) and type(default) is type(value):
-            return bool(default == value)
+            return contents_of(default) == contents_of(value)
         return False
 
 
@@ -92,8 +96,8 @@ def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return a call's arguments, with detached tensors, as example inputs: a tuple, or, if some are given by name, a dict by name."""
-    args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
+    """Return a call's arguments as example inputs: a tuple, or, if some are given by name, a dict by name."""
+    args, kwargs = detached(args, kwargs)
     if not kwargs:
         return tuple(args)
     if not args:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
+from graphreg.ir.train_eval import Graphs
 
 Literals = dict[int, tuple[Any, Any]]  # position in the result of ``flat`` -> (literal in the first graph, literal in the second)
 
@@ -88,3 +92,33 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
         if name not in others or _literals(node, others[name]) is None:
             return path, f"{shown_name} is another operation in the second trace"
     return "", "the second trace has other operations"
+
+
+def digest(graphs: Graphs, constants: Mapping[str, Tensor]) -> str:
+    """Return a digest of the graphs of a model and of the constants that they read. Within a process, equal digests mean equal graphs."""
+    made = hashlib.blake2b(digest_size=16)
+    for mode, graph in graphs.items():
+        names = {node: name_of(node) for node in graph.nodes}
+        made.update(mode.encode())
+        for node in graph.nodes:
+            made.update(described_node(node, names).encode())
+    for name, value in sorted(constants.items()):
+        made.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device} {_content(value)}".encode())
+    return made.hexdigest()
+
+
+def described_node(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+    """Return a text for a node that says its name, operation and arguments. ``names``: the names of all nodes."""
+    target = node.target if isinstance(node.target, str) else f"{node.target} {id(node.target)}"
+
+    def described(leaf: Any) -> str:
+        return f"%{names[leaf]}" if isinstance(leaf, fx.Node) else f"{type(leaf).__name__} {leaf!r}"
+
+    return f"{names[node]}: {node.op} {target}{map_aggregate((node.args, node.kwargs), described)}\n"
+
+
+def _content(value: Tensor) -> str:
+    if value.device.type == "meta" or isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+        return ""
+    with torch.no_grad():
+        return hashlib.blake2b(repr(value.detach().cpu().tolist()).encode()).hexdigest()

@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import array
 import copy
+import functools
 import sys
 import types
 from collections import deque
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from graphreg.errors import shown
 from graphreg.torch_internals import graph_break, plain_number, pytree, traces_objects
@@ -32,6 +35,12 @@ _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _ITEMS = (list, tuple, deque)
 _SETS = (set, frozenset)
 _BUFFERS = (bytearray, array.array)
+# the classes that tracers, transforms and meshes of devices give a tensor that is a plain one for the model's code
+_STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTensor", "AsyncCollectiveTensor", "NestedTensor", "Proxy"})
+_CALLS = (types.MethodType, functools.partial)
+_WRITTEN = (bool, str, torch.dtype, torch.device)
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_PLAIN_NAMES = {int: "int", float: "float", torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 
 
 def called_by_foreign_code() -> bool:
@@ -39,28 +48,77 @@ def called_by_foreign_code() -> bool:
     return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
-def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) -> str:
+Seen = list[Any] | dict[int, int]  # objects in order; or, quicker, but not for Dynamo, the number of each by its id
+
+
+class TensorKind:
+    """Stands for a tensor in the kept arguments of a call (``copied_contents``): it has the tensor's class, dtype and number of dims."""
+
+    def __init__(self, kind: type, dtype: torch.dtype | None, dims: int) -> None:
+        self.kind, self.dtype, self.dims = kind, dtype, dims
+
+    def __repr__(self) -> str:
+        return "a tensor" if self.kind is Tensor else f"a {self.kind.__name__}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind = self.kind
+        if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:  # pickle would not find the class
+            kind = _Elsewhere
+        return TensorKind, (kind, self.dtype, self.dims)
+
+
+class _Elsewhere:
+    """In a pickle, stands for the class of a tensor that no module has as an attribute."""
+
+
+def _class(kind: type) -> str:
+    """Return a text for a class. Classes of the same name have different texts."""
+    return f"{kind.__module__} {kind.__qualname__} {id(kind)}"
+
+
+def _tensor_class(kind: type) -> str:
+    """Return a text for the class of a tensor: ``""`` for torch.Tensor, and for what a tracer or a mesh of devices has in its place."""
+    if kind is Tensor or kind.__name__ in _STAND_INS:
+        return ""
+    return " Parameter" if kind is nn.Parameter else f" {_class(kind)}"
+
+
+def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, seen: Seen | None = None, loose: int = 0) -> str:
     """Return a text for an argument. Two values that a forward can tell apart have different texts. Dynamo traces this function.
 
     Args:
         value: The argument, or something in it.
         within: The containers and objects that contain the value, the outermost first.
-        is_data: Whether tensors in the value are inputs of the graph. The text of an input has only its dtype and number of dimensions;
-            the text of any other tensor also has its ``id``.
+        is_data: Whether tensors in the value are inputs of the graph. The text of an input has only its class, dtype and number of
+            dimensions; the text of any other tensor also has its ``id``.
+        seen: The tensors and objects that came before the value in the same call, to which those of the value are added. The text of one
+            of them has its number in the list.
+        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these, the dtypes of inputs and the values of
+            numbers, 0 for nothing.
     """
-    if isinstance(value, Tensor):
-        return f"{value.dtype}[{value.dim()}]" + ("" if is_data else f" {id(value)}")
-    if value is None or isinstance(value, (bool, str, torch.dtype, torch.device)):
+    if isinstance(value, (Tensor, TensorKind)):
+        return _again(value, seen) or _tensor(value, is_data, loose)
+    if value is None or type(value) in _WRITTEN:
         return repr(value)
-    if isinstance(value, (int, float)) and not isinstance(value, Enum):
-        return _number(value)
-    kind = f"{type(value).__module__} {type(value).__qualname__}"
+    if isinstance(value, _NUMBERS) and not isinstance(value, Enum):
+        return _number(value, loose)
+    if isinstance(value, type):
+        return f"<class {id(value)}>"
+    if isinstance(value, Proxy):
+        return "a tensor" if loose == 2 else "a proxy"
     if isinstance(value, Enum):
-        return f"<{kind} {value.name}>"
+        return f"<{_class(type(value))} {value.name}>"
+    if isinstance(value, (str, bytes)):  # of a subclass, whose repr may be anything
+        return f"<{_class(type(value))} {str.__repr__(value) if isinstance(value, str) else bytes.__repr__(value)}>"
     if True in (around := [value is each for each in within]):
         return f"<no. {around.index(True)} around it>"
+    if isinstance(value, slice):
+        return f"<slice {contents_of((value.start, value.stop, value.step), within, is_data, seen, loose)}>"
+    if isinstance(value, _CALLS):
+        return f"<{type(value).__name__} {_call(value, within, seen)}>"
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
-        return _items(value, (*within, value), is_data)
+        return _items(value, (*within, value), is_data, seen, loose)
+    kind = _class(type(value))
     if _has_memory(value):
         memory = value.tobytes() if hasattr(value, "tobytes") else bytes(value)  # bytes(n) of a number of numpy would be n zeros
         return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(memory)}>"
@@ -69,23 +127,59 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) 
     names = _attributes(value)
     if names is None:
         return f"<{kind} {id(value)}>"
+    if again := _again(value, seen):
+        return again
     is_data = is_data and type(value) in pytree.SUPPORTED_NODES
-    parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data)}" for name in names]
+    parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data, seen, loose if is_data else 0)}" for name in names]
     return f"<{kind} {', '.join(parts)}>"
 
 
-def _number(value: Any) -> str:
+def _again(value: Any, seen: Seen | None) -> str:
+    """Return a text with the number that a tensor or object has in ``seen``; if it has none, add it and return ``""``."""
+    if seen is None:
+        return ""
+    if isinstance(seen, dict):
+        count = len(seen)
+        number = seen.setdefault(id(value), count)
+        return f"<no. {number} again>" if len(seen) == count else ""
+    if True in (known := [value is each for each in seen]):
+        return f"<no. {known.index(True)} again>"
+    seen.append(value)
+    return ""
+
+
+def _tensor(value: Any, is_data: bool, loose: int) -> str:
+    of = type(value) if isinstance(value, Tensor) else value.kind
+    if loose == 2 and is_data:
+        return "a tensor" if of is Tensor else f"a tensor{_tensor_class(of)}"
+    dims = "" if loose and is_data else f"[{value.dim() if isinstance(value, Tensor) else value.dims}]"
+    return f"{value.dtype}{dims}{_tensor_class(of)}" + ("" if is_data else f" {id(value)}")
+
+
+def _number(value: Any, loose: int) -> str:
+    name = _PLAIN_NAMES.get(type(value)) or _class(type(value))
+    if loose == 2:
+        return name
     number = plain_number(value)
     if isinstance(number, int) and not -_DECIMAL < number < _DECIMAL:
-        return f"{type(value).__name__} {int(number):#x}"
-    return f"{type(value).__name__} {int(number) if isinstance(number, int) else float(number)!r}"
+        return f"{name} {int(number):#x}"
+    return f"{name} {int(number) if isinstance(number, int) else float(number)!r}"
 
 
-def _items(value: Any, within: tuple[Any, ...], is_data: bool) -> str:
-    kind = "" if type(value) in (list, tuple, dict) else type(value).__name__
+def _call(value: Any, within: tuple[Any, ...], seen: Seen | None) -> str:
+    """Return a text for a bound method or a ``functools.partial``. Another one of the same function and object has the same text."""
+    if isinstance(value, types.MethodType):
+        return f"{id(value.__func__)} {id(value.__self__)}"
+    parts = (value.func, value.args, value.keywords)
+    return ", ".join([contents_of(part, (*within, value), False, seen) for part in parts])
+
+
+def _items(value: Any, within: tuple[Any, ...], is_data: bool, seen: Seen | None, loose: int) -> str:
+    kind = "" if type(value) in (list, tuple, dict) else _class(type(value))
     if isinstance(value, dict):
-        return kind + "{" + ", ".join([f"{contents_of(k)}: {contents_of(item, within, is_data)}" for k, item in value.items()]) + "}"
-    texts = [contents_of(item, within, is_data) for item in value]
+        texts = [f"{contents_of(k)}: {contents_of(item, within, is_data, seen, loose)}" for k, item in value.items()]
+        return kind + "{" + ", ".join(texts) + "}"
+    texts = [contents_of(item, within, is_data, seen, loose) for item in value]
     if isinstance(value, _SETS):
         texts.sort()
     ends = "[]" if isinstance(value, list) else "()"
@@ -135,31 +229,56 @@ def may_change(value: Any) -> bool:
     return not (isinstance(value, _FIXED) or _is_fixed_value(value))
 
 
-def copied_contents(value: Any, copies: dict[int, Any] | None = None) -> Any:
-    """Return a deep copy of a container or object. Tensors, modules, functions and immutable objects in it are shared, not copied."""
+def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: bool = False) -> Any:
+    """Return a deep copy of a container or object. Tensors, modules, functions and immutable objects in it are shared, not copied.
+
+    Args:
+        value: The value.
+        copies: The copies made so far, by the id of what was copied, to which those of the value are added.
+        is_data: Whether to put a ``TensorKind`` in place of each tensor that is an input of the graph.
+    """
     copies = {} if copies is None else copies
     if id(value) in copies:
         return copies[id(value)]
+    if is_data and isinstance(value, TensorKind):
+        return TensorKind(value.kind, value.dtype, value.dims)
+    if is_data and isinstance(value, Tensor):
+        return copies.setdefault(id(value), TensorKind(type(value), value.dtype, value.dim()))
+    if isinstance(value, slice):
+        return slice(*(copied_contents(part, copies, is_data) for part in (value.start, value.stop, value.step)))
     if isinstance(value, tuple):
-        items = [copied_contents(item, copies) for item in value]
-        return tuple(items) if type(value) is tuple else type(value)(*items) if hasattr(value, "_fields") else copy.copy(value)
-    if isinstance(value, (*_FIXED, *_NO_CONTENTS)) or _is_fixed_value(value):
+        return _copied_tuple(value, [copied_contents(item, copies, is_data) for item in value])
+    if isinstance(value, (*_FIXED, *_NO_CONTENTS, *_CALLS, TensorKind)) or _is_fixed_value(value):
         return value
     if isinstance(value, (list, deque, dict, *_SETS)) or _has_memory(value):
         new = copies[id(value)] = copy.copy(value)
         if isinstance(value, dict):
-            dict.update(new, {key: copied_contents(item, copies) for key, item in dict.items(value)})
+            dict.update(new, {key: copied_contents(item, copies, is_data) for key, item in dict.items(value)})
         elif isinstance(value, (list, deque)):
             for i, item in enumerate(value):
-                new[i] = copied_contents(item, copies)
+                new[i] = copied_contents(item, copies, is_data)
         return new
     names = _attributes(value)
     if names is None:
         return value
+    is_data = is_data and type(value) in pytree.SUPPORTED_NODES
     new = copies[id(value)] = copy.copy(value) if isinstance(value, _NAMESPACES) else object.__new__(type(value))
     for name in names:
-        object.__setattr__(new, name, copied_contents(getattr(value, name), copies))
+        object.__setattr__(new, name, copied_contents(getattr(value, name), copies, is_data))
     return new
+
+
+def unshared(kept: Any) -> Any:
+    """Return kept arguments (``copied_contents``) in which each tensor has a ``TensorKind`` of its own."""
+    return copied_contents(kept, is_data=True)
+
+
+def _copied_tuple(value: Any, items: list[Any]) -> Any:
+    """Return a tuple of the class of ``value``, without a call of a user's constructor."""
+    try:
+        return tuple.__new__(type(value), items)
+    except TypeError:  # a class that is written in C, such as torch.return_types.max
+        return type(value)(items)
 
 
 def shown_contents(value: Any) -> str:
@@ -168,3 +287,16 @@ def shown_contents(value: Any) -> str:
     if names is None or isinstance(value, (*_ITEMS, *_SETS, dict)):
         return shown(value)
     return f"{type(value).__name__}({', '.join(f'{name}={shown(getattr(value, name))}' for name in names)})"
+
+
+def detached(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments, in which leaves replace the tensors that autograd computed. The same tensors are one object there."""
+    made: dict[int, Tensor] = {}
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if tensor.is_leaf:
+            return tensor
+        return made.setdefault(id(tensor), tensor.detach().requires_grad_())
+
+    positional, named = pytree.tree_map_only(Tensor, leaf, (tuple(args), dict(kwargs)))
+    return positional, named

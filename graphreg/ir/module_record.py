@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import TraceError
+from graphreg.ir.call_structures import CallStructures
 
 PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
@@ -59,6 +60,7 @@ class State:
         codes: The emitted Python of each graph, by mode.
         compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
         blocks: The paths of the blocks: the modules that the emitted code still calls as modules.
+        structures: The structures of arguments that the module accepts; None if it accepts all, as a module of a GraphModule does.
         owner: In place, where the blocks are the model's own modules, the name by which they know this rewritten module; else ``""``.
     """
 
@@ -70,6 +72,7 @@ class State:
     compiled_codes: dict[str, str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     owner: str = ""
+    structures: CallStructures | None = None
 
     def running(self, training: bool) -> str:
         """Return the key in ``graphs`` of the graph that runs in the mode ``training`` (True for train mode, False for eval mode)."""
@@ -86,6 +89,15 @@ def specialized_arguments(module: nn.Module) -> dict[str, Any]:
     """Return the specialized arguments of a rewritten module by name; an empty dict for any other module."""
     state = state_of(module)
     return dict(state.model.specialized) if state is not None else {}
+
+
+def traced_model(module: nn.Module) -> nn.Module | None:
+    """Return the model that a rewritten module was traced from, or that what it was made from was; None after pickling or copying."""
+    while (state := state_of(module)) is not None:
+        if not state.root:
+            return None
+        module = state.root[0]
+    return module
 
 
 @cache

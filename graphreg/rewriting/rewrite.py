@@ -14,7 +14,18 @@ from torch.fx.node import map_aggregate
 
 from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
 from graphreg.errors import RegularizerError
-from graphreg.ir import Addition, blank_like, mark, record_calls, surrounding_calls
+from graphreg.ir import (
+    Addition,
+    CallStructures,
+    TensorKind,
+    blank_like,
+    digest,
+    mark,
+    record_calls,
+    state_of,
+    surrounding_calls,
+    unshared,
+)
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.first_call import prove_call
 from graphreg.rewriting.graph_facts import GraphFacts
@@ -36,7 +47,7 @@ from graphreg.runtime import (
     clock_of,
 )
 from graphreg.torch_internals import collector_at_rest
-from graphreg.tracing import Traced
+from graphreg.tracing import NOT_ASKED, Traced
 
 
 @collector_at_rest()
@@ -76,13 +87,32 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
         rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # only models of ``regularize_`` have a SharedState
-    kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner
+    structures = None if isinstance(noise, SharedState) else _structures(traced)  # in place, each structure has a graph of its own
+    kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner, structures
     module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.unproved, rules.prover = dict(traced.unproved), prove_call
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module
+
+
+def _structures(traced: Traced) -> CallStructures | None:
+    """Return the structures of arguments that a module of this trace accepts; None for graphs of a GraphModule or of Dynamo."""
+    if type(traced) is not Traced or isinstance(traced.model, fx.GraphModule):
+        state = state_of(traced.model)
+        return state.structures if state is not None else None
+    given, placeholders = traced.arguments, [n for n in next(iter(traced.graphs.values())).nodes if n.op == "placeholder"]
+    names = [str(n.target) for n in placeholders]
+    assumed = given is None
+    if given is None:
+        required = [name for name in names if name not in traced.specialized and not name.startswith("*")]
+        given = {**dict(traced.specialized), **{name: TensorKind(torch.Tensor, None, 0) for name in required}}
+    structures = [dict(given)] if traced.shares else [dict(given), {name: unshared(value) for name, value in given.items()}]
+    inputs = frozenset(name.lstrip("*") for name in names if name.lstrip("*") not in traced.specialized)
+    made = digest(traced.graphs, traced.constants)
+    proves = NOT_ASKED not in traced.unproved.values()
+    return CallStructures(structures, inputs, traced.front_end != "export", made, traced.front_end, proves, assumed)
 
 
 def _device(rules: Rules) -> torch.device:

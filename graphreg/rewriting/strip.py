@@ -33,7 +33,8 @@ def strip(module: nn.Module) -> RewrittenModule:
         graphs[mode] = copy
     known = state_of(rewritten_module)
     blocks = [path for path in (known.blocks if known else ()) if checkpoints_itself(rewritten_module.get_submodule(path))]
-    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks)
+    structures = known.structures if known else None
+    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks, structures=structures)
 
 
 def strip_graph(graph: fx.Graph) -> None:

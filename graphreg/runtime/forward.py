@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import contents_of, has_keys, may_change, shown_contents
+from graphreg.ir import STATE, CallText, has_keys
 from graphreg.runtime.attach import collect
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
 from graphreg.runtime.counter import settle
@@ -19,6 +19,7 @@ from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
+from graphreg.runtime.other_structures import not_settled, settle_structure
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained, refuse_parallelized
@@ -33,6 +34,7 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
+    runs_compiled,
     skip_frame,
     traces_here,
     with_own_code,
@@ -46,23 +48,21 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
-    derivatives: Sequence[str], enters_levels: bool,
+    forwards: Forwards, compiled: Forwards, writer: CallText | None, additions: str, derivatives: Sequence[str], enters_levels: bool
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
     Args:
         forwards: The emitted forwards by mode: ``both``, or ``train`` and ``eval``.
         compiled: The forwards that Dynamo traces, by mode.
-        specialized: The specialized arguments, each with its value.
-        carried: The optional arguments that the example inputs had, so that each call must give them.
+        writer: Writes the structure of a call's arguments; None if all structures are right.
         additions: The name of the submodule that holds the runtime modules.
         derivatives: The names that the penalties on derivatives have in that submodule.
         enters_levels: Whether the code enters levels of torch.func.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
-    check = _argument_check(in_train, specialized, carried)
+    check = _argument_check(in_train, writer)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -71,7 +71,8 @@ def chosen(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
-        check(args, kwargs)
+        if check is not None:
+            check(self, args, kwargs)
         if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an exported program may contain only torch's operators
             code = train_compiled if self.training else eval_compiled
         else:
@@ -93,31 +94,31 @@ def chosen(
 
 
 def _argument_check(
-    forward: Callable[..., Any], specialized: Mapping[str, Any], carried: Sequence[str]
-) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
-    """Return a function that raises GraphRegError for arguments that the graph was not made for. Dynamo traces that function."""
-    positions, required = _positions(forward, specialized), _positions(forward, dict.fromkeys(carried))
-    fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
-    changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
+    forward: Callable[..., Any], writer: CallText | None
+) -> Callable[[Any, Sequence[Any], Mapping[str, Any]], None] | None:
+    """Return a function that raises GraphRegError for arguments of a structure that the graph is not right for. Dynamo traces it.
 
-    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        for name, (position, value) in fixed.items():
-            passed = args[position] if position < len(args) else kwargs.get(name, value)
-            if passed is not value and not (type(passed) is type(value) and passed == value):
-                raise GraphRegError(
-                    f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
-                )
-        for name, (position, value, contents, then) in changing.items():
-            if contents_of(args[position] if position < len(args) else kwargs.get(name, value)) != contents:
-                raise GraphRegError(
-                    f"{name} was {then} when the model was traced, and the graph is specialized to that. It has other contents now, or is "
-                    f"another object. Regularize the model once more, with this {name} in the example_inputs."
-                )
-        for name, (position, _) in required.items():
-            if position >= len(args) and name not in kwargs:
-                raise GraphRegError(
-                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
-                )
+    In eager, a set lookup settles a call of tensors alone whose structure is known. Other calls write the text of their structure.
+    """
+    if writer is None:
+        return None
+    first = writer.first
+
+    def check(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            text = writer.text(args, kwargs)
+            if text != first and text not in module.graphreg_state.structures.accepted:
+                raise not_settled(writer, module.graphreg_state.structures, args, kwargs)
+            return
+        structures = module.__dict__[STATE].structures
+        key = writer.quick_key(args, kwargs)
+        if key in structures.quick:
+            return
+        if writer.text(args, kwargs) not in structures.accepted:
+            settle_structure(module, forward, writer, structures, args, kwargs)
+        elif writer.is_quick(args, kwargs):
+            structures.quick.add(key)
+
     return check
 
 
@@ -146,6 +147,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             if backward_task() != NO_BACKWARD:
                 _refuse(rules)
             if not torch.compiler.is_compiling():
+                if runs_compiled(self):
+                    _settle(self, args, kwargs)
                 _before(self, rules, args, kwargs)
         if rules is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
@@ -279,10 +282,18 @@ def _addable(result: Any) -> Any:
 
 
 @disable()
+def _settle(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Check the structure of the arguments before compiled code does, which cannot trace the model for another structure."""
+    if (check := type(module).forward.check) is not None:
+        check(module, args, kwargs)
+
+
+@disable()
 def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
     if rules.awaits_proof and rules.prover is not None:
-        type(module).forward.check(args, kwargs)
+        if (check := type(module).forward.check) is not None:
+            check(module, args, kwargs)
         rules.prover(module, args, kwargs)
     if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)
@@ -325,9 +336,3 @@ def _refuse(rules: nn.Module) -> None:
     clock = rules._modules.get(CLOCK)
     if isinstance(clock, (ClockRule, SharedClock)) and clock.counts():
         clock.refuse_backward()
-
-
-def _positions(forward: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
-    """Return, for each argument of ``forward`` that has a value in ``values``, its position and this value."""
-    names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
-    return {name: (names.index(name), value) for name, value in values.items() if name in names}

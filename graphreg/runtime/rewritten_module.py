@@ -23,11 +23,12 @@ from graphreg.ir import (
     PREFIX,
     RULES,
     STATE,
+    CallStructures,
+    CallText,
     ModelFacts,
     State,
     check_arguments,
     check_names,
-    contents_of,
     freeze,
     plain,
     registered,
@@ -80,13 +81,17 @@ class RewrittenModule(fx.GraphModule):
         whole_model: bool = True,
         blocks: Collection[str] = (),
         owner: str = "",
+        structures: CallStructures | None = None,
     ) -> None:
-        """``owner``: as in ``State``. If it is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
+        """``owner`` and ``structures`` are as in ``State``.
+
+        If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
         self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
         self.__dict__[STATE].owner = owner
+        self.__dict__[STATE].structures = structures
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
@@ -175,19 +180,18 @@ class RewrittenModule(fx.GraphModule):
                 state.codes[mode] = _text(graph)
             check_arguments(graph, state.codes[mode], type(self).__name__)
             self._graph, graph.owning_module = graph, self
-        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
-        specialized = state.model.specialized
-        carried, derivatives = [name for name in optional if name not in specialized], list[str]()
+        derivatives = list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             averages_follow()
             rules.is_edited = rules.build_record is not None  # it is noted at the end of the rewrite
             rules.find_owners(self)
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
-        type(self).forward = chosen(forwards, compiled or forwards, specialized, carried, RULES, derivatives, levels)
+        writer = CallText(next(iter(forwards.values())), state.model.specialized, state.structures) if state.structures else None
+        type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
-        _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
+        _join_class(self, (writer and writer.first, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -347,10 +351,9 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
         return
-    specialized = [(name, type(value), contents_of(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = hashlib.blake2b(repr((kind.__name__, source, specialized, sorted(ours), references, structure(module))).encode())
+    key = hashlib.blake2b(repr((kind.__name__, source, sorted(ours), references, structure(module))).encode())
     for mode, code in (*state.codes.items(), *state.compiled_codes.items()):
         key.update(f"\0{mode}\0{len(code)}\0{code}".encode())
     common = _common.setdefault(key.digest(), kind)

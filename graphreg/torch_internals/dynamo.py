@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._guards import Guard
 
-from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost, skip_frame
+from graphreg.torch_internals.modules import COMPILED_CALL
 
 # The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
@@ -42,6 +44,14 @@ def plain_number(value: Any) -> Any:
     if torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return torch.fx.experimental.symbolic_shapes.guard_scalar(value)  # where there are symbols, this module has been imported
     return value
+
+
+def runs_compiled(module: torch.nn.Module) -> bool:
+    """Return whether torch.compile compiles a call of a module that begins now: ``module.compile()`` was called, or Dynamo is active."""
+    return module.__dict__.get(COMPILED_CALL) is not None or get_eval_frame_callback() is not None
+
+
+skip_frame(runs_compiled)
 
 
 def graph_break(msg: str) -> None:

@@ -7,18 +7,18 @@ from graphreg.tracing.checkpoints import CHECKPOINTS, checkpoints_itself
 from graphreg.tracing.fake_inputs import Arguments, arguments
 from graphreg.tracing.listing import On, names, trace_to_show, usual_inputs
 from graphreg.tracing.proof.first_difference import culprit, steps_of_graph, steps_of_model
-from graphreg.tracing.proof.proof import NO_INPUTS, PROVABLE, TRACED, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.proof import NO_INPUTS, NOT_ASKED, PROVABLE, TRACED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.proof.surroundings import alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
 from graphreg.tracing.shape_decisions import DECISIONS, decisions
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 from graphreg.tracing.symbolic.tracer import PLAIN
-from graphreg.tracing.trace import FrontEnd, Traced, check_model, trace, traced_for_proof
+from graphreg.tracing.trace import FrontEnd, Traced, check_model, trace, traced_for_call, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
 __all__ = [
-    "CHECKPOINTS", "DECISIONS", "NO_INPUTS", "PLAIN", "PROVABLE", "TRACED", "Arguments", "Claim", "FrontEnd", "NotTheModel", "On",
-    "Proving", "ReachableCode", "Traced", "alike", "arguments", "check_model", "checkpoints_itself", "culprit", "decisions", "difference",
-    "is_foreign_class", "is_foreign_name", "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot", "steps_of_graph",
-    "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_proof", "usual_inputs",
+    "CHECKPOINTS", "DECISIONS", "NOT_ASKED", "NO_INPUTS", "PLAIN", "PROVABLE", "TRACED", "Arguments", "Claim", "FrontEnd", "NotTheModel",
+    "On", "Proving", "ReachableCode", "Traced", "alike", "arguments", "check_model", "checkpoints_itself", "culprit", "decisions",
+    "difference", "is_foreign_class", "is_foreign_name", "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot",
+    "steps_of_graph", "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_call", "traced_for_proof", "usual_inputs",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -56,6 +56,7 @@ from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
+from graphreg.tracing.symbolic.sharing import same_apart_from_sharing
 from graphreg.tracing.symbolic.symbolic import symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
@@ -79,6 +80,9 @@ class Traced(RenamedAttributes):
         constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
         unproved: For each mode in which the graph was not compared with the model on inputs, the reason.
+        arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
+            example inputs.
+        shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -92,6 +96,8 @@ class Traced(RenamedAttributes):
     notes: tuple[str, ...] = ()
     asked_front_end: FrontEnd = "auto"
     unproved: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] | None = None
+    shares: bool = False
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -180,6 +186,14 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
 
 def traced_for_proof(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
     """Do what ``trace`` does. ``proving``: how to prove the graphs; None to leave them unproved."""
+    traced = traced_for_call(model, arguments(example_inputs), front_end, proving)
+    return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
+
+
+def traced_for_call(
+    model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str] = ()
+) -> Traced:
+    """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
@@ -189,21 +203,22 @@ def traced_for_proof(model: nn.Module, example_inputs: Any, front_end: FrontEnd,
         see_through_checkpoints(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
-            traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end, proving))
+            traced: Traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
         for graph in traced.graphs.values():
             record_stacks(graph)
-    return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
+    return traced
 
 
-def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
+def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str]) -> Traced:
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
-    call = arguments(example_inputs)
     bound = bind(model, call)
-    specialized = _specialized(model, bound if call else None)
+    specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
-    kept = {name: copied_contents(value) for name, value in specialized.items()}
-    traced = replace(_trace_from(model, front_end, specialized, bound, call, proving), specialized=kept)
+    copies = dict[int, Any]()
+    kept = {name: copied_contents(value, copies, is_data=True) for name, value in {**specialized, **bound}.items()}
+    traced = _trace_from(model, front_end, specialized, bound, call, proving)
+    traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None)
     changed = [name for name, contents in before.items() if contents_of(specialized[name]) != contents]
     if changed:
         raise TraceError(
@@ -297,13 +312,22 @@ def _traced_by_fx(
 ) -> Traced:
     """Trace with torch.fx. ``watch_draws``: as in ``SiteTracer``."""
     constants = dict[str, torch.Tensor]()
+    shares = _one_twice(bound, specialized)
     with model_restored(model) as before:
-        graphs, opaque_modules, assumed = symbolic(model, specialized, constants, bound, before, watch_draws)
+        found = symbolic(model, specialized, constants, bound, before, watch_draws, False if shares else None)
+        if shares:  # the forward may ask whether arguments are one object, which a proxy cannot notice
+            constants_shared = dict(constants)
+            with model_restored(model):
+                found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, True)
+            if shares := not same_apart_from_sharing(found[0], found_shared[0]):
+                found, constants = found_shared, constants_shared
+        graphs, opaque_modules, assumed = found
         if call:
             propagate(model, graphs, bound, call, constants)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     notes = tuple(f"assumed to be a tensor: {name}, {why}" for name in assumed)
-    return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, constants=constants, notes=notes)
+    sites = value_sites(model, graphs)
+    return Traced(model, graphs, sites, opaque_modules, specialized, constants=constants, notes=notes, shares=shares)
 
 
 def _trace_by_export(
@@ -348,6 +372,13 @@ def _trace_by_export(
             "graph: torch.compile(model, backend=graphreg.backend(...))."
         ) from error
     return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
+
+
+def _one_twice(bound: Mapping[str, Any], specialized: Mapping[str, Any]) -> bool:
+    """Return whether two of the example inputs, or of the tensors in them, are one object."""
+    inputs = [value for name, value in bound.items() if name not in specialized]
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    return len(set(map(id, tensors))) < len(tensors)
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:

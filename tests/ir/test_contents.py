@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import pathlib
+import pickle
 import types
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -18,16 +20,36 @@ import pytest
 import torch
 from torch import nn
 
-from graphreg.ir import contents_of, copied_contents, may_change, shown_contents
+from graphreg.ir import contents_of, copied_contents, may_change, shown_contents, unshared
 
 
 class Mode(Enum):
     FAST, SLOW = 1, 2
 
 
+class Rank(int, Enum):
+    ONE = 1
+
+
+class Text(str):
+    pass
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+class Twin:
+    class Mode(Enum):
+        FAST = 1
+
+
 class Config:
     def __init__(self, gain: float = 2.0) -> None:
         self.gain, self.names, self.inner = gain, ["a"], {"b": [1, (2, "c")]}
+
+    def method(self) -> None:
+        """Do nothing."""
 
     @cached_property
     def twice(self) -> float:
@@ -61,7 +83,8 @@ DIFFERENT: list[Any] = [
     OrderedDict(a=1), deque([1]), range(2), Mode.FAST, Mode.SLOW, torch.float32, torch.device("cpu"), Config(), Config(3.0), Slots(1),
     Slots([1]), Point(1), Point(1.0), types.SimpleNamespace(a=1), argparse.Namespace(a=1), pathlib.Path("a"), Fraction(1, 2), function,
     other_function, LAYER, Config, np.ones(2), np.ones(3), np.ones(2, dtype=np.float32), np.float32(1), Point(TENSOR), Point(OTHER),
-    bytearray(b"1"),
+    bytearray(b"1"), slice(1), slice(2), functools.partial(function, 1), functools.partial(function, 2), functools.partial(other_function, 1),
+    Config().__init__, Text("a"), Text("b"), 0.0, -0.0, Rank.ONE, "a", nn.Parameter(TENSOR), TENSOR, TENSOR.as_subclass(Sub), Twin.Mode.FAST,
 ]  # fmt: skip
 
 
@@ -74,8 +97,26 @@ def test_what_differs_has_another_text() -> None:
 def test_a_copy_has_the_same_contents(value: Any) -> None:
     twin = copied_contents(value)
     assert contents_of(twin) == contents_of(value) and type(twin) is type(value)
-    if not isinstance(value, (nn.Module, Point, Config)):  # whose tensors or classes compare by identity
+    if not isinstance(value, (nn.Module, Point, Config, types.MethodType, Sub)):  # whose tensors or classes compare by identity
         assert contents_of(copy.deepcopy(value)) == contents_of(value)
+
+
+def test_the_text_says_which_tensors_are_one() -> None:
+    pairs = [[TENSOR, TENSOR], [TENSOR, OTHER], [TENSOR, [TENSOR]], [TENSOR, [OTHER]]]
+    for seen in (lambda: [], dict):  # for Dynamo, and quicker
+        texts = [contents_of(pair, (), True, seen()) for pair in pairs]  # type: ignore[no-untyped-call]
+        assert len(set(texts)) == 4 and texts[0] == "[torch.float32[1], <no. 0 again>]"
+    kept = [copied_contents(pair, {}, is_data=True) for pair in pairs]
+    for pair, twin in zip(pairs, kept, strict=True):
+        for each in (twin, pickle.loads(pickle.dumps(twin)), copy.deepcopy(twin)):
+            assert contents_of(each, (), True, {}) == contents_of(pair, (), True, {})
+    assert contents_of(unshared(kept[0]), (), True, {}) == contents_of(pairs[1], (), True, {})
+
+
+def test_a_method_and_a_partial_are_the_same_each_time() -> None:
+    config = Config()
+    assert contents_of(config.method) == contents_of(config.method) != contents_of(Config().method)
+    assert contents_of(functools.partial(function, [1])) == contents_of(functools.partial(function, [1]))
 
 
 def test_a_tensor_in_a_container_is_data_and_in_an_object_it_is_not() -> None:

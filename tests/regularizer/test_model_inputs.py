@@ -523,7 +523,7 @@ def test_an_argument_that_was_no_tensor_in_the_trace() -> None:
         regularize(Defaults(), REGULARIZERS[0])
     module = regularize(Defaults(), REGULARIZERS[0], example_inputs={"x": X, "attention_mask": MASK})
     assert module(X, MASK).penalties["token_l1"].item() > 0
-    with pytest.raises(graphreg.GraphRegError, match="attention_mask was carried by the example_inputs, so the graph needs it"):
+    with pytest.raises(graphreg.GraphRegError, match="mask='attention_mask' is None in this call; it must be a tensor"):
         module(X)
 
 

@@ -136,10 +136,9 @@ def test_nested_inputs_and_outputs_of_the_models_own_types() -> None:
     assert isinstance(ours, Answer) and isinstance(ours.more["pair"], Pair) and isinstance(ours.more["ordered"], OrderedDict)
     assert torch.equal(ours.loss, theirs.loss) and ours.more["list"][1:] == [3, None] and ours.more["twice"] is False
     assert torch.equal(ours.more["pair"].right, theirs.more["pair"].right)
-    with pytest.raises(GraphRegError, match=r"batch has the parts x, kind, extra; in the example_inputs it had x, kind"):
+    with pytest.raises(GraphRegError, match=r"have the structure \(batch=\{'x': .*, 'kind': 'a', 'extra': a tensor"):
         module({**batch, "extra": z}, question, z, named["bias"])
-    sentence = r"batch.kind was 'a' in the example_inputs, and the graph is specialized to that. It is 'b' now"
-    with pytest.raises(GraphRegError, match=sentence):
+    with pytest.raises(GraphRegError, match=r"'kind': 'b'\}, .* and the graph was made for .*'kind': 'a'\}"):
         module({**batch, "kind": "b"}, question, z, named["bias"])
     sites = {name: site.role for site in graphreg.trace(outer, {**bound, "z": args[2]}, front_end="export").values for name in site.names}
     assert [name for name, role in sites.items() if role == "input"] == ["z", "bias", "batch:x.deep", "question:x", "question:scale"]
@@ -388,7 +387,7 @@ def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
     assert torch.equal(graphreg.strip(module)(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
     assert "traced by the export front end" in graphreg.report(module).made
     assert maybe_current_level() is None  # torch.vmap's, which is entered and left while it is traced
-    with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; in the example_inputs it had 0, 1"):
+    with pytest.raises(GraphRegError, match=r"rows=\(a tensor of float32, a tensor of float32, a tensor of float32\)\), and"):
         module(*torch.ones(3, 2).unbind())
 
 

@@ -51,10 +51,10 @@ def test_of_forgotten_example_inputs() -> None:
     """They come first, because transformers models, LSTMs and branches on shapes all need them."""
 
     class Keywords(nn.Module):
-        def forward(self, x: Tensor, **more: Any) -> Tensor:
+        def forward(self, x: Tensor, *more: Any) -> Tensor:
             return x.sin() if list(more) else x
 
-    for model, arguments in ((Keywords(), "x, **more"), (nn.LSTM(3, 4), "input, hx=None")):
+    for model, arguments in ((Keywords(), "x, *more"), (nn.LSTM(3, 4), "input, hx=None")):
         says = message(model)
         order = ["cannot be traced symbolically", "Give example_inputs, a tensor, a tuple or a dict", f"forward({arguments})"]
         order += ["torch.export", "If example_inputs do not help, move that step into a submodule", "torch.fx.wrap", "branch on a constant"]

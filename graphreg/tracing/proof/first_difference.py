@@ -112,9 +112,9 @@ class GraphRun(fx.Interpreter):
 
 def _plain(value: Any) -> Any:
     kind = type(value)
-    if kind is immutable_list or kind is list:
+    if kind is immutable_list:  # a list of the graph; a list that a node gave is the same object for all that read it
         return list(map(_plain, value))
-    if kind is immutable_dict or kind is dict:
+    if kind is immutable_dict:
         return {key: _plain(item) for key, item in value.items()}
     if kind is tuple:
         return tuple(map(_plain, value))

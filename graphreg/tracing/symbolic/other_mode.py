@@ -89,7 +89,7 @@ class ModeFollower(SiteTracer):
 
     def __init__(self, leader: SiteTracer) -> None:
         """Prepare to follow the graph of ``leader``."""
-        super().__init__({}, leader.specialized, leader.examples, {}, False)
+        super().__init__({}, leader.specialized, leader.examples, {}, False, leader.shares if leader.notes_leaves else None)
         self.literals: dict[str, Literals] = {}
         self.departed = False
         self.operations, self.sizes, self._buffers, self._places = leader.operations, leader.sizes, leader._buffers, leader._places

@@ -36,7 +36,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
-    watch_draws: bool,
+    watch_draws: bool, shares: bool | None = None,
 ) -> tuple[Graphs, dict[str, str], list[str]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
@@ -47,6 +47,7 @@ def symbolic(
         examples: The example inputs by argument name; may be empty.
         before: A snapshot of the model, since which nothing has changed.
         watch_draws: Whether to note which module draws random numbers, as in ``SiteTracer``.
+        shares: As in ``SiteTracer``.
 
     Returns:
         The graphs of both modes, the opaque modules with reasons, and the arguments that were assumed to be tensors.
@@ -58,7 +59,7 @@ def symbolic(
     opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
-        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws))
+        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares))
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})

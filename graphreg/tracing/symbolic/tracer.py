@@ -52,6 +52,7 @@ from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
+from graphreg.tracing.symbolic.holders import LEAF, stand_in
 from graphreg.tracing.symbolic.proxies import BufferProxy, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 
@@ -82,7 +83,7 @@ class SiteTracer(DecisionTracer):
 
     def __init__(
         self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
-        answers: Answers | None = None, watch_draws: bool = True,
+        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None,
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -92,12 +93,14 @@ class SiteTracer(DecisionTracer):
             examples: The example inputs by argument name. Where the forward decides on a shape, it gets the shape of the examples.
             answers: Answers that queries of global state get in place of torch's own.
             watch_draws: As the attribute.
+            shares: Whether arguments that are one tensor in the examples have one proxy. None if there are no such arguments.
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
+        self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
         self.watch_draws, self._drawn = watch_draws, randomness()
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
@@ -186,27 +189,36 @@ class SiteTracer(DecisionTracer):
         The function calls the root as a user does: its hooks run, and so does a forward that was assigned to the instance. torch.fx itself
         calls ``type(root).forward``, and would lose both.
         """
-        root, values, keywords, variadic = self.root, list[Any](), list[str | None](), list[int]()
+        root, values, keywords, variadic = self.root, list[Any](), list[str | None](), dict[int, str]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             default = () if parameter.default is parameter.empty else (parameter.default,)
             proxy = self.create_proxy("placeholder", star + name, default, {})
             if star:
-                variadic.append(len(values))
-            values.append(self.specialized.get(name, proxy))
+                variadic[len(values)] = star
+            example = self.examples.get(name, {} if star == "**" else None)
+            values.append(self.specialized[name] if name in self.specialized else stand_in(proxy, example))
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
         def call(*arguments: Any) -> Any:
             restore_fx_patches()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, arguments, strict=True)) if i not in variadic]
-            rest = [arguments[i] for i in variadic]
-            more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
+            more = next((arguments[i] for i, star in variadic.items() if star == "*"), ())
+            named = next((arguments[i] for i, star in variadic.items() if star == "**"), {})
             with self.tape:
                 return bound_call(root)(
-                    *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
-                )
+                    *(v for k, v in flat if k is None), *more, **{k: v for k, v in flat if k is not None},
+                    **{name: named[name] for name in named.keys()},  # noqa: SIM118  # of a proxy
+                )  # fmt: skip
 
         return call, values
+
+    def input_leaf(self, proxy: fx.Proxy, example: torch.Tensor) -> fx.Proxy:
+        """Return the proxy of a tensor in the example inputs. With ``shares``, it is the same for all places that hold the same tensor."""
+        if not self.notes_leaves:
+            return proxy
+        proxy.node.meta[LEAF] = id(example)
+        return self._leaves.setdefault(id(example), proxy) if self.shares else proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node of the graph: a layer of torch, a drop path (stochastic depth) or an opaque module."""
@@ -358,6 +370,8 @@ class SiteTracer(DecisionTracer):
             cached = self._parameter_cache.get(str(node.target))
             if cached is not None and cached.node is node:
                 del self._parameter_cache[str(node.target)]
+            if (leaf := self._leaves.get(node.meta.get(LEAF, 0))) is not None and leaf.node is node:
+                del self._leaves[node.meta[LEAF]]
         self._namer.roll_back(names)
         del self._outputs[outputs:]
         self.module_stack.clear()

@@ -1,0 +1,154 @@
+"""Decides about a call whose arguments have a structure that a rewritten module does not know: its graph may be right for it, or not.
+
+The model is traced on the side for the call. If that gives the graph that the module was made from, the module accepts the structure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphreg.errors import GraphRegError, first_line
+from graphreg.ir import CallStructures, CallText, contents_of, detached, digest, may_change, shown_contents, traced_model
+from graphreg.torch_internals import disable, fake_mode, is_traced, is_wrapped, operator_modes, pytree, transforms
+from graphreg.tracing import NotTheModel, Proving, traced_for_call
+
+_INSTEAD = "Regularize the model with example_inputs of this structure, or in place (regularize_), where each structure has a graph."
+
+
+@disable()
+def settle_structure(
+    module: nn.Module, forward: Callable[..., Any], writer: CallText, structures: CallStructures, args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Accept the structure of a call's arguments, or raise GraphRegError. Dynamo does not trace this function.
+
+    Args:
+        module: The rewritten module.
+        forward: The emitted forward.
+        writer: Writes the structure of a call.
+        structures: The structures that the module accepts.
+        args: The positional arguments of the call.
+        kwargs: The keyword arguments of the call.
+    """
+    try:
+        inspect.signature(forward).bind(module, *args, **kwargs)
+    except TypeError:
+        return  # the emitted forward raises this error, too, and names the function
+    text = writer.text(args, kwargs)
+    if text not in structures.refused:
+        given = writer.kept(args, kwargs)
+        why = _why_not(module, writer, structures, args, kwargs)
+        if not why:
+            structures.given.append(given)
+            structures.accepted[text] = True
+            return
+        if why is _LATER:
+            raise GraphRegError(f"{unlike(writer, structures, given)} {why}")
+        structures.refused[text] = f"{unlike(writer, structures, given)} {why} {_INSTEAD}"
+    raise GraphRegError(structures.refused[text])
+
+
+_LATER = (
+    "While the call is traced or transformed, graphreg cannot find out whether the graph is right for them. Call the module once with such "
+    "arguments outside of torch.compile, torch.func and other tracers."
+)
+
+
+def _why_not(
+    module: nn.Module, writer: CallText, structures: CallStructures, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Trace the model for a call. Return ``""`` if that gives the module's graph, else a sentence that says why the call is refused."""
+    if _is_traced((args, kwargs)):
+        return _LATER
+    model = traced_model(module)
+    if model is None or isinstance(model, fx.GraphModule):
+        return "This module has no link to the model (it was copied or unpickled), so graphreg cannot find out whether the graph is right."
+    inputs = [name for name, value in writer.by_name(args, kwargs).items() if type(value) in (int, float) and name in structures.inputs]
+    title = type(model).__name__
+    proving = Proving(around=_autocast_again(model), at_call=True) if structures.proves else None
+    try:
+        with _plainly(model):
+            front_end: Any = structures.front_end
+            traced = traced_for_call(model, detached(args, kwargs), front_end, proving, inputs)
+    except NotTheModel as error:
+        return str(error)
+    except GraphRegError as error:
+        return f"{title} cannot be traced for these arguments ({first_line(error)})."
+    if digest(traced.graphs, traced.constants) != structures.digest:
+        return f"Traced for these arguments, {title} gives another graph."
+    return ""
+
+
+def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any]) -> str:
+    """Say what is other about the arguments of a call than in the trace, and show both structures."""
+    then = structures.given[0]
+    other = [name for name in given if name in then and contents_of(given[name]) != contents_of(then[name])]
+    fixed = [name for name in other if name not in structures.inputs and name in writer.defaults]
+    lead = ""
+    if fixed and may_change(then[fixed[0]]):
+        lead = (
+            f"{fixed[0]} was {shown_contents(then[fixed[0]])} when the model was traced, and the graph is specialized to that. It has "
+            f"other contents now, or is another object. Regularize the model once more, with this {fixed[0]} in the example_inputs. "
+        )
+    elif fixed:
+        lead = (
+            f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced. "
+            f"Give regularize example_inputs that carry {fixed[0]}. "
+        )
+    elif other and given[other[0]] is None and not structures.assumed:
+        lead = (
+            f"{other[0]} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it. "
+        )
+    made = "was assumed for a trace without example_inputs" if structures.assumed else "is that of the example_inputs"
+    return (
+        f"{lead}The arguments of this call have the structure {writer.shown(given, fixed)}, and the graph was made for "
+        f"{writer.shown(then, fixed)}, which {made}."
+    )
+
+
+def not_settled(writer: CallText, structures: CallStructures, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GraphRegError:
+    """Return the error for a call that Dynamo traces, if the module does not know the structure of its arguments."""
+    return GraphRegError(f"{unlike(writer, structures, writer.kept(args, kwargs))} {_LATER}")
+
+
+def _is_traced(arguments: Any) -> bool:
+    if torch.compiler.is_compiling() or is_traced() or transforms() or operator_modes() or fake_mode() is not None:
+        return True
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, (Tensor, fx.Proxy))]
+    return any(isinstance(each, fx.Proxy) or is_wrapped(each) for each in tensors)
+
+
+def _devices(model: nn.Module) -> set[str]:
+    return {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+
+
+@contextlib.contextmanager
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Within the block, autocast and inference mode are off, as in a trace before the first call."""
+    with contextlib.ExitStack() as stack:
+        for device in _devices(model):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
+
+
+def _autocast_again(model: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return a function that gives a context with the autocast that is on now."""
+    on = {device: torch.get_autocast_dtype(device) for device in _devices(model) if torch.is_autocast_enabled(device)}
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device, dtype in on.items():
+                stack.enter_context(torch.autocast(device, dtype))
+            yield
+
+    return around

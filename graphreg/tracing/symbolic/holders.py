@@ -1,0 +1,136 @@
+"""The proxies of arguments that are containers, such as a batch that is a dict.
+
+What a container holds besides tensors and numbers is known from the example inputs, and so are its keys and its length: the structure of a
+call's arguments includes them (``CallStructures``). So the forward gets them as they are, and only tensors and numbers are proxies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphreg.torch_internals import pytree
+from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
+
+LEAF = "graphreg_leaf"  # in a node's ``meta``: the id of the example input that the node's value stands for
+_EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"  # in ``__dict__``, where no field has such a name
+_PLAIN = (list, tuple, Mapping)
+_CHANGING = frozenset({
+    "append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "setdefault", "sort", "reverse", "move_to_end",
+})  # fmt: skip
+
+
+def is_container(value: Any) -> bool:
+    """Return whether an example input is a list, tuple or dict, or an object of a class that is registered with torch's pytree."""
+    return isinstance(value, _PLAIN) or type(value) in pytree.SUPPORTED_NODES
+
+
+def stand_in(proxy: fx.Proxy, example: Any, parent: Holder | None = None) -> Any:
+    """Return what stands for an example input in a trace, or for something in one: a proxy, or the value itself.
+
+    Args:
+        proxy: The proxy of the value.
+        example: The value that it has in the example inputs.
+        parent: The container that contains the value.
+    """
+    if isinstance(example, Tensor):
+        return proxy.tracer.input_leaf(proxy, example)  # type: ignore[attr-defined]
+    return Holder.around(proxy, example, parent) if is_container(example) else proxy
+
+
+class Holder(Value):
+    """The proxy of a container. If the forward writes into the container, the proxy is like any other from there on."""
+
+    @classmethod
+    def around(cls, proxy: fx.Proxy, example: Any, parent: Holder | None) -> Holder:
+        """Return the proxy of a container that has the node of ``proxy``."""
+        made = cls(proxy.node, proxy.tracer)
+        made.__dict__.update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
+        return made
+
+    def _item(self, item: Any, make: Callable[[], Any]) -> Any:
+        """Return what stands for an item. ``make``: records how the item is read, and returns its proxy."""
+        if isinstance(item, Tensor) or is_container(item) or (isinstance(item, (int, float)) and type(item) in (int, float)):
+            return stand_in(make(), item, self)
+        return item
+
+    @property
+    def _known(self) -> Any:
+        """The container in the example inputs; None once the forward has written into the container."""
+        return None if self.__dict__[_CHANGED] else self.__dict__[_EXAMPLE]
+
+    def _change(self) -> None:
+        holder: Any = self
+        while holder is not None:
+            holder.__dict__[_CHANGED] = True
+            holder = holder.__dict__[_PARENT]
+
+    def __getitem__(self, key: Any) -> Any:
+        def make() -> Any:
+            return super(Holder, self).__getitem__(key)  # type: ignore[misc]  # fx sets its methods at run time
+
+        known = self._known
+        if known is None or isinstance(key, (slice, fx.Proxy)):
+            return make()
+        return self._item(known[key], make)
+
+    def __getattr__(self, k: str) -> Any:
+        known = self._known
+        if k in _CHANGING and not hasattr(type(known), "_fields"):
+            self._change()
+            return super().__getattr__(k)
+        if known is None:
+            return super().__getattr__(k)
+        if isinstance(known, Mapping) and k in ("get", "values", "items", "copy"):
+            return getattr(self, f"_{k}")
+        fields = getattr(type(known), "_fields", None) or getattr(known, "__dict__", {}) or getattr(type(known), "__slots__", ())
+        if k not in fields:
+            return super().__getattr__(k)
+        value = getattr(known, k)
+        return AttributeProxy(self, k) if type(value) in (int, float) else self._item(value, lambda: AttributeProxy(self, k))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._change()
+        super().__setitem__(key, value)
+
+    def __contains__(self, key: Any) -> bool:
+        if (known := self._known) is None or not isinstance(known, Mapping):
+            return any(item is key or bool(item == key) for item in self)
+        return key in known
+
+    def __iter__(self) -> Iterator[Any]:
+        known = self._known
+        return iter(list(known)) if isinstance(known, Mapping) else super().__iter__()
+
+    def __len__(self) -> int:
+        known = self._known
+        return len(known) if isinstance(known, Mapping) else super().__len__()
+
+    def __bool__(self) -> bool:
+        known = self._known
+        return bool(known) if isinstance(known, Mapping) else super().__bool__()
+
+    def keys(self) -> Any:
+        """Return the keys. torch.fx calls this method for ``**batch``."""
+        known = self._known
+        return list(known) if isinstance(known, Mapping) else super().keys()
+
+    def _get(self, key: Any, default: Any = None) -> Any:
+        if key not in self.__dict__[_EXAMPLE]:
+            return default
+
+        def make() -> Any:
+            return self.tracer.create_proxy("call_method", "get", (self, key), {})
+
+        return self._item(self.__dict__[_EXAMPLE][key], make)
+
+    def _values(self) -> list[Any]:
+        return [self[key] for key in self.__dict__[_EXAMPLE]]
+
+    def _items(self) -> list[tuple[Any, Any]]:
+        return [(key, self[key]) for key in self.__dict__[_EXAMPLE]]
+
+    def _copy(self) -> dict[Any, Any]:
+        return dict(self._items())
