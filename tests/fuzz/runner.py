@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 
-from fuzz import generate
+from fuzz import argument_kinds, asks, generate, model_changes  # noqa: F401  (they register what scenes are drawn from)
 from fuzz.cases import Case, Discarded, Group, Maker, make
 from fuzz.judge import Verdict, judge
+from fuzz.scene_judge import judge_scene, shrunk_scene, write_scene
+from fuzz.scenes import KINDS, Scene, scene
 from fuzz.shrink import shrunk
 
 SECONDS, COMPILED_SECONDS = 60, 600  # for a model with all of its cases
+SOURCES = ("models", *KINDS)  # what cases are made of: models with an instrumented oracle, and scenes
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Options:
     shrink: bool = True
     later: int = 2  # sets with the regularizers and options of 0.2
     most: int = 20  # faults of one kind that are written down
+    of: str = "models"  # one of SOURCES
 
 
 @dataclass
@@ -106,6 +110,9 @@ def _one(index: int) -> tuple[int, list[tuple[str, str, str]], str]:
         signal.signal(signal.SIGALRM, _alarm)
         signal.alarm(COMPILED_SECONDS if options.compiled else SECONDS)
     try:
+        if options.of in KINDS:
+            made = scene(seed, options.of)
+            return index, [_told_scene(options, made, judge_scene(made, options.compiled))], ""
         maker, group = make(seed, options.sets, bool(options.compiled), options.later)
         verdicts = judge(group, options.compiled)
         return index, [_told(options, maker, case, verdict) for case, verdict in zip(group.cases, verdicts, strict=True)], ""
@@ -133,6 +140,17 @@ def _told(options: Options, maker: Maker, case: Case, verdict: Verdict) -> tuple
     if options.shrink:
         group = shrunk(maker, case, lambda g: failing(g, options.compiled), 40 if options.compiled else 150)
     path = write(options.out, group, options.compiled)
+    return "fault", verdict.kind, str(path)
+
+
+def _told_scene(options: Options, made: Scene, verdict: Verdict) -> tuple[str, str, str]:
+    if verdict.result != "fault":
+        return verdict.result, verdict.kind, ""
+    kind = f"{made.kind} {verdict.kind}"
+    _WRITTEN[kind] += 1
+    if _WRITTEN[kind] > options.most:
+        return "fault", verdict.kind, ""
+    path = write_scene(options.out, shrunk_scene(made, options.compiled) if options.shrink else made, options.compiled)
     return "fault", verdict.kind, str(path)
 
 
