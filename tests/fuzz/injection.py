@@ -10,6 +10,9 @@ from fuzz.faults import FAULTS
 from fuzz.judge import judge
 from fuzz.later_faults import LATER
 from fuzz.runner import Options, _start, program_seed
+from fuzz.scene_faults import OF
+from fuzz.scene_judge import failing_scene
+from fuzz.scenes import scene
 
 Found = dict[str, list[int | None]]
 
@@ -46,6 +49,8 @@ def _job(work: tuple[str, int, Options]) -> int | None:
 
 def first(name: str, seed: int, options: Options) -> int | None:
     """The number of the first case that is a fault with the fault in the engine, and none without."""
+    if name in OF:
+        return _first_scene(name, seed, options)
     count, (sets, later) = 0, (0, 6) if name in LATER else (options.sets, options.later)
     for index in range(options.cases):
         try:
@@ -60,6 +65,16 @@ def first(name: str, seed: int, options: Options) -> int | None:
                 return count
             if count >= options.cases:
                 return None
+    return None
+
+
+def _first_scene(name: str, seed: int, options: Options) -> int | None:
+    for index in range(options.cases):
+        made = scene(program_seed(Options(seed=seed), index), OF[name])
+        with FAULTS[name]():
+            kind = failing_scene(made, options.compiled)
+        if kind and not failing_scene(made, options.compiled):
+            return index + 1
     return None
 
 
