@@ -21,11 +21,48 @@ KEPT = "10111011110000010000000111101000"
 NOISE = (0.17733538, -1.19388413, -1.55304945, -0.04822016)
 # Settings that say how to compile, run or report elsewhere, and not what: they start processes, write files, or need what is not here.
 LEFT_ALONE = (
-    "force_disable_caches", "compile_threads", "worker_start_method", "quiesce_async", "trace", "profil", "cpp.cxx", "cpp_wrapper", "aot_inductor",
-    "debug", "remote", "autotune", "benchmark", "fallback_random", "rocm", "cuda", "xpu", "halide", "disable_cpp_codegen", "abi", "cache", "precompile",
-    "freezing", "joint_custom", "post_grad_custom", "custom_partitioner", "custom_ops", "fx_graph", "test_configs", "graph_partition", "file_lock",
-    "fx_wrapper", "nvtx", "TYPE_CHECKING", "standalone", "emulate", "annotate", "max_autotune", "use_joint_graph_passes", "disabled_passes", "aten_distributed",
-)  # fmt: skip
+    "force_disable_caches",
+    "compile_threads",
+    "worker_start_method",
+    "quiesce_async",
+    "trace",
+    "profil",
+    "cpp.cxx",
+    "cpp_wrapper",
+    "aot_inductor",
+    "debug",
+    "remote",
+    "autotune",
+    "benchmark",
+    "fallback_random",
+    "rocm",
+    "cuda",
+    "xpu",
+    "halide",
+    "disable_cpp_codegen",
+    "abi",
+    "cache",
+    "precompile",
+    "freezing",
+    "joint_custom",
+    "post_grad_custom",
+    "custom_partitioner",
+    "custom_ops",
+    "fx_graph",
+    "test_configs",
+    "graph_partition",
+    "file_lock",
+    "fx_wrapper",
+    "nvtx",
+    "TYPE_CHECKING",
+    "standalone",
+    "emulate",
+    "annotate",
+    "max_autotune",
+    "use_joint_graph_passes",
+    "disabled_passes",
+    "aten_distributed",
+)
 TOGGLED = 0.15  # the share of the settings that one try changes
 
 
@@ -60,9 +97,10 @@ def agrees(module: Any) -> bool:
     kept, gradient, noisy = masks(module)
     expected = torch.tensor([float(bit) for bit in KEPT]).view(4, 8) * 2.0
     return (
-        bool(torch.equal(kept, expected)) and bool(torch.equal(gradient, expected))
+        bool(torch.equal(kept, expected))
+        and bool(torch.equal(gradient, expected))
         and bool(torch.allclose(noisy.flatten()[:4], torch.tensor(NOISE), rtol=1e-5, atol=1e-5))
-    )  # fmt: skip
+    )
 
 
 def tried(seed: int) -> dict[str, str]:

@@ -6,11 +6,15 @@ import contextlib
 import functools
 import io
 import random
+import types
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from nnsmith.graph_gen import model_gen
+from nnsmith.materialize import Model
+from nnsmith.narrow_spec import auto_opset
 from torch import Tensor, nn
 
 
@@ -26,18 +30,12 @@ class Drawn:
 @functools.cache
 def _operators() -> Any:
     """The operators and dtypes that this torch runs, which NNSmith tries out; it reports each that it cannot."""
-    from nnsmith.materialize import Model
-    from nnsmith.narrow_spec import auto_opset
-
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return auto_opset(Model.init("torch"))
 
 
 def drawn(seed: int, nodes: int = 12) -> Drawn:
     """The model of a seed."""
-    from nnsmith.graph_gen import model_gen
-    from nnsmith.materialize import Model
-
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -55,6 +53,10 @@ def _input(shape: list[int], dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if dtype.is_floating_point or dtype.is_complex else value.round().to(dtype)
 
 
+def _called(function: Any, number: int) -> str:
+    return f"self.layer{number}" if isinstance(function, nn.Module) else f"step{number}"
+
+
 def _plain(net: Any, inputs: dict[str, Tensor]) -> Drawn:
     """A module whose forward is the instructions, one line each. They run once here: some give a list, and some a tensor."""
     model = nn.Module()
@@ -66,11 +68,13 @@ def _plain(net: Any, inputs: dict[str, Tensor]) -> Drawn:
             model.add_module(f"layer{number}", function)
         else:
             space[f"step{number}"] = function
-        called = f"self.layer{number}" if isinstance(function, nn.Module) else f"step{number}"
+        called = f"{_called(function, number)}({', '.join(reads)})"
+        if isinstance(function, types.MethodDescriptorType):  # torch.Tensor.flatten, which takes no stand-ins
+            called = f"{reads[0]}.{function.__name__}({', '.join(reads[1:])})"
         found = function(*(values[name] for name in reads))
         left = ", ".join(writes) + "," * isinstance(found, (list, tuple))
         values.update(zip(writes, found if isinstance(found, (list, tuple)) else [found], strict=True))
-        lines.append(f"    {left} = {called}({', '.join(reads)})  # {operator}")
+        lines.append(f"    {left} = {called}  # {operator}")
     lines.append(f"    return ({', '.join(net.output_like)},)")
     exec("\n".join(lines), space)
     cls = type("NNSmith", (nn.Module,), {"forward": space["forward"]})

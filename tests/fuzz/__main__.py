@@ -10,9 +10,7 @@ from pathlib import Path
 
 from fuzz import page
 from fuzz.injection import injected
-from fuzz.judge import judge
-from fuzz.runner import SOURCES, Options, Tally, read, run
-from fuzz.scene_judge import judge_scene, read_scene
+from fuzz.runner import SOURCES, Options, Tally, replayed, run
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -76,8 +74,7 @@ def _print(tally: Tally) -> None:
 def _replay(files: Sequence[Path], compiled: str) -> int:
     wrong = 0
     for path in files:
-        is_scene = "\n# scene: " in path.read_text()
-        for verdict in [judge_scene(read_scene(path), compiled)] if is_scene else judge(read(path), compiled):
+        for verdict in replayed(path, compiled):
             print(f"{path.name}: {verdict.result} {verdict.kind}\n{verdict.detail}".rstrip())
             wrong += verdict.result == "fault"
     return 1 if wrong else 0

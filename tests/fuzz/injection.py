@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from fuzz.cases import Case, Discarded, Group, Maker, make
 from fuzz.faults import FAULTS
+from fuzz.inserted import judge_inserted
 from fuzz.judge import judge
 from fuzz.later_faults import LATER
 from fuzz.runner import Options, _start, program_seed
@@ -70,12 +72,23 @@ def first(name: str, seed: int, options: Options) -> int | None:
 
 def _first_scene(name: str, seed: int, options: Options) -> int | None:
     for index in range(options.cases):
-        made = scene(program_seed(Options(seed=seed), index), OF[name])
+        own = program_seed(Options(seed=seed), index)
+        fails = _pair_fails(own) if OF[name] == "inserted" else partial(failing_scene, scene(own, OF[name]), options.compiled)
         with FAULTS[name]():
-            kind = failing_scene(made, options.compiled)
-        if kind and not failing_scene(made, options.compiled):
+            kind = fails()
+        if kind and not fails():
             return index + 1
     return None
+
+
+def _pair_fails(seed: int) -> Callable[[], bool]:
+    def fails() -> bool:
+        try:
+            return judge_inserted(seed)[0].result == "fault"
+        except Discarded:
+            return False
+
+    return fails
 
 
 def _fails_anyway(maker: Maker, case: Case, options: Options) -> bool:

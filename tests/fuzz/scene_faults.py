@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -72,6 +73,25 @@ def arguments_that_are_not_compared() -> Iterator[None]:
 @scene_fault("changes")
 def a_model_that_never_changes() -> Iterator[None]:
     with patched("in_place.fingerprint:Fingerprint", "same", lambda was: lambda self, *args: True):
+        yield
+
+
+@scene_fault("inserted")
+def names_that_count_all_operations() -> Iterator[None]:
+    def wrap(was: Any) -> Any:
+        return lambda self, base: was(self, base) if len(self._order) % 2 else self._take(f"{base}_{len(self._order) + 1}")
+
+    with patched("ir.naming:Namer", "_count", wrap):
+        yield
+
+
+@scene_fault("inserted")
+def streams_that_count_what_was_made_before() -> Iterator[None]:
+    def wrap(was: Any) -> Any:
+        made = itertools.count()
+        return lambda seed, *rest: was(seed + next(made), *rest)
+
+    with patched("runtime.shared_state", "stream", wrap):
         yield
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import graphreg
 from fuzz.cases import Discarded, backward, forgotten, loaded
@@ -248,10 +247,4 @@ def write_scene(out: Path, scene: Scene, compiled: str = "") -> Path:
     return path
 
 
-def read_scene(path: Path) -> Scene:
-    """The scene of a file."""
-    line = next(line for line in reversed(path.read_text().splitlines()) if line.startswith("# scene: "))
-    return Scene.from_dict(json.loads(line.removeprefix("# scene: ")))
-
-
-__all__ = ["failing_scene", "judge_scene", "pytree", "read_scene", "shrunk_scene", "write_scene"]
+__all__ = ["failing_scene", "judge_scene", "shrunk_scene", "write_scene"]
