@@ -83,8 +83,8 @@ matrix:
 # ARGS="--seed 17 --only 3": this model alone, with its source.
 sweep: .venv/.sweep
 	rm -rf build/sameness
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/pipeline/sameness_page.py && exit $$code
-	$(MAKE) sweep-foreign
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/pipeline/sameness_page.py || code=1; \
+	$(MAKE) sweep-foreign && exit $$code
 
 sweep-foreign: .venv/.sweep
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m foreign --workers $(WORKERS) $(ARGS)

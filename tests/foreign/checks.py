@@ -64,7 +64,8 @@ def _told(check: Callable[[], str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
+    return text.partition("Developer debug context: ")[2][:300] or text[:300]  # of what Dynamo wraps, what was raised
 
 
 def _regularizers(made: Drawn, rng: random.Random) -> list[Any]:
