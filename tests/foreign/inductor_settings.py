@@ -53,6 +53,8 @@ LEFT_ALONE = (
     "graph_partition",
     "file_lock",
     "fx_wrapper",
+    "_backend",
+    "force_inline",
     "nvtx",
     "TYPE_CHECKING",
     "standalone",

@@ -86,7 +86,7 @@ ARGUMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("p{n}", "a, b = p{n}\nh = h + a * b", ("(A, B)", "[A, B]", "(A, B, C)", "T(6, 2, 3, 4)", "T(6, 3, 3, 4)", "(A, 2.0)", "Pair(A, B)")),
     ("p{n}", "a, b = p{n}\nh = h + a * (b if b is not a else 2.0)", ("(A, A)", "(A, B)", "[B, B]", "(A, A.clone())")),
     ("p{n}", "h = h + p{n}[0] + (0.0 if p{n}[0] is x else p{n}[-1])", ("(A, B)", "(A, B, C)", "(A,)")),
-    ("d{n}", "h = h + d{n}.get('k', B)", ("{{}}", "{{'k': A}}", "{{'k': 2.0}}", "{{'j': A}}", "{{'j': A, 'k': C}}", "OrderedDict(k=A)")),
+    ("d{n}", "h = h + d{n}.get('k', 2.0)", ("{{}}", "{{'k': A}}", "{{'k': 2.0}}", "{{'j': A}}", "{{'j': A, 'k': C}}", "OrderedDict(k=A)")),
     (
         "d{n}",
         "h = h * (2.0 if 'k' in d{n} else 0.5) + len(d{n})",

@@ -242,7 +242,7 @@ CHANGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
             "net.list{n}.append(nn.Linear(4, 4))",
             "net.list{n}.extend([nn.ReLU(), nn.Tanh()])",
             "net.list{n}.insert(0, nn.Sigmoid())",
-            "net.list{n}[:1] = []",
+            "del net.list{n}[:1]",
             "net.list{n} = nn.ModuleList([nn.Tanh()])",
         ),
     ),
