@@ -17,7 +17,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description="Random models and regularizers against an instrumented copy of the model.")
     parser.add_argument("--seed", type=int, default=0, help="the run (default 0): the same seed gives the same cases")
     parser.add_argument("--of", default=",".join(SOURCES), metavar="NAMES", help=f"what cases are made of (default {','.join(SOURCES)})")
-    parser.add_argument("--cases", type=int, default=None, help="how many of each (default 1000 of models, 250 of others; --inject: at most 500)")
+    parser.add_argument("--cases", type=int, help="how many of each (default 1000 of models, 250 of others; with --inject at most 500)")
     parser.add_argument("--compiled", default="", metavar="BACKEND", help="run the rewritten module by torch.compile: aot_eager, inductor")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sets", type=int, default=None, help="sets of regularizers for each model (default 4; compiled 2)")
