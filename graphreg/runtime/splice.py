@@ -126,6 +126,8 @@ class SpliceRule(Drawing):
             y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
         else:
             y = formula(z, weight, noise)
+        if not z.dim() and isinstance(y, Tensor) and y.dtype == weight.dtype:
+            y = y.to(z.dtype)  # a strength without dims promotes only a value that has none, either: float16 times float32 is float32
         return self._fitting(y, z)
 
     def _fitting(self, y: Any, z: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from fuzz import page
 from fuzz.injection import injected
-from fuzz.judge import judge
-from fuzz.runner import Options, Tally, read, run
+from fuzz.runner import SOURCES, Options, Tally, replayed, run
 
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description="Random models and regularizers against an instrumented copy of the model.")
     parser.add_argument("--seed", type=int, default=0, help="the run (default 0): the same seed gives the same cases")
-    parser.add_argument("--cases", type=int, default=None, help="how many (default 1000; with --inject at most 500 for each fault)")
+    parser.add_argument("--of", default=",".join(SOURCES), metavar="NAMES", help=f"what cases are made of (default {','.join(SOURCES)})")
+    parser.add_argument("--cases", type=int, help="how many of each (default 1000 of models, 250 of others; with --inject at most 500)")
     parser.add_argument("--compiled", default="", metavar="BACKEND", help="run the rewritten module by torch.compile: aot_eager, inductor")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sets", type=int, default=None, help="sets of regularizers for each model (default 4; compiled 2)")
@@ -43,11 +43,18 @@ def main(given: Sequence[str] | None = None) -> int:
         return _replay(args.replay, args.compiled)
     if args.inject:
         return _inject(args.inject, args.seeds, replace(options, cases=args.cases or 500), args.record)
-    tally = run(options, show=sys.stderr.isatty())
-    _print(tally)
-    if args.record:
-        page.record(options, tally)
-    return 1 if tally.faults else 0
+    faults = 0
+    for name in filter(None, args.of.split(",")):
+        if name not in SOURCES:
+            parser.error(f"--of {name!r}: there are {', '.join(SOURCES)}")
+        own = replace(options, of=name, cases=args.cases or (1000 if name == "models" else 250))
+        tally = run(own, show=sys.stderr.isatty())
+        print(f"{name}: ", end="")
+        _print(tally)
+        if args.record:
+            page.record(own, tally)
+        faults += len(tally.faults)
+    return 1 if faults else 0
 
 
 def _or(given: int | None, usual: int) -> int:
@@ -67,7 +74,7 @@ def _print(tally: Tally) -> None:
 def _replay(files: Sequence[Path], compiled: str) -> int:
     wrong = 0
     for path in files:
-        for verdict in judge(read(path), compiled):
+        for verdict in replayed(path, compiled):
             print(f"{path.name}: {verdict.result} {verdict.kind}\n{verdict.detail}".rstrip())
             wrong += verdict.result == "fault"
     return 1 if wrong else 0

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from fuzz.cases import Case, Discarded, Group, Maker, make
 from fuzz.faults import FAULTS
+from fuzz.inserted import judge_inserted
 from fuzz.judge import judge
 from fuzz.later_faults import LATER
 from fuzz.runner import Options, _start, program_seed
+from fuzz.scene_faults import OF
+from fuzz.scene_judge import failing_scene
+from fuzz.scenes import scene
 
 Found = dict[str, list[int | None]]
 
@@ -46,6 +51,8 @@ def _job(work: tuple[str, int, Options]) -> int | None:
 
 def first(name: str, seed: int, options: Options) -> int | None:
     """The number of the first case that is a fault with the fault in the engine, and none without."""
+    if name in OF:
+        return _first_scene(name, seed, options)
     count, (sets, later) = 0, (0, 6) if name in LATER else (options.sets, options.later)
     for index in range(options.cases):
         try:
@@ -61,6 +68,27 @@ def first(name: str, seed: int, options: Options) -> int | None:
             if count >= options.cases:
                 return None
     return None
+
+
+def _first_scene(name: str, seed: int, options: Options) -> int | None:
+    for index in range(options.cases):
+        own = program_seed(Options(seed=seed), index)
+        fails = _pair_fails(own) if OF[name] == "inserted" else partial(failing_scene, scene(own, OF[name]), options.compiled)
+        with FAULTS[name]():
+            kind = fails()
+        if kind and not fails():
+            return index + 1
+    return None
+
+
+def _pair_fails(seed: int) -> Callable[[], bool]:
+    def fails() -> bool:
+        try:
+            return judge_inserted(seed)[0].result == "fault"
+        except Discarded:
+            return False
+
+    return fails
 
 
 def _fails_anyway(maker: Maker, case: Case, options: Options) -> bool:

@@ -460,7 +460,8 @@ def refusal(stage: str, error: BaseException) -> Verdict:
 
 def broken(stage: str, error: BaseException) -> Verdict:
     last = traceback.extract_tb(error.__traceback__)[-1]
-    kind = f"{type(error).__name__} in {stage}, {last.filename.rpartition('/')[2]}:{last.name}"
+    place = re.sub(r"\d+", "", last.filename.rpartition("/")[2])
+    kind = f"{type(error).__name__} in {stage}, {place}:{last.name}"
     return Verdict("fault", kind, "".join(traceback.format_exception(error))[-3000:])
 
 

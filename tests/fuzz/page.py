@@ -27,10 +27,10 @@ def _save(data: dict[str, Any]) -> None:
 
 
 def record(options: Options, tally: Tally) -> None:
-    """Enter a run; another of the same seed and backend is replaced."""
+    """Enter a run; another of the same seed, backend and kind of cases is replaced."""
     data = results()
-    key = {"seed": options.seed, "compiled": options.compiled or "eager"}
-    data["runs"] = [each for each in data["runs"] if {name: each[name] for name in key} != key]
+    key = {"seed": options.seed, "compiled": options.compiled or "eager", "of": options.of}
+    data["runs"] = [each for each in data["runs"] if {name: each.get(name, "models") for name in key} != key]
     kinds: dict[str, int] = {}
     for each in tally.faults:
         kinds[each["kind"]] = kinds.get(each["kind"], 0) + 1
@@ -74,15 +74,17 @@ def _runs(data: dict[str, Any]) -> str:
     for each in data["runs"]:
         refused, faults = sum(each["refused"].values()), sum(each["faults"].values())
         first, later = each.get("sets", [2 if each["compiled"] != "eager" else 4, 0])  # 0.1 had no others
+        of = each.get("of", "models")
+        sets = f"{first} + {later}" if of == "models" else ""
         rows.append([
-            each["compiled"], each["seed"], f"{first} + {later}", f"{each['cases']:,}", f"{each['models']:,}", f"{each['fine']:,}",
+            each["compiled"], of, each["seed"], sets, f"{each['cases']:,}", f"{each['models']:,}", f"{each['fine']:,}",
             f"{refused:,} ({refused / max(each['cases'], 1):.1%})", faults, each["torch"], each["date"],
         ])  # fmt: skip
-        own = total.setdefault(each["compiled"], [0, 0])
+        own = total.setdefault(f"{each['compiled']}, {of}", [0, 0])
         own[0] += each["cases"]
         own[1] += faults
     sums = "; ".join(f"{name}: {cases:,} cases, {faults} faults" for name, (cases, faults) in total.items())
-    head = ["run", "seed", "sets", "cases", "models", "fine", "refused", "faults", "torch", "date"]
+    head = ["run", "of", "seed", "sets", "cases", "models", "fine", "refused", "faults", "torch", "date"]
     return _table(head, rows) + f"\n\nIn all: {sums or 'none'}."
 
 

@@ -16,12 +16,16 @@ from typing import Any
 
 import torch
 
-from fuzz import generate
+from fuzz import argument_kinds, asks, generate, model_changes  # noqa: F401  (they register what scenes are drawn from)
 from fuzz.cases import Case, Discarded, Group, Maker, make
+from fuzz.inserted import judge_inserted
 from fuzz.judge import Verdict, judge
+from fuzz.scene_judge import judge_scene, shrunk_scene, write_scene
+from fuzz.scenes import KINDS, Scene, scene
 from fuzz.shrink import shrunk
 
 SECONDS, COMPILED_SECONDS = 60, 600  # for a model with all of its cases
+SOURCES = ("models", *KINDS, "inserted")  # what cases are made of: models with an instrumented oracle, scenes, and pairs of models
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Options:
     shrink: bool = True
     later: int = 2  # sets with the regularizers and options of 0.2
     most: int = 20  # faults of one kind that are written down
+    of: str = "models"  # one of SOURCES
 
 
 @dataclass
@@ -106,6 +111,11 @@ def _one(index: int) -> tuple[int, list[tuple[str, str, str]], str]:
         signal.signal(signal.SIGALRM, _alarm)
         signal.alarm(COMPILED_SECONDS if options.compiled else SECONDS)
     try:
+        if options.of == "inserted":
+            return index, [_told_pair(options, seed, *judge_inserted(seed))], ""
+        if options.of in KINDS:
+            made = scene(seed, options.of)
+            return index, [_told_scene(options, made, judge_scene(made, options.compiled))], ""
         maker, group = make(seed, options.sets, bool(options.compiled), options.later)
         verdicts = judge(group, options.compiled)
         return index, [_told(options, maker, case, verdict) for case, verdict in zip(group.cases, verdicts, strict=True)], ""
@@ -136,6 +146,27 @@ def _told(options: Options, maker: Maker, case: Case, verdict: Verdict) -> tuple
     return "fault", verdict.kind, str(path)
 
 
+def _told_scene(options: Options, made: Scene, verdict: Verdict) -> tuple[str, str, str]:
+    if verdict.result != "fault":
+        return verdict.result, verdict.kind, ""
+    kind = f"{made.kind} {verdict.kind}"
+    _WRITTEN[kind] += 1
+    if _WRITTEN[kind] > options.most:
+        return "fault", verdict.kind, ""
+    path = write_scene(options.out, shrunk_scene(made, options.compiled) if options.shrink else made, options.compiled)
+    return "fault", verdict.kind, str(path)
+
+
+def _told_pair(options: Options, seed: int, verdict: Verdict, about: str) -> tuple[str, str, str]:
+    if verdict.result != "fault":
+        return verdict.result, verdict.kind, ""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"inserted-{seed}.py"
+    said = "\n".join(f"# {line}" for line in verdict.detail.splitlines()[-12:])
+    path.write_text(f"# {verdict.kind}\n{said}\n# python -m fuzz --replay {path.name}\n{about}\n# inserted: {seed}\n")
+    return "fault", verdict.kind, str(path)
+
+
 def failing(group: Group, compiled: str = "") -> str:
     """The kind of fault of a group's one case, or nothing."""
     verdict = judge(group, compiled)[0]
@@ -163,8 +194,21 @@ def write(out: Path, group: Group, compiled: str = "") -> Path:
 
 def read(path: Path) -> Group:
     """The case of a file."""
-    line = next(line for line in reversed(path.read_text().splitlines()) if line.startswith("# replay: "))
-    return Group.from_dict(json.loads(line.removeprefix("# replay: ")))
+    return Group.from_dict(json.loads(_last(path, "# replay: ")))
+
+
+def replayed(path: Path, compiled: str = "") -> list[Verdict]:
+    """The verdicts of a file, whatever made it."""
+    text = path.read_text()
+    if "\n# inserted: " in text:
+        return [judge_inserted(int(_last(path, "# inserted: ")))[0]]
+    if "\n# scene: " in text:
+        return [judge_scene(Scene.from_dict(json.loads(_last(path, "# scene: "))), compiled)]
+    return judge(read(path), compiled)
+
+
+def _last(path: Path, beginning: str) -> str:
+    return next(line for line in reversed(path.read_text().splitlines()) if line.startswith(beginning)).removeprefix(beginning)
 
 
 def run(options: Options, show: bool = False) -> Tally:
