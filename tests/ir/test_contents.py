@@ -83,8 +83,9 @@ DIFFERENT: list[Any] = [
     OrderedDict(a=1), deque([1]), range(2), Mode.FAST, Mode.SLOW, torch.float32, torch.device("cpu"), Config(), Config(3.0), Slots(1),
     Slots([1]), Point(1), Point(1.0), types.SimpleNamespace(a=1), argparse.Namespace(a=1), pathlib.Path("a"), Fraction(1, 2), function,
     other_function, LAYER, Config, np.ones(2), np.ones(3), np.ones(2, dtype=np.float32), np.float32(1), Point(TENSOR), Point(OTHER),
-    bytearray(b"1"), slice(1), slice(2), functools.partial(function, 1), functools.partial(function, 2), functools.partial(other_function, 1),
-    Config().__init__, Text("a"), Text("b"), 0.0, -0.0, Rank.ONE, "a", nn.Parameter(TENSOR), TENSOR, TENSOR.as_subclass(Sub), Twin.Mode.FAST,
+    bytearray(b"1"), slice(1), slice(2), functools.partial(function, 1), functools.partial(function, 2),
+    functools.partial(other_function, 1), Config().__init__, Text("a"), Text("b"), 0.0, -0.0, Rank.ONE, "a",
+    nn.Parameter(TENSOR), TENSOR, TENSOR.as_subclass(Sub), Twin.Mode.FAST,
 ]  # fmt: skip
 
 

@@ -105,8 +105,10 @@ CASES: dict[str, tuple[type[Net], Callable[..., Any], list[tuple[str, Call]]]] =
     "a tensor in a dict": (Batch, lambda f, b: masked(f, b["x"], b["m"]), [("", ({"x": X, "m": Y},)), ("!", ({"x": X, "m": None},))]),
     "a missing key": (Batch, lambda f, b: masked(f, b["x"], b.get("m")), [("", ({"x": X},)), ("!", ({"x": X, "m": Y},))]),
     "a key": (Batch, lambda f, b: masked(f, b["x"], b.get("m")), [("", ({"x": X, "m": Y},)), ("!", ({"x": X},))]),
-    "a key that is asked for": (Batch, lambda f, b: f(b["x"]) * b["m"] if "m" in b else f(b["x"]), [("", ({"x": X, "m": Y},)), ("!", ({"x": X},))]),
-    "items": (Batch, lambda f, b: sum(f(v) * i for i, (_, v) in enumerate(b.items(), 1)), [("", ({"a": X, "b": Y},)), ("!", ({"b": Y, "a": X},))]),
+    "a key that is asked for": (Batch, lambda f, b: f(b["x"]) * b["m"] if "m" in b else f(b["x"]),
+        [("", ({"x": X, "m": Y},)), ("!", ({"x": X},))]),
+    "items": (Batch, lambda f, b: sum(f(v) * i for i, (_, v) in enumerate(b.items(), 1)),
+        [("", ({"a": X, "b": Y},)), ("!", ({"b": Y, "a": X},))]),
     "unpacked": (Batch, lambda f, b: masked(f, **b), [("", ({"x": X, "m": Y},)), ("!", ({"x": X},))]),
     "a named tuple": (Batch, lambda f, b: masked(f, b.x, b.m), [("", (Pair(X, None),)), ("!", (Pair(X, Y),))]),
     "a named tuple, unpacked": (Batch, lambda f, b: masked(f, *b), [("", (Pair(X, Y),)), ("!", (Pair(X, None),))]),
@@ -116,21 +118,26 @@ CASES: dict[str, tuple[type[Net], Callable[..., Any], list[tuple[str, Call]]]] =
     "one object": (Two, lambda h, x, y: h * 2 if x is y else h * 3, [("", (X, Y)), ("!", (X, X)), ("", (Y, Z))]),
     "no longer one object": (Two, lambda h, x, y: h * 2 if x is y else h * 3, [("", (X, X)), ("!", (X, Y)), ("", (Y, Y))]),
     "one object, and nobody asks": (Two, lambda h, x, y: h * y, [("", (X, X)), ("", (X, Y)), ("", (Y, Y))]),
-    "one object in a dict": (Batch, lambda f, b: f(b["q"]) * (2 if b["q"] is b["k"] else 3), [("", ({"q": X, "k": X},)), ("!", ({"q": X, "k": Y},))]),
-    "a parameter": (Two, lambda h, x, y: h * 2 if isinstance(y, nn.Parameter) else h * 3, [("", (X, Y)), ("!", (X, nn.Parameter(Y))), ("", (X, Z))]),
+    "one object in a dict": (Batch, lambda f, b: f(b["q"]) * (2 if b["q"] is b["k"] else 3),
+        [("", ({"q": X, "k": X},)), ("!", ({"q": X, "k": Y},))]),
+    "a parameter": (Two, lambda h, x, y: h * 2 if isinstance(y, nn.Parameter) else h * 3,
+        [("", (X, Y)), ("!", (X, nn.Parameter(Y))), ("", (X, Z))]),
     "a subclass": (Two, lambda h, x, y: h * 2 if isinstance(y, Sub) else h * 3, [("", (X, Y)), ("!", (X, Y.as_subclass(Sub)))]),
     "no subclass": (Two, lambda h, x, y: h * 2 if isinstance(y, Sub) else h * 3, [("", (X, Y.as_subclass(Sub))), ("!", (X, Y))]),
     "True for 1": (Optional, lambda h, k, n: h * 2 if k is True else h * 3, [("", (X, 1)), ("!", (X, True)), ("", (X, 1))]),
     "1 for True": (Optional, lambda h, k, n: h * 2 if k is True else h * 3, [("", (X, True)), ("!", (X, 1)), ("!", (X, 1.0))]),
-    "a flag in a dict": (Batch, lambda f, b: f(b["x"]) * (2 if b["f"] is True else 3), [("", ({"x": X, "f": True},)), ("!", ({"x": X, "f": 1},))]),
+    "a flag in a dict": (Batch, lambda f, b: f(b["x"]) * (2 if b["f"] is True else 3),
+        [("", ({"x": X, "f": True},)), ("!", ({"x": X, "f": 1},))]),
     "-0.0 for 0.0": (Optional, lambda h, k, n: h * math.copysign(1, n), [("", (X, None, 0.0)), ("!", (X, None, -0.0))]),
     "a member of an enum": (Optional, lambda h, k, n: h * 2 if k is Mode.FAST else h * 3, [("", (X, Mode.FAST)), ("!", (X, Mode.SLOW))]),
     "an int for a member": (Optional, lambda h, k, n: h * 2 if isinstance(k, Level) else h * 3, [("", (X, Level.LOW)), ("!", (X, 1))]),
-    "a float for a tensor": (Two, lambda h, x, y: h * y if isinstance(y, float) else h * y * 2, [("", (X, Y[0, 0])), ("!", (X, 2.0)), ("!", (X, 3.0))]),
+    "a float for a tensor": (Two, lambda h, x, y: h * y if isinstance(y, float) else h * y * 2,
+        [("", (X, Y[0, 0])), ("!", (X, 2.0)), ("!", (X, 3.0))]),
     "a float as a number": (Two, lambda h, x, y: h * y, [("", (X, Y[0, 0])), ("", (X, 2.0)), ("", (X, 3.0))]),
     "the number of arguments": (Rest, folded, [("", (X, Y)), ("!", (X, Y, Z)), ("!", (X,))]),
     "a function": (Optional, lambda h, k, n: k(h), [("", (X, torch.relu)), ("!", (X, torch.tanh))]),
-    "a partial": (Optional, lambda h, k, n: h * k(3), [("", (X, partial(max, 1))), ("", (X, partial(max, 1))), ("!", (X, partial(max, 5)))]),
+    "a partial": (Optional, lambda h, k, n: h * k(3),
+        [("", (X, partial(max, 1))), ("", (X, partial(max, 1))), ("!", (X, partial(max, 5)))]),
     "a class": (Optional, lambda h, k, n: h * 2 if k is int else h * 3, [("", (X, int)), ("!", (X, float))]),
     "a slice": (Optional, lambda h, k, n: h[:, k], [("", (X, slice(2))), ("", (X, slice(2))), ("!", (X, slice(3)))]),
     "a text": (Optional, lambda h, k, n: h * len(k), [("", (X, Text("ab"))), ("!", (X, Text("abc")))]),
@@ -242,7 +249,8 @@ def test_without_example_inputs_each_argument_is_assumed_to_be_a_tensor() -> Non
     module = graphreg.regularize(model, **NO_PENALTY)
     for y in (Y, 2.0, 3, Y.double()):
         assert torch.equal(module(X, y).output, model(X, y))
-    with pytest.raises(GraphRegError, match=r"structure \(x=a tensor, y=None\), .* for \(x=a tensor, y=a tensor\), which was assumed for a"):
+    shown = r"structure \(x=a tensor, y=None\), .* for \(x=a tensor, y=a tensor\), which was assumed for a"
+    with pytest.raises(GraphRegError, match=shown):
         module(X, None)
     dicts = graphreg.regularize(Batch(lambda f, b: f(b["x"]) * b["y"]), **NO_PENALTY)
     assert torch.equal(dicts({"x": X, "y": 2.0}).output, dicts({"x": X, "y": 4.0}).output / 2)
