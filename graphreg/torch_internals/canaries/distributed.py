@@ -96,3 +96,23 @@ def buckets() -> None:
         assert seen == parts, (size, optimize)
         seen.clear()
         torch.compiler.reset()
+
+
+@canary("operators that communicate are named", "the proof of a graph at a call", "communicates")
+def collectives() -> None:
+    assert not door.communicates(torch.ops.aten.add.Tensor) and not door.communicates(torch.ops.aten.add_.Tensor)
+    if not dist.is_available():
+        return
+    found = set[str]()
+
+    class Watch(door.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if door.communicates(func):
+                found.add(str(func).split(".")[1].rstrip("_"))
+            return func(*args, **(kwargs or {}))
+
+    with _group(), Watch():
+        dist.all_reduce(torch.ones(2))
+        dist.broadcast(torch.ones(2), 0)
+        dist.all_gather([torch.ones(2)], torch.ones(2))
+    assert found == {"allreduce", "broadcast", "allgather"}

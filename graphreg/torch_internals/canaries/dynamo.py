@@ -282,3 +282,18 @@ def objects() -> None:
     if door.traces_objects():
         assert compiled(read, nothing, fullgraph=True)(torch.ones(1), Attributes()) == 16
     assert compiled(told, nothing, fullgraph=True)(torch.zeros(1)) == door.traces_objects()
+
+
+@canary("a call knows whether Dynamo is active", "structures of arguments of compiled modules", "runs_compiled")
+def runs_compiled() -> None:
+    module, found = nn.Linear(2, 2), list[bool]()
+
+    def look(given: nn.Module) -> None:
+        found.append(door.runs_compiled(given))
+
+    door.skip_frame(look)
+    look(module)
+    torch.compile(look, backend="eager")(module)
+    module.compile(backend="eager")
+    look(module)
+    assert found == [False, True, True]
