@@ -256,7 +256,7 @@ def link(token: Tensor, ways: Sequence[Way], entering: Sequence[Tensor], views: 
     for i, earlier in _relations(entering, views).items():
         edges = [get_gradient_edge(outputs[j][0]) for j in earlier]
         sources = [joined[outputs[j][1]] for j in earlier]
-        targets = [outputs[j][2](source) for j, source in zip(earlier, sources, strict=True)]
+        targets = [outputs[j][2](source) for j, source in zip(earlier, sources, strict=True)]  # type: ignore[no-untyped-call]
         joined[i] = _Linked.apply(token, probe, ways[i], edges, sources, entering[i], *targets)  # type: ignore[no-untyped-call]
     return tuple(joined[i] for i in range(len(entering)))
 
