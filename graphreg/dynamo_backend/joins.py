@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.runtime import Scale, Views, Way, collect, current, identity, in_place, link, refuse_twice, relations, storage_of
+from graphreg.runtime import Scale, Views, Way, collect, current, in_place, link, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
 Measured = tuple[str, str]  # the name of the penalty that made a measurement, and the site; "" for all sites at once
@@ -72,9 +72,7 @@ class Joins:
             return outputs
 
         def apply(ways: Sequence[Way], entering: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
-            if not (before := relations(entering, views)):
-                return _Join.apply(self, tuple(ways), token, *entering)  # type: ignore[no-any-return,no-untyped-call]
-            joined = link(token, ways, entering, views, before)
+            joined = link(token, ways, entering, views)
             for each in joined:
                 each.grad_fn.joins = self  # type: ignore[union-attr]
             return joined
@@ -137,18 +135,3 @@ class _Shares(torch.autograd.Function):
         shares = [joins.share(*name, *kind) for name, kind in zip(joins.names[ctx.number - 1], ctx.kinds, strict=True)]
         scaled = [share * torch.as_tensor(ctx.scale, dtype=share.dtype, device=share.device) for share in shares]
         return (None, None, None, None if ctx.before is None else grads[0].to(ctx.before), *scaled)
-
-
-class _Join(torch.autograd.Function):
-    """The identity on a graph's outputs. Its backward makes autograd run the chain."""
-
-    @staticmethod
-    def forward(ctx: Any, joins: Joins, ways: tuple[Way, ...], token: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.joins, ctx.device = joins, token.device
-        return identity(ways, outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        refuse_twice()
-        return (None, None, torch.zeros((), device=ctx.device), *grads)

@@ -156,7 +156,7 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
         members = {"__call__": call} | {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
         made = types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
         setattr(kind, _RESTING, made)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 _RESTING = "graphreg_resting"  # the name of the attribute of a generated class that has its resting class

@@ -33,7 +33,7 @@ from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
-from graphreg.runtime.gradient_join import Views, Way, identity, in_place, link, refuse_twice, relations, storage_of
+from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
 from graphreg.runtime.handle import (
     BACKEND,
     BackendHandle,
@@ -75,9 +75,9 @@ __all__ = [
     "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Views", "Way",
     "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "begin_counting", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
-    "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "is_dtensor",
+    "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle", "is_dtensor",
     "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
-    "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized", "relations",
+    "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized",
     "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero",
     "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on",
     "take_back", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -95,9 +95,9 @@ def _join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tens
         return _Attached.apply(total, scale, tuple(ways), *entering)  # type: ignore[no-any-return,no-untyped-call]
 
     def linked(ways: Sequence[Way], entering: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
-        if is_forward_mode() or not (before := relations(entering, views)):  # a jvp is refused by ``_Attached``
+        if is_forward_mode() or len(entering) == 1:  # a jvp is refused by ``_Attached``
             return apply(ways, entering)
-        return link(_Once.apply(total, scale), ways, entering, views, before)  # type: ignore[no-untyped-call]
+        return link(_Once.apply(total, scale), ways, entering, views)  # type: ignore[no-untyped-call]
 
     if transform_level() is not None:  # torch.func's tensors have no storage
         joined = dict(zip(map(id, live), apply(["view"] * len(live), live), strict=True))
@@ -241,36 +241,34 @@ def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ..
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
 
 
-def link(
-    token: Tensor, ways: Sequence[Way], entering: Sequence[Tensor], views: Views, before: Mapping[int, Sequence[int]]
-) -> tuple[Tensor, ...]:  # fmt: skip
+def link(token: Tensor, ways: Sequence[Way], entering: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
     """Return each output through a node of its own, from which a backward pass reaches ``token``; outputs keep their relations.
+
+    With one node for all outputs, a hook on one would run, with None, in a backward pass from another.
 
     If y was computed from h, the joined y must have the gradient by the joined h that y has by h (Grad-CAM). But y was computed before the
     penalties were known, so no path leads from it to the joined h. Each node therefore has an edge to the outputs from which its own was
-    computed, and sends a gradient there if somebody asks for it: see ``_Linked``. ``before``: what ``relations`` returned.
+    computed, and sends a gradient there if somebody asks for it: see ``_Linked``.
     """
     joined: dict[int, Tensor] = {}
     probe = torch.zeros((), requires_grad=True)
     outputs = [*((tensor, i, lambda joined: joined) for i, tensor in enumerate(entering)), *views]
-    for i, earlier in before.items():
+    for i, earlier in _relations(entering, views).items():
         edges = [get_gradient_edge(outputs[j][0]) for j in earlier]
         sources = [joined[outputs[j][1]] for j in earlier]
-        targets = [outputs[j][2](source) for j, source in zip(earlier, sources, strict=True)]
+        targets = [outputs[j][2](source) for j, source in zip(earlier, sources, strict=True)]  # type: ignore[no-untyped-call]
         joined[i] = _Linked.apply(token, probe, ways[i], edges, sources, entering[i], *targets)  # type: ignore[no-untyped-call]
     return tuple(joined[i] for i in range(len(entering)))
 
 
-def relations(entering: Sequence[Tensor], views: Views) -> dict[int, list[int]]:
+def _relations(entering: Sequence[Tensor], views: Views) -> dict[int, list[int]]:
     """Return, for each entering tensor by its position, the outputs from which autograd has recorded it; a tensor comes after those.
 
-    Outputs are counted as in ``entering`` followed by ``views``. Return an empty dict if no output was recorded from another.
+    Outputs are counted as in ``entering`` followed by ``views``.
 
     Nodes that were recorded before all outputs are not visited. Nodes of other threads are numbered by themselves, so a relation may be
     missed if an output was recorded in another thread; then no path leads from one of the two to the other.
     """
-    if len(entering) == 1:
-        return {}
     outputs = [*entering, *(tensor for tensor, _, _ in views)]
     edges = [get_gradient_edge(each) for each in outputs]
     least = -1 if any(each.is_leaf for each in outputs) else min(number_of_node(edge.node) for edge in edges)
@@ -294,8 +292,7 @@ def relations(entering: Sequence[Tensor], views: Views) -> dict[int, list[int]]:
                 waiting += edge[0].next_functions
         return found.setdefault(i, mine)
 
-    before = {i: sorted(visit(i)) for i in sorted(range(len(entering)), key=lambda i: len(visit(i)))}
-    return before if any(before.values()) else {}
+    return {i: sorted(visit(i)) for i in sorted(range(len(entering)), key=lambda i: len(visit(i)))}
 
 
 class _Once(torch.autograd.Function):

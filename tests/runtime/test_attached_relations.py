@@ -176,3 +176,22 @@ def test_outputs_of_a_backends_graph_have_their_relations() -> None:
     assert torch.allclose(torch.autograd.grad(y.exp().sum(), h, retain_graph=True)[0], torch.autograd.grad(y_.exp().sum(), h_)[0])
     (y.exp().sum() + k.sum()).backward()
     assert all(map(torch.allclose, gradients(model), expected("tuple", lambda out: out[0].exp().sum() + out[1].sum())))
+
+
+@pytest.mark.parametrize("heads", [lambda h, b: (b(h.detach()), h), lambda h, b: (b(h), h.tanh())], ids=["detached", "two heads"])
+def test_a_hook_of_an_output_that_a_pass_does_not_reach_does_not_run(heads: Callable[..., Any]) -> None:
+    """It ran, with None for a gradient."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return heads(self.a(x), self.b)
+
+    module, seen = graphreg.regularize(Heads(), weight_l2=0.1, penalties="attach", scale=1), list[Tensor]()
+    y, other = module(X)
+    other.register_hook(seen.append)
+    y.sum().backward()
+    assert seen == []
