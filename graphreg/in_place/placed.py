@@ -356,8 +356,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         if self._made or not isinstance(value, Mapping):
             super().set_strength(name, value)
         else:  # the sites are known after the first trace
-            self._require_name(name)
-            self.shared.choose_later(name, self._by_selector(name, value))
+            self.require_name(name)
+            self.shared.choose_later(name, self.by_selector(name, value))
         self._failed.clear()  # a trace may have failed because a selector matched no site
 
     def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:

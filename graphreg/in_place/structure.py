@@ -59,8 +59,8 @@ from graphreg.torch_internals import (
     at_rest,
     checkpoint_wrapped,
     compiles_itself,
-    has_global_hook,
     has_saved_tensor_hooks,
+    has_users_global_hook,
     pytree,
     version_of,
 )
@@ -126,7 +126,7 @@ class StructureGraph:
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
-        if self.hooks and has_global_hook():
+        if self.hooks and has_users_global_hook():
             raise GraphRegError(
                 "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool "
                 f"that counts or profiles), and in train mode the model runs as a graph, which does not call {self.hooks[0][1]}: the hook "

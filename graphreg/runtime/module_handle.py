@@ -81,7 +81,7 @@ class ModuleHandle(Handle):
         return {name: sites for name, sites in by_site.items() if sites}
 
     def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
-        self._require_name(name)
+        self.require_name(name)
         containers = self._containers()
         if isinstance(value, Mapping):
             chosen = containers[0].chosen.get(name, {}) | self._at_sites(name, value)
@@ -91,7 +91,7 @@ class ModuleHandle(Handle):
             if rules.has(name):
                 rules.set_by_site(name, chosen)
 
-    def _require_name(self, name: object) -> None:
+    def require_name(self, name: object) -> None:
         """Raise NoMatchError unless a strength has this name, which may be anything, not only a string."""
         regularizers, elements = self._regularizers(), self._containers()[0].elements
         if name in regularizers or (name == OWN_DROPOUT and name in elements):
@@ -150,13 +150,13 @@ class ModuleHandle(Handle):
     def _at_sites(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Turn a dict from selectors to strengths into a dict from site names to strengths."""
         sites, chosen = self._sites(name), dict[str, float]()
-        for selector, strength in self._by_selector(name, value).items():
+        for selector, strength in self.by_selector(name, value).items():
             if not (matched := selected(selector, sites)):
                 raise NoMatchError(unmatched(name, selector, sites))
             chosen |= dict.fromkeys(matched, strength)
         return chosen
 
-    def _by_selector(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
+    def by_selector(self, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Return a dict from selectors to strengths, checked but for the sites."""
         regularizer = self._regularizers().get(name)
         if regularizer is not None and not regularizer.by_site:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as module_functions
 from torch.nn.modules import transformer
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -35,6 +36,25 @@ REPLICATE = "_replicate_for_data_parallel"  # the method with which ``nn.DataPar
 # Returns whether any hook is registered for all modules, for example with ``register_module_forward_hook``. Dynamo traces calls of this
 # function, so it is torch's own.
 has_global_hook: Callable[[], bool] = _has_any_global_hook
+
+
+_GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_pre_hooks", "_global_backward_hooks")
+
+
+def has_users_global_hook() -> bool:
+    """Return whether a hook is registered for all modules that is not one of torch's own tools.
+
+    ``FlopCounterMode``, for example, registers hooks that note which module runs. They change no value, and nobody waits for their calls.
+    """
+    hooks = (hook for name in _GLOBAL_HOOKS for hook in getattr(module_functions, name).values())
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+
+
+def put_global_hooks_aside(changes: Changes) -> None:
+    """Remove the hooks of all modules until the block of ``changes`` ends."""
+    for name in _GLOBAL_HOOKS:
+        if getattr(module_functions, name):
+            changes.put(module_functions, name, OrderedDict())
 
 
 def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module]:

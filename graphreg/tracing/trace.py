@@ -39,8 +39,9 @@ from graphreg.torch_internals import (
     compiles_itself,
     deep_enough,
     has_backward_hooks,
-    has_global_hook,
+    has_users_global_hook,
     modules_by_path,
+    put_global_hooks_aside,
     pytree,
     raise_interrupt,
     randomness,
@@ -198,6 +199,7 @@ def traced_for_call(
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)
+        put_global_hooks_aside(changes)
         at_rest(changes)
         deep_enough(model, changes)
         see_through_checkpoints(model, changes)
@@ -422,7 +424,7 @@ def check_model(model: object) -> None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
-    if has_global_hook():
+    if has_users_global_hook():
         raise TraceError(
             "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "
             "counts or profiles). A trace would run it on stand-ins, and the graph would contain what it does, beside the calls at which "

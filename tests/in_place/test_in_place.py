@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 from traces_left import seen, stored
 
 import graphreg
@@ -653,3 +654,12 @@ def test_a_forward_that_is_replaced_on_a_submodule_is_noticed() -> None:
         else:
             inner.forward = replacement
         assert torch.equal(model.train()(x), model.eval()(x))
+
+
+def test_torchs_own_tools_may_watch_a_call() -> None:
+    """They register hooks of all modules, which change no value."""
+    model = graphreg.regularize_(nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)), weight_l2=0.1, scale=1)
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.ones(3, 4))
+    assert counter.get_total_flops() == 2 * 3 * (4 * 4 + 4 * 2)

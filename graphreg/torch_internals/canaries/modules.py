@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import graphreg.torch_internals as door
 from graphreg.torch_internals import Changes
@@ -31,7 +32,7 @@ def bases() -> None:
 
 
 @canary("a module keeps its hooks", "the front ends and the refusals", "CALL_HOOKS", "STATE_HOOKS", "forward_hooks", "drop_forward_hooks",
-        "has_backward_hooks", "has_global_hook")  # fmt: skip
+        "has_backward_hooks", "has_global_hook", "has_users_global_hook", "put_global_hooks_aside")  # fmt: skip
 def hooks() -> None:
     module = nn.Linear(1, 1)
     attributes: dict[str, Any] = vars(module)
@@ -47,8 +48,13 @@ def hooks() -> None:
     assert door.forward_hooks(module) == ()
     before = door.has_global_hook()
     handle = nn.modules.module.register_module_forward_hook(hook)
-    assert door.has_global_hook() and not before
+    assert door.has_global_hook() and door.has_users_global_hook() and not before
+    with door.Changes() as changes, changes:
+        door.put_global_hooks_aside(changes)
+        assert not door.has_global_hook() and not door.has_users_global_hook()
     handle.remove()
+    with FlopCounterMode(display=False):
+        assert door.has_global_hook() and not door.has_users_global_hook()
 
 
 @canary("a module keeps hooks of its own", "blocks, which share everything except hooks with the model's modules", "renew_hooks")

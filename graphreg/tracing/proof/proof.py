@@ -28,11 +28,12 @@ from graphreg.torch_internals import (
     Changes,
     TorchDispatchMode,
     communicates,
-    has_global_hook,
+    has_users_global_hook,
     is_distributed,
     is_fake,
     leaving_no_level,
     modules_by_path,
+    put_global_hooks_aside,
     pytree,
     raise_interrupt,
     schema_of,
@@ -145,7 +146,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
 def _unprovable(claim: Claim, call: Arguments) -> str:
     """Return why a claim cannot be proved; ``""`` if it can be tried."""
     model = claim.model
-    if has_global_hook():
+    if has_users_global_hook():
         return "hooks are registered for all modules, and a proof would run them once more"
     if claim.captured is None and (hooked := _hooked_and_opened(claim)):
         return f"{hooked} has a hook, which is part of the graph, and a proof would run it once more"
@@ -399,6 +400,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     """Within the block, no module has hooks that act on calls: the user's hooks may print, log or capture, and do not run an extra time."""
     with Changes() as changes, changes:
+        put_global_hooks_aside(changes)
         for module in model.modules():
             for name in CALL_HOOKS:
                 if vars(module).get(name):
