@@ -16,6 +16,7 @@ from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
 
 LEAF = "graphreg_leaf"  # in a node's ``meta``: the id of the example input that the node's value stands for
 _EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"  # in ``__dict__``, where no field has such a name
+_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__  # reads the attributes of a proxy itself
 _PLAIN = (list, tuple, Mapping)
 _CHANGING = frozenset({
     "append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "setdefault", "sort", "reverse", "move_to_end",
@@ -47,7 +48,7 @@ class Holder(Value):
     def around(cls, proxy: fx.Proxy, example: Any, parent: Holder | None) -> Holder:
         """Return the proxy of a container that has the node of ``proxy``."""
         made = cls(proxy.node, proxy.tracer)
-        made.__dict__.update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
+        _own(made).update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
         return made
 
     def _item(self, item: Any, make: Callable[[], Any]) -> Any:
@@ -59,13 +60,13 @@ class Holder(Value):
     @property
     def _known(self) -> Any:
         """The container in the example inputs; None once the forward has written into the container."""
-        return None if self.__dict__[_CHANGED] else self.__dict__[_EXAMPLE]
+        return None if _own(self)[_CHANGED] else _own(self)[_EXAMPLE]
 
     def _change(self) -> None:
         holder: Any = self
         while holder is not None:
-            holder.__dict__[_CHANGED] = True
-            holder = holder.__dict__[_PARENT]
+            _own(holder)[_CHANGED] = True
+            holder = _own(holder)[_PARENT]
 
     def __getitem__(self, key: Any) -> Any:
         def make() -> Any:
@@ -118,19 +119,19 @@ class Holder(Value):
         return list(known) if isinstance(known, Mapping) else super().keys()
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        if key not in self.__dict__[_EXAMPLE]:
+        if key not in _own(self)[_EXAMPLE]:
             return default
 
         def make() -> Any:
             return self.tracer.create_proxy("call_method", "get", (self, key), {})
 
-        return self._item(self.__dict__[_EXAMPLE][key], make)
+        return self._item(_own(self)[_EXAMPLE][key], make)
 
     def _values(self) -> list[Any]:
-        return [self[key] for key in self.__dict__[_EXAMPLE]]
+        return [self[key] for key in _own(self)[_EXAMPLE]]
 
     def _items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in self.__dict__[_EXAMPLE]]
+        return [(key, self[key]) for key in _own(self)[_EXAMPLE]]
 
     def _copy(self) -> dict[Any, Any]:
         return dict(self._items())
