@@ -169,7 +169,7 @@ class CallText:
         for name in (*self.names, *(each for each in (self.rest, self.named) if given.get(str(each)))):
             if name not in given:
                 continue
-            value = given[name]
+            value = given[str(name)]
             if name in self.inputs or name in also or name not in self.defaults:
                 parts.append(f"{name}={_shown(value, self.loose and (name in self.inputs or name not in self.defaults), numbers)}")
         return f"({', '.join(parts)})"

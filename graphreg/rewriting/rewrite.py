@@ -19,7 +19,6 @@ from graphreg.ir import (
     CallStructures,
     TensorKind,
     blank_like,
-    digest,
     mark,
     record_calls,
     state_of,
@@ -110,9 +109,8 @@ def _structures(traced: Traced) -> CallStructures | None:
         given = {**dict(traced.specialized), **{name: TensorKind(torch.Tensor, None, 0) for name in required}}
     structures = [dict(given)] if traced.shares else [dict(given), {name: unshared(value) for name, value in given.items()}]
     inputs = frozenset(name.lstrip("*") for name in names if name.lstrip("*") not in traced.specialized)
-    made = digest(traced.graphs, traced.constants)
     proves = NOT_ASKED not in traced.unproved.values()
-    return CallStructures(structures, inputs, traced.front_end != "export", made, traced.front_end, proves, assumed)
+    return CallStructures(structures, inputs, traced.front_end != "export", traced.digest, traced.front_end, proves, assumed)
 
 
 def _device(rules: Rules) -> torch.device:

@@ -90,7 +90,7 @@ def chosen(
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     own: Any = functools.wraps(in_train)(with_own_code(forward))
     own.check = check
-    return own
+    return own  # type: ignore[no-any-return]
 
 
 def _argument_check(
@@ -284,16 +284,20 @@ def _addable(result: Any) -> Any:
 @disable()
 def _settle(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Check the structure of the arguments before compiled code does, which cannot trace the model for another structure."""
-    if (check := type(module).forward.check) is not None:
-        check(module, args, kwargs)
+    _check(module, args, kwargs)
+
+
+def _check(module: nn.Module, args: Any, kwargs: Any) -> None:
+    forward: Any = type(module).forward
+    if forward.check is not None:
+        forward.check(module, args, kwargs)
 
 
 @disable()
 def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
     if rules.awaits_proof and rules.prover is not None:
-        if (check := type(module).forward.check) is not None:
-            check(module, args, kwargs)
+        _check(module, args, kwargs)
         rules.prover(module, args, kwargs)
     if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import CallStructures, CallText, contents_of, detached, digest, may_change, shown_contents, traced_model
+from graphreg.ir import CallStructures, CallText, contents_of, detached, may_change, shown_contents, traced_model
 from graphreg.torch_internals import disable, fake_mode, is_traced, is_wrapped, operator_modes, pytree, transforms
 from graphreg.tracing import NotTheModel, Proving, traced_for_call
 
@@ -80,7 +80,7 @@ def _why_not(
         return str(error)
     except GraphRegError as error:
         return f"{title} cannot be traced for these arguments ({first_line(error)})."
-    if digest(traced.graphs, traced.constants) != structures.digest:
+    if traced.digest != structures.digest:
         return f"Traced for these arguments, {title} gives another graph."
     return ""
 

@@ -25,6 +25,7 @@ from graphreg.ir import (
     check_names,
     contents_of,
     copied_contents,
+    digest,
     find_native_dropouts,
     may_change,
     parameter_reads,
@@ -84,6 +85,7 @@ class Traced(RenamedAttributes):
         arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
             example inputs.
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
+        digest: The digest of the graphs and constants as they were traced.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -99,6 +101,7 @@ class Traced(RenamedAttributes):
     unproved: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     shares: bool = False
+    digest: str = ""
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -220,7 +223,8 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     copies = dict[int, Any]()
     kept = {name: copied_contents(value, copies, is_data=True) for name, value in {**specialized, **bound}.items()}
     traced = _trace_from(model, front_end, specialized, bound, call, proving)
-    traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None)
+    made = digest(traced.graphs, traced.constants)
+    traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None, digest=made)
     changed = [name for name, contents in before.items() if contents_of(specialized[name]) != contents]
     if changed:
         raise TraceError(

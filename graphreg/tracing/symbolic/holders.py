@@ -97,21 +97,21 @@ class Holder(Value):
         super().__setitem__(key, value)
 
     def __contains__(self, key: Any) -> bool:
-        if (known := self._known) is None or not isinstance(known, Mapping):
+        if not isinstance(known := self._known, Mapping):
             return any(item is key or bool(item == key) for item in self)
         return key in known
 
     def __iter__(self) -> Iterator[Any]:
         known = self._known
-        return iter(list(known)) if isinstance(known, Mapping) else super().__iter__()
+        if isinstance(known, Mapping):
+            return iter(list(known))
+        return iter([self[i] for i in range(len(known))]) if isinstance(known, (list, tuple)) else super().__iter__()
 
     def __len__(self) -> int:
-        known = self._known
-        return len(known) if isinstance(known, Mapping) else super().__len__()
+        return len(known) if isinstance(known := self._known, _PLAIN) else super().__len__()
 
     def __bool__(self) -> bool:
-        known = self._known
-        return bool(known) if isinstance(known, Mapping) else super().__bool__()
+        return bool(known) if isinstance(known := self._known, _PLAIN) else super().__bool__()
 
     def keys(self) -> Any:
         """Return the keys. torch.fx calls this method for ``**batch``."""

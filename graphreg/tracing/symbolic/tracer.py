@@ -204,7 +204,7 @@ class SiteTracer(DecisionTracer):
             restore_fx_patches()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, arguments, strict=True)) if i not in variadic]
             more = next((arguments[i] for i, star in variadic.items() if star == "*"), ())
-            named = next((arguments[i] for i, star in variadic.items() if star == "**"), {})
+            named: Any = next((arguments[i] for i, star in variadic.items() if star == "**"), {})
             with self.tape:
                 return bound_call(root)(
                     *(v for k, v in flat if k is None), *more, **{k: v for k, v in flat if k is not None},
