@@ -222,16 +222,25 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
     copies = dict[int, Any]()
     kept = {name: copied_contents(value, copies, is_data=True) for name, value in {**specialized, **bound}.items()}
-    traced = _trace_from(model, front_end, specialized, bound, call, proving)
+    try:
+        traced = _trace_from(model, front_end, specialized, bound, call, proving)
+    except TraceError:  # perhaps because of such a change
+        _require_unchanged(model, specialized, before)
+        raise
+    _require_unchanged(model, specialized, before)
     made = digest(traced.graphs, traced.constants)
     traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None, digest=made)
+    return traced
+
+
+def _require_unchanged(model: nn.Module, specialized: Mapping[str, Any], before: Mapping[str, str]) -> None:
+    """Raise TraceError if a trace has changed the contents of a specialized argument. ``before``: the contents, by name."""
     changed = [name for name, contents in before.items() if contents_of(specialized[name]) != contents]
     if changed:
         raise TraceError(
             f"the forward of {type(model).__name__} changes the contents of its argument {changed[0]}, which a graph would not do. "
             "Change a copy in the forward, or make the change before the call."
         )
-    return traced
 
 
 def _trace_from(
