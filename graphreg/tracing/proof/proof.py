@@ -381,7 +381,8 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
 def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[Places, dict[int, Tensor]]]:
     """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
 
-    The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's tensors, by the tensor's id.
+    The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's
+    tensors, by the tensor's id.
     """
     found: list[tuple[dict[str, Any], str, str]] = []  # (dict that holds the tensor, key, place)
     for path, module in modules_by_path(model, once=True).items():
