@@ -32,6 +32,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return _at_length(seed, args.only, args.inductor)
     path = args.out / f"{seed}.jsonl"
     records = _kept(path)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records.values()))  # without a line that was cut off
     names = [*(f"model {i}" for i in range(args.models)), *(f"settings {i}" for i in range(args.settings))]
     left = [name for name in names if name not in records]
     began, told = time.monotonic(), 0.0

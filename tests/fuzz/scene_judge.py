@@ -50,7 +50,7 @@ class _Judge:
                 try:
                     self._step(number, step, called)
                 except GraphRegError as error:
-                    if self.scene.way != "in place" or "failed its check" in str(error):
+                    if self.scene.way != "in place" or "failed its check" in str(error) or self._remembers():
                         raise
                     refused, last = refused + 1, error  # in place a refused call is over: the next may be right
         except GraphRegError as error:
@@ -64,6 +64,10 @@ class _Judge:
                 return refusal("scene", inner)
             return broken("scene", error)
         return refusal("scene", last) if refused else Verdict("fine")
+
+    def _remembers(self) -> bool:
+        """Whether a call changes the model, so that after a refused one the two are no longer the same."""
+        return any(True for _ in self.twin.buffers()) or any(each.watched for each in self.scene.fragments)
 
     def _regularized(self) -> Any:
         scene = self.scene

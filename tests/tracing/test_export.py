@@ -198,6 +198,37 @@ def test_statistics_are_updated_when_compiled() -> None:
     assert model.norm.num_batches_tracked == 1 and model.norm.running_mean.abs().sum() > 0
 
 
+class Steps(nn.Module):
+    """Counts its calls in a buffer that it then reads; ``anew``: by a new tensor, which is assigned."""
+
+    def __init__(self, anew: bool) -> None:
+        super().__init__()
+        self.anew, self.l = anew, nn.Linear(4, 4)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.anew:
+            self.steps = self.steps + 1
+        else:
+            self.steps += 1
+        out: Tensor = self.l(x) * self.steps
+        return out
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_buffer_that_is_written_and_read_is_written_once(anew: bool) -> None:
+    """A second write, of the buffer into itself, would make backward fail."""
+    model, x = Steps(anew), torch.randn(3, 4)
+    twin, module = copy.deepcopy(model), graphreg.regularize(model, example_inputs=x, weight_l2=0.0)
+    for count in (1, 2):
+        output, expected = module(x).output, twin(x)
+        assert torch.equal(output, expected) and model.steps == twin.steps == count
+        output.sum().backward()
+        expected.sum().backward()
+        assert torch.equal(model.l.weight.grad, twin.l.weight.grad)
+    assert ("copy_" in module.code) == anew
+
+
 class Norm(nn.Module):
     """A norm by hand, with buffers that its forward updates, and a tensor that is no buffer."""
 

@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from graphreg.ir import (
     ASSERTIONS,
+    IN_PLACE_NAMES,
     STACK,
     BufferConstants,
     Label,
@@ -184,6 +185,11 @@ class Unlifter:
         if name in DROPPED:
             return
         args, kwargs = self._arguments(node)
+        if node.target is torch.ops.aten.copy_.default and _is_written(args[0], args[1]):
+            # torch.export ends ``self.buffer += 1`` by an assignment of the buffer to itself. As another write, it would make backward fail
+            # if the forward has read the buffer since.
+            self._made[node.meta[AT]] = args[1]
+            return
         if node.target is RECORDED_OP:
             call = self.record.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
@@ -284,6 +290,15 @@ class Unlifter:
                 node.args = tuple(entered[-1] if i == LEVELS[name] else arg for i, arg in enumerate(node.args))
             if is_labelled(node) and name != "_remove_batch_dim":
                 label_site(node, scope_of(node))
+
+
+def _is_written(tensor: object, value: object) -> bool:
+    """Return whether a value is this tensor itself, as operations that write into it return it."""
+    while isinstance(value, fx.Node) and value is not tensor and value.args:
+        if not (is_in_place(value) and (function_name(value) in IN_PLACE_NAMES or function_name(value).endswith("_"))):
+            return False  # a write by ``out=`` or ``inplace=True`` may be into another argument
+        value = value.args[0]
+    return value is tensor
 
 
 def _acts(node: fx.Node) -> bool:

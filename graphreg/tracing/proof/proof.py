@@ -182,6 +182,10 @@ def _is_within(path: str, called: set[str]) -> bool:
     return bool(path)
 
 
+_BUFFER = "the buffer "
+Places = dict[str, tuple[dict[str, Any], str, Tensor]]  # by place: the dict that holds a tensor, its key there, and the tensor
+
+
 @dataclass
 class Run:
     """What a forward gave: its output, and what it wrote into arguments, buffers, attributes and parameters, by place."""
@@ -318,7 +322,10 @@ class _Trial:
                 for place, leaf in (*leaves(call[0], "args"), *leaves(call[1], "kwargs")):
                     if isinstance(leaf, Tensor):
                         ran.values[f"{place} after the call"] = snapshot(leaf.detach())
-                ran.values |= {f"{place} after the call": snapshot(tensor.detach()) for place, tensor in places.items()}
+                for place, (space, name, copied) in places.items():
+                    # a buffer that the forward assigns is a tensor of its own there, and a graph writes into the one that was there
+                    now = space.get(name) if place.startswith(_BUFFER) else copied
+                    ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
             except Exception as error:
                 raise_interrupt(error)
                 ran.error = error
@@ -327,7 +334,7 @@ class _Trial:
         return ran, bool(read_saved)
 
     @contextmanager
-    def _apart(self) -> Iterator[tuple[Arguments, dict[str, Tensor]]]:
+    def _apart(self) -> Iterator[tuple[Arguments, Places]]:
         """Open a block in which the model may run: what it changes is put back.
 
         The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
@@ -371,28 +378,30 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
 
 
 @contextmanager
-def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[int, Tensor]]]:
+def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[Places, dict[int, Tensor]]]:
     """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
 
-    The context manager yields the copies by place, for the comparison, and what stands for each of the model's tensors, by the tensor's id.
+    The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's
+    tensors, by the tensor's id.
     """
     found: list[tuple[dict[str, Any], str, str]] = []  # (dict that holds the tensor, key, place)
     for path, module in modules_by_path(model, once=True).items():
         prefix = f"{path}." if path else ""
         for name, buffer in module._buffers.items():
             if isinstance(buffer, Tensor):
-                found.append((module._buffers, name, f"the buffer {prefix}{name}"))
+                found.append((module._buffers, name, f"{_BUFFER}{prefix}{name}"))
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 found.append((vars(module), name, f"the attribute {prefix}{name}"))
     copies = tensor_copies(space[name] for space, name, _ in found)
-    places: dict[str, Tensor] = {}
+    places: Places = {}
     with Changes() as changes, changes:
         for name, constant in constants.items():
             changes.put(vars(model), name, constant)
         for space, name, place in found:
-            places[place] = copies[id(space[name])]
-            changes.put(space, name, places[place])
+            copied = copies[id(space[name])]
+            places[place] = space, name, copied
+            changes.put(space, name, copied)
         yield places, {**copies, **{id(parameter): parameter for parameter in model.parameters()}}
 
 
