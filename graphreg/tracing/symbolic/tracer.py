@@ -10,7 +10,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -49,15 +49,17 @@ from graphreg.torch_internals import (
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
-from graphreg.tracing.shape_decisions import DecisionTracer
+from graphreg.tracing.shape_decisions import DecisionTracer, decided_kind
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
-from graphreg.tracing.symbolic.proxies import BufferProxy, Value
+from graphreg.tracing.symbolic.proxies import BufferProxy, MappingValue, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
+from graphreg.tracing.type_inference import definite_type, fixed_count
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
+PLAIN_KINDS = (*PLAIN, complex, bytes, torch.layout, torch.memory_format)
 
 
 class DrawsRandomly(BaseException):
@@ -79,11 +81,12 @@ class SiteTracer(DecisionTracer):
         tape: Records the operations on tensors that the forward makes during the trace.
         watch_draws: Whether to note which module draws random numbers. Few forwards draw any, and to look after each call of a module
             takes long, so a trace without it only finds out whether anything was drawn, and then raises ``DrawsRandomly``.
+        asked: What the model's code may ask of values in a way that calls no method of them (``asks``).
     """
 
     def __init__(
         self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
-        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None,
+        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None, asked: Set[str] = frozenset(),
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -94,6 +97,7 @@ class SiteTracer(DecisionTracer):
             answers: Answers that queries of global state get in place of torch's own.
             watch_draws: As the attribute.
             shares: Whether arguments that are one tensor in the examples have one proxy. None if there are no such arguments.
+            asked: As the attribute.
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
@@ -101,7 +105,7 @@ class SiteTracer(DecisionTracer):
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
         self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
-        self.watch_draws, self._drawn = watch_draws, randomness()
+        self.watch_draws, self._drawn, self.asked = watch_draws, randomness(), asked
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
@@ -192,7 +196,8 @@ class SiteTracer(DecisionTracer):
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), dict[int, str]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-            default = () if parameter.default is parameter.empty else (parameter.default,)
+            # a call without the argument gets its value from the graph, so that the default is only for show
+            default = () if parameter.default is parameter.empty else (parameter.default if _has_text(parameter.default) else None,)
             proxy = self.create_proxy("placeholder", star + name, default, {})
             if star:
                 variadic[len(values)] = star
@@ -267,17 +272,36 @@ class SiteTracer(DecisionTracer):
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
-    def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
-        """Make a node and its proxy, and label the node."""
+    def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> Any:
+        """Make a node and label it. Return its proxy, or None if the value is None in the example inputs."""
         proxy = super().create_proxy(kind, target, *rest, **more)
-        self.tape.node_created(proxy.node)
-        if is_size(proxy.node, self.sizes.__contains__):
-            self.sizes.add(proxy.node)
-        if kind not in ("placeholder", "call_module") and self._constants.take(proxy.node):
-            label_site(proxy.node, self._scopes[-1])
+        node = proxy.node
+        self.tape.node_created(node)
+        if is_size(node, self.sizes.__contains__):
+            self.sizes.add(node)
+        if kind not in ("placeholder", "call_module") and self._constants.take(node):
+            label_site(node, self._scopes[-1])
             return proxy
-        label_node(proxy.node, self._scopes[-1], self.operations.modules, self._namer)
+        label_node(node, self._scopes[-1], self.operations.modules, self._namer)
+        return self._as_its_kind(proxy)
+
+    def _as_its_kind(self, proxy: fx.Proxy) -> Any:
+        """Return a proxy as one of the class that suits its value; None if the value is None in the example inputs."""
+        example = self.known(proxy.node)
+        if example is None:
+            self._add_unnamed(decided_kind, proxy.node, "NoneType")
+            return None
+        if isinstance(example, Mapping):
+            return MappingValue(proxy.node, self)
+        if "sequence" in self.asked or "mapping" in self.asked:
+            kind = definite_type(proxy.node, self) or self.kind_for_examples(proxy.node)
+            if kind is None or issubclass(kind, (tuple, list)):
+                return SequenceValue(proxy.node, self) if kind or "sequence" in self.asked else UnknownMapping(proxy.node, self)
         return proxy
+
+    def fixed_count(self, node: fx.Node) -> int | None:
+        """Return how many items a value has whatever the inputs; None if that is not certain."""
+        return fixed_count(node, self.operations)
 
     def is_tuple(self, node: fx.Node) -> bool:
         """Return whether a node's value is a tuple that a layer of torch returned."""
@@ -384,3 +408,10 @@ class SiteTracer(DecisionTracer):
 def _assigned_buffer(module: nn.Module) -> str | None:
     """Return the name of a buffer to which a traced forward assigned a proxy, or None."""
     return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
+
+
+def _has_text(value: Any) -> bool:
+    """Return whether the emitted code can have a value as a default: plain data, and tuples and lists of it."""
+    return type(value) in PLAIN_KINDS or (type(value) in (tuple, list, dict) and not value) or (
+        type(value) in (tuple, list) and all(map(_has_text, value))
+    )
