@@ -1,4 +1,4 @@
-"""Answers ``isinstance``, ``type`` and ``callable`` in the model's code during a trace, in which values are proxies instead of tensors, or sizes are symbolic."""
+"""Answers ``isinstance``, ``type`` and ``callable`` in the model's code during a trace: values are proxies, or sizes are symbolic."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ def _globals_of(thing: Any) -> Globals | None:
     if issubclass(type(thing), types.ModuleType):
         return vars(thing)
     while issubclass(type(thing), _WRAPPERS):
-        thing = thing.func if issubclass(type(thing), functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
+        is_partial = issubclass(type(thing), functools.partial)
+        thing = thing.func if is_partial else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
     if type(thing) in _DECORATED:
         thing = vars(thing).get("__wrapped__", thing)
     elif callable(thing) and not issubclass(type(thing), type):

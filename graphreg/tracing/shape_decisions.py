@@ -59,7 +59,7 @@ def decided_count(value: Any, expected: int) -> None:
     """Raise unless a value has as many items as the forward unpacked when the model was traced."""
     if len(value) != expected:
         raise OtherInputs(
-            f"the model's forward unpacks a value into {expected} when it is traced (a, b = x), and these inputs give it {len(value)} items. "
+            f"the model's forward unpacks a value into {expected} variables (a, b = x), and these inputs give it {len(value)} items. "
             "Give inputs that can be unpacked so."
         )
 
@@ -69,9 +69,9 @@ def decided_attribute(value: Any, name: str, expected: bool) -> None:
     """Raise unless a value has an attribute, or has none of this name, as when the model was traced."""
     if hasattr(value, name) != expected:
         raise OtherInputs(
-            f"the model's forward asks whether a value has the attribute {name!r}. It had {'one' if expected else 'none'} when the model was "
-            f"traced, and these inputs make it a {type(value).__name__} with{'out' if expected else ''} one. To use both, regularize the "
-            "model once more, with example_inputs of this type."
+            f"the model's forward asks whether a value has the attribute {name!r}, and these inputs make it a {type(value).__name__} "
+            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the model "
+            "once more, with example_inputs of this type."
         )
 
 

@@ -55,7 +55,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _class(value: Any, frame: types.FrameType) -> type:
-    """Return what ``value.__class__`` is for the code of a frame: the class of the traced value for a model, that of the proxy for torch."""
+    """Return ``value.__class__`` for the code of a frame: the class of the traced value for a model, that of the proxy for torch."""
     return type(value) if is_foreign(frame) or not _tests_class(frame) else class_of(value)
 
 
@@ -292,7 +292,7 @@ class MappingValue(Value):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of a key, or the default."""
-        return self[key] if key in self else default  # type: ignore[index]
+        return self[key] if key in self else default  # type: ignore[index]  # noqa: SIM401
 
     def pop(self, key: Any, *default: Any) -> Any:
         """Remove a key, and return its value, or the default."""

@@ -47,6 +47,7 @@ from graphreg.torch_internals import (
     take_as_one,
 )
 from graphreg.tracing.checkpoints import CHECKPOINTS
+from graphreg.tracing.defaults import placeholder_default
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer, decided_kind
@@ -59,7 +60,6 @@ from graphreg.tracing.type_inference import definite_type, fixed_count
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
-PLAIN_KINDS = (*PLAIN, complex, bytes, torch.layout, torch.memory_format)
 
 
 class DrawsRandomly(BaseException):
@@ -196,9 +196,7 @@ class SiteTracer(DecisionTracer):
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), dict[int, str]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-            # a call without the argument gets its value from the graph, so that the default is only for show
-            default = () if parameter.default is parameter.empty else (parameter.default if _has_text(parameter.default) else None,)
-            proxy = self.create_proxy("placeholder", star + name, default, {})
+            proxy = self.create_proxy("placeholder", star + name, placeholder_default(parameter), {})
             if star:
                 variadic[len(values)] = star
             example = self.examples.get(name, {} if star == "**" else None)
@@ -408,10 +406,3 @@ class SiteTracer(DecisionTracer):
 def _assigned_buffer(module: nn.Module) -> str | None:
     """Return the name of a buffer to which a traced forward assigned a proxy, or None."""
     return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
-
-
-def _has_text(value: Any) -> bool:
-    """Return whether the emitted code can have a value as a default: plain data, and tuples and lists of it."""
-    return type(value) in PLAIN_KINDS or (type(value) in (tuple, list, dict) and not value) or (
-        type(value) in (tuple, list) and all(map(_has_text, value))
-    )
