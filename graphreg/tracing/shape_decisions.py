@@ -70,8 +70,8 @@ def decided_attribute(value: Any, name: str, expected: bool) -> None:
     if hasattr(value, name) != expected:
         raise OtherInputs(
             f"the model's forward asks whether a value has the attribute {name!r}, and these inputs make it a {type(value).__name__} "
-            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the model "
-            "once more, with example_inputs of this type."
+            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the "
+            "model once more, with example_inputs of this type."
         )
 
 

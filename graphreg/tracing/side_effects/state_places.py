@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -308,7 +309,7 @@ def own_attributes(value: Any) -> Any:
         found = vars(kind).get("__dict__")
         if type(found) in _DICTS:
             return found.__get__(value)
-    return None
+    return vars(value) if issubclass(type(value), threading.local) else None  # whose class has no such descriptor
 
 
 def _slot(value: Any, name: str) -> Any:

@@ -179,6 +179,8 @@ class Value(_Asked, fx.Proxy):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(_assignment_message(name, "deletes"))
 
+    keys = property(lambda self: _attribute(self, "keys"))  # torch.fx defines it for all values, and a tensor has none
+
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator."""
         if self.node in getattr(self.tracer, "sizes", ()):

@@ -100,7 +100,7 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
 
 def text_of(value: Any) -> Any:
     """Return what a traced size, dtype, device or the like is for the examples, to make a text of it. The graph asserts it."""
-    kind = _certain_class(value)
+    kind = _certain_class(value) or value.tracer.kind_for_examples(value.node)
     if kind is not None and issubclass(kind, torch.Tensor):
         raise TypeError(f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values")
     made = value.tracer.concrete(value, "text", _TEXTS)
