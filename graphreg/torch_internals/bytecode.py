@@ -22,17 +22,17 @@ def _operations(code: types.CodeType) -> Mapping[int, dis.Instruction]:
 
 
 @functools.lru_cache(8192)
-def _handlers(code: types.CodeType) -> tuple[tuple[int, int], ...]:
-    """Return the places of the code that an ``except`` or ``finally`` covers: the offsets where each begins and ends."""
+def _handlers(code: types.CodeType) -> tuple[tuple[int, int, bool], ...]:
+    """Return the places that an ``except``, ``finally`` or ``with`` covers: where each begins and ends, and whether it is a ``with``."""
     names = {each.offset: each.opname for each in dis.get_instructions(code)}
     after = dict(zip(names, [*names][1:], strict=False))
 
-    def catches(target: int) -> bool:
-        """Return whether a handler is written by the user: Python makes some for ``with``, generators and comprehensions."""
-        return names.get(target) == "PUSH_EXC_INFO" and names.get(after.get(target, -1)) != "WITH_EXCEPT_START"
-
     entries: Any = getattr(dis.Bytecode(code), "exception_entries", ())
-    return tuple((each.start, each.end) for each in entries if catches(each.target))
+    # Python adds further handlers, for generators and comprehensions, that begin with another operation.
+    return tuple(
+        (each.start, each.end, names.get(after.get(each.target, -1)) == "WITH_EXCEPT_START")
+        for each in entries if names.get(each.target) == "PUSH_EXC_INFO"
+    )  # fmt: skip
 
 
 def reads_attribute(frame: types.FrameType) -> bool:
@@ -53,9 +53,9 @@ def matches_class(frame: types.FrameType) -> bool:
     return step is not None and step.opname == "MATCH_CLASS"
 
 
-def is_guarded(frame: types.FrameType) -> bool:
-    """Return whether a frame runs code in a ``try`` that may catch what this code raises."""
-    return any(start <= frame.f_lasti < end for start, end in _handlers(frame.f_code))
+def is_guarded(frame: types.FrameType, by_with: bool = False) -> bool:
+    """Return whether a frame runs code in a ``try`` that may catch what this code raises. ``by_with``: whether a ``with`` counts, too."""
+    return any(start <= frame.f_lasti < end and (by_with or not is_with) for start, end, is_with in _handlers(frame.f_code))
 
 
 @functools.lru_cache(8192)

@@ -19,7 +19,7 @@ from torch.fx.proxy import Attribute
 from graphreg.ir import FOREIGN
 from graphreg.torch_internals import Changes, forward_hooks, jit_namespace
 from graphreg.tracing.symbolic.proxies import Value
-from graphreg.tracing.symbolic.questions import class_of, is_callable
+from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]
@@ -38,14 +38,14 @@ def model_globals(root: nn.Module) -> list[Globals]:
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals], answer: Callable[[object, Any], bool] | None = None) -> Iterator[None]:
-    """Within the block, make ``isinstance``, ``type`` and ``callable`` work for traced values, in code whose globals are in ``places``.
+    """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
 
-    ``isinstance`` also works in ``torch.is_tensor`` and ``torch.jit.isinstance``.
+    They do so in code whose globals are in ``places``. ``isinstance`` also works in ``torch.is_tensor`` and ``torch.jit.isinstance``.
 
     ``answer``: what code calls in place of ``isinstance``, by default ``traced_isinstance``.
     """
     models = list(places)
-    answers = {"isinstance": answer or traced_isinstance, "type": TracedType, "callable": is_callable}
+    answers = {"isinstance": answer or traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
     with Changes() as changes, changes:
         for place in (*models, vars(torch), jit_namespace()):
             for name, function in answers.items():
@@ -171,7 +171,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)
     if kind is None and (kind := traced.tracer.kind(traced.node)) is None:
-        raise TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type")
+        traced.tracer.refuse(TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type"))
     return _is_instance(kind, kinds, traced.node.name)
 
 

@@ -6,10 +6,11 @@ The graph asserts the value that Python got. For inputs that give another value,
 from __future__ import annotations
 
 import operator
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import fx
@@ -19,6 +20,7 @@ from torch.fx.node import has_side_effect, map_arg
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir import label_site, scope_of
 from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
+from graphreg.tracing.frames import is_caught
 
 UNKNOWN = object()  # stands for a value that is not known
 KINDS: dict[str, type] = {
@@ -120,6 +122,7 @@ class DecisionTracer(fx.Tracer):
         examples: The example inputs by argument name.
         sizes: The nodes whose values are numbers or shapes.
         evaluating: Whether operations and modules run now to compute an answer, so that they must not be traced.
+        refused: The errors for questions that the trace could not answer, where the model's code may have caught them.
         assumed_tensors: The names of arguments without an example that were assumed to be tensors, as the keys of a dict, in order.
     """
 
@@ -133,6 +136,7 @@ class DecisionTracer(fx.Tracer):
         self._reads_input: dict[fx.Node, bool] = {}  # whether a value is computed from an input
         self._kinds: dict[fx.Node, type | None] = {}
         self.assumed_tensors: dict[str, None] = {}
+        self.refused: list[Exception] = []
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
@@ -143,13 +147,28 @@ class DecisionTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""
-        return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(DecisionTracer, self).to_bool(obj)))
+        kinds = (bool, int, float, tuple, list)
+        return bool(self._answer(obj, kinds, lambda: self._unless_refused(super(DecisionTracer, self).to_bool, obj)))
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise an error for a question that the trace cannot answer. If the model's code catches it, it is raised again later."""
+        if is_caught(sys._getframe(1)):
+            self.refused.append(error)
+        raise error
+
+    def _unless_refused(self, function: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
+        """Call a function of torch.fx, which raises if the trace cannot answer."""
+        try:
+            return function(obj)
+        except Exception as error:
+            self.refuse(error)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over a value whose length is known for the examples."""
         count = self._length(obj)
         if count is None:
-            return super().iter(obj)
+            found: Iterator[Any] = self._unless_refused(super().iter, obj)
+            return found
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
     def unpack(self, obj: fx.Proxy, count: int, is_caught: bool) -> Iterator[Any]:
@@ -170,7 +189,7 @@ class DecisionTracer(fx.Tracer):
     def length(self, obj: fx.Proxy) -> int:
         """Return the length of a value; raise TypeError if it is not known."""
         if (count := self._length(obj)) is None:
-            raise TypeError("the length of a traced value is not known")
+            self.refuse(TypeError("the length of a traced value is not known"))
         return count
 
     def concrete(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
@@ -186,7 +205,7 @@ class DecisionTracer(fx.Tracer):
         """
 
         def refuse() -> None:
-            raise TypeError(f"a traced value cannot be used as {what}")
+            self.refuse(TypeError(f"a traced value cannot be used as {what}"))
 
         return self._answer(obj, kinds, refuse)
 

@@ -12,6 +12,8 @@ import operator
 import sys
 import typing
 from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -31,6 +33,10 @@ Forward = Callable[..., Any]
 class Pair(NamedTuple):
     q: Any
     k: Any
+
+
+class Mode(Enum):
+    A, B = 1, 2
 
 
 class Model(nn.Module):
@@ -118,6 +124,7 @@ ATTRIBUTES: dict[str, Forward] = {
     "type, otherwise": lambda m, x: m.layer(x) * (3.0 if type(m).__name__ == "OfOne" and isinstance(type(m), type) else 2.0),
     "issubclass": lambda m, x: m.layer(x) * (3.0 if issubclass(type(x), Tensor) else 2.0),
     "torch.jit.isinstance": lambda m, x: m.layer(x) * (3.0 if torch.jit.isinstance(m.layer(x), Tensor) else 2.0),
+    "special methods": lambda m, x: m.layer(x) * (3.0 if hasattr(x, "__round__") or hasattr(x.shape[0], "__iter__") else 2.0),
     "a device's index": lambda m, x: m.layer(x) * (3.0 if x.device.index is None else 2.0),
 }  # fmt: skip
 
@@ -247,6 +254,34 @@ def test_an_unpacking_that_may_fail_decides(x: Tensor, other: Tensor) -> None:
     check(tried, x, (other,))
 
 
+def swallows(m: Any, x: Any) -> Any:
+    try:
+        scale = len(x) if x.sum() < 0 else 2
+    except (TypeError, ValueError, RuntimeError):
+        scale = 7
+    return m.layer(x) * scale
+
+
+def test_no_error_of_the_trace_decides() -> None:
+    """A forward may catch the error by which a trace refuses a question: it is raised again at the end of the module."""
+    for example in (X, None):
+        with pytest.raises(TraceError, match="cannot be traced symbolically"):
+            traced(made(swallows), example)
+    model = nn.Sequential(nn.Linear(4, 4), made(swallows))
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end="symbolic").eval()
+    assert torch.equal(module(X).output, model(X)) and "1" in graphreg.trace(model, X, front_end="symbolic").opaque_modules
+
+
+def suppresses(m: Any, x: Any) -> Any:
+    with suppress(AttributeError):
+        return x.mask
+    return m.layer(x)
+
+
+def test_an_attribute_under_suppress() -> None:
+    check(suppresses, X)
+
+
 def two_of(value: Any) -> Any:
     a, b = value
     return a, b
@@ -294,6 +329,9 @@ CONTAINERS: dict[str, tuple[Forward, Any, tuple[Any, ...]]] = {
     "keys": (lambda m, x: [m.layer(x[k]) for k in x], {"x": X}, ({"x": X, "m": X},)),
     "its length": (lambda m, x: x["x"] * len(x), {"x": X}, ({"x": X, "m": X},)),
     "keywords": (lambda m, x: F.linear(**x), {"input": X, "weight": X}, ()),
+    "True": (lambda m, x: m.layer(x[0]) if x[1] is True else x[0], (X, True), ((X, False),)),
+    "a dtype": (lambda m, x: m.layer(x[0]) if x[1] is torch.half else x[0], (X, torch.half), ((X, torch.float),)),
+    "a member of an enum": (lambda m, x: m.layer(x[0]) if x[1] is Mode.A else x[0], (X, Mode.A), ((X, Mode.B),)),
     "an empty one": (lambda m, x: m.layer(x[0]) if x[1] else x[0], (X, {}), ()),
     "its class": (lambda m, x: x["x"] * (2 if type(x) is dict and not hasattr(x, "shape") else 3), {"x": X}, ()),
     "a tuple's class": (lambda m, x: x[0] * (2 if type(x) is tuple and not hasattr(x, "shape") else 3), (X, X), ()),
@@ -301,7 +339,9 @@ CONTAINERS: dict[str, tuple[Forward, Any, tuple[Any, ...]]] = {
     "torch.jit.isinstance": (lambda m, x: x[0] * (2 if torch.jit.isinstance(x, typing.List[Tensor]) else 3), [X, X], ()),  # noqa: UP006
     "an ordered dict": (lambda m, x: x["x"] * (2 if x.get("k", 1) == 1 else 3), collections.OrderedDict(x=X), ()),
 }  # fmt: skip
-KNOWN_BY_EXAMPLE = {"None in a tuple", "None in a dict", "None in a named tuple", "get"}  # ``is None`` calls no method of a stand-in
+KNOWN_BY_EXAMPLE = {  # ``is`` calls no method of a stand-in
+    "None in a tuple", "None in a dict", "None in a named tuple", "get", "True", "a dtype", "a member of an enum",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

@@ -14,8 +14,9 @@ from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 from graphreg.torch_internals import matches_class, unpacked
+from graphreg.tracing.frames import is_caught, is_foreign
 from graphreg.tracing.shape_decisions import UNKNOWN
-from graphreg.tracing.symbolic.questions import class_of, is_caught, is_foreign, require_attribute, text_of
+from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
@@ -49,8 +50,8 @@ def _attribute(value: Any, name: str) -> Any:
     if name in ATTRIBUTES and name in _COMPARED and "identity" in tracer.asked and not is_foreign(frame):
         return tracer.concrete(AttributeProxy(value, name), "an operand of `is`", (ATTRIBUTES[name],))
     example = tracer.known(value.node) if type(value) is not AttributeProxy else UNKNOWN
-    if example is not UNKNOWN and not isinstance(example, torch.Tensor) and getattr(example, name) is None:
-        return tracer.create_proxy("call_function", getattr, (value, name), {})  # asserts that it is None, and returns None
+    if example is not UNKNOWN and not isinstance(example, torch.Tensor) and tracer.is_fixed(getattr(example, name)):
+        return tracer.create_proxy("call_function", getattr, (value, name), {})  # returns it, and asserts it
     return SequenceAttribute(value, name) if name == "shape" and "sequence" in tracer.asked else AttributeProxy(value, name)
 
 
@@ -88,6 +89,9 @@ class _Asked:
 
     def __contains__(self, item: Any) -> bool:
         return any(item is each or item == each for each in self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("the forward copies a traced value by copy.deepcopy; use x.clone()")
 
     # Methods that Python calls on a number or a shape, and that torch.fx does not support; see ``shape_decisions.py``.
     def __index__(self) -> int:
@@ -158,7 +162,7 @@ class Value(_Asked, fx.Proxy):
         if is_foreign(frame):
             return _own(self)
         if not issubclass(class_of(self), torch.Tensor):
-            raise TypeError(f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them")
+            self.tracer.refuse(TypeError(f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"))
         return {}
 
     def __getattr__(self, k: str) -> Any:

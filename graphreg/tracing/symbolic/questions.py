@@ -6,48 +6,29 @@ inputs, and the graph asserts it. If neither tells, the question raises TypeErro
 
 from __future__ import annotations
 
+import sys
 import types
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import FOREIGN
 from graphreg.torch_internals import is_guarded, pytree, reads_attribute
+from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.shape_decisions import UNKNOWN
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 _OF_TENSORS = frozenset(dir(torch.Tensor))
 _TRACERS = ("graphreg", "torch.fx")
-_TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
 _TEXTS = (bool, int, float, complex, str, tuple, list, dict, type(None), torch.dtype, torch.device, torch.layout)
-
-
-def home_of(frame: types.FrameType) -> str:
-    """Return the name of the Python module whose code runs in a frame."""
-    return str(frame.f_globals.get("__name__", ""))
-
-
-def is_foreign(frame: types.FrameType) -> bool:
-    """Return whether a frame runs code of torch, graphreg, Python's library or the like, and not of a model."""
-    return home_of(frame).partition(".")[0] in FOREIGN
-
-
-def is_caught(frame: types.FrameType | None) -> bool:
-    """Return whether the model's code may catch what is raised in a frame."""
-    while frame is not None and home_of(frame) != _TRACE:
-        if not is_foreign(frame) and is_guarded(frame):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def class_of(value: Any) -> type:
     """Return the class of a traced value; raise TypeError if it is not known. The graph asserts an answer that is not certain."""
     kind = _certain_class(value) or value.tracer.kind(value.node)
     if kind is None:
-        raise TypeError(f"the forward asks for the class of {value.node.name!r}, and the trace cannot tell it")
+        value.tracer.refuse(TypeError(f"the forward asks for the class of {value.node.name!r}, and the trace cannot tell it"))
     return kind
 
 
@@ -59,6 +40,17 @@ def is_callable(value: Any) -> bool:
         member = getattr(class_of(value.root), value.attr, None)
         return callable(member)
     return any("__call__" in vars(base) for base in class_of(value).__mro__)
+
+
+def has_attribute(value: Any, name: str) -> bool:
+    """Do what ``hasattr`` does, also for traced values: their stand-ins have attributes of their own, such as ``__call__``."""
+    if not issubclass(type(value), fx.Proxy):
+        return hasattr(value, name)
+    try:
+        require_attribute(value, name, sys._getframe(1))
+    except AttributeError:
+        return False
+    return True
 
 
 def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
@@ -81,16 +73,17 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
         return
     kind = _certain_class(value)
     if kind is not None:
-        if not hasattr(kind, name) and name != "__dict__":
+        if not _class_has(kind, name):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
         return
-    asked = not plain or is_caught(frame)
+    asked = not plain or is_caught(frame, by_with=True)
     there, known = _example_has(value, name)
     if not known:
         if not asked:
             return  # what the value is shows at the calls
         if value.node.op != "placeholder" or value.tracer.examples:
-            raise TypeError(f"the forward asks whether {value.node.name!r} has the attribute {name!r}, and the trace cannot tell")
+            why = f"the forward asks whether {value.node.name!r} has the attribute {name!r}, and the trace cannot tell"
+            value.tracer.refuse(TypeError(why))
         there = name in _OF_TENSORS
     if asked:
         value.tracer.assert_attribute(value.node, name, there)
@@ -102,11 +95,17 @@ def text_of(value: Any) -> Any:
     """Return what a traced size, dtype, device or the like is for the examples, to make a text of it. The graph asserts it."""
     kind = _certain_class(value) or value.tracer.kind_for_examples(value.node)
     if kind is not None and issubclass(kind, torch.Tensor):
-        raise TypeError(f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values")
+        _refuse_text(value)
     made = value.tracer.concrete(value, "text", _TEXTS)
     if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(made)):
-        raise TypeError(f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values")
+        _refuse_text(value)
     return made
+
+
+def _refuse_text(value: Any) -> NoReturn:
+    why = f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values"
+    value.tracer.refuse(TypeError(why))
+    raise AssertionError(why)  # ``refuse`` always raises
 
 
 def _certain_class(value: Any) -> type | None:
@@ -129,13 +128,18 @@ def _is_certain_tensor(root: Any, tracer: Any) -> bool:
     return root.node.op == "placeholder" or is_tensor(root.node, tracer)
 
 
+def _class_has(kind: type, name: str) -> bool:
+    """Return whether a value of a class has an attribute. ``hasattr(kind, name)`` would count those of the class of ``kind``, too."""
+    return any(name in vars(base) for base in kind.__mro__) or (name == "__dict__" and kind.__dictoffset__ != 0)
+
+
 def _example_has(value: Any, name: str) -> tuple[bool, bool]:
     """Return whether a value has an attribute for the example inputs, and whether that is known."""
     example = value.tracer.known(value.node)
     if example is UNKNOWN:
         kind = value.tracer.kind_for_examples(value.node)
-        return (False, False) if kind is None else (hasattr(kind, name), True)
+        return (False, False) if kind is None else (_class_has(kind, name), True)
     if isinstance(example, torch.Tensor):  # not by hasattr, because some attributes compute or warn
-        return hasattr(type(example), name) or name in vars(example), True
+        return _class_has(type(example), name) or name in vars(example), True
     return hasattr(example, name), True
 

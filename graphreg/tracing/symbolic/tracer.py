@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from enum import Enum
 from operator import is_
 from typing import Any
 
@@ -50,7 +51,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import placeholder_default
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
-from graphreg.tracing.shape_decisions import DecisionTracer, decided_kind
+from graphreg.tracing.shape_decisions import DecisionTracer, decided, decided_kind
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
@@ -137,6 +138,8 @@ class SiteTracer(DecisionTracer):
         try:
             with self._checkpoints_refused(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
+                if self.refused:
+                    raise self.refused[-1]
         except Exception:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
             raise
@@ -249,6 +252,8 @@ class SiteTracer(DecisionTracer):
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
+                if len(self.refused) > mark[-1]:
+                    raise self.refused[-1]
                 if self.watch_draws and randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
             except (GraphRegError, RecursionError):
@@ -283,12 +288,19 @@ class SiteTracer(DecisionTracer):
         label_node(node, self._scopes[-1], self.operations.modules, self._namer)
         return self._as_its_kind(proxy)
 
+    def is_fixed(self, example: Any) -> bool:
+        """Return whether an item of an example is a value that code may compare by ``is``, so that the trace must give it itself."""
+        return example is None or type(example) in (bool, torch.dtype, torch.layout) or isinstance(example, Enum)
+
     def _as_its_kind(self, proxy: fx.Proxy) -> Any:
-        """Return a proxy as one of the class that suits its value; None if the value is None in the example inputs."""
+        """Return a proxy as one of the class that suits its value; the value itself if code compares such by ``is``, as None."""
         example = self.known(proxy.node)
         if example is None:
             self._add_unnamed(decided_kind, proxy.node, "NoneType")
             return None
+        if self.is_fixed(example):
+            self._add_unnamed(decided, proxy.node, example)
+            return example
         if isinstance(example, Mapping):
             return MappingValue(proxy.node, self)
         if "sequence" in self.asked or "mapping" in self.asked:
@@ -379,11 +391,12 @@ class SiteTracer(DecisionTracer):
     def _mark(self) -> tuple[Any, ...]:
         """Return a mark of the present state, to which ``_roll_back`` can return."""
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark()
+        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark(), len(self.refused)
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
         """Remove everything that was traced after a mark."""
-        last, names, outputs, stack, calls, tape = mark
+        last, names, outputs, stack, calls, tape, refused = mark
+        del self.refused[refused:]
         self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):
             if node is last:
