@@ -262,10 +262,6 @@ class DecisionTracer(fx.Tracer):
         if self._depends_on_input(node):
             self._add_unnamed(decided_attribute, node, name, expected)
 
-    def assert_equal(self, function: Callable[..., Any], node: fx.Node, args: tuple[Any, ...], expected: Any) -> None:
-        """Make the graph assert what a function gives for a value and further arguments, such as the keys of a dict."""
-        self._add_unnamed(decided, self._add_unnamed(function, node, *args), expected)
-
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
         """Return whether a parameter requires gradients. The graph asserts the answer."""
         node: Any = self.create_arg(parameter)

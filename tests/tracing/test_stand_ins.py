@@ -59,7 +59,7 @@ def made(function: Forward, kind: type[nn.Module] = OfOne) -> nn.Module:
 
 
 def traced(model: nn.Module, example: Any) -> nn.Module:
-    return graphreg.strip(graphreg.regularize(model, missing="ignore", example_inputs=example, front_end="symbolic")).eval()
+    return graphreg.strip(graphreg.regularize(model, missing="ignore", example_inputs=example, front_end="symbolic", prove=False)).eval()
 
 
 def check(function: Forward, x: Any, others: tuple[Any, ...] = ()) -> None:
@@ -78,7 +78,7 @@ def check(function: Forward, x: Any, others: tuple[Any, ...] = ()) -> None:
             found = want
         torch.testing.assert_close(found, want, rtol=0, atol=0)
     for other in others:
-        with pytest.raises(GraphRegError, match="these inputs"):
+        with pytest.raises(GraphRegError, match="these inputs|have the structure"):
             module(other)
 
 
@@ -305,7 +305,7 @@ def test_unpacking_asserts_the_number_of_items(name: str) -> None:
     if name != "zip":
         module = traced(made(function), None)
         torch.testing.assert_close(module(x), made(function)(x))
-        with pytest.raises(GraphRegError, match=r"unpacks a value into 2 variables .* gives? it"):
+        with pytest.raises(GraphRegError, match=r"unpacks a value into 2 variables .* give it|have the structure"):
             module(other)
 
 

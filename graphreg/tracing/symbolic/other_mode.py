@@ -113,7 +113,7 @@ class ModeFollower(SiteTracer):
             self._depart()
         return graph
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
         """Return a proxy of the graph's next node. torch.fx calls this method for each operation."""
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
         return self._as_its_kind(Value(node, self))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 import types
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 from graphreg.torch_internals import matches_class, unpacked
-from graphreg.tracing.frames import is_caught, is_foreign
-from graphreg.tracing.shape_decisions import UNKNOWN
+from graphreg.tracing.frames import home_of, is_caught, is_foreign
 from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
@@ -32,6 +31,7 @@ def _tests_class(frame: types.FrameType) -> bool:
 
 
 _FIELDS = ("tracer", "node")
+_HOLDERS = "graphreg.tracing.symbolic.holders"  # whose proxies read attributes on behalf of the model's code
 _COMPARED = ("dtype", "layout", "is_cuda")  # attributes with values that code may compare by ``is``
 
 
@@ -40,18 +40,22 @@ def _assignment_message(name: str, what: str = "assigns") -> str:
     return f"it {what} .{name} of a traced value, which a graph cannot carry; make a new value, or write into it (x.copy_(...))"
 
 
+def _asking(frame: Any) -> types.FrameType:
+    """Return the frame of the code that asks something, which may do so through the proxy of a container."""
+    while home_of(frame) == _HOLDERS:
+        frame = frame.f_back
+    return frame  # type: ignore[no-any-return]
+
+
 def _attribute(value: Any, name: str) -> Any:
     """Return an attribute of a traced value, as the value itself would: raise AttributeError if it has none of this name."""
-    frame = sys._getframe(2)
+    frame = _asking(sys._getframe(2))
     require_attribute(value, name, frame)
     tracer = value.tracer
     if name == "index" and getattr(value, "attr", "") == "device":  # often None, which code tells from others by ``is``
         return tracer.concrete(AttributeProxy(value, name), "a device's index", (int, type(None)))
     if name in ATTRIBUTES and name in _COMPARED and "identity" in tracer.asked and not is_foreign(frame):
         return tracer.concrete(AttributeProxy(value, name), "an operand of `is`", (ATTRIBUTES[name],))
-    example = tracer.known(value.node) if type(value) is not AttributeProxy else UNKNOWN
-    if example is not UNKNOWN and not isinstance(example, torch.Tensor) and tracer.is_fixed(getattr(example, name)):
-        return tracer.create_proxy("call_function", getattr, (value, name), {})  # returns it, and asserts it
     return SequenceAttribute(value, name) if name == "shape" and "sequence" in tracer.asked else AttributeProxy(value, name)
 
 
@@ -62,6 +66,7 @@ def _class(value: Any, frame: types.FrameType) -> type:
 
 def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:
     """Iterate over a traced value in the code of a frame."""
+    frame = _asking(frame)
     count = None if is_foreign(frame) else unpacked(frame)
     tracer = value.tracer
     return tracer.iter(value) if count is None else tracer.unpack(value, count, is_caught(frame))  # type: ignore[no-any-return]
@@ -265,62 +270,6 @@ class SequenceValue(Value):
 
     Python asks the class whether it may be a sequence, and then the value for its length, which raises if it is unknown.
     """
-
-
-@Mapping.register
-class MappingValue(Value):
-    """The proxy of a dict, or of another mapping, in the example inputs. It has the keys of the example, and the graph asserts them."""
-
-    @property
-    def _example(self) -> Mapping[Any, Any]:
-        example: Mapping[Any, Any] = self.tracer.known(self.node)  # type: ignore[attr-defined]
-        return example
-
-    def _items_by_key(self) -> dict[Any, Any]:
-        self._assert_keys()
-        return {key: self[key] for key in self._example}  # type: ignore[index]
-
-    def _assert_keys(self) -> None:
-        self.tracer.assert_equal(list, self.node, (), list(self._example))  # type: ignore[attr-defined]
-
-    def keys(self) -> KeysView[Any]:  # type: ignore[override]
-        """Return the keys."""
-        self._assert_keys()
-        return dict.fromkeys(self._example).keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Return the values."""
-        return self._items_by_key().values()
-
-    def items(self) -> ItemsView[Any, Any]:
-        """Return the pairs."""
-        return self._items_by_key().items()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, or the default."""
-        return self[key] if key in self else default  # type: ignore[index]  # noqa: SIM401
-
-    def pop(self, key: Any, *default: Any) -> Any:
-        """Remove a key, and return its value, or the default."""
-        if key not in self:
-            return {}.pop(key, *default)
-        if self._example[key] is None:
-            raise TypeError(f"the forward takes {key!r}, which is None, out of {self.node.name!r}, which a graph cannot do")
-        return self.tracer.create_proxy("call_method", "pop", (self, key, *default), {})
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.keys())
-
-    def __contains__(self, key: Any) -> bool:
-        self.tracer.assert_equal(operator.contains, self.node, (key,), key in self._example)  # type: ignore[attr-defined]
-        return key in self._example
-
-    def __len__(self) -> int:
-        self._assert_keys()
-        return len(self._example)
-
-    def __bool__(self) -> bool:
-        return len(self) > 0
 
 
 @Mapping.register

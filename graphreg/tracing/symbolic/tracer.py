@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from enum import Enum
 from operator import is_
 from typing import Any
 
@@ -51,11 +50,11 @@ from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import placeholder_default
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
-from graphreg.tracing.shape_decisions import DecisionTracer, decided, decided_kind
+from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
-from graphreg.tracing.symbolic.proxies import BufferProxy, MappingValue, SequenceValue, UnknownMapping, Value
+from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 from graphreg.tracing.type_inference import definite_type, fixed_count
 
@@ -275,8 +274,8 @@ class SiteTracer(DecisionTracer):
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
-    def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> Any:
-        """Make a node and label it. Return its proxy, or None if the value is None in the example inputs."""
+    def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        """Make a node and its proxy, and label the node."""
         proxy = super().create_proxy(kind, target, *rest, **more)
         node = proxy.node
         self.tape.node_created(node)
@@ -288,21 +287,8 @@ class SiteTracer(DecisionTracer):
         label_node(node, self._scopes[-1], self.operations.modules, self._namer)
         return self._as_its_kind(proxy)
 
-    def is_fixed(self, example: Any) -> bool:
-        """Return whether an item of an example is a value that code may compare by ``is``, so that the trace must give it itself."""
-        return example is None or type(example) in (bool, torch.dtype, torch.layout) or isinstance(example, Enum)
-
-    def _as_its_kind(self, proxy: fx.Proxy) -> Any:
-        """Return a proxy as one of the class that suits its value; the value itself if code compares such by ``is``, as None."""
-        example = self.known(proxy.node)
-        if example is None:
-            self._add_unnamed(decided_kind, proxy.node, "NoneType")
-            return None
-        if self.is_fixed(example):
-            self._add_unnamed(decided, proxy.node, example)
-            return example
-        if isinstance(example, Mapping):
-            return MappingValue(proxy.node, self)
+    def _as_its_kind(self, proxy: fx.Proxy) -> fx.Proxy:
+        """Return a proxy as one of the class that suits its value, for code that compares values with patterns."""
         if "sequence" in self.asked or "mapping" in self.asked:
             kind = definite_type(proxy.node, self) or self.kind_for_examples(proxy.node)
             if kind is None or issubclass(kind, (tuple, list)):
