@@ -305,7 +305,8 @@ def test_unpacking_asserts_the_number_of_items(name: str) -> None:
     if name != "zip":
         module = traced(made(function), None)
         torch.testing.assert_close(module(x), made(function)(x))
-        with pytest.raises(GraphRegError, match=r"unpacks a value into 2 variables .* give it|have the structure"):
+        # of another structure, the model is traced on the side, where it raises its own error
+        with pytest.raises((GraphRegError, ValueError), match=r"unpacks a value into 2 variables .* give it|too many values to unpack"):
             module(other)
 
 
