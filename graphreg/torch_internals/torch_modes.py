@@ -23,6 +23,12 @@ operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
 
 
+def jit_namespace() -> dict[str, Any]:
+    """Return the global namespace of the code by which ``torch.jit.isinstance`` checks a class."""
+    namespace: dict[str, Any] = torch.jit.isinstance.__globals__["_isinstance"].__globals__
+    return namespace
+
+
 class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
     """torch's base class of dispatch modes, whose subclasses do not import Dynamo at their first use.
 

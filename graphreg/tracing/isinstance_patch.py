@@ -1,9 +1,10 @@
-"""Answers ``isinstance`` in the model's code during a trace, in which values are proxies instead of tensors, or sizes are symbolic."""
+"""Answers ``isinstance``, ``type`` and ``callable`` in the model's code during a trace: values are proxies, or sizes are symbolic."""
 
 from __future__ import annotations
 
 import builtins
 import functools
+import inspect
 import sys
 import types
 import typing
@@ -16,8 +17,9 @@ from torch import nn
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import FOREIGN
-from graphreg.torch_internals import Changes, forward_hooks
+from graphreg.torch_internals import Changes, forward_hooks, jit_namespace
 from graphreg.tracing.symbolic.proxies import Value
+from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]
@@ -26,6 +28,7 @@ Globals = dict[str, Any]
 _DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})
 _NUMBERS = {torch.SymInt: 0, torch.SymFloat: 0.0, torch.SymBool: False}
 _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
+_DECORATED = (types.FunctionType, functools._lru_cache_wrapper)
 
 
 def model_globals(root: nn.Module) -> list[Globals]:
@@ -35,15 +38,44 @@ def model_globals(root: nn.Module) -> list[Globals]:
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals], answer: Callable[[object, Any], bool] | None = None) -> Iterator[None]:
-    """Within the block, make ``isinstance`` work for traced values: in ``torch.is_tensor`` and in code whose globals are in ``places``.
+    """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
+
+    They do so in code whose globals are in ``places``. ``isinstance`` also works in ``torch.is_tensor`` and ``torch.jit.isinstance``.
 
     ``answer``: what code calls in place of ``isinstance``, by default ``traced_isinstance``.
     """
-    changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
+    models = list(places)
+    answers = {"isinstance": answer or traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
     with Changes() as changes, changes:
-        for place in changed:
-            changes.put(place, "isinstance", answer or traced_isinstance)
+        for place in (*models, vars(torch), jit_namespace()):
+            for name, function in answers.items():
+                if name not in place and (name == "isinstance" or any(place is each for each in models)):
+                    changes.put(place, name, function)
         yield
+
+
+class _AnswersType(type):
+    """The class of ``TracedType``, which has it behave as ``type``, but for the class of a traced value."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        traced = len(args) == 1 and not kwargs and issubclass(builtins.type(args[0]), (Value, Attribute))
+        return class_of(args[0]) if traced else builtins.type(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return builtins.isinstance(instance, builtins.type)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, builtins.type)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is builtins.type or other is TracedType
+
+    def __hash__(cls) -> int:
+        return hash(builtins.type)
+
+
+class TracedType(type, metaclass=_AnswersType):
+    """What a model's code has in place of ``type`` during a trace."""
 
 
 def sizes_are_numbers(changes: Changes, places: Iterable[Globals]) -> None:
@@ -75,7 +107,7 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
     A further namespace must belong to a package of this code, to a package of a function or class in its namespaces, or to no package.
     """
     waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
-    imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not isinstance(v, types.ModuleType))
+    imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not issubclass(type(v), types.ModuleType))
     packages = {_package(place) for place in (*waiting, *imported) if not _is_foreign(place)}
     namespaces = {id(place): place for place in waiting}
     seen = set(namespaces)
@@ -108,14 +140,19 @@ def _is_foreign(place: Globals) -> bool:
 
 def _globals_of(thing: Any) -> Globals | None:
     """Return the namespace of a module, the globals of a function (unwrapped), or those of the module that defines a class."""
-    if isinstance(thing, types.ModuleType):
+    # by ``type``, because ``isinstance`` may run code of the user's: a ``__class__`` that is a property
+    if issubclass(type(thing), types.ModuleType):
         return vars(thing)
-    while isinstance(thing, _WRAPPERS):
-        thing = thing.func if isinstance(thing, functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
-    thing = getattr(thing, "__wrapped__", thing)
-    if isinstance(thing, types.FunctionType):
+    while issubclass(type(thing), _WRAPPERS):
+        is_partial = issubclass(type(thing), functools.partial)
+        thing = thing.func if is_partial else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
+    if type(thing) in _DECORATED:
+        thing = vars(thing).get("__wrapped__", thing)
+    elif callable(thing) and not issubclass(type(thing), type):
+        thing = inspect.getattr_static(thing, "__wrapped__", thing)
+    if type(thing) is types.FunctionType:
         return thing.__globals__
-    home = sys.modules.get(thing.__module__) if isinstance(thing, type) else None
+    home = sys.modules.get(thing.__module__) if issubclass(type(thing), type) else None
     return vars(home) if isinstance(home, types.ModuleType) else None
 
 
@@ -134,7 +171,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)
     if kind is None and (kind := traced.tracer.kind(traced.node)) is None:
-        raise TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type")
+        traced.tracer.refuse(TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type"))
     return _is_instance(kind, kinds, traced.node.name)
 
 

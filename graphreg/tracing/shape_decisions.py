@@ -5,10 +5,12 @@ The graph asserts the value that Python got. For inputs that give another value,
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import fx
@@ -18,8 +20,9 @@ from torch.fx.node import has_side_effect, map_arg
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir import label_site, scope_of
 from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
+from graphreg.tracing.frames import is_caught
 
-_UNKNOWN = object()
+UNKNOWN = object()  # stands for a value that is not known
 KINDS: dict[str, type] = {
     "Tensor": torch.Tensor, "NoneType": type(None), "bool": bool, "int": int, "float": float, "str": str, "tuple": tuple, "list": list,
     "dict": dict,
@@ -38,8 +41,8 @@ def decided(value: Any, expected: Any) -> None:
     """Raise unless a size, or a value computed from sizes, has the value that it had when the model was traced."""
     if value != expected:
         raise OtherInputs(
-            f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
-            "To use both, regularize the model once more, with example_inputs of this size."
+            f"the model decides something on a shape, dtype or the like, and these inputs give {value} where the example_inputs gave "
+            f"{expected}. To use both, regularize the model once more, with example_inputs like these."
         )
 
 
@@ -48,8 +51,29 @@ def decided_kind(value: Any, expected: str) -> None:
     """Raise unless a value has the type by which ``isinstance`` was answered when the model was traced."""
     if not isinstance(value, KINDS[expected]):
         raise OtherInputs(
-            f"the model's forward calls isinstance on a value, and these inputs make it a {type(value).__name__} where it was traced with "
+            f"the model's forward asks for the type of a value, and these inputs make it a {type(value).__name__} where it was traced with "
             f"a {expected}. To use both, regularize the model once more, with example_inputs of this type."
+        )
+
+
+@has_side_effect
+def decided_count(value: Any, expected: int) -> None:
+    """Raise unless a value has as many items as the forward unpacked when the model was traced."""
+    if len(value) != expected:
+        raise OtherInputs(
+            f"the model's forward unpacks a value into {expected} variables (a, b = x), and these inputs give it {len(value)} items. "
+            "Give inputs that can be unpacked so."
+        )
+
+
+@has_side_effect
+def decided_attribute(value: Any, name: str, expected: bool) -> None:
+    """Raise unless a value has an attribute, or has none of this name, as when the model was traced."""
+    if hasattr(value, name) != expected:
+        raise OtherInputs(
+            f"the model's forward asks whether a value has the attribute {name!r}, and these inputs make it a {type(value).__name__} "
+            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the "
+            "model once more, with example_inputs of this type."
         )
 
 
@@ -73,13 +97,16 @@ def in_parts(value: Any, name: str) -> None:
         )
 
 
-DECISIONS = (decided, decided_kind, decided_flag)  # these raise OtherInputs
+DECISIONS = (decided, decided_kind, decided_flag, decided_count, decided_attribute)  # these raise OtherInputs
 
 
 def decisions(graph: fx.Graph) -> list[str]:
     """Return a line for each module that decides something on a shape, a type or ``requires_grad``, for listings and reports."""
     lines = []
-    reasons = {decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients"}
+    reasons = {
+        decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients",
+        decided_attribute: "the attributes of the types it was traced with",
+    }  # fmt: skip
     for target, what in reasons.items():
         places = Counter(scope_of(node) for node in graph.nodes if node.target is target)
         lines += [f"decided: {path or 'the model itself'} follows {what} ({n} asserted)" for path, n in places.items()]
@@ -95,6 +122,7 @@ class DecisionTracer(fx.Tracer):
         examples: The example inputs by argument name.
         sizes: The nodes whose values are numbers or shapes.
         evaluating: Whether operations and modules run now to compute an answer, so that they must not be traced.
+        refused: The errors for questions that the trace could not answer, where the model's code may have caught them.
         assumed_tensors: The names of arguments without an example that were assumed to be tensors, as the keys of a dict, in order.
     """
 
@@ -104,9 +132,11 @@ class DecisionTracer(fx.Tracer):
         self.evaluating = False
         self._scopes = [""]
         self.examples, self._values = examples, dict[fx.Node, Any]()
+        self._known = dict[fx.Node, Any]()
         self._reads_input: dict[fx.Node, bool] = {}  # whether a value is computed from an input
         self._kinds: dict[fx.Node, type | None] = {}
         self.assumed_tensors: dict[str, None] = {}
+        self.refused: list[Exception] = []
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
@@ -117,19 +147,49 @@ class DecisionTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""
-        return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(DecisionTracer, self).to_bool(obj)))
+        kinds = (bool, int, float, tuple, list)
+        return bool(self._answer(obj, kinds, lambda: self._unless_refused(super(DecisionTracer, self).to_bool, obj)))
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise an error for a question that the trace cannot answer. If the model's code catches it, it is raised again later."""
+        if is_caught(sys._getframe(1)):
+            self.refused.append(error)
+        raise error
+
+    def _unless_refused(self, function: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
+        """Call a function of torch.fx, which raises if the trace cannot answer."""
+        try:
+            return function(obj)
+        except Exception as error:
+            self.refuse(error)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over a value whose length is known for the examples."""
         count = self._length(obj)
         if count is None:
-            return super().iter(obj)
+            found: Iterator[Any] = self._unless_refused(super().iter, obj)
+            return found
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
+
+    def unpack(self, obj: fx.Proxy, count: int, is_caught: bool) -> Iterator[Any]:
+        """Return the items of a value that the forward unpacks into ``count`` variables. The graph asserts that there are as many.
+
+        ``is_caught``: whether the forward may catch the error for another number, so that it decides something by it.
+        """
+        if is_caught:
+            return iter([obj[i] for i in range(self.length(obj))])  # type: ignore[index]  # fx sets its methods at run time
+        if self.fixed_count(obj.node) != count and self._depends_on_input(obj.node):
+            self._add_unnamed(decided_count, obj.node, count)
+        return iter([obj[i] for i in range(count)])  # type: ignore[index]
+
+    def fixed_count(self, node: fx.Node) -> int | None:
+        """Return how many items a value has whatever the inputs; None if that is not certain."""
+        return None
 
     def length(self, obj: fx.Proxy) -> int:
         """Return the length of a value; raise TypeError if it is not known."""
         if (count := self._length(obj)) is None:
-            raise TypeError("the length of a traced value is not known")
+            self.refuse(TypeError("the length of a traced value is not known"))
         return count
 
     def concrete(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
@@ -145,7 +205,7 @@ class DecisionTracer(fx.Tracer):
         """
 
         def refuse() -> None:
-            raise TypeError(f"a traced value cannot be used as {what}")
+            self.refuse(TypeError(f"a traced value cannot be used as {what}"))
 
         return self._answer(obj, kinds, refuse)
 
@@ -162,14 +222,45 @@ class DecisionTracer(fx.Tracer):
         return self._kinds[node]
 
     def _kind(self, node: fx.Node) -> type | None:
+        kind, name = self.kind_for_examples(node), str(node.target)
+        if kind is None and node.op == "placeholder":
+            self.assumed_tensors[name] = None
+            return torch.Tensor
+        return kind
+
+    def kind_for_examples(self, node: fx.Node) -> type | None:
+        """Return the type of a node's value for the examples, or None if it is not known. The graph asserts nothing."""
         name = str(node.target)
         if node.op == "placeholder" and name.startswith("*"):
             return dict if name.startswith("**") else tuple
-        if node.op == "placeholder" and name not in self.examples:
-            self.assumed_tensors[name] = None
-            return torch.Tensor
-        value = self.examples[name] if node.op == "placeholder" else self._value(node) if self.examples else _UNKNOWN
-        return None if value is _UNKNOWN else type(value)
+        value = self.known(node)
+        if value is UNKNOWN and node.op != "placeholder" and self.examples:
+            value = self._value(node)
+        return None if value is UNKNOWN else type(value)
+
+    def known(self, node: fx.Node) -> Any:
+        """Return the value of the example for an argument, or for what lies in one (``batch["mask"]``); UNKNOWN for all other nodes."""
+        if node not in self._known:
+            self._known[node] = self._find(node)
+        return self._known[node]
+
+    def _find(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.examples.get(str(node.target).lstrip("*"), UNKNOWN)
+        if node.target not in (operator.getitem, getattr) or len(node.all_input_nodes) != 1 or not isinstance(node.args[0], fx.Node):
+            return UNKNOWN
+        source: Any = self.known(node.args[0])
+        if source is UNKNOWN or isinstance(source, torch.Tensor):
+            return UNKNOWN
+        try:
+            return node.target(source, node.args[1])
+        except Exception:  # there is no such item or attribute: the graph raises at the same place
+            return UNKNOWN
+
+    def assert_attribute(self, node: fx.Node, name: str, expected: bool) -> None:
+        """Make the graph assert whether a value has an attribute."""
+        if self._depends_on_input(node):
+            self._add_unnamed(decided_attribute, node, name, expected)
 
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
         """Return whether a parameter requires gradients. The graph asserts the answer."""
@@ -228,24 +319,24 @@ class DecisionTracer(fx.Tracer):
         return node
 
     def _value(self, node: fx.Node) -> Any:
-        """Return a node's value for the examples; _UNKNOWN if it depends on data, or on inputs that the examples do not include."""
+        """Return a node's value for the examples; UNKNOWN if it depends on data, or on inputs that the examples do not include."""
         self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):  # _UNKNOWN is stored, too, so that each node runs only once
+                for each in _needed(node, self._values):  # UNKNOWN is stored, too, so that each node runs only once
                     self._values[each] = self._attempt(each)
             return self._values[node]
         finally:
             self.evaluating = False
 
     def _attempt(self, node: fx.Node) -> Any:
-        """Run a node and return its value; _UNKNOWN if the node fails, or if a value that it reads is not known."""
-        if _reads_flag(node) or any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
-            return _UNKNOWN
+        """Run a node and return its value; UNKNOWN if the node fails, or if a value that it reads is not known."""
+        if _reads_flag(node) or any(self._values[source] is UNKNOWN for source in node.all_input_nodes):
+            return UNKNOWN
         try:
             return self._run(node)
         except Exception:  # the node depends on data, or has no fake kernel: the trace fails only if the user's code needs the value
-            return _UNKNOWN
+            return UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:
         """Run a node on fake tensors."""

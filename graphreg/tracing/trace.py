@@ -453,23 +453,30 @@ def check_model(model: object) -> None:
         )
 
 
+def _is_empty(value: Any) -> bool:
+    """Return whether a value is an empty container."""
+    return isinstance(value, (tuple, list, dict)) and not value
+
+
 def _is_data(value: Any) -> bool:
     """Return whether an example input holds tensors or is an empty container. If so, it becomes an input of the graph."""
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
-        return any(map(_is_data, items)) or not value
+        return any(map(_is_data, items)) or _is_empty(value)
     return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the specialized arguments by name, with their values.
 
-    With an example, these are the arguments whose values, given or default, are no data (``_is_data``). Without one, they are the optional
+    With an example, these are the arguments whose values, given or default, are no data (``_is_data``), and those that the example leaves
+    out and whose default is an empty container. Without one, they are the optional
     arguments, at their defaults. During the trace they are no proxies: a proxy instead of None would silently lead into the wrong branch.
     For a GraphModule, they are the arguments that were specialized when graphreg made the module.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)
     if bound is not None:
-        return {name: value for name, value in bound.items() if not _is_data(value)}
+        left_out = {name for name, each in inspect.signature(model.forward).parameters.items() if bound[name] is each.default}
+        return {name: value for name, value in bound.items() if not _is_data(value) or (name in left_out and _is_empty(value))}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}

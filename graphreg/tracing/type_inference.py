@@ -22,6 +22,7 @@ FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_cont
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
 }  # fmt: skip  # operators that return a tensor if an argument is a tensor
+_PARTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes")  # keywords that say into how many parts
 SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
 
 
@@ -58,6 +59,29 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
     if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with only a condition, ``where`` returns a tuple of indices
         return torch.Tensor
     return _type_from_schemas(name) or _type_from_annotation(node.target)
+
+
+def fixed_count(node: fx.Node, operations: Operations) -> int | None:
+    """Return how many items a node's value has whatever the inputs; None if the operation does not determine it."""
+    name = function_name(node)
+    if gives_tuple(node, operations.modules):
+        return 2
+    if operations.module(node) is not None or operations.is_opaque(node):
+        return None
+    parts = node.args[1] if len(node.args) > 1 else next((node.kwargs[each] for each in _PARTS if each in node.kwargs), None)
+    if name == "chunk" and isinstance(parts, int):
+        return parts  # or fewer, and then the graph fails where it takes the last one
+    if name in ("split", "split_with_sizes") and isinstance(parts, (tuple, list)):
+        return len(parts)
+    return _count_from_schemas(name)
+
+
+@cache
+def _count_from_schemas(name: str) -> int | None:
+    """Return how many values all overloads of the aten operator of this name return; None if they differ, or return one."""
+    packet = getattr(torch.ops.aten, name, None)
+    counts = {len(schema_of(getattr(packet, each)).returns) for each in packet.overloads() if "out" not in each} if packet else set()
+    return counts.pop() if len(counts) == 1 and counts != {1} else None
 
 
 def is_tensor(value: Any, tracer: Any) -> bool:

@@ -37,7 +37,7 @@ def test_a_decision_at_the_root_follows_the_example() -> None:
         module = graphreg.regularize(model, example_inputs=x, hidden_dropout=0.1).eval()
         assert torch.equal(module(x).output, model(x))
         assert torch.equal(graphreg.strip(module)(x), model(x))
-        with pytest.raises(GraphRegError, match="decides something on a shape, and these inputs give"):
+        with pytest.raises(GraphRegError, match="decides something on a shape, dtype or the like, and these inputs give"):
             module(other)
 
 

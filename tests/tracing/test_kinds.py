@@ -316,39 +316,6 @@ def test_a_class_whose_module_nobody_has() -> None:
     assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(X)[0], model(X)) and "isinstance" not in space
 
 
-class Matches(nn.Module):
-    def forward(self, x: Any) -> Any:
-        match x:
-            case Tensor():
-                return x * 2
-            case _:
-                return x * 3
-
-
-@functools.singledispatch
-def dispatched(x: Any) -> Any:
-    return x * 3
-
-
-@dispatched.register
-def _(x: Tensor) -> Any:
-    return x * 2
-
-
-class Dispatches(nn.Module):
-    def forward(self, x: Any) -> Any:
-        return dispatched(x)
-
-
-@pytest.mark.parametrize("kind", [Matches, Dispatches])
-def test_what_cannot_be_answered_is_refused_or_opaque(kind: type[nn.Module]) -> None:
-    with pytest.raises(graphreg.TraceError, match="(test_kinds|functools) checks the class of the traced value 'x' in a way"):
-        graphreg.trace(kind())
-    model = nn.Sequential(nn.Linear(4, 4), kind())
-    module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and "checks the class of the traced value" in graphreg.trace(model).opaque_modules["1"]
-
-
 class Typed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ class Asks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.inner(x)
-        return self.out(value[0] if type(value) is tuple else value)  # no trace can answer that one
+        return self.out(value[0] if builtins.type(value) is tuple else value)  # no trace can answer that one
 
 
 def test_a_wrong_branch_goes_on_to_export_and_is_no_bare_error() -> None:

@@ -86,8 +86,11 @@ class Conditions:
         self.asserted = [environment.replace(guard) for guard in (*guards, *record.squeezed)]
         self.assumes_no_zero = any(not asked.free_symbols for asked, _ in record.decisions)
         self.assumes_no_zero |= any(None in self._for_small_sizes(each) for each in self.asserted)
+        batches = list(batches)
         self._ones = {size.node.expr: 1 for size in batches if isinstance(size, torch.SymInt)}
-        if wide and not all(self._holds(condition, self._ones) for condition in self.asserted):
+        # to two, because torch.export found that the forward allows no other size
+        fixed = any(not isinstance(size, torch.SymInt) or not size.node.expr.free_symbols for size in batches)
+        if wide and (fixed or not all(self._holds(condition, self._ones) for condition in self.asserted)):
             raise GraphRegError(DECIDES_ON_BATCH)
         self.fail_for_one = dict[str, Any]()
         for asked, answer in record.decisions:

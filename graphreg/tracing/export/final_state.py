@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class
-from graphreg.tracing.side_effects.state_places import REGISTERED
+from graphreg.tracing.side_effects.state_places import REGISTERED, own_attributes
 
 Space = dict[str, Any]
 
@@ -33,8 +33,8 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
         for name, value in own.items():
             if type(value) is dict and name not in REGISTERED:
                 yield value
-            elif not isinstance(value, (nn.Module, type)) and not callable(value) and not is_foreign_class(type(value)):
-                yield getattr(value, "__dict__", {})
+            elif not issubclass(type(value), (nn.Module, type)) and not callable(value) and not is_foreign_class(type(value)):
+                yield own_attributes(value) or {}
 
 
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:

@@ -34,9 +34,9 @@ class RandomGenerator(Place):
 
     def read(self) -> bytes:
         source = self.owner
-        if isinstance(source, torch.Generator):
+        if issubclass(type(source), torch.Generator):
             return bytes(source.get_state().numpy().tobytes())
-        return pickle.dumps(source.getstate() if isinstance(source, random.Random) else _numpy_state(source))
+        return pickle.dumps(source.getstate() if issubclass(type(source), random.Random) else _numpy_state(source))
 
     def prepare_retrace(self) -> Iterator[str]:
         if self.read() != self.content:
@@ -45,9 +45,9 @@ class RandomGenerator(Place):
     def restore(self) -> None:
         if self.read() == self.content:
             return
-        if isinstance(self.owner, torch.Generator):
+        if issubclass(type(self.owner), torch.Generator):
             self.owner.set_state(torch.frombuffer(bytearray(self.content), dtype=torch.uint8))
-        elif isinstance(self.owner, random.Random):
+        elif issubclass(type(self.owner), random.Random):
             self.owner.setstate(pickle.loads(self.content))
         elif hasattr(self.owner, "set_state"):
             self.owner.set_state(pickle.loads(self.content))
@@ -102,7 +102,7 @@ def is_random_generator(value: Any) -> bool:
     """Return whether a value is a random generator other than Python's global one."""
     kind = type(value)
     named = kind.__module__.startswith("numpy.random") and (hasattr(kind, "bit_generator") or hasattr(kind, "set_state"))
-    return value is not getattr(random, "_inst", None) and (isinstance(value, (random.Random, torch.Generator)) or named)
+    return value is not getattr(random, "_inst", None) and (issubclass(type(value), (random.Random, torch.Generator)) or named)
 
 
 def is_iterator(value: Any) -> bool:
@@ -131,9 +131,9 @@ def _position(value: Any) -> Any:
     if is_iterator(value):
         made = value.__reduce__()
         return (getattr(made[0], "__name__", ""), *map(_position, made[1:]))
-    if isinstance(value, tuple):
+    if issubclass(type(value), tuple):
         return tuple(map(_position, value))
-    return value if isinstance(value, PLAIN) else (type(value), len(value) if hasattr(value, "__len__") else 0)
+    return value if issubclass(type(value), PLAIN) else (type(value), len(value) if hasattr(value, "__len__") else 0)
 
 
 def _numpy_state(source: Any) -> Any:

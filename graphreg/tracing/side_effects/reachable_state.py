@@ -121,7 +121,7 @@ class _Search:
         if type(value) in _CALLED:
             self._function(value, True)
         elif type(value) in (list, tuple, dict):
-            for item in value.values() if isinstance(value, dict) else value:
+            for item in value.values() if issubclass(type(value), dict) else value:
                 if type(item) in _CALLED:
                     self._function(item, True)
 
@@ -172,10 +172,10 @@ class _Search:
         """
         if direct:
             self.code.clocks |= _module_name(value) in _CLOCKS
-        if isinstance(value, types.ModuleType):
+        if issubclass(type(value), types.ModuleType):
             if not _is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
-        elif isinstance(value, type):
+        elif issubclass(type(value), type):
             if not is_foreign_class(value):
                 self.code.classes[value] = None
                 self._class(value)
@@ -196,8 +196,8 @@ class _Search:
 
 def _module_name(value: Any) -> str:
     """Return the name of a Python module; for a function or class, the name of the module that defines it; for anything else ``""``."""
-    named = isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type))
-    return value.__name__ if isinstance(value, types.ModuleType) else str(value.__module__) if named else ""
+    named = issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type))
+    return value.__name__ if issubclass(type(value), types.ModuleType) else str(value.__module__) if named else ""
 
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:
@@ -208,20 +208,20 @@ def _is_foreign_namespace(space: dict[str, Any]) -> bool:
 def _functions(value: Any) -> Iterator[types.FunctionType]:
     """Yield the value if it is a function; yield the functions inside a partial, decorated function, method or property."""
     while True:
-        if isinstance(value, functools.partial):
+        if issubclass(type(value), functools.partial):
             value = value.func
-        elif isinstance(value, (types.MethodType, staticmethod, classmethod)):
+        elif issubclass(type(value), (types.MethodType, staticmethod, classmethod)):
             value = value.__func__
-        elif isinstance(value, property):
+        elif issubclass(type(value), property):
             yield from (each for part in (value.fset, value.fdel) if part is not None for each in _functions(part))
             value = value.fget
-        elif isinstance(value, functools.cached_property):
+        elif issubclass(type(value), functools.cached_property):
             value = value.func
         else:
             break
-    if isinstance(value, types.FunctionType):
+    if issubclass(type(value), types.FunctionType):
         yield value
-    if isinstance(value, (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(value):
+    if issubclass(type(value), (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(value):
         yield from _functions(vars(value)["__wrapped__"])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import functools
-import inspect
 import queue
 import sys
 import threading
@@ -46,6 +45,7 @@ from graphreg.tracing.side_effects.state_places import (
     Slots,
     Variables,
     is_same,
+    own_attributes,
 )
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
@@ -117,10 +117,10 @@ class Snapshot:
         self._seen.add(id(kind))
         self.places.append(place := Attributes(kind, kind.__name__))
         for name, value in place.content.items():
-            function = inspect.unwrap(value) if callable(value) else value
-            if isinstance(function, types.FunctionType):
+            function = _unwrapped(value)
+            if issubclass(type(function), types.FunctionType):
                 self._add_defaults(function, f"{kind.__name__}.{name}")
-            elif not isinstance(value, type):
+            elif not issubclass(type(value), type):
                 self._add_value(value, f"{kind.__name__}.{name}", 0, place, name)
 
     def _add_defaults(self, function: types.FunctionType, name: str) -> None:
@@ -138,25 +138,25 @@ class Snapshot:
             holder: The place that has the value as an attribute or variable, if there is one.
             key: The name of that attribute or variable.
         """
-        if isinstance(value, types.MethodType):
+        if issubclass(type(value), types.MethodType):
             self._add_value(value.__self__, name, depth)
-        elif isinstance(value, functools.partial):
+        elif issubclass(type(value), functools.partial):
             self._add_value(value.args, name, depth)
             self._add_value(value.keywords, name, depth)
-        if type(value) is StaleValue or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _NOT_ENTERED):
+        if type(value) is StaleValue or issubclass(type(value), PLAIN) or id(value) in self._seen or issubclass(type(value), _NOT_ENTERED):
             return
         self._seen.add(id(value))
-        if isinstance(value, (list, dict, set, deque)):
-            self.places.append(Items(value, name) if isinstance(value, dict) else Container(value, name))
-        if isinstance(value, (list, tuple, dict, deque)):
-            for item in list(dict.values(value) if isinstance(value, dict) else value):
+        if issubclass(type(value), (list, dict, set, deque)):
+            self.places.append(Items(value, name) if issubclass(type(value), dict) else Container(value, name))
+        if issubclass(type(value), (list, tuple, dict, deque)):
+            for item in list(dict.values(value) if issubclass(type(value), dict) else value):
                 if type(item) not in _NUMBERS_AND_TEXT:
                     self._add_value(item, name, depth)
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
-        elif isinstance(value, (bytearray, array.array)):
+        elif issubclass(type(value), (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif isinstance(value, ContextVar) and value.get(_UNSET) is not _UNSET:  # a variable that is not set yet cannot be restored
+        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:  # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -165,12 +165,12 @@ class Snapshot:
                 self.places.append(IteratorPosition(value, name, holder, key))
             else:
                 self.irreversible[name] = key
-        elif depth and (not is_foreign_class(type(value)) or isinstance(value, _OBJECTS)):
+        elif depth and (not is_foreign_class(type(value)) or issubclass(type(value), _OBJECTS)):
             self._add_object(value, name, depth - 1)
 
     def _add_object(self, value: Any, name: str, depth: int) -> None:
         """Add the attributes and slots of an object."""
-        if hasattr(value, "__dict__"):
+        if own_attributes(value) is not None:
             self._add_attributes(Attributes(value, name), depth)
         if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not is_foreign_class(kind)):
             self._add_attributes(Slots(value, name), depth)
@@ -182,7 +182,7 @@ class Snapshot:
             return
         self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[Place]]()
         for i, value, holder, key in opened:
-            place = Items(value, holder.label(key)) if isinstance(value, dict) else Container(value, holder.label(key))
+            place = Items(value, holder.label(key)) if issubclass(type(value), dict) else Container(value, holder.label(key))
             place.content = type(place.content)()
             added.setdefault(i, []).append(place)
         places = [place for i, each in enumerate(self.places) for place in (*added.get(i, ()), each)]
@@ -194,7 +194,7 @@ class Snapshot:
 
     def take_modes(self) -> Callable[[], None]:
         """Note the present modes of the modules in place of those that were noted before. Return a function that undoes this."""
-        places = [place for place in self.places if isinstance(place.owner, nn.Module) and type(place) is Attributes]
+        places = [place for place in self.places if issubclass(type(place.owner), nn.Module) and type(place) is Attributes]
         modules = [(place.content, vars(place.owner)) for place in places]
         before = [(content, content["training"]) for content, now in modules if "training" in content and "training" in now]
         for content, now in modules:
@@ -263,7 +263,19 @@ class Snapshot:
                     now.update(content)
 
 
+def _unwrapped(value: Any) -> Any:
+    """Return the function inside a decorated function, as ``inspect.unwrap`` does, but without running code of the user's."""
+    seen = set[int]()
+    while id(value) not in seen and "__wrapped__" in (inside := own_attributes(value) or {}):
+        seen.add(id(value))
+        value = inside["__wrapped__"]
+    return value
+
+
 def _draws_from_numpy(value: Any) -> bool:
     """Return whether code can reach numpy's global random generator through a value."""
-    named = value.__name__ if isinstance(value, types.ModuleType) else str(getattr(getattr(value, "__self__", None), "__module__", ""))
+    if not is_foreign_class(type(value)) and type(value).__name__ != "cython_function_or_method":
+        return False
+    is_module = issubclass(type(value), types.ModuleType)
+    named = value.__name__ if is_module else str(getattr(getattr(value, "__self__", None), "__module__", ""))
     return named == "numpy" or named.startswith("numpy.random")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
 NOTHING = object()  # stands for a value that does not exist
+
+
+_DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)  # what gives an object's attributes
 
 
 class Place:
@@ -59,7 +63,7 @@ class Place:
 
 def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
     """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
-    if not isinstance(now, dict):  # a module of torch.jit has a mapping of its own, which cannot be iterated
+    if not issubclass(type(now), dict):  # a module of torch.jit has a mapping of its own, which cannot be iterated
         now = dict(now.items())
     return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
 
@@ -71,21 +75,21 @@ class Attributes(Place):
     tensors: Mapping[str, torch.Tensor] = {}  # after ``prepare_retrace``: the tensors that the forward made and assigned
 
     def read(self) -> dict[str, Any]:
-        now = dict(vars(self.owner))
+        now = dict(own_attributes(self.owner) or {})
         for key in REGISTERED:
             now.pop(key, None)
         return now
 
     def set(self, key: str, value: Any) -> None:
         """Set one attribute."""
-        if isinstance(self.owner, type):
+        if issubclass(type(self.owner), type):
             setattr(self.owner, key, value)
         else:
             vars(self.owner)[key] = value
 
     def delete(self, key: str) -> None:
         """Delete one attribute."""
-        if isinstance(self.owner, type):
+        if issubclass(type(self.owner), type):
             delattr(self.owner, key)
         else:
             del vars(self.owner)[key]
@@ -109,14 +113,14 @@ class Attributes(Place):
         now = self.read()
         for key in changed:
             value = now.get(key, NOTHING)
-            if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
+            if _is_table(value) and not issubclass(type(self.content.get(key)), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
-            if type(value) is torch.Tensor and not isinstance(self.owner, type):
+            if type(value) is torch.Tensor and not issubclass(type(self.owner), type):
                 self.tensors[key] = value  # the forward made this tensor; ``reassigned`` finds out if it is a fixed table or a running sum
                 continue
             if is_plain(value):
                 self.retained[key] = value
-            elif not isinstance(self.owner, type) and (_is_state(value) or _both_tensors(value, self.content.get(key))):
+            elif not issubclass(type(self.owner), type) and (_is_state(value) or _both_tensors(value, self.content.get(key))):
                 self.set(key, StaleValue())
             else:
                 self._restore_key(key)
@@ -196,7 +200,7 @@ class Slots(Attributes):
 
     def read(self) -> dict[str, Any]:
         names = (each for kind in type(self.owner).__mro__ for each in _listed(vars(kind).get("__slots__", ())))
-        return {key: value for key in names if (value := getattr(self.owner, key, NOTHING)) is not NOTHING}
+        return {key: value for key in names if (value := _slot(self.owner, key)) is not NOTHING}
 
     def set(self, key: str, value: Any) -> None:
         object.__setattr__(self.owner, key, value)  # works for a frozen dataclass too
@@ -257,17 +261,17 @@ class Container(Place):
         """Replace all items."""
         base = _base(self.owner)
         base.clear(self.owner)
-        base.update(self.owner, content) if isinstance(self.owner, set) else base.extend(self.owner, content)
+        base.update(self.owner, content) if issubclass(type(self.owner), set) else base.extend(self.owner, content)
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
     """Return the class of Python's library that a dict inherits from: OrderedDict or dict."""
-    return OrderedDict if isinstance(value, OrderedDict) else dict
+    return OrderedDict if issubclass(type(value), OrderedDict) else dict
 
 
 def _base(value: Any) -> Any:
     """Return the class of Python's library that a container inherits from: list, set or deque."""
-    return next(kind for kind in (list, set, deque) if isinstance(value, kind))
+    return next(kind for kind in (list, set, deque) if issubclass(type(value), kind))
 
 
 class Memory(Place):
@@ -292,11 +296,28 @@ class Memory(Place):
     def restore(self) -> None:
         if self.read() == self.content:
             return
-        if isinstance(self.owner, torch.Tensor):
+        if issubclass(type(self.owner), torch.Tensor):
             flat = torch.frombuffer(bytearray(self.content), dtype=self.owner.dtype)
             self.owner.data.copy_(flat.reshape(self.owner.shape))
         else:
             self.owner[...] = type(self.owner)(self.owner.shape, self.owner.dtype, self.content)
+
+
+def own_attributes(value: Any) -> Any:
+    """Return what ``vars`` does, but without running code of the user's (``__getattribute__``, a property): None if there is nothing."""
+    for kind in type(value).__mro__:
+        found = vars(kind).get("__dict__")
+        if type(found) in _DICTS:
+            return found.__get__(value)
+    return vars(value) if issubclass(type(value), threading.local) else None  # whose class has no such descriptor
+
+
+def _slot(value: Any, name: str) -> Any:
+    """Return the content of a slot, or NOTHING if it is empty. A ``__getattr__`` of the user's does not run."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return NOTHING
 
 
 def content(cell: types.CellType) -> Any:
@@ -309,21 +330,21 @@ def content(cell: types.CellType) -> Any:
 
 def _listed(slots: Any) -> tuple[str, ...]:
     """Return the names in ``__slots__``."""
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    names = (slots,) if issubclass(type(slots), str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def _is_state(value: Any) -> bool:
     """Return whether a value that the forward assigned, or an item of it, carries data to the next call. A value made of sizes does not."""
-    if isinstance(value, fx.Proxy):
+    if issubclass(type(value), fx.Proxy):
         return carries_data(value.node)
-    if isinstance(value, (tuple, list)):
+    if issubclass(type(value), (tuple, list)):
         return any(map(_is_state, value))
-    if isinstance(value, dict):
+    if issubclass(type(value), dict):
         return any(map(_is_state, dict.values(value)))
     kind = type(value)
     own = kind.__module__.partition(".")[0] not in ("torch", "builtins", "graphreg") and not callable(value)
-    return own and any(map(_is_state, getattr(value, "__dict__", {}).values()))
+    return own and any(map(_is_state, (own_attributes(value) or {}).values()))
 
 
 def _is_table(value: Any) -> bool:
@@ -331,11 +352,11 @@ def _is_table(value: Any) -> bool:
 
     For the next trace, real zeros replace it, because the model's code can read the numbers of real tensors only.
     """
-    return isinstance(value, torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
+    return issubclass(type(value), torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
 
 
 def _both_tensors(value: Any, before: Any) -> bool:
-    return isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
+    return issubclass(type(value), torch.Tensor) and issubclass(type(before), torch.Tensor)
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:

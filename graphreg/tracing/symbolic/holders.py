@@ -6,7 +6,7 @@ call's arguments includes them (``CallStructures``). So the forward gets them as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -47,7 +47,9 @@ class Holder(Value):
     @classmethod
     def around(cls, proxy: fx.Proxy, example: Any, parent: Holder | None) -> Holder:
         """Return the proxy of a container that has the node of ``proxy``."""
-        made = cls(proxy.node, proxy.tracer)
+        made = (MappingHolder if isinstance(example, Mapping) else SequenceHolder if isinstance(example, (list, tuple)) else cls)(
+            proxy.node, proxy.tracer
+        )
         _own(made).update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
         return made
 
@@ -135,3 +137,17 @@ class Holder(Value):
 
     def _copy(self) -> dict[Any, Any]:
         return dict(self._items())
+
+
+@Mapping.register
+class MappingHolder(Holder):
+    """The proxy of a dict. Python asks the class alone whether a pattern of a mapping (``case {"q": q}:``) may match."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key, or the default. Python calls this method for such a pattern."""
+        return super().__getattr__("get")(key, default)
+
+
+@Sequence.register
+class SequenceHolder(Holder):
+    """The proxy of a list or tuple. Python asks the class alone whether a pattern of a sequence (``case [a, b]:``) may match."""

@@ -89,7 +89,8 @@ class ModeFollower(SiteTracer):
 
     def __init__(self, leader: SiteTracer) -> None:
         """Prepare to follow the graph of ``leader``."""
-        super().__init__({}, leader.specialized, leader.examples, {}, False, leader.shares if leader.notes_leaves else None)
+        shares = leader.shares if leader.notes_leaves else None
+        super().__init__({}, leader.specialized, leader.examples, {}, False, shares, leader.asked)
         self.literals: dict[str, Literals] = {}
         self.departed = False
         self.operations, self.sizes, self._buffers, self._places = leader.operations, leader.sizes, leader._buffers, leader._places
@@ -114,7 +115,8 @@ class ModeFollower(SiteTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
         """Return a proxy of the graph's next node. torch.fx calls this method for each operation."""
-        return Value(self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs)), self)
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        return self._as_its_kind(Value(node, self))
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
         """Return the graph's next node after comparing it with this one."""
@@ -175,8 +177,12 @@ class ModeFollower(SiteTracer):
             self._depart()
         return builtins.isinstance(value, kinds)
 
+    def _add_unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Return the graph's next node, which asserts something."""
+        return self.create_node("call_function", function, args, {})
+
     # These methods of the base class compute answers for the forward, and may add nodes that assert them.
-    _answer = _length = kind = requires_grad_of = alias = _depart  # type: ignore[assignment]
+    _answer = _length = _value = kind = requires_grad_of = alias = _depart  # type: ignore[assignment]
 
 
 def _are_alike(a: Any, b: Any) -> bool:

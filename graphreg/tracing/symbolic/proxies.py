@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import operator
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import FOREIGN, IN_PLACE_NAMES, label_site, origin_now, scope_of
+from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
+from graphreg.torch_internals import matches_class, unpacked
+from graphreg.tracing.frames import home_of, is_caught, is_foreign
+from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
@@ -26,16 +27,12 @@ def _tests_class(frame: types.FrameType) -> bool:
     """
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
-    return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
-
-
-@functools.cache
-def _class_patterns(code: types.CodeType) -> frozenset[int]:
-    """Return the offsets of class patterns (``case Tensor():``) in code."""
-    return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "MATCH_CLASS")
+    return by_name or place.get("__name__") == "functools" or matches_class(frame)
 
 
 _FIELDS = ("tracer", "node")
+_HOLDERS = "graphreg.tracing.symbolic.holders"  # whose proxies read attributes on behalf of the model's code
+_COMPARED = ("dtype", "layout", "is_cuda")  # attributes with values that code may compare by ``is``
 
 
 def _assignment_message(name: str, what: str = "assigns") -> str:
@@ -43,8 +40,87 @@ def _assignment_message(name: str, what: str = "assigns") -> str:
     return f"it {what} .{name} of a traced value, which a graph cannot carry; make a new value, or write into it (x.copy_(...))"
 
 
-class AttributeProxy(Attribute):
+def _asking(frame: Any) -> types.FrameType:
+    """Return the frame of the code that asks something, which may do so through the proxy of a container."""
+    while home_of(frame) == _HOLDERS:
+        frame = frame.f_back
+    return frame  # type: ignore[no-any-return]
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute of a traced value, as the value itself would: raise AttributeError if it has none of this name."""
+    frame = _asking(sys._getframe(2))
+    require_attribute(value, name, frame)
+    tracer = value.tracer
+    if name == "index" and getattr(value, "attr", "") == "device":  # often None, which code tells from others by ``is``
+        return tracer.concrete(AttributeProxy(value, name), "a device's index", (int, type(None)))
+    if name in ATTRIBUTES and name in _COMPARED and "identity" in tracer.asked and not is_foreign(frame):
+        return tracer.concrete(AttributeProxy(value, name), "an operand of `is`", (ATTRIBUTES[name],))
+    return SequenceAttribute(value, name) if name == "shape" and "sequence" in tracer.asked else AttributeProxy(value, name)
+
+
+def _class(value: Any, frame: types.FrameType) -> type:
+    """Return ``value.__class__`` for the code of a frame: the class of the traced value for a model, that of the proxy for torch."""
+    return type(value) if is_foreign(frame) or not _tests_class(frame) else class_of(value)
+
+
+def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:
+    """Iterate over a traced value in the code of a frame."""
+    frame = _asking(frame)
+    count = None if is_foreign(frame) else unpacked(frame)
+    tracer = value.tracer
+    return tracer.iter(value) if count is None else tracer.unpack(value, count, is_caught(frame))  # type: ignore[no-any-return]
+
+
+class _Asked:
+    """What Python asks of a traced value without saying so to torch.fx. See ``questions.py``."""
+
+    def __dir__(self) -> list[str]:
+        return object.__dir__(self) if is_foreign(sys._getframe(1)) else dir(class_of(self))  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[Any]:
+        return _items(self, sys._getframe(1))
+
+    def __repr__(self) -> str:
+        return fx.Proxy.__repr__(self) if is_foreign(sys._getframe(1)) else repr(text_of(self))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return fx.Proxy.__repr__(self) if is_foreign(sys._getframe(1)) else str(text_of(self))  # type: ignore[arg-type]
+
+    def __format__(self, specification: str) -> str:
+        if is_foreign(sys._getframe(1)):
+            return fx.Proxy.__repr__(self)  # type: ignore[arg-type]
+        return format(text_of(self), specification)
+
+    def __contains__(self, item: Any) -> bool:
+        return any(item is each or item == each for each in self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("the forward copies a traced value by copy.deepcopy; use x.clone()")
+
+    # Methods that Python calls on a number or a shape, and that torch.fx does not support; see ``shape_decisions.py``.
+    def __index__(self) -> int:
+        return int(self._concrete("an index", int))
+
+    def __int__(self) -> int:
+        return int(self._concrete("int()", int, float))
+
+    def __float__(self) -> float:
+        return float(self._concrete("float()", int, float))
+
+    def __len__(self) -> int:
+        return int(self.tracer.length(self))  # type: ignore[attr-defined]
+
+    def _concrete(self, what: str, *kinds: type) -> Any:
+        """Return the value that results from the example inputs; the graph asserts that each call has this value."""
+        return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
+
+
+class AttributeProxy(_Asked, Attribute):
     """An attribute of a traced value. Whether the attribute is a method shows only when the model's code calls it."""
+
+    def __getattr__(self, k: str) -> Any:
+        return _attribute(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("root", "attr", "_node", *_FIELDS):
@@ -61,7 +137,7 @@ class AttributeProxy(Attribute):
         return object.__hash__(self)
 
 
-class Value(fx.Proxy):
+class Value(_Asked, fx.Proxy):
     """The proxy of a value. It records ``+=`` and other in-place operators as in-place.
 
     Without methods for them, Python would fall back to ``+``, which makes a new value. The write would not reach other uses of the same
@@ -79,26 +155,30 @@ class Value(fx.Proxy):
     def __class__(self) -> type:
         """The class that ``isinstance`` sees.
 
-        ``isinstance_patch.py`` answers ``isinstance`` in the model's code. Other class checks of the model (``match``, code that the
-        patch did not find) read this property. It then raises, because a proxy would silently take the wrong branch.
+        ``isinstance_patch.py`` answers ``isinstance`` and ``type`` in the model's code. Other class checks of the model (``match``, code
+        that the patch did not find) read this property.
         """
-        if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
-            return tuple
-        frame = sys._getframe(1)
-        home = str(frame.f_globals.get("__name__", ""))
-        if home.partition(".")[0] in FOREIGN or not _tests_class(frame):
-            return type(self)
-        raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
+        return _class(self, sys._getframe(1))
 
-    def __getattr__(self, k: str) -> AttributeProxy:
+    @property  # type: ignore[misc]
+    def __dict__(self) -> dict[str, Any]:
+        """The attributes that ``vars`` sees: none, since a tensor has none of its own."""
+        frame = sys._getframe(1)
+        if is_foreign(frame):
+            return _own(self)
+        if not issubclass(class_of(self), torch.Tensor):
+            self.tracer.refuse(TypeError(f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"))
+        return {}
+
+    def __getattr__(self, k: str) -> Any:
         if k in LEFT_IN_TENSORS:  # not an AttributeError, because getattr() with a default would catch it
             raise TypeError(reads_what_is_left(k))
-        return AttributeProxy(self, k)
+        return _attribute(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Record ``x.requires_grad = True`` as ``x.requires_grad_()``; refuse other attributes, which would be lost with the proxy."""
         if name in _FIELDS:
-            self.__dict__[name] = value
+            _own(self)[name] = value
         elif name == "requires_grad":
             made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
             label_site(made.node, scope_of(made.node))
@@ -107,6 +187,8 @@ class Value(fx.Proxy):
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(_assignment_message(name, "deletes"))
+
+    keys = property(lambda self: _attribute(self, "keys"))  # torch.fx defines it for all values, and a tensor has none
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator."""
@@ -123,19 +205,6 @@ class Value(fx.Proxy):
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         label_site(made.node, scope_of(made.node))
 
-    # Methods that Python calls on a number or a shape, and that torch.fx does not support; see ``shape_decisions.py``.
-    def __index__(self) -> int:
-        return int(self._concrete("an index", int))
-
-    def __int__(self) -> int:
-        return int(self._concrete("int()", int, float))
-
-    def __float__(self) -> float:
-        return float(self._concrete("float()", int, float))
-
-    def __len__(self) -> int:
-        return int(self.tracer.length(self))  # type: ignore[attr-defined]
-
     def __hash__(self) -> int:
         """Return the hash of a size, for a dict or set; the graph asserts that each call has this size. Hash a tensor by its identity."""
         if self.node in getattr(self.tracer, "sizes", ()) and not self.tracer.evaluating:  # type: ignore[attr-defined]
@@ -145,9 +214,8 @@ class Value(fx.Proxy):
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
-    def _concrete(self, what: str, *kinds: type) -> Any:
-        """Return the value that results from the example inputs; the graph asserts that each call has this value."""
-        return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
+
+_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__  # reads the attributes of a proxy itself
 
 
 def _add_in_place_operators() -> None:
@@ -168,7 +236,7 @@ class BufferProxy(Value):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)
-        self.__dict__.update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
+        _own(self).update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
         """Return the shape, or the size of one axis."""
@@ -187,5 +255,26 @@ class BufferProxy(Value):
 
     @property
     def _shape(self) -> torch.Size:
-        shape: torch.Size = self.__dict__["shape"]
+        shape: torch.Size = _own(self)["shape"]
         return shape
+
+
+@Sequence.register
+class SequenceAttribute(AttributeProxy):
+    """A shape, for code that compares it with the pattern of a sequence (``case [n, c]:``). Python asks the class for that alone."""
+
+
+@Sequence.register
+class SequenceValue(Value):
+    """The proxy of a tuple or list, or of a value of unknown type, for code that compares it with the pattern of a sequence.
+
+    Python asks the class whether it may be a sequence, and then the value for its length, which raises if it is unknown.
+    """
+
+
+@Mapping.register
+class UnknownMapping(Value):
+    """The proxy of a value of unknown type, for code that compares it with the pattern of a mapping (``case {"q": q}:``).
+
+    Python asks the class whether it may be a mapping, and then the value for its length, which raises.
+    """

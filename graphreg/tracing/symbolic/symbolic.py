@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import Graphs, Literals
-from graphreg.torch_internals import make_function_table
+from graphreg.torch_internals import asks, make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
@@ -56,10 +56,11 @@ def symbolic(
         TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
         DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
+    asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
     opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
-        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares))
+        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares, asked))
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})

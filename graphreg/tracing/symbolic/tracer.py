@@ -10,7 +10,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -47,14 +47,16 @@ from graphreg.torch_internals import (
     take_as_one,
 )
 from graphreg.tracing.checkpoints import CHECKPOINTS
+from graphreg.tracing.defaults import placeholder_default
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
-from graphreg.tracing.symbolic.proxies import BufferProxy, Value
+from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
+from graphreg.tracing.type_inference import definite_type, fixed_count
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
@@ -79,11 +81,12 @@ class SiteTracer(DecisionTracer):
         tape: Records the operations on tensors that the forward makes during the trace.
         watch_draws: Whether to note which module draws random numbers. Few forwards draw any, and to look after each call of a module
             takes long, so a trace without it only finds out whether anything was drawn, and then raises ``DrawsRandomly``.
+        asked: What the model's code may ask of values in a way that calls no method of them (``asks``).
     """
 
     def __init__(
         self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
-        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None,
+        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None, asked: Set[str] = frozenset(),
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -94,6 +97,7 @@ class SiteTracer(DecisionTracer):
             answers: Answers that queries of global state get in place of torch's own.
             watch_draws: As the attribute.
             shares: Whether arguments that are one tensor in the examples have one proxy. None if there are no such arguments.
+            asked: As the attribute.
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
@@ -101,7 +105,7 @@ class SiteTracer(DecisionTracer):
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
         self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
-        self.watch_draws, self._drawn = watch_draws, randomness()
+        self.watch_draws, self._drawn, self.asked = watch_draws, randomness(), asked
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
@@ -133,6 +137,8 @@ class SiteTracer(DecisionTracer):
         try:
             with self._checkpoints_refused(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
+                if self.refused:
+                    raise self.refused[-1]
         except Exception:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
             raise
@@ -192,8 +198,7 @@ class SiteTracer(DecisionTracer):
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), dict[int, str]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            proxy = self.create_proxy("placeholder", star + name, default, {})
+            proxy = self.create_proxy("placeholder", star + name, placeholder_default(parameter), {})
             if star:
                 variadic[len(values)] = star
             example = self.examples.get(name, {} if star == "**" else None)
@@ -246,6 +251,8 @@ class SiteTracer(DecisionTracer):
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
+                if len(self.refused) > mark[-1]:
+                    raise self.refused[-1]
                 if self.watch_draws and randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
             except (GraphRegError, RecursionError):
@@ -270,14 +277,27 @@ class SiteTracer(DecisionTracer):
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         """Make a node and its proxy, and label the node."""
         proxy = super().create_proxy(kind, target, *rest, **more)
-        self.tape.node_created(proxy.node)
-        if is_size(proxy.node, self.sizes.__contains__):
-            self.sizes.add(proxy.node)
-        if kind not in ("placeholder", "call_module") and self._constants.take(proxy.node):
-            label_site(proxy.node, self._scopes[-1])
+        node = proxy.node
+        self.tape.node_created(node)
+        if is_size(node, self.sizes.__contains__):
+            self.sizes.add(node)
+        if kind not in ("placeholder", "call_module") and self._constants.take(node):
+            label_site(node, self._scopes[-1])
             return proxy
-        label_node(proxy.node, self._scopes[-1], self.operations.modules, self._namer)
+        label_node(node, self._scopes[-1], self.operations.modules, self._namer)
+        return self._as_its_kind(proxy)
+
+    def _as_its_kind(self, proxy: fx.Proxy) -> fx.Proxy:
+        """Return a proxy as one of the class that suits its value, for code that compares values with patterns."""
+        if "sequence" in self.asked or "mapping" in self.asked:
+            kind = definite_type(proxy.node, self) or self.kind_for_examples(proxy.node)
+            if kind is None or issubclass(kind, (tuple, list)):
+                return SequenceValue(proxy.node, self) if kind or "sequence" in self.asked else UnknownMapping(proxy.node, self)
         return proxy
+
+    def fixed_count(self, node: fx.Node) -> int | None:
+        """Return how many items a value has whatever the inputs; None if that is not certain."""
+        return fixed_count(node, self.operations)
 
     def is_tuple(self, node: fx.Node) -> bool:
         """Return whether a node's value is a tuple that a layer of torch returned."""
@@ -357,11 +377,12 @@ class SiteTracer(DecisionTracer):
     def _mark(self) -> tuple[Any, ...]:
         """Return a mark of the present state, to which ``_roll_back`` can return."""
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark()
+        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark(), len(self.refused)
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
         """Remove everything that was traced after a mark."""
-        last, names, outputs, stack, calls, tape = mark
+        last, names, outputs, stack, calls, tape, refused = mark
+        del self.refused[refused:]
         self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):
             if node is last:

@@ -1,0 +1,29 @@
+"""The frames of Python's stack during a trace: whose code runs in them, and whether the model's code catches what is raised."""
+
+from __future__ import annotations
+
+import types
+
+from graphreg.ir import FOREIGN
+from graphreg.torch_internals import is_guarded
+
+_TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
+
+
+def home_of(frame: types.FrameType) -> str:
+    """Return the name of the Python module whose code runs in a frame."""
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def is_foreign(frame: types.FrameType) -> bool:
+    """Return whether a frame runs code of torch, graphreg, Python's library or the like, and not of a model."""
+    return home_of(frame).partition(".")[0] in FOREIGN
+
+
+def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
+    """Return whether the model's code may catch what is raised in a frame. ``by_with``: whether a ``with`` counts (``suppress``)."""
+    while frame is not None and home_of(frame) != _TRACE:
+        if not is_foreign(frame) and is_guarded(frame, by_with):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,447 @@
+"""What a forward asks of a value, and what a stand-in answers: what the value would, or the trace is refused.
+
+Each model is traced by torch.fx with example inputs, and without. With them its output is that of the model; without them, too, or there is
+an error that asks for them. Inputs that would get another answer raise.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import operator
+import sys
+import typing
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import graphreg
+from graphreg import GraphRegError, TraceError
+
+X, LONG, DEEP = torch.arange(12.0).view(3, 4), torch.ones(5, 4), torch.ones(2, 3, 4)
+Forward = Callable[..., Any]
+
+
+class Pair(NamedTuple):
+    q: Any
+    k: Any
+
+
+class Mode(Enum):
+    A, B = 1, 2
+
+
+class Model(nn.Module):
+    """A model with a forward of a test, and with layers that such a forward may call."""
+
+    def __init__(self, function: Forward) -> None:
+        super().__init__()
+        self.function: Forward = function
+        self.layer, self.recurrent = nn.Linear(4, 4), nn.LSTM(4, 4)
+
+
+class OfOne(Model):
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def made(function: Forward, kind: type[nn.Module] = OfOne) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(function).eval()
+
+
+def traced(model: nn.Module, example: Any) -> nn.Module:
+    return graphreg.strip(graphreg.regularize(model, missing="ignore", example_inputs=example, front_end="symbolic", prove=False)).eval()
+
+
+def check(function: Forward, x: Any, others: tuple[Any, ...] = ()) -> None:
+    """The trace with the example, and that without, give what the model gives, or raise; with the example, they do not raise for it."""
+    model = made(function)
+    want, module = model(x), traced(model, (x,))
+    torch.testing.assert_close(module(x), want, rtol=0, atol=0)
+    try:
+        unseen = traced(model, None)
+    except TraceError as error:
+        assert "example_inputs" in str(error)
+    else:
+        try:
+            found = unseen(x)
+        except GraphRegError:
+            found = want
+        torch.testing.assert_close(found, want, rtol=0, atol=0)
+    for other in others:
+        with pytest.raises(GraphRegError, match="these inputs|have the structure"):
+            module(other)
+
+
+def tries(x: Any) -> float:
+    try:
+        return float(x.mask)
+    except AttributeError:
+        return 2.0
+
+
+def tries_of_shape(x: Any) -> float:
+    try:
+        return float(x.shape.mask)
+    except AttributeError:
+        return 2.0
+
+
+def tries_in_function(x: Any) -> float:
+    try:
+        return float(operator.attrgetter("mask")(x))
+    except AttributeError:
+        return 2.0
+
+
+ATTRIBUTES: dict[str, Forward] = {
+    "hasattr": lambda m, x: m.layer(x) * (3.0 if hasattr(x, "mask") else 2.0),
+    "hasattr of a result": lambda m, x: m.layer(x) * (3.0 if hasattr(m.layer(x), "mask") else 2.0),
+    "hasattr of a size": lambda m, x: m.layer(x) * (3.0 if hasattr(x.shape[0], "item") else 2.0),
+    "hasattr of a tensor's": lambda m, x: m.layer(x) * (3.0 if hasattr(x, "softmax") and not hasattr(x, "keys") else 2.0),
+    "hasattr of a layer's tuple": lambda m, x: x * (3.0 if hasattr(m.recurrent(x), "shape") else 2.0),
+    "getattr": lambda m, x: m.layer(x) + getattr(x, "bias", 1.0),
+    "try": lambda m, x: m.layer(x) * tries(x),
+    "try of a shape": lambda m, x: m.layer(x) * tries_of_shape(x),
+    "try of a function": lambda m, x: m.layer(x) * tries_in_function(x),
+    "callable": lambda m, x: m.layer(x) * (3.0 if callable(x) else 2.0) * (5.0 if callable(x.relu) else 7.0),
+    "dir": lambda m, x: m.layer(x) * (3.0 if "softmax" in dir(x) and "tracer" not in dir(x) else 2.0),
+    "vars": lambda m, x: m.layer(x) * (3.0 if vars(x) else 2.0),
+    "__dict__": lambda m, x: m.layer(x) * (3.0 if "node" in x.__dict__ else 2.0),
+    "__class__": lambda m, x: m.layer(x) * (3.0 if x.__class__ is Tensor else 2.0),
+    "the name of its class": lambda m, x: m.layer(x) * len(type(x).__name__) * len(m.layer(x).__class__.__name__),
+    "type": lambda m, x: m.layer(x) * (3.0 if type(x) is Tensor and type(x.shape) is torch.Size else 2.0),
+    "type of a size": lambda m, x: m.layer(x) * (3.0 if type(x.shape[0]) is int else 2.0),
+    "type, otherwise": lambda m, x: m.layer(x) * (3.0 if type(m).__name__ == "OfOne" and isinstance(type(m), type) else 2.0),
+    "issubclass": lambda m, x: m.layer(x) * (3.0 if issubclass(type(x), Tensor) else 2.0),
+    "torch.jit.isinstance": lambda m, x: m.layer(x) * (3.0 if torch.jit.isinstance(m.layer(x), Tensor) else 2.0),
+    "special methods": lambda m, x: m.layer(x) * (3.0 if hasattr(x, "__round__") or hasattr(x.shape[0], "__iter__") else 2.0),
+    "a device's index": lambda m, x: m.layer(x) * (3.0 if x.device.index is None else 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_stand_in_has_the_attributes_and_the_class_of_its_value(name: str) -> None:
+    check(ATTRIBUTES[name], X)
+
+
+def is_single(dtype: torch.dtype) -> bool:
+    return dtype is torch.float32
+
+
+TEXTS: dict[str, tuple[Forward, tuple[Any, ...]]] = {
+    "str": (lambda m, x: x * (3.0 if "float32" in str(x.dtype) else 2.0), (X.double(),)),
+    "a device": (lambda m, x: x * (3.0 if f"{x.device}" == "cpu" else 2.0), ()),
+    "an old format": (lambda m, x: x * (3.0 if "%s" % x.device == "cpu" else 2.0), ()),  # noqa: UP031
+    "repr": (lambda m, x: x * len(repr(x.shape)), (torch.ones(10, 4),)),
+    "a size": (lambda m, x: x * (3.0 if f"{x.shape[0]:03d}" == "003" else 2.0), (LONG,)),
+    "sizes": (lambda m, x: x * len(str(tuple(x.shape))), (torch.ones(10, 4),)),
+    "is": (lambda m, x: x * (3.0 if x.dtype is torch.float32 else 2.0), (X.double(),)),
+    "is not": (lambda m, x: x * (3.0 if x.dtype is not torch.float64 else 2.0), (X.double(),)),
+    "is, in a function": (lambda m, x: x * (3.0 if is_single(x.dtype) else 2.0), (X.double(),)),
+    "a layout": (lambda m, x: x * (3.0 if x.layout is torch.strided else 2.0), ()),
+    "a flag": (lambda m, x: x * (3.0 if x.is_cuda is False else 2.0), ()),
+    "a product": (lambda m, x: x * int(numpy.prod(x.shape)), (LONG,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_only_a_tensor_knows_is_asserted(name: str) -> None:
+    function, others = TEXTS[name]
+    check(function, X, others)
+
+
+def test_what_was_not_asked_is_not_asserted() -> None:
+    module = traced(made(lambda m, x: (x * 2).to(x.dtype).to(x.device) + x.new_zeros(x.shape)), (X,))
+    assert torch.equal(module(X.double()), X.double() * 2) and torch.equal(module(LONG), LONG * 2)
+    assert "decided" not in module.code
+
+
+@pytest.mark.parametrize("ask", [repr, str, "{:>3}".format])
+def test_the_text_of_a_tensor_is_refused(ask: Callable[[Any], str]) -> None:
+    with pytest.raises(TraceError, match="the text of 'x', which depends on a tensor's values"):
+        traced(made(lambda m, x: m.layer(x) * len(ask(x))), (X,))
+
+
+def of_sequence(m: Any, x: Any) -> Any:
+    match x:
+        case [a, b]:
+            return a * b
+        case [a, *_]:
+            return a * 3
+        case _:
+            return m.layer(x)
+
+
+def of_mapping(m: Any, x: Any) -> Any:
+    match x:
+        case {"q": q}:
+            return q * 2
+        case {"k": k, **rest}:
+            return k * 3 + len(rest)
+        case _:
+            return m.layer(x)
+
+
+def of_shape(m: Any, x: Any) -> Any:
+    match x.shape:
+        case (_, _):
+            return m.layer(x)
+        case (_, _, _):
+            return x * 3
+        case _:
+            return x
+
+
+def of_kind(m: Any, x: Any) -> Any:
+    match x.dtype, x:
+        case torch.float32, Tensor():
+            return m.layer(x)
+        case _:
+            return x
+
+
+PATTERNS: dict[str, tuple[Forward, Any, tuple[Any, ...]]] = {
+    "a tensor is no sequence": (of_sequence, X, ()),
+    "a tuple": (of_sequence, (X, X), ((X, X, X),)),
+    "a list": (of_sequence, [X, X, X], ((X, X),)),
+    "a tensor is no mapping": (of_mapping, X, ()),
+    "a dict": (of_mapping, {"q": X}, ({"k": X},)),
+    "another dict": (of_mapping, {"k": X, "v": X}, ({"q": X},)),
+    "a shape": (of_shape, X, (DEEP,)),
+    "a class": (of_kind, X, (X.double(),)),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_matches_as_the_value_would(name: str) -> None:
+    check(*PATTERNS[name])
+
+
+@functools.singledispatch
+def dispatched(x: Any) -> Any:
+    return x * 3
+
+
+@dispatched.register
+def _(x: Tensor) -> Any:
+    return x * 2
+
+
+def test_dispatch_by_class() -> None:
+    check(lambda m, x: dispatched(m.layer(x)) + dispatched(x), X)
+
+
+def tried(m: Any, x: Any) -> Any:
+    try:
+        _, _ = x.shape
+    except ValueError:
+        return x * 2
+    return m.layer(x)
+
+
+@pytest.mark.parametrize(("x", "other"), [(X, DEEP), (DEEP, X)])
+def test_an_unpacking_that_may_fail_decides(x: Tensor, other: Tensor) -> None:
+    check(tried, x, (other,))
+
+
+def swallows(m: Any, x: Any) -> Any:
+    try:
+        scale = len(x) if x.sum() < 0 else 2
+    except (TypeError, ValueError, RuntimeError):
+        scale = 7
+    return m.layer(x) * scale
+
+
+def test_no_error_of_the_trace_decides() -> None:
+    """A forward may catch the error by which a trace refuses a question: it is raised again at the end of the module."""
+    for example in (X, None):
+        with pytest.raises(TraceError, match="cannot be traced symbolically"):
+            traced(made(swallows), example)
+    model = nn.Sequential(nn.Linear(4, 4), made(swallows))
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end="symbolic").eval()
+    assert torch.equal(module(X).output, model(X)) and "1" in graphreg.trace(model, X, front_end="symbolic").opaque_modules
+
+
+def suppresses(m: Any, x: Any) -> Any:
+    with suppress(AttributeError):
+        return x.mask
+    return m.layer(x)
+
+
+def test_an_attribute_under_suppress() -> None:
+    check(suppresses, X)
+
+
+def two_of(value: Any) -> Any:
+    a, b = value
+    return a, b
+
+
+UNPACKED: dict[str, tuple[Forward, Any, Any]] = {
+    "rows": (lambda m, x: sum(two_of(x)), X[:2], LONG),
+    "a shape": (lambda m, x: x * sum(two_of(x.shape)), X, DEEP),
+    "a size": (lambda m, x: x * sum(two_of(x.size())), X, DEEP),
+    "unbind": (lambda m, x: sum(two_of(x.unbind())), X[:2], LONG),
+    "split": (lambda m, x: two_of(x.split(2)), X, LONG),
+    "an argument": (lambda m, x: sum(two_of(x)), (X, X), (X, X, X)),
+    "zip": (lambda m, x: sum(a * b for a, b in zip(x, x)), [X, X], [X, X, X]),  # noqa: B905
+}
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+def test_unpacking_asserts_the_number_of_items(name: str) -> None:
+    function, x, other = UNPACKED[name]
+    check(function, x, (other,))
+    if name != "zip":
+        module = traced(made(function), None)
+        torch.testing.assert_close(module(x), made(function)(x))
+        # of another structure, the model is traced on the side, where it raises its own error
+        with pytest.raises((GraphRegError, ValueError), match=r"unpacks a value into 2 variables .* give it|too many values to unpack"):
+            module(other)
+
+
+def test_what_always_has_so_many_items_is_not_asserted() -> None:
+    def forward(m: Any, x: Any) -> Any:
+        (a, b), (c, d), (values, places) = x.chunk(2, -1), x.split([1, 3], -1), x.topk(2)
+        h, (state, cell) = m.recurrent(x)
+        return a + b, c, d, values + places, h, state + cell
+
+    code = traced(made(forward), None).code
+    assert "decided" not in code and "len" not in code
+
+
+CONTAINERS: dict[str, tuple[Forward, Any, tuple[Any, ...]]] = {
+    "None in a tuple": (lambda m, x: m.layer(x[0]) if x[1] is None else x[0] * x[1], (X, None), ((X, X),)),
+    "None in a dict": (lambda m, x: m.layer(x["x"]) if x["m"] is None else x["x"], {"x": X, "m": None}, ({"x": X, "m": X},)),
+    "None in a named tuple": (lambda m, x: m.layer(x.q) if x.k is None else x.q, Pair(X, None), (Pair(X, X),)),
+    "get": (lambda m, x: m.layer(x["x"]) if x.get("m") is None else x["x"], {"x": X}, ({"x": X, "m": X},)),
+    "in": (lambda m, x: m.layer(x["x"]) if "m" not in x else x["x"], {"x": X}, ({"x": X, "m": X},)),
+    "items": (lambda m, x: [m.layer(v) for k, v in x.items() if k != "m"], {"x": X, "m": X}, ({"x": X},)),
+    "keys": (lambda m, x: [m.layer(x[k]) for k in x], {"x": X}, ({"x": X, "m": X},)),
+    "its length": (lambda m, x: x["x"] * len(x), {"x": X}, ({"x": X, "m": X},)),
+    "keywords": (lambda m, x: F.linear(**x), {"input": X, "weight": X}, ()),
+    "True": (lambda m, x: m.layer(x[0]) if x[1] is True else x[0], (X, True), ((X, False),)),
+    "a dtype": (lambda m, x: m.layer(x[0]) if x[1] is torch.half else x[0], (X, torch.half), ((X, torch.float),)),
+    "a member of an enum": (lambda m, x: m.layer(x[0]) if x[1] is Mode.A else x[0], (X, Mode.A), ((X, Mode.B),)),
+    "an empty one": (lambda m, x: m.layer(x[0]) if x[1] else x[0], (X, {}), ()),
+    "its class": (lambda m, x: x["x"] * (2 if type(x) is dict and not hasattr(x, "shape") else 3), {"x": X}, ()),
+    "a tuple's class": (lambda m, x: x[0] * (2 if type(x) is tuple and not hasattr(x, "shape") else 3), (X, X), ()),
+    "a named tuple's": (lambda m, x: x.q * (2 if hasattr(x, "k") and not hasattr(x, "v") else 3), Pair(X, X), ()),
+    "torch.jit.isinstance": (lambda m, x: x[0] * (2 if torch.jit.isinstance(x, typing.List[Tensor]) else 3), [X, X], ()),  # noqa: UP006
+    "an ordered dict": (lambda m, x: x["x"] * (2 if x.get("k", 1) == 1 else 3), collections.OrderedDict(x=X), ()),
+}  # fmt: skip
+KNOWN_BY_EXAMPLE = {  # ``is`` calls no method of a stand-in
+    "None in a tuple", "None in a dict", "None in a named tuple", "get", "True", "a dtype", "a member of an enum",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_is_what_it_is_in_the_example(name: str) -> None:
+    function, x, others = CONTAINERS[name]
+    if name not in KNOWN_BY_EXAMPLE:
+        check(function, x, others)
+        return
+    module = traced(made(function), (x,))
+    torch.testing.assert_close(module(x), made(function)(x))
+    for other in others:
+        with pytest.raises(GraphRegError):
+            module(other)
+
+
+class EmptyDefaults(Model):
+    def forward(self, x: Any, extra: dict[str, Any] = {}, more: Any = (), act: Any = torch.relu, *, last: Any = F.gelu) -> Any:  # noqa: B006
+        return last(act(self.layer(x))) * (2 if extra or more else 3)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_defaults_that_are_empty_or_functions(front_end: Any) -> None:
+    model = made(print, EmptyDefaults)
+    for example in (X, None)[: 2 if front_end == "symbolic" else 1]:
+        module = graphreg.regularize(model, weight_l2=0.1, example_inputs=example, front_end=front_end).eval()
+        assert torch.equal(module(X).output, model(X))
+        assert torch.equal(module(X, {}, act=torch.relu).output, model(X))
+        for other in ({"act": torch.tanh}, {"extra": {"a": 1}}):
+            with pytest.raises(GraphRegError, match=r"was (specialized to )?.* when the model was traced"):
+                module(X, **other)
+
+
+@pytest.mark.parametrize("index", [slice(-1, 1), slice(None, -1), (slice(-1, 1), slice(-2, None))])
+def test_a_batch_of_one_of_which_export_allows_no_other(index: Any) -> None:
+    model, x = made(lambda m, x: m.layer(x[index].sum(0).repeat(2)[:4])), X[:1]
+    module = graphreg.regularize(model, missing="ignore", weight_l2=0.1, example_inputs=x, front_end="export").eval()
+    assert torch.equal(module(x).output, model(x))
+
+
+class Hostile:
+    """An object of a library that is imported lazily: whoever looks at it gets an error of that library."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"the search asked for {name}")
+
+
+class MoreHostile:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"the search asked for {name}")
+
+    __hash__ = None  # type: ignore[assignment]
+    __eq__ = __len__ = __bool__ = __iter__ = __repr__ = lambda self, *more: self.anything  # type: ignore[assignment]
+
+
+class Called(Hostile):
+    def __call__(self, *args: Any) -> Any:
+        raise RuntimeError("called")
+
+
+class HostileClass(type):
+    def __getattr__(cls, name: str) -> Any:
+        raise RuntimeError(f"the search asked for {name}")
+
+
+class LazyModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(name)
+
+
+HOSTILE = [
+    Hostile(), MoreHostile(), Called(), HostileClass("Lazy", (), {}), LazyModule("lazy"), functools.partial(Called()), [MoreHostile()],
+]  # fmt: skip
+CODE = """
+from torch import nn
+
+class Uses(nn.Module):
+    of_class = thing
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, default=None):
+        if x is None:
+            return thing.part, thing(x), helper(), self.of_class
+        return self.layer(x)
+
+def helper(default=thing):
+    return thing.other
+"""
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_search_runs_no_code_of_the_objects_that_it_finds(number: int, front_end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = ModuleType("home_of_hostile_things")
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    vars(home)["thing"] = HOSTILE[number]
+    exec(CODE, vars(home))
+    model = vars(home)["Uses"]()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end=front_end)
+    assert torch.equal(module(X).output, model(X))
