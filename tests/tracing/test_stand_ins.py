@@ -78,7 +78,8 @@ def check(function: Forward, x: Any, others: tuple[Any, ...] = ()) -> None:
             found = want
         torch.testing.assert_close(found, want, rtol=0, atol=0)
     for other in others:
-        with pytest.raises(GraphRegError, match="these inputs|have the structure"):
+        # for arguments of another structure, the model is traced on the side, where it may raise its own error
+        with pytest.raises((GraphRegError, ValueError), match="these inputs|have the structure|too many values to unpack"):
             module(other)
 
 
@@ -305,7 +306,6 @@ def test_unpacking_asserts_the_number_of_items(name: str) -> None:
     if name != "zip":
         module = traced(made(function), None)
         torch.testing.assert_close(module(x), made(function)(x))
-        # of another structure, the model is traced on the side, where it raises its own error
         with pytest.raises((GraphRegError, ValueError), match=r"unpacks a value into 2 variables .* give it|too many values to unpack"):
             module(other)
 

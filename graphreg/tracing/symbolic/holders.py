@@ -6,12 +6,14 @@ call's arguments includes them (``CallStructures``). So the forward gets them as
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
-from graphreg.torch_internals import pytree
+from graphreg.torch_internals import pytree, unpacked
+from graphreg.tracing.frames import is_caught
 from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
 
 LEAF = "graphreg_leaf"  # in a node's ``meta``: the id of the example input that the node's value stands for
@@ -107,7 +109,10 @@ class Holder(Value):
         known = self._known
         if isinstance(known, Mapping):
             return iter(list(known))
-        return iter([self[i] for i in range(len(known))]) if isinstance(known, (list, tuple)) else super().__iter__()
+        frame = sys._getframe(1)
+        if not isinstance(known, (list, tuple)) or (unpacked(frame) == len(known) and not is_caught(frame)):
+            return super().__iter__()  # asserts the number of unpacked items, as a trace without examples does, for one graph of both
+        return iter([self[i] for i in range(len(known))])
 
     def __len__(self) -> int:
         return len(known) if isinstance(known := self._known, _PLAIN) else super().__len__()
