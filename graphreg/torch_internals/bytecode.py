@@ -58,6 +58,33 @@ def is_guarded(frame: types.FrameType, by_with: bool = False) -> bool:
     return any(start <= frame.f_lasti < end and (by_with or not is_with) for start, end, is_with in _handlers(frame.f_code))
 
 
+_TELLS = {"_assert", "print", "warn", "debug", "info", "warning", "error", "critical", "log", "exception"}
+_BOUNDS = ("POP_TOP", "STORE_", "POP_JUMP", "JUMP", "RETURN", "RESUME", "RAISE", "YIELD")  # the operations between two statements
+
+
+@functools.lru_cache(8192)
+def _statements(code: types.CodeType) -> Mapping[int, bool]:
+    """Return for the offset of each instruction whether its statement only calls a function that tells something: ``print(...)``."""
+    tells, offsets, names = dict[int, bool](), list[int](), list[Any]()
+    for step in dis.get_instructions(code):
+        offsets.append(step.offset)
+        if step.opname.startswith("LOAD_"):
+            names.append(step.argval)
+        elif step.opname.startswith(_BOUNDS):
+            told = step.opname == "POP_TOP" and not _TELLS.isdisjoint(name for name in names if isinstance(name, str))
+            tells |= dict.fromkeys(offsets, told)
+            offsets, names = [], []
+    return tells
+
+
+def only_tells(frame: types.FrameType) -> bool:
+    """Return whether a frame runs a statement that only tells something: a call of ``torch._assert``, ``print``, a logger or the like.
+
+    The text of a value in such a statement decides nothing.
+    """
+    return _statements(frame.f_code).get(frame.f_lasti, False)
+
+
 @functools.lru_cache(8192)
 def asks(code: types.CodeType) -> frozenset[str]:
     """Return what code and its inner functions ask in a way that calls no method of a value.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import logging
 import operator
 import sys
 import typing
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 import graphreg
 from graphreg import GraphRegError, TraceError
 
+LOG = logging.getLogger(__name__)
 X, LONG, DEEP = torch.arange(12.0).view(3, 4), torch.ones(5, 4), torch.ones(2, 3, 4)
 Forward = Callable[..., Any]
 
@@ -171,6 +173,24 @@ def test_what_was_not_asked_is_not_asserted() -> None:
 def test_the_text_of_a_tensor_is_refused(ask: Callable[[Any], str]) -> None:
     with pytest.raises(TraceError, match="the text of 'x', which depends on a tensor's values"):
         traced(made(lambda m, x: m.layer(x) * len(ask(x))), (X,))
+
+
+def told(m: Any, x: Any) -> Any:
+    torch._assert(x.shape[0] > 0, f"a batch of {x.shape[0]}, of {x.dtype}")
+    print(x.shape, f"{x}", end="")
+    LOG.debug(f"{x.shape}")
+    LOG.debug("%s", x.shape)
+    return m.layer(x)
+
+
+@pytest.mark.parametrize("inputs", [(X,), None])
+def test_a_text_that_only_tells_something_decides_nothing(inputs: Any) -> None:
+    """The message of an assertion, a print, a line of a log: any size works, also without inputs, as in all models of timm."""
+    model = made(told).eval()
+    module = traced(model, inputs)
+    assert "decided" not in module.code
+    for x in (X, X[:1]):
+        assert torch.equal(module(x), model(x))
 
 
 def of_sequence(m: Any, x: Any) -> Any:

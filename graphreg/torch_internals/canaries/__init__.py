@@ -6,6 +6,7 @@ Each new function of ``torch_internals`` needs a canary; ``tests/torch_internals
 
 from graphreg.torch_internals.canaries import (
     autograd,
+    bytecode,
     distributed,
     dtensors,
     dynamo,
@@ -20,6 +21,6 @@ from graphreg.torch_internals.canaries import (
 from graphreg.torch_internals.canaries.canary import CANARIES, Canary, CanaryError
 
 __all__ = [
-    "CANARIES", "Canary", "CanaryError", "autograd", "distributed", "dtensors", "dynamo", "dynamo_marks", "export", "inductor",
+    "CANARIES", "Canary", "CanaryError", "autograd", "bytecode", "distributed", "dtensors", "dynamo", "dynamo_marks", "export", "inductor",
     "modules", "operators", "state", "tracing",
 ]  # fmt: skip

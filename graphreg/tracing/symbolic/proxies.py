@@ -13,7 +13,7 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
-from graphreg.torch_internals import matches_class, unpacked
+from graphreg.torch_internals import matches_class, only_tells, unpacked
 from graphreg.tracing.frames import home_of, is_caught, is_foreign
 from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
@@ -72,6 +72,11 @@ def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:
     return tracer.iter(value) if count is None else tracer.unpack(value, count, is_caught(frame))  # type: ignore[no-any-return]
 
 
+def _decides_nothing(frame: types.FrameType) -> bool:
+    """Return whether the text that a frame makes of a traced value goes to torch or to a reader, and to no decision of the model."""
+    return is_foreign(frame) or only_tells(frame)
+
+
 class _Asked:
     """What Python asks of a traced value without saying so to torch.fx. See ``questions.py``."""
 
@@ -82,13 +87,13 @@ class _Asked:
         return _items(self, sys._getframe(1))
 
     def __repr__(self) -> str:
-        return fx.Proxy.__repr__(self) if is_foreign(sys._getframe(1)) else repr(text_of(self))  # type: ignore[arg-type]
+        return fx.Proxy.__repr__(self) if _decides_nothing(sys._getframe(1)) else repr(text_of(self))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return fx.Proxy.__repr__(self) if is_foreign(sys._getframe(1)) else str(text_of(self))  # type: ignore[arg-type]
+        return fx.Proxy.__repr__(self) if _decides_nothing(sys._getframe(1)) else str(text_of(self))  # type: ignore[arg-type]
 
     def __format__(self, specification: str) -> str:
-        if is_foreign(sys._getframe(1)):
+        if _decides_nothing(sys._getframe(1)):
             return fx.Proxy.__repr__(self)  # type: ignore[arg-type]
         return format(text_of(self), specification)
 

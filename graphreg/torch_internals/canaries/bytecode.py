@@ -1,0 +1,105 @@
+"""Canaries of Python's bytecode, which differs between versions: what the line that is running does with a value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+import graphreg.torch_internals as door
+from graphreg.torch_internals.canaries.canary import canary
+
+
+class _Watched:
+    """Notes what ``look`` says of each frame that asks something of it."""
+
+    __match_args__ = ("a",)
+
+    def __init__(self, look: Callable[[FrameType], Any]) -> None:
+        self.__dict__.update(look=look, found=[])
+
+    def _note(self) -> None:
+        self.found.append(self.look(sys._getframe(2)))
+
+    def __getattr__(self, name: str) -> Any:
+        self._note()
+        return 1
+
+    def __iter__(self) -> Iterator[int]:
+        self._note()
+        return iter((1, 2))
+
+    def __str__(self) -> str:
+        self._note()
+        return ""
+
+    def __format__(self, specification: str) -> str:
+        self._note()
+        return ""
+
+
+class _Disguised:
+    found: list[bool] = []
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        _Disguised.found.append(door.matches_class(sys._getframe(1)))
+        return int
+
+
+@canary("Python's code reads, unpacks and matches values", "questions that a forward asks of a stand-in", "reads_attribute", "unpacked",
+        "matches_class", "is_guarded")  # fmt: skip
+def steps() -> None:
+    value = _Watched(door.reads_attribute)
+    value.shape  # noqa: B018
+    getattr(value, "shape")  # noqa: B009
+    assert value.found == [True, False]
+
+    value = _Watched(door.unpacked)
+    _first, _second = value
+    list(value)
+    assert value.found == [2, None]
+
+    value = _Watched(door.is_guarded)
+    value.shape  # noqa: B018
+    try:
+        value.shape  # noqa: B018
+    except AttributeError:
+        raise
+    assert value.found == [False, True]
+
+    _Disguised.found.clear()
+    match _Disguised():
+        case int():
+            pass
+    assert isinstance(_Disguised(), int) and _Disguised.found == [True, False]
+
+
+@canary("Python's code makes texts", "texts of sizes in a forward", "only_tells")
+def texts() -> None:
+    value = _Watched(door.only_tells)
+    torch._assert(True, f"{value} and {value}")
+    torch._assert(True, "%s" % (value,))  # noqa: UP031
+    print(str(value), end="")
+    text = f"{value}"
+    assert str(value) == text == ""
+    assert value.found == [True, True, True, True, False, False]
+
+
+@canary("Python's code compares by identity and by patterns", "stand-ins of dtypes, dicts and sequences", "asks",
+        "jit_namespace")  # fmt: skip
+def questions() -> None:
+    def by_identity(x: Any) -> bool:
+        return x.dtype is torch.float64
+
+    def by_pattern(x: Any) -> bool:
+        match x:
+            case [_, _] | {"a": _}:
+                return True
+        return x is None
+
+    assert door.asks(by_identity.__code__) == {"identity"} and door.asks(by_pattern.__code__) == {"sequence", "mapping"}
+    assert torch.jit.isinstance(1, int) and "_isinstance" in door.jit_namespace()
