@@ -42,6 +42,7 @@ STACK_READERS = {
     "graphreg/ir/contents.py": "whether it is the model's code that asks",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
+    "graphreg/tracing/frames.py": "whether it is the model's code that asks a stand-in, and whether it catches what is raised",
     "graphreg/tracing/global_queries.py": "whether it is the model's code that asks a question of its surroundings",
     "graphreg/tracing/side_effects/state_places.py": "as global_queries.py, and the variables of the functions around the model's",
     "graphreg/tracing/side_effects/reachable_state.py": "the names that the model's code mentions",
