@@ -39,6 +39,7 @@ _NOT_ENTERED = (
 _CHANGEABLE = 1 << 9, 1 << 8  # the flags of a class that Python code made, and of a class whose attributes cannot be set
 # The code of these packages reads much and decides nothing, or nothing but by what is compared anyway: registries and classes.
 _TRACERS = ("graphreg.", "torch.fx", "torch.export", "torch._", "torch.utils", "torch.nn.modules.module")
+_ANSWERING = ("graphreg.tracing.isinstance_patch", "graphreg.tracing.symbolic.questions")
 _COPIERS = ("copy", "copyreg", "pickle")
 
 
@@ -194,6 +195,9 @@ def _decides(name: str, frame: types.FrameType) -> bool:
     if _thread.paused:
         return False
     reader = str(frame.f_globals.get("__name__", ""))
+    while reader.startswith(_ANSWERING) and frame.f_back is not None:  # ``hasattr`` and the like, which a trace replaces
+        frame = frame.f_back
+        reader = str(frame.f_globals.get("__name__", ""))
     if name == WHOLE and frame.f_code.co_name == "__dir__":  # dir(module)
         return True
     if name == WHOLE and (reader.startswith("torch.") or frame.f_code.co_name in ("__getstate__", "__reduce_ex__")):
