@@ -24,7 +24,7 @@ from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import FrontEnd, Traced, check_model, trace
+from graphreg.tracing import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace
 from graphreg.verification import copied, validate
 
 log = logging.getLogger("graphreg")
@@ -103,7 +103,7 @@ def regularize(
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
-    log_plan(decided)
+    log_plan(decided, traced.notes)
     warn_of_scale(module, penalties, scale)
     return compile_if_asked(module, compile)
 
@@ -187,7 +187,11 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def log_plan(decided: Plan) -> None:
+def log_plan(decided: Plan, notes: Iterable[str]) -> None:
+    """Log what a plan does. ``notes``: those on the trace."""
+    for note in notes:
+        if note.startswith(NOT_ASSIGNED):
+            log.info(note)
     for name, regularizer in decided.regularizers.items():
         count = len(decided.of(name))
         what = "site" if count == 1 else "sites"

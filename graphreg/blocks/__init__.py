@@ -10,9 +10,19 @@ own modules are the blocks (``placed_block.py``).
 from graphreg.blocks.block import BLOCK, CALLS, Block, block_at, is_sharded, original, with_blocks
 from graphreg.blocks.homes import OUTSIDE_BLOCKS, opened
 from graphreg.blocks.install import outlined
-from graphreg.blocks.placed_block import check_class, is_block, is_placed, leave, new_owner, place, unwrapped_block
+from graphreg.blocks.placed_block import (
+    check_class,
+    is_block,
+    is_placed,
+    leave,
+    new_owner,
+    place,
+    place_again,
+    require_own_forward,
+    unwrapped_block,
+)
 
 __all__ = [
     "BLOCK", "CALLS", "OUTSIDE_BLOCKS", "Block", "block_at", "check_class", "is_block", "is_placed", "is_sharded", "leave", "new_owner",
-    "opened", "original", "outlined", "place", "unwrapped_block", "with_blocks",
+    "opened", "original", "outlined", "place", "place_again", "require_own_forward", "unwrapped_block", "with_blocks",
 ]  # fmt: skip

@@ -7,8 +7,10 @@ as its class. For each graph of the model, it has a ``PlacedCall`` for each vari
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +67,30 @@ def place(block: nn.Module) -> None:
         vars(block)[CALLS] = calls = Calls()
         _calls[block] = weakref.ref(calls)
         object.__setattr__(block, "__class__", _class_of(type(block)))
+
+
+def place_again(block: nn.Module) -> None:
+    """Give a placed block whose class the user has replaced the generated class for its new class. Other modules stay as they are."""
+    if _calls_of(block) is not None and not hasattr(type(block), ORIGINAL):
+        object.__setattr__(block, "__class__", _class_of(type(block)))
+
+
+def require_own_forward(block: nn.Module) -> None:
+    """Raise GraphRegError if the forward of a placed block was replaced on the object, unless it passes all keywords on.
+
+    Functions that wrap the forward do so, as those of accelerate, and thus run what the graph needs.
+    """
+    forward: Any = vars(block).get("forward")
+    if forward is None:
+        return
+    while isinstance(forward, (functools.partial, types.MethodType)):
+        forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
+    if isinstance(forward, types.FunctionType) and not forward.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        raise GraphRegError(
+            f"the forward of a block of class {type(block).__name__} was replaced on the object by {forward.__qualname__}, and the graph "
+            "calls the block with keywords of its own, which this function does not take. Give the block another class, or replace the "
+            "forward before graphreg.regularize_, and leave the block out of blocks=."
+        )
 
 
 def _calls_of(block: nn.Module) -> Calls | None:

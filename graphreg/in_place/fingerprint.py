@@ -1,336 +1,530 @@
-"""``Fingerprint`` records everything that a graph depends on besides its inputs.
+"""``Fingerprint`` tells whether a model is still as it was when a graph was traced.
 
-Before a graph runs, its fingerprint is compared with the model, so that no call runs a graph from before a change of the model.
+Compared are all modules with their registries; the plain containers that a forward can reach, with all their items; classes and the
+functions that they define; and of other objects, such as a configuration or a Trainer, what the trace read (``reads.py``).
+
+There are two comparisons. ``_Watch`` compares identities, with C functions only, because each call does it. Only if an identity has
+changed, the model is described once more, and the two descriptions are compared: a new number that equals the old one, or a wrapper of
+activation checkpointing around a block, is no change. No comparison runs code of the user.
 """
 
 from __future__ import annotations
 
+import array
+import enum
+import functools
 import itertools
 import operator
 import sys
 import types
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphreg.blocks import unwrapped_block
-from graphreg.ir import PREFIX
-from graphreg.torch_internals import Changes
-from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
+from graphreg.blocks import is_placed, is_sharded, unwrapped_block
+from graphreg.in_place.turns import RESTS
+from graphreg.ir import ORIGINAL, PREFIX
+from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of
+from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_foreign_name
 
-# The attributes that every module has, and a ``forward`` that was replaced on the object. ``Fingerprint`` compares submodules, shapes of
-# parameters and such a ``forward`` in another way, ``StructureGraph.refuse_hooks`` checks hooks, and the graph itself reads the modes or
-# asserts that they are as at the trace.
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
+_registries_of = operator.itemgetter(*_REGISTRIES)
 _FORWARD = "forward"
-_OWN = frozenset(vars(nn.Module())) | {_FORWARD}
-_NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclass of these: a subclass may run any code to read an item
-_LARGEST = 1000  # the number of items up to which the items of a container are compared; a larger container is compared by identity
-_CHECKPOINTS = "gradient_checkpointing"
-_MISSING = object()
-_DEPTH = 4  # the number of levels of nested objects and containers whose contents are compared
-_Names = frozenset[str]
-Reads = dict[int, set[str]]  # for the id of each module or other object: the names of its attributes that code read during a trace
+_CHECKPOINTS = "gradient_checkpointing"  # always compared: torch's and transformers' own code reads it
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_EXACT = frozenset((bool, int, str, bytes, type(None)))  # of these, two values of one type are the same if they are equal
+_ARRAYS = (bytearray, array.array)
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_LARGE = 1 << 16
+_ABSENT = object()
+_OF_OBJECTS = frozenset(dir(object))
 _Getter = Callable[[Any], Any]
 
 
 class Fingerprint:
-    """What a graph was traced from: the modules by identity, the shapes of parameters, and the values that the forwards may read.
+    """What a graph was traced from. To make one takes milliseconds; a call of ``same`` takes less than a microsecond for each module."""
 
-    These values are attributes of modules, attributes of objects such as a configuration, global variables, and variables of enclosing
-    functions. To make a fingerprint takes milliseconds. A call of ``same`` takes microseconds for each module.
-    """
-
-    def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: the attributes that the trace read; None for all attributes whose names the code of the forwards mentions."""
-        self._reads = reads
-        self._modules_now: list[dict[str, Any]] = []
-        self._parameters: list[dict[str, Any]] = []
-        self._paths: list[str] = []
-        self._plain: list[tuple[_Getter, Any]] = []  # for values compared by ==: a getter, and its argument
-        self._values: list[Any] = []  # the results of the getters in ``_plain`` at the trace
-        self._others: list[tuple[_Getter, Any]] = []  # for values compared by identity: a getter, and its argument
-        self._objects: list[Any] = []  # the results of the getters in ``_others`` at the trace
-        self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
-        # for each module or object, its attributes that are in its class, but not in its ``__dict__``: the names; the values in the class;
-        # the ``__dict__``, in which an attribute of this name may appear later
-        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
-        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # (getter, argument, name, value, whether by ==)
-        kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
-        codes = {kind: reachable_code([module]) for kind, module in kinds.items()}
-        mentioned = {kind: _mentioned(code) for kind, code in codes.items()}
-        everywhere = frozenset().union(*mentioned.values())
-        for path, module in model.named_modules():
-            if module._modules:
-                self._modules_now.append(module._modules)
-                self._paths.append(path)
-            if module._parameters:
-                self._parameters.append(module._parameters)
-        seen: set[int] = set()
-        for module in model.modules():
-            if type(module) in mentioned:
-                self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
-        for code in codes.values():
-            self._add_variables(code, everywhere, seen)
-        self._inner = {path: vars(module) for path, module in model.named_modules() if path}
-        self._forwards = [space.get(_FORWARD) for space in self._inner.values()]
-        self._modules_then = [dict(modules) for modules in self._modules_now]
-        self._shapes = _shapes(self._parameters)
-
-    def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = _DEPTH) -> None:
-        """Add the attributes of a module or object, and the contents of these attributes.
+    def __init__(self, model: nn.Module, reads: Reads, live: Collection[Tensor] = ()) -> None:
+        """Describe the model.
 
         Args:
-            owner: The module or object.
-            names: The names of the owner's attributes that code may read.
-            everywhere: The names that any code of the model mentions. If no reads are known, code may read these attributes of any object.
-            seen: The ids of the objects, containers and closure cells that were added so far.
-            depth: The number of levels of objects and containers to enter.
+            model: The model.
+            reads: What the trace read.
+            live: The tensors that the graph reads at each call. The trace may have read the content of other tensors.
         """
-        if id(owner) in seen:
-            return
-        seen.add(id(owner))
-        space = vars(owner)
-        counted = {n: n for n in space if n not in _OWN and not n.startswith(PREFIX) and n in names}
-        self._add_items(space, counted, everywhere, seen, depth)
-        absent = {n: _of_class(owner, n) for n in names if n not in space and n not in _OWN}
-        if absent := {name: value for name, value in absent.items() if isinstance(value, _NUMBERS)}:
-            self._absent.append((absent.keys(), absent, space))
-
-    def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add items of a dict or a sequence, and their contents. ``titles``: the keys of the items, each with its name for messages."""
-        plain = [key for key in titles if _is_plain(space[key])]
-        if plain:
-            self._plain.append((operator.itemgetter(*plain), space))
-            values = [_copied(space[key]) for key in plain]
-            self._values.append(tuple(values) if len(plain) > 1 else values[0])
-            self._named += [(operator.itemgetter(k), space, titles[k], v, True) for k, v in zip(plain, values, strict=True)]
-        for key in titles.keys() - set(plain):
-            self._add_other(operator.itemgetter(key), space, titles[key], everywhere, seen, depth)
-
-    def _add_other(self, get: _Getter, space: Any, title: str, everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add a value that is compared by identity. If the value is an object or a container, add its contents, too."""
-        value = get(space)
-        self._others.append((get, space))
-        self._objects.append(value)
-        self._named.append((get, space, title, value, False))
-        if not depth:
-            return
-        if _is_object(value):
-            self._add(value, self._read_of(value, everywhere), everywhere, seen, depth - 1)
-        elif type(value) in _CONTAINERS and len(value) <= _LARGEST and id(value) not in seen:
-            seen.add(id(value))
-            self._plain.append((len, value))
-            self._values.append(len(value))
-            self._named.append((len, value, title, len(value), True))
-            keys = value if isinstance(value, dict) else range(len(value))
-            self._add_items(value, dict.fromkeys(keys, title), everywhere, seen, depth - 1)
-
-    def _add_variables(self, code: ReachableCode, everywhere: _Names, seen: set[int]) -> None:
-        """Add the global variables that code mentions, and the variables of enclosing functions, if their values are data.
-
-        The variables of installed packages are left out: there are hundreds, such as tables of classes, and users do not change these
-        between training steps.
-        """
-        for space, names in code.variables.values():
-            if _is_installed(str(space.get("__file__", ""))):
-                continue
-            new = [name for name in names if _is_data(space[name]) and (id(space), name) not in self._variables]
-            self._variables.update((id(space), name) for name in new)
-            self._add_items(space, {name: name for name in new}, everywhere, seen, _DEPTH)
-        for function in code.functions.values():
-            if _is_installed(function.__code__.co_filename):
-                continue
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                if id(cell) in seen or not _is_data(_content(cell)):
-                    continue
-                seen.add(id(cell))
-                if _is_plain(value := _content(cell)):
-                    self._plain.append((_content, cell))
-                    self._values.append(_copied(value))
-                    self._named.append((_content, cell, name, self._values[-1], True))
-                else:
-                    self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
-
-    def _read_in(self, module: nn.Module, names: _Names) -> _Names:
-        """Return those of ``names`` that the trace read as attributes of a module; all of ``names`` if the reads are not known.
-
-        ``names`` are the names that the code of the module mentions. A read of the whole ``__dict__`` counts as a read of every name, and
-        ``gradient_checkpointing`` always counts as read.
-        """
-        read = None if self._reads is None else self._reads.get(id(module))
-        return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
-
-    def _read_of(self, value: Any, everywhere: _Names) -> _Names:
-        """Return the names of an object's attributes that the trace read; if the reads are not known, return ``everywhere``.
-
-        The result also contains the names to which a dict of the object's class maps these names (see ``_mapped``).
-        """
-        read = None if self._reads is None else self._reads.get(id(value), set())
-        names = everywhere if read is None or "__dict__" in read else frozenset(read)
-        return names | _mapped(type(value), names)
+        self._model, self._reads = weakref.ref(model), reads
+        self._live = {id(tensor): tensor for tensor in live}
+        self._now = _Watch(model, reads, self._live)
+        self._then = self._now.description
+        self._other: _Watch | None = None  # the last state of the model that is not the one at the trace
 
     def same(self) -> bool:
-        """Whether the model is as it was at the trace. The loops are comprehensions and C functions, for speed: each call runs them."""
-        modules = self._modules_now, self._modules_then
-        if not all(map(operator.eq, *modules)) and not all(map(_same_modules, *modules)):  # == of two modules compares identities
+        """Whether the model is as it was at the trace."""
+        if self._now.holds():
+            return True
+        if self._other is not None and self._other.holds():
             return False
-        if _shapes(self._parameters) != self._shapes or [space.get(_FORWARD) for space in self._inner.values()] != self._forwards:
+        model = self._model()
+        if model is None:
             return False
-        try:
-            if [get(space) for get, space in self._plain] != self._values:
-                return False
-            if not all(map(operator.is_, [get(space) for get, space in self._others], self._objects)):
-                return False
-        except LookupError:  # an attribute was deleted
-            return False
-        return all(names.isdisjoint(space) or not _shadowed(values, space) for names, values, space in self._absent)
+        present = _Watch(model, self._reads, self._live)
+        if present.description == self._then:
+            self._now = present
+            return True
+        self._other = present
+        return False
 
     def changed(self) -> str:
         """Describe the first change of the model that is found, for a log message; ``""`` if the model has not changed."""
-        for now, then, path in zip(self._modules_now, self._modules_then, self._paths, strict=True):
-            if not _same_modules(now, then):
-                return f"submodules of {path or 'the model'}"
-        if _shapes(self._parameters) != self._shapes:
-            return "shapes of parameters"
-        for (path, space), forward in zip(self._inner.items(), self._forwards, strict=True):
-            if space.get(_FORWARD) != forward:
-                return f"the forward of {path}"
-        for get, space, title, value, plain in self._named:
-            try:
-                present = get(space)
-            except LookupError:
-                present = _MISSING
-            if (present != value) if plain and present is not _MISSING else (present is not value):
-                return f"values of {title!r}"
-        return next((f"values of {name!r}" for _, values, space in self._absent for name in _shadowed(values, space)), "")
+        model = self._model()
+        then, now = self._then, [] if model is None else _Watch(model, self._reads, self._live).description
+        first = next((i for i, (a, b) in enumerate(itertools.zip_longest(then, now)) if a != b), None)
+        return "" if first is None else (then if len(then) >= len(now) else now)[first][0]
 
 
-@contextmanager
-def reads_recorded(model: nn.Module) -> Iterator[Reads]:
-    """Within the context, record which attributes code reads: those of modules, and of objects in their attributes or in global variables.
+class _Watch:
+    """A state of a model: a description of it, and all that shows that the model is still in this state.
 
-    Such an object is, for example, a configuration. The context manager yields the records, which grow while the context lasts.
+    Attributes:
+        description: Pairs of a name, for messages, and something that can be compared: an id, a number, a type.
     """
-    objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
-    spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
-    spaces += [space for space, _ in reachable_code(model.modules()).variables.values()]
-    waiting = [(value, _DEPTH) for space in spaces for value in space.values()]
-    seen: dict[int, Any] = {}
-    while waiting:
-        value, depth = waiting.pop()
-        is_object = _is_object(value)
-        if id(value) in seen or not (is_object or (type(value) in _CONTAINERS and len(value) <= _LARGEST)):
-            continue
-        seen[id(value)] = value
-        if is_object:
-            objects[id(value)] = value
-        inside = vars(value).values() if is_object else value.values() if isinstance(value, dict) else value
-        waiting += [(inner, depth - 1) for inner in inside if depth]
-    reads: Reads = {key: set() for key in objects}
-    with Changes() as changes, changes:
-        for kind in {type(value) for value in objects.values()}:
-            changes.put(kind, "__getattribute__", _recording(cast(Any, kind).__getattribute__, reads))
-        yield reads
+
+    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor]) -> None:
+        self._reads, self._live = reads, live
+        self.description: list[tuple[str, Any]] = []
+        self._described: dict[int, Any] = {}  # by id, all that was described; it also keeps these objects alive
+        self._numbers: dict[int, int] = {}  # the number of each registered tensor, by id: those that are tied have one number
+        self._classes: dict[type, None] = {}
+        self._waiting: deque[tuple[str, Any]] = deque()
+        self._singles: list[tuple[_Getter, Any]] = []  # getters of one object each, with their arguments
+        self._several: list[tuple[_Getter, Any]] = []  # getters of several objects each
+        self._sized: list[Any] = []
+        self._empty_spaces: list[dict[str, Any]] = []  # dicts of functions without attributes
+        self._arrays: list[tuple[_Getter, Any, Any]] = []
+        self._free: list[tuple[Any, frozenset[str]]] = []  # the names in a dict, and names that it has not
+        self._tensors: list[Tensor] = []  # those outside of registries
+
+        modules = list(model.named_modules())
+        self._modules = [module for _, module in modules]
+        code = reads.code
+        self._mentioned = {_FORWARD} | code.mentioned | reads.names()
+        for path, module in modules:
+            self._add_module(path, module, is_root=module is model)
+        for space, names in code.variables.values():
+            if not _is_installed(str(space.get("__file__", ""))):
+                self._add_items(space, sorted(name for name in names if name in space))
+        for function in code.functions.values():
+            if not _is_installed(function.__code__.co_filename):
+                self._add(f"the function {function.__qualname__}", function)
+        for kind in code.classes:
+            if not _is_installed(str(getattr(sys.modules.get(kind.__module__), "__file__", ""))):
+                self._add_class(kind)
+        while self._waiting:
+            self._enter(*self._waiting.popleft())
+        self._note()
+
+    # What is compared at each call
+
+    def _note(self) -> None:
+        """Note the present state: all that ``holds`` compares."""
+        self._spaces = [vars(module) for module in self._modules]
+        self._inner = self._spaces[1:]
+        self._several.append((operator.itemgetter(*_REGISTRIES[1:]), self._spaces[0]))
+        registries = self._registries()
+        self._registry_sizes = list(map(len, registries))
+        of_tensors = [False, True, True] * len(self._spaces)
+        self._filled = [*map(bool, registries)]
+        self._holding = [bool(registry) and tensors for registry, tensors in zip(registries, of_tensors, strict=True)]
+        self._parents = [bool(registry) and not tensors for registry, tensors in zip(registries, of_tensors, strict=True)]
+        self._types = list(map(type, self._modules))
+        self._names = [*itertools.chain.from_iterable(itertools.compress(registries, self._filled))]
+        self._children = _values(itertools.compress(registries, self._parents))
+        self._registered = _values(itertools.compress(registries, self._holding))
+        self._ties = _ties(self._registered)
+        self._distinct = [i for i, first in enumerate(self._ties) if i == first and self._registered[i] is not None]
+        self._sizes = list(map(len, self._sized))
+        self._forwards = [space.get(_FORWARD) for space in self._inner]
+        self._objects = self._objects_now()
+        self._forms = _forms(self._registered)
+        self._guard = tensor_guard([self._registered[i] for i in self._distinct])
+        self._more_forms = _forms(self._tensors)
+
+    def _registries(self) -> list[dict[str, Any]]:
+        return [*itertools.chain.from_iterable(map(_registries_of, self._spaces))]
+
+    def _objects_now(self) -> list[Any]:
+        several = itertools.chain.from_iterable([get(owner) for get, owner in self._several])
+        return [*[get(owner) for get, owner in self._singles], *several]
+
+    def holds(self) -> bool:
+        """Whether the model is still in this state. Each call runs this: the loops are comprehensions and C functions."""
+        try:
+            registries = self._registries()
+            if any(self._empty_spaces) or list(map(len, self._sized)) != self._sizes or list(map(type, self._modules)) != self._types:
+                return False
+            if list(map(len, registries)) != self._registry_sizes:
+                return False
+            if [*itertools.chain.from_iterable(itertools.compress(registries, self._filled))] != self._names:
+                return False
+            if not all(map(operator.is_, _values(itertools.compress(registries, self._parents)), self._children)):
+                return False
+            tensors = _values(itertools.compress(registries, self._holding))
+            if not all(map(operator.is_, tensors, self._registered)) and _ties(tensors) != self._ties:
+                return False
+            if (self._guard is None or not self._guard(*[tensors[i] for i in self._distinct])) and _forms(tensors) != self._forms:
+                return False
+            if self._tensors and _forms(self._tensors) != self._more_forms:
+                return False
+            if not all(map(operator.is_, [space.get(_FORWARD) for space in self._inner], self._forwards)):
+                return False
+            if not self._same_objects(self._objects_now()):
+                return False
+            if not all([names.isdisjoint(absent) for names, absent in self._free]):  # noqa: C419  # a generator takes longer
+                return False
+            return all(get(owner) == then for get, owner, then in self._arrays)
+        except (LookupError, AttributeError, RuntimeError):  # something was deleted; or another thread is changing a container
+            return False
+
+    def _same_objects(self, objects: list[Any]) -> bool:
+        """Whether these are the objects noted, or plain values equal to them. Such values are noted, to be the same next time."""
+        if len(objects) != len(self._objects):
+            return False
+        if all(map(operator.is_, objects, self._objects)):
+            return True
+        for i, (now, then) in enumerate(zip(objects, self._objects, strict=True)):
+            if now is not then:
+                if not (_is_plain(now) and _is_plain(then) and _plain(now) == _plain(then)):
+                    return False
+                self._objects[i] = now
+        return True
+
+    # The description
+
+    def _say(self, name: str, what: Any) -> None:
+        self.description.append((name, what))
+
+    def _add_module(self, path: str, module: nn.Module, is_root: bool = False) -> None:
+        space, label = vars(module), path or "the model"
+        if id(module) in self._described:
+            return
+        self._described[id(module)] = module
+        kind = _own_class(module)
+        self._say(f"the class of {label}", id(kind))
+        self._add_class(kind)
+        for name, child in space["_modules"].items():
+            self._say(f"submodules of {label}", (name, None if child is None else id(unwrapped_block(child))))
+        if is_root:  # the graph has its own dict of the model's children, and shares the model's other two registries
+            self._say(f"registries of {label}", tuple(id(space[registry]) for registry in _REGISTRIES[1:]))
+        for registry in _REGISTRIES[1:]:
+            for name, tensor in space[registry].items():
+                number = None if tensor is None else self._numbers.setdefault(id(tensor), len(self._numbers))
+                self._say(f"parameters and buffers of {label}: {name}", (name, number, _form(tensor)))
+        if not is_root:
+            self._say(f"the forward of {label}", id(None if is_placed(module) else space.get(_FORWARD)))
+        self._add_attributes(module, space, OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}, {_CHECKPOINTS} & space.keys())
+
+    def _add_attributes(self, owner: Any, space: dict[str, Any], left_out: frozenset[str], always: set[str]) -> None:
+        """Add those attributes of a module or an object that the trace read."""
+        read = self._reads.of(owner)
+        names = (read | always) - left_out - {WHOLE}
+        if WHOLE in read or _reads_by_itself(type(owner)):
+            self._several.append((functools.partial(_attribute_names, left_out), space))
+            shown = _attribute_names(left_out, space)
+            self._say(f"attributes of {type(owner).__name__}", tuple(shown))
+            names |= {*shown}
+        # What the forward both reads and writes cannot change the graph, or the trace would have refused it. Only what it makes once, such
+        # as a table, may be replaced by something else.
+        counted = {name for name in self._reads.written(owner) & names if _is_plain(space.get(name))}
+        names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
+        self._add_items(space, sorted(names & space.keys()))
+        slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
+        for name, slot in sorted(slots.items()):
+            self._single(functools.partial(_of_slot, slot), owner, f"values of {name!r}")
+        if absent := names - space.keys() - slots.keys():
+            self._free.append((space.keys(), absent))
+            self._say(f"values of {min(absent)!r}", tuple(sorted(absent)))
+
+    def _add_items(self, space: Any, names: Iterable[Any]) -> None:
+        """Add items of a dict."""
+        names = list(names)
+        if len(names) == 1:
+            self._singles.append((operator.itemgetter(names[0]), space))
+        elif names:
+            self._several.append((operator.itemgetter(*names), space))
+        for name in names:
+            self._add(f"values of {name!r}", space[name])
+
+    def _single(self, get: _Getter, owner: Any, label: str) -> None:
+        self._singles.append((get, owner))
+        self._add(label, get(owner))
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        """Add a function's code, its defaults and the variables of the functions around it."""
+        parts = "__code__", "__defaults__", "__kwdefaults__"
+        self._several.append((operator.attrgetter(*parts), function))
+        for part in parts:
+            self._add(f"{part} of {function.__qualname__}", getattr(function, part))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if id(cell) not in self._described:
+                self._described[id(cell)] = cell
+                self._single(_content, cell, f"values of {name!r}")
+
+        if vars(function):
+            self._add(f"attributes of {function.__qualname__}", vars(function))
+        else:
+            self._empty_spaces.append(vars(function))
+
+    def _add_class(self, kind: type) -> None:
+        """Add a class and its bases: the members whose names code mentions or reads, and special methods."""
+        for base in kind.__mro__:
+            if base in (nn.Module, object) or base.__module__ in ("typing", "abc", "builtins") or base in self._classes:
+                continue
+            self._classes[base] = None
+            members = vars(base)
+            names = [
+                name for name, value in list(members.items()) if name in self._mentioned or (_is_special(name) and not _is_data(value))
+            ]
+            self._sized.append(members)
+            self._say(f"the class {base.__name__}", (id(base), tuple(names)))
+            self._add_items(members, names)
+
+    def _add(self, name: str, value: Any) -> None:
+        """Add a value to the description, and what is in it to what waits to be described."""
+        kind = type(value)
+        if _is_plain(value):
+            self._say(name, _plain(value))
+        elif issubclass(kind, Tensor):
+            self._tensors.append(value)
+            self._described[id(value)] = value
+            registered = id(value) in self._numbers
+            self._say(name, (self._numbers[id(value)] if registered else id(value), _form(value)))
+            if not registered and id(value) not in self._live:
+                self._arrays.append((_version, value, _version(value)))
+                self._say(name, _content_of(value))
+        elif issubclass(kind, _ARRAYS) or _is_array(kind):
+            self._described[id(value)] = value
+            self._arrays.append((_array, value, _array(value)))
+            self._say(name, _array(value))
+        elif issubclass(kind, types.MethodType):
+            self._described[id(value)] = value
+            self._say(name, (kind, id(value.__func__)))
+            self._add(name, value.__self__)
+        elif issubclass(kind, (*_CONTAINERS, functools.partial, types.SimpleNamespace)):
+            if id(value) in self._described:
+                self._say(name, (kind, "seen"))
+                return
+            self._described[id(value)] = value
+            self._say(name, kind)
+            self._waiting.append((name, value))
+        else:
+            self._say(name, id(value))
+            if id(value) not in self._described and value is not None:
+                self._described[id(value)] = value
+                self._waiting.append((name, value))
+
+    def _enter(self, name: str, value: Any) -> None:
+        """Describe what is in a container or an object."""
+        kind = type(value)
+        if issubclass(kind, nn.Module):  # one that is in a container of the model, and not among its submodules
+            del self._described[id(value)]
+            new = [(path, inner) for path, inner in value.named_modules() if id(inner) not in self._described]
+            self._modules += [inner for _, inner in new]
+            for path, inner in new:
+                self._add_module(f"{name} {path}".rstrip(), inner)
+            return
+        if issubclass(kind, type):
+            if not is_foreign_class(value):
+                self._add_class(value)
+            return
+        if kind is types.FunctionType:
+            if not is_foreign_name(value.__module__) and not _is_installed(value.__code__.co_filename):
+                self._add_function(value)
+            return
+        if kind is types.MappingProxyType:
+            for each in inside(value):
+                self._add(name, each)
+        if kind is weakref.ref:
+            self._single(kind.__call__, value, name)
+        if issubclass(kind, functools.partial):
+            for part in (value.func, value.args):
+                self._add(name, part)
+            self._several.append((operator.attrgetter("func", "args", "keywords"), value))
+            self._add(name, value.keywords)
+        elif issubclass(kind, types.SimpleNamespace):
+            self._add_contents(name, object.__getattribute__(value, "__dict__"))
+        elif issubclass(kind, _CONTAINERS):
+            self._add_contents(name, value)
+        if not self._reads.knows(value):
+            return
+        if kind not in _CONTAINERS and not is_foreign_class(kind):
+            self._add_class(kind)
+        space = _space(value)
+        if self._reads.records(kind):
+            self._add_attributes(value, {} if space is None else space, frozenset(), set())
+        elif space:
+            self._add_contents(name, space)
+
+    def _add_contents(self, name: str, value: Any) -> None:
+        """Add the items of a container."""
+        kind, items = type(value), inside(value)
+        self._sized.append(value)
+        self._say(name, len(items))
+        if issubclass(kind, dict):
+            base: Any = OrderedDict if issubclass(kind, OrderedDict) else dict
+            self._several += [(base.keys, value), (base.values, value)]
+        elif items:
+            base = next(each for each in _CONTAINERS if issubclass(kind, each))
+            self._several.append((base.__iter__, value))
+        kinds = set(map(type, items))
+        if issubclass(kind, (set, frozenset)):
+            plain = [each for each in items if _is_plain(each)]
+            self._say(name, frozenset(map(_plain, plain)))
+            items = sorted((each for each in items if not _is_plain(each)), key=id)
+        if kinds == {float}:
+            self._say(name, array.array("d", items).tobytes())
+        elif kinds <= _EXACT and len(kinds) == 1:
+            self._say(name, (*kinds, items))
+        else:
+            for item in items:
+                self._add(name, item)
 
 
-def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[Any, str], Any]:
-    def get(self: Any, name: str) -> Any:
-        if id(self) in reads and (name != "__dict__" or _is_of_model(sys._getframe(1))):
-            reads[id(self)].add(name)
-        return original(self, name)
-
-    return get
+def _values(registries: Iterable[dict[str, Any]]) -> list[Any]:
+    return [*itertools.chain.from_iterable([registry.values() for registry in registries])]
 
 
-def _is_of_model(frame: types.FrameType) -> bool:
-    """Whether a frame that reads a whole ``__dict__`` runs code of the model, and not a copy, a pickle or graphreg's search for changes."""
-    return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
+def _attribute_names(left_out: frozenset[str], space: dict[str, Any]) -> list[str]:
+    return [name for name in space if name not in left_out and not name.startswith(PREFIX)]
 
 
-def _mentioned(code: ReachableCode) -> _Names:
-    """Return the names that code mentions, and its string constants, because the code may pass these to ``getattr``."""
-    texts = {text for function in code.functions.values() for text in function.__code__.co_consts if isinstance(text, str)}
-    return frozenset(code.mentioned | texts | {_CHECKPOINTS})
-
-
-def _mapped(kind: type, names: _Names) -> _Names:
-    """Return the names to which a class's dicts map ``names``. Such a dict is ``attribute_map`` of a configuration of transformers."""
-    maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
-    return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
-
-
-def _same_modules(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Whether a module has the same submodules as at the trace.
-
-    A new wrapper of activation checkpointing around a block is no change, because the graph calls the block through the wrapper.
-    """
-    return now.keys() == then.keys() and all(m is then[name] or (m and unwrapped_block(m)) is then[name] for name, m in now.items())
-
-
-def _shapes(registries: list[dict[str, Any]]) -> list[Any]:
-    parameters = list(itertools.chain.from_iterable(registry.values() for registry in registries))
+def _forms(tensors: list[Any]) -> tuple[list[Any], ...]:
+    """Return shapes, dtypes and devices. A device is written as its number and whether it is meta, which are quick to compare."""
+    present = [tensor for tensor in tensors if tensor is not None]
     try:
-        return [None if p is None else p.shape for p in parameters]
+        shapes: list[Any] = [tensor.shape for tensor in present]
     except RuntimeError:  # a parameter that is not initialized yet has no shape
-        return [None if p is None or nn.parameter.is_lazy(p) else p.shape for p in parameters]
+        shapes = [None if nn.parameter.is_lazy(tensor) else tensor.shape for tensor in present]
+    dtypes, devices = [tensor.dtype for tensor in present], [tensor.get_device() for tensor in present]
+    return shapes, dtypes, devices, [tensor.is_meta for tensor in present], [tensor is None for tensor in tensors]
 
 
-def _shadowed(values: dict[str, Any], space: dict[str, Any]) -> list[str]:
-    """Return the names for which an object's ``__dict__`` (``space``) has another value than the object's class (``values``)."""
-    return [name for name, value in values.items() if name in space and space[name] != value]
+def _form(tensor: Any) -> Any:
+    """Return the shape, dtype and device of a tensor; None for None."""
+    return None if tensor is None else (None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape), tensor.dtype, str(tensor.device))
+
+
+def _ties(tensors: list[Any]) -> list[int]:
+    """Return, for each tensor, the position at which it comes first."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
+
+
+def _own_class(module: nn.Module) -> type:
+    """Return a module's class, as it is without graphreg and FSDP2."""
+    kind: type = type(module)
+    while True:
+        if (own := vars(kind).get(ORIGINAL) or vars(kind).get(RESTS)) is not None:
+            kind = own
+        elif any(base.__name__ == "FSDPModule" for base in kind.__bases__) and is_sharded(module):
+            kind = kind.__bases__[-1]
+        else:
+            return kind
 
 
 def _is_plain(value: Any) -> bool:
+    return issubclass(type(value), _PLAIN) and not issubclass(type(value), enum.Enum)
+
+
+def _plain(value: Any) -> Any:
+    """Return what tells a plain value from all others: also 1 from True, and 0.0 from -0.0."""
     kind = type(value)
-    if kind in (list, tuple, set, frozenset):
-        return len(value) <= _LARGEST and all(map(_is_plain, value))
-    if kind is dict:
-        return len(value) <= _LARGEST and all(map(_is_plain, value.values()))
-    return isinstance(value, _NUMBERS)
-
-
-def _copied(value: Any) -> Any:
-    kind = type(value)
-    if kind in (list, tuple):
-        return kind(map(_copied, value))
-    if kind is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    return set(value) if kind is set else value
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value is an object with attributes, such as a configuration, and is neither a module, a tensor, a function nor a class."""
-    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or is_foreign_class(type(value)):
-        return False
-    return hasattr(value, "__dict__")
+    if kind in _EXACT:
+        return kind, value
+    if issubclass(kind, float):
+        return kind, float.__repr__(value)
+    if issubclass(kind, complex):
+        return kind, complex.__repr__(value)
+    if issubclass(kind, int):
+        return kind, int.__repr__(value)
+    return kind, str.__str__(value) if issubclass(kind, str) else repr(value)
 
 
 def _is_data(value: Any) -> bool:
-    """Whether the value of a variable is data that a forward may read, and is neither a function, a class nor a Python module."""
-    return _is_plain(value) or isinstance(value, Tensor) or type(value) in _CONTAINERS or _is_object(value)
+    """Whether the value of a member of a class is data, and not a function or a descriptor."""
+    return _is_plain(value) or issubclass(type(value), _CONTAINERS)
 
 
-def _is_installed(file: str) -> bool:
-    """Whether a file of Python code belongs to an installed package."""
-    folders = file.replace("\\", "/")
-    return "/site-packages/" in folders or "/dist-packages/" in folders
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_array(kind: type) -> bool:
+    return any(base.__module__ == "numpy" and base.__name__ == "ndarray" for base in kind.__mro__)
+
+
+def _array(value: Any) -> Any:
+    if not _is_array(type(value)):
+        return type(value), bytes(value)
+    plain = value.view(type(value).__mro__[-2]) if value.dtype.hasobject else value
+    return str(plain.dtype), plain.shape, [*map(id, plain.ravel().tolist())] if plain.dtype.hasobject else plain.tobytes()
+
+
+def _version(tensor: Tensor) -> Any:
+    """Return what changes when an operation of torch writes into a tensor."""
+    return version_of(tensor), tensor.data_ptr() if _has_data(tensor) else 0
+
+
+def _content_of(tensor: Tensor) -> Any:
+    """Return the content of a tensor. A large one counts as changed as soon as something writes into it."""
+    if tensor.numel() > _LARGE:
+        return _version(tensor)
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if _has_data(tensor) else None
+
+
+def _has_data(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    return plain and tensor.device.type != "meta" and not tensor.is_conj() and not tensor.is_neg() and bool(tensor.numel())
+
+
+def _space(value: Any) -> dict[str, Any] | None:
+    """Return an object's ``__dict__``; None if it has none."""
+    try:
+        space = object.__getattribute__(value, "__dict__")
+    except (AttributeError, TypeError):
+        return None
+    return space if type(space) is dict else None
+
+
+def _reads_by_itself(kind: type) -> bool:
+    """Whether a class has a ``__getattribute__`` of its own, which may read other attributes than it is asked for."""
+    own = next((base for base in kind.__mro__ if "__getattribute__" in vars(base)), object)
+    return own is not object and not is_foreign_class(own)
+
+
+def _slot(kind: type, name: str) -> Any:
+    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return found if type(found) is types.MemberDescriptorType else None
+
+
+def _of_slot(slot: Any, owner: Any) -> Any:
+    try:
+        return slot.__get__(owner)
+    except AttributeError:
+        return _ABSENT
 
 
 def _content(cell: types.CellType) -> Any:
-    """Return the value of a variable of an enclosing function.
-
-    If the variable is not assigned yet, return the function ``_content`` itself. No function is data, so the variable is left out.
-    """
     try:
         return cell.cell_contents
     except ValueError:
-        return _content
+        return _ABSENT
 
 
-def _of_class(owner: Any, name: str) -> Any:
-    return next((vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind)), _MISSING)
+def _is_installed(file: str) -> bool:
+    """Whether a file of Python code belongs to an installed package. There are hundreds of variables, which users do not change."""
+    folders = file.replace("\\", "/")
+    return "/site-packages/" in folders or "/dist-packages/" in folders

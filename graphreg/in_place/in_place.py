@@ -222,6 +222,7 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
             state.place(site.name, model.get_parameter(site.name))
         if state.owns_parameters:
             raise _owner_refused(state.name, state.regularizer)
+    shared.follow(model)
     return shared
 
 

@@ -21,7 +21,6 @@ from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.structure import (
     Options,
     StructureGraph,
-    bare,
     prove_later,
     restored_unless_done,
     told_of_change,
@@ -54,6 +53,7 @@ from graphreg.runtime import (
     written_state,
 )
 from graphreg.torch_internals import disable, guard_value, innermost_transform, skip_frame, translator
+from graphreg.tracing import Reads
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
@@ -183,8 +183,14 @@ class Placed(ModuleHandle, InPlaceHandle):
             self._made[key] = [graph, *(each for each in made if each is not graph)]
 
     def _present(self, key: str) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale."""
-        return [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
+        """Return the graphs of a structure that are not stale, up to the first one that accepts all calls of the structure."""
+        graphs = list[StructureGraph]()
+        for graph in tuple(self._made.get(key, ())):
+            if graph.fingerprint.same():
+                graphs.append(graph)
+                if not graph.asks:
+                    break
+        return graphs
 
     @disable()
     def _trace(
@@ -204,20 +210,20 @@ class Placed(ModuleHandle, InPlaceHandle):
             if error is not None and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
-            with bare(model):
-                present = Fingerprint(model)
+            reads = Reads()
             try:
                 refuse_caches(args, kwargs)
                 with self.shared.unsettled_unless_done():
-                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call)
+                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads)
             except GraphRegError as failure:
-                self._failed[key] = present, (told := told_of_change(failure) if self._made else failure)
+                self._failed[key] = Fingerprint(model, reads), (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
             if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
                 unplace(graph.rules)
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
                 log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)
+            self._drop_outdated()
             made.insert(0, graph)
             for old in made[_MOST:]:
                 old.leave()
@@ -225,6 +231,13 @@ class Placed(ModuleHandle, InPlaceHandle):
             self._choose(key, graph)
         self._tell(graph)
         return graph, True
+
+    def _drop_outdated(self) -> None:
+        """Drop the graphs whose regularizers own states of parameters as they were: these states have started anew."""
+        for made in self._made.values():
+            for graph in [each for each in made if self.shared.is_outdated(each.rules)]:
+                graph.leave()
+                made.remove(graph)
 
     def _log_change(self, key: str) -> None:
         """If the structure has a graph already, log why it gets another one, and warn if a monitor watches the earlier graph."""
@@ -238,7 +251,7 @@ class Placed(ModuleHandle, InPlaceHandle):
     def _tell(self, graph: StructureGraph) -> None:
         if not self._told:
             self._told = True
-            log_plan(graph.plan)
+            log_plan(graph.plan, record.notes if (record := graph.rules.build_record) is not None else ())
             warn_of_scale(graph.module, self.options.penalties, self.options.scale)
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
@@ -250,8 +263,8 @@ class Placed(ModuleHandle, InPlaceHandle):
 
         Return False, without adding a guard, if the graph is stale already.
         """
-        graph = self._made[key][0]
-        if not graph.fingerprint.same():
+        graph = next(iter(self._made.get(key, ())), None)
+        if graph is None or not graph.fingerprint.same():
             return False
         guard_value(translator(), "__graphreg_fingerprint", _Watched(graph.fingerprint), "same", by_module=False)
         return True
@@ -292,7 +305,7 @@ class Placed(ModuleHandle, InPlaceHandle):
     # Methods of the handle
 
     def current(self) -> RewrittenModule:
-        graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
+        graphs = self._made.get(self.last) or next(filter(None, self._made.values()), None)
         if not graphs:
             raise GraphRegError(
                 "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it once in "
@@ -329,7 +342,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return Asked(*made, () if given.blocks is None else strings(given.blocks) or self._plan_of_last().asked_blocks)
 
     def _plan_of_last(self) -> Plan:
-        graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
+        graphs = self._made.get(self.last) or next(filter(None, self._made.values()), None)
         self.current()
         assert graphs is not None
         return graphs[0].plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
+from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, place_again, require_own_forward, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, TraceError, listed
-from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
+from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.turns import resting_class
 from graphreg.ir import (
     ORIGINAL,
@@ -64,8 +65,20 @@ from graphreg.torch_internals import (
     pytree,
     version_of,
 )
-from graphreg.tracing import DECISIONS, NO_INPUTS, FrontEnd, Proving, Traced, arguments, checkpoints_itself, mode_asked, traced_for_proof
+from graphreg.tracing import (
+    DECISIONS,
+    NO_INPUTS,
+    FrontEnd,
+    Proving,
+    Reads,
+    Traced,
+    arguments,
+    checkpoints_itself,
+    mode_asked,
+    traced_for_proof,
+)
 
+log = logging.getLogger("graphreg")
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
 
 
@@ -143,8 +156,12 @@ class StructureGraph:
     def follow(self, model: nn.Module) -> None:
         """Take over wrappers that were put around blocks after the trace, such as those of activation checkpointing.
 
+        Raise GraphRegError if the forward of a block was replaced by one that the graph cannot call.
+
         This concerns direct children of the model. For all other modules, model and graph share the dict of submodules.
         """
+        for block in self.blocks:
+            require_own_forward(block)
         for path in self.plan.blocks:
             if "." not in path and self.module._modules[path] is not model._modules[path]:
                 self.module._modules[path] = model._modules[path]
@@ -155,31 +172,43 @@ class StructureGraph:
             leave(block, _record(self.module).owner)
 
 
-def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool) -> StructureGraph:
+def traced_for(
+    model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool, reads: Reads
+) -> StructureGraph:  # fmt: skip
     """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph.
 
-    ``at_call``: whether such a call is running.
+    Args:
+        model: The model.
+        example: The arguments of the call.
+        options: The options of ``regularize_``.
+        shared: What all graphs share.
+        at_call: Whether such a call is running.
+        reads: Filled with what the trace reads of the model, even if it fails.
     """
+    for inner in model.modules():
+        place_again(inner)
     proving = _proving(model, options, at_call)
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
-        with reads_recorded(model) as reads:
+        with reads.recorded(model):
             traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None)
         if options.prove and not is_eager():
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
-        fingerprint = Fingerprint(model, reads)
+        fingerprint = Fingerprint(model, reads, _tensors_read(model, traced))
         decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
+            for line in shared.follow(model):
+                log.warning(line)
             shared.settle(decided, options.missing)
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
             hooks = _hooks(model, module)
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
             place(block)
-        return traced_for(model, example, options, shared, at_call)
+        return traced_for(model, example, options, shared, at_call, reads)
     for child in rules_of(module).children():
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
@@ -237,6 +266,14 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Provin
             "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, name the blocks in "
             "blocks= and put checkpoint_wrapper around them, or compile the model and set torch._functorch.config.activation_memory_budget."
         ) from error
+
+
+def _tensors_read(model: nn.Module, traced: Traced) -> list[Tensor]:
+    """Return the tensors in plain attributes of modules that the graphs read at each call."""
+    paths = {str(node.target) for graph in traced.graphs.values() for node in graph.nodes if node.op == "get_attr"}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    values = [vars(modules[path]).get(name) for path, _, name in (each.rpartition(".") for each in paths) if path in modules]
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def told_of_change(error: GraphRegError) -> GraphRegError:

@@ -153,10 +153,12 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
             return self(*args, **kwargs)
 
         call.__name__ = "__call__"
-        members = {"__call__": call} | {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+        members = {"__call__": call, RESTS: original}
+        members |= {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
         made = types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
         setattr(kind, _RESTING, made)
     return made
 
 
+RESTS = "__graphreg_rests__"  # the name of the attribute of a resting class that has the model's own class
 _RESTING = "graphreg_resting"  # the name of the attribute of a generated class that has its resting class

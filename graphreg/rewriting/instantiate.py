@@ -142,11 +142,10 @@ def _add_clock(
     rules: Rules, scheduled: Mapping[str, Places], device: torch.device, shared: SharedState | None
 ) -> dict[str, tuple[int, ...]]:  # fmt: skip
     """Add the clock. Return, for each strength that has a schedule, the indices of its elements in the tensor that the clock returns."""
-    schedules = {
-        (name, site): strength
-        for name, sites in scheduled.items()
-        for site, strength in [(OWN, sites.own), *zip(sites.sites, sites.planned, strict=True)]
-    }
+    planned = {name: [(OWN, sites.own), *zip(sites.sites, sites.planned, strict=True)] for name, sites in scheduled.items()}
+    # Two graphs share the element of a site only if they plan the same strength there: ``by_depth`` plans another one if a model grows.
+    elements = {name: [(name, site if site == OWN else f"{site} {each!r}") for site, each in sites] for name, sites in planned.items()}
+    schedules = {element: each for name in planned for element, (_, each) in zip(elements[name], planned[name], strict=True)}
     if shared is not None:
         assert shared.clock is not None
         found, clock = shared.elements(schedules), shared.clock
@@ -155,7 +154,7 @@ def _add_clock(
         clock = ClockRule(schedules, device)
         rules.add_module(CLOCK, clock)
         found = {element: place for place, element in enumerate(clock.names)}
-    return {name: tuple(found[name, site] for site in (OWN, *sites.sites)) for name, sites in scheduled.items()}
+    return {name: tuple(map(found.__getitem__, each)) for name, each in elements.items()}
 
 
 def _scheduled_rates(plan: Plan) -> Places:

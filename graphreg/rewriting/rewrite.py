@@ -91,6 +91,9 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     module = RewrittenModule(traced.model, graphs, rules, *kept)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.unproved, rules.prover = dict(traced.unproved), prove_call
+    if traced.whole and not isinstance(noise, SharedState):  # a model in place is traced once more when it changes
+        sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")
+        rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module

@@ -20,6 +20,7 @@ from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.other_structures import not_settled, settle_structure
+from graphreg.runtime.parameter_identity import require_same_parameters
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained, refuse_parallelized
@@ -150,6 +151,8 @@ def guarded(additions: str) -> Callable[..., Any]:
                 if runs_compiled(self):
                     _settle(self, args, kwargs)
                 _before(self, rules, args, kwargs)
+                if rules.__dict__.get("regularized"):
+                    require_same_parameters(self, rules)
         if rules is None or torch.compiler.is_compiling():
             return _called(self, rules, args, kwargs)
         outer, stage = begin_counting(), rules.__dict__.get("stage")

@@ -122,13 +122,24 @@ class State(RuntimeModule):
         """Whether ``rng_state`` has it: it has buffers, or no site is known yet."""
         return not self.sites or next(self.buffers(), None) is not None
 
+    def drop(self, site: str) -> None:
+        """Forget the state of a site. Rewritten modules that hold it keep it."""
+        self.sites = {name: own for name, own in self.sites.items() if name != site or self._modules.pop(own) is None}
+
     def reset(self, parameters: Mapping[str, Tensor]) -> None:
-        """Make the state anew, from the parameters as they are now. Parameters in it keep their identity."""
+        """Make the state anew, from the parameters as they are now. Parameters in it keep their identity.
+
+        The states of parameters that the model does not have any more are dropped.
+        """
+        for site in tuple(self.sites) if self.regularizer.on == "parameters" else ():
+            if site not in parameters:
+                self.drop(site)
         for site in self.sites:
             held = self.at(site)
             first = next(iter((*held.parameters(), *held.buffers(), *parameters.values())))
             like = parameters[site] if self.regularizer.on == "parameters" else zeros(*held.like, first.device)
             held.renew(self._made(site, like))
+            held.like = like.shape, like.dtype
 
     def saved(self) -> dict[str, dict[str, Tensor]]:
         """Return a copy of the buffers, to save."""

@@ -44,6 +44,8 @@ class Rules(nn.Module):
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         is_edited: Whether the graph was edited after the rewrite.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
+        regularized: The names of each parameter that a regularizer acts on; a tied parameter has several. Empty if nothing checks that
+            they still are the names of one parameter each.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,7 @@ class Rules(nn.Module):
         self.unproved: dict[str, str] = {}
         self.is_edited = False
         self.prover: Callable[[Any, Any, Any], None] | None = None
+        self.regularized: tuple[tuple[str, ...], ...] = ()
 
     @property
     def awaits_proof(self) -> bool:

@@ -6,11 +6,13 @@ they count their calls together, so that it makes no difference to the noise whi
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from graphreg.errors import NoMatchError, listed, suggestions_text, warn
 from graphreg.ir import Missing, Site, brought, has_float64, select_among
@@ -22,6 +24,7 @@ from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.site_strengths import OWN, Places
+from graphreg.runtime.stateful import StatefulTotal
 from graphreg.schedules import Schedule
 
 
@@ -77,6 +80,7 @@ class SharedState:
         if rates_are_scheduled(own_dropout):
             scheduled[OWN_DROPOUT] = own_strength_of_rates(own_dropout)
         self.clock = self._clock(scheduled, device)
+        self._owners: dict[str, weakref.ref[nn.Module]] = {}  # by the name of a parameter that has a state: the module that has it
         for child in self.rules.children():
             child.rules = (self.rules,)  # type: ignore[assignment]
         for name, regularizer in regularizers.items():
@@ -112,6 +116,35 @@ class SharedState:
     def states(self) -> dict[str, State]:
         """Return the states that regularizers keep from call to call, by regularizer name."""
         return {child.name: child for child in self.rules.children() if isinstance(child, State)}
+
+    def follow(self, model: nn.Module) -> list[str]:
+        """Drop the states of parameters that have changed: they are gone, have another shape, or belong to another module than before.
+
+        Return a line for each. A state that is needed again starts anew, from the parameter as it is then.
+        """
+        lines, parameters, modules = [], dict(model.named_parameters()), dict(model.named_modules())
+        for name, state in self.states().items():
+            for site in tuple(state.sites) if state.regularizer.on == "parameters" else ():
+                parameter, owner = parameters.get(site), modules.get(site.rpartition(".")[0])
+                known, shape = self._owners.get(site), state.at(site).like[0]
+                if parameter is None or owner is None:
+                    lines.append(f"{name}: the model has no parameter {site} any more; its state is dropped")
+                elif shape == (0,):  # it was loaded before the first trace
+                    state.at(site).like = parameter.shape, parameter.dtype
+                    continue
+                elif (known is not None and known() is not owner) or shape != parameter.shape:
+                    lines.append(f"{name}: {site} is another parameter now, or has another shape; its state starts anew")
+                else:
+                    continue
+                state.drop(site)
+        self._owners = {name: weakref.ref(modules[name.rpartition(".")[0]]) for name in parameters}
+        return lines
+
+    def is_outdated(self, rules: Rules) -> bool:
+        """Return whether a rewritten module, given its runtime modules, holds states that were dropped."""
+        present = {id(each) for state in self.states().values() for each in state.children()}
+        held = [child.held for child in rules.children() if isinstance(child, StatefulTotal)]
+        return any(id(each) not in present for states in held for each in states)
 
     def reseed(self, seeds: Mapping[str, int]) -> None:
         """Draw from other seeds from now on."""

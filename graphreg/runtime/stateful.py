@@ -47,6 +47,11 @@ class StatefulTotal(Total):
         """Return the penalty, [], from the parameters, each of any shape. The other arguments: as in ``Total``."""
         measurements = []
         for held, value in zip(self.held, values, strict=True):
+            if value.shape != held.like[0] and held.like[0] != (0,):
+                raise GraphRegError(
+                    f"{self.description}: a parameter has the shape {tuple(value.shape)}, and its state was made for "
+                    f"{tuple(held.like[0])}. Call graphreg.reset_state(module), so that the state starts anew, or regularize once more."
+                )
             measurement, new = self._measured(whole_parameter(value), held, clock, inputs)  # a state is whole on all ranks
             measurements.append(measurement)
             if new is not None and moves_on(self, self.owner[0].training):

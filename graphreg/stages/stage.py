@@ -93,7 +93,7 @@ def regularize_stage(
         module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
     of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
     rules_of(module).__dict__["stage"] = StageCalls(microbatches, scale_grads, of_parameters)
-    log_plan(decided)
+    log_plan(decided, found.traced.notes)
     return compile_if_asked(module, compile)
 
 

@@ -10,15 +10,17 @@ from graphreg.tracing.proof.first_difference import culprit, steps_of_graph, ste
 from graphreg.tracing.proof.proof import NO_INPUTS, NOT_ASKED, PROVABLE, TRACED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.proof.surroundings import alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
+from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside
 from graphreg.tracing.shape_decisions import DECISIONS, decisions
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 from graphreg.tracing.symbolic.tracer import PLAIN
-from graphreg.tracing.trace import FrontEnd, Traced, check_model, trace, traced_for_call, traced_for_proof
+from graphreg.tracing.trace import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace, traced_for_call, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
 __all__ = [
-    "CHECKPOINTS", "DECISIONS", "NOT_ASKED", "NO_INPUTS", "PLAIN", "PROVABLE", "TRACED", "Arguments", "Claim", "FrontEnd", "NotTheModel",
-    "On", "Proving", "ReachableCode", "Traced", "alike", "arguments", "check_model", "checkpoints_itself", "culprit", "decisions",
-    "difference", "is_foreign_class", "is_foreign_name", "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot",
-    "steps_of_graph", "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_call", "traced_for_proof", "usual_inputs",
+    "CHECKPOINTS", "DECISIONS", "NOT_ASKED", "NOT_ASSIGNED", "NO_INPUTS", "OWN_ATTRIBUTES", "PLAIN", "PROVABLE", "TRACED", "WHOLE",
+    "Arguments", "Claim", "FrontEnd", "NotTheModel", "On", "Proving", "ReachableCode", "Reads", "Traced", "alike", "arguments",
+    "check_model", "checkpoints_itself", "culprit", "decisions", "difference", "inside", "is_foreign_class", "is_foreign_name",
+    "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot", "steps_of_graph", "steps_of_model", "tensors", "trace",
+    "trace_to_show", "traced_for_call", "traced_for_proof", "usual_inputs",
 ]  # fmt: skip

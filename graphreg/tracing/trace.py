@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, shown
+from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, listed, shown
 from graphreg.ir import (
     PLACED,
     RULES,
@@ -58,12 +58,15 @@ from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
+from graphreg.tracing.side_effects.snapshot import assignments_noted
 from graphreg.tracing.symbolic.sharing import same_apart_from_sharing
 from graphreg.tracing.symbolic.symbolic import symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
+NOT_ASSIGNED = "not assigned"  # how the note on attributes that only the forward assigns begins
+_SHOWN = 4  # the number of names that a note lists
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
@@ -206,12 +209,20 @@ def traced_for_call(
         at_rest(changes)
         deep_enough(model, changes)
         see_through_checkpoints(model, changes)
-        with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
+        with torch.enable_grad(), assignments_noted() as assigned:  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
             traced: Traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
+        if names := [name.removeprefix("self.") for name in assigned if not _within(name.removeprefix("self."), traced.opaque_modules)]:
+            note = f"{NOT_ASSIGNED}: {listed(names, _SHOWN)}. The forward assigns this, and the graph does not"
+            traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():
             record_stacks(graph)
     return traced
+
+
+def _within(name: str, paths: Collection[str]) -> bool:
+    """Return whether an attribute belongs to a module at one of the paths, or inside it."""
+    return any(name.startswith(f"{path}.") for path in paths)
 
 
 def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str]) -> Traced:

@@ -44,6 +44,7 @@ from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
 from graphreg.tracing.proof.surroundings import Generators, alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot
+from graphreg.tracing.reads import not_recorded
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import Snapshot
 
@@ -299,10 +300,11 @@ class _Trial:
 
     def _ran(self, forward: Callable[[Arguments], Any]) -> Run:
         """Run a forward, and put back what it changed."""
-        ran, read_saved = self._ran_once(forward, not self._takes_apart)
-        if read_saved:
-            self._takes_apart = True
-            ran, _ = self._ran_once(forward, False)
+        with not_recorded():
+            ran, read_saved = self._ran_once(forward, not self._takes_apart)
+            if read_saved:
+                self._takes_apart = True
+                ran, _ = self._ran_once(forward, False)
         return ran
 
     def _ran_once(self, forward: Callable[[Arguments], Any], forgets: bool) -> tuple[Run, bool]:

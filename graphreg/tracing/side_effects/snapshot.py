@@ -14,7 +14,8 @@ import sys
 import threading
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -53,6 +54,23 @@ _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of P
 _NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
+
+
+class _Thread(threading.local):
+    assigned: dict[str, None] | None = None  # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def assignments_noted() -> Iterator[dict[str, None]]:
+    """Within the context, note the names of the attributes of modules that traced forwards assign, such as ``self.last``."""
+    before, _thread.assigned = _thread.assigned, {}
+    try:
+        yield _thread.assigned
+    finally:
+        _thread.assigned = before
 
 
 class Snapshot:
@@ -213,6 +231,7 @@ class Snapshot:
         A later call may read this state. Another trace cannot use the proxies that the last trace left behind. So each proxy is replaced
         by a ``StaleValue``, or by the content from before the forward.
         """
+        self._note_assigned()
         if not self._found_same:
             self._restore_registered()
         self._found_same = False  # another forward may run from here on
@@ -248,10 +267,20 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state from before the forward."""
+        self._note_assigned()
         self._restore_registered()
         self.open_containers()
         for place in self.places:
             place.restore()
+
+    def _note_assigned(self) -> None:
+        """Note the attributes that the forward has assigned to modules of the user's classes, other than those of torch.fx."""
+        if _thread.assigned is None:
+            return
+        for place in self.places:
+            if type(place) is Attributes and isinstance(place.owner, nn.Module) and not is_foreign_class(type(place.owner)):
+                keys = [key for key in place.changed() if key != "training" and not key.startswith("_tensor_constant")]
+                _thread.assigned.update(dict.fromkeys(map(place.label, keys)))
 
     def _restore_registered(self) -> None:
         """Restore parameters, buffers and submodules."""

@@ -1,0 +1,205 @@
+"""``Reads`` records which attributes code reads and writes during a trace: those of modules, and of objects that it reaches from there."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+
+from graphreg.torch_internals import Changes, skip_frame
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, reachable_code
+
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # the attributes that every module has; none of them is recorded
+WHOLE = "__dict__"  # stands for all attributes of an object
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_NOT_ENTERED = (
+    Tensor,
+    fx.Proxy,
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    enum.Enum,
+)
+_CHANGEABLE = 1 << 9, 1 << 8  # the flags of a class that Python code made, and of a class whose attributes cannot be set
+# The code of these packages reads much and decides nothing, or nothing but by what is compared anyway: registries and classes.
+_TRACERS = ("graphreg.", "torch.fx", "torch.export", "torch._", "torch.utils", "torch.nn.modules.module")
+_ANSWERING = ("graphreg.tracing.isinstance_patch", "graphreg.tracing.symbolic.questions")
+_COPIERS = ("copy", "copyreg", "pickle")
+
+
+class _Thread(threading.local):
+    paused = False  # whether the code that runs is that of a proof, and not of a trace
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def not_recorded() -> Iterator[None]:
+    """Within the context, record nothing. Calls of the model itself read much that its graph does not depend on."""
+    before, _thread.paused = _thread.paused, True
+    try:
+        yield
+    finally:
+        _thread.paused = before
+
+
+class Reads:
+    """The names of the attributes that code read and wrote while ``recorded`` lasted.
+
+    Attributes:
+        code: The code that could run meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.code = ReachableCode()
+        self._read: dict[int, set[str]] = {}  # by the id of the owner; a name that was absent counts as read, too
+        self._written: dict[int, set[str]] = {}
+        self._refused: set[type] = set()
+        self._owners: dict[int, Any] = {}  # keeps the owners alive, so that no other object gets their ids
+
+    def of(self, owner: Any) -> frozenset[str]:
+        """Return the names that code read before it wrote them. ``WHOLE`` is among them if it read the whole ``__dict__``."""
+        return frozenset(self._read.get(id(owner), ()))
+
+    def written(self, owner: Any) -> frozenset[str]:
+        """Return the names that code wrote."""
+        return frozenset(self._written.get(id(owner), ()))
+
+    def names(self) -> set[str]:
+        """Return all names that code read."""
+        return set().union(*self._read.values())
+
+    def knows(self, owner: Any) -> bool:
+        """Return whether code could reach the object through what it read."""
+        return id(owner) in self._owners
+
+    @contextmanager
+    def recorded(self, model: nn.Module) -> Iterator[None]:
+        """Within the context, record the reads and writes that the code of this thread makes."""
+        kinds: set[type] = set()
+        thread = threading.get_ident()
+        self.code = reachable_code(model.modules())
+        with Changes() as changes, changes:
+
+            def watch(kind: type) -> None:
+                if kind in kinds:
+                    return
+                kinds.add(kind)
+                try:
+                    changes.put(kind, "__getattribute__", self._reading(cast(Any, kind).__getattribute__, watch, thread))
+                    changes.put(kind, "__setattr__", self._writing(cast(Any, kind).__setattr__, thread))
+                except (AttributeError, TypeError):  # its metaclass does not let anybody set attributes
+                    self._refused.add(kind)
+
+            watch(nn.Module)
+            self._reach(model.modules(), watch)
+            for space, names in self.code.variables.values():
+                self._reach([space[name] for name in names if name in space], watch)
+            yield
+
+    def _reading(self, original: Callable[[Any, str], Any], watch: Callable[[type], None], thread: int) -> Callable[[Any, str], Any]:
+        def get(owner: Any, name: str) -> Any:
+            if name in OWN_ATTRIBUTES or (names := self._read.get(id(owner))) is None or name in names or threading.get_ident() != thread:
+                return original(owner, name)
+            if name in self._written[id(owner)] or not _decides(name, sys._getframe(1)):
+                return original(owner, name)
+            names.add(WHOLE if name == "__dir__" else name)
+            value = original(owner, name)
+            self._reach([value], watch)
+            return value
+
+        skip_frame(get)
+        return get
+
+    def _writing(self, original: Callable[[Any, str, Any], None], thread: int) -> Callable[[Any, str, Any], None]:
+        def put(owner: Any, name: str, value: Any) -> None:
+            names = self._written.get(id(owner))
+            if names is not None and name not in OWN_ATTRIBUTES and threading.get_ident() == thread and _decides(name, sys._getframe(1)):
+                names.add(name)
+            original(owner, name, value)
+
+        skip_frame(put)
+        return put
+
+    def _reach(self, values: Iterable[Any], watch: Callable[[type], None]) -> None:
+        """Record from now on what code reads of these objects, and of those in their containers."""
+        waiting = list(values)
+        while waiting:
+            value = waiting.pop()
+            kind = type(value)
+            if value is None or id(value) in self._owners or issubclass(kind, _NOT_ENTERED):
+                continue
+            self._owners[id(value)] = value
+            waiting += inside(value)
+            self._read[id(value)], self._written[id(value)] = set(), set()
+            if issubclass(kind, nn.Module):
+                for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+                    if "__getattribute__" in vars(base) or "__setattr__" in vars(base):
+                        watch(base)
+            elif self.records(kind):
+                watch(kind)
+
+    def records(self, kind: type) -> bool:
+        """Return whether reads of the attributes of such an object can be recorded. If not, all its attributes count as read."""
+        made, fixed = _CHANGEABLE
+        return bool(kind.__flags__ & made) and not kind.__flags__ & fixed and kind not in self._refused
+
+
+def inside(value: Any) -> list[Any]:
+    """Return the items of a container, the parts of a partial or a method, or what a weak reference refers to.
+
+    No code of the user is called: subclasses of Python's containers are read as Python's own.
+    """
+    kind = type(value)
+    if issubclass(kind, dict):
+        base = OrderedDict if issubclass(kind, OrderedDict) else dict  # only its own methods know its order
+        return [*base.keys(value), *base.values(value)]
+    for each in _SEQUENCES:
+        if issubclass(kind, each):
+            return list(cast(Any, each).__iter__(value))
+    if issubclass(kind, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if issubclass(kind, types.MethodType):
+        return [value.__self__]
+    if kind is weakref.ref:
+        return [value()]
+    if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
+        return [each for each in gc.get_referents(value) if type(each) is dict]
+    if issubclass(kind, types.SimpleNamespace):
+        return list(object.__getattribute__(value, "__dict__").values())
+    return []
+
+
+def _decides(name: str, frame: types.FrameType) -> bool:
+    """Return whether an access counts: one by the code that is traced, and not by a tracer, a copy or a pickle.
+
+    The whole ``__dict__`` is read by much of Python's and torch's own code, and then decides nothing.
+    """
+    if _thread.paused:
+        return False
+    reader = str(frame.f_globals.get("__name__", ""))
+    while reader.startswith(_ANSWERING) and frame.f_back is not None:  # ``hasattr`` and the like, which a trace replaces
+        frame = frame.f_back
+        reader = str(frame.f_globals.get("__name__", ""))
+    if name == WHOLE and frame.f_code.co_name == "__dir__":  # dir(module)
+        return True
+    if name == WHOLE and (reader.startswith("torch.") or frame.f_code.co_name in ("__getstate__", "__reduce_ex__")):
+        return False
+    return reader not in _COPIERS and not reader.startswith(_TRACERS)

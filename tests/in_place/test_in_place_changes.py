@@ -1,0 +1,463 @@
+"""A model that changes between two calls in train mode gives what a model without graphreg gives after the same change."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import logging
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import graphreg
+from graphreg import GraphRegError
+
+X = torch.randn(3, 4)
+Change = Callable[[Any], Any]
+
+
+class Act(nn.Module):
+    k = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def get(self) -> float:
+        return self.k
+
+
+class Tanh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.act, self.drop, self.last = nn.Linear(4, 4), Act(), nn.Dropout(0.0), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.post(self.drop(self.act(self.a(x)))))
+
+    def post(self, h: Tensor) -> Any:
+        return h
+
+
+class Config:
+    def __init__(self) -> None:
+        self.gain = 2.0
+
+    @property
+    def broken(self) -> float:
+        raise RuntimeError("a search called this")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask for these
+            raise AttributeError(name)
+        raise RuntimeError("a search called this")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("a comparison called this")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Slots:
+    __slots__ = ("extra", "gain")
+
+    def __init__(self) -> None:
+        self.gain = 2.0
+
+
+class Mapped:
+    """Has a ``__getattribute__`` that reads another name than it is asked for, as configurations of transformers do."""
+
+    def __init__(self) -> None:
+        self.gain = 2.0
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, {"width": "gain"}.get(name, name))
+
+
+class Items(list[Any]):
+    pass
+
+
+class Table(dict[str, Any]):
+    pass
+
+
+def _times(items: Any, h: Tensor) -> Tensor:
+    return functools.reduce(lambda h, layer: layer(h), items, h)
+
+
+def _scaled_twice(h: Tensor, factor: float = 2.0) -> Tensor:
+    return h * factor
+
+
+def put(**values: Any) -> Change:
+    """Return a change that sets attributes; a function or class in ``values`` makes the value."""
+    return lambda m: [setattr(m, n, value() if isinstance(value, (types.FunctionType, type)) else value) for n, value in values.items()]
+
+
+# For each name: what prepares the model, what its forward computes from it, and the changes.
+CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
+    "getattr with a default": (put(), lambda m, h: h * getattr(m, "scale", 1.0), put(scale=3.0)),
+    "hasattr": (put(), lambda m, h: h * 3 if hasattr(m, "flag") else h, put(flag=1)),
+    "vars": (put(), lambda m, h: h * len([n for n in vars(m) if n == "flag"]), put(flag=1)),
+    "dir": (put(), lambda m, h: h * 3 if "flag" in dir(m) else h, put(flag=1)),
+    "a method is shadowed": (put(), lambda m, h: h * m.act.get(), lambda m: vars(m.act).update(get=lambda: 5.0)),
+    "an attribute that another method reads": (put(), lambda m, h: h * m.act.get(), lambda m: setattr(m.act, "k", 4.0)),
+    "another class of a submodule": (put(), lambda m, h: h, lambda m: setattr(m.act, "__class__", Tanh)),
+    "the parent reads drop.p": (put(), lambda m, h: h * (1 - m.drop.p), lambda m: (setattr(m.drop, "p", 0.25), m.drop.eval())),
+    "a buffer that was None": (
+        lambda m: m.register_buffer("b", None), lambda m, h: h if m.b is None else h * m.b, put(b=lambda: torch.full((4,), 3.0))
+    ),
+    "a buffer's dtype": (
+        lambda m: m.register_buffer("b", torch.ones(4)), lambda m, h: h * 2 if m.b.dtype is torch.float64 else h,
+        lambda m: setattr(m, "b", m.b.double()),
+    ),
+    "a buffer's shape": (
+        lambda m: m.register_buffer("b", torch.ones(4)), lambda m, h: h * m.b.shape[0], put(b=lambda: torch.ones(5))
+    ),
+    "the first parameter": (
+        put(), lambda m, h: h * (1 + len(list(m.act.parameters()))),
+        lambda m: m.act.register_parameter("w", nn.Parameter(torch.ones(2))),
+    ),
+    "an empty ModuleList": (put(c=nn.ModuleList), lambda m, h: _times(m.c, h), lambda m: m.c.append(Tanh())),
+    "an empty Sequential": (put(c=nn.Sequential), lambda m, h: m.c(h), lambda m: m.c.append(Tanh())),
+    "an empty ModuleDict": (put(c=nn.ModuleDict), lambda m, h: _times(m.c.values(), h), lambda m: m.c.update({"a": Tanh()})),
+    "an empty ParameterList": (
+        put(c=nn.ParameterList), lambda m, h: h * sum(m.c, 1.0), lambda m: m.c.append(nn.Parameter(torch.ones(4)))
+    ),
+    "an empty ParameterDict": (
+        put(c=nn.ParameterDict), lambda m, h: h * sum(m.c.values(), 1.0),
+        lambda m: m.c.update({"a": nn.Parameter(torch.ones(4))}),
+    ),
+    "the order of a ModuleDict": (
+        put(c=lambda: nn.ModuleDict({"a": Act(), "b": Tanh()})), lambda m, h: _times(m.c.values(), h),
+        lambda m: m.c._modules.update(a=m.c._modules.pop("a")),
+    ),
+    "a parameter is renamed": (
+        lambda m: m.register_parameter("w", nn.Parameter(torch.full((4,), 2.0))),
+        lambda m, h: h * sum(p for _, p in m.named_parameters(recurse=False)),
+        lambda m: m.register_parameter("v", m._parameters.pop("w")),
+    ),
+    "a parameter is deleted": (
+        lambda m: m.register_parameter("w", nn.Parameter(torch.full((4,), 2.0))), lambda m, h: h * getattr(m, "w", 1.0),
+        lambda m: delattr(m, "w"),
+    ),
+    "another dict of parameters": (
+        lambda m: m.register_parameter("w", nn.Parameter(torch.full((4,), 2.0))), lambda m, h: h * m.w,
+        lambda m: vars(m).update(_parameters={"w": nn.Parameter(torch.ones(4))}),
+    ),
+    "a key is deleted": (put(c=lambda: {"a": 2.0, "b": 1.0}), lambda m, h: h * m.c.get("a", 1.0), lambda m: m.c.pop("a")),
+    "SimpleNamespace": (put(c=lambda: types.SimpleNamespace(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
+    "Namespace": (put(c=lambda: argparse.Namespace(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
+    "an attribute of a namespace appears": (
+        put(c=types.SimpleNamespace), lambda m, h: h * getattr(m.c, "gain", 1.0), lambda m: setattr(m.c, "gain", 5.0)
+    ),
+    "an attribute of a configuration appears": (
+        put(c=Config), lambda m, h: h * m.c.gain * (3.0 if "more" in vars(m.c) else 1.0), lambda m: setattr(m.c, "more", 5.0)
+    ),
+    "a slot": (put(c=Slots()), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", m.c.gain + 1)),
+    "an empty slot": (put(c=Slots), lambda m, h: h * getattr(m.c, "extra", 1.0), lambda m: setattr(m.c, "extra", 5.0)),
+    "a mapped name": (put(c=Mapped), lambda m, h: h * m.c.width, lambda m: setattr(m.c, "gain", 5.0)),
+    "a subclass of list": (put(c=lambda: Items([2.0])), lambda m, h: h * m.c[0], lambda m: m.c.__setitem__(0, 5.0)),
+    "a subclass of dict": (put(c=lambda: Table(a=2.0)), lambda m, h: h * m.c["a"], lambda m: m.c.update(a=5.0)),
+    "Counter": (put(c=lambda: collections.Counter("a")), lambda m, h: h * (1 + m.c["b"]), lambda m: m.c.update("bb")),
+    "the order of an OrderedDict": (
+        put(c=lambda: collections.OrderedDict(a=2.0, b=3.0)), lambda m, h: h * next(iter(m.c.values())), lambda m: m.c.move_to_end("a")
+    ),
+    "a read-only dict": (
+        lambda m: put(u=(u := {"a": 2.0}), c=types.MappingProxyType(u))(m), lambda m, h: h * m.c["a"], lambda m: m.u.update(a=m.u["a"] + 1)
+    ),
+    "a numpy array": (put(c=lambda: np.array([2.0])), lambda m, h: h * float(m.c[0]), lambda m: m.c.__setitem__(0, 5.0)),
+    "a bytearray": (put(c=lambda: bytearray(b"\2")), lambda m, h: h * m.c[0], lambda m: m.c.__setitem__(0, 5)),
+    "keywords of a partial": (
+        put(c=lambda: functools.partial(F.leaky_relu, negative_slope=0.1)), lambda m, h: m.c(h - 1),
+        lambda m: m.c.keywords.update(negative_slope=0.9),
+    ),
+    "a list of thousands": (put(c=lambda: [1.0] * 3000), lambda m, h: h * sum(m.c), lambda m: m.c.__setitem__(2500, 50.0)),
+    "deep inside": (
+        put(c=lambda: {"a": [{"b": [[{"c": Config()}]]}]}), lambda m, h: h * m.c["a"][0]["b"][0][0]["c"].gain,
+        lambda m: setattr(m.c["a"][0]["b"][0][0]["c"], "gain", 8.0),
+    ),
+    "True for 1": (put(c=1), lambda m, h: h * 3 if m.c is True else h, put(c=True)),
+    "-0.0 for 0.0": (put(c=0.0), lambda m, h: h * 3 if str(m.c) == "-0.0" else h, put(c=-0.0)),
+    "one list for two": (
+        put(p=lambda: [1.0], q=lambda: [1.0]), lambda m, h: h * 2 if m.p is m.q else h, lambda m: setattr(m, "q", m.p)
+    ),
+    "a weak reference": (
+        lambda m: put(c=weakref.ref(m), gain=2.0)(m), lambda m, h: h * m.c().gain, put(gain=3.0)
+    ),
+    "a method of another object": (lambda m: put(c=m.act.get)(m), lambda m, h: h * m.c(), lambda m: setattr(m.act, "k", 7.0)),
+    "a function's default": (
+        lambda m: setattr(m, "c", types.FunctionType(_scaled_twice.__code__, globals(), "f", (2.0,))), lambda m, h: m.c(h),
+        lambda m: setattr(m.c, "__defaults__", (5.0,)),
+    ),
+    "the content of a tensor": (put(c=lambda: torch.ones(())), lambda m, h: h * m.c.item(), lambda m: m.c.fill_(4.0)),
+    "a compiled layer": (put(), lambda m, h: h, lambda m: setattr(m, "last", torch.compile(m.last, backend="eager"))),
+    "a parametrized layer": (put(), lambda m, h: h, lambda m: nn.utils.parametrizations.weight_norm(m.a)),
+    "a pruned layer": (put(), lambda m, h: h, lambda m: prune.l1_unstructured(m.a, "weight", 0.5)),
+    "tied layers": (put(), lambda m, h: h * 2 if m.a.weight is m.last.weight else h, lambda m: setattr(m.last, "weight", m.a.weight)),
+}  # fmt: skip
+
+
+def made(start: Change, post: Callable[[Any, Tensor], Any]) -> Any:
+    model = type("Net", (Net,), {"post": post})()
+    start(model)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_change_is_noticed(name: str) -> None:
+    start, post, change = CASES[name]
+    model, plain = graphreg.regularize_(made(start, post), weight_l2=0.0, scale=1), made(start, post)
+    before = model(X)
+    assert torch.equal(before, plain(X))
+    change(model)
+    if vars(model).get("c") is None or vars(model)["c"] is not vars(plain)["c"]:
+        change(plain)
+    after = model(X)
+    assert torch.equal(after, plain(X)) and torch.equal(model(X), after)
+
+
+def graphs(model: Any) -> int:
+    return sum(len(each) for each in vars(model)["graphreg_in_place"]._made.values())
+
+
+class Trainer:
+    """Counts, as the Trainer of Lightning does, which is an attribute of the model."""
+
+    def __init__(self) -> None:
+        self.steps, self.log = 0, list[int]()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_the_forward_does_not_read_makes_no_other_graph(compiled: bool) -> None:
+    model = graphreg.regularize_(made(put(trainer=Trainer, gain=2.0, table=lambda: [1.0]), lambda m, h: h * m.gain * m.table[0]))
+    torch.compiler.reset()
+    call = torch.compile(model, backend="eager") if compiled else model
+    for step in range(3):
+        model.trainer.steps += 1
+        model.trainer.log.append(step)
+        model.global_step, model.note, type(model).__mro__[1].seen = step, [object()], step
+        model.gain, model.table = float("2.0"), [float("1.0")]  # equal values in other objects
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+        call(X).sum().backward()
+    assert graphs(model) == 1
+
+
+@pytest.mark.parametrize("kind", ["class", "property", "helper"])
+def test_what_a_class_defines_may_be_replaced(kind: str) -> None:
+    class Inner(nn.Module):
+        factor = property(lambda self: 2.0)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.helper(x) * self.factor
+
+        def helper(self, x: Tensor) -> Any:
+            return x.relu()
+
+    change = {
+        "class": lambda: setattr(Inner, "forward", lambda self, x: x.sigmoid()),
+        "property": lambda: setattr(Inner, "factor", property(lambda self: 3.0)),
+        "helper": lambda: setattr(Inner, "helper", lambda self, x: x.tanh()),
+    }[kind]
+    model = graphreg.regularize_(made(put(act=Inner), lambda m, h: h), weight_l2=0.0, scale=1)
+    before = model(X)
+    change()
+    after = model(X)
+    assert torch.equal(after, model.eval()(X)) and not torch.equal(after, before)
+
+
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which graphreg's log lines are added."""
+    text: list[str] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(logging.getLogger("graphreg"), level, lambda line, *args: text.append(line % args))
+    return text
+
+
+# What regularizers own, and what penalties count
+
+
+def tie(m: Any) -> None:
+    m.last.weight = m.a.weight
+
+
+def untie(m: Any) -> None:
+    m.last.weight = nn.Parameter(m.a.weight.detach() * 3)
+
+
+def assign(m: Any) -> None:
+    m.load_state_dict({name: tensor.clone() + len(name) for name, tensor in m.state_dict().items()}, assign=True)
+
+
+def reparametrize_and_prune(m: Any) -> None:
+    nn.utils.parametrizations.weight_norm(m.a)
+    m(X)
+    nn.utils.parametrize.remove_parametrizations(m.a, "weight")
+    m(X)
+    prune.l1_unstructured(m.a, "weight", 0.5)
+
+
+@pytest.mark.parametrize("changes", [(tie,), (tie, untie), (tie, assign), (reparametrize_and_prune,)])
+def test_penalties_count_each_parameter_once(changes: tuple[Change, ...]) -> None:
+    model: Any = graphreg.regularize_(Net(), weight_l2=1.0, scale=1)
+    model(X)
+    for change in changes:
+        change(model)
+        model(X)
+    counted = model.penalties()["weight_l2"]
+    graphreg.regularize_(graphreg.strip_(model), weight_l2=1.0, scale=1)
+    model(X)
+    assert torch.equal(counted, model.penalties()["weight_l2"])
+
+
+@pytest.mark.parametrize(("before", "after", "error"), [
+    (put(), tie, "a.weight and last.weight are one tied parameter now, and were two"),
+    (tie, untie, "a.weight and last.weight were one tied parameter when the model was regularized, and are 2 parameters now"),
+    (tie, assign, "a.weight and last.weight were one tied parameter"),
+    (put(), lambda m: prune.l1_unstructured(m.a, "weight", 0.5), "a.weight is no parameter any more: a hook computes it before each call"),
+])  # fmt: skip
+def test_a_module_of_regularize_refuses_other_ties(before: Change, after: Change, error: str) -> None:
+    model = Net()
+    before(model)
+    module = graphreg.regularize(model, weight_l2=1.0)
+    module(X)
+    after(module)
+    with pytest.raises(GraphRegError, match=error):
+        module(X)
+
+
+def test_new_parameters_with_the_same_ties_are_no_change() -> None:
+    model = Net()
+    module = graphreg.regularize(model, weight_l2=1.0)
+    first = module(X).penalties["weight_l2"]
+    module.load_state_dict({name: tensor.clone() * 2 for name, tensor in module.state_dict().items()}, assign=True)
+    torch.testing.assert_close(module(X).penalties["weight_l2"], 4 * first)
+    nn.utils.parametrizations.weight_norm(module.a)
+    torch.testing.assert_close(module(X).penalties["weight_l2"], 4 * first)
+
+
+@pytest.mark.parametrize("key", ["l2_sp", "spectral"])
+def test_what_regularizers_own_follows_the_shapes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = lines(monkeypatch)
+    model: Any = graphreg.regularize_(Net(), scale=1, rng=0, **{key: 0.1})
+    model(X)
+    with torch.no_grad():
+        model.a.weight.add_(1.0)
+    kept = model.last
+    model.last = nn.Linear(4, 3)
+    assert model(X).shape == (3, 3)
+    assert f"{key}: last.weight is another parameter now, or has another shape; its state starts anew" in text
+    if key == "l2_sp":  # a.weight has moved by 1 everywhere, and its anchor stays
+        torch.testing.assert_close(model.penalties()[key] * 2, torch.tensor(0.1), rtol=0.2, atol=0.05)
+    model.last = kept
+    assert model(X).shape == (3, 4)
+    model.last = nn.Identity()
+    model(X)
+    assert f"{key}: the model has no parameter last.weight any more; its state is dropped" in text
+    graphreg.reset_state(model)
+    graphreg.set_rng_state(model, graphreg.rng_state(model))
+    model(X)
+
+
+@pytest.mark.parametrize("key", ["l2_sp", "spectral"])
+def test_a_module_of_regularize_says_that_a_state_has_another_shape(key: str) -> None:
+    module: Any = graphreg.regularize(Net(), **{key: 0.1})
+    module(X)
+    module.last = nn.Linear(4, 3)
+    with pytest.raises(GraphRegError, match=r"has the shape \(3, 4\), and its state was made for \(4, 4\). Call graphreg.reset"):
+        module(X)
+    graphreg.reset_state(module)
+    module(X)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x).relu()
+
+
+class Deep(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Block() for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _times(self.layers, x)
+
+
+def test_by_depth_after_a_layer_was_appended_and_removed() -> None:
+    ramp = graphreg.by_depth(graphreg.schedules.linear(0, 1, 10), graphreg.schedules.linear(0, 2, 10))
+    model: Any = graphreg.regularize_(Deep(2), weight_l2=ramp, scale=1)
+    layer = Block()
+    for step, count in enumerate((2, 3, 2, 3), 1):
+        if count == 3:
+            model.layers.append(layer)
+        elif step > 1:
+            model.layers.pop(2)
+        model(X)
+        other: Any = Deep(count)
+        other.load_state_dict(model.state_dict())
+        graphreg.regularize_(other, weight_l2=ramp, scale=1)
+        for _ in range(step):
+            other(X)
+        torch.testing.assert_close(model.penalties(), other.penalties())
+    assert graphs(model) == 2
+
+
+def test_a_block_whose_class_or_forward_is_replaced() -> None:
+    class Doubled(Block):
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x) * 2
+
+    model: Any = graphreg.regularize_(Deep(2), hidden_l2=0.0, scale=1, blocks="layers.*")
+    model(X)
+    model.layers[0].__class__ = Doubled
+    assert torch.equal(model.train()(X), model.eval()(X))
+    model.train().layers[1].forward = lambda x: x * 2
+    with pytest.raises(GraphRegError, match="the forward of a block of class Block was replaced on the object by .*lambda"):
+        model(X)
+    del model.layers[1].forward
+    assert torch.equal(model(X), model.eval()(X))
+    assert [type(layer) for layer in graphreg.strip_(model).layers] == [Doubled, Block]
+
+
+class Assigns(Net):
+    n, last_value = 0, None
+
+    def forward(self, x: Tensor) -> Any:
+        self.last_value = self.a(x)
+        self.n += 1
+        return self.last(self.last_value)
+
+
+@pytest.mark.parametrize("regularize", [graphreg.regularize, graphreg.regularize_])
+def test_what_the_forward_assigns_is_named(regularize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = lines(monkeypatch)
+    model = regularize(Assigns(), hidden_l2=0.1, example_inputs=X, penalties="return")
+    model(X)
+    told = "not assigned: last_value, n. The forward assigns this, and the graph does not"
+    assert told in text and told in str(graphreg.report(model))
+    if regularize is graphreg.regularize_:
+        model.eval()(X)  # assigns both
+        model.train()(X)
+        assert graphs(model) == 1 and model.n == 1
