@@ -49,6 +49,9 @@ STACK_READERS = {
     "graphreg/tracing/side_effects/reachable_state.py": "the names that the model's code mentions",
     "graphreg/tracing/side_effects/snapshot.py": "as state_places.py",
     "graphreg/tracing/side_effects/stand_ins.py": "as contents.py",
+    "graphreg/tracing/shape_decisions.py": "as frames.py",
+    "graphreg/tracing/symbolic/holders.py": "as frames.py",
+    "graphreg/tracing/symbolic/questions.py": "as frames.py",
     "graphreg/tracing/symbolic/proxies.py": "as global_queries.py",
     "graphreg/tracing/export/op_record.py": "the instruction of the model's code that calls: x / y, or x.div(y)",
 }

@@ -297,3 +297,12 @@ def runs_compiled() -> None:
     module.compile(backend="eager")
     look(module)
     assert found == [False, True, True]
+
+
+@canary("Dynamo's guard compares shapes, dtypes and devices of tensors", "changes of a model that is regularized in place", "tensor_guard")
+def tensor_guard() -> None:
+    parameter = nn.Parameter(torch.ones(2, 3))
+    same = door.tensor_guard([parameter])
+    others = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+    assert same is not None and [same(each) for each in (parameter, *others)] == [True, True, False, False]
+    assert door.tensor_guard([parameter, parameter]) is None
