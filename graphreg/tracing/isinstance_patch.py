@@ -142,7 +142,8 @@ def _globals_of(thing: Any) -> Globals | None:
     """Return the namespace of a module, the globals of a function (unwrapped), or those of the module that defines a class."""
     # by ``type``, because ``isinstance`` may run code of the user's: a ``__class__`` that is a property
     if issubclass(type(thing), types.ModuleType):
-        return vars(thing)
+        variables: Globals = vars(thing)
+        return variables
     while issubclass(type(thing), _WRAPPERS):
         is_partial = issubclass(type(thing), functools.partial)
         thing = thing.func if is_partial else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
@@ -170,9 +171,12 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)
-    if kind is None and (kind := traced.tracer.kind(traced.node)) is None:
+    if kind is None:
+        kind = traced.tracer.kind(traced.node)
+    if kind is None:
         traced.tracer.refuse(TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type"))
-    return _is_instance(kind, kinds, traced.node.name)
+    known: Any = kind  # ``refuse`` raises
+    return _is_instance(known, kinds, traced.node.name)
 
 
 def _is_instance(kind: type, kinds: Any, name: str) -> bool:

@@ -252,8 +252,9 @@ class DecisionTracer(fx.Tracer):
         source: Any = self.known(node.args[0])
         if source is UNKNOWN or isinstance(source, torch.Tensor):
             return UNKNOWN
+        target: Any = node.target
         try:
-            return node.target(source, node.args[1])
+            return target(source, node.args[1])
         except Exception:  # there is no such item or attribute: the graph raises at the same place
             return UNKNOWN
 

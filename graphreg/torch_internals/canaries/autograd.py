@@ -39,7 +39,8 @@ def nodes_of_a_pass() -> None:
     x, other = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
     h = x * other
     y = h.exp()
-    leaves, seen = [edge[0] for edge in h.grad_fn.next_functions], list[list[bool]]()  # type: ignore[union-attr]
+    leaves: list[Any] = [edge[0] for edge in h.grad_fn.next_functions]  # type: ignore[union-attr]
+    seen = list[list[bool]]()
     y.register_hook(lambda gradient: seen.append([door.will_run(leaf) for leaf in leaves]))  # type: ignore[no-untyped-call]
     z = y * y
     assert door.has_hook(y) and not door.has_hook(h) and not door.has_hook(z)

@@ -111,7 +111,7 @@ def collectives() -> None:
                 found.add(str(func).split(".")[1].rstrip("_"))
             return func(*args, **(kwargs or {}))
 
-    with _group(), Watch():
+    with _group(), Watch():  # type: ignore[no-untyped-call]
         dist.all_reduce(torch.ones(2))
         dist.broadcast(torch.ones(2), 0)
         dist.all_gather([torch.ones(2)], torch.ones(2))

@@ -306,7 +306,7 @@ class Memory(Place):
 def own_attributes(value: Any) -> Any:
     """Return what ``vars`` does, but without running code of the user's (``__getattribute__``, a property): None if there is nothing."""
     for kind in type(value).__mro__:
-        found = vars(kind).get("__dict__")
+        found: Any = vars(kind).get("__dict__")
         if type(found) in _DICTS:
             return found.__get__(value)
     return vars(value) if issubclass(type(value), threading.local) else None  # whose class has no such descriptor

@@ -165,14 +165,15 @@ class Value(_Asked, fx.Proxy):
         """
         return _class(self, sys._getframe(1))
 
-    @property  # type: ignore[misc]
-    def __dict__(self) -> dict[str, Any]:
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
         """The attributes that ``vars`` sees: none, since a tensor has none of its own."""
         frame = sys._getframe(1)
         if is_foreign(frame):
             return _own(self)
         if not issubclass(class_of(self), torch.Tensor):
-            self.tracer.refuse(TypeError(f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"))
+            why = f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"
+            self.tracer.refuse(TypeError(why))  # type: ignore[attr-defined]
         return {}
 
     def __getattr__(self, k: str) -> Any:
