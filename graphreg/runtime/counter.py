@@ -198,12 +198,13 @@ class Counter(RuntimeModule):
 
         If the call raises, its number is free again, unless another call has taken the next one (``_take_back``).
         """
-        step, beyond = self._buffers["step"], self.beyond
+        step: Any = self._buffers["step"]
+        beyond = self.beyond
         needed = self._counted()
         counted(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
         return needed
 
-    def _take_back(self, step: Tensor | None, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:
+    def _take_back(self, step: Tensor, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:
         """Undo ``_advanced``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
         with taking(), without_transforms():
             if self._buffers["step"] is not next_step():
