@@ -41,8 +41,8 @@ def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str
         prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
     except NotTheModel as error:
         raise GraphRegError(
-            f"{error} The model was traced without inputs. With example_inputs, graphreg also tries torch.export, which can trace more. If "
-            "the model was changed after it was regularized, regularize it again."
+            f"{error} The model was traced without example_inputs. With them, graphreg also tries torch.export, which can trace more. If "
+            "the model was changed after it was regularized (an attribute, its configuration), that is the cause: regularize it again."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, first_line
+from graphreg.errors import GraphRegError, OtherInputs, first_line
 from graphreg.ir import CallStructures, CallText, contents_of, detached, may_change, shown_contents, traced_model
 from graphreg.torch_internals import disable, fake_mode, is_traced, is_wrapped, operator_modes, pytree, transforms
 from graphreg.tracing import NotTheModel, Proving, traced_for_call
@@ -26,7 +26,7 @@ def settle_structure(
     module: nn.Module, forward: Callable[..., Any], writer: CallText, structures: CallStructures, args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Accept the structure of a call's arguments, or raise GraphRegError. Dynamo does not trace this function.
+    """Accept the structure of a call's arguments, or raise OtherInputs or GraphRegError. Dynamo does not trace this function.
 
     Args:
         module: The rewritten module.
@@ -51,7 +51,7 @@ def settle_structure(
         if why is _LATER:
             raise GraphRegError(f"{unlike(writer, structures, given)} {why}")
         structures.refused[text] = f"{unlike(writer, structures, given)} {why} {_INSTEAD}"
-    raise GraphRegError(structures.refused[text])
+    raise OtherInputs(structures.refused[text])
 
 
 _LATER = (

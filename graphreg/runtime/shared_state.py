@@ -213,8 +213,9 @@ class SharedState:
                     text = unmatched(name, selector, sites)
                     if missing == "error":
                         raise NoMatchError(
-                            f"set_strength, before the model was traced: {text} Set the strength of a site that only calls with other "
-                            "arguments have after such a call, or give missing='warn'."
+                            f"set_strength, before the model was traced: {text} To forget the selectors that wait, set a number for all "
+                            f"sites: graphreg.set_strength(model, {name!r}, number). "
+                            "Sites that only calls with other arguments have need such a call first, or missing='warn'."
                         )
                     warn(f"set_strength: {text}")
                 settled |= dict.fromkeys(matched or [selector], strength)

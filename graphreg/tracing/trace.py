@@ -55,7 +55,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
-from graphreg.tracing.proof.proof import MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
@@ -320,7 +320,7 @@ def _exported_after(
     try:
         return _proved(traced, call, proving)
     except NotTheModel as error:
-        raise NotTheModel(f"{symbolic_error} torch.export cannot trace it either: {error}") from error
+        raise NotTheModel(f"{str(symbolic_error).removesuffix(CURE).rstrip()} torch.export cannot trace it either: {error}") from error
 
 
 def _trace_symbolically(model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:

@@ -129,7 +129,7 @@ def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph]
     for call in range(2):  # a refused graph stays refused
         with pytest.raises(GraphRegError, match="does not give the model's result") as refused:
             module(X)
-        assert "With example_inputs, graphreg also tries torch.export" in str(refused.value), call
+        assert "With them, graphreg also tries torch.export" in str(refused.value), call
     graphreg.regularize(model, weight_l2=0.1, prove=False, example_inputs=X)  # as asked
 
 
@@ -248,20 +248,33 @@ def test_what_the_model_itself_refuses_is_told() -> None:
     module.train()(X)
 
 
-def test_a_model_that_differs_from_itself_is_told() -> None:
-    """Below rounding, it is accepted, and the report says so; a model with a clock of its own cannot be compared."""
+TICKS = itertools.count().__next__  # nothing can put it back
+
+
+@fx.wrap
+def ticked(x: Tensor, size: float) -> Tensor:
+    return x * (1 + size * TICKS())
+
+
+def test_a_model_that_differs_from_itself() -> None:
+    """Below rounding it is accepted. Else it is refused if its graph does not change with it, and accepted unproved if it does."""
 
     class Tick(nn.Module):
-        def __init__(self, size: float) -> None:
+        def __init__(self, size: float, wraps: bool = False) -> None:
             super().__init__()
-            self.size, self.ticks = size, itertools.count().__next__  # where nothing can put it back
+            self.size, self.wraps, self.ticks = size, wraps, itertools.count().__next__
 
         def forward(self, x: Tensor) -> Tensor:
-            return x * (1 + self.size * self.ticks())
+            return ticked(x, self.size) if self.wraps else x * (1 + self.size * self.ticks())
 
-    near, far = (graphreg.trace(Inside(Tick(size)), X).unproved for size in (6e-8, 1.0))
-    assert all("from run to run" in reason for unproved in (near, far) for reason in unproved.values())
-    assert far and all("the model is not the same from run to run" in reason for reason in far.values())
+    near, wrapped = (graphreg.trace(Inside(tick), X).unproved for tick in (Tick(1.2e-7), Tick(1.0, wraps=True)))
+    assert near and all("so the graph was compared within rounding" in reason for reason in near.values())
+    assert wrapped.keys() == {"train", "eval"}
+    assert all("the model is not the same from run to run" in reason for reason in wrapped.values())
+    for inputs in (None, X):
+        with pytest.raises(GraphRegError, match="its result is another one from run to run .*, and that of its graph is not") as refused:
+            graphreg.regularize(Inside(Tick(1.0)), weight_l2=0.1, example_inputs=inputs)(X)
+        assert str(refused.value).count("marked with torch.fx.wrap") == 1 and "test_proof.py:" in str(refused.value)
 
 
 @pytest.mark.parametrize("proved", [True, False])

@@ -55,6 +55,12 @@ PROVABLE = frozenset((NO_INPUTS, TRACED))  # the reasons that a later call remov
 NOT_ASKED = "prove=False"
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
+CURE = (
+    "Move that step into a function at the top of its file that is marked with torch.fx.wrap, which the graph calls as a whole; or use the "
+    "backend, which regularizes a model graph by graph: torch.compile(model, backend=graphreg.backend(...))."
+)
+CURE_OF_THE_BACKEND = "Use graphreg.regularize, which does not go by Dynamo's graph."
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -269,16 +275,20 @@ class _Trial:
         if not (what := _differing(theirs, ours, self.near)):
             return ""
         again = self._ran(self._call_model)
+        reason = f"on these inputs, in {self.mode} mode, its graph does not give the model's result ({what})."
+        cause = "The forward does something that a trace cannot follow."
         if unlike := _differing(theirs, again, False):
             if not _differing(theirs, ours, True):
                 return f"from run to run, {unlike}, so the graph was compared within rounding"
             if _differing(theirs, again, True):
-                return f"the model is not the same from run to run: {unlike}"
+                if _differing(ours, self._ran(partial(self._run_graph, graph)), False):
+                    return f"the model is not the same from run to run: {unlike}"
+                reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
+                cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
         how = "by torch.export" if self.near else "symbolically"
         raise NotTheModel(
-            f"{self.claim.title} cannot be traced {how}: on these inputs, in {self.mode} mode, its graph does not give the model's result "
-            f"({what}).{self._first_difference(graph)} The forward does something that a trace cannot follow. Move that "
-            "step into a submodule of its own, which then becomes an opaque module."
+            f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
+            f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
 
     def _call_model(self, call: Arguments) -> Any:
