@@ -66,7 +66,7 @@ def backend(
     if recipe is not None:
         return by_recipe(backend, locals())
     warn_if_untested()
-    for name in ("compile", "front_end", "example_inputs", "verify"):
+    for name in ("blocks", "compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)

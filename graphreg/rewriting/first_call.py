@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, copied, state_of
 from graphreg.rewriting.strip import strip_graph
 from graphreg.runtime import RewrittenModule, graphs_of, rules_of
@@ -28,7 +27,7 @@ def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str
     """Prove the graph of the present mode on the arguments of a call, unless that has been done or cannot be done.
 
     Raises:
-        GraphRegError: The graph does not give what the model gives.
+        NotTheModel: The graph does not give what the model gives.
     """
     rules, mode = rules_of(module), "train" if module.training else "eval"
     if not may_be_proved(module, mode):
@@ -40,7 +39,7 @@ def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str
     try:
         prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
     except NotTheModel as error:
-        raise GraphRegError(
+        raise NotTheModel(
             f"{error} The model was traced without example_inputs. With them, graphreg also tries torch.export, which can trace more. If "
             "the model was changed after it was regularized (an attribute, its configuration), that is the cause: regularize it again."
         ) from error
