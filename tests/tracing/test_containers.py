@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import ModelOutput
 
 import graphreg
@@ -154,3 +155,13 @@ def test_penalties_are_added_to_a_loss_in_it(case: str) -> None:
 def test_what_no_graph_builds_again_is_refused(case: str) -> None:
     with pytest.raises(TraceError, match=r"a \w+,? (which|whose).*Return a tuple, list, dict, named tuple or dataclass"):
         graphreg.regularize(Net(case), weight_l2=1.0, front_end="symbolic")
+
+
+def test_what_is_hidden_from_a_second_trace_is_not_told_as_assigned() -> None:
+    """torch.fx takes all of BERT's inside for opaque, hides the state that its code may change, and stops; torch.export goes on."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+    config = BertConfig(**sizes, problem_type="multi_label_classification")
+    ids, labels = torch.randint(0, 20, (2, 5)), torch.rand(2, 2)
+    model = BertForSequenceClassification(config)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    assert not [note for note in graphreg.trace(model, inputs).notes if note.startswith("not assigned")]

@@ -19,7 +19,7 @@ from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads, reads_modes_unseen
 from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
-from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
 
 _T = TypeVar("_T")
 _SHOWN = 4  # how many names a message lists
@@ -118,7 +118,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     modules = untraced_modules(model, opaque)
     if not modules:
         return
-    with model_restored(model) as before:
+    with assignments_noted(), model_restored(model) as before:  # what is hidden is not assigned by the forward
         hidden, known = OpaqueState(before).hide(modules), len(opaque)
         if not hidden:
             return
