@@ -56,6 +56,7 @@ def refused(error: type[GraphRegError], sentence: str, call: Callable[[], Any]) 
         (RegularizerError, "compile= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.",
          {"compile": True}),
         (RegularizerError, "front_end= is no option of graphreg.backend", {"front_end": "symbolic"}),
+        (RegularizerError, "blocks= is no option of graphreg.backend", {"blocks": "fc"}),
         (RegularizerError, "scale= is for penalties='attach'", {"scale": 2.0}),
         (RegularizerError, "penalties='add' is unknown; it is 'return' or 'attach'.", {"penalties": "add"}),
         (RegularizerError, "missing='no' is unknown", {"missing": "no"}),
