@@ -281,7 +281,7 @@ class _Trial:
             if not _differing(theirs, ours, True):
                 return f"from run to run, {unlike}, so the graph was compared within rounding"
             if _differing(theirs, again, True):
-                if _differing(ours, self._ran(partial(self._run_graph, graph)), False):
+                if ours.error is None and _differing(ours, self._ran(partial(self._run_graph, graph)), False):
                     return f"the model is not the same from run to run: {unlike}"
                 reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
                 cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
