@@ -144,8 +144,8 @@ class _Watch:
         self._names = [*itertools.chain.from_iterable(itertools.compress(registries, self._filled))]
         self._children = _values(itertools.compress(registries, self._parents))
         self._registered = _values(itertools.compress(registries, self._holding))
-        self._ties = _ties(self._registered)
-        self._distinct = [i for i, first in enumerate(self._ties) if i == first and self._registered[i] is not None]
+        self._ties = _ties(self._registered), _absent(self._registered)
+        self._distinct = [i for i, first in enumerate(self._ties[0]) if i == first and self._registered[i] is not None]
         self._sizes = list(map(len, self._sized))
         self._forwards = [space.get(_FORWARD) for space in self._inner]
         self._objects = self._objects_now()
@@ -173,7 +173,7 @@ class _Watch:
             if not all(map(operator.is_, _values(itertools.compress(registries, self._parents)), self._children)):
                 return False
             tensors = _values(itertools.compress(registries, self._holding))
-            if not all(map(operator.is_, tensors, self._registered)) and _ties(tensors) != self._ties:
+            if not all(map(operator.is_, tensors, self._registered)) and (_ties(tensors), _absent(tensors)) != self._ties:
                 return False
             if (self._guard is None or not self._guard(*[tensors[i] for i in self._distinct])) and _forms(tensors) != self._forms:
                 return False
@@ -409,7 +409,7 @@ def _forms(tensors: list[Any]) -> tuple[list[Any], ...]:
     except RuntimeError:  # a parameter that is not initialized yet has no shape
         shapes = [None if nn.parameter.is_lazy(tensor) else tensor.shape for tensor in present]
     dtypes, devices = [tensor.dtype for tensor in present], [tensor.get_device() for tensor in present]
-    return shapes, dtypes, devices, [tensor.is_meta for tensor in present], [tensor is None for tensor in tensors]
+    return shapes, dtypes, devices, [tensor.is_meta for tensor in present], _absent(tensors)
 
 
 def _form(tensor: Any) -> Any:
@@ -421,6 +421,10 @@ def _ties(tensors: list[Any]) -> list[int]:
     """Return, for each tensor, the position at which it comes first."""
     first: dict[int, int] = {}
     return [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
+
+
+def _absent(tensors: list[Any]) -> list[bool]:
+    return [tensor is None for tensor in tensors]
 
 
 def _own_class(module: nn.Module) -> type:

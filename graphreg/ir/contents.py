@@ -40,12 +40,24 @@ _STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTenso
 _CALLS = (types.MethodType, functools.partial)
 _WRITTEN = (bool, str, torch.dtype, torch.device)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_RECORDER = "graphreg.tracing.reads"
 _PLAIN_NAMES = {int: "int", float: "float", torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 
 
 def called_by_foreign_code() -> bool:
     """Return whether the code that called the caller belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
+    return calling_module(3).partition(".")[0] in FOREIGN
+
+
+def calling_module(depth: int) -> str:
+    """Return the name of the Python module whose code is ``depth`` frames up the stack.
+
+    The functions by which a trace records reads of attributes stand between the code that reads and a property, and do not count.
+    """
+    frame: types.FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_globals.get("__name__") == _RECORDER:
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
 
 
 Seen = list[Any] | dict[int, int]  # objects in order; or, quicker, but not for Dynamo, the number of each by its id

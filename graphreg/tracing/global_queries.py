@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import FOREIGN, called_by_foreign_code, label_site
+from graphreg.ir import FOREIGN, called_by_foreign_code, calling_module, label_site
 from graphreg.torch_internals import Changes, modules_by_path
 
 QUERIES: dict[str, Callable[[], Any]] = {
@@ -152,7 +152,7 @@ class EnvironmentQueries:
 
 def _called_by_tracer() -> bool:
     """Return whether the code that reads ``training`` belongs to a tracer. A tracer's reads do not decide what the forward computes."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_TRACERS)
+    return calling_module(3).startswith(_TRACERS)
 
 
 def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:

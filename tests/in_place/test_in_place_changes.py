@@ -130,6 +130,8 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "a buffer's shape": (
         lambda m: m.register_buffer("b", torch.ones(4)), lambda m, h: h * m.b.shape[0], put(b=lambda: torch.ones(5))
     ),
+    "a mode of a layer": (put(), lambda m, h: h * (2 if m.act.training else 1), lambda m: m.act.eval()),
+    "a mode that a layer's owner branches on": (put(), lambda m, h: h.tanh() if m.act.training else h, lambda m: m.act.eval()),
     "the first parameter": (
         put(), lambda m, h: h * (1 + len(list(m.act.parameters()))),
         lambda m: m.act.register_parameter("w", nn.Parameter(torch.ones(2))),
@@ -231,6 +233,17 @@ def test_a_change_is_noticed(name: str) -> None:
         change(plain)
     after = model(X)
     assert torch.equal(after, plain(X)) and torch.equal(model(X), after)
+
+
+def test_a_buffer_that_was_none_is_noticed_by_compiled_code() -> None:
+    start, post, change = CASES["a buffer that was None"]
+    model, plain = graphreg.regularize_(made(start, post), weight_l2=0.0, scale=1), made(start, post)
+    torch.compiler.reset()
+    call = torch.compile(model, backend="eager")
+    assert torch.equal(call(X), plain(X))
+    change(model)
+    change(plain)
+    assert torch.equal(call(X), plain(X)) and torch.equal(model(X), plain(X))
 
 
 def graphs(model: Any) -> int:
