@@ -188,7 +188,7 @@ def traced_for(
     for inner in model.modules():
         place_again(inner)
     proving = _proving(model, options, at_call)
-    held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
+    held = copied_contents([leaf for leaf in pytree.tree_leaves(example) if not isinstance(leaf, Tensor)])
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):

@@ -42,7 +42,9 @@ def begins() -> dict[str, Any]:
 
 def checkpoint_wrapped(module: nn.Module) -> nn.Module | None:
     """Return the module inside a wrapper that ``checkpoint_wrapper`` made; None for any other module."""
-    return module._modules.get(WRAPPED_MODULE)
+    if WRAPPED_MODULE not in module._modules:  # in a module of torch.jit this is no dict, and has no ``get``
+        return None
+    return module._modules[WRAPPED_MODULE]
 
 
 def next_region() -> int:

@@ -146,7 +146,9 @@ def wrapped_module(module: nn.Module) -> nn.Module | None:
     """Return the module inside a wrapper of torch's: of torch.compile, checkpointing, or parallel training. None for any other module."""
     kinds = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
     attribute = next((_WRAPPERS[name] for name in kinds if name in _WRAPPERS), "")
-    return module._modules.get(attribute)
+    if attribute not in module._modules:  # in a module of torch.jit this is no dict, and has no ``get``
+        return None
+    return module._modules[attribute]
 
 
 def take_state_version(module: nn.Module, model: nn.Module) -> None:

@@ -448,6 +448,12 @@ def check_model(model: object) -> None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
+    scripted = [path for path, inner in modules_by_path(model, once=True).items() if isinstance(inner, torch.jit.ScriptModule)]
+    if scripted:
+        raise TraceError(
+            f"{scripted[0]!r} in {type(model).__name__} is compiled by torch.jit, which keeps its state out of Python's reach. Put the "
+            "module that it was made from in its place."
+        )
     if has_users_global_hook():
         raise TraceError(
             "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "

@@ -227,3 +227,20 @@ def test_numbers_of_numpy_as_arguments_are_refused(number: Any) -> None:
     model = graphreg.regularize_(Scaled(), weight_l2=0.1, scale=1)
     with pytest.raises(TraceError, match="an array that is not a tensor"):
         model(X, number)
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(4, 6)
+
+    def forward(self, x: Any) -> Tensor:
+        out: Tensor = self.cells(x)[0].data * 2
+        return out
+
+
+def test_a_packed_sequence_as_an_argument() -> None:
+    """A container whose class checks what it gets is not made anew to keep the arguments."""
+    packed, plain = nn.utils.rnn.pack_sequence([torch.randn(3, 4), torch.randn(2, 4)]), Packed()
+    model = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.1, scale=1)
+    assert torch.equal(model(packed), plain(packed))

@@ -239,6 +239,17 @@ def test_a_right_graph_is_used_and_the_model_is_as_it_was(kind: str) -> None:
     assert all(map(torch.equal, *((i if isinstance(i, tuple) else (i,)) for i in (given, inputs))))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_copied_for_the_proof(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([X[:2], X[2:]], layout=layout)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    module = graphreg.regularize(model, weight_l2=0.1)
+    ours = module(nested).output
+    assert unproved(module).keys() == {"eval"}
+    assert torch.equal(torch.nested.to_padded_tensor(ours, 0.0), torch.nested.to_padded_tensor(model(nested), 0.0))
+
+
 def test_what_the_model_itself_refuses_is_told() -> None:
     """Batch norm refuses a batch of one in train mode, so nothing can be compared there."""
     module = graphreg.regularize(Net(), weight_l2=0.1, example_inputs=X[:1])
@@ -275,6 +286,20 @@ def test_a_model_that_differs_from_itself() -> None:
         with pytest.raises(GraphRegError, match="its result is another one from run to run .*, and that of its graph is not") as refused:
             graphreg.regularize(Inside(Tick(1.0)), weight_l2=0.1, example_inputs=inputs)(X)
         assert str(refused.value).count("marked with torch.fx.wrap") == 1 and "test_proof.py:" in str(refused.value)
+
+
+@pytest.mark.parametrize("disturbed", [1, 2])
+def test_another_thread_that_draws_meanwhile_does_not_make_a_right_graph_wrong(disturbed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread draws from the generators during one of the runs, which then has other masks than the rest."""
+    trial: Any = sys.modules["graphreg.tracing.proof.proof"]._Trial
+    original, runs = trial._ran, itertools.count(1)
+
+    def ran(self: Any, forward: Any) -> Any:
+        draws = next(runs) == disturbed
+        return original(self, lambda call: (torch.rand(7) if draws else None, forward(call))[1])
+
+    monkeypatch.setattr(trial, "_ran", ran)
+    assert graphreg.trace(Net(), X).unproved == {}
 
 
 @pytest.mark.parametrize("proved", [True, False])

@@ -246,6 +246,14 @@ def test_definitions_that_could_not_work() -> None:
         graphreg.trace(torch.jit.ScriptModule())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 4))])
+@pytest.mark.parametrize("regularize", [graphreg.trace, graphreg.regularize_])
+def test_a_layer_that_torch_jit_compiled_is_refused_by_name(made: Any, regularize: Any) -> None:
+    with pytest.raises(graphreg.TraceError, match="'1' in Sequential is compiled by torch.jit"):
+        regularize(nn.Sequential(nn.Linear(4, 4), made(nn.Linear(4, 4))))
+
+
 def test_shapes_of_what_fake_tensors_cannot_follow_cost_no_random_number() -> None:
     """A branch on a random number runs for real to find its shapes; the user's streams go on as if it had not."""
     torch.manual_seed(0)

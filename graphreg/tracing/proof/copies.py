@@ -29,11 +29,13 @@ def tensor_copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
 
 def _storage(tensor: Tensor) -> int | None:
     """Return the number of the tensor's storage; None for a tensor that is not strided or is of a subclass."""
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided and not tensor.is_nested
     return storage_number(tensor) if plain else None
 
 
 def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
+    if tensor.is_nested:
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
     if _storage(tensor) is None or tensor.is_quantized:
         try:
             return copy.deepcopy(tensor.detach() if type(tensor) is Tensor else tensor, memo)

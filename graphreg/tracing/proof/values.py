@@ -77,6 +77,11 @@ def difference(expected: Any, ours: Any, near: bool = False) -> str:
     ``near``: whether to allow numbers in tensors to differ by ``NEAR``, or by rounding if the dtype is too coarse for that.
     """
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
+        if expected.is_nested and ours.is_nested and expected.layout == ours.layout:
+            theirs, parts = expected.unbind(), ours.unbind()
+            if len(theirs) != len(parts):
+                return f"has {len(parts)} parts, and {len(theirs)} in the model"
+            return next((how for pair in zip(theirs, parts, strict=True) if (how := difference(*pair, near))), "")
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
     if type(expected) is not type(ours) or (isinstance(expected, ContainerShape) and expected != ours):
         return f"is {_kind(ours)}, and {_kind(expected)} in the model"
