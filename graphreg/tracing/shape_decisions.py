@@ -88,6 +88,36 @@ def decided_flag(value: Any, expected: bool, name: str) -> None:
 
 
 @has_side_effect
+def decided_layout(value: Any, expected: tuple[tuple[int, ...], bool], name: str) -> None:
+    """Raise unless an input lies in memory as it did when the model was traced, because the forward asks how a value lies there."""
+    (axes, dense), (axes_now, dense_now) = expected, layout_of(value)
+    both = set(axes) & set(axes_now)  # an axis of size 1 has no place in the order
+    if dense != dense_now or [a for a in axes if a in both] != [a for a in axes_now if a in both]:
+        raise OtherInputs(
+            f"the model's forward asks how a value lies in memory (is_contiguous or stride). The strides of {name} are now "
+            f"{tuple(value.stride())}, in another order than when the model was traced. Give the call .contiguous() inputs, or regularize "
+            "with example_inputs that lie in memory as these do."
+        )
+
+
+def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
+    """Return the axes of a tensor, those of size 1 left out, in the order of their strides, and whether there are no gaps between them."""
+    sizes, strides = ([known(each) for each in numbers] for numbers in (tensor.shape, tensor.stride()))
+    axes = tuple(sorted((a for a, size in enumerate(sizes) if size != 1), key=lambda a: -strides[a]))
+    step = 1
+    for axis in reversed(axes):
+        if strides[axis] != step:
+            return axes, False
+        step *= sizes[axis]
+    return axes, True
+
+
+def known(size: Any) -> int:
+    """Return a size as a number; of a symbolic one, that of the example."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) and isinstance(size.node.hint, int) else size  # type: ignore[no-any-return]
+
+
+@has_side_effect
 def in_parts(value: Any, name: str) -> None:
     """Raise if a value is a tensor. The trace assumed a tuple, because the forward does nothing but index the value."""
     if isinstance(value, torch.Tensor):
@@ -97,7 +127,7 @@ def in_parts(value: Any, name: str) -> None:
         )
 
 
-DECISIONS = (decided, decided_kind, decided_flag, decided_count, decided_attribute)  # these raise OtherInputs
+DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute)  # these raise OtherInputs
 
 
 def decisions(graph: fx.Graph) -> list[str]:
@@ -105,6 +135,7 @@ def decisions(graph: fx.Graph) -> list[str]:
     lines = []
     reasons = {
         decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients",
+        decided_layout: "how the example lies in memory",
         decided_attribute: "the attributes of the types it was traced with",
     }  # fmt: skip
     for target, what in reasons.items():

@@ -581,3 +581,28 @@ def test_a_call_that_fails_within_a_vmap_leaves_no_level() -> None:
         module(torch.randn(5, 4))
     assert maybe_current_level() is None
     torch.rand(2)
+
+
+class AsksLayout(nn.Module):
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.l, self.ask = nn.Linear(4, 3), ask
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.l(x) * int(self.ask(y))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ask", [lambda y: y.is_contiguous(), lambda y: y.stride(1) == 1], ids=["is_contiguous", "stride"])
+def test_a_question_how_an_input_lies_in_memory(ask: Callable[[Tensor], Any]) -> None:
+    """Inputs of other sizes are right, also of size 1; inputs with other strides are refused, or traced in place."""
+    model, x, y = AsksLayout(ask), torch.randn(5, 4), torch.randn(5, 7)
+    module = stripped(model, (x, y))
+    run = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for n in (5, 3, 6, 1):
+        assert torch.equal(module(x[:n], y[:n]), model(x[:n], y[:n])) and torch.equal(run(x[:n], y[:n]), model(x[:n], y[:n]))
+    other = torch.randn(7, 5).t()
+    with pytest.raises(GraphRegError, match=r"The strides of y are now \(1, 5\)"):
+        module(x, other)
+    placed = graphreg.regularize_(copy.deepcopy(model), front_end="export", weight_l2=0.1, scale=1)
+    for each in (y, other, y):
+        assert torch.equal(placed(x, each), model(x, each))

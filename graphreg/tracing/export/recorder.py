@@ -213,6 +213,8 @@ class Recorder(TorchFunctionMode):
                 raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
+            if func.__name__ in ("is_contiguous", "stride") and not called_by_foreign_code():
+                self.record.asks_layout = True
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
     def _record_size_reads(self, names: list[str], args: Any) -> None:

@@ -38,7 +38,7 @@ from graphreg.ir import (
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
-from graphreg.tracing.shape_decisions import decided_flag
+from graphreg.tracing.shape_decisions import decided_flag, decided_layout, layout_of
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
@@ -129,12 +129,16 @@ class Unlifter:
         return self.graph
 
     def _assert_flags(self) -> None:
-        """Make the graph assert ``requires_grad`` of the parameters for which the forward read it."""
+        """Make the graph assert ``requires_grad`` of parameters, and how inputs lie in memory, if the forward asked for it."""
         for name, expected in self.record.flags.items():
             read = self.graph.get_attr(name)
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
+        for node, _ in self.inputs.places if self.record.asks_layout else ():
+            if node.meta["val"].layout is torch.strided:
+                expected = layout_of(node.meta["val"])
+                label_site(self.graph.call_function(decided_layout, (node, expected, str(node))), "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
         """Find the submodules that must become opaque: an operator in them holds a graph of its own, or is one of ``OPAQUE_REASONS``."""
@@ -306,7 +310,7 @@ def _acts(node: fx.Node) -> bool:
     name = function_name(node)
     if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
-    return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
+    return is_in_place(node) or node.target in ASSERTIONS or node.target in (decided_flag, decided_layout) or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:
