@@ -92,7 +92,8 @@ def decided_layout(value: Any, expected: tuple[tuple[int, ...], bool], name: str
     """Raise unless an input lies in memory as it did when the model was traced, because the forward asks how a value lies there."""
     (axes, dense), (axes_now, dense_now) = expected, layout_of(value)
     both = set(axes) & set(axes_now)  # an axis of size 1 has no place in the order
-    if dense != dense_now or [a for a in axes if a in both] != [a for a in axes_now if a in both]:
+    contiguous, contiguous_now = dense and list(axes) == sorted(axes), dense_now and list(axes_now) == sorted(axes_now)
+    if (dense, contiguous) != (dense_now, contiguous_now) or [a for a in axes if a in both] != [a for a in axes_now if a in both]:
         raise OtherInputs(
             f"the model's forward asks how a value lies in memory (is_contiguous or stride). The strides of {name} are now "
             f"{tuple(value.stride())}, in another order than when the model was traced. Give the call .contiguous() inputs, or regularize "

@@ -603,6 +603,8 @@ def test_a_question_how_an_input_lies_in_memory(ask: Callable[[Tensor], Any]) ->
     other = torch.randn(7, 5).t()
     with pytest.raises(GraphRegError, match=r"The strides of y are now \(1, 5\)"):
         module(x, other)
+    with pytest.raises(GraphRegError, match="The strides of y are now"):  # the example is not contiguous, and this is
+        stripped(model, (x, other))(x[:1], other[:1])
     placed = graphreg.regularize_(copy.deepcopy(model), front_end="export", weight_l2=0.1, scale=1)
     for each in (y, other, y):
         assert torch.equal(placed(x, each), model(x, each))
