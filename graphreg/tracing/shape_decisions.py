@@ -115,7 +115,7 @@ def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
 
 def known(size: Any) -> int:
     """Return a size as a number; of a symbolic one, that of the example."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) and isinstance(size.node.hint, int) else size  # type: ignore[no-any-return]
+    return int(size.node.hint) if isinstance(size, torch.SymInt) and isinstance(size.node.hint, int) else size
 
 
 @has_side_effect

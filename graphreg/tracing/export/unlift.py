@@ -135,10 +135,9 @@ class Unlifter:
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
-        for node, _ in self.inputs.places if self.record.asks_layout else ():
+        for node, _ in self.inputs.places if self.record.asks_layout and self.inputs is not None else ():
             if node.meta["val"].layout is torch.strided:
-                expected = layout_of(node.meta["val"])
-                label_site(self.graph.call_function(decided_layout, (node, expected, str(node))), "")
+                label_site(self.graph.call_function(decided_layout, (node, layout_of(node.meta["val"]), str(node))), "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
         """Find the submodules that must become opaque: an operator in them holds a graph of its own, or is one of ``OPAQUE_REASONS``."""
