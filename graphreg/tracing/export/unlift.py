@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate
 
 from graphreg.ir import (
     ASSERTIONS,
@@ -36,6 +36,7 @@ from graphreg.ir import (
     scope_of,
 )
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
+from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided_flag
@@ -224,7 +225,13 @@ class Unlifter:
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
         """Return the arguments of torch.export's node, with nodes of ``graph`` in place of torch.export's nodes."""
         scope = self.record.calls[str(node.args[0])].scope if node.target is RECORDED_OP else self._scope(node)
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._named(n, scope))
+
+        def written(leaf: Any) -> Any:
+            if isinstance(leaf, fx.Node):
+                return self._named(leaf, scope)
+            return leaf if (plain := plain_value(leaf)) is None else plain
+
+        args, kwargs = map_aggregate((node.args, node.kwargs), written)  # type: ignore[misc,arg-type]
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
