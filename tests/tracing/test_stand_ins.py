@@ -427,6 +427,16 @@ def test_defaults_and_numbers_that_code_cannot_write(way: Any) -> None:
         assert torch.equal(model(*call).output, made(print, TensorDefaults)(*call))
 
 
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_a_question_about_the_layout_is_asserted(front_end: Any) -> None:
+    model = made(lambda m, x: (h := m.layer(x).t().contiguous().t()) * (2 if x.is_contiguous() and not h.is_contiguous() else 3))
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X[:, :4].clone(), front_end=front_end).eval()
+    x = torch.randn(5, 4)
+    assert torch.equal(module(x).output, model(x))
+    with pytest.raises(GraphRegError, match="the model decides something"):
+        module(torch.randn(4, 5).t())
+
+
 @pytest.mark.parametrize("index", [slice(-1, 1), slice(None, -1), (slice(-1, 1), slice(-2, None))])
 def test_a_batch_of_one_of_which_export_allows_no_other(index: Any) -> None:
     model, x = made(lambda m, x: m.layer(x[index].sum(0).repeat(2)[:4])), X[:1]

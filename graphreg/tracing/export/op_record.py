@@ -129,6 +129,7 @@ class OpRecord:
             them, torch.export makes no guard: it assumes that no variable size is 0 or 1, and takes the answer for certain.
         squeezed: Conditions on sizes (sympy expressions) that decide the shape of what a ``squeeze`` returns.
         flags: The ``requires_grad`` of each parameter for which the forward read it, by the parameter's name.
+        layouts: Each question ``is_contiguous`` of the model's code: the node of the tensor, further arguments, and the answer.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
@@ -143,6 +144,7 @@ class OpRecord:
     decisions: list[tuple[Any, bool]] = field(default_factory=list)
     squeezed: list[Any] = field(default_factory=list)
     flags: dict[str, bool] = field(default_factory=dict)
+    layouts: list[tuple[fx.Node, tuple[Any, ...], dict[str, Any], bool]] = field(default_factory=list)
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 

@@ -39,7 +39,7 @@ from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
-from graphreg.tracing.shape_decisions import decided_flag
+from graphreg.tracing.shape_decisions import decided, decided_flag
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
@@ -121,6 +121,7 @@ class Unlifter:
                 if made is not None:
                     add_label(made, Label(name, kind, ports, default, module=path))
         self._assert_flags()
+        self._assert_layouts()
         self.graph.output(self._value(self.record.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
@@ -136,6 +137,19 @@ class Unlifter:
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
+
+    def _assert_layouts(self) -> None:
+        """Make the graph assert whether a value is contiguous if the model's code asked for it."""
+        for node, args, kwargs, answer in self.record.layouts:
+            made = self._made.get(node.meta[AT]) if AT in node.meta else None
+            if made is None or node.meta[AT] in self._abandoned:
+                continue
+            after = made if made.op != "placeholder" else [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+            with self.graph.inserting_after(after):
+                asked = self.graph.call_method("is_contiguous", (made, *args), kwargs)
+            with self.graph.inserting_after(asked):
+                for each in (asked, self.graph.call_function(decided, (asked, answer))):
+                    label_site(each, "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
         """Find the submodules that must become opaque: an operator in them holds a graph of its own, or is one of ``OPAQUE_REASONS``."""
@@ -313,7 +327,7 @@ def _acts(node: fx.Node) -> bool:
     name = function_name(node)
     if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
-    return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
+    return is_in_place(node) or node.target in ASSERTIONS or node.target in (decided, decided_flag) or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:
