@@ -34,6 +34,7 @@ class CallStructures:
         digest: The digest of the trace from which the module was made (``digest``). A trace for another structure must have the same.
         front_end: The front end that made the trace.
         proves: Whether the graph is proved on the arguments of a call of another structure, before that is accepted.
+        defaults: The model's own defaults of specialized arguments that the example inputs carry, by name.
         assumed: Whether no example inputs were given, so that each required argument was assumed to be a tensor.
         accepted: The texts of the accepted structures.
         refused: The messages for structures that were traced on the side and refused, by text.
@@ -46,6 +47,7 @@ class CallStructures:
     digest: str
     front_end: str
     proves: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     assumed: bool = False
     accepted: dict[str, bool] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -73,7 +75,10 @@ class CallText:
         self.named = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
         self.defaults = {name: parameters[name].default for name in self.names if parameters[name].default is not _ABSENT}
         self.defaults.update({name: value for name, value in specialized.items() if name in self.names})
+        self.defaults.update(structures.defaults)
         self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
+        fixed = {name: value for name, value in self.defaults.items() if name not in self.inputs}
+        self.fixed = {name: f"{name}={contents_of(value, (), False)}" for name, value in fixed.items()}
         texts = [self.text(*self._call(given)) for given in structures.given]
         structures.accepted.update(dict.fromkeys(texts, True))
         self.first = texts[0]
@@ -87,9 +92,12 @@ class CallText:
         seen: Any = [] if torch.compiler.is_dynamo_compiling() else {}
         parts = []
         for i, name in enumerate(self.names):
+            if i >= len(args) and name not in kwargs and name in self.fixed:
+                parts.append(self.fixed[name])
+                continue
             value = args[i] if i < len(args) else kwargs[name] if name in kwargs else self.defaults.get(name, _ABSENT)
             if value is not _ABSENT:
-                parts.append(f"{name}={contents_of(value, (), True, seen, self._level if name in self.inputs else 0)}")
+                parts.append(f"{name}={contents_of(value, (), name in self.inputs, seen, self._level if name in self.inputs else 0)}")
         for i in range(len(self.names), len(args)):
             parts.append(f"*{i}={contents_of(args[i], (), True, seen, self._level)}")
         for name, value in kwargs.items():
@@ -133,7 +141,10 @@ class CallText:
         if len(args) > len(self.names):
             return False
         seen: set[int] = set()
-        return all(self._is_quick(value, self.loose and name in self.inputs, seen) for name, value in self.by_name(args, kwargs).items())
+        values = self.by_name(args, kwargs)
+        if any(value is not None and name in self.names and name not in self.inputs for name, value in values.items()):
+            return False
+        return all(self._is_quick(value, self.loose and name in self.inputs, seen) for name, value in values.items())
 
     def _is_quick(self, value: Any, loose: bool, seen: set[int]) -> bool:
         kind = type(value)

@@ -14,9 +14,9 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import ADDITION, CALLS, SITE
-from graphreg.torch_internals import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
+from graphreg.torch_internals import DEFAULT, OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
-CARRIED = (SITE, ADDITION, CALLS, "value")  # the entries of node.meta that are pickled
+CARRIED = (SITE, ADDITION, CALLS, DEFAULT, "value")  # the entries of node.meta that are pickled
 
 
 @dataclass(frozen=True)

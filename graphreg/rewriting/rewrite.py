@@ -5,6 +5,7 @@ Each node that it adds has an ``Addition`` in ``node.meta["graphreg"]``, with th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from graphreg.ir import (
     CallStructures,
     TensorKind,
     blank_like,
+    contents_of,
+    copied_contents,
     mark,
     record_calls,
     state_of,
@@ -113,7 +116,12 @@ def _structures(traced: Traced) -> CallStructures | None:
     structures = [dict(given)] if traced.shares else [dict(given), {name: unshared(value) for name, value in given.items()}]
     inputs = frozenset(name.lstrip("*") for name in names if name.lstrip("*") not in traced.specialized)
     proves = NOT_ASKED not in traced.unproved.values()
-    return CallStructures(structures, inputs, traced.front_end != "export", traced.digest, traced.front_end, proves, assumed)
+    defaults = {
+        name: copied_contents(each.default) for name, each in inspect.signature(traced.model.forward).parameters.items()
+        if name in traced.specialized and each.default is not each.empty and contents_of(each.default) != contents_of(given[name])
+    }  # fmt: skip
+    loose = traced.front_end != "export"
+    return CallStructures(structures, inputs, loose, traced.digest, traced.front_end, proves, defaults, assumed)
 
 
 def _device(rules: Rules) -> torch.device:

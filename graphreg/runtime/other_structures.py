@@ -96,6 +96,11 @@ def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any
             f"{fixed[0]} was {shown_contents(then[fixed[0]])} when the model was traced, and the graph is specialized to that. It has "
             f"other contents now, or is another object. Regularize the model once more, with this {fixed[0]} in the example_inputs. "
         )
+    elif fixed and fixed[0] in structures.defaults and contents_of(given[fixed[0]]) == contents_of(structures.defaults[fixed[0]]):
+        lead = (
+            f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced, and in this call it is its default, "
+            f"{shown_contents(given[fixed[0]])}. Give {fixed[0]} at each call, or leave it out of the example_inputs. "
+        )
     elif fixed:
         lead = (
             f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced. "

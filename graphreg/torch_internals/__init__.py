@@ -91,7 +91,7 @@ from graphreg.torch_internals.dynamo_marks import (
     skip_frame,
     without_importing_dynamo,
 )
-from graphreg.torch_internals.emitted_code import generate_forward
+from graphreg.torch_internals.emitted_code import DEFAULT, generate_forward
 from graphreg.torch_internals.export import (
     SOLVER_LOGGER,
     SPECIALIZED_LOGGER,
@@ -241,8 +241,8 @@ from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx
 from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
 
 __all__ = [
-    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH", "INDUCTOR",
-    "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER", "STATE_HOOKS",
+    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "DEFAULT", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH",
+    "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER", "STATE_HOOKS",
     "TENSOR_REGISTRIES", "VERSION", "WRAPPED_MODULE", "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall",
     "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack",
     "OpOverload", "OpOverloadPacket", "PipelineRun", "TorchDispatchMode", "add_inductor_options", "allow_in_graph", "asking_wrapper",

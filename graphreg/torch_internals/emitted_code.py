@@ -24,6 +24,7 @@ from graphreg.torch_internals.fx import Defining
 
 _PREPARE, _FORWARD = "graphreg_prepare", "graphreg_forward"  # names of globals of the code
 _LINES = 500  # how many lines are compiled together where a syntax error is looked for
+DEFAULT = "default"  # the key in ``node.meta`` of a placeholder for a default that code cannot write
 _DIGITS = str.maketrans("023456789", "1" * 9)
 
 
@@ -45,7 +46,9 @@ def generate_forward(module: fx.GraphModule) -> PythonCode:
     python_code = graph.python_code("self")
     names = ("_lineno_map", "_prologue_start")
     vars(module).update(_code=python_code.src, **{name: getattr(python_code, name) for name in names if hasattr(python_code, name)})
-    type(module).forward = _compiled_later(python_code.src, python_code.globals, getattr(graph, "_co_fields", {}))
+    function = _compiled_later(python_code.src, python_code.globals, getattr(graph, "_co_fields", {}))
+    _give_defaults(function, graph, python_code.globals)
+    type(module).forward = function
     for child in module.children():
         if isinstance(child, fx.GraphModule):
             child.recompile()
@@ -82,6 +85,18 @@ def _compiled_later(source: str, names: dict[str, Any], fields: dict[str, Any]) 
 
     space.update({_PREPARE: prepare, _FORWARD: function})  # they stay, because Dynamo guards on the globals of code that it has traced
     return function  # type: ignore[no-any-return]
+
+
+def _give_defaults(function: Any, graph: fx.Graph, names: dict[str, Any]) -> None:
+    """Give a function the defaults that its code cannot write, and add them to ``names``."""
+    kept = {str(node.target): node.meta[DEFAULT] for node in graph.nodes if node.op == "placeholder" and DEFAULT in node.meta}
+    if not kept:
+        return
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    last = positional[len(positional) - len(defaults) :]
+    function.__defaults__ = tuple(kept.get(name, default) for name, default in zip(last, defaults, strict=True))
+    names.update({f"graphreg_default_{name}": default for name, default in kept.items()})
 
 
 def _divided(source: str) -> tuple[str, str, str]:

@@ -1,11 +1,16 @@
-"""The defaults of a forward's arguments, as the graph's code has them."""
+"""The defaults of a forward's arguments, and numbers, as the graph's code has them."""
 
 from __future__ import annotations
 
 import inspect
+from enum import Enum
+from numbers import Number
 from typing import Any
 
 import torch
+from torch import fx
+
+from graphreg.torch_internals import DEFAULT
 
 _WITH_TEXT = (float, int, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -13,18 +18,37 @@ _WITH_TEXT = (float, int, bool, complex, str, bytes, type(None), torch.dtype, to
 def placeholder_default(parameter: inspect.Parameter) -> tuple[Any, ...]:
     """Return the default of a placeholder, as the arguments of its node: none if the parameter has no default.
 
-    The emitted code must write it as text, and a function or an object has none. Such a default becomes None. It is only for show: the
-    argument is specialized, so that a call without it means the value that the graph was made for.
+    The emitted code must write it as text, and a tensor, a function or an object has none. Such a default becomes None. That is only for
+    show: an argument whose default is a tensor gets it from ``keep_default``, and the others are specialized.
     """
     if parameter.default is parameter.empty:
         return ()
     return (parameter.default if _has_text(parameter.default) else None,)
 
 
+def keep_default(placeholder: fx.Node, parameter: inspect.Parameter) -> None:
+    """Note a default that is a tensor at the placeholder, from where the forward gets it when its code is generated."""
+    if isinstance(parameter.default, torch.Tensor):
+        placeholder.meta[DEFAULT] = parameter.default
+
+
+def plain_value(value: Any) -> Any:
+    """Return what a number or string of a class of its own, such as one of numpy, is to an operation; None for any other value.
+
+    The code of a graph writes values as ``repr`` does, and for such a value that may be a name that the code does not know.
+    """
+    if isinstance(value, Enum):
+        return None
+    if type(value).__module__ == "numpy" and isinstance(value, Number):
+        return value.item()  # type: ignore[attr-defined]
+    plain = next((kind for kind in (int, float, complex, str) if isinstance(value, kind) and type(value) not in (kind, bool)), None)
+    return None if plain is None else getattr(plain, f"__{plain.__name__}__")(value)
+
+
 def _has_text(value: Any) -> bool:
-    """Return whether the code of a graph can have a value as a default: plain data, and tuples, lists and dicts of it, or a tensor."""
+    """Return whether the code of a graph can have a value as a default: plain data, and tuples, lists and dicts of it."""
     if type(value) in (tuple, list):
         return all(map(_has_text, value))
     if type(value) is dict:
         return all(map(_has_text, value)) and all(map(_has_text, value.values()))
-    return type(value) in _WITH_TEXT or isinstance(value, torch.Tensor)
+    return type(value) in _WITH_TEXT

@@ -14,6 +14,7 @@ from graphreg.errors import TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
 from graphreg.tracing.global_queries import needs_gradients
+from graphreg.tracing.proof.copies import copied_call
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -92,7 +93,8 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
         twin.__dict__.update(constants)
         try:
             with torch.set_grad_enabled(grad):
-                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
+                args, kwargs = copied_call(call, {})
+                twin(*args, **kwargs)
             return twin
         except Exception as error:
             first = first or error
@@ -122,7 +124,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
 def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
     """Run a graph on real tensors, with ``twin``, a copy of the model, and write ``node.meta["value"]``."""
     try:
-        _ShapeRecorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
+        _ShapeRecorder(twin, graph).run(*copied_call((tuple(values), {}), {})[0], enable_io_processing=False)
     except Exception as error:
         raise TraceError(
             f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "

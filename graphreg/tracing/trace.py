@@ -230,9 +230,10 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     bound = bind(model, call)
     specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
+    call = _with_defaults(model, call, specialized) if call else None
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
     copies = dict[int, Any]()
-    kept = {name: copied_contents(value, copies, is_data=True) for name, value in {**specialized, **bound}.items()}
+    kept = {name: copied_contents(value, copies, is_data=name not in specialized) for name, value in {**specialized, **bound}.items()}
     try:
         traced = _trace_from(model, front_end, specialized, bound, call, proving)
     except TraceError:  # perhaps because of such a change
@@ -420,6 +421,19 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
+def _with_defaults(model: nn.Module, call: Arguments, specialized: Mapping[str, Any]) -> Arguments:
+    """Return a call with the tensors that are defaults: they are inputs of the graph, so the example inputs must have them."""
+    bound = inspect.signature(model.forward).bind(*call[0], **call[1])
+    given = set(bound.arguments)
+    bound.apply_defaults()
+    added = {name for name, value in bound.arguments.items() if name not in given and isinstance(value, torch.Tensor)}
+    if not added - specialized.keys():
+        return call
+    for name in bound.arguments.keys() - given - added:
+        del bound.arguments[name]
+    return bound.args, bound.kwargs
+
+
 def check_model(model: object) -> None:
     """Raise TraceError if ``model`` cannot be traced, for example because it is wrapped, compiled, sharded or rewritten already."""
     if not isinstance(model, nn.Module):
@@ -486,14 +500,16 @@ def _is_data(value: Any) -> bool:
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the specialized arguments by name, with their values.
 
-    With an example, these are the arguments whose values, given or default, are no data (``_is_data``), and those that the example leaves
-    out and whose default is an empty container. Without one, they are the optional
-    arguments, at their defaults. During the trace they are no proxies: a proxy instead of None would silently lead into the wrong branch.
+    With an example, these are the arguments whose values are no data (``_is_data``), and those that the example leaves out and whose
+    default is no tensor. Without one, they are the optional arguments whose default is no tensor, at their defaults. During the trace they
+    are no proxies: a proxy instead of None would silently lead into the wrong branch.
     For a GraphModule, they are the arguments that were specialized when graphreg made the module.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)
     if bound is not None:
         left_out = {name for name, each in inspect.signature(model.forward).parameters.items() if bound[name] is each.default}
-        return {name: value for name, value in bound.items() if not _is_data(value) or (name in left_out and _is_empty(value))}
-    return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
+        fixed = {name for name in left_out if not isinstance(bound[name], torch.Tensor)}
+        return {name: value for name, value in bound.items() if name in fixed or not _is_data(value)}
+    optional = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
+    return {name: default for name, default in optional.items() if not isinstance(default, torch.Tensor)}

@@ -78,7 +78,8 @@ def _changed(program: Program, text: str, how: str, rng: random.Random) -> Chang
         layer = rng.choice(layers)
         head = head.replace(layer[0], f"        self.{layer[1]} = Wrap({layer[2]})")
         before = before.replace("import Both, Pair", "import Both, Pair, Wrap")
-        made = before + marker + head + forward + body
+        named = re.sub(rf"'{layer[1]}\.(weight|bias)'", rf"'{layer[1]}.inner.\1'", body)  # by its path, as where it is frozen
+        made = before + marker + head + forward + named
         return Change(made, rf"{layer[1]}\.inner(_\d+)?", renamed=(f"{layer[1]}.", f"{layer[1]}.inner."))
     if not places:
         raise Discarded("no statement")

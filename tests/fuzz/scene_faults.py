@@ -48,7 +48,7 @@ def a_stand_in_that_is_no_tensor() -> Iterator[None]:
 
 @scene_fault("asks")
 def a_length_one_too_large() -> Iterator[None]:
-    with unproved(), patched("tracing.symbolic.proxies:Value", "__len__", lambda was: lambda self: was(self) + 1):
+    with unproved(), patched("tracing.shape_decisions:DecisionTracer", "length", lambda was: lambda self, value: was(self, value) + 1):
         yield
 
 

@@ -143,6 +143,12 @@ CASES: dict[str, tuple[type[Net], Callable[..., Any], list[tuple[str, Call]]]] =
     "a slice": (Optional, lambda h, k, n: h[:, k], [("", (X, slice(2))), ("", (X, slice(2))), ("!", (X, slice(3)))]),
     "a text": (Optional, lambda h, k, n: h * len(k), [("", (X, Text("ab"))), ("!", (X, Text("abc")))]),
     "what nobody reads": (Optional, lambda h, k, n: h, [("", (X, Y)), ("", (X,)), ("", (X, "a"))]),
+    "a number that is left out": (Optional, lambda h, k, n: h * n, [("", (X, None, 2.0)), ("!", (X,)), ("!", (X, None, 1.0))]),
+    "a default for None": (Optional, lambda h, k, n: h if n is None else h * n, [("", (X, None, None)), ("!", (X,))]),
+    "None for an object": (Optional, lambda h, k, n: h * (2 if k else 3), [("", (X, Text("ab"))), ("!", (X,)), ("", (X, Text("ab")))]),
+    "a flag that is left out, and nobody reads": (Optional, lambda h, k, n: h, [("", (X, True)), ("", (X,)), ("", (X, None, 3.0))]),
+    "a class that cannot be copied": (Two, lambda h, x, y: h + (2 if type(y) is Tensor else 3),
+        [("", (X, Y.as_subclass(Sub))), ("!", (X, Y))]),
     "another dtype": (Two, lambda h, x, y: h.to(y.dtype) * y, [("", (X, Y)), ("", (X, Y.double()))]),
 }  # fmt: skip
 

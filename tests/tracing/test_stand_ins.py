@@ -10,6 +10,7 @@ import collections
 import functools
 import logging
 import operator
+import pickle
 import sys
 import typing
 from collections.abc import Callable
@@ -393,6 +394,47 @@ def test_defaults_that_are_empty_or_functions(front_end: Any) -> None:
         for other in ({"act": torch.tanh}, {"extra": {"a": 1}}):
             with pytest.raises(GraphRegError, match=r"was (specialized to )?.* when the model was traced"):
                 module(X, **other)
+
+
+class Kind(float):
+    pass
+
+
+OTHER = torch.arange(4.0)
+
+
+class TensorDefaults(Model):
+    def forward(self, x: Any, t: Any = torch.ones(4), n: Any = numpy.float64(2.0), pair: Any = (X[1], 2.0), *, last: Any = X[2]) -> Any:  # noqa: B008
+        return (self.layer(x) + t * pair[0] * pair[1]) * n * numpy.float32(0.5) * Kind(3.0) + last
+
+
+@pytest.mark.parametrize("way", ["symbolic", "export", "without inputs"])
+def test_defaults_and_numbers_that_code_cannot_write(way: Any) -> None:
+    model = made(print, TensorDefaults)
+    options: dict[str, Any] = {} if way == "without inputs" else {"example_inputs": X, "front_end": way}
+    module = graphreg.regularize(model, weight_l2=0.1, **options).eval()
+    copied = pickle.loads(pickle.dumps(module))
+    for each in (module, copied, torch.compile(module, backend="eager")):
+        assert torch.equal(each(X).output, model(X))
+        assert torch.equal(each(X, OTHER).output, model(X, OTHER))
+    assert torch.equal(module(X, last=X[0]).output, model(X, last=X[0]))
+    with pytest.raises(GraphRegError, match="arguments of this call have the structure"):
+        module(X, pair=(OTHER, 3.0))
+    model.train()
+    assert torch.equal(made(print, TensorDefaults)(X), model(X))
+    graphreg.regularize_(model, weight_l2=0.1, penalties="return")
+    for call in ((X,), (X, OTHER), (X,)):
+        assert torch.equal(model(*call).output, made(print, TensorDefaults)(*call))
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_a_question_about_the_layout_is_asserted(front_end: Any) -> None:
+    model = made(lambda m, x: (h := m.layer(x).t().contiguous().t()) * (2 if x.is_contiguous() and not h.is_contiguous() else 3))
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X[:, :4].clone(), front_end=front_end).eval()
+    x = torch.randn(5, 4)
+    assert torch.equal(module(x).output, model(x))
+    with pytest.raises(GraphRegError, match="the model decides something"):
+        module(torch.randn(4, 5).t())
 
 
 @pytest.mark.parametrize("index", [slice(-1, 1), slice(None, -1), (slice(-1, 1), slice(-2, None))])

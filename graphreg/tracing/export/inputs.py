@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.ir import Assert, Label, Place, assert_sizes, has_keys, label_site, specialized_to
-from graphreg.tracing.defaults import placeholder_default
+from graphreg.tracing.defaults import keep_default, placeholder_default
 from graphreg.tracing.export.conditions import Conditions
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
 
@@ -50,6 +50,7 @@ class Inputs:
         for name, parameter in signature.parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             placeholders[name] = graph.create_node("placeholder", star + name, placeholder_default(parameter))
+            keep_default(placeholders[name], parameter)
             label(placeholders[name])
         for name, parameter in signature.parameters.items():
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -129,7 +129,8 @@ class OpRecord:
             them, torch.export makes no guard: it assumes that no variable size is 0 or 1, and takes the answer for certain.
         squeezed: Conditions on sizes (sympy expressions) that decide the shape of what a ``squeeze`` returns.
         flags: The ``requires_grad`` of each parameter for which the forward read it, by the parameter's name.
-        asks_layout: Whether the forward asked how a value lies in memory (``is_contiguous``, ``stride``).
+        asks_layout: Whether the forward asked how a value lies in memory (``stride``).
+        layouts: Each question ``is_contiguous`` of the model's code: the node of the tensor, further arguments, and the answer.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
@@ -145,6 +146,7 @@ class OpRecord:
     squeezed: list[Any] = field(default_factory=list)
     flags: dict[str, bool] = field(default_factory=dict)
     asks_layout: bool = False
+    layouts: list[tuple[fx.Node, tuple[Any, ...], dict[str, Any], bool]] = field(default_factory=list)
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 

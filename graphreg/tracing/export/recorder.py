@@ -213,7 +213,9 @@ class Recorder(TorchFunctionMode):
                 raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
-            if func.__name__ in ("is_contiguous", "stride") and not called_by_foreign_code():
+            if func is Tensor.is_contiguous and not called_by_foreign_code():
+                return self._layout(args, kwargs or {})
+            if func is Tensor.stride and not called_by_foreign_code():
                 self.record.asks_layout = True
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
@@ -229,6 +231,13 @@ class Recorder(TorchFunctionMode):
         if name is None:
             raise KeepOpaque("it reads requires_grad of a value, which depends on the call")
         self.record.flags[name] = bool(tensor.requires_grad)
+
+    def _layout(self, args: Any, kwargs: Any) -> bool:
+        """Answer ``is_contiguous``, and record the answer, so that the graph asserts it."""
+        answer = bool(Tensor.is_contiguous(*args, **kwargs))
+        if (proxy := proxy_of(args[0], self._tracer)) is not None:
+            self.record.layouts.append((proxy.node, tuple(args[1:]), dict(kwargs), answer))
+        return answer
 
     def function(self, func: Callable[..., Any], by_operator: bool, *args: Any, **kwargs: Any) -> Any:
         """Call a function of torch, and record it as one operation where possible."""

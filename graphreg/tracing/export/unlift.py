@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate
 
 from graphreg.ir import (
     ASSERTIONS,
@@ -36,9 +36,10 @@ from graphreg.ir import (
     scope_of,
 )
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
+from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
-from graphreg.tracing.shape_decisions import decided_flag, decided_layout, layout_of
+from graphreg.tracing.shape_decisions import decided, decided_flag, decided_layout, layout_of
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
@@ -120,6 +121,7 @@ class Unlifter:
                 if made is not None:
                     add_label(made, Label(name, kind, ports, default, module=path))
         self._assert_flags()
+        self._assert_layouts()
         self.graph.output(self._value(self.record.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
@@ -138,6 +140,19 @@ class Unlifter:
         for node, _ in self.inputs.places if self.record.asks_layout and self.inputs is not None else ():
             if node.meta["val"].layout is torch.strided:
                 label_site(self.graph.call_function(decided_layout, (node, layout_of(node.meta["val"]), str(node))), "")
+
+    def _assert_layouts(self) -> None:
+        """Make the graph assert whether a value is contiguous if the model's code asked for it."""
+        for node, args, kwargs, answer in self.record.layouts:
+            made = self._made.get(node.meta[AT]) if AT in node.meta else None
+            if made is None or node.meta[AT] in self._abandoned:
+                continue
+            after = made if made.op != "placeholder" else [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+            with self.graph.inserting_after(after):
+                asked = self.graph.call_method("is_contiguous", (made, *args), kwargs)
+            with self.graph.inserting_after(asked):
+                for each in (asked, self.graph.call_function(decided, (asked, answer))):
+                    label_site(each, "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
         """Find the submodules that must become opaque: an operator in them holds a graph of its own, or is one of ``OPAQUE_REASONS``."""
@@ -227,7 +242,13 @@ class Unlifter:
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
         """Return the arguments of torch.export's node, with nodes of ``graph`` in place of torch.export's nodes."""
         scope = self.record.calls[str(node.args[0])].scope if node.target is RECORDED_OP else self._scope(node)
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._named(n, scope))
+
+        def written(leaf: Any) -> Any:
+            if isinstance(leaf, fx.Node):
+                return self._named(leaf, scope)
+            return leaf if (plain := plain_value(leaf)) is None else plain
+
+        args, kwargs = map_aggregate((node.args, node.kwargs), written)  # type: ignore[misc,arg-type]
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
@@ -309,7 +330,8 @@ def _acts(node: fx.Node) -> bool:
     name = function_name(node)
     if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
-    return is_in_place(node) or node.target in ASSERTIONS or node.target in (decided_flag, decided_layout) or name.startswith("_assert")
+    asserts = node.target in (decided, decided_flag, decided_layout, *ASSERTIONS)
+    return is_in_place(node) or asserts or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:

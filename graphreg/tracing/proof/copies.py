@@ -37,10 +37,14 @@ def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
     if tensor.is_nested:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
     if _storage(tensor) is None or tensor.is_quantized:
-        try:
+        with suppress(Exception):
             return copy.deepcopy(tensor.detach() if type(tensor) is Tensor else tensor, memo)
-        except Exception:  # a tensor of a class that cannot be copied: both runs get the original
-            return tensor
+        with suppress(Exception):  # a class without ``new_empty``
+            clone = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            if type(clone) is type(tensor):
+                clone.__dict__.update(tensor.__dict__)
+                return clone
+        return tensor  # a tensor of a class that cannot be copied: both runs get the original
     plain = tensor.detach()
     if shares:
         new: Tensor = copy.deepcopy(plain, memo)

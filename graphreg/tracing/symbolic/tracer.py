@@ -47,7 +47,7 @@ from graphreg.torch_internals import (
     take_as_one,
 )
 from graphreg.tracing.checkpoints import CHECKPOINTS
-from graphreg.tracing.defaults import placeholder_default
+from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
@@ -199,6 +199,7 @@ class SiteTracer(DecisionTracer):
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             proxy = self.create_proxy("placeholder", star + name, placeholder_default(parameter), {})
+            keep_default(proxy.node, parameter)
             if star:
                 variadic[len(values)] = star
             example = self.examples.get(name, {} if star == "**" else None)
@@ -314,6 +315,8 @@ class SiteTracer(DecisionTracer):
             return tuple(map(self.create_arg, a))
         if kind is dict and not a:
             return {}
+        if (written := plain_value(a)) is not None:
+            return written
         # torch.fx would turn an OrderedDict into a plain dict; here the graph makes an object of the model's own type.
         if (construction := building(a)) is not None:
             target, args, kwargs = construction
