@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError
-from graphreg.torch_internals import CALL_HOOKS
+from graphreg.torch_internals import CALL_HOOKS, disable
 
 _KNOWN = "_known_parameters"
 
@@ -41,6 +41,7 @@ def _nothing() -> None:
     """Return what a copy has in place of a ``_Known``."""
 
 
+@disable()
 def require_same_parameters(module: nn.Module, rules: nn.Module) -> None:
     """Raise GraphRegError if parameters that regularizers act on were tied, untied or removed since the module was made.
 
@@ -64,7 +65,7 @@ def require_same_parameters(module: nn.Module, rules: nn.Module) -> None:
                 f"of which regularizers would act on {names[0]} alone. Tie them again, or regularize the model once more."
             )
         for each in ids:
-            if each in owner:
+            if owner.get(each, names[0]) != names[0]:  # several regularizers may act on one parameter
                 raise GraphRegError(
                     f"{owner[each]} and {names[0]} are one tied parameter now, and were two when the model was regularized: penalties "
                     "would count it twice. Tie parameters before graphreg.regularize, or regularize the model once more."

@@ -69,8 +69,8 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
     if home.startswith(_TRACERS):
         return
     plain = reads_attribute(frame)  # and no function such as hasattr
-    if name in _OF_TENSORS and plain and not is_guarded(frame):
-        return
+    if plain and not is_guarded(frame) and (name in _OF_TENSORS or not is_caught(frame, by_with=True)):
+        return  # nothing is decided: where the value has no such attribute, the graph raises as the model does
     kind = _certain_class(value)
     if kind is not None:
         if not _class_has(kind, name):
