@@ -31,11 +31,13 @@ from graphreg.ir import ORIGINAL, PREFIX
 from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of
 from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_foreign_name
 
+_Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 _registries_of = operator.itemgetter(*_REGISTRIES)
 _FUNCTION = ("__code__", "__defaults__", "__kwdefaults__")
 _parts_of_function = operator.attrgetter(*_FUNCTION)
 _parts_of_partial = operator.attrgetter("func", "args", "keywords")
+_factory_of: _Getter = defaultdict.__dict__["default_factory"].__get__
 _flat = itertools.chain.from_iterable
 _has_none_of: Callable[[Any, frozenset[str]], bool] = type({}.keys()).isdisjoint  # type: ignore[assignment]
 _FORWARD = "forward"
@@ -49,7 +51,6 @@ _LARGE = 1 << 16
 _GUARDS = 4  # for each set of tensors: a guard holds in one kind of autocast, and for one choice of frozen parameters
 _ABSENT = object()
 _OF_OBJECTS = frozenset(dir(object))
-_Getter = Callable[[Any], Any]
 
 
 class Fingerprint:
@@ -384,6 +385,8 @@ class _Watch:
             self._add_contents(name, object.__getattribute__(value, "__dict__"))
         elif issubclass(kind, _CONTAINERS):
             self._add_contents(name, value)
+        if issubclass(kind, defaultdict):
+            self._single(_factory_of, value, f"the default_factory of {name}")
         if not self._reads.knows(value):
             return
         if kind not in _CONTAINERS and not is_foreign_class(kind):
