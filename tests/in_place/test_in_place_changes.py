@@ -484,3 +484,22 @@ def test_what_the_forward_assigns_is_named(regularize: Any, monkeypatch: pytest.
         model.eval()(X)  # assigns both
         model.train()(X)
         assert graphs(model) == 1 and model.n == 1
+
+
+class Collects(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.seen, self.table, self.kept = list[int](), dict[str, Tensor](), {"a": [0]}, types.SimpleNamespace(count=0)
+
+    def forward(self, x: Tensor) -> Any:
+        self.sizes.append(len(x))
+        self.seen["last"] = x.detach()
+        self.table["a"].append(1)
+        self.kept.count += 1
+        return self.last(x)
+
+
+def test_what_the_forward_puts_into_containers_is_named() -> None:
+    model = graphreg.regularize_(Collects(), weight_l2=0.1, example_inputs=X)
+    assert "not assigned: table, kept.count, sizes, seen. The forward assigns this, and the graph does not" in str(graphreg.report(model))
+    assert (model.sizes, model.seen, model.table, model.kept.count) == ([], {}, {"a": [0]}, 0)
