@@ -359,7 +359,7 @@ CHANGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
             "net.lin{n}._forward_hooks.clear()",
             "net.register_forward_pre_hook(lambda m, given, more: None, with_kwargs=True)",
             # with penalties="return" the model returns a pair
-            "net.register_forward_hook(lambda m, given, out: (out[0] * 3.0, out[1]) if type(out) is tuple else out * 3.0)",
+            "net.register_forward_hook(lambda m, given, out: (out[0] * 3.0, out[1]) if isinstance(out, tuple) else out * 3.0)",
         ),
     ),
     (
