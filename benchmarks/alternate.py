@@ -1,6 +1,7 @@
 """Variants in processes of their own that take turns, so that none measures what another left behind: caches, memory, compiled code.
 
 A variant is a list of arguments for a function that builds it and returns ``(step, facts)``: what is timed, and a dict of plain facts.
+A step may return a float, the seconds that it took by its own clock.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Series:
 class Worker:
     """A process that has built a variant, and runs a step of it when it is told to."""
 
-    def __init__(self, function: str, arguments: Sequence[Any], threads: int) -> None:
+    def __init__(self, function: str, arguments: Sequence[Any], threads: int, path: str = "") -> None:
         call = f"import alternate; alternate.work({function!r}, {json.dumps(arguments)!r}, {threads})"
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(HERE)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, (path, str(HERE))))}
         self.process = subprocess.Popen(
             [sys.executable, "-c", call], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -76,21 +77,29 @@ def work(function: str, arguments: str, threads: int) -> None:
     print(json.dumps(said), file=answers, flush=True)
     for _ in sys.stdin if "facts" in said else ():
         start = time.perf_counter()
-        step()
-        print(json.dumps(time.perf_counter() - start), file=answers, flush=True)
+        taken = step()
+        print(json.dumps(taken if isinstance(taken, float) else time.perf_counter() - start), file=answers, flush=True)
 
 
-def alternated(function: str, variants: Mapping[str, Sequence[Any]], rounds: int, sets: int = 1, threads: int = 1) -> dict[str, Series]:
+def alternated(
+    function: str,
+    variants: Mapping[str, Sequence[Any]],
+    rounds: int,
+    sets: int = 1,
+    threads: int = 1,
+    paths: Mapping[str, str] | None = None,
+) -> dict[str, Series]:
     """The series of each variant: ``sets`` times new processes, and in each ``rounds`` rounds in which every variant has its turn.
 
     The processes are started one after the other, and only one of them works at any moment.
+    ``paths``: for a variant, a folder with the graphreg that it imports.
     """
     found = {name: Series() for name in variants}
     for _ in range(sets):
         with ExitStack() as running:
             workers = dict[str, Worker]()
             for name, arguments in variants.items():
-                worker = running.enter_context(Worker(function, arguments, threads))
+                worker = running.enter_context(Worker(function, arguments, threads, (paths or {}).get(name, "")))
                 said = worker.told()
                 found[name].facts, found[name].error = said.get("facts", {}), said.get("error", "")
                 if not found[name].error:

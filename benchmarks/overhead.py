@@ -1,7 +1,12 @@
-"""What is not arithmetic: an eager call of a tiny net with three regularizers, and the start of a process; each with its goal."""
+"""What is not arithmetic: an eager call of a tiny net, noticing changes of a model in place, the start of a process; each with its goal.
+
+With ``--before FOLDER``, a checkout of an earlier version notices changes in turns with this one.
+"""
 
 from __future__ import annotations
 
+import argparse
+import gc
 import os
 import resource
 import statistics
@@ -11,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from alternate import alternated
 from page import arguments, chosen, row
 from torch import Tensor, nn
 
@@ -19,6 +25,7 @@ from workloads import L1, L2, RATE
 
 WIDTH, BATCH = 8, 16  # so small that nearly all the time is overhead
 GOAL = 60.0  # µs a call beyond by hand
+BURST = 20
 CALLS = 20  # a sample: one call is too short to time
 
 
@@ -124,14 +131,51 @@ def starts(rounds: int) -> None:
         print(row(name, *(f"{each:.2f}" for each in times), f"{ratio:.2f}", f"at most {goal}" if goal else "none"), flush=True)
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {"calls": lambda rounds, _: calls(rounds), "starts": lambda _, processes: starts(processes)}
+def bert() -> tuple[Callable[[], float], dict[str, int]]:
+    """A step that notices no change of a BERT of 12 layers, ``BURST`` times. It runs in a process of its own, also with 0.2."""
+    from transformers import BertConfig, BertModel  # noqa: PLC0415  # seconds, for this part alone
+
+    from graphreg.in_place.fingerprint import Fingerprint  # noqa: PLC0415
+
+    model = BertModel(BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=12, num_attention_heads=2, vocab_size=50))
+    graphreg.regularize_(model, hidden_dropout=RATE, example_inputs={"input_ids": torch.zeros(2, 8, dtype=torch.long)}, penalties="return")
+    (found,) = [each for each in gc.get_objects() if type(each) is Fingerprint]
+
+    def burst() -> float:
+        start = time.thread_time()
+        for _ in range(BURST):
+            found.same()
+        return time.thread_time() - start
+
+    return burst, {"modules": len([*model.modules()])}
+
+
+def noticing(rounds: int, before: str) -> None:
+    """Medians and minima of many short bursts, of two processes in turns: the machine is never quiet for long."""
+    variants = {"now": [], **({"before": []} if before else {})}
+    found = alternated("overhead:bert", variants, rounds, paths={"before": before})
+    modules = found["now"].facts["modules"]
+    print(f"Noticing changes of a BERT of {modules} modules in place, {rounds} bursts of {BURST}.\n")
+    print(row("µs a call", "median", "minimum", "goal"))
+    print(row(*["---"] * 4))
+    for name, series in found.items():
+        times = [each / BURST * 1e6 for each in series.seconds]
+        goal = f"at most {modules}" if name == "now" else "none"
+        print(row(name, f"{statistics.median(times):.0f}", f"{min(times):.0f}", goal), flush=True)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "calls": lambda options: calls(options.rounds),
+    "noticing": lambda options: noticing(options.rounds, options.before),
+    "starts": lambda options: starts(options.processes),
+}
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--rounds", 150), ("--processes", 5), ("--threads", 1), names=PARTS)
+    options = arguments(__doc__, ("--rounds", 150), ("--processes", 5), ("--threads", 1), ("--before", ""), names=PARTS)
     torch.set_num_threads(options.threads)
     for part in chosen(PARTS, options.only).values():
-        part(options.rounds, options.processes)
+        part(options)
         print()
 
 

@@ -24,11 +24,11 @@ def progress(what: str) -> None:
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
-def arguments(about: str | None, *numbers: tuple[str, int], names: Iterable[str], switches: Iterable[str] = ()) -> Any:
+def arguments(about: str | None, *numbers: tuple[str, int | str], names: Iterable[str], switches: Iterable[str] = ()) -> Any:
     """The options of one benchmark: its numbers, its switches, and ``--only`` names or globs, which must exist."""
     parser = argparse.ArgumentParser(description=about)
     for name, default in numbers:
-        parser.add_argument(name, type=int, default=default)
+        parser.add_argument(name, type=type(default), default=default)
     for name in switches:
         parser.add_argument(name, action="store_true")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB")

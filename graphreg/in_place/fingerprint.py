@@ -18,8 +18,8 @@ import operator
 import sys
 import types
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,18 +31,26 @@ from graphreg.ir import ORIGINAL, PREFIX
 from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of
 from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_foreign_name
 
+_Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 _registries_of = operator.itemgetter(*_REGISTRIES)
+_FUNCTION = ("__code__", "__defaults__", "__kwdefaults__")
+_parts_of_function = operator.attrgetter(*_FUNCTION)
+_parts_of_partial = operator.attrgetter("func", "args", "keywords")
+_factory_of: _Getter = defaultdict.__dict__["default_factory"].__get__
+_flat = itertools.chain.from_iterable
+_has_none_of: Callable[[Any, frozenset[str]], bool] = type({}.keys()).isdisjoint
 _FORWARD = "forward"
 _CHECKPOINTS = "gradient_checkpointing"  # always compared: torch's and transformers' own code reads it
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _EXACT = frozenset((bool, int, str, bytes, type(None)))  # of these, two values of one type are the same if they are equal
 _ARRAYS = (bytearray, array.array)
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_FIXED = (tuple, frozenset, torch.Size)  # whose items cannot change, so that their identity says enough
 _LARGE = 1 << 16
+_GUARDS = 4  # for each set of tensors: a guard holds in one kind of autocast, and for one choice of frozen parameters
 _ABSENT = object()
 _OF_OBJECTS = frozenset(dir(object))
-_Getter = Callable[[Any], Any]
 
 
 class Fingerprint:
@@ -100,19 +108,23 @@ class _Watch:
         self._numbers: dict[int, int] = {}  # the number of each registered tensor, by id: those that are tied have one number
         self._classes: dict[type, None] = {}
         self._waiting: deque[tuple[str, Any]] = deque()
-        self._singles: list[tuple[_Getter, Any]] = []  # getters of one object each, with their arguments
-        self._several: list[tuple[_Getter, Any]] = []  # getters of several objects each
+        # What ``holds`` compares: what these getters give now, one object or several, for each of their owners.
+        self._singles: defaultdict[_Getter, list[Any]] = defaultdict(list)
+        self._several: defaultdict[_Getter, list[Any]] = defaultdict(list)
+        self._getters: dict[tuple[Any, ...], _Getter] = {}  # by names, so that modules of one class share one getter
+        self._modules: list[nn.Module] = []
+        self._named: list[dict[str, Any]] = []  # the registries that are not empty
+        self._holding: list[Iterable[Any]] = []  # of those that hold tensors, views of their values
+        self._empty: list[dict[str, Any]] = []  # empty registries, and dicts of functions without attributes
         self._sized: list[Any] = []
-        self._empty_spaces: list[dict[str, Any]] = []  # dicts of functions without attributes
-        self._arrays: list[tuple[_Getter, Any, Any]] = []
-        self._free: list[tuple[Any, frozenset[str]]] = []  # the names in a dict, and names that it has not
+        self._equal: list[tuple[_Getter, Any, Any]] = []  # what a getter gives for its owner is compared with ==
+        self._spaces: list[Iterable[str]] = []  # views of the names in a dict
+        self._absent: list[frozenset[str]] = []  # for each of these, names that it has not
         self._tensors: list[Tensor] = []  # those outside of registries
 
-        modules = list(model.named_modules())
-        self._modules = [module for _, module in modules]
         code = reads.code
         self._mentioned = {_FORWARD} | code.mentioned | reads.names()
-        for path, module in modules:
+        for path, module in list(model.named_modules()):
             self._add_module(path, module, is_root=module is model)
         for space, names in code.variables.values():
             if not _is_installed(str(space.get("__file__", ""))):
@@ -131,70 +143,69 @@ class _Watch:
 
     def _note(self) -> None:
         """Note the present state: all that ``holds`` compares."""
-        self._spaces = [vars(module) for module in self._modules]
-        self._inner = self._spaces[1:]
-        self._several.append((operator.itemgetter(*_REGISTRIES[1:]), self._spaces[0]))
-        registries = self._registries()
-        self._registry_sizes = list(map(len, registries))
-        of_tensors = [False, True, True] * len(self._spaces)
-        self._filled = [*map(bool, registries)]
-        self._holding = [bool(registry) and tensors for registry, tensors in zip(registries, of_tensors, strict=True)]
-        self._parents = [bool(registry) and not tensors for registry, tensors in zip(registries, of_tensors, strict=True)]
         self._types = list(map(type, self._modules))
-        self._names = [*itertools.chain.from_iterable(itertools.compress(registries, self._filled))]
-        self._children = _values(itertools.compress(registries, self._parents))
-        self._registered = _values(itertools.compress(registries, self._holding))
-        self._ties = _ties(self._registered), _absent(self._registered)
-        self._distinct = [i for i, first in enumerate(self._ties[0]) if i == first and self._registered[i] is not None]
         self._sizes = list(map(len, self._sized))
-        self._forwards = [space.get(_FORWARD) for space in self._inner]
-        self._objects = self._objects_now()
+        self._names = [*_flat(self._named)]
+        self._objects = [*self._objects_now()]
+        self._registered = [*_flat(self._holding)]
+        self._ties = _ties(self._registered)
+        self._distinct = [i for i, first in enumerate(self._ties) if i == first and self._registered[i] is not None]
+        self._guarded = [self._registered[i] for i in self._distinct]
         self._forms = _forms(self._registered)
-        self._guard = tensor_guard([self._registered[i] for i in self._distinct])
+        self._guards: list[Callable[..., bool]] = []
+        self._add_guard()
         self._more_forms = _forms(self._tensors)
 
-    def _registries(self) -> list[dict[str, Any]]:
-        return [*itertools.chain.from_iterable(map(_registries_of, self._spaces))]
+    def _add_guard(self) -> None:
+        if len(self._guards) < _GUARDS and (guard := tensor_guard(self._guarded)) is not None:
+            self._guards.append(guard)
 
-    def _objects_now(self) -> list[Any]:
-        several = itertools.chain.from_iterable([get(owner) for get, owner in self._several])
-        return [*[get(owner) for get, owner in self._singles], *several]
+    def _objects_now(self) -> Iterator[Any]:
+        singles = _flat(map(map, self._singles, self._singles.values()))
+        several = _flat(_flat(map(map, self._several, self._several.values())))
+        return itertools.chain(singles, several)
 
     def holds(self) -> bool:
-        """Whether the model is still in this state. Each call runs this: the loops are comprehensions and C functions."""
+        """Whether the model is still in this state. Each call runs this: the loops are C functions, and none of them calls a method.
+
+        The registries of all modules are among the objects compared first. So the views of registries, which were made once, show what is
+        in the registries of now. Their sizes, names and values together are all that is in them; the names also show the order. An
+        attribute that was absent is still absent if the names of the module's dict contain none such.
+        """
         try:
-            registries = self._registries()
-            if any(self._empty_spaces) or list(map(len, self._sized)) != self._sizes or list(map(type, self._modules)) != self._types:
+            if any(self._empty) or list(map(len, self._sized)) != self._sizes or list(map(type, self._modules)) != self._types:
                 return False
-            if list(map(len, registries)) != self._registry_sizes:
+            if not self._same_objects() or [*_flat(self._named)] != self._names:
                 return False
-            if [*itertools.chain.from_iterable(itertools.compress(registries, self._filled))] != self._names:
-                return False
-            if not all(map(operator.is_, _values(itertools.compress(registries, self._parents)), self._children)):
-                return False
-            tensors = _values(itertools.compress(registries, self._holding))
-            if not all(map(operator.is_, tensors, self._registered)) and (_ties(tensors), _absent(tensors)) != self._ties:
-                return False
-            if (self._guard is None or not self._guard(*[tensors[i] for i in self._distinct])) and _forms(tensors) != self._forms:
+            if not all(map(_has_none_of, self._spaces, self._absent)) or not self._same_tensors([*_flat(self._holding)]):
                 return False
             if self._tensors and _forms(self._tensors) != self._more_forms:
                 return False
-            if not all(map(operator.is_, [space.get(_FORWARD) for space in self._inner], self._forwards)):
-                return False
-            if not self._same_objects(self._objects_now()):
-                return False
-            if not all([names.isdisjoint(absent) for names, absent in self._free]):  # noqa: C419  # a generator takes longer
-                return False
-            return all(get(owner) == then for get, owner, then in self._arrays)
+            return all([get(owner) == then for get, owner, then in self._equal])  # noqa: C419  # a generator takes longer
         except (LookupError, AttributeError, RuntimeError):  # something was deleted; or another thread is changing a container
             return False
 
-    def _same_objects(self, objects: list[Any]) -> bool:
-        """Whether these are the objects noted, or plain values equal to them. Such values are noted, to be the same next time."""
-        if len(objects) != len(self._objects):
-            return False
-        if all(map(operator.is_, objects, self._objects)):
+    def _same_tensors(self, tensors: list[Any]) -> bool:
+        """Whether the registered tensors are those noted, or others with the same ties and forms, which then are noted."""
+        if not all(map(operator.is_, tensors, self._registered)):
+            if _ties(tensors) != self._ties or _forms(tensors) != self._forms:
+                return False
+            self._registered, self._guarded = tensors, [tensors[i] for i in self._distinct]
             return True
+        guarded = self._guarded
+        if not any([guard(*guarded) for guard in self._guards]):  # noqa: C419  # as above
+            if _forms(tensors) != self._forms:
+                return False
+            self._add_guard()
+        return True
+
+    def _same_objects(self) -> bool:
+        """Whether these are the objects noted, or plain values equal to them. Such values are noted, to be the same next time."""
+        if all(map(operator.is_, self._objects_now(), self._objects)):
+            return True
+        objects = [*self._objects_now()]
+        if len(objects) != len(self._objects):  # another thread is changing a container
+            return False
         for i, (now, then) in enumerate(zip(objects, self._objects, strict=True)):
             if now is not then:
                 if not (_is_plain(now) and _is_plain(then) and _plain(now) == _plain(then)):
@@ -212,6 +223,7 @@ class _Watch:
         if id(module) in self._described:
             return
         self._described[id(module)] = module
+        self._watch_module(module, space)
         kind = _own_class(module)
         self._say(f"the class of {label}", id(kind))
         self._add_class(kind)
@@ -225,48 +237,65 @@ class _Watch:
                 self._say(f"parameters and buffers of {label}: {name}", (name, number, _form(tensor)))
         if not is_root:
             self._say(f"the forward of {label}", id(None if is_placed(module) else space.get(_FORWARD)))
-        self._add_attributes(module, space, OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}, {_CHECKPOINTS} & space.keys())
+            if _FORWARD in space:
+                self._singles[self._getter((_FORWARD,))].append(space)
+        left_out, absent = OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}, set() if is_root else {_FORWARD} - space.keys()
+        self._add_attributes(module, space, left_out, {_CHECKPOINTS} & space.keys(), absent)
 
-    def _add_attributes(self, owner: Any, space: dict[str, Any], left_out: frozenset[str], always: set[str]) -> None:
-        """Add those attributes of a module or an object that the trace read."""
+    def _watch_module(self, module: nn.Module, space: dict[str, Any]) -> None:
+        self._modules.append(module)
+        for registry in _registries_of(space):
+            (self._named if registry else self._empty).append(registry)
+            if registry:
+                self._sized.append(registry)
+                owners = self._several[iter] if registry is space["_modules"] else self._holding
+                owners.append(registry.values())
+
+    def _getter(self, names: tuple[Any, ...]) -> _Getter:
+        return self._getters.setdefault(names, operator.itemgetter(*names))
+
+    def _add_attributes(self, owner: Any, space: dict[str, Any], left_out: frozenset[str], always: set[str], never: set[str]) -> None:
+        """Add those attributes of a module or an object that the trace read.
+
+        ``always``: names that count as read. ``never``: names that are absent, and shall be noticed when they appear.
+        """
         read = self._reads.of(owner)
         names = (read | always) - left_out - {WHOLE}
         if WHOLE in read or _reads_by_itself(type(owner)):
-            self._several.append((functools.partial(_attribute_names, left_out), space))
-            shown = _attribute_names(left_out, space)
+            names_of = functools.partial(_attribute_names, left_out)
+            self._equal.append((names_of, space, shown := names_of(space)))
             self._say(f"attributes of {type(owner).__name__}", tuple(shown))
             names |= {*shown}
         # What the forward both reads and writes cannot change the graph, or the trace would have refused it. Only what it makes once, such
         # as a table, may be replaced by something else.
         counted = {name for name in self._reads.written(owner) & names if _is_plain(space.get(name))}
         names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
-        self._add_items(space, sorted(names & space.keys()))
+        self._add_items(space, sorted(names & space.keys()), _REGISTRIES if issubclass(type(owner), nn.Module) else ())
         slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
         for name, slot in sorted(slots.items()):
             self._single(functools.partial(_of_slot, slot), owner, f"values of {name!r}")
-        if absent := names - space.keys() - slots.keys():
-            self._free.append((space.keys(), absent))
+        absent = names - space.keys() - slots.keys()
+        if absent or never:
+            self._spaces.append(space.keys())
+            self._absent.append(absent | never)
+        if absent:
             self._say(f"values of {min(absent)!r}", tuple(sorted(absent)))
 
-    def _add_items(self, space: Any, names: Iterable[Any]) -> None:
-        """Add items of a dict."""
-        names = list(names)
-        if len(names) == 1:
-            self._singles.append((operator.itemgetter(names[0]), space))
-        elif names:
-            self._several.append((operator.itemgetter(*names), space))
+    def _add_items(self, space: Any, names: Collection[Any], compared: tuple[str, ...] = ()) -> None:
+        """Add items of a dict. Those of ``compared`` are compared by identity and not described."""
+        if all_names := (*compared, *names):
+            (self._singles if len(all_names) == 1 else self._several)[self._getter(all_names)].append(space)
         for name in names:
             self._add(f"values of {name!r}", space[name])
 
     def _single(self, get: _Getter, owner: Any, label: str) -> None:
-        self._singles.append((get, owner))
+        self._singles[get].append(owner)
         self._add(label, get(owner))
 
     def _add_function(self, function: types.FunctionType) -> None:
         """Add a function's code, its defaults and the variables of the functions around it."""
-        parts = "__code__", "__defaults__", "__kwdefaults__"
-        self._several.append((operator.attrgetter(*parts), function))
-        for part in parts:
+        self._several[_parts_of_function].append(function)
+        for part in _FUNCTION:
             self._add(f"{part} of {function.__qualname__}", getattr(function, part))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self._described:
@@ -276,7 +305,7 @@ class _Watch:
         if vars(function):
             self._add(f"attributes of {function.__qualname__}", vars(function))
         else:
-            self._empty_spaces.append(vars(function))
+            self._empty.append(vars(function))
 
     def _add_class(self, kind: type) -> None:
         """Add a class and its bases: the members whose names code mentions or reads, and special methods."""
@@ -303,11 +332,11 @@ class _Watch:
             registered = id(value) in self._numbers
             self._say(name, (self._numbers[id(value)] if registered else id(value), _form(value)))
             if not registered and id(value) not in self._live:
-                self._arrays.append((_version, value, _version(value)))
+                self._equal.append((_version, value, _version(value)))
                 self._say(name, _content_of(value))
         elif issubclass(kind, _ARRAYS) or _is_array(kind):
             self._described[id(value)] = value
-            self._arrays.append((_array, value, _array(value)))
+            self._equal.append((_array, value, _array(value)))
             self._say(name, _array(value))
         elif issubclass(kind, types.MethodType):
             self._described[id(value)] = value
@@ -331,9 +360,7 @@ class _Watch:
         kind = type(value)
         if issubclass(kind, nn.Module):  # one that is in a container of the model, and not among its submodules
             del self._described[id(value)]
-            new = [(path, inner) for path, inner in value.named_modules() if id(inner) not in self._described]
-            self._modules += [inner for _, inner in new]
-            for path, inner in new:
+            for path, inner in list(value.named_modules()):
                 self._add_module(f"{name} {path}".rstrip(), inner)
             return
         if issubclass(kind, type):
@@ -352,33 +379,36 @@ class _Watch:
         if issubclass(kind, functools.partial):
             for part in (value.func, value.args):
                 self._add(name, part)
-            self._several.append((operator.attrgetter("func", "args", "keywords"), value))
+            self._several[_parts_of_partial].append(value)
             self._add(name, value.keywords)
         elif issubclass(kind, types.SimpleNamespace):
             self._add_contents(name, object.__getattribute__(value, "__dict__"))
         elif issubclass(kind, _CONTAINERS):
             self._add_contents(name, value)
+        if issubclass(kind, defaultdict):
+            self._single(_factory_of, value, f"the default_factory of {name}")
         if not self._reads.knows(value):
             return
         if kind not in _CONTAINERS and not is_foreign_class(kind):
             self._add_class(kind)
         space = _space(value)
         if self._reads.records(kind):
-            self._add_attributes(value, {} if space is None else space, frozenset(), set())
+            self._add_attributes(value, {} if space is None else space, frozenset(), set(), set())
         elif space:
             self._add_contents(name, space)
 
     def _add_contents(self, name: str, value: Any) -> None:
         """Add the items of a container."""
         kind, items = type(value), inside(value)
-        self._sized.append(value)
         self._say(name, len(items))
+        if kind not in _FIXED:
+            self._sized.append(value)
         if issubclass(kind, dict):
             base: Any = OrderedDict if issubclass(kind, OrderedDict) else dict
-            self._several += [(base.keys, value), (base.values, value)]
-        elif items:
+            self._several[iter] += [base.keys(value), base.values(value)]
+        elif items and kind not in _FIXED:
             base = next(each for each in _CONTAINERS if issubclass(kind, each))
-            self._several.append((base.__iter__, value))
+            self._several[base.__iter__].append(value)
         kinds = set(map(type, items))
         if issubclass(kind, (set, frozenset)):
             plain = [each for each in items if _is_plain(each)]
@@ -393,10 +423,6 @@ class _Watch:
                 self._add(name, item)
 
 
-def _values(registries: Iterable[dict[str, Any]]) -> list[Any]:
-    return [*itertools.chain.from_iterable([registry.values() for registry in registries])]
-
-
 def _attribute_names(left_out: frozenset[str], space: dict[str, Any]) -> list[str]:
     return [name for name in space if name not in left_out and not name.startswith(PREFIX)]
 
@@ -409,7 +435,7 @@ def _forms(tensors: list[Any]) -> tuple[list[Any], ...]:
     except RuntimeError:  # a parameter that is not initialized yet has no shape
         shapes = [None if nn.parameter.is_lazy(tensor) else tensor.shape for tensor in present]
     dtypes, devices = [tensor.dtype for tensor in present], [tensor.get_device() for tensor in present]
-    return shapes, dtypes, devices, [tensor.is_meta for tensor in present], _absent(tensors)
+    return shapes, dtypes, devices, [tensor.is_meta for tensor in present], [tensor is None for tensor in tensors]
 
 
 def _form(tensor: Any) -> Any:
@@ -421,10 +447,6 @@ def _ties(tensors: list[Any]) -> list[int]:
     """Return, for each tensor, the position at which it comes first."""
     first: dict[int, int] = {}
     return [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
-
-
-def _absent(tensors: list[Any]) -> list[bool]:
-    return [tensor is None for tensor in tensors]
 
 
 def _own_class(module: nn.Module) -> type:

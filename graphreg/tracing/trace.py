@@ -67,6 +67,7 @@ FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
 NOT_ASSIGNED = "not assigned"  # how the note on attributes that only the forward assigns begins
 _SHOWN = 4  # the number of names that a note lists
+_ASSIGNED_SHOWN = 12
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
@@ -213,7 +214,7 @@ def traced_for_call(
             # The model may draw random numbers, but the user's generators must not advance.
             traced: Traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
         if names := [name.removeprefix("self.") for name in assigned if not _within(name.removeprefix("self."), traced.opaque_modules)]:
-            note = f"{NOT_ASSIGNED}: {listed(names, _SHOWN)}. The forward assigns this, and the graph does not"
+            note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():
             record_stacks(graph)

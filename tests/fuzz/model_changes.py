@@ -358,7 +358,8 @@ CHANGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
             "net.lin{n}.register_forward_pre_hook(lambda m, given: (given[0] + 1.0,))",
             "net.lin{n}._forward_hooks.clear()",
             "net.register_forward_pre_hook(lambda m, given, more: None, with_kwargs=True)",
-            "net.register_forward_hook(lambda m, given, out: out * 3.0)",
+            # with penalties="return" the model returns a pair
+            "net.register_forward_hook(lambda m, given, out: (out[0] * 3.0, out[1]) if isinstance(out, tuple) else out * 3.0)",
         ),
     ),
     (
@@ -425,6 +426,12 @@ CHANGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "self.table{n} = defaultdict(lambda: 2.0)",
         "h = h * self.table{n}['a']",
+        "",
+        ("net.table{n}['a'] = 3.0", "net.table{n}.clear()"),
+    ),
+    (
+        "self.table{n} = defaultdict(lambda: 2.0)",
+        "h = h * (self.table{n}['a'] if 'a' in self.table{n} else self.table{n}.default_factory())",
         "",
         ("net.table{n}['a'] = 3.0", "net.table{n}.default_factory = lambda: 7.0", "net.table{n}.clear()"),
     ),

@@ -20,7 +20,7 @@ from fuzz.scenes import KINDS, Fragment, Scene, Step, scene
 NEVER = "a model that never changes"
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("asks", 25), ("kinds", 25), ("inserted", 6)])
+@pytest.mark.parametrize(("kind", "cases"), [("asks", 25), ("kinds", 25), ("changes", 25), ("inserted", 6)])
 def test_a_few_of_each_kind(kind: str, cases: int) -> None:
     tally = run(Options(seed=1, cases=cases, of=kind, shrink=False, out=Path("build/fuzz")))
     assert tally.cases == cases

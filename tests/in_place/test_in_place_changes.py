@@ -123,6 +123,12 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "a buffer that was None": (
         lambda m: m.register_buffer("b", None), lambda m, h: h if m.b is None else h * m.b, put(b=lambda: torch.full((4,), 3.0))
     ),
+    "a parameter that was None": (
+        lambda m: m.register_parameter("w", None), lambda m, h: h if m.w is None else h * m.w, put(w=lambda: nn.Parameter(torch.zeros(4)))
+    ),
+    "a buffer that is None now": (
+        lambda m: m.register_buffer("b", torch.full((4,), 3.0)), lambda m, h: h if m.b is None else h * m.b, lambda m: setattr(m, "b", None)
+    ),
     "a buffer's dtype": (
         lambda m: m.register_buffer("b", torch.ones(4)), lambda m, h: h * 2 if m.b.dtype is torch.float64 else h,
         lambda m: setattr(m, "b", m.b.double()),
@@ -178,6 +184,10 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "a subclass of list": (put(c=lambda: Items([2.0])), lambda m, h: h * m.c[0], lambda m: m.c.__setitem__(0, 5.0)),
     "a subclass of dict": (put(c=lambda: Table(a=2.0)), lambda m, h: h * m.c["a"], lambda m: m.c.update(a=5.0)),
     "Counter": (put(c=lambda: collections.Counter("a")), lambda m, h: h * (1 + m.c["b"]), lambda m: m.c.update("bb")),
+    "the default of a defaultdict": (
+        put(c=lambda: collections.defaultdict(lambda: 2.0)), lambda m, h: h * m.c.default_factory(),
+        lambda m: setattr(m.c, "default_factory", lambda: 5.0),
+    ),
     "the order of an OrderedDict": (
         put(c=lambda: collections.OrderedDict(a=2.0, b=3.0)), lambda m, h: h * next(iter(m.c.values())), lambda m: m.c.move_to_end("a")
     ),
@@ -474,3 +484,22 @@ def test_what_the_forward_assigns_is_named(regularize: Any, monkeypatch: pytest.
         model.eval()(X)  # assigns both
         model.train()(X)
         assert graphs(model) == 1 and model.n == 1
+
+
+class Collects(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.seen, self.table, self.kept = list[int](), dict[str, Tensor](), {"a": [0]}, types.SimpleNamespace(count=0)
+
+    def forward(self, x: Tensor) -> Any:
+        self.sizes.append(len(x))
+        self.seen["last"] = x.detach()
+        self.table["a"].append(1)
+        self.kept.count += 1
+        return self.last(x)
+
+
+def test_what_the_forward_puts_into_containers_is_named() -> None:
+    model = graphreg.regularize_(Collects(), weight_l2=0.1, scale=1, example_inputs=X)
+    assert "not assigned: table, kept.count, sizes, seen. The forward assigns this, and the graph does not" in str(graphreg.report(model))
+    assert (model.sizes, model.seen, model.table, model.kept.count) == ([], {}, {"a": [0]}, 0)

@@ -53,6 +53,7 @@ _UNSET = object()  # stands for the value of a ContextVar that has none
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
 _NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
@@ -274,13 +275,13 @@ class Snapshot:
             place.restore()
 
     def _note_assigned(self) -> None:
-        """Note the attributes that the forward has assigned to modules of the user's classes, other than those of torch.fx."""
+        """Note what the forward has assigned or put into containers: of modules of the user's classes and in their attributes."""
         if _thread.assigned is None:
             return
-        for place in self.places:
-            if type(place) is Attributes and isinstance(place.owner, nn.Module) and not is_foreign_class(type(place.owner)):
-                keys = [key for key in place.changed() if key != "training" and not key.startswith("_tensor_constant")]
-                _thread.assigned.update(dict.fromkeys(map(place.label, keys)))
+        names = [name for place in self.places if _is_within_the_model(place) for name in _changed_in(place)]
+        names += [place.label(key) for _, container, place, key in self._empty if container and _is_within_the_model(place)]
+        shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
+        _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
 
     def _restore_registered(self) -> None:
         """Restore parameters, buffers and submodules."""
@@ -290,6 +291,18 @@ class Snapshot:
                 if (now or content) and not is_same(now, content):
                     now.clear()
                     now.update(content)
+
+
+def _is_within_the_model(place: Place) -> bool:
+    if not (place.name == "self" or place.name.startswith("self.")):
+        return False
+    return not (isinstance(place.owner, nn.Module) and is_foreign_class(type(place.owner)))
+
+
+def _changed_in(place: Place) -> list[str]:
+    if isinstance(place, Attributes):
+        return [place.label(key) for key in place.changed()]
+    return [place.name] if isinstance(place, Container) and not place.same() else []
 
 
 def _unwrapped(value: Any) -> Any:

@@ -241,20 +241,20 @@ class Container(Place):
     def read(self) -> list[Any]:
         return list(_base(self.owner).__iter__(self.owner))
 
-    def _same(self) -> bool:
+    def same(self) -> bool:
         """Return whether the container has the same objects as before the forward."""
         return list(map(id, self.read())) == list(map(id, self.content))
 
     def prepare_retrace(self) -> Iterator[str]:
-        if self._same():
+        if self.same():
             return
         old = set(map(id, self.content))
         self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in self.read()])
-        if not self._same():
+        if not self.same():
             yield self.name
 
     def restore(self) -> None:
-        if not self._same():
+        if not self.same():
             self.fill(self.content)
 
     def fill(self, content: Any) -> None:
