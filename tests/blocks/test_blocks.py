@@ -196,7 +196,7 @@ def test_operations_between() -> None:
 
 
 def test_where_blocks_is_no_option() -> None:
-    with pytest.raises(graphreg.GraphRegError, match="'blocks' is an option of graphreg.regularize"):
+    with pytest.raises(graphreg.GraphRegError, match="blocks= is no option of graphreg.backend"):
         graphreg.backend(hidden_dropout=0.1, blocks="layers.*")
 
 

@@ -78,9 +78,10 @@ def test_sizes_keys_and_totals_are_not_drawn() -> None:
     made, whole = shown("gpt"), graphreg.to_networkx(module("gpt"))
     left_out = set(whole) - set(made.nodes)
     assert {"$key", "$weight_l2", "h.0.getattr", "h.0.getitem", "h.0.floordiv"} <= left_out
-    assert {whole.nodes[key].get("why_not") or whole.nodes[key].get("added") for key in left_out} == {
-        "key", "total", "no tensor", "a tuple", "splice", "read"
-    }  # fmt: skip
+    nodes = [whole.nodes[key] for key in left_out]
+    kinds = {"key", "total", "no tensor", "a tuple", "splice", "read", "other"}
+    assert {node.get("why_not") or node.get("added") or node["kind"] for node in nodes} == kinds
+    assert {node["op"] for node in nodes if node["kind"] == "other"} == {"decided_count"}  # ``b, t = x.shape`` asserts two
     assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 rate 0.1 native: seeded")
     assert lines(made, "h.0/") == ("0 Block", "20 inside") and lines(made, "h/") == ("h Block × 12", "240 inside")
     assert [badge.text for badge in made.badges["h.0.qkv"]] == ["weight: weight_l2 0.0001"]
