@@ -13,6 +13,8 @@ from torch import nn
 
 from graphreg.tracing.export.export import without_caches
 
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # the layers that have a fast path
+
 
 class Generators:
     """The states of the global random generators: Python's, torch's on all devices, and numpy's if numpy is imported."""
@@ -37,22 +39,33 @@ class Generators:
 
 
 @contextmanager
-def alike(cached: nn.Module | None = None) -> Iterator[Generators]:
+def alike(model: nn.Module, exported: bool) -> Iterator[Generators]:
     """Run the block so that a forward and its graph compute the same: with grad mode on, and without torch's fast path of attention.
 
-    The fast path acts where no gradient is needed, and a graph does not take it. At the end of the block, the random generators get their
-    old states back. ``cached``: a model whose key-value caches are switched off within the block.
+    At the end of the block, the random generators get their old states back.
+
+    Args:
+        model: The model. If it has frozen attention, the fast path is switched off: it acts where no gradient is needed, and a graph does
+            not take it. The switch is one for all threads, so it is left alone for all other models.
+        exported: Whether torch.export made the graph. It returns no key-value cache, so the model returns none within the block.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     generators = Generators()
+    takes_fast_path = fast and any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if cached is not None:
-            stack.enter_context(without_caches(cached, []))
+        if exported:
+            stack.enter_context(without_caches(model, []))
         try:
-            torch.backends.mha.set_fastpath_enabled(False)
+            if takes_fast_path:
+                torch.backends.mha.set_fastpath_enabled(False)
             yield generators
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+            if takes_fast_path:
+                torch.backends.mha.set_fastpath_enabled(fast)
             generators.rewind()
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
