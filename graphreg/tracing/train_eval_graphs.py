@@ -7,6 +7,7 @@ the other mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -144,6 +145,16 @@ def trace_both_modes(
 
 def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], _T]) -> _T:
     """Trace with each module in the mode that ``mode`` returns for it, and restore the modes in ``modes`` afterwards."""
+    with modes_set(modes, mode):
+        return trace()
+
+
+@contextmanager
+def modes_set(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Within the block, each module in ``modes`` has the mode that ``mode`` returns for it; afterwards, the one in ``modes``.
+
+    ``train()`` is not called, because a user's override may do more.
+    """
 
     def back() -> None:
         for module, training in modes.items():
@@ -152,8 +163,8 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
     with Changes() as changes, changes:
         changes.later(back)
         for module in modes:
-            module.training = mode(module)  # ``train()`` is not called, because a user's override may do more
-        return trace()
+            module.training = mode(module)
+        yield
 
 
 @has_side_effect

@@ -47,6 +47,7 @@ from graphreg.tracing.proof.values import difference, leaves, snapshot
 from graphreg.tracing.reads import not_recorded
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.train_eval_graphs import modes_set
 
 MODES = ("train", "eval")
 NO_INPUTS = "no eager call with inputs has been seen yet"
@@ -87,26 +88,11 @@ class Claim:
     def title(self) -> str:
         return type(self.model).__name__.removesuffix("Impl")
 
-    @contextmanager
-    def in_mode(self, mode: str) -> Iterator[None]:
-        """Put the model into a mode within the block. In the mode that it has, each submodule keeps its own.
-
-        ``train()`` is not called, because a user's override may do more.
-        """
-        modes = {module: module.training for module in self.model.modules()}
-        if self.model.training == (mode == "train"):
-            yield
-            return
-
-        def back() -> None:
-            for module, training in modes.items():
-                module.training = training
-
-        with Changes() as changes, changes:
-            changes.later(back)
-            for module in modes:
-                module.training = mode == "train"
-            yield
+    def in_mode(self, mode: str) -> AbstractContextManager[None]:
+        """Put the model into a mode within the block that is returned. In the mode that it has, each submodule keeps its own."""
+        as_given = self.model.training == (mode == "train")
+        modes = {} if as_given else {module: module.training for module in self.model.modules()}
+        return modes_set(modes, lambda module: mode == "train")
 
 
 @dataclass(frozen=True)
