@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from graphreg.torch_internals import DEFAULT
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 
 _WITH_TEXT = (float, int, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -37,7 +38,7 @@ def plain_value(value: Any) -> Any:
 
     The code of a graph writes values as ``repr`` does, and for such a value that may be a name that the code does not know.
     """
-    if isinstance(value, Enum):
+    if isinstance(value, Enum) or type(value) is ChangingNumber:  # whose plain value no graph may have
         return None
     if type(value).__module__ == "numpy" and isinstance(value, Number):
         return value.item()  # type: ignore[attr-defined]
