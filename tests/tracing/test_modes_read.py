@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,19 +52,6 @@ class ReadsAnothers(Leaves):
         return super().forward(x) * (2 if self.norm.training else 3)
 
 
-class ReadsAScripted(Leaves):
-    """A module of torch.jit keeps its mode in C++."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit.script is deprecated
-            self.script = torch.jit.script(nn.Identity())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) * (2 if self.script.training else 3)
-
-
 class OwnDropout(nn.Dropout):
     """Its forward is torch's, and is traced, since the class is not."""
 
@@ -114,7 +100,7 @@ def test_a_forward_that_reads_no_mode_is_traced_once(monkeypatch: pytest.MonkeyP
     assert traces(monkeypatch, nn.Sequential(Leaves(), nn.Sequential(nn.Linear(4, 2)))) == 1
 
 
-WAYS = [Reads, ReadsByName, ReadsItsDict, ReadsAll, ReadsAnothers, ReadsAScripted, Inherits, Functional, Property]
+WAYS = [Reads, ReadsByName, ReadsItsDict, ReadsAll, ReadsAnothers, Inherits, Functional, Property]
 
 
 @pytest.mark.parametrize("make", WAYS)
