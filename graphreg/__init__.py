@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # If this import stood above the TYPE_CHECKING block, mypy would take the names that the block imports for modules.
 from graphreg.old_pickles import refuse_old_modules
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 refuse_old_modules()
 
 _ROOMS = {

@@ -124,12 +124,13 @@ def _argument_check(
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
-    """Return the signature of a forward, without ``**kwargs`` if the graph asserts that they are empty.
+    """Return the signature of a forward, without ``**kwargs`` if the graph asserts that they are empty, or reads nothing of them.
 
     Trainers inspect the signature. The Trainer of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then
     expects this forward to divide the loss by it.
     """
     empty = {str(n.args[0].target) for n in graph.nodes if n.target is has_keys and isinstance(n.args[0], fx.Node) and not n.args[2]}
+    empty |= {str(n.target) for n in graph.nodes if n.op == "placeholder" and not n.users}
     full = inspect.signature(forward)
     return full.replace(parameters=[p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD or f"**{p.name}" not in empty])
 
