@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -56,6 +55,7 @@ from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.surroundings import ONE_AT_A_TIME
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
@@ -68,7 +68,6 @@ FRONT_ENDS = ("auto", "symbolic", "export")
 NOT_ASSIGNED = "not assigned"  # how the note on attributes that only the forward assigns begins
 _SHOWN = 4  # the number of names that a note lists
 _ASSIGNED_SHOWN = 12
-_ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def traced_for_call(
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
     check_model(model)
-    with _ONE_AT_A_TIME, Changes() as changes, changes:
+    with ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)
         put_global_hooks_aside(changes)
         at_rest(changes)

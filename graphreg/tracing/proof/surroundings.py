@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ from torch import nn
 
 from graphreg.tracing.export.export import without_caches
 
+# torch.fx replaces methods of nn.Module for all threads while it traces, and torch's fast path of attention has one switch for all. What
+# changes either holds this lock: of two threads, the second one would take the state that the first one made for the state to restore.
+ONE_AT_A_TIME = threading.RLock()
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # the layers that have a fast path
 
 
@@ -49,22 +53,19 @@ def alike(model: nn.Module, exported: bool) -> Iterator[Generators]:
             not take it. The switch is one for all threads, so it is left alone for all other models.
         exported: Whether torch.export made the graph. It returns no key-value cache, so the model returns none within the block.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     generators = Generators()
-    takes_fast_path = fast and any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
+    takes_fast_path = any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if exported:
             stack.enter_context(without_caches(model, []))
-        try:
-            if takes_fast_path:
-                torch.backends.mha.set_fastpath_enabled(False)
-            yield generators
-        finally:
-            if takes_fast_path:
-                torch.backends.mha.set_fastpath_enabled(fast)
-            generators.rewind()
+        if takes_fast_path:
+            stack.enter_context(ONE_AT_A_TIME)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(generators.rewind)
+        yield generators
 
 
 def _trains(module: nn.Module) -> bool:
