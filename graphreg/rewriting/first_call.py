@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from graphreg.torch_internals import innermost_transform, is_exporting, is_trace
 from graphreg.tracing import NO_INPUTS, PROVABLE, TRACED, Arguments, Claim, NotTheModel, Proving, prove
 
 log = logging.getLogger("graphreg")
+# A proof lends the model copies of its buffers. First calls of other threads wait: they would take the copies for the model's own.
+_ONE_AT_A_TIME = threading.RLock()
 _LATER = "the first call of %s in %s mode runs within a tracer or a transform, and proves nothing; the next eager call proves the graph"
 
 
@@ -29,8 +32,13 @@ def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str
     Raises:
         NotTheModel: The graph does not give what the model gives.
     """
+    with _ONE_AT_A_TIME:
+        _prove_call(module, args, kwargs)
+
+
+def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     rules, mode = rules_of(module), "train" if module.training else "eval"
-    if not may_be_proved(module, mode):
+    if not may_be_proved(module, mode):  # perhaps because another thread has proved it meanwhile
         return
     model = _model_of(module)
     if isinstance(model, str):

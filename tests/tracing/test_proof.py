@@ -8,6 +8,7 @@ import logging
 import operator
 import random
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,28 @@ def test_within_a_transform_the_next_eager_call_proves() -> None:
     assert "not proved in train mode: its calls so far ran within a tracer or a transform" in str(graphreg.report(module))
     module(X)
     assert unproved(module).keys() == {"eval"}
+
+
+def test_first_calls_of_several_threads_prove_one_after_the_other() -> None:
+    """Each lends the model copies of its buffers, and another one would put these back as the model's own."""
+    model = Net()
+    module, buffers, start = graphreg.regularize(model, weight_l2=0.1), dict(model.named_buffers()), threading.Barrier(6)
+    failed = list[BaseException]()
+
+    def call() -> None:
+        start.wait()
+        try:
+            module(X)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and unproved(module).keys() == {"eval"}
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers()) and int(model.seen) > 0
 
 
 def test_a_copy_and_a_changed_model_are_not_compared() -> None:
