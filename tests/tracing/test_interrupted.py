@@ -30,7 +30,7 @@ from torch.fx.experimental import proxy_tensor
 
 import graphreg
 from graphreg.torch_internals import patching as changes
-from graphreg.tracing.trace import _ONE_AT_A_TIME
+from graphreg.tracing.proof.surroundings import ONE_AT_A_TIME
 
 ENGINE = Path(graphreg.__file__).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (
@@ -61,8 +61,8 @@ def around(model: nn.Module) -> dict[str, Any]:
     free: list[bool] = []
 
     def acquire() -> None:
-        if _ONE_AT_A_TIME.acquire(blocking=False):
-            _ONE_AT_A_TIME.release()
+        if ONE_AT_A_TIME.acquire(blocking=False):
+            ONE_AT_A_TIME.release()
             free.append(True)
 
     other = threading.Thread(target=acquire)
