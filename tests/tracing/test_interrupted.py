@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.export._trace
 import torch.nn.functional as F
 import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
