@@ -248,7 +248,7 @@ class Unlifter:
                 return self._named(leaf, scope)
             return leaf if (plain := plain_value(leaf)) is None else plain
 
-        args, kwargs = map_aggregate((node.args, node.kwargs), written)  # type: ignore[misc,arg-type]
+        args, kwargs = map_aggregate((node.args, node.kwargs), written)
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
