@@ -23,5 +23,5 @@ def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         strides: Any = [[None] * tensor.dim() for tensor in tensors]
         check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
         return check if check(*tensors) else None
-    except Exception:
+    except Exception:  # a version of torch with another form of guards: the caller then compares in Python
         return None

@@ -105,9 +105,8 @@ FAULTS: dict[Callable[[fx.Graph], None], str] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.fx is refused with the difference; ``"auto"`` goes on to torch.export; without inputs, the first call refuses."""
+def damage(monkeypatch: pytest.MonkeyPatch, fault: Callable[[fx.Graph], None]) -> None:
+    """Make torch.fx's front end return graphs with a fault."""
     original = tracing._trace_symbolically
 
     def faulty(*given: Any) -> Traced:
@@ -117,6 +116,12 @@ def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph]
         return traced
 
     monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fx is refused with the difference; ``"auto"`` goes on to torch.export; without inputs, the first call refuses."""
+    damage(monkeypatch, fault)
     model = Net()
     with pytest.raises(TraceError, match="on these inputs, in train mode, its graph does not give the model's result") as refused:
         graphreg.regularize(model, hidden_dropout=0.1, example_inputs=X, front_end="symbolic")
@@ -135,14 +140,7 @@ def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph]
 
 
 def test_the_first_node_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tracing._trace_symbolically
-
-    def faulty(*given: Any) -> Traced:
-        traced = original(*given)
-        other_function(traced.graphs["both"])
-        return traced
-
-    monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+    damage(monkeypatch, other_function)
     with pytest.raises(TraceError, match=r"The first node whose value differs is 'relu' \(.*test_proof.py:\d+\)\."):
         graphreg.trace(Net(), X, "symbolic")
 
@@ -436,14 +434,7 @@ def test_in_place_each_structure_is_proved_under_the_callers_autocast() -> None:
 
 
 def test_in_place_a_wrong_graph_is_refused_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tracing._trace_symbolically
-
-    def faulty(*given: Any) -> Traced:
-        traced = original(*given)
-        other_function(traced.graphs["both"])
-        return traced
-
-    monkeypatch.setattr(tracing, "_trace_symbolically", faulty)
+    damage(monkeypatch, other_function)
     model = graphreg.regularize_(Net(), weight_l2=0.1, scale=1, front_end="symbolic")
     for _ in range(2):
         with pytest.raises(TraceError, match="in train mode, its graph does not give the model's result"):
