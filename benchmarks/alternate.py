@@ -37,7 +37,7 @@ class Worker:
         call = f"import alternate; alternate.work({function!r}, {json.dumps(arguments)!r}, {threads})"
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, (path, str(HERE))))}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", call], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-P", "-c", call], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def __enter__(self) -> Worker:
