@@ -234,13 +234,16 @@ class _Lowering:
             self.wrt[name] = chain.value
         penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
         overwritten = self.aliases.written_later(node) if spliced else written and not tracked
-        copies = overwritten and (any(penalty.clean for penalty in penalties) or not spliced)
+        if spliced:
+            copies = overwritten and any(penalty.clean for penalty in penalties)
+        else:  # penalties with clean=True and the others read one value
+            copies = overwritten or (is_external and written and bool(penalties))
         chain.read = self._copy(chain, Kind.COPY) if copies else chain.value
         self._measure(chain, edits, clean=True)
         self._splice(chain, edits)
         if spliced and overwritten:
             self._note_overwritten(edits, apart=written and not is_external and bool(penalties))
-        if is_external and written and any(not penalty.clean for penalty in penalties):
+        if spliced and is_external and written and any(not penalty.clean for penalty in penalties):
             chain.read = self._copy(chain, Kind.COPY)
         self._measure(chain, edits, clean=False)
         if written and (spliced or tracked):

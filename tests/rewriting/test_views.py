@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import TraceError
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
+from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1
 from graphreg.rewriting.invariants import check
 
 torch.manual_seed(0)
@@ -455,6 +455,31 @@ def test_what_the_model_writes_into_its_input_reaches_the_caller_where_no_splice
     x = torch.zeros(2, 4)
     module.train()(x)
     assert torch.equal(x, torch.zeros(2, 4))  # the dropped values are written into
+
+
+class ScalesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.view(4).mul_(self.weight)
+        return y.add_(1.0)
+
+
+def test_clean_and_other_penalties_read_one_copy_of_a_value_that_a_derivative_is_taken_by() -> None:
+    """The fuzzer's model 1004 of seed 301 was refused by graphreg's own check."""
+    penalties = [
+        c("mul_", 1.0, clean=clean, **options) for c, options in ((HiddenL1, {}), (Contractive, {"wrt": "mul_"})) for clean in (True, False)
+    ]
+    module = graphreg.regularize(ScalesItsInput(), *penalties, rng=0)
+    assert module.code.count("mul__kept = graphreg_ir") == 1
+    for run in (module, module.eval(), torch.compile(module, fullgraph=True, backend="aot_eager")):
+        x = torch.ones(2, 2)
+        found = run(x).penalties
+        assert found["hidden_l1"] == found["hidden_l1_1"] == 3.0
+        assert found["contractive"] == found["contractive_1"]
+        assert torch.equal(x, torch.full((2, 2), 4.0))
 
 
 class Overwrites(nn.Module):
