@@ -147,7 +147,7 @@ OF_TENSORS = (
     "np.ndim({s}) == 2",
     "np.isscalar({s})",
     "isinstance({s}.data, torch.Tensor)",
-    "id({s}) == id({s})",
+    "id(h) == id(h)",
 )
 SIZES = ("h.shape", "x.shape", "h.size()", "self.first.weight.shape", "h.T.shape", "h.shape[:2]")
 OF_SIZES = (
@@ -322,7 +322,7 @@ OF_WORLD = (
     "torch.overrides.has_torch_function_unary(h)",
     "torch._C._get_tracing_state() is None",
     "x.is_leaf and not h.is_leaf",
-    "self.__class__ is Net",
+    "self.__class__.__name__ == 'Net'",
     "issubclass(type(self), Net)",
     "'{name}' in dir(self)",
     "list(vars(self))[0] == 'training'",
