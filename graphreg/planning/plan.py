@@ -29,7 +29,16 @@ from graphreg.planning.matching import (
 )
 from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.module_inputs import check_cells, module_inputs
-from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
+from graphreg.planning.native_dropout import (
+    OWN_DROPOUT,
+    NativeDropoutEdit,
+    OwnDropout,
+    decide,
+    nameless,
+    rates_are_scheduled,
+    read_option,
+    table,
+)
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
@@ -270,6 +279,7 @@ def decided(
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
+    own_dropout = read_option(own_dropout)
     named = named_once(instances(regularizers))
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()

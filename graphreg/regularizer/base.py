@@ -55,7 +55,7 @@ from torch import nn
 from graphreg.errors import RegularizerError, no_number, number_of
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
-from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
+from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_strength
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
 from graphreg.regularizer.model_inputs import check_given_inputs, check_input_options, input_options, named_inputs
@@ -77,7 +77,8 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``).
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``),
+            or one of these as plain data, such as ``{"linear": [0, 0.5, 1000]}``.
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -150,7 +151,7 @@ class Regularizer:
     def __post_init__(self) -> None:
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
-        object.__setattr__(self, "weight", self._number("weight", self.weight))
+        object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
