@@ -378,7 +378,9 @@ class Penalty(Regularizer):
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def slope(self, elements: int) -> float | None:
-        """Of a penalty on parameters: return its derivative by one of ``elements`` elements, where that is 1; None if it is not known.
+        """Return the derivative of the formula by one of ``elements`` elements, where that is 1; None if it is not known.
+
+        For a penalty on values, ``elements`` is 1: then it is the derivative by a number that all elements of the value have.
 
         By it, a plan and the report say when a penalty's strength is practically off.
         """
