@@ -53,7 +53,7 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError, no_number, number_of
-from graphreg.ir import Role, Selector, Site, strings
+from graphreg.ir import DropoutKind, Role, Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_strength
 from graphreg.regularizer.engine_options import EngineOptions
@@ -297,6 +297,8 @@ class Splice(Regularizer):
         rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
         readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
+        native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"`` for the dropout of single elements:
+            a plan tells where one acts on a value that the splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
         separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis 0), or ``"nothing"``. If ranks divide
             a value among themselves, each can then replace its own part. The draws must have the shape of z, or share axes by ``shared=``.
     """
@@ -309,6 +311,7 @@ class Splice(Regularizer):
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
     penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
     off_at_zero: ClassVar[bool] = True
+    native_kinds: ClassVar[tuple[DropoutKind, ...]] = ()
     separable: ClassVar[Separable] = "nothing"
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
