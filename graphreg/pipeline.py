@@ -17,7 +17,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, check_flag, shown, warn
 from graphreg.ir import RULES, Missing, Selector, is_marked
-from graphreg.planning import OwnDropout, Plan, check_blocks, check_missing, check_option, from_keywords, from_kwargs, instances
+from graphreg.planning import OwnDropout, Plan, check_blocks, check_missing, from_keywords, from_kwargs, instances, read_option
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
 from graphreg.regularizer import Regularizer
@@ -168,16 +168,13 @@ def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Modu
     return copied(model)
 
 
-def check_options(
-    rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout, blocks: Selector | None = None
-) -> None:
+def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, blocks: Selector | None = None) -> None:
     """Raise RegularizerError for the options that ``regularize`` would refuse. This check does not trace a model."""
     _check_scaled(penalties, scale)
     check_missing(missing)
     check_penalties(penalties)
     check_scale(scale)
     check_rng(rng)
-    check_option(own_dropout)
     if blocks is not None:
         check_blocks(blocks)
 
@@ -199,6 +196,8 @@ def log_plan(decided: Plan, notes: Iterable[str]) -> None:
         log.info("%s %s %r: %d %s (%s)", weight, kind, regularizer.pattern, count, what, name)
     for name, note in decided.faint.items():
         log.warning("%s is %s", name, note)
+    for line in decided.beside_native:
+        log.warning("%s", line)
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
     for dropout in decided.unmovable:
@@ -247,11 +246,11 @@ def as_pass(
         what = "compile" if "compile" in keywords else "front_end"
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass does not trace"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
-    check_options(rng, missing, penalties, scale, own_dropout, blocks)
+    check_options(rng, missing, penalties, scale, blocks)
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
-    options |= {"own_dropout": own_dropout, "blocks": blocks}
+    options |= {"own_dropout": read_option(own_dropout), "blocks": blocks}
     return Regularize(flat, options, keywords)
 
 

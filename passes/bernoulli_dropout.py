@@ -27,6 +27,7 @@ class BernoulliDropout(Splice, keys=("dropout",)):
     share_axes: str | int | Sequence[str | int] = ()
 
     separable = "elements"
+    native_kinds = ("element", "channel")
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

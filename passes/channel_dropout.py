@@ -25,6 +25,7 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
 
     usual = "the hidden values that have the axes of a convolution's output"
     separable = "elements"
+    native_kinds = ("element", "channel")
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

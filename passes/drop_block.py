@@ -29,6 +29,7 @@ class DropBlock(Splice, keys=("drop_block",)):
     block_size: int = 7
 
     usual = "the hidden values that are maps of a 2d convolution"
+    native_kinds = ("element", "channel")
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

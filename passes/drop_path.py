@@ -29,6 +29,7 @@ class DropPath(Splice, keys=("drop_path", "stochastic_depth")):
 
     usual = "the residual branches, **#branch"
     separable = "elements"
+    native_kinds = ("depth",)
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

@@ -21,3 +21,7 @@ class HiddenL1(Penalty, keys=("hidden_l1", "hidden_sparsity")):
 
     def __call__(self, z: Tensor) -> Tensor:
         return z.abs().mean()
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at an activation of 1."""
+        return 1 / elements

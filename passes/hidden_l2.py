@@ -22,3 +22,7 @@ class HiddenL2(Penalty, keys=("hidden_l2",)):
 
     def __call__(self, z: Tensor) -> Tensor:
         return z.square().mean()
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at an activation of 1."""
+        return 2 / elements

@@ -31,6 +31,7 @@ class LockedDropout(Splice, keys=("locked_dropout",)):
     share_axes: ClassVar[tuple[str, ...]] = ("time",)
 
     separable = "elements"
+    native_kinds = ("element", "channel")
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

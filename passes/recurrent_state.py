@@ -34,3 +34,7 @@ class RecurrentState(Penalty, keys=("recurrent_state",)):
 
     def __call__(self, steps: Tensor, lengths: Tensor | None) -> Tensor:
         return mean_over_pairs(steps.diff(dim=0).square(), lengths)
+
+    def slope(self, elements: int) -> float:
+        """Return the derivative of the formula at a change of 1."""
+        return 2 / elements

@@ -20,7 +20,7 @@ from graphreg.cli.load import example_inputs, load
 from graphreg.errors import GraphRegError
 from graphreg.ir import Names
 from graphreg.planning import OwnDropout
-from graphreg.recipes import Recipe, opened
+from graphreg.recipes import Recipe, opened, write
 from graphreg.tracing import Traced, names, trace_to_show
 from graphreg.verification import copied, validate
 
@@ -114,7 +114,8 @@ def _regularized(args: Namespace) -> Any:
     if args.command == "plan":
         plan = _planned(args, given, model, inputs)[1]
         if args.save is not None:
-            graphreg.save_recipe(plan, args.save)
+            asked = given.recipe or opened({})
+            write(args.save, asked.of_plan(plan, rng=args.rng, front_end=args.front_end))
         return plan
     if args.verify and inputs is None:
         raise UsageError("--verify runs the model, so it needs --input or --inputs.")

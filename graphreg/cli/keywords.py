@@ -5,19 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from graphreg.cli.errors import UsageError
 from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.ir import ROLES
-from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs
-from graphreg.regularizer import PREFIXED, Regularizer, registered
-from graphreg.schedules import cosine, linear, of_plain, piecewise
+from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs, read_option
+from graphreg.regularizer import PREFIXED, Regularizer, by_depth, registered
+from graphreg.schedules import cosine, linear, piecewise
 from graphreg.tracing import Traced
 
 Keywords = Sequence[tuple[str, str]]
-_KINDS = {"linear": linear, "cosine": cosine, "piecewise": piecewise}
+_KINDS: Mapping[str, Callable[..., Any]] = {"linear": linear, "cosine": cosine, "piecewise": piecewise, "by_depth": by_depth}
 _SCHEDULE = re.compile(rf"({'|'.join(_KINDS)})\(.*\)$", re.DOTALL)
 ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
 
@@ -56,11 +56,7 @@ def check_options(keywords: Keywords, known: Iterable[str], command: str) -> Non
 def _value(option: str, text: str) -> Any:
     """Parse the value of an option for ``from_kwargs``: a strength, or a dict of options."""
     if text.lstrip().startswith("{"):
-        try:
-            options = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"""{option} {text!r} is no JSON ({error}); write '{{"weight": 0.1, "pattern": "fc.*"}}'.""") from None
-        return {name: value if (schedule := of_plain(value)) is None else schedule for name, value in options.items()}
+        return _json(option, text, '{"weight": 0.1, "pattern": "fc.*"}')
     glob, equals, strength = _parts(text)
     try:
         weight = _strength(option, text, strength)
@@ -74,6 +70,13 @@ def _value(option: str, text: str) -> Any:
     return {"weight": weight, "pattern": glob}
 
 
+def _json(option: str, text: str, example: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no JSON ({error}); write '{example}'.") from None
+
+
 def _parts(text: str) -> tuple[str, str, str]:
     """Split GLOB=STRENGTH at its last ``=``, except those in the arguments of a schedule. Without ``=``, the first two parts are empty."""
     schedule = _SCHEDULE.search(text)
@@ -83,29 +86,41 @@ def _parts(text: str) -> tuple[str, str, str]:
 
 
 def _strength(option: str, text: str, strength: str) -> float:
-    """Return a number, or a schedule that is written as in Python: ``linear(0, 0.5, 1000)``. Raises ValueError if it is neither."""
+    """Return a number, or a strength that is written as in Python: ``linear(0, 0.5, 1000)``. Raises ValueError if it is neither."""
     if _SCHEDULE.fullmatch(strength) is None:
         return float(strength)
     try:
-        call: Any = ast.parse(strength, mode="eval").body
-        arguments = map(ast.literal_eval, call.args)
-        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        make: Any = _KINDS[call.func.id]
-        schedule: float = make(*arguments, **named)
+        schedule: float = _evaluated(ast.parse(strength, mode="eval").body)
     except (SyntaxError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{option} {text!r}: {strength!r} is no schedule ({error}); write linear(0, 0.5, 1000), cosine(0, 0.5, 1000) or "
-            "piecewise({0: 0.0, 1000: 0.1})."
+            f"{option} {text!r}: {strength!r} is no schedule ({error}); write linear(0, 0.5, 1000), cosine(0, 0.5, 1000), "
+            "piecewise({0: 0.0, 1000: 0.1}) or by_depth(0, 0.2)."
         ) from None
     return schedule
 
 
+def _evaluated(node: ast.expr) -> Any:
+    """Evaluate a literal, or a call of a function in ``_KINDS`` whose arguments are literals or such calls."""
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    if (name := ast.unparse(node.func)) not in _KINDS:
+        raise ValueError(f"there is no {name}")
+    return _KINDS[name](*map(_evaluated, node.args), **{str(each.arg): _evaluated(each.value) for each in node.keywords})
+
+
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
     """Turn the values of ``--own-dropout`` into one for ``own_dropout=``: a word (``off``), a rate, or a dict of selectors to these."""
-    choices = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [_parts(text)]}
-    if not texts:
-        return "keep"
-    return choices["*"] if len(choices) == 1 and not _parts(texts[0])[1] else choices
+    options = [_own_dropout(text) for text in texts or ["keep"]]
+    if len(options) == 1:
+        return options[0]
+    return {selector: choice for option in options for selector, choice in (option if isinstance(option, dict) else {"*": option}).items()}
+
+
+def _own_dropout(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        return read_option(_json("--own-dropout", text, '{"layer4.*": "off"}'))
+    glob, equals, choice = _parts(text)
+    return {glob: _choice(text, choice)} if equals else _choice(text, choice)
 
 
 def _choice(text: str, choice: str) -> Any:

@@ -97,8 +97,9 @@ def parser() -> Parser:
             _add_regularizers(subparser)
         if command == "plan":
             subparser.add_argument("--save", metavar="FILE", help="write the plan as a recipe: .json, .toml or .yaml")
-        if command in ("report", "diff"):
+        if command in ("plan", "report", "diff"):
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
+        if command in ("report", "diff"):
             subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
@@ -137,8 +138,8 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
         "regularizers",
-        """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number, or
-a schedule: 'linear(0, 0.5, 1000)'"""
+        """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number,
+a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'"""
     )
     for key, line in written_keys().items():
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))

@@ -102,7 +102,7 @@ def count_widths(counts: Iterable[int]) -> list[float]:
 
 def header_width(box: Box) -> float:
     """Return the width that the title of an open box needs, in pixels."""
-    return 1.1 * text_width(f"▾ {box.path.rpartition('.')[2]} {box.repeats or box.op}") + 20
+    return 1.1 * text_width(f"▾ {box.name} {box.repeats or box.op}") + 20
 
 
 def _box(

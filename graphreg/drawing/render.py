@@ -168,7 +168,7 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
 
 def box_title(box: Box) -> str:
     """Return the title of an open box."""
-    return f"{box.path.rpartition('.')[2]} {box.repeats or box.op}".strip() if box.kind == "module" else box.op
+    return f"{box.name} {box.repeats or box.op}".strip() if box.kind == "module" else box.op
 
 
 def full_name(shown: Picture, key: str) -> str:

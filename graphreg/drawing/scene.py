@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -49,6 +49,7 @@ class Box:
 
     Attributes:
         path: The module's path; for a fold, the path of the module that it is in.
+        name: The module's path within the module of the box around it; ``""`` for the whole model and for a fold.
         op: The name of the module's class; for a fold, what it holds.
         children: The keys of the nodes and boxes directly in the box, in the order of the graph.
         links: The lines between the children, and between children and the border.
@@ -61,6 +62,7 @@ class Box:
     """
 
     path: str
+    name: str
     op: str
     children: list[str] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -126,7 +128,7 @@ class Picture:
         """Return the names of the first and of the last child of a fold, as its box shows them; for anything else, its own name twice."""
         box = self.boxes.get(key)
         if box is None or box.kind == "module":
-            name = box.path.rpartition(".")[2] if box else lines(self, key)[0]
+            name = box.name if box else lines(self, key)[0]
             return name, name
         return self.span(box.children[0])[0], self.span(box.children[-1])[1]
 
@@ -146,12 +148,14 @@ def picture(seen: Viewed) -> Picture:
         shown = compared(graph, shown, seen.against)
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph, shown)
-    folder, chains = _folder(drawn, classes, shown)
+    called = {path for _, a in graph.nodes(data=True) for path in (*a.get("module_output", "").split(", "), a["module"])}
+    chains = _chains(drawn, called)
+    folder = _folder(drawn, chains, classes, shown)
     parameters = [name for site in seen.traced.parameters for name in site.names]
     integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
     folder.fold([chain for chain in integers if len(chain) >= CHAIN], len(drawn) > SMALL)
-    boxes = _boxes(seen.title, folder, classes)
     parents = {child: key for key, kids in folder.children.items() for child in kids}
+    boxes = _boxes(seen.title, folder, classes, parents)
     chains = {key: _up(key, parents) for key in drawn}
     for key in drawn:
         for box in chains[key][:-1]:
@@ -166,9 +170,45 @@ def picture(seen: Viewed) -> Picture:
     return Picture(heading(seen), nodes, boxes, edges, legend(seen), badged, chains, layers)
 
 
-def _folder(drawn: nx.DiGraph[str], classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]) -> tuple[Folder, Chains]:
-    """Return the modules with their children, before anything is folded, and the modules around each node."""
-    chains: Chains = {key: (*boxes_around(attributes["box"]), key) for key, attributes in drawn.nodes(data=True)}
+def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> Chains:
+    """Return the keys of the boxes around each node, from the outermost, and the node's own key.
+
+    A module that is never called, such as a ModuleList, has no box if something else runs between its parts: the parts are then drawn
+    among what runs between them. In a box, they would seem to run at once, with lines that lead out of the box and back into it.
+
+    Args:
+        drawn: The nodes; the attribute ``box`` becomes the path of the innermost box that is drawn.
+        called: The paths of the modules that are called.
+    """
+    around = {key: boxes_around(attributes["box"]) for key, attributes in drawn.nodes(data=True)}
+    inside: dict[str, set[str]] = {}
+    for key, boxes in around.items():
+        for box in boxes[1:]:
+            if box[:-1] not in called:
+                inside.setdefault(box, set()).add(key)
+    split = {box for box, keys in inside.items() if any(key in keys for key in _after(drawn, keys))}
+    chains: Chains = {}
+    for key, boxes in around.items():
+        chains[key] = (*(box for box in boxes if box not in split), key)
+        drawn.nodes[key]["box"] = chains[key][-2][:-1]
+    return chains
+
+
+def _after(drawn: nx.DiGraph[str], keys: Collection[str]) -> Iterator[str]:
+    """Yield the nodes to which a path leads that starts among ``keys`` and leaves them."""
+    ahead = [end for key in keys for end in drawn.successors(key) if end not in keys]
+    found = set[str]()
+    while ahead:
+        if (key := ahead.pop()) not in found:
+            found.add(key)
+            yield key
+            ahead += drawn.successors(key)
+
+
+def _folder(
+    drawn: nx.DiGraph[str], chains: Chains, classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]
+) -> Folder:  # fmt: skip
+    """Return the modules with their children, before anything is folded."""
     children: dict[str, dict[str, None]] = {"/": {}}
     for chain in chains.values():
         for outer, inner in pairwise(chain):
@@ -179,7 +219,7 @@ def _folder(drawn: nx.DiGraph[str], classes: Mapping[str, str], shown: Mapping[s
         pairs.setdefault(box, set()).add(pair)
     ops = {key: str(attributes["op"]) for key, attributes in drawn.nodes(data=True)} | {key: classes.get(key[:-1], "") for key in children}
     marks = {key: tuple(badge.label for badge in several) for key, several in shown.items()}
-    return Folder({key: list(kids) for key, kids in children.items()}, ops, marks, pairs), chains
+    return Folder({key: list(kids) for key, kids in children.items()}, ops, marks, pairs)
 
 
 def _up(key: str, parents: Mapping[str, str]) -> tuple[str, ...]:
@@ -190,16 +230,17 @@ def _up(key: str, parents: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(reversed(chain))
 
 
-def _boxes(title: str, folder: Folder, classes: Mapping[str, str]) -> dict[str, Box]:
+def _boxes(title: str, folder: Folder, classes: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, Box]:
     """Make the boxes of modules and folds, without lines and counts."""
     boxes = {}
     for key, kids in folder.children.items():
         if key in folder.folds:
             fold = folder.folds[key]
-            boxes[key] = Box(key.partition("/*")[0], fold.label, list(kids), key=key, kind=fold.kind)
+            boxes[key] = Box(key.partition("/*")[0], "", fold.label, list(kids), key=key, kind=fold.kind)
         else:
-            path = key[:-1]
-            boxes[key] = Box(path, classes.get(path, "") if path else title, list(kids), key=key, repeats=folder.repeated.get(key, ""))
+            path, outer = key[:-1], parents.get(key, "/").partition("/")[0]
+            name, op = path.removeprefix(f"{outer}.") if outer else path, classes.get(path, "") if path else title
+            boxes[key] = Box(path, name, op, list(kids), key=key, repeats=folder.repeated.get(key, ""))
     return boxes
 
 
@@ -295,7 +336,7 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     if key in shown.boxes:
         box = shown.boxes[key]
         if box.kind == "module":
-            return f"{box.path.rpartition('.')[2]} {box.repeats or box.op}".strip(), f"{box.nodes} inside"
+            return f"{box.name} {box.repeats or box.op}".strip(), f"{box.nodes} inside"
         names = [shown.span(child) for child in (box.children[0], box.children[-1])]
         return box.op, f"{names[0][0]} … {names[1][1]}"
     attributes = shown.nodes[key]

@@ -18,7 +18,7 @@ from graphreg.dynamo_backend.subgraph import Inner
 from graphreg.errors import GraphRegError, RegularizerError, check_flag, raising, shown, suggestions_text
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
-from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, named_once, read_option
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
@@ -69,7 +69,8 @@ def backend(
     for name in ("blocks", "compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
-    check_options(rng, missing, penalties, scale, own_dropout)
+    check_options(rng, missing, penalties, scale)
+    own_dropout = read_option(own_dropout)
     check_flag("prove", prove)
     every = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}

@@ -16,7 +16,7 @@ from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import Options, bare
 from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
-from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once, read_option
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
@@ -93,7 +93,8 @@ def regularize_(
         return cast("M", by_recipe(regularize_, locals()))
     warn_if_untested()
     check_compile(compile)
-    check_options(rng, missing, penalties, scale, own_dropout, blocks)
+    check_options(rng, missing, penalties, scale, blocks)
+    own_dropout = read_option(own_dropout)
     check_flag("eval_penalties", eval_penalties)
     check_flag("prove", prove)
     _check_model(model, penalties)

@@ -28,10 +28,10 @@ from graphreg.planning.native_dropout import (
     OWN_DROPOUT,
     NativeDropoutEdit,
     OwnDropout,
-    check_option,
     decide,
     is_rate,
     rates_are_scheduled,
+    read_option,
 )
 from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit, Plan, check_missing, decided, named_once, plan, require_sites
@@ -40,8 +40,8 @@ from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
     "CHOICES", "FAINTEST", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts",
-    "Strengths", "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_model_inputs", "check_option",
+    "Strengths", "called_blocks", "check_blocks", "check_count", "check_layers", "check_missing", "check_model_inputs",
     "check_sites", "check_trainable", "count_sites", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "is_rate",
     "lines", "matching_modules", "matching_sites", "merged", "missed", "named_once", "plan", "practically_off", "rates_are_scheduled",
-    "readers_of", "refusals", "require_sites", "warning",
+    "read_option", "readers_of", "refusals", "require_sites", "warning",
 ]  # fmt: skip

@@ -15,8 +15,8 @@ from torch import nn
 
 from graphreg.errors import NoMatchError, RegularizerError, TraceError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
-from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, registered
-from graphreg.schedules import VaryingStrength, of_plain
+from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, read_strength, registered
+from graphreg.schedules import VaryingStrength
 from graphreg.tracing import Traced, trace
 
 FAMILIES = ("dropout", "noise")
@@ -29,8 +29,8 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     A value of a keyword may be:
 
     - a number, the weight or rate; 0, None and False give no regularizer;
-    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number; a schedule gives a regularizer even if all its
-      values are 0;
+    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number, also as plain data: ``{"linear": [0, 0.5, 1000]}``,
+      ``{"by_depth": [0, 0.2]}``; a schedule gives a regularizer even if all its values are 0;
     - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
       ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
     - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
@@ -72,8 +72,6 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     regularizers = keywords.pop("regularizers", None)
     for keyword in keywords:
         _check_keyword(keyword)
-    for keyword, value in keywords.items():
-        _refuse_plain_data(keyword, value)
     lower = {keyword.lower(): value for keyword, value in keywords.items()}
     if len(lower) < len(keywords):
         raise RegularizerError(f"a keyword is given twice, in upper and lower case: {', '.join(keywords)}.")
@@ -135,26 +133,9 @@ def _check_keyword(keyword: str) -> None:
         )
 
 
-def _refuse_plain_data(keyword: str, value: Any) -> None:
-    """Raise RegularizerError for a schedule or a strength by depth that is written as a dict, as recipes have it."""
-    if not isinstance(value, Mapping):
-        return
-    for each in (value, *value.values()):
-        if (schedule := of_plain(each)) is not None:
-            meant = f"a schedule. In Python, give graphreg.schedules.{schedule!r}"
-        elif isinstance(each, Mapping) and each.keys() == {"by_depth"} and isinstance(each["by_depth"], (list, tuple)):
-            meant = f"a strength by depth. In Python, give graphreg.by_depth{tuple(each['by_depth'])!r}"
-        else:
-            continue
-        raise RegularizerError(
-            f"{keyword}: in a recipe, {dict(each)!r} is {meant}. Or give the configuration as a recipe: "
-            f"graphreg.regularize(model, recipe={{{keyword!r}: {dict(value)!r}}})."
-        )
-
-
 def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> Iterator[Regularizer]:
     """Yield the regularizers of a family, e.g. of ``input_dropout``, ``hidden_dropout``, ``output_dropout`` and then ``dropout`` itself."""
-    value = keywords.get(family)
+    value = read_strength(keywords.get(family))
     entries = _entries(family, value) if _is_map(value, find(family)) else []
     for role in ROLES:
         keyword = f"{role}_{family}"
@@ -220,6 +201,7 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
 
 
 def _number(what: str, value: Any, cure: str) -> float:
+    value = read_strength(value)
     if (number := number_of(value)) is None:
         raise RegularizerError(no_number(what, value, cure))
     return value if isinstance(value, VaryingStrength) else number
@@ -230,7 +212,7 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
 
     A keyword that has a role in its name, such as ``hidden_dropout``, takes no selectors.
     """
-    cls = find(key)
+    cls, value = find(key), read_strength(value)
     if value is None or value is False or (number_of(value) == 0 and not has_schedule(value)):
         return
     if keyword not in PREFIXED and value != {} and _is_map(value, cls):

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.ir import Block, Lines, Missing, NativeDropout, Pattern, Site, Table, complain, select, strings_of, unmatched
+from graphreg.regularizer import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]
-OwnDropout = Choice | float | Mapping[Any, Choice | float]
+OwnDropout = Choice | float | Mapping[Any, Any]  # from selectors to choices and rates, or a schedule as plain data
 CHOICES = ("keep", "seeded", "off")
 OWN_DROPOUT = "own_dropout"  # the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
 
@@ -55,7 +56,7 @@ def decide(
     """Decide what to do with each native dropout. If several selectors of ``own_dropout=`` match one dropout, the last of them counts.
 
     Args:
-        option: The value of ``own_dropout=``.
+        option: The value of ``own_dropout=``, as ``read_option`` returns it.
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
@@ -65,10 +66,9 @@ def decide(
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
 
     Raises:
-        RegularizerError: The option has an unknown value, a rate is outside [0, 1), or none of the chosen dropouts can be moved.
+        RegularizerError: None of the chosen dropouts can be moved.
         NoMatchError: A selector matches no dropout.
     """
-    check_option(option)
     if option == "keep":
         return (), ()
     choices: dict[str, tuple[Any, str]] = {}
@@ -125,8 +125,15 @@ def _none(title: str, selector: Any) -> str:
     return f"{what}, because {title} contains no dropout. Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
 
 
-def check_option(option: object) -> None:
-    """Raise RegularizerError unless the option is one of ``CHOICES``, a rate, a schedule of rates, or a dict of selectors to these."""
+def read_option(option: Any) -> Any:
+    """Return the value of ``own_dropout=``, with schedules in place of plain data that stands for them.
+
+    Raises:
+        RegularizerError: The value is not one of ``CHOICES``, a rate in [0, 1), a schedule of rates, or a dict of selectors to these.
+    """
+    option = read_strength(option)
+    if isinstance(option, Mapping):
+        option = {selector: read_strength(choice) for selector, choice in option.items()}
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         if not (value in CHOICES if isinstance(value, str) else is_rate(value)):
             hint = numeric_text(value)
@@ -136,6 +143,7 @@ def check_option(option: object) -> None:
                 f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "
                 f"selector: own_dropout={{'layer4.*': 'off'}}.{suggestion}"
             )
+    return option
 
 
 def is_rate(value: object) -> bool:

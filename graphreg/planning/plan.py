@@ -29,10 +29,19 @@ from graphreg.planning.matching import (
 )
 from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.module_inputs import check_cells, module_inputs
-from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, rates_are_scheduled, table
+from graphreg.planning.native_dropout import (
+    OWN_DROPOUT,
+    NativeDropoutEdit,
+    OwnDropout,
+    decide,
+    nameless,
+    rates_are_scheduled,
+    read_option,
+    table,
+)
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.practically_off import practically_off
-from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
+from graphreg.planning.repeats import Repeat, Strengths, lines, lines_beside_native, repeats, warning
 from graphreg.regularizer import Penalty, Regularizer, Splice, inputs_text, sequences, splice_steps, units_at, units_note
 from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
@@ -219,6 +228,11 @@ class Plan(Printed, RenamedAttributes):
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
         return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
+    @cached_property
+    def beside_native(self) -> list[str]:
+        """Those of the lines of ``repeated`` that are about native dropout."""
+        return lines_beside_native(self.repeats, self.regularizers, _planned(self.regularizers, self.edits))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
@@ -270,6 +284,7 @@ def decided(
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
+    own_dropout = read_option(own_dropout)
     named = named_once(instances(regularizers))
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
@@ -293,7 +308,7 @@ def decided(
     slices = _slices(traced, named, edits)
     check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
-    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
+    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices], native_dropout)
     lost = _missed(traced, named, own_dropout, missing)
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)

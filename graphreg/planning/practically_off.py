@@ -1,4 +1,4 @@
-"""Finds penalties on parameters whose strength is so small that they change nothing.
+"""Finds penalties whose strength is so small that they change nothing.
 
 The usual cause is a strength that was chosen as a weight decay, for a penalty that is a mean over many elements.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 
+from graphreg.errors import listed
 from graphreg.ir import Site
 from graphreg.regularizer import Penalty, Regularizer
 
@@ -16,23 +18,39 @@ FAINTEST = 1e-7
 
 
 def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, float]], of: int | None = None) -> str:
-    """Return a note if a penalty's gradient is too small to matter; ``""`` if it is not, or if it is not known.
+    """Return a note if a penalty's gradient is too small to matter at some sites; ``""`` if there are none, or if it is not known.
 
     Args:
         regularizer: The regularizer.
-        strengths: The sites of the penalty, each with its strength. Where all strengths are 0, the penalty is off on purpose.
+        strengths: The sites of the penalty, each with its strength. Where the strength is 0, the penalty is off on purpose.
         of: Over how many sites the penalty is a mean; None for the number of ``strengths``.
     """
-    if not isinstance(regularizer, Penalty) or regularizer.on != "parameters" or regularizer.is_scheduled:
+    if not isinstance(regularizer, Penalty) or regularizer.is_scheduled:
         return ""
     is_mean = regularizer.engine_options.reduction == "mean"
-    pulls = []
+    faint = dict[str, float]()
     for site, strength in strengths:
-        slope = regularizer.slope(math.prod(site.shape)) if site.shape is not None else None
+        count = _elements(site)
+        slope = None if count is None else regularizer.slope(count)
         if slope is None:
             return ""
-        pulls.append(abs(strength) * slope / ((of or len(strengths)) if is_mean else 1))
-    if not 0 < max(pulls, default=0.0) < FAINTEST:
+        pull = abs(strength) * slope / ((of or len(strengths)) if is_mean else 1)
+        if 0 < pull < FAINTEST:
+            faint[site.name] = pull
+    if not faint:
         return ""
-    pull = f"practically off: it pulls a weight of 1 like a weight_decay of {max(pulls):.2g} in SGD, or less"
-    return f"{pull}; give a larger weight" + ", or reduction='sum'" * is_mean
+    kind, pulled = regularizer.on, "a weight" if regularizer.on == "parameters" else "a value"
+    where = f" at {len(faint)} of {len(strengths)} {kind} ({listed(list(faint), 3)}): there" if len(faint) < len(strengths) else ":"
+    most = f"{where} it pulls {pulled} of 1 like a weight_decay of {max(faint.values()):.2g} in SGD, or less"
+    has_sum = is_mean and any(field.name == "reduction" for field in fields(regularizer))
+    return f"practically off{most}; give a larger weight" + ", or reduction='sum'" * has_sum
+
+
+def _elements(site: Site) -> int | None:
+    """Return over how many elements a mean weakens the pull; None for a parameter of unknown shape.
+
+    For a value, this is 1: what a mean over many units takes from the pull at one of them, the many weights that make the unit add again.
+    """
+    if site.kind == "value":
+        return 1
+    return None if site.shape is None else math.prod(site.shape)

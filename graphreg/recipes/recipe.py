@@ -7,14 +7,14 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
-from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
+from graphreg.planning import Plan, check_missing, from_keywords, named_once, read_option
 from graphreg.recipes.files import Source, read, write
-from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, find, registered
+from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, find, read_strength, registered
 from graphreg.rewriting import check_rng
 from graphreg.runtime import (
     GIVEN_IN_THE_CALL,
@@ -119,7 +119,7 @@ def _present(chosen: Mapping[str, float]) -> Any:
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
-    """Return a regularizer as plain data. ``seed``: for a splice with its own ``rng=``, the seed that was given or drawn; else None."""
+    """Return a regularizer as plain data. ``seed``: for a splice with its own ``rng=``, the seed that was drawn from it; else None."""
     kind = type(regularizer)
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(
@@ -128,7 +128,8 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
         )
     entry: dict[str, Any] = {"key": kind.keys[0]}
     for each in fields(regularizer):
-        value = seed if each.name == "rng" and isinstance(regularizer, Splice) else getattr(regularizer, each.name)
+        drawn = each.name == "rng" and isinstance(regularizer, Splice) and seed is not None
+        value = seed if drawn else getattr(regularizer, each.name)
         if value is not None:
             entry[each.name] = _plain(value, f"{name}: {each.name}")
     return entry
@@ -202,6 +203,23 @@ class Recipe:
         others = {name: value for name, value in self.keywords.items() if stays(name)}
         strengths = {name: value for name, value in self.strengths.items() if stays(name)}
         return Recipe(self.source, regularizers, others, self.options, strengths)
+
+    def of_plan(self, plan: Plan, **options: Any) -> dict[str, Any]:
+        """Return the recipe of a plan that was made by this one, as plain data.
+
+        A plan has the regularizers, ``missing``, ``own_dropout`` and ``blocks``. All else is from ``options``, by the names that recipes
+        have, or else from this recipe.
+        """
+        given = self.options | {name: value for name, value in options.items() if value is not None}
+        named = {name: given.get(name) for name in ("penalties", "scale")}
+        front_end, rng, in_eval = given.get("front_end", "auto"), given.get("rng"), given.get("eval_penalties", False)
+        asked = replace(
+            _of_plan(plan), **named, front_end=None if front_end == "auto" else front_end, eval_penalties=in_eval,
+            seeds={} if rng is None else {"": rng},
+        )  # fmt: skip
+        set_since = {name: value if isinstance(value, Mapping) else {ALL: value} for name, value in self.strengths.items()}
+        by_site = {name: {OWN if at == ALL else at: each for at, each in sites.items()} for name, sites in set_since.items()}
+        return written(asked, by_site)
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to call a function with: those of ``given``, but the recipe's where ``given`` has the default."""
@@ -298,19 +316,11 @@ def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
 
 
 def _read(value: Any) -> Any:
-    """Return a value as regularizers take it: tuples in place of lists, and schedules and ``by_depth`` in place of their dicts."""
+    """Return a value as regularizers take it: tuples in place of lists, and strengths in place of plain data that stands for them."""
+    value = read_strength(value)
     if isinstance(value, list):
         return tuple(map(_read, value))
-    if not isinstance(value, Mapping):
-        return value
-    if (schedule := of_plain(value)) is not None:
-        return schedule
-    if value.keys() != {"by_depth"}:
-        return {key: _read(item) for key, item in value.items()}
-    ends = value["by_depth"]
-    if not isinstance(ends, list) or len(ends) != 2:
-        raise RegularizerError(f"by_depth={shown(ends)} is not allowed; give a list of two numbers, such as [0, 0.2].")
-    return by_depth(*map(_read, ends))
+    return {key: _read(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:
@@ -339,12 +349,7 @@ def _read_own_dropout(value: Any) -> Any:
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
             raise RegularizerError("own_dropout is a choice, a rate, a dict of selectors to these, or a list of pairs [selector, choice].")
         option = {_read(selector): choice for selector, choice in value}
-    if (schedule := of_plain(option)) is not None:
-        option = schedule
-    elif isinstance(option, Mapping):
-        option = {selector: choice if (made := of_plain(choice)) is None else made for selector, choice in option.items()}
-    check_option(option)
-    return option
+    return read_option(option)
 
 
 def _read_blocks(value: Any) -> Any:

@@ -6,7 +6,7 @@ depth. ``purity.py`` and ``purity_trial.py`` check that a formula is a pure func
 """
 
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
-from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_schedule, own_strength
+from graphreg.regularizer.by_depth import ByDepth, by_depth, extremes, has_schedule, own_strength, read_strength
 from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.model_inputs import ModelInput, inputs_text
 from graphreg.regularizer.options import required
@@ -20,6 +20,6 @@ from graphreg.regularizer.vjp import Vjp, recorded, tracked
 
 __all__ = [
     "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth",
-    "called", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "is_proven", "own_strength", "recorded",
-    "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
+    "called", "check_lengths", "extremes", "find", "has_schedule", "inputs_text", "is_proven", "own_strength", "read_strength",
+    "recorded", "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked", "units_at", "units_note",
 ]  # fmt: skip

@@ -53,9 +53,9 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError, no_number, number_of
-from graphreg.ir import Role, Selector, Site, strings
+from graphreg.ir import DropoutKind, Role, Selector, Site, strings
 from graphreg.regularizer import registry
-from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
+from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_strength
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
 from graphreg.regularizer.model_inputs import check_given_inputs, check_input_options, input_options, named_inputs
@@ -77,7 +77,8 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``).
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``),
+            or one of these as plain data, such as ``{"linear": [0, 0.5, 1000]}``.
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -150,7 +151,7 @@ class Regularizer:
     def __post_init__(self) -> None:
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
-        object.__setattr__(self, "weight", self._number("weight", self.weight))
+        object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
@@ -296,6 +297,8 @@ class Splice(Regularizer):
         rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
         readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
+        native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"`` for the dropout of single elements:
+            a plan tells where one acts on a value that the splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
         separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis 0), or ``"nothing"``. If ranks divide
             a value among themselves, each can then replace its own part. The draws must have the shape of z, or share axes by ``shared=``.
     """
@@ -308,6 +311,7 @@ class Splice(Regularizer):
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
     penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
     off_at_zero: ClassVar[bool] = True
+    native_kinds: ClassVar[tuple[DropoutKind, ...]] = ()
     separable: ClassVar[Separable] = "nothing"
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
@@ -377,7 +381,9 @@ class Penalty(Regularizer):
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def slope(self, elements: int) -> float | None:
-        """Of a penalty on parameters: return its derivative by one of ``elements`` elements, where that is 1; None if it is not known.
+        """Return the derivative of the formula by one of ``elements`` elements, where that is 1; None if it is not known.
+
+        For a penalty on values, ``elements`` is 1: then it is the derivative by a number that all elements of the value have.
 
         By it, a plan and the report say when a penalty's strength is practically off.
         """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from graphreg.errors import RegularizerError, number_of, shown
-from graphreg.schedules import Schedule, VaryingStrength, combined
+from graphreg.schedules import Schedule, VaryingStrength, combined, of_plain
 
 
 class ByDepth(VaryingStrength):
@@ -73,6 +74,24 @@ def by_depth(first: float, last: float) -> ByDepth:
             "schedule and a number."
         )
     return ByDepth(*ends)  # type: ignore[arg-type]
+
+
+def read_strength(value: Any) -> Any:
+    """Return the strength that plain data stands for: a schedule, ``{"linear": [0, 0.5, 1000]}``, or ``{"by_depth": [0, 0.2]}``.
+
+    Any other value is returned unchanged: a number, and also a dict of selectors such as ``{"linear": 0.1}``, whose values are no lists.
+
+    Raises:
+        RegularizerError: The data has the form of a strength, but something in it is not allowed.
+    """
+    if (schedule := of_plain(value)) is not None:
+        return schedule
+    if not isinstance(value, Mapping) or value.keys() != {"by_depth"} or not isinstance(value["by_depth"], (list, tuple)):
+        return value
+    ends = value["by_depth"]
+    if len(ends) != 2:
+        raise RegularizerError(f"by_depth={shown(ends)} is not allowed; give a list of two numbers, such as [0, 0.2].")
+    return by_depth(*map(read_strength, ends))
 
 
 def has_schedule(weight: float) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import RULES
+from graphreg.regularizer import read_strength
 from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, regularized
 from graphreg.runtime.module_handle import handle_of
@@ -52,17 +53,19 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
         value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
             selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
             strength at its site before it averages or sums the measurements. If the regularizer was made with a schedule, the new
-            strength replaces the schedule, and may itself be a schedule. Before a model in place or a backend has a graph, selectors wait
-            for its sites.
+            strength replaces the schedule, and may itself be a schedule, also as plain data: ``{"linear": [0, 0.5, 1000]}``. Before a
+            model in place or a backend has a graph, selectors wait for its sites.
 
     Raises:
         NoMatchError: No regularizer has this name, or a selector matches none of its sites; if it had to wait, the first call raises this.
         RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once, or a
             schedule for a regularizer that was made with a number.
     """
-    if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str)]):
+    value = read_strength(value)
+    by_site = isinstance(value, Mapping)
+    if by_site and (wrong := [key for key in value if not isinstance(key, str)]):
         raise RegularizerError(f"{name}: {shown(wrong[0])} is no selector; give a dict from texts to strengths: {{'layer1.*': 0.3}}.")
-    handle_of(module).set_strength(name, value)
+    handle_of(module).set_strength(name, {site: read_strength(each) for site, each in value.items()} if by_site else value)
 
 
 def asked_of(module: Regulated) -> Asked:

@@ -41,7 +41,7 @@ def plan_of_stage(plan: Plan, whole: Traced, stage: StageTrace, blocks: Selector
     native = tuple(replace(e, dropout=dropouts[e.dropout.site.name]) for e in plan.native_dropout if e.dropout.site.name in dropouts)
     called, unasked = called_blocks(stage.traced, blocks, "ignore")
     check_layers([(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter], called)
-    there = {edit.site.name for edit in edits}
+    there = {edit.site.name for edit in edits} | dropouts.keys()
     return replace(
         plan, title=stage.traced.title, edits=edits, native_dropout=native,
         unmovable=tuple(each for each in plan.unmovable if each.site.name in dropouts),

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
+from graphreg.errors import GraphRegError, RegularizerError, first_line, listed, shown
 from graphreg.ir import RULES, Selector
 from graphreg.pipeline import plan, regularize
 from graphreg.recipes import recipe
 from graphreg.regularizer import Regularizer, Splice, required
 from graphreg.rewriting import strip
-from graphreg.runtime import Regularized, RewrittenModule, noise_off, rng_state, set_rng_state, set_strength, strengths
+from graphreg.runtime import Regularized, RewrittenModule, noise_off, rng_state, set_rng_state, set_strength, states_in, strengths
 from graphreg.testing.models import Example, examples
 from graphreg.torch_internals import pytree
 from graphreg.tracing import arguments, trace
@@ -292,8 +292,8 @@ def check_model(subject: Subject) -> None:
     model, inputs = copy.deepcopy(subject.example.model), subject.example.inputs
     before = copy.deepcopy(model.state_dict())
     module = regularize(model, subject.regularizer, example_inputs=inputs, rng=7)
+    verify(model, module, example_inputs=inputs)
     args, kwargs = arguments(inputs) or ((), {})
-    verify(model, module, *args, **kwargs)
     after = model.state_dict()
     same = list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     subject.require(same, "it changes the parameters or buffers of the model.")
@@ -326,7 +326,15 @@ def check_gradients(subject: Subject) -> None:
 
     def value() -> Tensor:
         set_rng_state(module, state)
-        return weighted(_call(module, inputs))
+        try:
+            return weighted(_call(module, inputs))
+        except GraphRegError:
+            raise
+        except Exception as error:  # of the formula: the checks in float32 have called the model
+            raise AssertionError(
+                f"{subject.name}: for a model in float64 the formula raises {first_line(error)}. Let it make tensors in the dtype of its "
+                "arguments, such as z.new_zeros(3)."
+            ) from error
 
     found = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
     for direction in range(2):
@@ -344,8 +352,22 @@ def check_gradients(subject: Subject) -> None:
         size = max(1.0, abs(theirs), *(float(g.abs().max()) for g in found))
         subject.require(
             abs(ours - theirs) <= 1e-5 * size,
-            f"the gradient along a direction is {ours:.6g}, and the difference {theirs:.6g}. If this is meant, give gradients=False.",
+            f"the gradient along a direction is {ours:.6g}, and the difference {theirs:.6g}. "
+            + (_narrow(module) or "If this is meant, give gradients=False."),
         )
+
+
+def _narrow(module: nn.Module) -> str:
+    """Name the tensors of a state that are not in float64, as all other tensors of the check are; ``""`` if there are none."""
+    held = [item for state in states_in(module) for item in (*state.named_parameters(), *state.named_buffers())]
+    dtypes = {name.rpartition(".")[2]: tensor.dtype for name, tensor in held if tensor.is_floating_point()}
+    narrow = [f"{name!r} is {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items() if dtype != torch.float64]
+    if not narrow:
+        return ""
+    return (
+        f"This check is in float64, and of the state {listed(narrow)}, which rounds: let init_state make it in the dtype of its argument, "
+        "such as like.new_zeros(3)."
+    )
 
 
 def check_compiled(subject: Subject, backend: str) -> None:

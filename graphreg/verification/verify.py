@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, first_line
+from graphreg.errors import GraphRegError, RegularizerError, first_line
 from graphreg.ir import RULES, is_native_dropout, specialized_arguments
 from graphreg.rewriting import with_native_dropout
 from graphreg.runtime import (
@@ -50,7 +50,7 @@ FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, e
 }
 
 
-def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) -> None:
+def verify(model: nn.Module, module: nn.Module, /, *args: Any, example_inputs: Any = None, **kwargs: Any) -> None:
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
@@ -63,15 +63,21 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
         model: The model that ``regularize`` was given. A model that is regularized in place is compared by its own forward.
         module: What ``regularize`` returned, or a model that is regularized in place.
         *args: Positional arguments for a call of the model.
+        example_inputs: In place of ``args`` and ``kwargs``, the arguments of the call as ``regularize`` takes them: a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments. If the model has an argument of this name, it is that argument.
         **kwargs: Keyword arguments for that call.
 
     Raises:
+        RegularizerError: ``example_inputs`` is given together with arguments of a call.
+        TraceError: ``example_inputs`` has a type that is not allowed.
         GraphRegError: Something differs: the error says what, in which mode, and, if it can be found, which node's value differs first.
             Or the two cannot be compared: the error says why.
     """
+    bare = model if (inside := original_of(model)) is None else inside
+    if example_inputs is not None:
+        args, kwargs = _call_of(bare, example_inputs, args, kwargs)
     placed = in_place_handle(module)
     inner = rewritten(module) if placed is None else placed.graph_for(regularized(module), args, kwargs)
-    bare = model if (inside := original_of(model)) is None else inside
     if not isinstance(bare, nn.Module) or getattr(bare, RULES, None) is not None:
         raise GraphRegError(
             f"verify compares with the model that regularize was given, not with {title(bare)}: graphreg.verify(model, module, *inputs)."
@@ -82,6 +88,17 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
             "regularize was given: the rewritten module has the same parameters and buffers as that model."
         )
     Validation(bare, own_forward(bare), inner, (args, kwargs)).run()
+
+
+def _call_of(model: object, example_inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Return the arguments of the call that ``verify`` was given with ``example_inputs=``."""
+    if isinstance(model, nn.Module) and "example_inputs" in inspect.signature(model.forward).parameters:
+        return args, {**kwargs, "example_inputs": example_inputs}
+    if args or kwargs:
+        raise RegularizerError("verify takes the arguments of a call, or example_inputs=, and was given both. Give one of the two.")
+    call = arguments(example_inputs)
+    assert call is not None
+    return call
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
@@ -206,7 +223,7 @@ class Validation:
                 return None
             if self.differentiates:
                 raise _Refuses from error
-            error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.")
+            error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.{_packed(self.call)}")
             raise
 
     def _call_twin(self, twin: nn.Module, number: int, expected: Call | None, dtype: torch.dtype | None = None) -> Call:
@@ -379,6 +396,13 @@ def _restore(twin: fx.GraphModule) -> None:
         twin.recompile()
     else:
         twin.graph = with_native_dropout(twin.graph)
+
+
+def _packed(call: Arguments) -> str:
+    """Return a hint for an error of the model if it was called with a single tuple, list or dict, which may hold its arguments."""
+    if call[1] or len(call[0]) != 1 or not isinstance(call[0][0], (tuple, list, Mapping)):
+        return ""
+    return f" It got one {type(call[0][0]).__name__}; for arguments that it holds, write verify(model, module, example_inputs=...)."
 
 
 class _Refuses(Exception):

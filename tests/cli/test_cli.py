@@ -219,6 +219,11 @@ SPELLINGS: list[tuple[list[str], dict[str, object]]] = [
      {"hidden_l1": schedules.piecewise({0: 0.0, 5: 1}), "dropout": {"1": schedules.linear(0, 0.5, 10)}}),
     (["--weight-l1", '{"weight": {"piecewise": [[0, 1], [5, 2]], "every": 2}, "pattern": "0*"}'],
      {"weight_l1": {"weight": schedules.piecewise({0: 1, 5: 2}, every=2), "pattern": "0*"}}),
+    (["--drop-path", '{"weight": {"by_depth": [0, 0.2]}}'], {"drop_path": graphreg.by_depth(0, 0.2)}),
+    (["--drop-path", "by_depth(0, linear(0, 0.2, 10))"], {"drop_path": graphreg.by_depth(0, schedules.linear(0, 0.2, 10))}),
+    (["--hidden-dropout", '{"linear": [0, 0.5, 10], "every": 2}'], {"hidden_dropout": schedules.linear(0, 0.5, 10, every=2)}),
+    (["--weight-l2", '{"0*": {"by_depth": [1, {"linear": [0, 1, 5]}]}}'],
+     {"weight_l2": {"0*": graphreg.by_depth(1, schedules.linear(0, 1, 5))}}),
     (["--dropout", r"a\@b\:c=0.2"], {"dropout": {r"a\@b\:c": 0.2}}),
     (["--weight-decay", '{"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}'],
      {"weight_decay": {"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}}),
@@ -249,6 +254,8 @@ def test_an_option_given_twice_is_two_regularizers(say: Say) -> None:
         (["seeded", "drop=0.2"], {"*": "seeded", "drop": 0.2}),
         (["linear(0, 0.5, 10, every=2)"], schedules.linear(0, 0.5, 10, every=2)),
         (["drop=cosine(0, 0.5, 10)"], {"drop": schedules.cosine(0, 0.5, 10)}),
+        (['{"linear": [0, 0.5, 10]}'], schedules.linear(0, 0.5, 10)),
+        (["0.1", '{"drop": {"linear": [0, 0.5, 10]}, "a": "off"}'], {"*": 0.1, "drop": schedules.linear(0, 0.5, 10), "a": "off"}),
     ],
 )  # fmt: skip
 def test_own_dropout(texts: list[str] | None, meant: object) -> None:
@@ -360,6 +367,24 @@ def test_inputs_of_a_file(say: Say, file: str) -> None:
     assert status == 0 and "5x3" in out
 
 
+def test_a_saved_plan_keeps_what_was_asked(say: Say, folder: Path) -> None:
+    net = ("cli_nets.py:Net", "--input", "5x4")
+    assert say("plan", *net, "--hidden-dropout", "0.1", "--rng", "7", "--save", "seeded.toml", "--front-end", "export")[0] == 0
+    seeded = graphreg.load_recipe(folder / "seeded.toml")
+    assert (seeded["rng"], seeded["front_end"]) == (7, "export")
+    more = {"penalties": "attach", "scale": 2.0, "rng": 3}
+    strengths = {"hidden_dropout": 0.3, "weight_l2": {"**": 4, "out.*": 2}}
+    asked = {"hidden_dropout": 0.1, "hidden_l1": 0.1, "weight_l2": 0.1, "strengths": {**strengths, "hidden_l1": 0.5}}
+    (folder / "asked.json").write_text(json.dumps({**more, **asked}))
+    own_dropout = {"drop": {"linear": [0, 0.5, 9]}}
+    options = ["--hidden-l1", "0.2", "--own-dropout", json.dumps(own_dropout)]
+    assert say("plan", *net, "--recipe", "asked.json", *options, "--save", "saved.yaml")[0] == 0
+    saved = graphreg.load_recipe(folder / "saved.yaml")
+    weights = {entry["name"]: entry["weight"] for entry in saved.pop("regularizers")}
+    assert weights == {"hidden_dropout": 0.1, "hidden_l1": 0.2, "weight_l2": 0.1}
+    assert saved == {"recipe": 1, **more, "strengths": strengths, "own_dropout": own_dropout}  # the strength that was replaced is gone
+
+
 # What is wrong
 
 NET = "cli_nets.py:Net"
@@ -414,6 +439,9 @@ REGULARIZERS: list[tuple[list[str], str]] = [
     (["--hidden-dropout", "much"], "--hidden-dropout 'much': 'much' is no number; write STRENGTH or GLOB=STRENGTH, e.g. 'layer4*=1e-3'."),
     (["--hidden-dropout", "linear(0, 1)"], "--hidden-dropout 'linear(0, 1)': 'linear(0, 1)' is no schedule (linear() missing 1 required"),
     (["--hidden-dropout", "linear(0, x, 5)"], "is no schedule (malformed node"),
+    (["--hidden-dropout", "by_depth(0, eval(1))"], "is no schedule (there is no eval); write linear(0, 0.5, 1000), cosine(0, 0.5, 1000), "),
+    (["--own-dropout", '{"drop": {"linear": [0, 1]}}'], "linear=[0, 1] is not allowed; give a list [start, stop, steps]"),
+    (["--own-dropout", '{"drop"'], "is no JSON"),
     (["--hidden-dropout", "linear(0, 0.5, -1)"], "linear: steps=-1 is not allowed; steps is the number of steps"),
     (["--hidden-dropout", "cosine(0, 1, 5)"], "BernoulliDropout: weight=1.0 is not allowed; weight must be in [0, 1). The schedule cos"),
     (["--hidden-dropout", "1.5"], "BernoulliDropout: weight=1.5 is not allowed; weight must be in [0, 1)."),
@@ -473,7 +501,7 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["plan", NET], "no regularizer is given; write e.g. graphreg plan cli_nets.py:Net --hidden-dropout 0.1."),
         (["report", NET], "no regularizer is given"),
         (["diff", NET], "no regularizer is given"),
-        (["plan", NET, "--rng", "3"], "--rng is no option of graphreg plan"),
+        (["draw", NET, "net.svg", "--rng", "3"], "--rng is no option of graphreg draw"),
         (["report", NET, "--rng", "three", "--hidden-dropout", "0.1"], "argument --rng: invalid int value: 'three'"),
         (["draw", NET], "the following arguments are required: FILE"),
         (["draw", NET, "net.gif"], ".gif"),

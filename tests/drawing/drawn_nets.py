@@ -104,3 +104,27 @@ class Blocks(nn.Module):
         for block in self.h:
             before.append(block(mask, *(before if self.dense else before[-1:])))
         return before[-1]
+
+
+class Loops(nn.Module):
+    """Loops over lists of modules: with something between their parts, one after another, and side by side."""
+
+    def __init__(self, blocks: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.drops = nn.ModuleList(nn.Dropout(0.1) for _ in range(2))
+        self.nested = nn.ModuleList([nn.ModuleList(nn.Linear(4, 4) for _ in range(2))])
+        self.blocks = nn.ModuleList(Half() for _ in range(blocks))
+        self.chain = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, drop in zip(self.layers, self.drops, strict=True):
+            x = drop(layer(x).tanh())
+        for pair in self.nested:
+            x = pair[1](pair[0](x).relu())  # type: ignore[index]
+        for block in self.blocks:
+            x = x + block(x)
+        for layer in self.chain:
+            x = layer(x)
+        return torch.stack([head(x) for head in self.heads])

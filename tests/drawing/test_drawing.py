@@ -7,6 +7,7 @@ import struct
 import sys
 import xml.etree.ElementTree as ET
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from drawn_nets import GPT, Again, Half, Tagger, TwoForwards
+from drawn_nets import GPT, Again, Half, Loops, Tagger, TwoForwards
 from geometry import check_geometry
 from graphreg import GraphRegError
 from graphreg.drawing.layout import Arrangement, arrange
@@ -37,6 +38,8 @@ def module(name: str) -> nn.Module:
     if name == "lstm":
         penalty = {"weight": 1.0, "pattern": "rnn"}
         return graphreg.regularize(Tagger(), example_inputs=IDS, rng=0, recurrent_norm=penalty, hidden_dropout=0.1, weight_l1=1e-3)
+    if name == "loops":
+        return graphreg.regularize(Loops(), hidden_dropout=0.1, rng=0)
     return graphreg.regularize(Again(), hidden_dropout=0.1, contractive={"weight": 0.1, "pattern": "twice"}, rng=0)
 
 
@@ -51,7 +54,7 @@ def shown(name: str) -> Picture:
 def test_a_picture_in_full() -> None:
     made = picture(viewed(graphreg.regularize(Half(), BernoulliDropout("relu", 0.1), HiddenL1("relu", 0.2), rng=0)))
     assert list(made.nodes) == ["x", "a", "relu", "b", "relu_1", "add", "$output"]
-    assert made.boxes == {"/": Box("", "Half", list(made.nodes), made.boxes["/"].links, made.boxes["/"].acts, 7, "/")}
+    assert made.boxes == {"/": Box("", "", "Half", list(made.nodes), made.boxes["/"].links, made.boxes["/"].acts, 7, "/")}
     assert [(link.start, link.end) for link in made.boxes["/"].links] == [
         ("x", "a"), ("x", "b"), ("a", "relu"), ("relu", "add"), ("b", "relu_1"), ("relu_1", "add"), ("add", "$output"),
     ]  # fmt: skip
@@ -72,6 +75,31 @@ def test_lines_end_at_the_border_of_a_module() -> None:
     assert [link.end for link in inside.links if link.start == IN] == ["twice.a", "twice.b", "twice.a_1", "twice.b_1"]
     assert [link.start for link in inside.links if link.end == OUT] == ["twice.add", "twice.add_1"]
     assert [badge.text for badge in made.badges["x"]] == ["contractive: wrt"] and made.boxes["twice/"].acts["contractive"] == 1
+
+
+def test_a_list_that_the_parent_loops_over_is_drawn_in_order(tmp_path: Path) -> None:
+    made = picture(viewed(Loops()))
+    run = ["layers.0", "tanh", "drops.0", "layers.1", "tanh_1", "drops.1", "nested.0.0", "relu", "nested.0.1", "blocks.0/", "add"]
+    children = ["x", *run, "blocks.1/", "add_1", "chain/", "heads/", "stack", "$output"]
+    assert made.boxes["/"].children == children
+    links = [(link.start, link.end) for link in made.boxes["/"].links]
+    assert not any(link.back for box in made.boxes.values() for link in box.links)
+    assert [pair for pair in links if pair[0] in run[:8]] == list(pairwise(run[:9]))
+    assert {("nested.0.1", "blocks.0/"), ("nested.0.1", "add"), ("blocks.0/", "add"), ("add", "blocks.1/"), ("add_1", "chain/")} < {*links}
+    named = [lines(made, key)[0] for key in ("layers.1", "nested.0.1", "blocks.1/", "blocks.1.a")]
+    assert named == ["layers.1", "nested.0.1", "blocks.1 Half", "a"]
+    assert unfolded(made, 1) == {"/"} and unfolded(made, 2) == {"/", "chain/", "heads/"}
+    # a list whose parts follow one another is a box, and so is one whose parts stand beside one another
+    assert [(link.start, link.end) for link in made.boxes["chain/"].links] == [
+        (IN, "chain.0"), ("chain.0", "chain.1"), ("chain.1", OUT),
+    ]  # fmt: skip
+    assert [(link.start, link.end) for link in made.boxes["heads/"].links] == [
+        (IN, "heads.0"), (IN, "heads.1"), ("heads.0", OUT), ("heads.1", OUT),
+    ]  # fmt: skip
+    texts = "".join(ET.parse(graphreg.draw(Loops(), tmp_path / "loops.svg")).getroot().itertext())
+    assert "blocks.1 Half" in texts and "layers ModuleList" not in texts and "heads ModuleList" in texts
+    folded = picture(viewed(Loops(12))).boxes  # blocks that alternate with the parent's own operations repeat
+    assert [box.op for box in folded.values() if box.kind == "repeats"] == ["(Half, add) × 12"]
 
 
 def test_sizes_keys_and_totals_are_not_drawn() -> None:
@@ -98,7 +126,7 @@ def test_what_is_unfolded() -> None:
 
 
 @pytest.mark.parametrize("level", [None, 1, 99])
-@pytest.mark.parametrize("name", ["gpt", "lstm", "again"])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "again", "loops"])
 def test_nothing_overlaps_and_labels_fit(name: str, level: int | None) -> None:
     made = shown(name)
     opened = unfolded(made, level)

@@ -1037,10 +1037,10 @@ def test_a_penalty_that_is_no_0d_tensor(kind: str) -> None:
 
 
 PLAIN = [
-    ({"hidden_dropout": {"linear": [0, 0.2, 10]}}, r"hidden_dropout: in a recipe, .* graphreg\.schedules\.linear\(.*\)\. Or .*recipe="),
-    ({"dropout": {"1": {"cosine": [0, 0.2, 10]}}}, r"dropout: in a recipe, .* give graphreg\.schedules\.cosine\(0, 0\.2, 10\)"),
-    ({"weight_l2": {"weight": {"by_depth": [0, 1]}}}, r"weight_l2: in a recipe, .* is a strength by depth\. .* graphreg\.by_depth\(0, 1\)"),
-    ({"regularizers": {"weight_l2": {"linear": [0, 0.2, 10]}}}, r"weight_l2: in a recipe, .* graphreg\.schedules\.linear\(0, 0\.2, 10\)"),
+    ({"hidden_dropout": {"linear": [0, 0.2]}}, r"linear=\[0, 0\.2\] is not allowed; give a list \[start, stop, steps\]"),
+    ({"dropout": {"1": {"piecewise": [0, 0.2]}}}, r"piecewise=\[0, 0\.2\] is not allowed; give a list of pairs"),
+    ({"weight_l2": {"weight": {"by_depth": [0, 1, 2]}}}, r"by_depth=\[0, 1, 2\] is not allowed; give a list of two numbers"),
+    ({"own_dropout": {"linear": [0, 1, 10]}}, r"own_dropout=linear\(0, 1, 10\) is not allowed; .* or a rate in \[0, 1\)"),
     ({"hidden_dropout": lambda step: 0.1}, r"must be a finite number\. A strength that changes is a schedule, .*\.linear"),
 ]
 

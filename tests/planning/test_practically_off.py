@@ -66,7 +66,9 @@ def test_the_pull_is_the_gradient() -> None:
         {"weight_l2": {"weight": 0}},  # installed, to be raised later
         {"weight_l2": schedules.linear(0, 1e-4, 10)},
         {"group_lasso": 1e-4},  # the slope depends on the other weights
-        {"hidden_l2": 1e-9},  # and here on the values
+        {"covariance": 1e-9},  # and here on the other values
+        {"hidden_l2": 1e-6},
+        {"hidden_l1": {"weight": 0}},
         {"hidden_dropout": 1e-9},
     ],
 )
@@ -74,6 +76,56 @@ def test_what_acts_or_is_not_known_is_not_named(given: dict[str, object], log: l
     module = graphreg.regularize(NET, **given)
     assert notes(module) == [] and log == []
     assert "practically" not in str(graphreg.plan(graphreg.trace(NET), graphreg.from_kwargs(NET, **given)))
+
+
+PART = "practically off at {}: there" + OFF.removeprefix("practically off:")
+UNEVEN = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "pull"),
+    [
+        ({"weight_l2": 1e-2}, "2 of 3 parameters (0.weight, 2.weight)", "2.5e-08"),  # 2e-2 / (3 * 512 * 512); 4.weight: 6.5e-6
+        ({"l2_sp": 1e-2}, "2 of 3 parameters (0.weight, 2.weight)", "2.5e-08"),
+        ({"weight_l1": 1e-2}, "2 of 3 parameters (0.weight, 2.weight)", "1.3e-08"),
+        ({"elastic_net": {"weight": 1e-2, "l1_ratio": 0.9}}, "2 of 3 parameters (0.weight, 2.weight)", "1.3e-08"),
+        ({"weight_l2": graphreg.by_depth(0, 0.02)}, "1 of 3 parameters (2.weight)", "2.5e-08"),
+    ],
+)
+def test_it_is_said_of_each_parameter(given: dict[str, object], where: str, pull: str, log: list[str]) -> None:
+    """Not only if all parameters are below the threshold. Where a strength is 0, it is off on purpose."""
+    (name,) = given
+    plan = graphreg.plan(graphreg.trace(UNEVEN), graphreg.from_kwargs(UNEVEN, **given))
+    said = PART.format(where, pull)
+    assert f"\n{name}: {said}" in str(plan)
+    assert notes(graphreg.regularize(UNEVEN, **given)) == [said]
+    assert log == [f"{name} is {said}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "pull"),
+    [({"hidden_l1": 1e-7}, "5e-08"), ({"hidden_l2": 1e-8}, "1e-08"), ({"z_loss": {"weight": 1e-9, "pattern": "4"}}, "2e-09")],
+)
+def test_a_penalty_on_values(given: dict[str, object], pull: str, log: list[str]) -> None:
+    """Its pull is the derivative by a number that all elements of a value have, which does not depend on their count."""
+    (name,) = given
+    said = f"practically off: it pulls a value of 1 like a weight_decay of {pull} in SGD, or less; give a larger weight"
+    for x in (None, torch.ones(2, 512)):
+        assert notes(graphreg.regularize(UNEVEN, **given, example_inputs=x)) == [said]
+    assert log == 2 * [f"{name} is {said}"]
+
+
+def test_the_pull_on_values_is_the_gradient() -> None:
+    for key in ("hidden_l1", "hidden_l2"):
+        (penalty,) = graphreg.from_kwargs(NET, **{key: 1.0})
+        number = torch.ones((), requires_grad=True)
+        penalty(number.expand(5, 7)).backward()
+        assert number.grad is not None and isinstance(penalty, graphreg.Penalty) and number.grad.item() == penalty.slope(1)
+    steps = torch.stack((torch.zeros(5, 7), torch.ones(5, 7))).requires_grad_()
+    (penalty,) = graphreg.from_kwargs(NET, recurrent_state={"weight": 1.0, "pattern": "0"})
+    penalty(steps, None).backward()
+    assert steps.grad is not None and isinstance(penalty, graphreg.Penalty)
+    assert steps.grad[1].sum().item() == pytest.approx(penalty.slope(1))
 
 
 def test_the_present_strength_counts() -> None:
@@ -99,7 +151,7 @@ def test_a_penalty_of_ones_own_is_named_if_it_has_a_slope() -> None:
             return 3 / elements
 
     assert notes(graphreg.regularize(NET, Cubes("*", 1e-6))) == []
-    assert notes(graphreg.regularize(NET, Sloped("*", 1e-6))) == [OFF.format("5.7e-12")]
+    assert notes(graphreg.regularize(NET, Sloped("*", 1e-6))) == [OFF.format("5.7e-12").removesuffix(", or reduction='sum'")]
 
 
 def test_the_backend_reports_it() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 import graphreg
@@ -207,3 +210,97 @@ def test_a_backend_says_it_once() -> None:
         torch.compile(Net(), backend=backend)(torch.zeros(2, 8))
     assert len([one for one in given if "in a row" in str(one.message)]) == 1
     assert any("0.125 of it is kept" in note for note in backend.report().notes)
+
+
+# Beside the model's own dropout
+
+
+class Residual(nn.Module):
+    """Blocks with dropout of elements and with drop path, as in timm."""
+
+    def __init__(self, rate: float = 0.2, depth: int = 3, path: float = 0.1) -> None:
+        super().__init__()
+        block = {"into": nn.Linear, "out": nn.Linear}
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: kind(8, 8) for name, kind in block.items()} | {"drop": nn.Dropout(rate), "path": DropPath(path)})
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block["path"](block["out"](block["drop"](block["into"](x).relu())))  # type: ignore[index]
+        return x
+
+
+BESIDE = (
+    "dropout and the model's own Dropout 0.2 act 2 times in a row on one value (relu, blocks.0.drop, and so on at 2 more places): 0.72 of "
+    "it is kept, not 0.8. own_dropout={'blocks.*.drop': 'off'} turns the model's own off"
+)
+PATHS = (
+    "drop_path and the model's own DropPath 0.1 act 2 times in a row on one value (blocks.0.path, and so on at 2 more places): 0.72 of it "
+    "is kept, not 0.8. own_dropout={'blocks.*.path': 'off'} turns the model's own off"
+)
+
+
+def beside(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if "the model's own" in line]
+
+
+def test_beside_the_models_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan, a report and the log say it, once for each regularizer, with what to do; following it, there is nothing to say."""
+    logged: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: logged.append(text % args))
+    given: dict[str, Any] = {"dropout": {"*": 0.1}, "drop_path": 0.2}
+    traced = graphreg.trace(Residual())
+    with told():
+        plan = graphreg.plan(traced, graphreg.from_kwargs(traced, **given))
+        module = graphreg.regularize(Residual(), **given, rng=0)
+    assert beside(str(plan).splitlines()) == beside(graphreg.report(module, cost=False).notes) == beside(logged) == [BESIDE, PATHS]
+    graphreg.set_strength(module, "dropout", 0.5)
+    graphreg.set_strength(module, "drop_path", 0.0)
+    (line,) = beside(graphreg.report(module, cost=False).notes)
+    assert "0.4 of it is kept, not 0.5" in line
+    rates = graphreg.plan(traced, graphreg.from_kwargs(traced, **given), own_dropout={"blocks.*.drop": 0.5, "blocks.[01].path": "off"})
+    assert [line[:60] for line in rates.beside_native] == [
+        "dropout and the model's own Dropout 0.5 act 2 times in a row", "drop_path and the model's own DropPath 0.1 act 2 times in a "
+    ]  # fmt: skip
+    assert "(blocks.2.path): 0.72" in rates.beside_native[1]
+    off = graphreg.plan(traced, graphreg.from_kwargs(traced, **given), own_dropout={"blocks.*.drop": "off", "blocks.*.path": "off"})
+    assert off.beside_native == [] and beside(str(off).splitlines()) == []
+
+
+def test_it_is_the_share_that_a_run_keeps_beside_the_models_own() -> None:
+    """At the value that the model's own dropout makes, too."""
+    for selector in ("relu", "blocks.0.drop"):
+        seen = list[Tensor]()
+        model = Residual(0.5, depth=1)
+        module = graphreg.regularize(model, dropout={selector: 0.5}, rng=0)
+        assert ["0.25 of it is kept, not 0.5" in line for line in beside(graphreg.report(module, cost=False).notes)] == [True]
+        module.get_submodule("blocks.0.out").register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        module(torch.ones(4096, 8))
+        kept = (seen[0] != 0).double().mean(0).max().item()  # of a unit whose ReLU lets all of them through
+        assert kept == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        (Residual(0.0, path=0.0), {"dropout": {"*": 0.1}, "drop_path": 0.2}),  # the model's own rates are 0
+        (Residual(), {"noise": {"relu*": 0.1}}),  # another kind
+        (Residual(), {"dropout": {"blocks.*.path": 0.1}}),  # drop path, and dropout of elements
+        (Residual(), {"dropout": {"blocks.*.into": 0.1}}),  # a ReLU is between
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Dropout(0.1), nn.Linear(4, 4)), {"dropout": {"3": 0.1}}),  # no splice
+    ],
+)
+def test_nothing_is_said_where_the_models_own_does_not_act_on_the_value(model: nn.Module, given: dict[str, Any]) -> None:
+    assert beside(str(graphreg.plan(graphreg.trace(model), graphreg.from_kwargs(model, **given))).splitlines()) == []
+
+
+def test_timm_and_the_backend() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, drop_path_rate=0.1)
+    traced = graphreg.trace(model, torch.zeros(1, 3, 32, 32))
+    (line,) = graphreg.plan(traced, graphreg.from_kwargs(traced, drop_path=0.2)).beside_native
+    assert line.startswith("drop_path and the model's own DropPath 0.1 act 2 times in a row on one value (blocks.1.drop_path1, and so")
+    backend = graphreg.backend(inner="eager", dropout={"**@relu": 0.1})
+    torch.compile(Residual(), backend=backend)(torch.zeros(2, 8))
+    assert len(beside(backend.report().notes)) == 1

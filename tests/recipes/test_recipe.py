@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pipeline
+from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pipeline, schedules
 from graphreg.recipes import Recipe, files
 from graphreg.recipes.lines import line_of
 from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, written
@@ -368,6 +369,44 @@ def test_schedules() -> None:
             graphreg.regularize(model, recipe=wrong)
 
 
+def test_schedules_are_written_in_one_way() -> None:
+    """Keywords, ``regularizers=``, instances, ``own_dropout=`` and ``set_strength`` take the plain data that a recipe has."""
+    model = nn.Sequential(Block(), Block(), nn.Dropout(0.5), nn.Linear(4, 3))
+    rising, depth = {"linear": [0.1, 0.5, 9], "every": 2}, {"by_depth": [0, {"cosine": [0.1, 0.5, 9]}]}
+    asked: dict[str, Any] = {
+        "drop_path": {"weight": depth}, "dropout": {"0.relu": rising, "1.relu": 0.2}, "hidden_l1": rising,
+        "weight_l2": {"weight": depth, "reduction": "sum"}, "noise": {"3": {"weight": rising, "share_axes": [0]}},
+    }  # fmt: skip
+    data = graphreg.recipe(graphreg.regularize(model, recipe={**asked, "own_dropout": {"2": rising}}, rng=0))
+    made = [
+        graphreg.regularize(model, **asked, own_dropout={"2": rising}, rng=0),
+        graphreg.regularize(model, regularizers=asked, own_dropout={"2": rising}, rng=0),
+        graphreg.regularize_(copy.deepcopy(model), regularizers=asked, own_dropout={"2": rising}, rng=0, penalties="return"),
+    ]
+    assert [graphreg.recipe(each) for each in made] == 3 * [data]
+    weights = [(entry["name"], entry["weight"]) for entry in data["regularizers"]]
+    assert weights[:2] == [("dropout", rising), ("dropout", 0.2)] and ("hidden_l1", rising) in weights and ("weight_l2", depth) in weights
+    backend = graphreg.backend(regularizers={"hidden_l1": rising})
+    assert graphreg.recipe(backend)["regularizers"][0]["weight"] == rising
+    assert graphreg.build("dropout", weight=depth) == graphreg.build("dropout", weight=graphreg.by_depth(0, schedules.cosine(0.1, 0.5, 9)))
+    falling: Any = {"cosine": [0.5, 0, 4]}
+    for each in (*made[:2], backend):
+        graphreg.set_strength(each, "hidden_l1", falling)
+        assert graphreg.strengths(each)["hidden_l1"] == 0.5
+        assert graphreg.recipe(each)["strengths"] == {"hidden_l1": falling}
+    graphreg.set_strength(made[0], "own_dropout", {"2": falling})
+    assert graphreg.recipe(made[0])["strengths"]["own_dropout"] == {"2": falling}
+
+
+def test_a_plan_keeps_the_seed_of_a_splice() -> None:
+    traced = graphreg.trace(net())
+    data = graphreg.recipe(graphreg.plan(traced, graphreg.build("dropout", weight=0.5, pattern="1", rng=5)))
+    assert data["regularizers"][0]["rng"] == 5
+    unseeded = graphreg.plan(traced, graphreg.build("dropout", weight=0.5, pattern="1", rng=torch.Generator()))
+    with pytest.raises(RegularizerError, match=r"^dropout: rng is .*Generator.*, which a recipe cannot hold"):
+        graphreg.recipe(unseeded)
+
+
 def test_a_scale_that_is_no_number() -> None:
     module = graphreg.regularize(net(), hidden_l1=0.1, penalties="attach", scale=lambda: 2.0)
     data = graphreg.recipe(module)
@@ -464,7 +503,7 @@ WRONG: list[tuple[str, str, str]] = [
     (".json", '{"eval_penalties": 1}', r", line 1, at eval_penalties: eval_penalties=1 is not allowed; give True or False\."),
     (".json", '{"own_dropout": {"a": 2}}', r", line 1, at own_dropout: "),
     (".json", '{"own_dropout": [1]}', r", line 1, at own_dropout: own_dropout is a choice, a rate, a dict of selectors"),
-    (".json", '{"drop_path": {"by_depth": 3}}', r", line 1, at drop_path: by_depth=3 is not allowed; give a list of two numbers"),
+    (".json", '{"drop_path": {"by_depth": [1, 2, 3]}}', r", line 1, at drop_path: by_depth=\[1, 2, 3\] is not allowed; give a list of two"),
     (".json", '{"drop_path": {"by_depth": ["a", 1]}}', r", line 1, at drop_path: by_depth: first='a' is not allowed; give two numbers"),
     (
         ".json", '{"regularizers": [{"key": "drop_path", "weight": {"by_depth": [1]}}]}',

@@ -100,6 +100,24 @@ class Infinite(Penalty):
         return z.sum() / 0
 
 
+class LearnsInFloat32(Penalty, on="parameters"):
+    """Its state is right, but it is in float32 for a model in float64, too."""
+
+    wide: bool = False
+
+    def init_state(self, like: Tensor) -> dict[str, Tensor]:
+        dtype = like.dtype if self.wide else torch.float32
+        return {"center": nn.Parameter(like.new_ones(like.shape[-1], dtype=dtype)), "seen": torch.zeros(2)}
+
+    def __call__(self, w: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return (w - state["center"].exp()).square().mean() + state["seen"].sum()
+
+
+class MultipliesInFloat32(Penalty):
+    def __call__(self, z: Tensor) -> Tensor:
+        return (z.flatten(1) @ torch.ones(z[0].numel())).square().mean()
+
+
 class BadlyRefuses(Penalty):
     power: float = 1.0
     how: str = "value"
@@ -121,6 +139,13 @@ class BadlyRefuses(Penalty):
         (Idle, {}, r"Idle: the output is that of the model in 50 calls in train mode\. Give another weight or model\."),
         (Stays, {}, r"Stays: at strength 0 it changes the output\. If this is meant, say off_at_zero = False in the class\."),
         (Detaches, {}, r"Detaches: the gradient along a direction is .*, and the difference .*\. If this is meant, give gradients=False\."),
+        (
+            LearnsInFloat32,
+            {"pattern": "0.weight"},
+            r"LearnsInFloat32: the gradient along .*\. This check is in float64, and of the state 'center' is float32, 'seen' is float32, "
+            r"which rounds: let init_state make it in the dtype of its argument",
+        ),
+        (MultipliesInFloat32, {}, r"MultipliesInFloat32: for a model in float64 the formula raises RuntimeError: .*Let it make tensors in"),
         (AsksForTheCompiler, {}, r"AsksForTheCompiler: the module compiled with aot_eager has other outputs or penalties: "),
         (Constant, {}, r"Constant: the penalty carries no gradient, so it would train nothing\."),
         (NoGradient, {}, r"NoGradient: all gradients of the penalty are 0 on this model\. Give another model\."),
@@ -138,6 +163,11 @@ class BadlyRefuses(Penalty):
 def test_a_fault_is_found(cls: type[Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_regularizer(cls, **{"pattern": "1", **options})
+
+
+def test_a_state_in_the_dtype_of_its_parameter() -> None:
+    """A tensor in float32 that nothing rounds is no fault."""
+    check_regularizer(LearnsInFloat32, "0.weight", wide=True, backend=None)
 
 
 def test_what_graphreg_refuses_itself() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import graphreg
-from graphreg import GraphRegError, RegularizerError, pipeline
+from graphreg import GraphRegError, RegularizerError, TraceError, pipeline
 from graphreg.verification.gradients import freed_if_equal
 from pages import DOCS
 
@@ -520,6 +520,51 @@ def test_a_models_own_error_stays_its_own() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied|mat1 and mat2") as met:
         graphreg.verify(model, module, torch.ones(4, 5))
     assert "This is Net's own error: graphreg.verify ran a copy of it." in met.value.__notes__
+
+
+class TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, pair: Any = None, example_inputs: Any = None) -> Tensor:
+        more = 0 if pair is None else pair[0] + pair[1]
+        y: Tensor = self.l(x).relu() + more + (0 if example_inputs is None else example_inputs)
+        return y
+
+
+@pytest.mark.parametrize("inputs", [X, (X,), {"x": X}, [X]], ids=["tensor", "tuple", "dict", "list"])
+def test_example_inputs_as_everything_takes_them(inputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net()
+    module = graphreg.regularize(model, dropout=L, example_inputs=inputs)
+    graphreg.verify(model, module, example_inputs=inputs)
+    placed = graphreg.regularize_(Net(), dropout=L, example_inputs=inputs)
+    graphreg.verify(placed, placed, example_inputs=inputs)
+    inserted(module, "l", torch.neg)
+    with pytest.raises(GraphRegError, match=re.escape("The first node whose value differs is 'neg'")):
+        graphreg.verify(model, module, example_inputs=inputs)
+
+
+def test_example_inputs_or_the_arguments_of_a_call() -> None:
+    model = Net()
+    module = graphreg.regularize(model, dropout=L)
+    for args, kwargs in (((X,), {}), ((), {"x": X})):
+        with pytest.raises(RegularizerError, match=r"takes the arguments of a call, or example_inputs=, and was given both\. Give one"):
+            graphreg.verify(model, module, *args, example_inputs=X, **kwargs)
+    with pytest.raises(TraceError, match=r"example_inputs=int is not allowed; give a tensor, a tuple \(positional\) or a dict"):
+        graphreg.verify(model, module, example_inputs=3)
+    for packed in ((X,), {"x": X}):
+        with pytest.raises((TypeError, AttributeError)) as met:
+            graphreg.verify(model, module, packed)
+        assert f"It got one {type(packed).__name__}; for arguments that it holds, write verify" in met.value.__notes__[-1]
+
+
+def test_arguments_of_a_call_stay_arguments() -> None:
+    """A tuple is the argument that it is, and so is an argument that the model calls ``example_inputs``."""
+    model = TakesTwo()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=(X, (X, X), X))
+    graphreg.verify(model, module, X, (X, X), example_inputs=X)
+    graphreg.verify(model, module, X, (X, X), X)
 
 
 class Kept(nn.Module):
