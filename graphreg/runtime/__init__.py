@@ -57,7 +57,7 @@ from graphreg.runtime.rank_layout import is_dtensor, lead
 from graphreg.runtime.rank_mesh import batch_notes, rank_notes, unplace
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
-from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
+from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation, device_with_values
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.sharding import shard_measured
 from graphreg.runtime.shared_state import EVERYWHERE, SharedState, StreamName, own_strength_of_rates, strengths_on
@@ -75,9 +75,9 @@ __all__ = [
     "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Views", "Way",
     "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "begin_counting", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
-    "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle", "is_dtensor",
-    "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
-    "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized",
+    "device_with_values", "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle",
+    "is_dtensor", "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on",
+    "one_for_all", "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized",
     "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero",
     "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on",
     "take_back", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
