@@ -35,7 +35,6 @@ from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
 from graphreg.runtime.handle import (
-    BACKEND,
     BackendHandle,
     InPlaceHandle,
     backend_handle,
@@ -68,7 +67,7 @@ from graphreg.runtime.strengths_now import strength_text, strengths_now
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
+    "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
     "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
     "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
