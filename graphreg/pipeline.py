@@ -22,9 +22,19 @@ from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
-from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
+from graphreg.runtime import (
+    Penalties,
+    Regularized,
+    RewrittenModule,
+    Scale,
+    backend_handle,
+    check_penalties,
+    check_scale,
+    graphs_of,
+    rules_of,
+)
 from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace
+from graphreg.tracing import NOT_ASSIGNED, CapturedGraphs, FrontEnd, Traced, check_model, trace
 from graphreg.verification import copied, validate
 
 log = logging.getLogger("graphreg")
@@ -109,7 +119,7 @@ def regularize(
 
 
 def plan(
-    traced: Traced,
+    traced: Traced | CapturedGraphs | nn.Module,
     regularizers: Regularizer | Iterable[Regularizer] = (),
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
@@ -122,7 +132,8 @@ def plan(
     modules that are opaque because they checkpoint activations.
 
     Args:
-        traced: The result of ``graphreg.trace``.
+        traced: The result of ``graphreg.trace``; or what ``torch.compile`` made of a model with a backend of graphreg's, or this backend:
+            then, the plan is for the graphs that were captured so far, and without regularizers it is the plan of the backend's own.
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
@@ -134,12 +145,19 @@ def plan(
         NoMatchError: A string of a selector matches nothing, or a selector does not match as many sites as ``expect`` says.
         RegularizerError: An object in ``regularizers`` is not a regularizer, or a penalty selects only frozen parameters.
     """
-    if recipe is None:
-        return planned(traced, regularizers, missing, own_dropout, blocks)
-    asked = opened(recipe)
-    given = asked.options_for(plan, {"missing": missing, "own_dropout": own_dropout, "blocks": blocks})
-    every = [*asked.regularizers, *instances(regularizers), *from_kwargs(traced, **asked.keywords)]
-    return planned(traced, every, given["missing"], given["own_dropout"], given["blocks"])
+    captured = backend_handle(traced)
+    sites: Any = captured.traced() if captured is not None else traced
+    given = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks}
+    every: Regularizer | Iterable[Regularizer] = regularizers
+    if recipe is not None:
+        asked = opened(recipe)
+        given = asked.options_for(plan, given)
+        every = [*asked.regularizers, *instances(regularizers), *from_kwargs(sites, **asked.keywords)]
+    if captured is None:
+        return planned(sites, every, **given)
+    if given.pop("blocks") is not None:
+        raise RegularizerError("blocks= is for graphs of a whole model, and torch.compile captures a model in parts.")
+    return captured.planned(instances(every), **given)
 
 
 def check_compile(compile: object) -> None:

@@ -48,7 +48,7 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
         logit = nn.Parameter(like.new_full((1,), math.log(self.start / (1 - self.start))))
-        return {"logit": logit, "units": torch.tensor(like.shape[-1])}
+        return {"logit": logit, "units": torch.tensor(like.shape[-1], device=like.device)}
 
     def __call__(self, units: Tensor, noise: Noise, state: dict[str, Tensor]) -> Tensor:
         logit = state["logit"]

@@ -38,8 +38,8 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
         matrix = like.flatten(1).to(torch.promote_types(like.dtype, torch.float32))
-        u = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0), dtype=matrix.dtype).to(matrix.device)
-        return {"u": self._vectors(matrix, u, START)[0]}
+        u = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0), dtype=matrix.dtype, device="cpu")
+        return {"u": self._vectors(matrix, u.to(matrix.device), START)[0]}
 
     def __call__(self, w: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         matrix = w.flatten(1)

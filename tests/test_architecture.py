@@ -216,3 +216,16 @@ def test_the_engine_names_no_pass(path: Path) -> None:
     modules = {part for module, name in imports(tree(path)) if module.startswith("graphreg") for part in (*module.split("."), name)}
     assert not classes & (names | texts | modules)
     assert not set(PASS_FILES) & modules and "passes" not in modules
+
+
+MAKERS = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "scalar_tensor", "tensor", "zeros"}
+
+
+@pytest.mark.parametrize("path", [
+    path for path in (*ENGINE, *PASSES) if path in PASSES or room_of(path) in {"rng", "compiler", "runtime", "rewriting", "dynamo_backend"}
+], ids=place)  # fmt: skip
+def test_a_tensor_that_a_module_has_names_its_device(path: Path) -> None:
+    """Otherwise it would be made on torch's default device, which is meta where somebody makes a model without values."""
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    makes = [call for call in calls if ast.unparse(call.func) in {f"torch.{name}" for name in MAKERS}]
+    assert not [ast.unparse(call) for call in makes if "device" not in {keyword.arg for keyword in call.keywords}]

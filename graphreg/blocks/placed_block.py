@@ -7,6 +7,7 @@ as its class. For each graph of the model, it has a ``PlacedCall`` for each vari
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
@@ -21,9 +22,9 @@ import torch
 from torch import nn
 
 from graphreg.blocks.block import CALLS, Block, Code
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import ORIGINAL
-from graphreg.torch_internals import checkpoint_wrapped, is_exporting, with_own_code
+from graphreg.torch_internals import checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
 
 _numbers = itertools.count()
 _classes: WeakKeyDictionary[type, type[nn.Module]] = WeakKeyDictionary()
@@ -147,6 +148,25 @@ def unwrapped_block(module: nn.Module) -> nn.Module:
     return inner if is_placed(inner) else module
 
 
+def scriptable(module: nn.Module) -> nn.Module:
+    """Return a copy of a model or block in place that shares its tensors, for torch.jit.script, which calls this in its preparation.
+
+    Raises:
+        GraphRegError: A module that contains this one is compiled: torch would leave the copy in it. Or the module cannot be copied.
+    """
+    title, cure = type(module).__name__, "Give torch.jit.script what graphreg.strip_ makes of a copy (copy.deepcopy) of the model."
+    if is_scripted_within():
+        raise GraphRegError(f"torch.jit.script compiles a module that contains a {title}, which is, or is in, a model in place. {cure}")
+    kept = [*module.parameters(), *module.buffers(), *(value for each in module.modules() for value in vars(each).values())]
+    try:
+        return copy.deepcopy(module, {id(value): value for value in kept if isinstance(value, torch.Tensor)})
+    except Exception as error:
+        raise GraphRegError(
+            f"{title} cannot be copied ({first_line(error)}), and torch.jit.script would change the modules that it gets. Call "
+            "graphreg.strip_(model) first."
+        ) from error
+
+
 def is_block(module: nn.Module) -> bool:
     """Return whether a module is a block object or a placed block, which run emitted code when a graph calls them."""
     return isinstance(module, Block) or is_placed(module)
@@ -157,7 +177,7 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _classes:
         members = {
             ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
-            "forward": _forward(kind),
+            "forward": _forward(kind), "__prepare_scriptable__": scriptable,
         }  # fmt: skip
         metaclass: Any = type(kind)
         made = metaclass(kind.__name__, (kind,), members)
@@ -176,7 +196,8 @@ def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
 
     own: Any = with_own_code(forward)
     theirs: Any = kind.forward
-    own.__doc__, own.__signature__ = theirs.__doc__, inspect.signature(theirs)
+    own.__doc__ = theirs.__doc__
+    show_parameters_of(own, theirs)
     return own  # type: ignore[no-any-return]
 
 

@@ -201,8 +201,8 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     out, h, c, _, _ = recurrent(
-        x, states, weights, torch.empty(0), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"], layer["training"],
-        layer["bidirectional"], wanted, autocast,
+        x, states, weights, torch.empty(0, device="cpu"), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"],
+        layer["training"], layer["bidirectional"], wanted, autocast,
     )  # fmt: skip
     if unbatched:
         out, h, c = out.squeeze(1), h.squeeze(1), c.squeeze(1) if lstm else c

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
-from graphreg.errors import NoMatchError, warn
+from graphreg.errors import GraphRegError, NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
 from graphreg.planning import (
     Edit,
@@ -44,7 +45,18 @@ def union(subgraphs: Sequence[Subgraph]) -> Traced:
             used, branch = known.used or site.used, known.branch or site.branch
             sites[site.name] = dataclasses.replace(known, role=role, used=used, branch=branch)
     graphs = {str(subgraph.number): graph for subgraph in subgraphs for graph in subgraph.traced.graphs.values()}
-    return dataclasses.replace(subgraphs[0].traced, graphs=graphs, values=tuple(sites.values()))
+    notes = (f"torch.compile captured {len(subgraphs)} graph{'s' * (len(subgraphs) != 1)}",)
+    return dataclasses.replace(subgraphs[0].traced, graphs=graphs, values=tuple(sites.values()), notes=notes)
+
+
+@contextmanager
+def for_compiled() -> Iterator[None]:
+    """Within the context, errors name the call that lists the sites of a compiled model, for which ``names(model)`` may fail."""
+    try:
+        yield
+    except GraphRegError as error:
+        text = str(error).replace("graphreg.names(model)", "graphreg.names(compiled_model)")
+        raise (type(error)(text) if text != str(error) else error) from error.__cause__
 
 
 def check_selectors(

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 
-from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
+from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors, for_compiled, union
 from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_model, without_wrappers
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
@@ -24,13 +25,15 @@ from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, TraceError, raising
 from graphreg.ir import RULES, Missing
-from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites, rates_are_scheduled
+from graphreg.planning import OwnDropout, Plan, check_count, check_sites, check_trainable, matching_sites, named_once, rates_are_scheduled
+from graphreg.planning import plan as planned
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
 from graphreg.runtime import Asked, BackendHandle, NoiseSwitches, Penalties, Scale, strengths_now, written_scale
 from graphreg.schedules import Schedule
 from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
-from graphreg.tracing import Claim, Proving, Traced, prove
+from graphreg.tracing import Claim, Proving, Traced, arguments, prove
+from graphreg.verification import copied
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 
@@ -93,7 +96,8 @@ class Backend(BackendHandle, RenamedAttributes):
                     "bucket of gradients is full, and the parts do not tell which of their inputs are parameters. Set "
                     "torch._dynamo.config.optimize_ddp = False before the first call, or compile what graphreg.regularize returns."
                 )
-            return self._compiled(gm, inputs)
+            with for_compiled():
+                return self._compiled(gm, inputs)
         except GraphRegError as error:
             return raising(error)
 
@@ -197,9 +201,10 @@ class Backend(BackendHandle, RenamedAttributes):
     def _end(self, call: Call) -> None:
         self._last = call.totals()
         if not self.complete:
-            check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
-            self._strengths.check(self.missing)
-            call.check()
+            with for_compiled():
+                check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
+                self._strengths.check(self.missing)
+                call.check()
             self.complete = True
         found = compiled_call() if self.attaches and not self._apart else None
         if found is not None:
@@ -372,10 +377,47 @@ class Backend(BackendHandle, RenamedAttributes):
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
         return backend_report(self.title, self.subgraphs, self.regularizers, strengths_now(self), self._strengths.own)
 
+    def traced(self) -> Traced:
+        if not self.subgraphs:
+            raise GraphRegError(
+                "this backend has captured no graph yet: torch.compile captures them at calls. Call the compiled model once, or give "
+                "graphreg.names the model itself, backend=graphreg.backend() and example_inputs."
+            )
+        return union(self.subgraphs)
+
+    def traced_on(self, model: nn.Module, example_inputs: Any) -> Traced:
+        """Return the sites of the graphs that Dynamo captures in one call of a copy of a model, in the mode in which the model is."""
+        call = arguments(example_inputs)
+        if call is None:
+            raise GraphRegError("torch.compile captures graphs at calls, so backend= needs example_inputs, the arguments of one call.")
+        watcher = Backend({}, 0, lambda graph, inputs: graph, "ignore", "return", None, "keep", prove=False)
+        compiled = torch.compile(copied(without_wrappers(model)), backend=watcher)
+        with torch.random.fork_rng():
+            compiled(*call[0], **call[1])
+        return watcher.traced()
+
+    def planned(self, regularizers: Sequence[Regularizer], missing: Missing, own_dropout: OwnDropout) -> Plan:
+        if not regularizers and own_dropout == "keep":
+            regularizers = [dataclasses.replace(each, name=name) for name, each in self.regularizers.items()]
+            missing, own_dropout = self.missing, self.own_dropout
+        _refuse_impossible(named_once(regularizers), own_dropout)
+        with for_compiled():
+            return dataclasses.replace(planned(self.traced(), regularizers, missing, own_dropout), traced=None)
+
 
 def _refuse_impossible(regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout) -> None:
     """Raise RegularizerError for what a backend cannot do, because it sees one graph at a time and not the whole model."""
     for name, regularizer in regularizers.items():
+        if regularizer.takes_vjp:
+            raise RegularizerError(
+                f"{name}: {type(regularizer).__name__} differentiates the whole forward, and a backend sees one graph of it at a time. "
+                "Use graphreg.regularize(model, ...), whose graph is the whole forward."
+            )
+        if "state" in regularizer.takes:
+            raise RegularizerError(
+                f"{type(regularizer).__name__} keeps a state from call to call, and a backend's graphs keep none. Compile what "
+                "graphreg.regularize returns instead."
+            )
         if isinstance(regularizer.weight, ByDepth):
             raise RegularizerError(
                 f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "

@@ -42,7 +42,7 @@ class Measurer:
         self.sites = self.parameters if regularizer.by_site else ()
         on_parameters = regularizer.on == "parameters"
         kind = AllSitesTotal if self.all_at_once and on_parameters else Total
-        self.total_module = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
+        self.total_module = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64, device="cpu"))
 
     def total(self, strengths: CallStrengths, values: Sequence[Tensor], sites: Sequence[str], model: nn.Module) -> Tensor:
         """Return the penalty, 0-d, from the measurements that the graphs made, or from the model's parameters.

@@ -73,8 +73,8 @@ class Streams:
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
         """Return the key of each stream's next draw, int32 [rows, 2]. Count a draw for each stream for which ``draws`` has True."""
-        numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64)
-        calls = torch.tensor([self._drawn.get(row.text, self.calls.get(row.text, 0)) for row in rows], dtype=torch.int64)
+        numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64, device="cpu")
+        calls = torch.tensor([self._drawn.get(row.text, self.calls.get(row.text, 0)) for row in rows], dtype=torch.int64, device="cpu")
         for row, drawn in zip(rows, draws, strict=True):
             if drawn and row.text not in self._drawn:
                 if row.once:

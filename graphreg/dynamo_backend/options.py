@@ -22,8 +22,9 @@ from graphreg.planning import OwnDropout, from_keywords, instances, named_once, 
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
-from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
+from graphreg.runtime import Penalties, Scale, backend_handle
 from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, tells_result, warn_if_untested
+from graphreg.tracing import BACKEND
 
 
 def backend(
@@ -74,8 +75,6 @@ def backend(
     check_flag("prove", prove)
     every = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}
-    _refuse_vjp(named)
-    _refuse_state(named)
     made = _inner(inner, options)
     attaches = penalties == "attach" and any(not isinstance(r, Splice) for r in named.values())
     if attaches and not tells_result():
@@ -94,15 +93,6 @@ def backend(
     return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout, prove)
 
 
-def _refuse_state(named: Mapping[str, Regularizer]) -> None:
-    for regularizer in named.values():
-        if "state" in regularizer.takes:
-            raise RegularizerError(
-                f"{type(regularizer).__name__} keeps a state from call to call, and a backend's graphs keep none. Compile what "
-                "graphreg.regularize returns instead."
-            )
-
-
 def _seeded(regularizer: Regularizer) -> Regularizer:
     """Return the regularizer. If it is a splice with a generator, the generator is replaced by a seed that is drawn from it once.
 
@@ -111,15 +101,6 @@ def _seeded(regularizer: Regularizer) -> Regularizer:
     if isinstance(regularizer, Splice) and regularizer.rng is not None:
         return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
     return regularizer
-
-
-def _refuse_vjp(regularizers: Mapping[str, Regularizer]) -> None:
-    for name, regularizer in regularizers.items():
-        if regularizer.takes_vjp:
-            raise RegularizerError(
-                f"{name}: {type(regularizer).__name__} differentiates the whole forward, and a backend sees one graph of it at a time. "
-                "Use graphreg.regularize(model, ...), whose graph is the whole forward."
-            )
 
 
 def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:

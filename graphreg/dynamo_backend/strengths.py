@@ -72,7 +72,7 @@ class CallStrengths:
             first, values = self.furthest(name), [self.at(name, site) for site in sites]
             if isinstance(self.regularizers[name], Penalty):
                 values = [value / first if first else 1.0 for value in values]
-            self._made[name, sites] = torch.tensor([first, *values], dtype=torch.float64)
+            self._made[name, sites] = torch.tensor([first, *values], dtype=torch.float64, device="cpu")
         return brought(self._made[name, sites], device)
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_flag
 from graphreg.in_place.placed import Placed
-from graphreg.in_place.placed_class import generated_class
+from graphreg.in_place.placed_class import generated_class, strip
 from graphreg.in_place.structure import Options, bare
 from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
@@ -21,7 +21,7 @@ from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
-from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
+from graphreg.torch_internals import Changes, warn_if_untested
 from graphreg.tracing import FrontEnd, Traced, arguments, check_model
 from graphreg.verification import validate
 
@@ -146,21 +146,13 @@ def strip_(model: M) -> M:
         raise GraphRegError(
             f"another library has changed the class of this model to {type(model).__name__} since it was regularized. Undo that first."
         )
-    _strip(model)
+    strip(model)
     return model
-
-
-def _strip(model: nn.Module) -> None:
-    if isinstance(placed := vars(model).get(PLACED), Placed):
-        placed.leave(model)
-    object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
-    vars(model).pop(PLACED, None)
-    vars(model).pop(COMPILED_CALL, None)  # after ``model.compile()``: a compiled call of the regularized model
 
 
 def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
     if not kept[0]:
-        _strip(model)
+        strip(model)
 
 
 def _check_model(model: nn.Module, penalties: Penalties) -> None:

@@ -31,6 +31,7 @@ from graphreg.ir import ORIGINAL, RULES, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.planning import Plan
 from graphreg.regularizer import Regularizer, Splice
+from graphreg.rewriting import device_of
 from graphreg.runtime import (
     IN_PLACE_STATE,
     Asked,
@@ -210,6 +211,8 @@ class Placed(ModuleHandle, InPlaceHandle):
             if error is not None and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
+            if (device := device_of(model)) != self.shared.key.step.device:  # it was made on the meta device, and has got its values
+                self.follow(lambda tensor: tensor.to(device))
             reads = Reads()
             try:
                 refuse_caches(args, kwargs)

@@ -12,12 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.errors import GraphRegError
+from graphreg.blocks import scriptable
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.turns import traces_here, wait_for_trace
 from graphreg.ir import ORIGINAL, PLACED
-from graphreg.torch_internals import REPLICATE, assume_constant_result, skip_as_outermost, with_own_code
+from graphreg.torch_internals import (
+    COMPILED_CALL,
+    REPLICATE,
+    assume_constant_result,
+    is_traced,
+    show_parameters_of,
+    skip_as_outermost,
+    with_own_code,
+)
+from graphreg.torch_internals import traces_here as is_traced_here
 
 
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
@@ -38,6 +48,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
         REPLICATE: _refuse_replica,
+        "__prepare_scriptable__": _scriptable,
     }
     if not hasattr(original, "penalties") and not hasattr(model, "penalties"):
         members["penalties"] = _penalties
@@ -74,6 +85,8 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_dynamo_compiling():
             placed = state_in(self)
+            if is_traced():
+                _refuse_trace(self, placed, args)
             if not (self.training or placed.in_eval):
                 return original.forward(self, *args, **kwargs)
             return placed.run(self, form.key(args, kwargs), args, kwargs)
@@ -91,7 +104,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
         if hasattr(theirs, name):
             setattr(own, name, getattr(theirs, name))
-    own.__signature__ = inspect.signature(theirs)  # without setting __wrapped__: accelerate would call the function in __wrapped__
+    show_parameters_of(own, theirs)
     return own  # type: ignore[no-any-return]
 
 
@@ -100,6 +113,8 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
         if torch.compiler.is_dynamo_compiling():
             return original.__call__(self, *args, **kwargs)
         placed = state_in(self)
+        if is_traced():
+            _refuse_trace(self, placed, args)
         if not (self.training or placed.in_eval):
             return original.__call__(self, *args, **kwargs)
         return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
@@ -134,6 +149,48 @@ def _apply(original: type[nn.Module]) -> Callable[..., Any]:
 def _penalties(self: Any) -> dict[str, torch.Tensor]:
     """Return the penalties of the last call by name, detached from autograd. This method is for models with ``penalties="attach"``."""
     return state_in(self).penalties()
+
+
+def _refuse_trace(model: nn.Module, placed: Placed, args: Any) -> None:
+    """Raise TraceError if torch.fx traces the model where it runs a graph.
+
+    Also raise it if the forward has parameters by name alone, or takes ``*args`` or ``**kwargs``: torch.fx changes the code of such a
+    forward, and then ``args`` is no tuple.
+    """
+    if not is_traced_here():
+        return
+    if model.training or placed.in_eval:
+        raise TraceError(_no_trace(model, "torch.fx", "trace"))
+    if not isinstance(args, tuple):
+        raise TraceError(
+            f"torch.fx cannot trace the forward of this {type(model).__name__} in place, because it takes *args or **kwargs, or arguments "
+            "by name alone. Trace a plain copy: graphreg.strip_(copy.deepcopy(model))."
+        )
+
+
+def _no_trace(model: nn.Module, tool: str, verb: str) -> str:
+    return (
+        f"{tool} cannot {verb} this {type(model).__name__} where it runs the graph of graphreg.regularize_. Call model.eval() first "
+        "(without eval_penalties=True), or give it a plain copy: graphreg.strip_(copy.deepcopy(model))."
+    )
+
+
+def _scriptable(self: Any) -> nn.Module:
+    """Return the module that torch.jit.script compiles in place of a model in eval mode: its plain copy, with the same tensors."""
+    if self.training or state_in(self).in_eval:
+        raise TraceError(_no_trace(self, "torch.jit.script", "compile"))
+    twin = scriptable(self)
+    strip(twin)
+    return twin
+
+
+def strip(model: nn.Module) -> None:
+    """Give a model that is regularized in place its own class back, and remove all that graphreg added."""
+    if isinstance(placed := vars(model).get(PLACED), Placed):
+        placed.leave(model)
+    object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
+    vars(model).pop(PLACED, None)
+    vars(model).pop(COMPILED_CALL, None)  # after ``model.compile()``: a compiled call of the regularized model
 
 
 def _refuse_replica(self: Any) -> None:

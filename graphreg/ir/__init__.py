@@ -94,7 +94,7 @@ from graphreg.ir.operations import (
     stacks,
 )
 from graphreg.ir.parameter_reads import ParameterRead, Reads, alias_paths, parameter_reads
-from graphreg.ir.precision import brought, has_float64, widest
+from graphreg.ir.precision import brought, has_float64, widest, with_values
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, signal_nodes, site_nodes, value_sites
@@ -142,5 +142,5 @@ __all__ = [
     "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
     "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments",
     "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw",
-    "traced_model", "unmark", "unmatched", "unshared", "value_sites", "widest", "width_now",
+    "traced_model", "unmark", "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
 ]  # fmt: skip

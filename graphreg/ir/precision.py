@@ -1,7 +1,8 @@
-"""Chooses floating-point types by device: not every device has float64 (Apple's MPS has none)."""
+"""Chooses floating-point types by device (Apple's MPS has no float64), and a device for what must have values."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -31,3 +32,8 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
     """Move a tensor to a device. A float64 tensor becomes float32 if the device has no float64."""
     narrow = tensor.dtype == torch.float64 and not has_float64(device)
     return tensor.to(torch.float32).to(device) if narrow else tensor.to(device)
+
+
+def with_values() -> AbstractContextManager[object]:
+    """Return a context in which tensors have values: where meta is torch's default device, the context makes it the CPU."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()

@@ -38,6 +38,7 @@ from graphreg.runtime import (
     StreamName,
     Total,
     Track,
+    device_with_values,
     own_strength_of_rates,
     strengths_on,
     zeros,
@@ -87,6 +88,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
     else:
         device = device_of(model)
+        rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
         _add_strengths(rules, plan, device)
         seeds = _Seeds(noise)
         numbers = _numbers(streams, plan, seeds)
@@ -174,7 +176,7 @@ def places(plan: Plan, name: str) -> Places:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter that is not a meta tensor; the CPU if there is none."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    return device_with_values(model) or torch.device("cpu")
 
 
 def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName]:

@@ -94,7 +94,7 @@ class CallsAhead(_OfOneModule):
         if not len(streams) or (number := int(step.item())) >= _LAST:
             return None
         count = max(2, min(CALLS, _KEYS // len(streams)))
-        steps = torch.arange(number + 1, number + 1 + count)
+        steps = torch.arange(number + 1, number + 1 + count, device="cpu")
         together = torch.stack(call_words(streams[None], steps[:, None]), dim=-1).to(torch.int32)
         unbound: Callable[[Tensor], tuple[Tensor, ...]] = torch.unbind_copy  # type: ignore[assignment]
         each, keys = unbound(steps[:, None]), unbound(together)

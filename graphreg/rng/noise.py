@@ -65,7 +65,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
         for each in streams.tolist():
             word = split_mix(each, int(number))
             words.append((signed(word), signed(word >> 32)))
-        return torch.tensor(words, dtype=torch.int32).view(-1, 2)
+        return torch.tensor(words, dtype=torch.int32, device="cpu").view(-1, 2)
     if (keys := drawn_keys(streams, call)) is not None:
         return keys
     return torch.stack(call_words(streams, call), dim=-1).to(torch.int32)
@@ -255,7 +255,7 @@ class Noise:
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z, index = self._drawn_for(z, shared)
-        key, lane = self._next()
+        key, lane = self._next(z)
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
         if compiling() or z.numel() > LIMIT or transforms() or index is not None:
@@ -302,7 +302,7 @@ class Noise:
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         z, index = self._drawn_for(z, shared)
-        key, lane = self._next()
+        key, lane = self._next(z)
         if z.dtype == torch.float64:
             return _fine(key, z, lane, index)
         drawn: Tensor = shift(_bits(key, z, lane, index), 8)
@@ -321,7 +321,7 @@ class Noise:
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         z, index = self._drawn_for(z, shared)
-        key, lane = self._next()
+        key, lane = self._next(z)
         if z.dtype == torch.float64:
             radius, angle = _fine(key, z, lane, index) + 2.0**-54, _fine(key, z, lane + 2, index)
         else:
@@ -343,8 +343,8 @@ class Noise:
             z = z.detach()[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(z.dim()))]
         return z, None if self.window is None else self.window.indices(z.shape, axes, z.device)
 
-    def _next(self) -> tuple[Tensor, int]:
-        """Return the key and the first lane of the next draw."""
+    def _next(self, z: Tensor) -> tuple[Tensor, int]:
+        """Return the key, on the device of z, and the first lane of the next draw."""
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
                 "noise of a forward pass is drawn in a backward pass, where the numbers would be different: a formula must not draw inside "
@@ -353,7 +353,8 @@ class Noise:
             )
         lane = self._drawn * _LANES
         self._drawn += 1
-        return key_of_row(self.key), lane
+        key = self.key if self.key.device == z.device else self.key.to(z.device)
+        return key_of_row(key), lane
 
 
 def key_of_row(key: Tensor) -> Tensor:

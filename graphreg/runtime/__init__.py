@@ -35,7 +35,6 @@ from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
 from graphreg.runtime.handle import (
-    BACKEND,
     BackendHandle,
     InPlaceHandle,
     backend_handle,
@@ -57,7 +56,7 @@ from graphreg.runtime.rank_layout import is_dtensor, lead
 from graphreg.runtime.rank_mesh import batch_notes, rank_notes, unplace
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
-from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation
+from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, accumulation, device_with_values
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.sharding import shard_measured
 from graphreg.runtime.shared_state import EVERYWHERE, SharedState, StreamName, own_strength_of_rates, strengths_on
@@ -68,16 +67,16 @@ from graphreg.runtime.strengths_now import strength_text, strengths_now
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
+    "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
     "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
     "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
     "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Views", "Way",
     "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "begin_counting", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
-    "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle", "is_dtensor",
-    "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all",
-    "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized",
+    "device_with_values", "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle",
+    "is_dtensor", "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on",
+    "one_for_all", "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized",
     "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero",
     "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on",
     "take_back", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",

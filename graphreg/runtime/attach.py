@@ -122,8 +122,7 @@ class AttachRule(nn.Module):
                     "that are added to it. Give this field of the output another name, or use penalties='return'."
                 )
             if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
-                share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])
-                total = total * share.to(total.device, total.dtype)
+                total = total * _as(total, self.share[0] if self.fed else factors(self.scale)[1])
             return (loss + total.to(loss.dtype),)
         tensors: list[Tensor] = []
         strange: list[str] = []
@@ -136,10 +135,16 @@ class AttachRule(nn.Module):
             )
         if not tensors:
             return outputs
-        scale = self.now[0] if self.fed else torch.as_tensor(factors(self.scale)[0])
-        scale = scale.to(total.device, total.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
+        scale = _as(total, self.now[0] if self.fed else factors(self.scale)[0])
         joined = list(join(total, scale, tuple(tensors)))
         return tuple([rebuilt(out, joined) for out in outputs])  # no generator: in one, Dynamo of torch 2.10 loses the message of a break
+
+
+def _as(like: Tensor, value: Any) -> Tensor:
+    """Return a factor, a number or a 0-d tensor, as a new 0-d tensor of the dtype and on the device of ``like``."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
+    return like.new_full((), value)
 
 
 class CallScale(Protocol):

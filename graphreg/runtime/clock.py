@@ -186,4 +186,4 @@ def _table(schedules: Sequence[Schedule], pieces: int) -> Tensor:
     rows = [[[*piece, schedule.every] for piece in schedule.pieces] for schedule in schedules]
     never = [math.inf, 1, 0, 0, 0, 1]
     filled = [row + [never] * (pieces - len(row)) for row in rows]
-    return torch.tensor(filled, dtype=torch.float64).reshape(len(filled), pieces, 6)
+    return torch.tensor(filled, dtype=torch.float64, device="cpu").reshape(len(filled), pieces, 6)

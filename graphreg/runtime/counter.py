@@ -102,8 +102,8 @@ class Counter(RuntimeModule):
         self.beyond = 0  # how many call numbers after ``frozen_call`` were taken while the noise was frozen
         # For the last chunk that ran of a vmap with chunk_size: the vmap, the chunk's number, and the call number of the first chunk.
         self.chunk: tuple[object, int, int] = (None, 0, 0)
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
-        self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64, device="cpu"), persistent=False)
+        self.register_buffer("free", torch.ones(1, dtype=torch.int64, device="cpu"), persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy. The copy is in no block of ``frozen_noise``, because the block would never end there.

@@ -227,7 +227,7 @@ def _computes_on_shards(compute: Compute, name: str, value: Any, formula: Hashab
 def _agree(compute: Compute, name: str, shape: Sequence[int], value: Any, scale: float) -> bool:
     """Compare the formula on shards with the formula on the whole, for random numbers. A gradient of zeros says nothing: return False."""
     dtype = widest(value.device)
-    numbers = scale * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).to(value.device)
+    numbers = scale * torch.randn(shape, dtype=dtype, device="cpu", generator=torch.Generator().manual_seed(0)).to(value.device)
     try:
         first, expected = _value_and_gradient(compute, name, numbers)
         second, found = _value_and_gradient(compute, name, replicated(numbers, value).redistribute(placements=value.placements))

@@ -300,6 +300,8 @@ def _check(module: nn.Module, args: Any, kwargs: Any) -> None:
 @disable()
 def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
+    if rules.awaits_device:
+        rules.settle_device(module)
     if rules.awaits_proof and rules.prover is not None:
         _check(module, args, kwargs)
         rules.prover(module, args, kwargs)

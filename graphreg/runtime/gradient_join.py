@@ -251,7 +251,7 @@ def link(token: Tensor, ways: Sequence[Way], entering: Sequence[Tensor], views: 
     computed, and sends a gradient there if somebody asks for it: see ``_Linked``.
     """
     joined: dict[int, Tensor] = {}
-    probe = torch.zeros((), requires_grad=True)
+    probe = torch.zeros((), requires_grad=True, device="cpu")
     outputs = [*((tensor, i, lambda joined: joined) for i, tensor in enumerate(entering)), *views]
     for i, earlier in _relations(entering, views).items():
         edges = [get_gradient_edge(outputs[j][0]) for j in earlier]

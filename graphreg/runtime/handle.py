@@ -13,11 +13,14 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import PLACED, RULES, NativeDropout, Operations, find_native_dropouts, state_of
+from graphreg.ir import PLACED, RULES, Missing, NativeDropout, Operations, find_native_dropouts, state_of
+from graphreg.planning import OwnDropout, Plan
+from graphreg.regularizer import Regularizer
 from graphreg.runtime.build_record import Asked, BuildRecord
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
-from graphreg.torch_internals import backend_in, compile_record_of, function_in, original_of
+from graphreg.torch_internals import original_of
+from graphreg.tracing import CapturedGraphs, captured_by
 
 
 def rewritten(module: Any) -> fx.GraphModule:
@@ -83,10 +86,6 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-# torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the object has the backend.
-BACKEND = "graphreg_backend"
-
-
 class Handle(ABC):
     """Reads and sets strengths and noise of a rewritten module or a backend; ``controls.py`` documents each method."""
 
@@ -140,7 +139,7 @@ class Handle(ABC):
         """Raise GraphRegError if the module draws no noise."""
 
 
-class BackendHandle(Handle):
+class BackendHandle(Handle, CapturedGraphs):
     """Base class of backends: a backend is its own handle. ``subgraphs``: the graphs that Dynamo gave to the backend."""
 
     subgraphs: list[Any]
@@ -154,6 +153,10 @@ class BackendHandle(Handle):
 
     @abstractmethod
     def report(self) -> Any: ...
+
+    @abstractmethod
+    def planned(self, regularizers: Sequence[Regularizer], missing: Missing, own_dropout: OwnDropout) -> Plan:
+        """Return what these regularizers would do in all graphs captured so far; without any, the plan of the backend's own."""
 
 
 class InPlaceHandle(Handle):
@@ -186,10 +189,5 @@ def _placed_in(inner: Any) -> InPlaceHandle | None:
 
 def backend_handle(target: object) -> BackendHandle | None:
     """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
-    if isinstance(target, BackendHandle):
-        return target
-    inner = target if function_in(target) is not None else backend_in(compile_record_of(target))
-    for candidate in (inner, function_in(inner), getattr(inner, BACKEND, None)):
-        if isinstance(candidate, BackendHandle):
-            return candidate
-    return None
+    found = captured_by(target)
+    return found if isinstance(found, BackendHandle) else None

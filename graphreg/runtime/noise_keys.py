@@ -55,7 +55,7 @@ class KeyRule(Counter):
         # of the mesh of set_ranks: the dimensions along which ranks work on one value, and those along which they draw different masks
         self.meshed: tuple[str, ...] = ()
         self.differing: tuple[str, ...] = ()
-        self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
+        self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64, device="cpu"), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
     def following(self) -> tuple[Tensor, Tensor] | None:

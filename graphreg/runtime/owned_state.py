@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
-from graphreg.ir import identifier
+from graphreg.ir import identifier, with_values
 from graphreg.regularizer import Regularizer
 from graphreg.rng import between_calls
 from graphreg.runtime.distributed_values import whole
@@ -161,7 +161,7 @@ class State(RuntimeModule):
         """Load a saved state, in the dtype and on the device of the present state."""
         for site, tensors in saved.items():
             if site not in self.sites:
-                self._put(site, {name: tensor.detach().clone() for name, tensor in tensors.items()}, torch.empty(0))
+                self._put(site, {name: tensor.detach().clone() for name, tensor in tensors.items()}, torch.empty(0, device="cpu"))
                 continue
             old = self.at(site)._buffers
             self.at(site).renew({name: tensor.detach().to(old[name]).clone() for name, tensor in tensors.items()})
@@ -171,7 +171,7 @@ class State(RuntimeModule):
             raise GraphRegError(
                 f"{self.name} keeps a state for {site}, which has no values yet (device meta). Materialize the model, then regularize it."
             )
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.no_grad(), torch.inference_mode(False), with_values():
             tensors = self.regularizer.init_state(whole(like.detach()))  # of a DTensor, too, a state is whole on all ranks
             return {name: _own(tensor, like.device) for name, tensor in tensors.items()}
 

@@ -148,7 +148,7 @@ class Total(RuntimeModule):
         else:
             sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
             weight, shares = (strengths[0], sites) if clock is None else _split(sites)
-            stacked = stacked * shares.to(stacked.dtype)
+            stacked = stacked * shares.to(stacked)
         total = self._joined(stacked, of)
         return weight.to(total.dtype) * total
 
@@ -208,7 +208,7 @@ for _kind in (Total, AllSitesTotal):
 def nothing(*values: Tensor) -> Tensor:
     """Return a penalty that is switched off, or a measurement for it: 0, [], in the dtype and on the device that it would have."""
     if not values:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     return torch.zeros((), dtype=accumulation(values[0].dtype), device=values[0].device)
 
 

@@ -42,6 +42,8 @@ class Rules(nn.Module):
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
+        awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
+            known yet.
         is_edited: Whether the graph was edited after the rewrite.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
         regularized: The names of each parameter that a regularizer acts on; a tied parameter has several. Empty if nothing checks that
@@ -61,7 +63,7 @@ class Rules(nn.Module):
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
         self.unproved: dict[str, str] = {}
-        self.is_edited = False
+        self.awaits_device, self.is_edited = False, False
         self.prover: Callable[[Any, Any, Any], None] | None = None
         self.regularized: tuple[tuple[str, ...], ...] = ()
 
@@ -108,6 +110,12 @@ class Rules(nn.Module):
         """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``."""
         self.move(fn, {})
         return self
+
+    def settle_device(self, root: nn.Module) -> None:
+        """Follow a model that was made on the meta device to the device where it has got its values, if it has. ``root``: as above."""
+        if (device := device_with_values(root)) is not None:
+            self.awaits_device = False
+            self.to(device)
 
     def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Any]) -> None:
         """Move all tensors to the device to which ``fn`` moves them. The tensors of a state also get the dtype that ``fn`` gives.
@@ -159,7 +167,7 @@ class Rules(nn.Module):
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         stored = float(tensor[0])
-        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == stored else stored
+        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype, device="cpu")) == stored else stored
 
     def set_value(self, name: str, value: float) -> None:
         """Change a strength in place, at all sites: all runtime modules of the regularizer share it."""
@@ -199,6 +207,11 @@ class Rules(nn.Module):
         """Return the clock, which other graphs may share."""
         clock: Any = self._modules["clock"]
         return getattr(clock, "shared", (clock,))[0]
+
+
+def device_with_values(model: nn.Module) -> torch.device | None:
+    """Return the device of the model's first parameter that is not a meta tensor; None if there is none."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:

@@ -255,4 +255,4 @@ def own_strength_of_rates(own_dropout: OwnDropout) -> float:
 
 def strengths_on(device: torch.device, elements: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
     """Return the strengths of regularizers by name, as tensors on a device: float64, or float32 if the device has no float64."""
-    return {name: brought(torch.tensor(each, dtype=torch.float64), device) for name, each in elements.items()}
+    return {name: brought(torch.tensor(each, dtype=torch.float64, device="cpu"), device) for name, each in elements.items()}

@@ -159,7 +159,7 @@ from graphreg.torch_internals.inductor import (
     strides_of,
     without_autograd_cache,
 )
-from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
+from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, show_parameters_of, with_own_code
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -230,6 +230,7 @@ from graphreg.torch_internals.torch_modes import (
     is_exporting,
     is_functionalized,
     is_gradient_switch,
+    is_scripted_within,
     jit_namespace,
     jit_trace,
     operator_modes,
@@ -256,7 +257,8 @@ __all__ = [
     "has_no_formula", "has_parallel_hooks", "has_process_group", "has_saved_tensor_hooks", "has_setting", "has_users_global_hook",
     "in_backward", "in_chunks", "in_unwritten_jvp", "inductor_option", "inductor_with", "innermost_transform", "input_layout",
     "is_differentiated", "is_distributed", "is_exporting", "is_fake", "is_forward_mode", "is_functionalized", "is_gradient_switch",
-    "is_guarded", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step", "is_wrapped", "jit_namespace",
+    "is_guarded", "is_lent", "is_name_of_namespace", "is_plain_view", "is_scripted_within",
+    "is_traced", "is_transform_step", "is_wrapped", "jit_namespace",
     "jit_trace", "kernel_weights", "known_versions", "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lower",
     "make_function_table", "matches_class", "materialized", "module_behind", "modules_by_path", "name_in", "next_region", "node_namer",
     "number_of_node", "number_of_storage", "on_all_ranks", "on_compilation_start", "on_seeding", "one_level_below", "only_tells",
@@ -264,7 +266,8 @@ __all__ = [
     "pointwise", "proxy_of", "put_global_hooks_aside", "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness",
     "read_weights_again", "reads_attribute", "recorded_in_operator", "regions", "renew_hooks", "replicated", "restore_after_trace",
     "restore_fx_patches", "restore_randomness", "returns_shard", "run_canaries", "runs_compiled", "safe_softmax", "same_view",
-    "scale_tensor", "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "silence_export", "size_decisions",
+    "scale_tensor", "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "show_parameters_of",
+    "silence_export", "size_decisions",
     "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp", "storage_number", "strict_limit",
     "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "taken_by_fsdp", "tells_result",
     "tells_skipped_code", "tensor_guard", "traces_here", "traces_objects", "transform_level", "transforms", "translator", "unpacked",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -68,3 +69,30 @@ def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     own = types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)
     own.__kwdefaults__ = made.__kwdefaults__
     return own
+
+
+def show_parameters_of(function: Callable[..., Any], shown: Callable[..., Any]) -> None:
+    """Make tools that look into a function see the parameters and the source of the function in whose place it stands, ``shown``.
+
+    ``torch.fx.Tracer`` reads names of parameters from the code of the innermost ``__wrapped__``, and does not call that. accelerate does.
+    So it is neither ``shown`` itself nor a function inside it, but one that calls ``function``.
+    """
+    made, inner = function, inspect.unwrap(shown)
+    made.__signature__ = inspect.signature(shown)  # type: ignore[attr-defined]
+    if not isinstance(inner, types.FunctionType):
+        return
+    code = inner.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    by_position, by_name = names[: code.co_argcount], names[code.co_argcount :]
+    extra = iter(code.co_varnames[len(names) :])
+    rest = [f"*{next(extra)}"] if code.co_flags & inspect.CO_VARARGS else []
+    more = [f"**{next(extra)}"] if code.co_flags & inspect.CO_VARKEYWORDS else []
+    only = code.co_posonlyargcount
+    head = [*by_position[:only], *(["/"] if only else []), *by_position[only:], *(rest or (["*"] if by_name else [])), *by_name, *more]
+    call = [*by_position, *rest, *(f"{name}={name}" for name in by_name), *more]
+    # the text consists of identifiers, from code that Python has compiled
+    like: Any = eval(f"lambda {', '.join(head)}: __graphreg_call__({', '.join(call)})", {"__graphreg_call__": function})
+    like.__code__ = like.__code__.replace(co_name=code.co_name, co_filename=code.co_filename, co_firstlineno=code.co_firstlineno)
+    like.__defaults__, like.__kwdefaults__, like.__annotations__ = inner.__defaults__, inner.__kwdefaults__, inner.__annotations__
+    like.__signature__ = inspect.signature(inner)
+    made.__wrapped__ = like  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.utils._python_dispatch
 from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
+from torch.jit._script import call_prepare_scriptable_func_impl
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.torch_internals.dynamo_marks import disable
@@ -27,6 +29,14 @@ def jit_namespace() -> dict[str, Any]:
     """Return the global namespace of the code by which ``torch.jit.isinstance`` checks a class."""
     namespace: dict[str, Any] = torch.jit.isinstance.__globals__["_isinstance"].__globals__
     return namespace
+
+
+def is_scripted_within() -> bool:
+    """Return whether torch.jit.script compiles a module that contains another one, whose ``__prepare_scriptable__`` calls this function."""
+    code, frame = call_prepare_scriptable_func_impl.__code__, sys._getframe(1)
+    while frame.f_code is not code and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_back is not None and frame.f_back.f_code is code
 
 
 class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]

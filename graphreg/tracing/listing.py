@@ -13,6 +13,7 @@ from torch import nn
 from graphreg.errors import GraphRegError, shown
 from graphreg.ir import Names, Selector, Site, fixed, select, strings
 from graphreg.torch_internals import collector_at_rest, raise_interrupt
+from graphreg.tracing.dynamo_graphs import CapturedGraphs, captured_by
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.trace import FrontEnd, Traced, trace
 
@@ -59,10 +60,11 @@ def usual_inputs(model: nn.Module) -> tuple[Any, str] | None:
 
 @collector_at_rest()
 def names(
-    model_or_traced: nn.Module | Traced,
+    model_or_traced: nn.Module | Traced | CapturedGraphs,
     example_inputs: Any = None,
     front_end: FrontEnd = "auto",
     *,
+    backend: CapturedGraphs | None = None,
     select: Selector | None = None,
     on: On | None = None,
     all: bool = False,
@@ -70,10 +72,13 @@ def names(
     """List the sites of a model with name, op, shape, dtype and role.
 
     Args:
-        model_or_traced: The model, or a trace of it.
+        model_or_traced: The model, or a trace of it; or what ``torch.compile`` made of a model with a backend of graphreg's, or this
+            backend: then, the sites of the graphs that were captured so far.
         example_inputs: As in ``trace``. Without them, a model of transformers is traced with its ``dummy_inputs``, and a model of timm
             with the input size in its ``default_cfg``.
         front_end: As in ``trace``.
+        backend: With ``graphreg.backend()``, list the sites of the graphs that torch.compile captures in one call of a copy of the model
+            with the example inputs, in the mode in which the model is.
         select: List only the sites that this selector selects: a string, several strings, or a function of a site. A lone ``"*"`` means
             the hidden values; with ``on="parameters"``, all parameters.
         on: With ``select``: select only among ``"values"`` or only among ``"parameters"``.
@@ -91,7 +96,7 @@ def names(
         raise GraphRegError(f"on={shown(on)} is unknown; give 'values' or 'parameters', or leave it out.")
     if on is not None and select is None:
         raise GraphRegError("on= limits what select= can select; give select=, too.")
-    traced = model_or_traced if isinstance(model_or_traced, Traced) else trace_to_show(model_or_traced, example_inputs, front_end)
+    traced = _traced(model_or_traced, example_inputs, front_end, backend)
     if select is not None:
         return _selected(traced, select, on)
     notes = [f"opaque module: {path} ({reason})" for path, reason in traced.opaque_modules.items()]
@@ -106,6 +111,20 @@ def names(
     if len(listed) < len(known):
         notes.insert(0, f"not listed: {len(known) - len(listed)} values that are no tensors, such as sizes (all=True lists them)")
     return Names(traced.title, listed, notes)
+
+
+def _traced(target: Any, example_inputs: Any, front_end: FrontEnd, backend: Any) -> Traced:
+    if backend is not None and (not isinstance(backend, CapturedGraphs) or not isinstance(target, nn.Module)):
+        raise GraphRegError(
+            "backend= is for what torch.compile captures of a model: graphreg.names(model, backend=graphreg.backend(), ...)."
+        )
+    if isinstance(target, Traced):
+        return target
+    if (captured := backend or captured_by(target)) is None:
+        return trace_to_show(target, example_inputs, front_end)
+    if example_inputs is None and backend is None:
+        return captured.traced()
+    return captured.traced_on(target, example_inputs)
 
 
 NO_TENSOR = "no tensor"  # ``Site.why_not`` of sizes and the like

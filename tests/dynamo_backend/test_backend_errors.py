@@ -97,7 +97,7 @@ def test_attaching_without_a_scale_warns() -> None:
 
 def test_a_selector_that_finds_nothing_is_an_error_at_the_end_of_the_first_call() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(inner="eager", dropout={"relux": 0.1}))
-    sentence = "'relux' matches no value of Net. Near names: relu. List all: graphreg.names(model)."
+    sentence = "'relux' matches no value of Net. Near names: relu. List all: graphreg.names(compiled_model)."
     refused(NoMatchError, sentence, lambda: run(X))
     refused(NoMatchError, sentence, lambda: run(X))  # and of each call until one finds it
 
@@ -105,8 +105,8 @@ def test_a_selector_that_finds_nothing_is_an_error_at_the_end_of_the_first_call(
 def test_a_module_that_the_first_call_did_not_run() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(inner="eager", dropout={"other": 0.1}))
     sentence = (
-        "'other' matches no value of Net. List all: graphreg.names(model). 'other' is a module of Net, but no graph of the first call "
-        "has it: the call did not run it, or torch.compile left it to eager. missing='ignore' waits for later calls."
+        "'other' matches no value of Net. List all: graphreg.names(compiled_model). 'other' is a module of Net, but no graph of the first "
+        "call has it: the call did not run it, or torch.compile left it to eager. missing='ignore' waits for later calls."
     )
     refused(NoMatchError, sentence, lambda: run(X))
 

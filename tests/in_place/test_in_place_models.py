@@ -266,6 +266,8 @@ def test_prepared_by_accelerate_after() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = module(x).output.float()
     assert torch.equal(prepared(x), expected)
+    unwrapped = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # whose forward is the last __wrapped__
+    assert torch.equal(unwrapped(x), module(x).output)
     with pytest.raises(TraceError, match="Regularize first, prepare after"):
         graphreg.regularize_(accelerator.prepare(perceptron()), hidden_dropout=0.5)
     accelerate.state.AcceleratorState._reset_state(True)

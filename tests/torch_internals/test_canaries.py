@@ -13,7 +13,8 @@ TESTED = {name for each in CANARIES for name in each.names}
 # What is in the door and is of graphreg or of Python alone.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Changes", "Chunk", "DEFAULT", "ModuleStack", "at_rest", "collector_at_rest", "deep_enough", "quiet", "raise_interrupt",
-    "regions", "known_versions", "modules_by_path", "run_canaries", "warn_if_untested", "with_own_code",
+    "regions", "known_versions", "modules_by_path", "run_canaries", "show_parameters_of", "warn_if_untested",
+    "with_own_code",
 }  # fmt: skip
 
 

@@ -96,6 +96,19 @@ def function_modes() -> None:
     assert called.calls[0] is torch.sin and torch.cos not in called.calls and any(map(door.is_gradient_switch, called.calls))
 
 
+@canary("torch.jit.script prepares modules", "models in place that are scripted", "is_scripted_within")
+def scripted() -> None:
+    class Prepared(nn.Linear):
+        def __prepare_scriptable__(self) -> nn.Module:
+            found.append(door.is_scripted_within())
+            return nn.Linear(1, 1)
+
+    found: list[bool] = []
+    torch.jit.script(Prepared(1, 1))  # type: ignore[no-untyped-call]
+    torch.jit.script(nn.Sequential(Prepared(1, 1)))  # type: ignore[no-untyped-call]
+    assert found == [False, True]
+
+
 @canary("torch.jit traces", "the quick path of the noise", "jit_trace")
 def jit_trace() -> None:
     states = list[Any]()

@@ -52,7 +52,8 @@ from graphreg.tracing.train_eval_graphs import modes_set
 MODES = ("train", "eval")
 NO_INPUTS = "no eager call with inputs has been seen yet"
 TRACED = "its calls so far ran within a tracer or a transform"
-PROVABLE = frozenset((NO_INPUTS, TRACED))  # the reasons that a later call removes
+NO_VALUES = "the model or its inputs have no values (device meta)"
+PROVABLE = frozenset((NO_INPUTS, TRACED, NO_VALUES))  # the reasons that a later call removes
 NOT_ASKED = "prove=False"
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
@@ -148,7 +149,7 @@ def _unprovable(claim: Claim, call: Arguments) -> str:
     if any(map(nn.parameter.is_lazy, owned)):
         return "some of its parameters are not initialized yet"
     if any(tensor.device.type == "meta" or is_fake(tensor) for tensor in (*owned, *given)):
-        return "the model or its inputs have no values (device meta)"
+        return NO_VALUES
     if any(map(is_distributed, owned)):
         return "its parameters are spread over ranks (DTensor)"
     return ""
