@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -83,10 +83,6 @@ class Parts:
         found = {path: recipe_of(handle) for path, handle in self.handles.items()}
         return {path: recipe for path, recipe in found.items() if recipe is not None}
 
-    def keeping_tensors(self) -> list[str]:
-        """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold tensors."""
-        return [name for handle in self.handles.values() for name in handle.saved_states()]
-
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a state that the method ``state`` returned.
 
@@ -97,9 +93,12 @@ class Parts:
         load_states(self.handles, state)
 
     def scale_by(self, scale: TrainerScale) -> None:
-        """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale."""
+        """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale.
+
+        The scale of an earlier run is replaced, because a run that was interrupted has not removed it.
+        """
         for handle in self.handles.values():
-            if handle.attaches and handle.scale() is None:
+            if handle.attaches and (handle.scale() is None or isinstance(handle.scale(), TrainerScale)):
                 handle.set_scale(scale)
                 self._stack.callback(handle.set_scale, None)
 
@@ -189,6 +188,52 @@ def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
     for path, handle in handles.items():
         handle.set_rng_state(states[path]["noise"])
         handle.restore_strengths(_read(states[path]["strengths"]))
+
+
+def tensors_apart(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the states of modules with a key in place of each tensor, which is plain data, and the tensors by these keys.
+
+    The key of a tensor is ``REGULARIZER/SITE/NAME``, with ``PATH/`` before it if the module is only a part of the model.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def taken(key: str, tensor: Tensor) -> str:
+        tensors[key] = tensor
+        return key
+
+    return tensors_replaced(states, taken), tensors
+
+
+def check_tensors(given: Set[str], named: Set[str]) -> None:
+    """Raise RegularizerError unless the tensors of a checkpoint are those that the states of its modules name."""
+    if other := sorted(named ^ given):
+        raise RegularizerError(
+            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {listed(other, 3)}. "
+            "Regularize the model as for the run that saved the checkpoint."
+        )
+
+
+def tensors_replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Return the states of modules with other values in place of the tensors that regularizers keep.
+
+    Args:
+        modules: The states by path, as ``states_of`` returns them.
+        of: A function that returns the new value. Its arguments are the key of the tensor in the checkpoint, and the present value: the
+            tensor, or that key.
+    """
+    done = {}
+    for path, module in modules.items():
+        prefix, noise = f"{path}/" if path else "", dict(module["noise"])
+        if "state" in noise:
+            noise["state"] = {
+                name: {
+                    site: {tensor: of(f"{prefix}{name}/{site}/{tensor}", value) for tensor, value in tensors.items()}
+                    for site, tensors in sites.items()
+                }
+                for name, sites in noise["state"].items()
+            }
+        done[path] = {**module, "noise": noise}
+    return done
 
 
 Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
