@@ -20,31 +20,41 @@ from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
 log = logging.getLogger("graphreg")
+ITEMS = "num_items_in_batch"  # the argument by which the Trainer of transformers gives a model the number of items in a step
 _WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes in which wrappers hold the model
 
 
 class TrainerScale:
-    """The scale of penalties under a trainer that divides the loss by the number of batches in a step.
+    """The scale of penalties under a trainer that accumulates gradients: in a step of k batches, each batch has 1 / k of the penalties.
+
+    A trainer divides the loss of each batch by k. The Trainer of transformers does not, if it gives the model ``num_items_in_batch``, the
+    number of items in all batches of the step. The model may divide its loss by this number; the graph tells whether it does. If it does
+    not, the step has k times the loss that one batch would have. It then has k times the penalties, too, so that their share is the same.
 
     Attributes:
         batches: The number of batches in the present step.
-        ranks: The factor by which the trainer multiplies a loss that the model has divided by ``num_items_in_batch``: the number of
-            processes, or 1.
+        ranks: The number of processes whose items ``num_items_in_batch`` counts. A loss that comes with this number is multiplied by it.
         scaler: The GradScaler that scales the loss, or None.
+        divides: Whether the trainer divides the loss of each batch, even if the model gets ``num_items_in_batch``.
     """
+
+    divides = True
 
     def __init__(self, batches: int = 1, ranks: int = 1, scaler: Any = None) -> None:
         self.batches, self.ranks, self.scaler = batches, ranks, scaler
 
-    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any], reads: Set[str]) -> tuple[Any, Any]:
         """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the model's loss.
 
-        A model that gets ``num_items_in_batch`` divides its loss by this number, and the trainer does not divide the loss by the number of
-        batches. For such a model the second factor is 1 / (batches * ranks), otherwise 1.
+        What is added to the model's loss gets the factors that the trainer applies to the loss. What joins the backward pass does not.
         """
-        counted = kwargs.get("num_items_in_batch") is not None
         scale = 1.0 if self.scaler is None else current(self.scaler)
-        return scale / self.batches, 1 / (self.batches * self.ranks) if counted else 1.0
+        counted = kwargs.get(ITEMS) is not None
+        if counted and ITEMS in reads:
+            return scale / self.batches, 1 / (self.batches * self.ranks)
+        # Without labels, the loss is computed outside of the model: by label smoothing, or by a function of the user's. It is divided then.
+        divided = self.divides or not counted or kwargs.get("labels") is None
+        return scale / self.batches if divided else scale * self.ranks, 1.0
 
 
 class Parts:

@@ -31,9 +31,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
     Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Before training, regularize the model, or
     any module in it. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
 
-    The Trainer divides the loss of each batch by the number of batches in a step, except for a model that gets ``num_items_in_batch``: that
-    model divides the loss by this number. In both cases a step has the mean of the penalties over its batches, unless you have given a
-    ``scale=`` yourself.
+    A step has the mean of the penalties over its batches, unless you have given a ``scale=`` yourself. If neither the Trainer nor the model
+    divides the loss of a batch, so that a step of k batches has k times the loss, it has k times the penalties, too.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
@@ -42,7 +41,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         self._saved: dict[str, Any] | None = None  # the states of the modules that ``state`` returned last
         self._parts: Parts | None = None
         self._run: tuple[Any, Any] | None = None  # the arguments and the state of the Trainer that trains
-        self._scale = TrainerScale()
+        self._scale = _Scale()
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer puts into the JSON of a checkpoint: the noise and the strengths. Write the tensors into its folder.
@@ -67,7 +66,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if saved is None:  # the Trainer itself could not save a checkpoint then
             raise GraphRegError(
-                f"the checkpoint was saved without {type(self).__name__}, and the Trainer cannot resume from it with this callback. Load the "
+                f"the checkpoint was saved without {type(self).__name__}, so the Trainer cannot resume from it with this callback. Load the "
                 "weights of the checkpoint into the model, and train without resume_from_checkpoint."
             )
         attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
@@ -119,6 +118,12 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         if self._parts is not None:
             self._parts.close()
             self._parts = self._run = None
+
+
+class _Scale(TrainerScale):
+    """The scale under this Trainer."""
+
+    divides = False
 
 
 def _file(args: Any, state: Any, tensors: Mapping[str, str]) -> Path:

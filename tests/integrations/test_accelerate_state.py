@@ -73,6 +73,34 @@ def test_the_gradient_of_an_accumulated_step_by_hand() -> None:
     torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in oracle.parameters()])
 
 
+class Divides(nn.Module):
+    """Returns a loss, which it divides by ``num_items_in_batch`` if it gets that, and else by the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron()
+
+    def forward(self, x: torch.Tensor, num_items_in_batch: Any = None) -> Any:
+        return {"loss": self.net(x).pow(2).sum() / (x.shape[0] if num_items_in_batch is None else num_items_in_batch)}
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_mean_over_all_items_of_a_step(counts: bool) -> None:
+    """As in accelerate's guide to accumulation: the loss is divided by the items of the step, and multiplied by what accelerate divides."""
+    found = []
+    for batches in (1, 4):
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=batches)
+        torch.manual_seed(0)
+        model = accelerator.prepare(graphreg.regularize_(Divides(), weight_l2=30.0))
+        accelerator.register_for_checkpointing(RegularizerState(model, accelerator))
+        for _ in range(batches):
+            loss = model(X[:2], num_items_in_batch=torch.tensor(2.0 * batches) if counts else None)["loss"]
+            accelerator.backward(loss * batches if counts else loss)
+        found.append([p.grad for p in model.parameters()])
+        accelerate.state.AcceleratorState._reset_state(True)
+    torch.testing.assert_close(*found)
+
+
 def test_a_state_of_another_model() -> None:
     state = RegularizerState(graphreg.regularize_(perceptron(), **SETTINGS)).state_dict()
     other = nn.Sequential(graphreg.regularize_(perceptron(), **SETTINGS))

@@ -162,6 +162,82 @@ def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
     torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in module.named_parameters()})
 
 
+class MeanWords(Words):
+    """Takes ``num_items_in_batch``, as each model of transformers, and takes the mean over the batch, as its classifiers."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return super().forward(input_ids, labels)
+
+
+class TupleWords(Words):
+    """Returns its loss in a tuple, to which penalties cannot be added; with ``return_dict=False``, models of transformers do so."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return tuple(super().forward(input_ids, labels, **kwargs).values())
+
+
+class MeanTupleWords(MeanWords):
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return tuple(super().forward(input_ids, labels).values())
+
+
+class DividesInPlace(Words):
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        logits = self.out(torch.relu(self.hid(self.embed(input_ids))))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        loss.div_(kwargs.get("num_items_in_batch", 5))
+        return {"loss": loss, "logits": logits}
+
+
+class TakesNoMore(Words):
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        return super().forward(input_ids, labels)
+
+
+class Smooths(Words):
+    """The Trainer takes the labels away, and computes a smooth loss itself."""
+
+    config = transformers.PretrainedConfig()
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        return {"logits": self.out(torch.relu(self.hid(self.embed(input_ids))))}
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+@pytest.mark.parametrize("make", [Words, MeanWords, TupleWords, MeanTupleWords, DividesInPlace, TakesNoMore, Smooths])
+def test_penalties_have_the_share_of_a_step_with_one_batch(make: Callable[[], nn.Module], batches: int, tmp_path: Path) -> None:
+    """All batches are equal, so the step of k batches has the gradient of a step with one batch, or k times this gradient."""
+    found = []
+    for count in (1, batches):
+        torch.manual_seed(0)
+        model, watch = graphreg.regularize_(make(), weight_l2=30.0, hidden_l1=20.0), Watch()
+        options = {"label_smoothing_factor": 0.1, "label_names": ["labels"]} if make is Smooths else {}
+        made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=count, max_steps=1, **options)
+        made.train_dataset = SENTENCES[-1:] * batches
+        made.train()
+        found.append(watch.gradients[0])
+    factor = batches if make in (MeanWords, MeanTupleWords) else 1
+    torch.testing.assert_close(found[1], {name: gradient * factor for name, gradient in found[0].items()})
+
+
+def test_the_penalty_of_a_classifier_of_transformers(tmp_path: Path) -> None:
+    """It takes ``num_items_in_batch`` and does not divide by it."""
+    config = transformers.BertConfig(
+        vocab_size=WORDS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_position_embeddings=8,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = graphreg.regularize_(transformers.BertForSequenceClassification(config), weight_l2={"weight": 20.0, "pattern": "classifier.*"})
+    found = []
+    for count in (1, 4):
+        watch = Watch()
+        made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=count, max_steps=1, learning_rate=0.0)
+        made.train_dataset = [{**SENTENCES[0], "labels": torch.tensor(1)}] * 4
+        made.train()
+        found.append(watch.gradients[0])
+    torch.testing.assert_close(found[1], {name: gradient * 4 for name, gradient in found[0].items()})
+
+
 @pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Four steps in a row, under schedules and a strength that was set, with a checkpoint after two, and generation and saving after each.
@@ -223,7 +299,7 @@ def test_what_regularizers_keep_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     model, resumed = made(tmp_path / "killed", restore_callback_states_from_checkpoint=True)
     resumed.train(resume_from_checkpoint=True)
     moved = shutil.move(tmp_path / "killed" / "checkpoint-4", tmp_path / "moved")  # four steps, of which the last was resumed
-    with pytest.raises(GraphRegError, match=r"^graphreg_state.*\.pt of the checkpoint is missing: it has the tensors .* say where it is: Tr"):
+    with pytest.raises(GraphRegError, match=r"^graphreg_state.*\.pt of the checkpoint is missing: .* say where it is: Tr"):
         made(tmp_path / "other")[1].train(resume_from_checkpoint=str(moved))
     twin, again = made(tmp_path / "other", resume_from_checkpoint=str(moved))
     again.train(resume_from_checkpoint=str(moved))
@@ -255,7 +331,7 @@ def test_a_run_after_an_interrupted_one_goes_on(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_run_without_the_callback(tmp_path: Path) -> None:
     trainer(words(), tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
-    with pytest.raises(GraphRegError, match="^the checkpoint was saved without RegularizerCallback, and the Trainer cannot resume from it"):
+    with pytest.raises(GraphRegError, match="^the checkpoint was saved without RegularizerCallback, so the Trainer cannot resume from it"):
         made = trainer(graphreg.regularize_(words(), **SETTINGS), tmp_path, RegularizerCallback(), max_steps=2)
         made.train(resume_from_checkpoint=True)
 
