@@ -66,8 +66,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if saved is None:  # the Trainer itself could not save a checkpoint then
             raise GraphRegError(
-                f"the checkpoint was saved without {type(self).__name__}, so the Trainer cannot resume from it with this callback. Load the "
-                "weights of the checkpoint into the model, and train without resume_from_checkpoint."
+                f"the checkpoint was saved without {type(self).__name__}, so the Trainer cannot resume from it with this callback. Load "
+                "the weights of the checkpoint into the model, and train without resume_from_checkpoint."
             )
         attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
         modules, named = attributes["saved"], dict[str, str]()

@@ -65,8 +65,8 @@ def trainer_of(model: nn.Module, folder: str, **options: Any) -> Any:
     transformers, ours = both("transformers")
     arguments = transformers.TrainingArguments(
         folder, **{"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": RATE,
-        "optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False, "ddp_backend": "gloo", **options},
+        "optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": [], "use_cpu": True,
+        "disable_tqdm": True, "dataloader_pin_memory": False, "ddp_backend": "gloo", **options},
     )  # fmt: skip
     assert arguments.world_size == 2
     data = [{"x": row, "labels": row} for row in X]
