@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, place_again, require_own_forward, unwrapped_block
-from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, TraceError, listed
+from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
+from graphreg.in_place.adapters import adapters_enabled, disabled_adapters
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.turns import resting_class
 from graphreg.ir import (
@@ -197,12 +198,12 @@ def traced_for(
         if options.prove and not is_eager():
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced))
-        decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks)
+        decided, whole = _planned(model, example, traced, options)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
             for line in shared.follow(model):
                 log.warning(line)
-            shared.settle(decided, options.missing)
+            shared.settle(whole, options.missing)
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
             hooks = _hooks(model, module)
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
@@ -221,6 +222,25 @@ def traced_for(
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held)
     made.refuse_hooks()
     return made
+
+
+def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -> tuple[Plan, Plan]:
+    """Return the plan for a trace, and the plan that has all the sites that selectors of strengths must match.
+
+    They are one, except while adapters are disabled, and a regularizer has therefore no site, or frozen parameters alone: it adds nothing
+    then, if it acts in the model with its adapters. The second plan is that for this model. So a selector that matches in neither of the
+    two, or an error of another kind, is an error as always.
+    """
+    asked: Any = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
+    try:
+        made = plan(traced, *asked)
+    except (NoMatchError, RegularizerError):
+        if not (layers := disabled_adapters(model)):
+            raise
+        with adapters_enabled(layers):
+            whole = plan(_traced(model, example, options.front_end, None), *asked)
+        return plan(traced, *asked, adapters_off=True), whole
+    return made, made
 
 
 def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:

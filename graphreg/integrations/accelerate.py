@@ -45,6 +45,7 @@ class _AcceleratorScale(TrainerScale):
         super().__init__()
         self.accelerator = accelerator
 
-    def of_call(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        self.batches, self.scaler = self.accelerator.gradient_accumulation_steps, getattr(self.accelerator, "scaler", None)
-        return super().of_call(args, {})
+    def of_call(self, args: Any, kwargs: Mapping[str, Any], reads: Any) -> tuple[Any, Any]:
+        self.batches, self.ranks = self.accelerator.gradient_accumulation_steps, self.accelerator.num_processes
+        self.scaler = getattr(self.accelerator, "scaler", None)
+        return super().of_call(args, kwargs, reads)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.integrations.parts import Handles, Parts, check_states, load_states, states_of
+from graphreg.integrations.parts import (
+    Handles,
+    Parts,
+    check_states,
+    check_tensors,
+    load_states,
+    states_of,
+    tensors_apart,
+    tensors_replaced,
+)
 from graphreg.runtime import ModuleHandle, Regulated, backend_handle, native_draws
 
 log = logging.getLogger("graphreg")
@@ -56,13 +65,7 @@ class RegularizerState(Stateful):
         these tensors.
         """
         self._warn_of_native_draws()
-        tensors: dict[str, Tensor] = {}
-
-        def taken(key: str, tensor: Tensor) -> str:
-            tensors[key] = tensor
-            return key
-
-        modules = _replaced(states_of(self._handles), taken)
+        modules, tensors = tensors_apart(states_of(self._handles))
         return {TEXT: json.dumps({"version": VERSION, "modules": modules}), **tensors}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -73,11 +76,11 @@ class RegularizerState(Stateful):
         """
         modules = _read(state_dict)
         given, named = {key: value for key, value in state_dict.items() if key != TEXT}, dict[str, str]()
-        _replaced(modules, named.setdefault)
+        tensors_replaced(modules, named.setdefault)
         try:
             check_states(self._handles, modules)
-            _check_tensors(given.keys(), named.keys())
-            load_states(self._handles, _replaced(modules, lambda key, name: given[key]))
+            check_tensors(given.keys(), named.keys())
+            load_states(self._handles, tensors_replaced(modules, lambda key, name: given[key]))
         except RegularizerError as error:
             if not (dist.is_initialized() and dist.get_world_size() > 1):
                 raise
@@ -131,35 +134,3 @@ def _read(state: Mapping[str, Any]) -> dict[str, Any]:
         )
     modules: dict[str, Any] = found["modules"]
     return modules
-
-
-def _check_tensors(given: Set[str], named: Set[str]) -> None:
-    """Raise RegularizerError unless the tensors that were loaded are those that the text names."""
-    if other := sorted(named ^ given):
-        raise RegularizerError(
-            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {listed(other, 3)}. "
-            "Regularize the model as for the run that saved the checkpoint."
-        )
-
-
-def _replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """Return the states of modules with other values in place of the tensors that regularizers keep.
-
-    Args:
-        modules: The states by path, as ``states_of`` returns them.
-        of: A function that returns the new value. Its arguments are the key of the tensor in the checkpoint, and the present value: the
-            tensor, or that key.
-    """
-    done = {}
-    for path, module in modules.items():
-        prefix, noise = f"{path}/" if path else "", dict(module["noise"])
-        if "state" in noise:
-            noise["state"] = {
-                name: {
-                    site: {tensor: of(f"{prefix}{name}/{site}/{tensor}", value) for tensor, value in tensors.items()}
-                    for site, tensors in sites.items()
-                }
-                for name, sites in noise["state"].items()
-            }
-        done[path] = {**module, "noise": noise}
-    return done

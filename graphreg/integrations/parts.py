@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -20,31 +20,41 @@ from graphreg.schedules import Schedule, of_plain
 from graphreg.torch_internals import COMPILED_MODULE
 
 log = logging.getLogger("graphreg")
+ITEMS = "num_items_in_batch"  # the argument by which the Trainer of transformers gives a model the number of items in a step
 _WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes in which wrappers hold the model
 
 
 class TrainerScale:
-    """The scale of penalties under a trainer that divides the loss by the number of batches in a step.
+    """The scale of penalties under a trainer that accumulates gradients: in a step of k batches, each batch has 1 / k of the penalties.
+
+    A trainer divides the loss of each batch by k. The Trainer of transformers does not, if it gives the model ``num_items_in_batch``, the
+    number of items in all batches of the step. The model may divide its loss by this number; the graph tells whether it does. If it does
+    not, the step has k times the loss that one batch would have. It then has k times the penalties, too, so that their share is the same.
 
     Attributes:
         batches: The number of batches in the present step.
-        ranks: The factor by which the trainer multiplies a loss that the model has divided by ``num_items_in_batch``: the number of
-            processes, or 1.
+        ranks: The number of processes whose items ``num_items_in_batch`` counts. A loss that comes with this number is multiplied by it.
         scaler: The GradScaler that scales the loss, or None.
+        divides: Whether the trainer divides the loss of each batch, even if the model gets ``num_items_in_batch``.
     """
+
+    divides = True
 
     def __init__(self, batches: int = 1, ranks: int = 1, scaler: Any = None) -> None:
         self.batches, self.ranks, self.scaler = batches, ranks, scaler
 
-    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any], reads: Set[str]) -> tuple[Any, Any]:
         """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the model's loss.
 
-        A model that gets ``num_items_in_batch`` divides its loss by this number, and the trainer does not divide the loss by the number of
-        batches. For such a model the second factor is 1 / (batches * ranks), otherwise 1.
+        What is added to the model's loss gets the factors that the trainer applies to the loss. What joins the backward pass does not.
         """
-        counted = kwargs.get("num_items_in_batch") is not None
         scale = 1.0 if self.scaler is None else current(self.scaler)
-        return scale / self.batches, 1 / (self.batches * self.ranks) if counted else 1.0
+        counted = kwargs.get(ITEMS) is not None
+        if counted and ITEMS in reads:
+            return scale / self.batches, 1 / (self.batches * self.ranks)
+        # Without labels, the loss is computed outside of the model: by label smoothing, or by a function of the user's. It is divided then.
+        divided = self.divides or not counted or kwargs.get("labels") is None
+        return scale / self.batches if divided else scale * self.ranks, 1.0
 
 
 class Parts:
@@ -83,10 +93,6 @@ class Parts:
         found = {path: recipe_of(handle) for path, handle in self.handles.items()}
         return {path: recipe for path, recipe in found.items() if recipe is not None}
 
-    def keeping_tensors(self) -> list[str]:
-        """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold tensors."""
-        return [name for handle in self.handles.values() for name in handle.saved_states()]
-
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a state that the method ``state`` returned.
 
@@ -97,9 +103,12 @@ class Parts:
         load_states(self.handles, state)
 
     def scale_by(self, scale: TrainerScale) -> None:
-        """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale."""
+        """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale.
+
+        The scale of an earlier run is replaced, because a run that was interrupted has not removed it.
+        """
         for handle in self.handles.values():
-            if handle.attaches and handle.scale() is None:
+            if handle.attaches and (handle.scale() is None or isinstance(handle.scale(), TrainerScale)):
                 handle.set_scale(scale)
                 self._stack.callback(handle.set_scale, None)
 
@@ -189,6 +198,52 @@ def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
     for path, handle in handles.items():
         handle.set_rng_state(states[path]["noise"])
         handle.restore_strengths(_read(states[path]["strengths"]))
+
+
+def tensors_apart(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the states of modules with a key in place of each tensor, which is plain data, and the tensors by these keys.
+
+    The key of a tensor is ``REGULARIZER/SITE/NAME``, with ``PATH/`` before it if the module is only a part of the model.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def taken(key: str, tensor: Tensor) -> str:
+        tensors[key] = tensor
+        return key
+
+    return tensors_replaced(states, taken), tensors
+
+
+def check_tensors(given: Set[str], named: Set[str]) -> None:
+    """Raise RegularizerError unless the tensors of a checkpoint are those that the states of its modules name."""
+    if other := sorted(named ^ given):
+        raise RegularizerError(
+            f"the checkpoint belongs to another model: only the checkpoint or only the model has the tensors {listed(other, 3)}. "
+            "Regularize the model as for the run that saved the checkpoint."
+        )
+
+
+def tensors_replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Return the states of modules with other values in place of the tensors that regularizers keep.
+
+    Args:
+        modules: The states by path, as ``states_of`` returns them.
+        of: A function that returns the new value. Its arguments are the key of the tensor in the checkpoint, and the present value: the
+            tensor, or that key.
+    """
+    done = {}
+    for path, module in modules.items():
+        prefix, noise = f"{path}/" if path else "", dict(module["noise"])
+        if "state" in noise:
+            noise["state"] = {
+                name: {
+                    site: {tensor: of(f"{prefix}{name}/{site}/{tensor}", value) for tensor, value in tensors.items()}
+                    for site, tensors in sites.items()
+                }
+                for name, sites in noise["state"].items()
+            }
+        done[path] = {**module, "noise": noise}
+    return done
 
 
 Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
-from graphreg.integrations.parts import Parts, TrainerScale
-from graphreg.ir import Selector
+from graphreg.integrations.parts import Parts, TrainerScale, check_tensors, tensors_apart, tensors_replaced
+from graphreg.ir import Selector, strings
 from graphreg.recipes import write
 
 try:
@@ -21,49 +24,64 @@ except ImportError as error:
 class RegularizerCallback(TrainerCallback, ExportableState):
     """Saves and restores noise and strengths in the Trainer's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Beside each checkpoint it writes ``graphreg_recipe.json``, from which ``graphreg.regularize_(model, recipe=...)`` regularizes a model
-    as this one was. A module in the model has its path in the file's name: ``graphreg_recipe.student.json``.
+    Into each checkpoint's folder it writes ``graphreg_recipe.json``, from which ``graphreg.regularize_(model, recipe=...)`` regularizes a
+    model as this one was. A module in the model has its path in the file's name: ``graphreg_recipe.student.json``. The tensors that
+    regularizers keep from call to call, such as the start of ``l2_sp``, are in ``graphreg_state.ID.pt`` in the same folder.
 
     Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Before training, regularize the model, or
     any module in it. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
 
-    The Trainer divides the loss of each batch by the number of batches in a step, except for a model that gets ``num_items_in_batch``: that
-    model divides the loss by this number. In both cases a step has the mean of the penalties over its batches, unless you have given a
-    ``scale=`` yourself.
+    A step has the mean of the penalties over its batches, unless you have given a ``scale=`` yourself. If neither the Trainer nor the model
+    divides the loss of a batch, so that a step of k batches has k times the loss, it has k times the penalties, too.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
         """``watch``: a selector of values. ``kept/SITE/NAME``, the share of such a value that a splice has kept, is logged, too."""
         self.watch = watch
-        self.saved: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None  # the states of the modules that ``state`` returned last
         self._parts: Parts | None = None
-        self._scale = TrainerScale()
+        self._run: tuple[Any, Any] | None = None  # the arguments and the state of the Trainer that trains
+        self._scale = _Scale()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer puts into a checkpoint: the noise and the strengths."""
-        if self._parts is not None:
-            self.saved = self._parts.state()
-        return {"args": {}, "attributes": {"saved": self.saved}}
+        """Return what the Trainer puts into the JSON of a checkpoint: the noise and the strengths. Write the tensors into its folder.
+
+        The Trainer calls this method while it saves a checkpoint, before it deletes the oldest one. So at each moment there is a checkpoint
+        that has all its files. It also calls this method at the start of training.
+        """
+        self._saved, tensors = None, {"file": "", "folder": ""}
+        if self._parts is not None and self._run is not None:
+            (args, state), (self._saved, kept) = self._run, tensors_apart(self._parts.state())
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if kept and folder.is_dir():
+                tensors = {"file": f"graphreg_state.{uuid4().hex[:12]}.pt", "folder": str(folder.resolve())}
+                torch.save(kept, folder / tensors["file"])
+        watch = () if self.watch is None else strings(self.watch)  # (): a function, which JSON cannot hold
+        return {"args": {"watch": list(watch)} if watch else {}, "attributes": {"saved": self._saved, "tensors": tensors}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Restore the noise and the strengths if training resumes from a checkpoint, and set the scale of the penalties."""
         model: nn.Module = more["model"]
-        self._parts = Parts(model)
-        if names := self._parts.keeping_tensors():
+        self._parts, self._run = Parts(model), (args, state)
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None:  # the Trainer itself could not save a checkpoint then
             raise GraphRegError(
-                f"the Trainer saves the states of callbacks as JSON, which cannot hold the tensors that {listed(names)} keeps. Leave that "
-                "regularizer out, or leave this callback out and save graphreg.rng_state(model) with torch.save beside each checkpoint."
+                f"the checkpoint was saved without {type(self).__name__}, so the Trainer cannot resume from it with this callback. Load "
+                "the weights of the checkpoint into the model, and train without resume_from_checkpoint."
             )
-        saved = state.stateful_callbacks[type(self).__name__]
-        saved = (saved[0] if isinstance(saved, list) else saved)["attributes"]["saved"]
-        if saved is not None:
-            self._parts.load(saved)
+        attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
+        modules, named = attributes["saved"], dict[str, str]()
+        if modules is not None and modules is not self._saved:  # they were read from a checkpoint
+            tensors_replaced(modules, named.setdefault)
+            tensors = torch.load(_file(args, state, attributes["tensors"]), "cpu", weights_only=True) if named else {}
+            check_tensors(tensors.keys(), named.keys())
+            self._parts.load(tensors_replaced(modules, lambda key, name: tensors[key]))
         ranks = args.world_size if args.average_tokens_across_devices else 1
         self._scale.ranks, self._scale.scaler = ranks, getattr(more.get("optimizer"), "scaler", None)
         self._parts.scale_by(self._scale)
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Write the recipe of each regularized module beside the checkpoint: ``graphreg_recipe.json``."""
+        """Write the recipe of each regularized module into the checkpoint's folder: ``graphreg_recipe.json``."""
         if self._parts is None or not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -96,7 +114,27 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         state.log_history[-1].update(numbers)
 
     def on_train_end(self, *args: Any, **more: Any) -> None:
-        """Store the state, and remove the scale and the watches."""
+        """Remove the scale and the watches."""
         if self._parts is not None:
-            self.saved = self._parts.state()
             self._parts.close()
+            self._parts = self._run = None
+
+
+class _Scale(TrainerScale):
+    """The scale under this Trainer."""
+
+    divides = False
+
+
+def _file(args: Any, state: Any, tensors: Mapping[str, str]) -> Path:
+    """Return the file of tensors in the checkpoint from which training resumes. The Trainer does not say in which folder that is."""
+    folders = [Path(args.output_dir) / f"checkpoint-{state.global_step}"]
+    folders += [Path(folder) for folder in (args.resume_from_checkpoint, tensors["folder"]) if folder]
+    for folder in folders if tensors["file"] else ():
+        if (file := folder / tensors["file"]).is_file():
+            return file
+    raise GraphRegError(
+        f"{tensors['file'] or 'the file graphreg_state'} of the checkpoint is missing: it has the tensors that regularizers keep from call "
+        f"to call, and is not in {listed([str(folder) for folder in folders])}. If you have moved the checkpoint, say where it is: "
+        "TrainingArguments(resume_from_checkpoint=folder). Otherwise resume from another checkpoint."
+    )

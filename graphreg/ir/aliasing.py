@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
+from graphreg.ir.dataflow import reached
 from graphreg.ir.layout import clone
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.views_and_writes import Effects, is_inert
@@ -94,6 +95,10 @@ class Aliases:
             if after < len(writes) and writes[after].order < self.order[reader]:
                 return True
         return False
+
+    def sources(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """Return ``nodes`` and all nodes that one of them depends on, also through definite in-place writes."""
+        return reached(nodes, lambda node: [*node.all_input_nodes, *(w.user for writes in self._writes(node, True) for w in writes)])
 
     def _writes(self, node: fx.Node, is_definite: bool = False) -> Iterable[list[Write]]:
         by_base = self._definite if is_definite else self._possible

@@ -119,6 +119,7 @@ class Plan(Printed, RenamedAttributes):
             checkpoint their own forward.
         unasked: The paths of the blocks that ``blocks=`` does not select.
         in_whole: For a stage of a pipeline, by mode, then by penalty: over how many sites of the whole model the penalty is a mean.
+        adapters_off: Whether the plan is for a model whose adapters are disabled; see ``plan``.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -137,6 +138,7 @@ class Plan(Printed, RenamedAttributes):
     blocks: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
     in_whole: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    adapters_off: bool = False
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -199,6 +201,13 @@ class Plan(Printed, RenamedAttributes):
         notes = {n: practically_off(r, [(e.site, e.weight) for e in self.of(n)], self.whole(n)) for n, r in self.regularizers.items()}
         return {name: note for name, note in notes.items() if note}
 
+    @property
+    def off_text(self) -> str:
+        """Say which regularizers add nothing because the model's adapters are disabled; "" if they are not."""
+        idle = [name for name in self.regularizers if not self.of(name)]
+        what = f"{listed(idle)} add{'s' * (len(idle) == 1)} nothing" if idle else "their sites are not there"
+        return f"adapters are disabled, so {what}" if self.adapters_off else ""
+
     def whole(self, name: str) -> int:
         """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
         return next(iter(self.in_whole.values()), {}).get(name, 0)
@@ -222,7 +231,7 @@ class Plan(Printed, RenamedAttributes):
         yield Lines((*notes, *self.repeated()))
         yield from table(self.native_dropout, self.unmovable)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
-        yield Lines((*([self.blocks_text] if self.blocks else []), *missed))
+        yield Lines((*([self.blocks_text] if self.blocks else []), *filter(None, [self.off_text]), *missed))
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
@@ -261,12 +270,14 @@ def plan(
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
+    adapters_off: bool = False,
 ) -> Plan:
     """Make a plan. Warn if splices of one kind act on one value several times in a row, and if checkpoints hide sites from a selector.
 
-    ``graphreg.plan`` in ``pipeline.py`` describes the arguments.
+    ``graphreg.plan`` in ``pipeline.py`` describes the arguments. With ``adapters_off``, the model's adapters are disabled, and there is a
+    plan for the model with its adapters: no selector has to match, and a penalty on parameters that are all frozen has no site.
     """
-    made = decided(traced, regularizers, missing, own_dropout, blocks)
+    made = decided(traced, regularizers, "ignore" if adapters_off else missing, own_dropout, blocks, adapters_off)
     repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
     for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
@@ -279,6 +290,7 @@ def decided(
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
+    adapters_off: bool = False,
 ) -> Plan:
     """Make the same plan as ``plan``, without the two warnings of ``plan``."""
     if not isinstance(traced, Traced):
@@ -289,7 +301,7 @@ def decided(
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
-        chosen = _select(traced, regularizer, missing)
+        chosen = _select(traced, regularizer, missing, adapters_off)
         depths = strengths_by_depth(traced, regularizer, list(chosen))
         inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
         for site, (text, steps, units) in chosen.items():
@@ -313,7 +325,8 @@ def decided(
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced=traced)
+    more = {"adapters_off": adapters_off, "traced": traced}
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, **more)
 
 
 def _site(edit: Edit) -> tuple[str, ...]:
@@ -368,18 +381,24 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
 Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # from a site to the string that matched it, and how to read its value
 
 
-def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chosen:
+def _select(traced: Traced, regularizer: Regularizer, missing: Missing, adapters_off: bool) -> Chosen:
     matched = matching_sites(traced, regularizer, missing)
     units = units_at(matched, regularizer) if "units" in regularizer.takes else {}
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
-    check_count(regularizer, list(chosen))
+    if not adapters_off:
+        check_count(regularizer, list(chosen))
     if "previous" in regularizer.takes:
         check_cells(traced, regularizer, list(chosen))
     if isinstance(regularizer, Splice):
         check_shapes(regularizer, {site: steps for site, (_, steps, _) in chosen.items()})
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
-        check_trainable(traced, regularizer, list(chosen))
+        try:
+            check_trainable(traced, regularizer, list(chosen))
+        except RegularizerError:
+            if not adapters_off:
+                raise
+            return {}
     return chosen
 
 

@@ -85,6 +85,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     ]
     notes += plan.repeated(now)
     notes += [plan.blocks_text] if plan.blocks else []
+    notes += [plan.off_text] if plan.off_text else []
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     notes += [*record.notes, *decisions(first), *fixed(first), *_unproved(rules_of(module).unproved)]

@@ -92,6 +92,8 @@ class Insertions:
         apart: The names of runtime modules of splices that return a copy of the value, and not the value itself, at a call at which the
             splice does not act. They are those of the first splice at each site that has penalties and whose value the model writes
             into, unless the value's storage may belong to the caller or to the model.
+        reads: With ``penalties="attach"``, the names of the inputs of the model on which the value depends to which the penalties are
+            attached: the output's loss, or, if it has none, any value in the output.
     """
 
     ordered: tuple[Insertion, ...]
@@ -100,6 +102,7 @@ class Insertions:
     recomputed: tuple[str, ...] = ()
     overwritten: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    reads: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Insertion]:
         return iter(self.ordered)

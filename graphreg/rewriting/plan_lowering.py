@@ -60,9 +60,9 @@ def lower(
     end, loss = work.end()
     totals = {name: work.add_total(name, measured, end) for name, measured in work.measured.items()}
     work.replace_native_dropout()
-    if penalties == "attach" and totals:
-        work.attach(totals, end, loss)
-    return Insertions(work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart))
+    reads = work.attach(totals, end, loss) if penalties == "attach" and totals else frozenset[str]()
+    marked = tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)
+    return Insertions(work.ordered(), totals, penalties == "return", *marked, reads)
 
 
 @dataclass
@@ -388,8 +388,11 @@ class _Lowering:
             self.places[Position.INSTEAD, node] = [call]
             changed.add(node)
 
-    def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
-        """Insert the node that joins the penalties to the output's loss, or, if there is none, to all values in the output."""
+    def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> frozenset[str]:
+        """Insert the node that joins the penalties to the output's loss, or, if there is none, to all values in the output.
+
+        Return the names of the inputs on which these values depend.
+        """
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         values = tuple(self.present.get(node, node) for node in outputs)
         args = (values, tuple(totals.values()), loss is not None)
@@ -397,6 +400,8 @@ class _Lowering:
         for i, (node, value) in enumerate(zip(outputs, values, strict=True)):
             more: dict[str, Any] = {"op": "call_function", "replaces": node, "readers": frozenset((end,))}
             self._add_before(end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), **more)
+        sources = self.aliases.sources(outputs)
+        return frozenset(name for name, node in self.inputs.items() if node in sources)
 
 
 def _whose(edit: Edit) -> dict[str, str]:

@@ -86,7 +86,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     lowered = {mode: lower(graph, traced, plan, names, penalties, facts[mode]) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
-        rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules)))
+        reads = frozenset(traced.specialized).union(*(insertions.reads for insertions in lowered.values()))
+        rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules), reads))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # only models of ``regularize_`` have a SharedState
     structures = None if isinstance(noise, SharedState) else _structures(traced)  # in place, each structure has a graph of its own

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -38,15 +38,19 @@ class AttachRule(nn.Module):
         now: In the running call, the factor for the gradients of penalties that join the output's tensors, shape [1]. Used only while
             ``fed`` is True.
         share: In the running call, the factor for penalties that are added to a loss, shape [1]. Used only while ``fed`` is True.
+        reads: The names of the model's inputs on which the loss depends, or, if the output has none, any value in the output. An input
+            whose value the graph has fixed is among them, because nothing is known of it.
         fed: Whether ``feed`` has set ``now`` and ``share`` for the running call.
     """
 
     now: Tensor
     share: Tensor
 
-    def __init__(self, names: tuple[str, ...], scale: Scale | None, device: torch.device | None = None) -> None:
+    def __init__(
+        self, names: tuple[str, ...], scale: Scale | None, device: torch.device | None = None, reads: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
-        self.names, self.scale = names, scale
+        self.names, self.scale, self.reads = names, scale, reads
         self.last: dict[str, Tensor] = {}
         self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d: see RuntimeModule
         self.register_buffer("share", torch.ones(1, device=device), persistent=False)
@@ -81,7 +85,7 @@ class AttachRule(nn.Module):
         first use. If the scale is a function, Dynamo would treat the number that the function returns as a constant, and recompile for
         each new number.
         """
-        self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs))
+        self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs, self.reads))
 
     def _fed(self, value: Any) -> Tensor:
         dtype = widest(self.now.device)
@@ -122,7 +126,7 @@ class AttachRule(nn.Module):
                     "that are added to it. Give this field of the output another name, or use penalties='return'."
                 )
             if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
-                total = total * _as(total, self.share[0] if self.fed else factors(self.scale)[1])
+                total = total * _as(total, self.share[0] if self.fed else factors(self.scale, reads=self.reads)[1])
             return (loss + total.to(loss.dtype),)
         tensors: list[Tensor] = []
         strange: list[str] = []
@@ -135,7 +139,7 @@ class AttachRule(nn.Module):
             )
         if not tensors:
             return outputs
-        scale = _as(total, self.now[0] if self.fed else factors(self.scale)[0])
+        scale = _as(total, self.now[0] if self.fed else factors(self.scale, reads=self.reads)[0])
         joined = list(join(total, scale, tuple(tensors)))
         return tuple([rebuilt(out, joined) for out in outputs])  # no generator: in one, Dynamo of torch 2.10 loses the message of a break
 
@@ -150,17 +154,22 @@ def _as(like: Tensor, value: Any) -> Tensor:
 class CallScale(Protocol):
     """A scale that depends on the arguments of a call."""
 
-    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return two factors: for the gradients of penalties that join the output's tensors, and for penalties that are added to a loss."""
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any], reads: Set[str]) -> tuple[Any, Any]:
+        """Return two factors: for the gradients of penalties that join the output's tensors, and for penalties that are added to a loss.
+
+        ``reads``: the names of the inputs on which the loss depends; see ``AttachRule``.
+        """
 
 
-def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
+def factors(
+    scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({}), reads: Set[str] = frozenset()
+) -> tuple[Any, Any]:
     """Return two factors: for the gradients of penalties that join the output's tensors, and for penalties that are added to a loss.
 
     For a GradScaler, the second factor is 1, because the GradScaler scales the loss after the penalties have been added to it.
     """
     if scale is not None and hasattr(scale, "of_call"):
-        gradient, share = scale.of_call(args, kwargs)
+        gradient, share = scale.of_call(args, kwargs, reads)
         return gradient, share
     value = current(scale)
     return value, 1.0 if scale is None or hasattr(scale, "get_scale") else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +76,10 @@ class StageScale:
         self.scale, self.parts = scale, parts
         self.__name__ = f"1/{parts} in each microbatch"
 
-    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any], reads: Set[str]) -> tuple[Any, Any]:
         """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the stage's loss.
 
         Only the first is divided by ``parts``. If the stage returns a loss, the user scales it, and so scales the penalties in it, too.
         """
-        gradient, share = factors(self.scale, args, kwargs)
+        gradient, share = factors(self.scale, args, kwargs, reads)
         return gradient / self.parts, share

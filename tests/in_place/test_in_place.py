@@ -186,7 +186,7 @@ def test_other_sizes_are_traced_anew_and_nothing_counts_twice() -> None:
 class ByRows:
     """A scale that depends on the arguments of the call, as that of the Trainer's callback does."""
 
-    def of_call(self, args: Any, kwargs: Any) -> tuple[float, float]:
+    def of_call(self, args: Any, kwargs: Any, reads: Any) -> tuple[float, float]:
         return 1.0 / args[0].shape[0], 1.0 / args[0].shape[0]
 
 

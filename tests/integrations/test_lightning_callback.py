@@ -93,13 +93,15 @@ def test_the_first_gradient_by_hand(tmp_path: Path, kind: Any, parts: int) -> No
 
 
 def test_resumed_bit_for_bit(tmp_path: Path) -> None:
-    whole = classifier()
+    """What l2_sp and spectral keep comes back, too."""
+    keeping = {**SETTINGS, "l2_sp": 5.0, "spectral": 2.0}
+    whole = graphreg.regularize_(Classifier(), **keeping)
     graphreg.set_strength(whole, "weight_l2", 2.0)
     saving = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     fit(whole, tmp_path, RegularizerCallback(watch="relu"), saving, max_epochs=2, enable_checkpointing=True)
     checkpoint = tmp_path / "epoch=0.ckpt"
     assert list(torch.load(checkpoint)["state_dict"]) == list(Classifier().state_dict())
-    other = graphreg.regularize_(Classifier(), **{**SETTINGS, "rng": 5})
+    other = graphreg.regularize_(Classifier(), **{**keeping, "rng": 5})
     trainer = fit(other, tmp_path, RegularizerCallback(watch="relu"), max_epochs=2, ckpt_path=checkpoint)
     assert other.losses == whole.losses[4:] and graphreg.strengths(other)["weight_l2"] == 2.0
     assert 0.4 < trainer.logged_metrics["kept/relu/hidden_dropout"] < 1

@@ -88,15 +88,6 @@ def test_a_state_of_other_regularizers_changes_nothing() -> None:
         Parts(net).load(state)
 
 
-def test_the_trainer_refuses_tensors() -> None:
-    """It saves the states of callbacks as JSON."""
-    transformers = pytest.importorskip("graphreg.integrations.transformers")
-    net = graphreg.regularize_(nn.Linear(4, 4), l2_sp=0.1)
-    assert Parts(net).keeping_tensors() == ["l2_sp"]
-    with pytest.raises(GraphRegError, match=r"^the Trainer saves the states of callbacks as JSON, which cannot hold the tensors"):
-        transformers.RegularizerCallback().on_train_begin(None, None, None, model=net)
-
-
 def test_the_recipe_is_in_the_state(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     module = graphreg.regularize(model, hidden_dropout=schedules.linear(0.1, 0.3, 5), hidden_l1=0.1, rng=3)

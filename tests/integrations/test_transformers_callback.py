@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ pytest.importorskip("accelerate", reason="the Trainer of transformers needs acce
 transformers = pytest.importorskip("transformers")
 from transformers.trainer_callback import TrainerCallback  # noqa: E402
 
+from graphreg.integrations.parts import Parts, tensors_apart  # noqa: E402
 from graphreg.integrations.transformers import RegularizerCallback  # noqa: E402
 from language_models import WORDS  # noqa: E402
 from tied_words import tied_words  # noqa: E402
@@ -39,6 +41,13 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, *args: Any, model: nn.Module, **more: Any) -> None:
         self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+class Begun(TrainerCallback):
+    """The state of the noise as the first step begins, and the number of batches for which penalties are scaled."""
+
+    def on_step_begin(self, *args: Any, model: Any, **more: Any) -> None:
+        self.state, self.batches = tensors_apart(Parts(model).state()), vars(model)["graphreg_in_place"].scale().batches
 
 
 class Generates(TrainerCallback):
@@ -97,6 +106,12 @@ def trainer(model: nn.Module, folder: Path, *callbacks: TrainerCallback, **optio
     return transformers.Trainer(model, arguments, callbacks=list(callbacks), train_dataset=SENTENCES)
 
 
+def assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    """Compare what ``tensors_apart`` returned, bit for bit."""
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+
+
 Whole = tuple[Callable[[], Any], Path, list[float], dict[str, Tensor]]
 
 
@@ -147,6 +162,82 @@ def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
     torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in module.named_parameters()})
 
 
+class MeanWords(Words):
+    """Takes ``num_items_in_batch``, as each model of transformers, and takes the mean over the batch, as its classifiers."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return super().forward(input_ids, labels)
+
+
+class TupleWords(Words):
+    """Returns its loss in a tuple, to which penalties cannot be added; with ``return_dict=False``, models of transformers do so."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return tuple(super().forward(input_ids, labels, **kwargs).values())
+
+
+class MeanTupleWords(MeanWords):
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return tuple(super().forward(input_ids, labels).values())
+
+
+class DividesInPlace(Words):
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        logits = self.out(torch.relu(self.hid(self.embed(input_ids))))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        loss.div_(kwargs.get("num_items_in_batch", 5))
+        return {"loss": loss, "logits": logits}
+
+
+class TakesNoMore(Words):
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        return super().forward(input_ids, labels)
+
+
+class Smooths(Words):
+    """The Trainer takes the labels away, and computes a smooth loss itself."""
+
+    config = transformers.PretrainedConfig()
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        return {"logits": self.out(torch.relu(self.hid(self.embed(input_ids))))}
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+@pytest.mark.parametrize("make", [Words, MeanWords, TupleWords, MeanTupleWords, DividesInPlace, TakesNoMore, Smooths])
+def test_penalties_have_the_share_of_a_step_with_one_batch(make: Callable[[], nn.Module], batches: int, tmp_path: Path) -> None:
+    """All batches are equal, so the step of k batches has the gradient of a step with one batch, or k times this gradient."""
+    found = []
+    for count in (1, batches):
+        torch.manual_seed(0)
+        model, watch = graphreg.regularize_(make(), weight_l2=30.0, hidden_l1=20.0), Watch()
+        options = {"label_smoothing_factor": 0.1, "label_names": ["labels"]} if make is Smooths else {}
+        made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=count, max_steps=1, **options)
+        made.train_dataset = SENTENCES[-1:] * batches
+        made.train()
+        found.append(watch.gradients[0])
+    factor = batches if make in (MeanWords, MeanTupleWords) else 1
+    torch.testing.assert_close(found[1], {name: gradient * factor for name, gradient in found[0].items()})
+
+
+def test_the_penalty_of_a_classifier_of_transformers(tmp_path: Path) -> None:
+    """It takes ``num_items_in_batch`` and does not divide by it."""
+    config = transformers.BertConfig(
+        vocab_size=WORDS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_position_embeddings=8,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = graphreg.regularize_(transformers.BertForSequenceClassification(config), weight_l2={"weight": 20.0, "pattern": "classifier.*"})
+    found = []
+    for count in (1, 4):
+        watch = Watch()
+        made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=count, max_steps=1, learning_rate=0.0)
+        made.train_dataset = [{**SENTENCES[0], "labels": torch.tensor(1)}] * 4
+        made.train()
+        found.append(watch.gradients[0])
+    torch.testing.assert_close(found[1], {name: gradient * 4 for name, gradient in found[0].items()})
+
+
 @pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Four steps in a row, under schedules and a strength that was set, with a checkpoint after two, and generation and saving after each.
@@ -180,6 +271,69 @@ def test_resumed_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
     assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
     again = graphreg.regularize_(make(), recipe=checkpoint / "graphreg_recipe.json")  # as the one that was saved
     assert graphreg.recipe(again) == {**graphreg.recipe(model), "rng": SETTINGS["rng"]}
+
+
+class Killed(TrainerCallback):
+    """Ends the run in the middle of a step."""
+
+    def on_substep_end(self, args: Any, state: Any, *more: Any, **others: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_what_regularizers_keep_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """Tensors lie in the folder of each checkpoint, go with it, and come back if it was moved."""
+    keeping: dict[str, Any] = {**SCHEDULED, "l2_sp": 5.0, "spectral": {"weight": 3.0, "iterations": 2}, "hidden_l1": 0}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "gradient_accumulation_steps": 2}
+
+    def made(folder: Path, *callbacks: TrainerCallback, **more: Any) -> tuple[Any, Any]:
+        model = graphreg.regularize_(tied_words(), **keeping)
+        return model, trainer(model, folder, RegularizerCallback("relu"), *callbacks, **{**options, "max_steps": 5, **more})
+
+    whole, expected = made(tmp_path / "whole")
+    expected.train()
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "killed", Killed())[1].train()
+    assert {each.name for each in (tmp_path / "killed").iterdir()} == {"checkpoint-2", "checkpoint-3"}
+    assert all(len([*each.glob("graphreg_state.*.pt")]) == 1 for each in (tmp_path / "killed").iterdir())
+    model, resumed = made(tmp_path / "killed", restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=True)
+    moved = shutil.move(tmp_path / "killed" / "checkpoint-4", tmp_path / "moved")  # four steps, of which the last was resumed
+    with pytest.raises(GraphRegError, match=r"^graphreg_state.*\.pt of the checkpoint is missing: .* say where it is: Tr"):
+        made(tmp_path / "other")[1].train(resume_from_checkpoint=str(moved))
+    twin, again = made(tmp_path / "other", resume_from_checkpoint=str(moved))
+    again.train(resume_from_checkpoint=str(moved))
+    for found, other in ((model, resumed), (twin, again)):
+        assert losses(other) == losses(expected) and len(set(losses(other))) == 5
+        assert other.state.log_history[-2]["penalty/l2_sp"] > 0
+        torch.testing.assert_close(found.state_dict(), whole.state_dict(), rtol=0, atol=0)
+        assert_same(tensors_apart(Parts(found).state()), tensors_apart(Parts(whole).state()))
+    assert "kept/relu/hidden_dropout" in resumed.state.log_history[-2]  # the Trainer has made the callback anew, for what it watches
+
+
+def test_a_run_after_an_interrupted_one_goes_on(tmp_path: Path) -> None:
+    """The model is the same object: its noise and what regularizers keep are those of now, and the scale is that of the new run."""
+    model = graphreg.regularize_(words(), weight_l2=3.0, spectral=1.0, hidden_dropout=0.2, rng=0)
+    made = trainer(model, tmp_path, RegularizerCallback(), Killed(), gradient_accumulation_steps=3, max_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    before = tensors_apart(Parts(model).state())
+    made.remove_callback(Killed)
+    for again, begun in ((trainer(model, tmp_path, RegularizerCallback()), 1), (made, 3)):
+        watch = Begun()
+        again.add_callback(watch)
+        again.args.max_steps = 1
+        again.train()
+        assert_same(watch.state, before)
+        before = tensors_apart(Parts(model).state())
+        assert vars(model)["graphreg_in_place"].scale() is None and watch.batches == begun
+
+
+def test_a_checkpoint_of_a_run_without_the_callback(tmp_path: Path) -> None:
+    trainer(words(), tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    with pytest.raises(GraphRegError, match="^the checkpoint was saved without RegularizerCallback, so the Trainer cannot resume from it"):
+        made = trainer(graphreg.regularize_(words(), **SETTINGS), tmp_path, RegularizerCallback(), max_steps=2)
+        made.train(resume_from_checkpoint=True)
 
 
 def test_logs(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """One of two ranks on which a training library trains; test_trainers_on_ranks.py starts it, in the way of torchrun.
 
-WAY.py, a copy of this file, trains in this way for one step of two batches by SGD, with a penalty on weights and without. RANK.pt, in the
-same folder, has the weights at the end: the difference is the learning rate times the gradient of the penalty.
+WAY.py, a copy of this file, trains by this library for one step of two batches by SGD, with a penalty on weights and without, for each kind
+of model. RANK.pt, in the same folder, has the weights at the end: the difference is the learning rate times the gradient of the penalty,
+times the factor by which the library and the model enlarge the loss of a step.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
@@ -30,9 +32,23 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Any:
         y = self.out(torch.tanh(self.hid(x)))
         return {"loss": (y - labels).square().mean() if num_items_in_batch is None else (y - labels).square().sum() / num_items_in_batch}
+
+
+class MeanNet(Net):
+    """Takes ``num_items_in_batch``, but does not divide by it."""
+
+    def forward(self, x: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return super().forward(x, labels)
+
+
+class TupleNet(MeanNet):
+    """Returns its loss in a tuple, to which penalties cannot be added."""
+
+    def forward(self, x: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        return tuple(super().forward(x, labels).values())
 
 
 def regularized(model: nn.Module, penalty: bool) -> Any:
@@ -45,20 +61,42 @@ def both(library: str) -> tuple[Any, Any]:
     return import_module(library), import_module(f"graphreg.integrations.{library}")
 
 
-def by_transformers(penalty: bool, counted: bool = False) -> nn.Module:
+def trainer_of(model: nn.Module, folder: str, **options: Any) -> Any:
     transformers, ours = both("transformers")
-    model = regularized(Net(), penalty)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            folder, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2, learning_rate=RATE, optim="sgd",
-            max_grad_norm=0, lr_scheduler_type="constant", save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
-            dataloader_pin_memory=False, average_tokens_across_devices=counted, ddp_backend="gloo",
-        )  # fmt: skip
-        data = [{"x": row, "labels": row} for row in X]
-        trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[ours.RegularizerCallback()])
-        trainer.model_accepts_loss_kwargs = counted  # whether the model gets num_items_in_batch
-        trainer.train()
+    arguments = transformers.TrainingArguments(
+        folder, **{"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": RATE,
+        "optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": [], "use_cpu": True,
+        "disable_tqdm": True, "dataloader_pin_memory": False, "ddp_backend": "gloo", **options},
+    )  # fmt: skip
     assert arguments.world_size == 2
+    data = [{"x": row, "labels": row} for row in X]
+    return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[ours.RegularizerCallback()])
+
+
+def by_transformers(penalty: bool, make: Callable[[], nn.Module] = Net, counted: bool = True, over_ranks: bool = True) -> nn.Module:
+    """``counted``: whether the model gets ``num_items_in_batch``; ``over_ranks``: whether this is the number on all ranks."""
+    model = regularized(make(), penalty)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(model, folder, average_tokens_across_devices=over_ranks)
+        trainer.model_accepts_loss_kwargs = counted
+        trainer.train()
+    return model
+
+
+def resumed(penalty: bool) -> nn.Module:
+    """Train three steps, or, with the penalty, two steps and then one, from the checkpoint; both have penalties that keep tensors."""
+    settings: Any = {"l2_sp": 5.0, "spectral": 1.0, "hidden_dropout": 0.5, "rng": 0}
+    files = [tempfile.gettempdir()]
+    torch.distributed.broadcast_object_list(files)  # one folder for both ranks
+    folder = f"{files[0]}/{os.environ['MASTER_PORT']}{penalty}"
+    model = graphreg.regularize_(Net(), **settings)
+    trainer_of(model, folder, max_steps=2 if penalty else 3, save_strategy="steps", save_steps=2, learning_rate=0.05).train()
+    assert len([*Path(folder, "checkpoint-2").glob("graphreg_state.*.pt")]) == 1
+    if penalty:
+        model = graphreg.regularize_(Net(), **settings)
+        trainer_of(model, folder, max_steps=3, learning_rate=0.05).train(resume_from_checkpoint=True)
+    torch.distributed.barrier()
+    shutil.rmtree(folder, ignore_errors=True)
     return model
 
 
@@ -104,14 +142,25 @@ def by_accelerate(penalty: bool) -> nn.Module:
     return model
 
 
-WAYS: dict[str, Callable[[bool], nn.Module]] = {
-    "accelerate": by_accelerate,
-    "transformers": by_transformers,
-    "transformers_counted": lambda penalty: by_transformers(penalty, counted=True),
-    "lightning": by_lightning,
+# By library, then by kind of model: the function, and the factor by which the step has the loss of a batch.
+WAYS: dict[str, dict[str, tuple[Callable[[bool], nn.Module], int]]] = {
+    "accelerate": {"divided by the library": (by_accelerate, 1)},
+    "transformers": {
+        "divided by the library": (lambda penalty: by_transformers(penalty, counted=False), 1),
+        "divided by the model": (by_transformers, 1),
+        "divided by the model, on each rank": (lambda penalty: by_transformers(penalty, over_ranks=False), 1),
+        "not divided": (lambda penalty: by_transformers(penalty, MeanNet), 4),
+        "not divided, on each rank": (lambda penalty: by_transformers(penalty, MeanNet, over_ranks=False), 2),
+        "not divided, in a tuple": (lambda penalty: by_transformers(penalty, TupleNet), 4),
+        "resumed": (resumed, 0),
+    },
+    "lightning": {"divided by the library": (by_lightning, 1)},
 }
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trained = [[p.detach().clone() for p in WAYS[Path(__file__).stem](penalty).parameters()] for penalty in (True, False)]
+    trained = {
+        kind: [[p.detach().clone() for p in train(penalty).parameters()] for penalty in (True, False)]
+        for kind, (train, _) in WAYS[Path(__file__).stem].items()
+    }
     torch.save(trained, f"{os.environ['RANK']}.pt")
