@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from suites.page import page, results, summary, unexplained
-from suites.run import Limits, log_of, sweep, versions
+from suites.run import Limits, forget, log_of, sweep, versions
 from suites.suites import SUITES, Missing, Suite, sources
 
 TOP = Path(__file__).parents[2]
@@ -21,6 +21,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="GLOB", default=["*"], help=f"these suites: {', '.join(s.name for s in SUITES)}")
     parser.add_argument("--sources", type=Path, metavar="FOLDER", help="has timm/ and transformers/; what is not there is fetched")
     parser.add_argument("--note", help="a sentence on the sources, for the page")
+    parser.add_argument("--failed", action="store_true", help="run again, with models in place, the tests that failed with them")
+    parser.add_argument("--fresh", action="store_true", help="run again, with models in place, all tests")
     parser.add_argument("--page", action="store_true", help="run nothing; write the page of what has run")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard", type=int, default=200, help="tests in one process")
@@ -46,6 +48,8 @@ def run(suite: Suite, given: argparse.Namespace) -> None:
         if sys.stderr.isatty():
             print(f"\r\033[K{suite.name}: {done} of {of}", end="", file=sys.stderr, flush=True)
 
+    if given.failed or given.fresh:
+        forget(log_of(suite, given.build), passed=given.fresh)
     limits = Limits(given.seconds, int(given.memory * 2**30), given.shard)
     sweep(suite, sources(suite.library, given.sources or given.build / "sources"), given.build, limits, given.workers, tell)
     if sys.stderr.isatty():

@@ -76,7 +76,7 @@ def unexplained(found: Record, name: str) -> list[str]:
 def summary(found: Record, name: str) -> str:
     row = found["suites"][name]
     ran, plain, differ = f"{row['ran']} of {row['tests']}", row["plain"], len(row["differ"])
-    return f"{name}: {ran} tests ran, {plain} pass plain, {plain - differ} in place; {len(unexplained(found, name))} differ without a reason"
+    return f"{name}: {ran} tests ran, {plain} pass plain, {plain - differ} in place; {len(unexplained(found, name))} without a reason"
 
 
 def page(found: Record) -> str:

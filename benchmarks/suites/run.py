@@ -88,6 +88,13 @@ def left(log: Log, way: str, tests: Sequence[str]) -> list[str]:
     return [test for test in tests if test not in ended and (way == "plain" or plain.get(test, {}).get("outcome") == "passed")]
 
 
+def forget(log: Log, passed: bool) -> None:
+    """Have the models in place run again: the tests that failed, and with ``passed`` the others, too."""
+    for test, record in log.ended("in place").items():
+        if passed or record["outcome"] != "passed":
+            log.add({"way": "in place", "test": test, "outcome": "began"})
+
+
 def process(suite: Suite, folder: Path, way: str, tests: Sequence[str] | None, limits: Limits, log: Log) -> int:
     """Run the tests in one process, which adds to the log; ``None`` lists them. Its exit status."""
     log.path.parent.mkdir(parents=True, exist_ok=True)
