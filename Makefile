@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo rng-battery lint clean beside docs site
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo suites rng-battery lint clean beside docs site
 
 # .venv/.NAME: the environment with the extra NAME, and with those that EXTRAS_NAME names.
 EXTRAS_lint := test,lint
@@ -127,6 +127,15 @@ study: .venv/.demo
 zoo: .venv/.zoo
 	PYTHONPATH=benchmarks $(PY) -m zoo --workers $(WORKERS) $(ARGS)
 
+# The tests that timm and transformers have for their own models, on plain models and on models regularized in place, in an environment of
+# its own: docs/suites.md. Days of one core, most of them timm's; goes on where it was stopped. make suites ARGS="--only bert 'g*'": these.
+# SUITES=FOLDER: has the libraries' sources, timm/ and transformers/; without it they are fetched from PyPI and GitHub.
+SUITES_NEEDS := parameterized httpx einops
+suites:
+	test -x .venv-suites/bin/python || $(PYTHON) -m venv .venv-suites
+	.venv-suites/bin/python -m pip install --quiet --disable-pip-version-check $(SUITES_NEEDS) -e '.[test]'
+	PYTHONPATH=benchmarks .venv-suites/bin/python -m suites --workers $(WORKERS) $(if $(SUITES),--sources $(SUITES)) $(ARGS)
+
 # The random streams under every test of dieharder (Debian: apt-get install dieharder), hours of two cores; goes on where it was stopped.
 # make rng-battery ARGS=--report: the tables of what has run.
 rng-battery: .venv/.demo
@@ -137,4 +146,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv .venv-beside .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-beside .venv-oldest .venv-rivals .venv-suites build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
