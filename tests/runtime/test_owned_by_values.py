@@ -201,6 +201,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(RegularizerError, match="a backend's graphs keep none"):
         graphreg.backend(Drift("body.0", 1.0))
     module = made(Drift("body.0", 1.0))
-    value = checkpoint(lambda x: sum(module(x).penalties.values()) + module(x).output.sum(), X.clone().requires_grad_(), use_reentrant=False)
+    x = X.clone().requires_grad_()
+    value = checkpoint(lambda x: sum(module(x).penalties.values()) + module(x).output.sum(), x, use_reentrant=False)
     with pytest.raises(GraphRegError, match="a backward pass runs the forward again, but the first run has replaced the state"):
         value.backward()
