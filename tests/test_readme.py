@@ -29,7 +29,7 @@ COMPARED = {
     "docs/doctor.md": 2,
     "docs/front_ends.md": 1,
     "docs/fx_pass.md": 1,
-    "docs/learned.md": 3,
+    "docs/learned.md": 4,
     "docs/native_dropout.md": 1,
     "docs/not_here.md": 1,
     "docs/randomness.md": 6,

@@ -13,7 +13,7 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_flag
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class, strip
-from graphreg.in_place.structure import Options, bare
+from graphreg.in_place.structure import Options, bare, owner_refused
 from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
 from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once, read_option
@@ -189,19 +189,12 @@ def _check_splices(regularizers: Mapping[str, Regularizer], eval_penalties: bool
     """
     for name, regularizer in regularizers.items():
         if isinstance(regularizer, Splice) and "state" in regularizer.takes:
-            raise _owner_refused(name, regularizer)
+            raise owner_refused(name, regularizer)
         if isinstance(regularizer, Splice) and regularizer.takes_in_eval and not eval_penalties:
             raise RegularizerError(
                 f"{name}: {type(regularizer).__name__} acts in eval mode, too, but in eval mode a model that is regularized in place runs "
                 "its own forward. Give eval_penalties=True, so that it runs the graph in both modes, or use graphreg.regularize."
             )
-
-
-def _owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
-    return RegularizerError(
-        f"{name}: {type(regularizer).__name__} keeps tensors of its own, and regularize_ adds none to the model. Use graphreg.regularize: "
-        "what it returns has them in parameters() and state_dict()."
-    )
 
 
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
@@ -211,10 +204,10 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
     """
     traced = Traced.untraced(model)
     for state in shared.states().values():
-        for site in matching_sites(traced, state.regularizer, missing):
+        for site in matching_sites(traced, state.regularizer, missing) if state.regularizer.on == "parameters" else ():
             state.place(site.name, model.get_parameter(site.name))
         if state.owns_parameters:
-            raise _owner_refused(state.name, state.regularizer)
+            raise owner_refused(state.name, state.regularizer)
     shared.follow(model)
     return shared
 

@@ -205,6 +205,8 @@ def traced_for(
                 log.warning(line)
             shared.settle(whole, options.missing)
             module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
+            if (owner := next((state for state in shared.states().values() if state.owns_parameters), None)) is not None:
+                raise owner_refused(owner.name, owner.regularizer)
             hooks = _hooks(model, module)
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
@@ -294,6 +296,14 @@ def _tensors_read(model: nn.Module, traced: Traced) -> list[Tensor]:
     modules = dict(model.named_modules(remove_duplicate=False))
     values = [vars(modules[path]).get(name) for path, _, name in (each.rpartition(".") for each in paths) if path in modules]
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
+    """Return the error for a regularizer that has parameters of its own."""
+    return RegularizerError(
+        f"{name}: {type(regularizer).__name__} keeps tensors of its own, and regularize_ adds none to the model. Use graphreg.regularize: "
+        "what it returns has them in parameters() and state_dict()."
+    )
 
 
 def told_of_change(error: GraphRegError) -> GraphRegError:

@@ -19,8 +19,8 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. If
   it is None, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
   For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
-- ``state``, for a splice or a penalty on parameters: tensors by name that are kept for this site from call to call. ``init_state`` makes
-  them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
+- ``state``, for a formula that takes one site at a time: tensors by name that are kept for this site from call to call. ``init_state``
+  makes them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
 - the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``: the tensor that the call of the model
   has for the argument that the option names, or None if the option is None. If the tensor is floating-point, it comes in the dtype in
   which the formula computes.
@@ -199,7 +199,7 @@ class Regularizer:
 
         Args:
             like: If the site is a parameter, its values. If it is a value, zeros of the shape and dtype that the value had when the model
-                was traced; if the formula takes ``units``, with the axis of units at the end.
+                was traced; if the formula takes ``units``, with the axis of units at the end; if it takes ``steps``, the sequence.
         """
         raise NotImplementedError(f"{type(self).__name__} has no init_state: write it, and return the state that the formula takes.")
 

@@ -12,7 +12,7 @@ from graphreg.regularizer.sequences import check_arguments
 
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 OF_SPLICES = {"values": ("noise", "units", "state", "lengths", "module_input", "previous"), "parameters": ("noise", "state")}
-OF_PENALTIES = {"values": ("steps", "lengths", "units", "vjp"), "parameters": ("state",)}
+OF_PENALTIES = {"values": ("steps", "lengths", "units", "vjp", "state"), "parameters": ("state",)}
 IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")  # the arguments that a method ``in_eval`` may have
 IN_PENALTY = ("state", "weight")  # the arguments that a method ``penalty`` of a splice may have
 VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1
@@ -40,6 +40,11 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
+    if "state" in names and cls.on == "values" and (all_at_once := {"values", *VJP_NAMES}.intersection(names)):
+        raise RegularizerError(
+            f"{cls.__name__}.__call__ asks for state and for {min(all_at_once)}. A state belongs to one site, but {min(all_at_once)} has "
+            "the values of all sites. Take z, units or steps."
+        )
     if ("state" in names) != makes_state:
         raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes the state.")
     if is_splice and "units" in names and "share_axes" in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from graphreg.runtime import (
     StatefulSplice,
     StatefulTotal,
     StateHolder,
+    StateHoldingTotal,
     StreamName,
     Total,
     Track,
@@ -214,9 +216,10 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, St
         return StatefulSplice(*given, states[edit.name].at(site)) if edit.name in states else SpliceRule(*given)
     if not isinstance(regularizer, Penalty) or not measures(regularizer):
         return None
+    held = states[edit.name].at(site) if edit.name in states else None
     if edit.units:
-        return MeasureUnits(regularizer, site, strength, edit.units)
-    return MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
+        return MeasureUnits(regularizer, site, strength, edit.units, held)
+    return MeasureSteps(regularizer, site, strength, edit.steps, held) if edit.steps else Measure(regularizer, site, strength, held)
 
 
 def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
@@ -253,6 +256,9 @@ def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
     weights = [parameter for parameter in parameters.values() if parameter.is_floating_point()]
     dtype = torch.promote_types(site.dtype, weights[0].dtype) if weights else site.dtype  # wider than the value's under autocast
     like = zeros(site.shape, dtype, weights[0].device if weights else torch.device("cpu"))
+    if edit.steps is not None and isinstance(edit.regularizer, Penalty):
+        steps = dataclasses.replace(edit.steps, lengths=None)
+        return steps.of((like,) * len(steps.calls) or like, None, f"{kind} at {site.name}")[0]
     return like if edit.units is None else like.movedim(edit.units.axis, -1)
 
 
@@ -272,7 +278,8 @@ def _add_totals(
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
             total: Total = Derivative(regularizer, name, strength, plan.slices[name], drawn)
         elif name in states:
-            total = StatefulTotal(regularizer, name, strength, states[name], sites)
+            kind = StatefulTotal if regularizer.on == "parameters" else StateHoldingTotal
+            total = kind(regularizer, name, strength, states[name], sites)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
         total.elements = rules.elements.get(name, ())

@@ -62,7 +62,7 @@ from graphreg.runtime.sharding import shard_measured
 from graphreg.runtime.shared_state import EVERYWHERE, SharedState, StreamName, own_strength_of_rates, strengths_on
 from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.runtime.splice import SpliceRule
-from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, owned_by
+from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, StateHoldingTotal, owned_by
 from graphreg.runtime.strengths_now import strength_text, strengths_now
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
@@ -71,7 +71,8 @@ __all__ = [
     "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
     "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
-    "SpliceTotal", "State", "StateHolder", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track", "Views", "Way",
+    "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track",
+    "Views", "Way",
     "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes", "begin_counting", "call_within", "changed_strengths",
     "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state", "collect", "current",
     "device_with_values", "end_counting", "factors", "fed", "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle",

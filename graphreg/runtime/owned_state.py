@@ -6,6 +6,7 @@ no ``state_dict``; ``rng_state`` saves them. ``stateful.py`` has the runtime mod
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +21,9 @@ from graphreg.rng import between_calls
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import counted
+from graphreg.torch_internals import in_backward, transforms
 
+log = logging.getLogger("graphreg")
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor
 
 
@@ -104,9 +107,17 @@ class State(RuntimeModule):
 
     def place(self, site: str, like: Tensor) -> SiteState:
         """Return the state of a site; make it if there is none. ``like``: as in ``Regularizer.init_state``."""
+        if site in self.sites and self.regularizer.on == "values" and self._fits_no_more(site, like):
+            log.warning("%s: the value at %s has another shape now; its state starts anew", self.name, site)
+            self.drop(site)
         if site not in self.sites:
             self._put(site, self._made(site, like), like)
         return self.at(site)
+
+    def _fits_no_more(self, site: str, like: Tensor) -> bool:
+        """Return whether the state of a site would have tensors of other shapes if it were made now."""
+        held = {name: tensor.shape for name, tensor in self.at(site).tensors().items()}
+        return held != {name: tensor.shape for name, tensor in self._made(site, like).items()}
 
     def at(self, site: str) -> SiteState:
         """Return the state of a site."""
@@ -214,6 +225,25 @@ def _own(tensor: Tensor, device: torch.device) -> Tensor:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return zeros of a shape, which take the memory of one number."""
     return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def cast(held: SiteState, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the state of a site as a formula gets it: floating-point tensors in the dtype in which the formula computes."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in held.tensors().items()}
+
+
+def moves_on(rule: RuntimeModule, training: bool) -> bool:
+    """Whether this call replaces the state. ``training``: whether the module that the state follows is in train mode."""
+    if rule.silenced or not training or transforms():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if in_backward():
+        raise GraphRegError(
+            f"{rule.description}: a backward pass runs the forward again, but the first run has replaced the state. Checkpoint parts of "
+            "the model without it, not the whole module."
+        )
+    return not torch.is_inference_mode_enabled()
 
 
 def states_in(module: nn.Module) -> Iterator[State]:

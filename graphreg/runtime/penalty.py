@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,21 +14,25 @@ from graphreg.compiler import improve_graph
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called, is_proven
-from graphreg.runtime.distributed_values import computed, in_eager, leaves_graph, own_parameters, whole
+from graphreg.runtime.distributed_values import Compute, computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
+from graphreg.runtime.owned_state import SiteState, cast, moves_on
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, has_process_group, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
-Weight = Callable[[torch.dtype], Tensor]  # returns the strength in a dtype
 
 
 class Measure(RuntimeModule):
     """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None) -> None:
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, held: SiteState | None = None) -> None:
+        """``held``: the state of the site, if the formula takes one."""
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site = regularizer, site
+        self.held = () if held is None else (held,)  # in a tuple, so that it does not become a submodule
+        if held is not None:  # the state moves on in train mode of the root: a call of the whole model is one step
+            self.path, self.moves_key = "", False
 
     def forward(self, value: Tensor, /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
         """Return the measurement of the site's value: [any shape] -> [].
@@ -40,22 +44,27 @@ class Measure(RuntimeModule):
             return nothing(value)
         if is_quick(self.regularizer, value):
             return quickly(self.regularizer, value, self.description)
-        compute = partial(self.measured, clock=clock, inputs=inputs)
-        return computed(compute, {_ANY: value}, self.regularizer, inputs)
+        return self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs)
+
+    def computed(self, compute: Compute, values: Mapping[str, Any], inputs: Mapping[str, Any], form: Steps | Units | None = None) -> Tensor:
+        """Return ``compute(values)``; of DTensors, it is a plain tensor that is the same on all ranks. ``form``: how values are read."""
+        if self.held:  # a state is one of whole values, and moves on once in a call
+            return compute({name: whole(value) for name, value in values.items()})
+        return computed(compute, values, self.regularizer, inputs, form)
 
     def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, [], for the value of the site, whose name in ``values`` is ``_ANY``.
 
         ``clock`` and ``inputs``: as in ``forward``.
         """
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description, inputs)
+        return measured(self, values, clock, inputs, *self.held)
 
 
 class MeasureSteps(Measure):
     """Computes a penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, steps: Steps) -> None:
-        super().__init__(regularizer, site, strength)
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, steps: Steps, held: SiteState | None = None) -> None:
+        super().__init__(regularizer, site, strength, held)
         self.steps = steps
 
     def forward(self, value: Tensor | tuple[Tensor, ...], /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
@@ -73,16 +82,16 @@ class MeasureSteps(Measure):
             require_inputs(self.regularizer, inputs, self.description)
             sequence, counts = self.steps.of(given, whole(inputs.get("lengths")), self.description)
             more = inputs if counts is None else {**inputs, "lengths": counts}
-            return measured(self.regularizer, {_ANY: sequence}, partial(self.weight, clock=clock), self.description, more)
+            return measured(self, {_ANY: sequence}, clock, more, *self.held)
 
-        return computed(compute, values, self.regularizer, inputs, self.steps)
+        return self.computed(compute, values, inputs, self.steps)
 
 
 class MeasureUnits(Measure):
     """Computes a penalty's formula on the value of one site, turned into a matrix [samples, units]."""
 
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, units: Units) -> None:
-        super().__init__(regularizer, site, strength)
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor | None, units: Units, held: SiteState | None = None) -> None:
+        super().__init__(regularizer, site, strength, held)
         self.units = units
 
     def forward(self, value: Tensor, /, *, clock: Tensor | None = None, **inputs: Any) -> Tensor:
@@ -92,8 +101,7 @@ class MeasureUnits(Measure):
         """
         if self.is_off:
             return nothing(value)
-        compute = partial(self.measured, clock=clock, inputs=inputs)
-        return computed(compute, {_ANY: value}, self.regularizer, inputs, self.units)
+        return self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs, self.units)
 
     def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock, inputs)
@@ -177,7 +185,7 @@ class Total(RuntimeModule):
         return computed(partial(self._formula, clock=clock, inputs=inputs), own_parameters(values), self.regularizer, inputs)
 
     def _formula(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
-        return measured(self.regularizer, values, partial(self.weight, clock=clock), self.description, inputs)
+        return measured(self, values, clock, inputs)
 
 
 class AllSitesTotal(Total):
@@ -240,9 +248,13 @@ def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measured(
-    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Weight, description: str, inputs: Mapping[str, Any]
+    rule: Measure | Total, sites: Mapping[str, Tensor], clock: Tensor | None, inputs: Mapping[str, Any], held: SiteState | None = None
 ) -> Tensor:
-    """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off. ``inputs``: as in ``Measure``."""
+    """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off.
+
+    Replace the state ``held`` if the formula returns a new one. ``clock`` and ``inputs``: as in ``Measure``.
+    """
+    regularizer, description = rule.regularizer, rule.description
     for value in sites.values():
         if not isinstance(value, Tensor):
             raise RegularizerError(
@@ -258,8 +270,15 @@ def measured(
     arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "units": first}
     arguments |= fitted(regularizer, inputs, first.dtype, first.device)
     if "weight" in regularizer.takes:
-        arguments["weight"] = weight(first.dtype)
-    return formula(regularizer, arguments, first.device.type, description)
+        arguments["weight"] = rule.weight(first.dtype, clock)
+    if held is None:
+        return formula(regularizer, arguments, first.device.type, description)
+    value, new = _result(regularizer, arguments | {"state": cast(held, first.dtype)}, first.device.type, description)
+    if new is not None:
+        held.refuse_other(new, description)
+        if moves_on(rule, rule.owner[0].training):
+            held.replace(new)
+    return value
 
 
 _SOLE: dict[tuple[str, ...], str] = {("z",): "z", ("w",): "w"}  # by what a formula takes: the name of its only argument
@@ -316,10 +335,10 @@ def _casts(device: str) -> bool:
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
     """Return the formula's value, 0-d, with autocast off. The formula gets those of the ``arguments`` that it takes."""
-    return result(regularizer, arguments, device, description)[0]
+    return _result(regularizer, arguments, device, description)[0]
 
 
-def result(
+def _result(
     regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str
 ) -> tuple[Tensor, Mapping[str, Tensor] | None]:
     """Return the formula's value, as ``formula`` does, and the new state; None if the formula returned no state."""

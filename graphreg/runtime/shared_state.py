@@ -24,7 +24,7 @@ from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.site_strengths import OWN, Places
-from graphreg.runtime.stateful import StatefulTotal
+from graphreg.runtime.stateful import StateHoldingTotal
 from graphreg.schedules import Schedule
 
 
@@ -143,7 +143,7 @@ class SharedState:
     def is_outdated(self, rules: Rules) -> bool:
         """Return whether a rewritten module, given its runtime modules, holds states that were dropped."""
         present = {id(each) for state in self.states().values() for each in state.children()}
-        held = [child.held for child in rules.children() if isinstance(child, StatefulTotal)]
+        held = [child.held for child in rules.children() if isinstance(child, StateHoldingTotal)]
         return any(id(each) not in present for states in held for each in states)
 
     def reseed(self, seeds: Mapping[str, int]) -> None:

@@ -13,12 +13,10 @@ from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rng import Noise
 from graphreg.runtime.distributed_values import whole_parameter
-from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.owned_state import SiteState, State
-from graphreg.runtime.penalty import Total, average, nothing, result, uncast, widened
+from graphreg.runtime.owned_state import SiteState, State, cast, moves_on
+from graphreg.runtime.penalty import Measure, Total, average, measured, nothing, uncast
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.splice import SpliceRule
-from graphreg.torch_internals import in_backward, transforms
 
 
 class StateHolder(RuntimeModule):
@@ -29,7 +27,15 @@ class StateHolder(RuntimeModule):
         self.state = state
 
 
-class StatefulTotal(Total):
+class StateHoldingTotal(Total):
+    """Computes a penalty on values from its measurements, and holds the state that its formula takes at the sites (``Measure.held``)."""
+
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
+        super().__init__(regularizer, name, strength)
+        self.state, self.held = state, tuple(state.at(site) for site in sites)
+
+
+class StatefulTotal(StateHoldingTotal):
     """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
 
     The state is replaced only in train mode, and neither in a block of ``noise_off`` nor under a transform of torch.func. A forward that a
@@ -38,10 +44,6 @@ class StatefulTotal(Total):
 
     path = ""  # the root: a call of the whole model is one step
     moves_key = False
-
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> None:
-        super().__init__(regularizer, name, strength)
-        self.state, self.held = state, tuple(state.at(site) for site in sites)
 
     def total(self, *values: Tensor, places: tuple[int, ...], clock: Tensor | None, of: int, inputs: Mapping[str, Any]) -> Tensor:
         """Return the penalty, [], from the parameters, each of any shape. The other arguments: as in ``Total``."""
@@ -52,24 +54,8 @@ class StatefulTotal(Total):
                     f"{self.description}: a parameter has the shape {tuple(value.shape)}, and its state was made for "
                     f"{tuple(held.like[0])}. Call graphreg.reset_state(module), so that the state starts anew, or regularize once more."
                 )
-            measurement, new = self._measured(whole_parameter(value), held, clock, inputs)  # a state is whole on all ranks
-            measurements.append(measurement)
-            if new is not None and moves_on(self, self.owner[0].training):
-                held.replace(new)
+            measurements.append(measured(self, {"": whole_parameter(value)}, clock, inputs, held))  # a state is whole on all ranks
         return self.combined(measurements, places, clock, of) if measurements else self.weight(torch.float32, clock) * 0
-
-    def _measured(
-        self, value: Tensor, held: SiteState, clock: Tensor | None, inputs: Mapping[str, Any]
-    ) -> tuple[Tensor, Mapping[str, Tensor] | None]:
-        wide = widened(value)
-        require_inputs(self.regularizer, inputs, self.description)
-        arguments: dict[str, Any] = {
-            "w": wide, "values": {"": wide}, "state": cast(held, wide.dtype), "weight": self.weight(wide.dtype, clock),
-        } | fitted(self.regularizer, inputs, wide.dtype, wide.device)  # fmt: skip
-        measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
-        if new is not None:
-            held.refuse_other(new, self.description)
-        return measurement, new
 
 
 class StatefulSplice(SpliceRule):
@@ -139,26 +125,7 @@ class SpliceTotal(RuntimeModule):
         return value if "weight" in takes else value * weight
 
 
-def cast(held: SiteState, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the state of a site as a formula gets it: floating-point tensors in the dtype in which the formula computes."""
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in held.tensors().items()}
-
-
-def moves_on(rule: RuntimeModule, training: bool) -> bool:
-    """Whether this call replaces the state. ``training``: whether the module that the state follows is in train mode."""
-    if rule.silenced or not training or transforms():
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    if in_backward():
-        raise GraphRegError(
-            f"{rule.description}: a backward pass runs the forward again, but the first run has replaced the state. Checkpoint parts of "
-            "the model without it, not the whole module."
-        )
-    return not torch.is_inference_mode_enabled()
-
-
 def owned_by(runtime_module: nn.Module | None) -> tuple[nn.Parameter, ...]:
     """Return the regularizer's own parameters that a runtime module reads."""
-    held = runtime_module.held if isinstance(runtime_module, (StatefulSplice, StatefulTotal, SpliceTotal)) else ()
+    held = runtime_module.held if isinstance(runtime_module, (StatefulSplice, StatefulTotal, SpliceTotal, Measure)) else ()
     return tuple(parameter for each in held for parameter in each.parameters())
