@@ -15,6 +15,7 @@ from types import CodeType
 from typing import Any
 
 from torch import fx
+from torch._guards import TracingContext
 from torch.fx import graph_module
 from torch.fx.experimental import _config
 from torch.fx.graph import CodeGen, PythonCode
@@ -59,7 +60,8 @@ def _compiled_later(source: str, names: dict[str, Any], fields: dict[str, Any]) 
     """Return the function ``forward`` that some source defines. Python compiles its code at the function's first call.
 
     Until then, the function's code calls ``prepare``, and then the function itself, which has the emitted code by then. Dynamo calls
-    ``prepare`` while it traces, so Dynamo finds the emitted code, too.
+    ``prepare`` while it traces, so Dynamo finds the emitted code, too. If Dynamo is the first, the function keeps its code, which then
+    calls another function with the emitted code: Dynamo may trace a call several times, and raises if it meets other code than before.
 
     Args:
         source: The source.
@@ -79,11 +81,14 @@ def _compiled_later(source: str, names: dict[str, Any], fields: dict[str, Any]) 
         with lock:
             if waiting:
                 graph_module._exec_with_source(source, space, fields)
-                function.__code__ = space.pop("forward").__code__
+                emitted = space.pop("forward")
+                if TracingContext.try_get() is None:
+                    function.__code__, emitted = emitted.__code__, function
+                space[_FORWARD] = emitted  # not before: Dynamo notes the globals that are there when the code reads the first one
                 waiting.clear()
         return True
 
-    space.update({_PREPARE: prepare, _FORWARD: function})  # they stay, because Dynamo guards on the globals of code that it has traced
+    space[_PREPARE] = prepare  # it stays, because Dynamo guards on the globals of code that it has traced
     return function  # type: ignore[no-any-return]
 
 

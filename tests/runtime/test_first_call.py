@@ -123,6 +123,26 @@ def test_copies_made_before_the_first_call(copied: Callable[[Any], Any], compile
     assert_same(values(twin.eval()), values(module.eval()))
 
 
+class HasNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.softplus, self.outer = nn.Linear(4, 4), nn.Softplus(beta=2.0), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.outer(self.softplus(self.inner(x)))
+        return y
+
+
+def test_the_first_call_is_traced_by_dynamo_twice() -> None:
+    """With ``dynamic=True``, Dynamo makes a number of a layer an input, and traces once more if that is of no use."""
+    module = made(HasNumber)
+    compiled = torch.compile(module, backend="aot_eager", dynamic=True)
+    state = graphreg.rng_state(module)
+    first = compiled(X)
+    graphreg.set_rng_state(module, state)
+    torch.testing.assert_close(first.output, module(X).output)
+
+
 @pytest.mark.parametrize("way", ["torch.compile", "compile()", "within"])
 def test_compiled_before_any_eager_call(way: str, compiled: list[str]) -> None:
     eager, module, graphs = made(), made(), list[fx.GraphModule]()
