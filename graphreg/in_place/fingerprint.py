@@ -16,10 +16,12 @@ import functools
 import itertools
 import operator
 import sys
+import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ _FORWARD = "forward"
 _CHECKPOINTS = "gradient_checkpointing"  # always compared: torch's and transformers' own code reads it
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _EXACT = frozenset((bool, int, str, bytes, type(None)))  # of these, two values of one type are the same if they are equal
-_ARRAYS = (bytearray, array.array)
+_ARRAYS = (bytearray, array.array, memoryview)
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
 _FIXED = (tuple, frozenset, torch.Size)  # whose items cannot change, so that their identity says enough
 _LARGE = 1 << 16
@@ -376,6 +378,12 @@ class _Watch:
                 self._add(name, each)
         if kind is weakref.ref:
             self._single(kind.__call__, value, name)
+        elif kind is ContextVar:
+            self._single(_current, value, name)
+        elif issubclass(kind, threading.local):
+            self._equal.append((_of_thread, value, shown := _of_thread(value)))
+            self._say(name, shown)
+            return
         if issubclass(kind, functools.partial):
             for part in (value.func, value.args):
                 self._add(name, part)
@@ -541,6 +549,15 @@ def _of_slot(slot: Any, owner: Any) -> Any:
         return slot.__get__(owner)
     except AttributeError:
         return _ABSENT
+
+
+def _current(variable: ContextVar[Any]) -> Any:
+    return variable.get(_ABSENT)
+
+
+def _of_thread(value: threading.local) -> dict[str, Any]:
+    """Return the attributes that an object has in this thread."""
+    return {name: _plain(each) if _is_plain(each) else id(each) for name, each in vars(value).items()}
 
 
 def _content(cell: types.CellType) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, listed, shown
-from graphreg.ir import RULES, Selector
+from graphreg.ir import RULES, Selector, shape_text
 from graphreg.pipeline import plan, regularize
 from graphreg.recipes import recipe
 from graphreg.regularizer import Regularizer, Splice, required
@@ -77,7 +77,13 @@ def check_regularizer(
     regularizer: Any = cls(pattern, weight, **options)
     example = _example(regularizer) if model is None else Example(model, inputs)
     subject = Subject(cls.__name__, regularizer, example)
-    check_action(subject)
+    try:
+        check_action(subject)
+    except (GraphRegError, AssertionError):
+        raise
+    except Exception as error:  # of the formula
+        error.add_note(_where(subject))
+        raise
     check_purity(subject)
     check_zero(subject)
     check_inputs(subject)
@@ -87,6 +93,17 @@ def check_regularizer(
         check_gradients(subject)
     if backend is not None:
         check_compiled(subject, backend)
+
+
+def _where(subject: Subject) -> str:
+    """Say on which model a regularizer is checked, and on values or parameters of which shapes it acts there."""
+    model, inputs = subject.example.model, subject.example.inputs
+    sites = [edit.site for edit in plan(trace(copy.deepcopy(model), inputs), subject.regularizer).edits]
+    shapes = listed([f"{site.name} ({shape_text(site)})" for site in sites])
+    return (
+        f"check_regularizer ran {subject.name} on {type(model).__name__}, where it acts at {shapes}. If the formula takes no such shapes, "
+        "give check_regularizer another pattern, or model= and inputs=."
+    )
 
 
 def _example(regularizer: Regularizer) -> Example:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock
 from torchvision.ops import stochastic_depth
 
 import graphreg
@@ -53,6 +54,20 @@ def test_by_hand() -> None:
     assert torch.equal(z.grad, torch.tensor([[2.0, 2.0], [0.0, 0.0], [2.0, 2.0]]))
     y = formula(DropPath("0", 0.5, batch_axis=-1), z, torch.tensor([[1.0, 0.0]]))
     assert torch.equal(y, torch.tensor([[2.0, 0.0], [6.0, 0.0], [10.0, 0.0]]))
+
+
+def test_where_torchvisions_own_is_written_into() -> None:
+    """Its blocks add in place to what their stochastic depth returns, which may be what it got."""
+    model = nn.Sequential(CNBlock(4, 1.0, 0.0), CNBlock(4, 1.0, 0.0))
+    x = torch.randn(6, 4, 5, 5)
+    module = graphreg.regularize(model, drop_path=0.5, rng=0)
+    graphreg.verify(model, module, x)
+    with torch.no_grad():
+        output, plain = module(x).output, model(x)
+    kept = [torch.equal(mine, theirs) for mine, theirs in zip(output, plain, strict=True)]
+    assert not any(kept)  # a kept branch is scaled by 2
+    assert any(torch.equal(mine, theirs) for mine, theirs in zip(output, x, strict=True))  # both branches of an example are dropped
+    module(x).output.sum().backward()
 
 
 def test_it_is_torchvisions_given_the_mask() -> None:

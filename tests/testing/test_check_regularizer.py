@@ -170,6 +170,23 @@ def test_a_state_in_the_dtype_of_its_parameter() -> None:
     check_regularizer(LearnsInFloat32, "0.weight", wide=True, backend=None)
 
 
+class CenterLoss(Penalty):
+    """It needs one label for each row of ``units``, and a value of the example has several rows for an example."""
+
+    labels: graphreg.ModelInput = graphreg.required()
+
+    def __call__(self, units: Tensor, labels: Tensor) -> Tensor:
+        same = (labels[:, None] == labels).to(units.dtype)
+        return (units - same @ units / same.sum(1, keepdim=True)).square().mean()
+
+
+def test_an_error_of_the_formula_comes_with_the_shapes() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as met:
+        check_regularizer(CenterLoss, labels="labels", backend=None)
+    (note,) = met.value.__notes__
+    assert note.startswith("check_regularizer ran CenterLoss on ") and "x5x" in note and "give check_regularizer another pattern" in note
+
+
 def test_what_graphreg_refuses_itself() -> None:
     with pytest.raises(RegularizerError, match=r"Draws.* draws random numbers"):
         check_regularizer(Draws, "1", backend=None)

@@ -131,6 +131,9 @@ class _Search:
             if base in self._kinds or is_foreign_class(base):
                 continue
             self._kinds.add(base)
+            if not is_foreign_class(type(base)):
+                self.code.classes[type(base)] = None
+                self._class(type(base))
             for name, value in list(vars(base).items()):
                 self._methods[name].append(value)
                 special = name.startswith("__") and name not in _UNCALLED
@@ -179,7 +182,8 @@ class _Search:
             if not is_foreign_class(value):
                 self.code.classes[value] = None
                 self._class(value)
-                self._function(vars(value).get("__init__"))
+                for name in ("__new__", "__init__"):
+                    self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
             self._function(value, direct)
         elif not is_foreign_class(type(value)):
