@@ -110,7 +110,7 @@ def _evaluated(node: ast.expr) -> Any:
 
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
     """Turn the values of ``--own-dropout`` into one for ``own_dropout=``: a word (``off``), a rate, or a dict of selectors to these."""
-    options = [_own_dropout(text) for text in texts or ["keep"]]
+    options: list[OwnDropout] = [_own_dropout(text) for text in texts or ["keep"]]
     if len(options) == 1:
         return options[0]
     return {selector: choice for option in options for selector, choice in (option if isinstance(option, dict) else {"*": option}).items()}

@@ -211,11 +211,10 @@ class Recipe:
         have, or else from this recipe.
         """
         given = self.options | {name: value for name, value in options.items() if value is not None}
-        named = {name: given.get(name) for name in ("penalties", "scale")}
-        front_end, rng, in_eval = given.get("front_end", "auto"), given.get("rng"), given.get("eval_penalties", False)
+        rng, front_end = given.get("rng"), given.get("front_end", "auto")
         asked = replace(
-            _of_plan(plan), **named, front_end=None if front_end == "auto" else front_end, eval_penalties=in_eval,
-            seeds={} if rng is None else {"": rng},
+            _of_plan(plan), seeds={} if rng is None else {"": rng}, front_end=None if front_end == "auto" else front_end,
+            penalties=given.get("penalties"), scale=given.get("scale"), eval_penalties=given.get("eval_penalties", False),
         )  # fmt: skip
         set_since = {name: value if isinstance(value, Mapping) else {ALL: value} for name, value in self.strengths.items()}
         by_site = {name: {OWN if at == ALL else at: each for at, each in sites.items()} for name, sites in set_since.items()}

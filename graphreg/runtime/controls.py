@@ -62,10 +62,10 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
             schedule for a regularizer that was made with a number.
     """
     value = read_strength(value)
-    by_site = isinstance(value, Mapping)
-    if by_site and (wrong := [key for key in value if not isinstance(key, str)]):
+    if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str)]):
         raise RegularizerError(f"{name}: {shown(wrong[0])} is no selector; give a dict from texts to strengths: {{'layer1.*': 0.3}}.")
-    handle_of(module).set_strength(name, {site: read_strength(each) for site, each in value.items()} if by_site else value)
+    by_site = {site: read_strength(each) for site, each in value.items()} if isinstance(value, Mapping) else value
+    handle_of(module).set_strength(name, by_site)
 
 
 def asked_of(module: Regulated) -> Asked:

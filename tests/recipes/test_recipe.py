@@ -378,7 +378,7 @@ def test_schedules_are_written_in_one_way() -> None:
         "weight_l2": {"weight": depth, "reduction": "sum"}, "noise": {"3": {"weight": rising, "share_axes": [0]}},
     }  # fmt: skip
     data = graphreg.recipe(graphreg.regularize(model, recipe={**asked, "own_dropout": {"2": rising}}, rng=0))
-    made = [
+    made: list[Any] = [
         graphreg.regularize(model, **asked, own_dropout={"2": rising}, rng=0),
         graphreg.regularize(model, regularizers=asked, own_dropout={"2": rising}, rng=0),
         graphreg.regularize_(copy.deepcopy(model), regularizers=asked, own_dropout={"2": rising}, rng=0, penalties="return"),
