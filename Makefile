@@ -130,7 +130,7 @@ zoo: .venv/.zoo
 # The tests that timm and transformers have for their own models, on plain models and on models regularized in place, in an environment of
 # its own: docs/suites.md. Days of one core, most of them timm's; goes on where it was stopped. make suites ARGS="--only bert 'g*'": these.
 # SUITES=FOLDER: has the libraries' sources, timm/ and transformers/; without it they are fetched from PyPI and GitHub.
-SUITES_NEEDS := parameterized httpx einops
+SUITES_NEEDS := parameterized httpx einops timeout-decorator datasets
 suites:
 	test -x .venv-suites/bin/python || $(PYTHON) -m venv .venv-suites
 	.venv-suites/bin/python -m pip install --quiet --disable-pip-version-check $(SUITES_NEEDS) -e '.[test]'
