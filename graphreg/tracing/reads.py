@@ -12,12 +12,14 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from graphreg.torch_internals import Changes, skip_frame
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_own, reachable_code
+from graphreg.tracing.side_effects.state_places import content
 
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # the attributes that every module has; none of them is recorded
 WHOLE = "__dict__"  # stands for all attributes of an object
@@ -25,9 +27,7 @@ _SEQUENCES = (list, tuple, set, frozenset, deque)
 _NOT_ENTERED = (
     Tensor,
     fx.Proxy,
-    type,
     types.ModuleType,
-    types.FunctionType,
     types.BuiltinFunctionType,
     bool,
     int,
@@ -110,6 +110,7 @@ class Reads:
 
             watch(nn.Module)
             self._reach(model.modules(), watch)
+            self._reach([*map(type, model.modules()), *self.code.classes, *self.code.functions.values()], watch)
             for space, names in self.code.variables.values():
                 self._reach([space[name] for name in names if name in space], watch)
             yield
@@ -148,6 +149,9 @@ class Reads:
                 continue
             self._owners[id(value)] = value
             waiting += inside(value)
+            if issubclass(kind, (type, types.FunctionType)):
+                waiting += _held(value)
+                continue
             self._read[id(value)], self._written[id(value)] = set(), set()
             if issubclass(kind, nn.Module):
                 for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
@@ -163,7 +167,7 @@ class Reads:
 
 
 def inside(value: Any) -> list[Any]:
-    """Return the items of a container, the parts of a partial or a method, or what a weak reference refers to.
+    """Return the items of a container, the parts of a partial or a method, or what a weak reference or context variable refers to.
 
     No code of the user is called: subclasses of Python's containers are read as Python's own.
     """
@@ -180,11 +184,23 @@ def inside(value: Any) -> list[Any]:
         return [value.__self__]
     if kind is weakref.ref:
         return [value()]
+    if kind is ContextVar:
+        return [value.get(None)]
     if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
         return [each for each in gc.get_referents(value) if type(each) is dict]
     if issubclass(kind, types.SimpleNamespace):
         return list(object.__getattribute__(value, "__dict__").values())
     return []
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what code can read of a function (its defaults, attributes and variables of functions around) or of a class (its members)."""
+    if not issubclass(type(value), types.FunctionType):
+        return [member for base in value.__mro__ if is_own(base) for member in vars(base).values()]
+    if not is_own(value):
+        return []
+    around = [content(cell) for cell in value.__closure__ or ()]
+    return [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values(), *around]
 
 
 def _decides(name: str, frame: types.FrameType) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 import types
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,19 @@ def is_foreign_name(name: object) -> bool:
     return str(name).partition(".")[0] in FOREIGN
 
 
+def is_installed(file: object) -> bool:
+    """Return whether a file of Python code belongs to an installed package. There are hundreds of variables, which users do not change."""
+    folders = str(file).replace("\\", "/")
+    return "/site-packages/" in folders or "/dist-packages/" in folders
+
+
+def is_own(value: Any) -> bool:
+    """Return whether a function or class is the user's own, and not of ``FOREIGN`` or of an installed package."""
+    function = issubclass(type(value), types.FunctionType)
+    file = value.__code__.co_filename if function else getattr(sys.modules.get(value.__module__), "__file__", "")
+    return not is_foreign_name(value.__module__) and not is_installed(file)
+
+
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
     """Return what can be reached from the modules' forwards, from their hooks, and from the functions in their attributes."""
     return _Search().run(modules)
@@ -131,6 +145,9 @@ class _Search:
             if base in self._kinds or is_foreign_class(base):
                 continue
             self._kinds.add(base)
+            if not is_foreign_class(type(base)):
+                self.code.classes[type(base)] = None
+                self._class(type(base))
             for name, value in list(vars(base).items()):
                 self._methods[name].append(value)
                 special = name.startswith("__") and name not in _UNCALLED
@@ -179,7 +196,8 @@ class _Search:
             if not is_foreign_class(value):
                 self.code.classes[value] = None
                 self._class(value)
-                self._function(vars(value).get("__init__"))
+                for name in ("__new__", "__init__"):
+                    self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
             self._function(value, direct)
         elif not is_foreign_class(type(value)):
