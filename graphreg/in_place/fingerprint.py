@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from graphreg.blocks import is_placed, is_sharded, unwrapped_block
 from graphreg.in_place.turns import RESTS
 from graphreg.ir import ORIGINAL, PREFIX
-from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of
-from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_foreign_name
+from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of, without_functions, without_modes, without_transforms
+from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_installed, is_own
 
 _Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -68,9 +68,14 @@ class Fingerprint:
         """
         self._model, self._reads = weakref.ref(model), reads
         self._live = {id(tensor): tensor for tensor in live}
-        self._now = _Watch(model, reads, self._live)
+        self._now = self._watch(model)
         self._then = self._now.description
         self._other: _Watch | None = None  # the last state of the model that is not the one at the trace
+
+    def _watch(self, model: nn.Module) -> _Watch:
+        """Describe the present state, also within a tracer or a transform, which would otherwise see how contents of tensors are read."""
+        with without_transforms(), without_functions(), without_modes():
+            return _Watch(model, self._reads, self._live)
 
     def same(self) -> bool:
         """Whether the model is as it was at the trace."""
@@ -81,7 +86,7 @@ class Fingerprint:
         model = self._model()
         if model is None:
             return False
-        present = _Watch(model, self._reads, self._live)
+        present = self._watch(model)
         if present.description == self._then:
             self._now = present
             return True
@@ -91,7 +96,7 @@ class Fingerprint:
     def changed(self) -> str:
         """Describe the first change of the model that is found, for a log message; ``""`` if the model has not changed."""
         model = self._model()
-        then, now = self._then, [] if model is None else _Watch(model, self._reads, self._live).description
+        then, now = self._then, [] if model is None else self._watch(model).description
         first = next((i for i, (a, b) in enumerate(itertools.zip_longest(then, now)) if a != b), None)
         return "" if first is None else (then if len(then) >= len(now) else now)[first][0]
 
@@ -129,13 +134,13 @@ class _Watch:
         for path, module in list(model.named_modules()):
             self._add_module(path, module, is_root=module is model)
         for space, names in code.variables.values():
-            if not _is_installed(str(space.get("__file__", ""))):
+            if not is_installed(space.get("__file__")):
                 self._add_items(space, sorted(name for name in names if name in space))
         for function in code.functions.values():
-            if not _is_installed(function.__code__.co_filename):
+            if not is_installed(function.__code__.co_filename):
                 self._add(f"the function {function.__qualname__}", function)
         for kind in code.classes:
-            if not _is_installed(str(getattr(sys.modules.get(kind.__module__), "__file__", ""))):
+            if not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", "")):
                 self._add_class(kind)
         while self._waiting:
             self._enter(*self._waiting.popleft())
@@ -370,7 +375,7 @@ class _Watch:
                 self._add_class(value)
             return
         if kind is types.FunctionType:
-            if not is_foreign_name(value.__module__) and not _is_installed(value.__code__.co_filename):
+            if is_own(value):
                 self._add_function(value)
             return
         if kind is types.MappingProxyType:
@@ -565,9 +570,3 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _ABSENT
-
-
-def _is_installed(file: str) -> bool:
-    """Whether a file of Python code belongs to an installed package. There are hundreds of variables, which users do not change."""
-    folders = file.replace("\\", "/")
-    return "/site-packages/" in folders or "/dist-packages/" in folders

@@ -53,8 +53,8 @@ from graphreg.runtime import (
     written_scale,
     written_state,
 )
-from graphreg.torch_internals import disable, guard_value, innermost_transform, skip_frame, translator
-from graphreg.tracing import Reads
+from graphreg.torch_internals import disable, guard_value, innermost_transform, is_exporting, is_fake, skip_frame, translator
+from graphreg.tracing import Reads, tensors
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
@@ -202,7 +202,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         If another thread has traced the model for the same structure meanwhile, return its graph. ``tried``: graphs that do not fit.
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes.
         """
-        if innermost_transform() is not None:
+        if innermost_transform() is not None or is_exporting() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from graphreg.torch_internals import Changes, skip_frame
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_own, reachable_code
 from graphreg.tracing.side_effects.state_places import content
 
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # the attributes that every module has; none of them is recorded
@@ -194,13 +194,13 @@ def inside(value: Any) -> list[Any]:
 
 
 def _held(value: Any) -> list[Any]:
-    """Return what code can read of a function (its defaults, attributes and variables of functions around) or class (its members)."""
-    if isinstance(value, types.FunctionType):
-        if is_foreign_name(value.__module__):
-            return []
-        around = [content(cell) for cell in value.__closure__ or ()]
-        return [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values(), *around]
-    return [member for base in value.__mro__ if not is_foreign_class(base) for member in vars(base).values()]
+    """Return what code can read of a function (its defaults, attributes and variables of functions around) or of a class (its members)."""
+    if not issubclass(type(value), types.FunctionType):
+        return [member for base in value.__mro__ if is_own(base) for member in vars(base).values()]
+    if not is_own(value):
+        return []
+    around = [content(cell) for cell in value.__closure__ or ()]
+    return [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values(), *around]
 
 
 def _decides(name: str, frame: types.FrameType) -> bool:

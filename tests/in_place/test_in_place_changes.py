@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextvars
 import functools
 import logging
+import threading
 import types
 import weakref
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
 import graphreg
@@ -243,6 +246,133 @@ def test_a_change_is_noticed(name: str) -> None:
         change(plain)
     after = model(X)
     assert torch.equal(after, plain(X)) and torch.equal(model(X), after)
+
+
+GAINS = {name: Config() for name in ("method", "class", "function", "default", "attribute")}
+GAIN = contextvars.ContextVar("GAIN", default=2.0)
+LOCAL = threading.local()
+LOCAL.gain = 2.0
+MEMORY = bytearray(b"\2")
+VIEW = memoryview(MEMORY)
+WEAK: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary({GAINS["class"].__class__: 2.0})
+
+
+class Holder:
+    config = GAINS["class"]
+    only: Any = None
+
+    def __new__(cls) -> Any:
+        cls.only = cls.only or object.__new__(cls)
+        return cls.only
+
+    @classmethod
+    def held(cls) -> Any:
+        return cls.config
+
+
+HELD = vars(Holder())
+HELD["gain"] = 2.0
+
+
+class Meta(type):
+    @property
+    def gain(cls) -> Any:
+        return cls._gain
+
+
+class WithMeta(metaclass=Meta):
+    _gain = 2.0
+
+
+def closed(config: Any) -> Any:
+    def gain() -> Any:
+        return config.gain
+
+    return gain
+
+
+closed_gain = closed(GAINS["function"])
+
+
+def default_gain(config: Any = GAINS["default"]) -> Any:
+    return config.gain
+
+
+def attribute_gain() -> Any:
+    return attribute_gain.config.gain  # type: ignore[attr-defined]
+
+
+attribute_gain.config = GAINS["attribute"]  # type: ignore[attr-defined]
+
+
+class Described:
+    """A descriptor that keeps the values of its owners."""
+
+    def __init__(self) -> None:
+        self.values = {"gain": 2.0}
+
+    def __get__(self, owner: Any, kind: Any) -> Any:
+        return self.values["gain"]
+
+
+class HasDescribed(Act):
+    described = Described()
+
+
+# For each name: what the forward reads, which is no attribute of the model, and what is done to it.
+OUTSIDE: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
+    "an object in a class": (lambda m: Holder.config.gain, lambda: setattr(Holder.config, "gain", 3.0)),
+    "an object in a class, by a method": (lambda m: Holder.held().gain, lambda: setattr(Holder.config, "gain", 4.0)),
+    "the only object of a class": (lambda m: Holder().gain, lambda: setattr(Holder.only, "gain", 3.0)),
+    "a property of a class": (lambda m: WithMeta.gain, lambda: setattr(WithMeta, "_gain", 3.0)),
+    "an object in a variable around a function": (lambda m: closed_gain(), lambda: setattr(GAINS["function"], "gain", 3.0)),
+    "an object that is a default": (lambda m: default_gain(), lambda: setattr(GAINS["default"], "gain", 3.0)),
+    "an object in an attribute of a function": (lambda m: attribute_gain(), lambda: setattr(GAINS["attribute"], "gain", 3.0)),
+    "a descriptor": (lambda m: m.described, lambda: vars(HasDescribed)["described"].values.update(gain=3.0)),
+    "a context variable": (lambda m: GAIN.get(), lambda: GAIN.set(3.0)),
+    "a variable of the thread": (lambda m: LOCAL.gain, lambda: setattr(LOCAL, "gain", 3.0)),
+    "a view of memory": (lambda m: VIEW[0], lambda: MEMORY.__setitem__(0, 3)),
+    "a weak dict": (lambda m: WEAK.get(Config, 1.0), lambda: WEAK.update({Config: 3.0})),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_change_of_what_is_outside_of_the_model_is_noticed(name: str) -> None:
+    gain, change = OUTSIDE[name]
+    kind = type("Net", (Net,), {"post": lambda m, h: h * gain(m), "described": vars(HasDescribed)["described"]})
+    model, plain = graphreg.regularize_(kind(), weight_l2=0.0, scale=1), kind()
+    before = model(X)
+    assert torch.equal(before, plain(X))
+    change()
+    after = model(X)
+    assert torch.equal(after, plain(X)) and not torch.equal(after, before)
+
+
+def in_grad(model: Any) -> Any:
+    return torch.func.grad(lambda x: model(x).sum())(X)
+
+
+def in_export(model: Any) -> Any:
+    return torch.export.export(model, (X,), strict=False).module()(X)
+
+
+def on_fakes(model: Any) -> Any:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        shape = tuple(model(mode.from_tensor(X)).shape)
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize("run", [in_grad, in_export, on_fakes])
+def test_what_has_equal_contents_within_a_transform_is_no_change(run: Callable[[Any], Any]) -> None:
+    def made_with_list() -> Any:
+        return made(put(c=lambda: [torch.ones(2), 2.0], d=lambda: [3.0]), lambda m, h: h * m.c[1] * m.d[0])
+
+    model, plain = graphreg.regularize_(made_with_list(), weight_l2=0.0, scale=1), made_with_list()
+    with pytest.raises(GraphRegError, match="for which it has no graph"):  # the first call
+        run(model)
+    model(X)
+    model.d = [3.0]
+    assert torch.equal(run(model), run(plain))
 
 
 def test_a_buffer_that_was_none_is_noticed_by_compiled_code() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 import types
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -84,6 +85,19 @@ def is_foreign_class(kind: type) -> bool:
 def is_foreign_name(name: object) -> bool:
     """Return whether a Python module of this name is no part of a model, because it is in a package of ``FOREIGN``."""
     return str(name).partition(".")[0] in FOREIGN
+
+
+def is_installed(file: object) -> bool:
+    """Return whether a file of Python code belongs to an installed package. There are hundreds of variables, which users do not change."""
+    folders = str(file).replace("\\", "/")
+    return "/site-packages/" in folders or "/dist-packages/" in folders
+
+
+def is_own(value: Any) -> bool:
+    """Return whether a function or class is the user's own, and not of ``FOREIGN`` or of an installed package."""
+    function = issubclass(type(value), types.FunctionType)
+    file = value.__code__.co_filename if function else getattr(sys.modules.get(value.__module__), "__file__", "")
+    return not is_foreign_name(value.__module__) and not is_installed(file)
 
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:

@@ -14,7 +14,7 @@ from torch import fx
 
 from graphreg.errors import TraceError
 from graphreg.ir import SIZE_ATTRIBUTES, function_name
-from graphreg.torch_internals import is_fake
+from graphreg.torch_internals import is_fake, without_modes
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -281,7 +281,10 @@ class Memory(Place):
         array = self.owner
         if isinstance(array, torch.Tensor):
             plain = array.layout is torch.strided and array.device.type != "meta" and not array.is_quantized and array.numel()
-            return array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if plain else b""
+            if not plain or is_fake(array):
+                return b""
+            with without_modes():
+                return array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return b"" if array.dtype.hasobject else bytes(array.tobytes())
 
     def prepare_retrace(self) -> Iterator[str]:
