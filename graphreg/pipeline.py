@@ -147,7 +147,7 @@ def plan(
     """
     captured = backend_handle(traced)
     sites: Any = captured.traced() if captured is not None else traced
-    given = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks}
+    given: dict[str, Any] = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks}
     every: Regularizer | Iterable[Regularizer] = regularizers
     if recipe is not None:
         asked = opened(recipe)

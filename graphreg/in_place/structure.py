@@ -233,7 +233,7 @@ def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -
     then, if it acts in the model with its adapters. The second plan is that for this model. So a selector that matches in neither of the
     two, or an error of another kind, is an error as always.
     """
-    asked: Any = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
+    asked: tuple[Any, Any, Any, Any] = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
     try:
         made = plan(traced, *asked)
     except (NoMatchError, RegularizerError):

@@ -49,7 +49,7 @@ class Measure(RuntimeModule):
     def computed(self, compute: Compute, values: Mapping[str, Any], inputs: Mapping[str, Any], form: Steps | Units | None = None) -> Tensor:
         """Return ``compute(values)``; of DTensors, it is a plain tensor that is the same on all ranks. ``form``: how values are read."""
         if self.held:  # a state is one of whole values, and moves on once in a call
-            return compute({name: whole(value) for name, value in values.items()})
+            return compute({name: whole(value) for name, value in values.items()})  # type: ignore[no-any-return]
         return computed(compute, values, self.regularizer, inputs, form)
 
     def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:

@@ -104,8 +104,8 @@ def scripted() -> None:
             return nn.Linear(1, 1)
 
     found: list[bool] = []
-    torch.jit.script(Prepared(1, 1))  # type: ignore[no-untyped-call]
-    torch.jit.script(nn.Sequential(Prepared(1, 1)))  # type: ignore[no-untyped-call]
+    torch.jit.script(Prepared(1, 1))
+    torch.jit.script(nn.Sequential(Prepared(1, 1)))
     assert found == [False, True]
 
 
