@@ -408,7 +408,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
     Also check the inputs of the model that the formula takes.
     """
     chosen: dict[Site, tuple[str, Steps | None]]
-    if "steps" in regularizer.takes:
+    if "steps" in regularizer.takes or ("counted" in regularizer.takes and regularizer.engine_options.lengths is not None):
         chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
     elif isinstance(regularizer, Splice) and regularizer.on == "values":
         of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)

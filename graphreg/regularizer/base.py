@@ -162,7 +162,7 @@ class Regularizer:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
             require_selector(self)
-        if {"steps", "lengths"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
+        if {"steps", "lengths", "counted"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)

@@ -14,8 +14,8 @@ from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDrop
 # The names of the parameters that a penalty's value depends on (gradient_reach.py): first those with requires_grad, then the frozen ones.
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
 _WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
-# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
+# Fields that many classes have: those of the base classes, ``share_axes``, and those that say which steps of a sequence count.
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes", "time_axis", "lengths"}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
