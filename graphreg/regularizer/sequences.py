@@ -37,6 +37,10 @@ def check_options(regularizer: Any) -> None:
             f"{kind}: time_axis={shown(axis)} is not allowed; give the axis of time in the value, a whole number: 1 for "
             "[batch, time, ...], 0 for [time, batch, ...]."
         )
+    if "counted" in regularizer.takes and lengths is None and axis != 1:
+        raise RegularizerError(
+            f"{kind}: time_axis={axis} without lengths= would do nothing. Give lengths=, the name of the input that says which steps count."
+        )
     if lengths is not None and not isinstance(lengths, str):
         raise RegularizerError(
             f"{kind}: lengths={type(lengths).__name__} is not allowed; give the name of the input that carries the lengths."

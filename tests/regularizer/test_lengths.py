@@ -317,6 +317,8 @@ def test_channels_and_another_axis_of_time() -> None:
     found = regularize(model, penalties, example_inputs=(X, LENGTHS))(X, LENGTHS).penalties
     valid = model.conv(X.transpose(1, 2)).transpose(1, 2)[mask_of(LENGTHS)]
     same(model, found, [valid.square().mean(), valid.logsumexp(1).square().mean()])
+    with pytest.raises(RegularizerError, match="^HiddenL2: time_axis=2 without lengths= would do nothing. Give lengths=, the name of"):
+        HiddenL2("conv", 1.0, time_axis=2)
     with pytest.raises(RegularizerError, match=r"comes from a convolution .* Give time_axis=2; if axis 1 is time nevertheless"):
         regularize(model, HiddenL2("conv", 1.0, lengths="lengths"))
     with pytest.raises(
