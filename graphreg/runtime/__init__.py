@@ -69,7 +69,8 @@ from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 __all__ = [
     "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
     "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure",
-    "MeasureCounted", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
+    "MeasureCounted", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
+    "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
     "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track",
     "Views", "Way",
