@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphreg.dynamo_backend import Backend, backend, backend_of
     from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
     from graphreg.in_place import regularize_, strip_
-    from graphreg.ir import Selector, Site, mean_over_pairs
+    from graphreg.ir import Selector, Site, mean_over_counted, mean_over_pairs
     from graphreg.pipeline import as_pass, plan, regularize
     from graphreg.planning import Plan, from_kwargs
     from graphreg.recipes import load_recipe, recipe, save_recipe
@@ -57,7 +57,7 @@ _ROOMS = {
     "dynamo_backend": ("Backend", "backend", "backend_of"),
     "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
     "in_place": ("regularize_", "strip_"),
-    "ir": ("Selector", "Site", "mean_over_pairs"),
+    "ir": ("Selector", "Site", "mean_over_counted", "mean_over_pairs"),
     "pipeline": ("as_pass", "plan", "regularize"),
     "planning": ("Plan", "from_kwargs"),
     "recipes": ("load_recipe", "recipe", "save_recipe"),
@@ -82,8 +82,9 @@ __all__ = [
     "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
     "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "penalties_off", "plan", "recipe",
-    "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample",
+    "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "penalties_off",
+    "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite",
+    "rng_state", "sample",
     "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_",
     "to_networkx", "trace", "verify",
 ]  # fmt: skip

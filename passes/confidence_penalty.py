@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from graphreg import Penalty, Site
+from graphreg import ModelInput, Penalty, Site, mean_over_counted
 
 
 class ConfidencePenalty(Penalty, keys=("confidence",)):
@@ -15,6 +15,9 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         weight: The strength, 0 or more.
         axis: The axis of classes; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output,
             else the last axis.
+        lengths: The name of an input of the model that says which steps count: lengths [batch], or a mask [batch, time]. A value is then
+            [batch, time, ...], and steps that do not count, which are padding, are neither penalized nor averaged.
+        time_axis: The axis of time in a value, for ``lengths``. A recurrent layer says itself which axis that is.
 
     Raises:
         RegularizerError: A site is the output of a softmax or a sigmoid, or has fewer than 2 classes.
@@ -26,6 +29,8 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
     """
 
     axis: int | None = None
+    lengths: ModelInput = None
+    time_axis: int = 1
 
     min_units = 2
     default_role = "output"
@@ -34,6 +39,6 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         made = {"softmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
         return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
-    def __call__(self, units: Tensor) -> Tensor:
+    def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
         log_p = units.log_softmax(1)
-        return (log_p.exp() * log_p).sum(1).mean()
+        return mean_over_counted((log_p.exp() * log_p).sum(1), counted)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from graphreg import Penalty
+from graphreg import ModelInput, Penalty, mean_over_counted
 
 
 class KLSparsity(Penalty, keys=("kl_sparsity",)):
@@ -19,6 +19,9 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
         target: The mean activation that each unit should have, above 0 and below 1.
         axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
             the last axis.
+        lengths: The name of an input of the model that says which steps count: lengths [batch], or a mask [batch, time]. A value is then
+            [batch, time, ...], and steps that do not count, which are padding, are neither penalized nor averaged.
+        time_axis: The axis of time in a value, for ``lengths``. A recurrent layer says itself which axis that is.
 
     Raises:
         RegularizerError: A value has a number outside of [0, 1]. Compiled code raises an error of torch instead.
@@ -30,6 +33,8 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
 
     target: float = 0.05
     axis: int | None = None
+    lengths: ModelInput = None
+    time_axis: int = 1
 
     value_range = (0, 1)
     over_batch = True
@@ -38,7 +43,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
         super().check()
         self.require_number("target", lambda target: 0 < target < 1, "above 0 and below 1")
 
-    def __call__(self, units: Tensor) -> Tensor:
+    def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
         least = torch.finfo(units.dtype).eps
-        mean, t = units.mean(0).clamp(least, 1 - least), self.target
+        mean, t = mean_over_counted(units, counted, dim=0).clamp(least, 1 - least), self.target
         return (t * (t / mean).log() + (1 - t) * ((1 - t) / (1 - mean)).log()).sum()

@@ -16,8 +16,9 @@ class NEFTune(Splice, keys=("neftune",)):
 
     Args:
         weight: The scale of the noise, 0 or more; 5 is usual.
-        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a bool mask
-            [batch, L] that is True at tokens and False at padding. In the formula, L is then the number of tokens of each example.
+        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a mask
+            [batch, L] that is 1 or True at tokens, and 0 or False at padding. In the formula, L is then the number of tokens of each
+            example.
 
     Draws: one u for each element.
     Default sites: the output of the first embedding that reads an input of the model, and of all embeddings that read the same input.

@@ -18,8 +18,8 @@ class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
         norm: ``"squared"`` for differences of squared norms, or ``"l2"`` for differences of norms.
         time_axis: The axis of time in a value. For the output of a recurrent layer, leave it out: ``batch_first`` of the layer determines
             the axis.
-        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a bool mask
-            [batch, time] that is True where a step counts (torch's padding masks are True where a step does not count). The penalty
+        lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a mask
+            [batch, time] that is 1 or True where a step counts (torch's padding masks are True where a step does not count). The penalty
             ignores all other steps. None means that every step counts.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from graphreg import Penalty, Site
+from graphreg import ModelInput, Penalty, Site, mean_over_counted
 
 
 class ZLoss(Penalty, keys=("z_loss",)):
@@ -15,6 +15,9 @@ class ZLoss(Penalty, keys=("z_loss",)):
         weight: The strength, 0 or more; 1e-4 in the paper.
         axis: The axis of classes; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output,
             else the last axis.
+        lengths: The name of an input of the model that says which steps count: lengths [batch], or a mask [batch, time]. A value is then
+            [batch, time, ...], and steps that do not count, which are padding, are neither penalized nor averaged.
+        time_axis: The axis of time in a value, for ``lengths``. A recurrent layer says itself which axis that is.
 
     Raises:
         RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
@@ -25,6 +28,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
     """
 
     axis: int | None = None
+    lengths: ModelInput = None
+    time_axis: int = 1
 
     min_units = 2
     default_role = "output"
@@ -33,8 +38,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
         return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
-    def __call__(self, units: Tensor) -> Tensor:
-        return units.logsumexp(1).square().mean()
+    def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
+        return mean_over_counted(units.logsumexp(1).square(), counted)
 
     def slope(self, elements: int) -> float:
         """Return the derivative of the formula at a logarithm of 1."""

@@ -234,15 +234,16 @@ def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -
     two, or an error of another kind, is an error as always.
     """
     asked: tuple[Any, Any, Any, Any] = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
+    layers = disabled_adapters(model)
     try:
         made = plan(traced, *asked)
+        return replace(made, adapters_off=bool(layers)), made
     except (NoMatchError, RegularizerError):
-        if not (layers := disabled_adapters(model)):
+        if not layers:
             raise
-        with adapters_enabled(layers):
-            whole = plan(_traced(model, example, options.front_end, None), *asked)
-        return plan(traced, *asked, adapters_off=True), whole
-    return made, made
+    with adapters_enabled(layers):
+        whole = plan(_traced(model, example, options.front_end, None), *asked)
+    return plan(traced, *asked, adapters_off=True), whole
 
 
 def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:

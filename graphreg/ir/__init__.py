@@ -117,7 +117,7 @@ from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
 from graphreg.ir.terminal import Block, Lines, Printed, check_width, coloured, html, marked, paint, text, width_now
 from graphreg.ir.text_table import Table
-from graphreg.ir.time_steps import Steps, mean_over_pairs
+from graphreg.ir.time_steps import Steps, mean_over_counted, mean_over_pairs
 from graphreg.ir.train_eval import Graphs, choose
 from graphreg.ir.units import Units
 from graphreg.ir.views_and_writes import REGION, Effects
@@ -137,9 +137,10 @@ __all__ = [
     "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "html", "identifier", "instead_of", "is_added", "is_drop_path",
     "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port",
     "is_pythons", "is_region", "is_replaced_call", "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site",
-    "labels_of", "laid_out", "literals_apart", "loss_of", "mark", "marked", "may_change", "mean_over_pairs", "measured_shard", "name_of",
-    "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name",
-    "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
+    "labels_of", "laid_out", "literals_apart", "loss_of", "mark", "marked", "may_change", "mean_over_counted", "mean_over_pairs",
+    "measured_shard", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
+    "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered",
+    "reserved", "scope_of",
     "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments",
     "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw",
     "traced_model", "unmark", "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",

@@ -1,4 +1,4 @@
-"""Converts values to sequences, [time, batch, units], with their lengths, and computes means over pairs of neighbouring steps.
+"""Converts values to sequences, [time, batch, units], with their lengths, and computes means over steps or pairs of steps that count.
 
 A step counts if it is within the length of its sequence; the other steps are padding.
 """
@@ -37,6 +37,27 @@ def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
     return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
 
 
+def mean_over_counted(values: Tensor, counted: Tensor | None = None, dim: int | None = None) -> Tensor:
+    """Return the mean over the elements that count; 0 if none does.
+
+    Args:
+        values: [any shape].
+        counted: bool, True at elements that count. Its axes are the first axes of ``values``, each of the same size or of size 1. None if
+            all elements count.
+        dim: The axis over which to take the mean; None for all axes.
+
+    Returns:
+        A tensor of the shape of ``values`` without the axis ``dim``, or a 0-d tensor.
+    """
+    if counted is None:
+        return values.mean() if dim is None else values.mean(dim)
+    counts = counted.reshape(*counted.shape, *[1] * (values.dim() - counted.dim())).expand(values.shape)
+    kept = torch.where(counts, values, 0)
+    if dim is None:
+        return kept.sum() / counts.sum().clamp(min=1)
+    return kept.sum(dim) / counts.sum(dim).clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Steps:
     """How to read the value of a site, or the values of all calls of a cell, as a sequence.
@@ -57,32 +78,62 @@ class Steps:
 
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
         """Return the sequence, [time, batch, units], with zeros for steps that do not count, and the lengths, int64 [batch] or None."""
+        value = self._stacked(value, who)
+        steps = value.unsqueeze(1) if value.dim() == 2 else value.movedim(self.axis, 0).flatten(2)
+        if self.lengths is None:
+            return steps, None
+        lengths, is_mask = self._read(lengths, value, who)
+        return _counted(steps, lengths.reshape(steps.shape[1::-1] if is_mask else steps.shape[1:2]))
+
+    def counted(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor]:
+        """Return the value, with the calls of a cell stacked, and a bool tensor that is True at the steps that count.
+
+        The tensor has as many axes as the value; all but the axes of time and of the batch have the size 1.
+        """
+        value = self._stacked(value, who)
+        lengths, is_mask = self._read(lengths, value, who)
+        time, batch = self.time_and_batch(value.shape)
+        if not is_mask:
+            lengths = torch.arange(time, device=value.device) < lengths.reshape(batch, 1)
+        if value.dim() == 2:
+            return value, lengths.reshape(time, 1)
+        lengths, axis, sizes = lengths.reshape(batch, time), self.axis % value.dim(), [1] * value.dim()
+        sizes[axis], sizes[0 if axis else 1] = time, batch
+        return value, (lengths if axis else lengths.T).reshape(sizes)
+
+    def _stacked(self, value: Any, who: str) -> Tensor:
+        """Return the value of the site, or the stacked values of the calls."""
         for each in value if self.calls else (value,):
             require_tensor(each, who)
         if self.calls:
             self.require_calls([step.shape for step in value], who)
             value = torch.stack(value)
         self.require(value.shape, who)
-        steps = value.unsqueeze(1) if value.dim() == 2 else value.movedim(self.axis, 0).flatten(2)
-        if self.lengths is None:
-            return steps, None
+        stacked: Tensor = value
+        return stacked
+
+    def _read(self, lengths: Tensor, value: Tensor, who: str) -> tuple[Tensor, bool]:
+        """Return the lengths, int64, or the mask, bool, on the device of the value, and whether it is a mask."""
         self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
-        lengths = lengths.reshape(steps.shape[1::-1] if lengths.dtype == torch.bool else steps.shape[1:2])
-        return _counted(
-            steps, lengths.to(steps.device), f"{who}: lengths='{self.lengths}'", lambda longest: self._fits(value.shape, longest)
-        )
+        lengths, what = lengths.to(value.device), f"{who}: lengths='{self.lengths}'"
+        if self._is_mask(lengths.shape, lengths.dtype, value.shape):
+            return _mask(lengths, what), True
+        time, _ = self.time_and_batch(value.shape)
+        _require_range(lengths, time, what, lambda longest: self._fits(value.shape, longest))
+        return lengths.to(torch.int64), False
 
     def counts(self, lengths: Tensor, value: Tensor, who: str) -> Tensor:
         """Return, for each sequence in the value, how many of its steps count, int64 [batch]. ``lengths``: these numbers, or a mask."""
         self.require(value.shape, who)
-        self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
-        lengths = lengths.to(value.device)
-        if lengths.dtype == torch.bool:
-            counted: Tensor = lengths.sum(-1)
-            return counted
-        time, _ = self.time_and_batch(value.shape)
-        _require_range(lengths, time, f"{who}: lengths='{self.lengths}'", lambda longest: self._fits(value.shape, longest))
-        return lengths.to(torch.int64)
+        lengths, is_mask = self._read(lengths, value, who)
+        return lengths.sum(-1) if is_mask else lengths
+
+    @staticmethod
+    def _is_mask(shape: Sequence[int], dtype: torch.dtype, value: Sequence[int]) -> bool:
+        """Whether what has this shape and dtype is a mask of steps, and not lengths, for a value of shape ``value``."""
+        if len(value) == 2:  # the sequence has no batch axis, so lengths are one number, in a tensor of 0 dims or of 1
+            return dtype == torch.bool or len(shape) == 2 or (len(shape) == 1 and shape[0] != 1)
+        return dtype == torch.bool or len(shape) == 2
 
     def require(self, shape: Sequence[int], who: str) -> None:
         """Raise RegularizerError if a shape has too few dims or lacks the axis of time.
@@ -125,15 +176,14 @@ class Steps:
         With ``calls``, ``value`` begins with their number.
         """
         time, batch = self.time_and_batch(value)
-        mask = dtype == torch.bool
+        mask = self._is_mask(shape, dtype, value)
         if len(value) == 2 and len(shape) == mask:  # neither the sequence nor its lengths have a batch axis
             shape = (1, *shape)
-        is_integer = not dtype.is_floating_point and not dtype.is_complex
-        if not is_integer or tuple(shape) != ((batch, time) if mask else (batch,)):
+        if not (mask or _is_integer(dtype)) or tuple(shape) != ((batch, time) if mask else (batch,)):
             fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
-                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step "
+                f"steps it must be whole numbers of shape ({batch},), or a mask of shape ({batch}, {time}), True or 1 where a step "
                 f"counts.{fits}"
             )
 
@@ -164,7 +214,7 @@ def require_tensor(value: Any, who: str) -> None:
         )
 
 
-def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
+def _counted(steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
     ``mean_over_pairs`` ignores the other steps, but they must be zero: a padded step may be nan (attention over nothing), and then backward
@@ -174,11 +224,28 @@ def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], st
     if lengths.dtype == torch.bool:
         order = lengths.T.to(torch.int8).argsort(dim=0, descending=True, stable=True)
         steps, lengths = steps.gather(0, order[..., None].expand_as(steps)), lengths.sum(1)
-    else:
-        lengths = lengths.long()
-        _require_range(lengths, time, what, fits)
     counts = torch.arange(time, device=steps.device)[:, None] < lengths
     return torch.where(counts[..., None], steps, 0), lengths
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex
+
+
+def _mask(given: Tensor, what: str) -> Tensor:
+    """Return a mask as bool. Check that it has no numbers but 0 and 1: eager code reads them, a compiled graph contains an assertion."""
+    if given.dtype == torch.bool:
+        return given
+    mask = given == 1
+    wrong = ~mask & (given != 0)
+    if torch.compiler.is_compiling():
+        assert_async(~wrong.any(), f"{what} must be 0 or 1, if it is a mask of steps")
+    elif type(given) is Tensor and given.device.type != "meta" and bool(wrong.any()):  # not fake tensors, which have no values to read
+        raise RegularizerError(
+            f"{what} has {given[wrong][0].item():g}; a mask of steps is 1 or True where a step counts, and 0 or False elsewhere. Name the "
+            "input that has such a mask, such as 'attention_mask' of a tokenizer."
+        )
+    return mask
 
 
 def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:

@@ -203,10 +203,10 @@ class Plan(Printed, RenamedAttributes):
 
     @property
     def off_text(self) -> str:
-        """Say which regularizers add nothing because the model's adapters are disabled; "" if they are not."""
+        """Say that the model's adapters are disabled, and which regularizers therefore add nothing; "" if they are not."""
         idle = [name for name in self.regularizers if not self.of(name)]
-        what = f"{listed(idle)} add{'s' * (len(idle) == 1)} nothing" if idle else "their sites are not there"
-        return f"adapters are disabled, so {what}" if self.adapters_off else ""
+        what = f", so {listed(idle)} add{'s' * (len(idle) == 1)} nothing" if idle else ""
+        return f"adapters are disabled{what}" if self.adapters_off else ""
 
     def whole(self, name: str) -> int:
         """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
@@ -408,7 +408,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
     Also check the inputs of the model that the formula takes.
     """
     chosen: dict[Site, tuple[str, Steps | None]]
-    if "steps" in regularizer.takes:
+    if "steps" in regularizer.takes or ("counted" in regularizer.takes and regularizer.engine_options.lengths is not None):
         chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
     elif isinstance(regularizer, Splice) and regularizer.on == "values":
         of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)

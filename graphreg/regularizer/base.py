@@ -16,6 +16,9 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got; zeros if the cell got none.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
   or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
+- ``counted``, for a penalty that takes ``z`` or ``units`` and has the option ``lengths``: bool, True at the steps that count, with the axes
+  of ``z``, of which all but time and batch have the size 1, or [samples]; None if the option is None. ``z`` or ``units`` is zero at the
+  other steps. ``mean_over_counted`` averages over what counts.
 - ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. If
   it is None, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
   For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
@@ -162,7 +165,7 @@ class Regularizer:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
             require_selector(self)
-        if {"steps", "lengths"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
+        if {"steps", "lengths", "counted"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)

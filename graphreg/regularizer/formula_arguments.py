@@ -12,7 +12,7 @@ from graphreg.regularizer.sequences import check_arguments
 
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 OF_SPLICES = {"values": ("noise", "units", "state", "lengths", "module_input", "previous"), "parameters": ("noise", "state")}
-OF_PENALTIES = {"values": ("steps", "lengths", "units", "vjp", "state"), "parameters": ("state",)}
+OF_PENALTIES = {"values": ("steps", "lengths", "units", "counted", "vjp", "state"), "parameters": ("state",)}
 IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")  # the arguments that a method ``in_eval`` may have
 IN_PENALTY = ("state", "weight")  # the arguments that a method ``penalty`` of a splice may have
 VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1

@@ -28,8 +28,8 @@ ModelInput: TypeAlias = Annotated[str | None, "the name of an input of the model
 LENGTHS = "lengths"
 # names that mean something else: what the engine supplies to a formula, or passes to a runtime module
 RESERVED = (
-    "z", "w", "values", "weight", "noise", "units", "state", "module_input", "previous", "steps", "vjp", "pull", "clock", "places", "of",
-    "self",
+    "z", "w", "values", "weight", "noise", "units", "state", "module_input", "previous", "steps", "counted", "vjp", "pull", "clock",
+    "places", "of", "self",
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def check_given_inputs(regularizer: Any) -> None:
 def named_inputs(regularizer: Any) -> dict[str, str]:
     """Return the inputs of the model that a formula takes: for each argument of the formula, the name of the input."""
     named = {name: getattr(regularizer, name) for name in regularizer.input_options}
-    if not {"steps", LENGTHS}.isdisjoint(regularizer.takes):
+    if not {"steps", LENGTHS, "counted"}.isdisjoint(regularizer.takes):
         named[LENGTHS] = regularizer.engine_options.lengths
     return {name: value for name, value in named.items() if value is not None}
 

@@ -105,7 +105,7 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
     made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "units": first, "noise": next(iter(noise.values()))}
     made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
-    made |= dict.fromkeys(("lengths", *regularizer.input_options))
+    made |= dict.fromkeys(("lengths", "counted", *regularizer.input_options))
     if like is not None:
         axes, dtype = like
         inputs = regularizer.model_inputs.keys() - {"lengths"}

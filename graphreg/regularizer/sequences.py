@@ -37,6 +37,10 @@ def check_options(regularizer: Any) -> None:
             f"{kind}: time_axis={shown(axis)} is not allowed; give the axis of time in the value, a whole number: 1 for "
             "[batch, time, ...], 0 for [time, batch, ...]."
         )
+    if "counted" in regularizer.takes and lengths is None and axis != 1:
+        raise RegularizerError(
+            f"{kind}: time_axis={axis} without lengths= would do nothing. Give lengths=, the name of the input that says which steps count."
+        )
     if lengths is not None and not isinstance(lengths, str):
         raise RegularizerError(
             f"{kind}: lengths={type(lengths).__name__} is not allowed; give the name of the input that carries the lengths."
@@ -48,7 +52,7 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_
 
     ``steps`` excludes ``units``, and both exclude ``z`` and ``values``. In a splice, the argument ``lengths`` and the option ``lengths``
     need each other. In a penalty, the argument ``lengths`` needs the argument ``steps``; if the formula takes ``steps``, the option
-    ``lengths`` needs the argument ``lengths``.
+    ``lengths`` needs the argument ``lengths``. The argument ``counted`` needs the option ``lengths``, and ``z`` or ``units``.
 
     Args:
         kind: The name of the class.
@@ -66,6 +70,11 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_
         )
     if "lengths" in names and "steps" not in names and not is_splice:
         raise RegularizerError(f"{kind}.__call__ asks for lengths, but not for the steps that have these lengths. Ask for steps, too.")
+    if "counted" in names and ("lengths" not in options or not {"z", "units"}.intersection(names)):
+        raise RegularizerError(
+            f"{kind}.__call__ asks for counted, which says which steps of z or units count, as the option lengths says. Ask for z or "
+            "units, too, and declare lengths: ModelInput = None."
+        )
     if "steps" in names and "lengths" in options and "lengths" not in names:
         raise RegularizerError(f"{kind} has the option lengths, but its __call__ does not take lengths: the option would do nothing.")
 

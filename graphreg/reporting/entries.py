@@ -16,6 +16,7 @@ Trained = tuple[tuple[str, ...], tuple[str, ...]]
 _WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
 # Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
+_OF_LENGTHS = {"lengths", "time_axis"}  # of a penalty that takes ``counted``, they mean nothing without lengths
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
@@ -99,7 +100,8 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
     """Return a regularizer's options: all fields that only its class has, and the fields in ``_SHARED`` that are not at their default."""
-    options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
+    idle = _OF_LENGTHS if "counted" in regularizer.takes and regularizer.engine_options.lengths is None else set[str]()
+    options = [field for field in fields(regularizer) if field.name not in {*_WITH_COLUMN, *idle}]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
     return {name: _plain(values[name]) for name in shown}

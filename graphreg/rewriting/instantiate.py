@@ -21,6 +21,7 @@ from graphreg.runtime import (
     Derivative,
     KeyRule,
     Measure,
+    MeasureCounted,
     MeasureSteps,
     MeasureUnits,
     NativeDropoutRule,
@@ -217,6 +218,8 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, St
     if not isinstance(regularizer, Penalty) or not measures(regularizer):
         return None
     held = states[edit.name].at(site) if edit.name in states else None
+    if edit.steps and "counted" in regularizer.takes:
+        return MeasureCounted(regularizer, site, strength, edit.steps, edit.units, held)
     if edit.units:
         return MeasureUnits(regularizer, site, strength, edit.units, held)
     return MeasureSteps(regularizer, site, strength, edit.steps, held) if edit.steps else Measure(regularizer, site, strength, held)

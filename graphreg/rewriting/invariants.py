@@ -282,7 +282,8 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if whole_model and not plan.in_whole and node.args and node.args[0] != {} and node not in trained:
+        may_be_constant = not whole_model or plan.in_whole or plan.adapters_off  # without adapters, nothing may train for a while
+        if not may_be_constant and node.args and node.args[0] != {} and node not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
                 "parameter, or leave the penalty out."

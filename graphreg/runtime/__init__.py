@@ -51,7 +51,7 @@ from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, clock_of_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import State, states_in, zeros
-from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
+from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureCounted, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.rank_layout import is_dtensor, lead
 from graphreg.runtime.rank_mesh import batch_notes, rank_notes, unplace
 from graphreg.runtime.result import Regularized
@@ -68,8 +68,9 @@ from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
     "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
-    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
-    "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
+    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure",
+    "MeasureCounted", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
+    "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
     "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "StreamName", "Total", "Track",
     "Views", "Way",

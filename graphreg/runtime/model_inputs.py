@@ -31,7 +31,7 @@ def fitted(regularizer: Regularizer, inputs: Mapping[str, Any], dtype: torch.dty
 
     An argument whose option is None, so that it has no input, is None.
     """
-    none: dict[str, Tensor | None] = dict.fromkeys((*regularizer.input_options, "lengths"))
+    none: dict[str, Tensor | None] = dict.fromkeys((*regularizer.input_options, "lengths", "counted"))
     return none | {option: _fitted(value, dtype, device) for option, value in inputs.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,13 +79,16 @@ class MeasureSteps(Measure):
         values = {str(i): step for i, step in enumerate(value)} if calls else {_ANY: value}
 
         def compute(values: Mapping[str, Any]) -> Tensor:
-            given = tuple(values.values()) if calls else values[_ANY]
             require_inputs(self.regularizer, inputs, self.description)
-            sequence, counts = self.steps.of(given, whole(inputs.get("lengths")), self.description)
-            more = inputs if counts is None else {**inputs, "lengths": counts}
-            return measured(self, {_ANY: sequence}, clock, more, *self.held)
+            return self.steps_measured(tuple(values.values()) if calls else values[_ANY], clock, inputs)
 
         return self.computed(compute, values, inputs, self.steps)
+
+    def steps_measured(self, value: Any, clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the formula's value, [], for a value or the tuple of the steps. ``clock`` and ``inputs``: as in ``forward``."""
+        sequence, counts = self.steps.of(value, whole(inputs.get("lengths")), self.description)
+        more = inputs if counts is None else {**inputs, "lengths": counts}
+        return measured(self, {_ANY: sequence}, clock, more, *self.held)
 
 
 class MeasureUnits(Measure):
@@ -105,6 +109,37 @@ class MeasureUnits(Measure):
 
     def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock, inputs)
+
+
+class MeasureCounted(MeasureSteps):
+    """Computes a penalty's formula on a value, or on the values of a cell's calls, of which only some steps count; 0 if none does."""
+
+    def __init__(
+        self, regularizer: Penalty, site: str, strength: Tensor | None, steps: Steps, units: Units | None, held: SiteState | None = None
+    ) -> None:
+        super().__init__(regularizer, site, strength, steps, held)
+        if units is not None and steps.calls and units.axis >= 0:  # the calls are stacked along a new first axis
+            units = replace(units, axis=units.axis + 1)
+        self.units = units
+
+    def steps_measured(self, value: Any, clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        value, counted = self.steps.counted(value, whole(inputs["lengths"]), self.description)
+        # a padded step may be nan (attention over nothing), and then backward computes 0 * nan
+        kept = torch.where(counted, value, (self.regularizer.value_range or (0.0,))[0])
+        if self.units is not None:
+            kept, counted = self._as_samples(self.units, kept, counted)
+        found = measured(self, {_ANY: kept}, clock, {**inputs, "counted": counted}, *self.held)
+        return torch.where(counted.any(), found, 0)
+
+    def _as_samples(self, units: Units, value: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the value as [samples, units], and which samples count, [samples]."""
+        samples = units.of(value, self.description)
+        if counted.shape[units.axis] != 1:
+            raise RegularizerError(
+                f"{self.description}: the units are {units.text} of a value of shape {tuple(value.shape)}, which is the axis of time or of "
+                f"the batch (time_axis={self.steps.axis}). Give another axis= or time_axis=."
+            )
+        return samples, counted.expand(value.shape).movedim(units.axis, -1)[..., 0].flatten()
 
 
 class Total(RuntimeModule):
@@ -281,7 +316,8 @@ def measured(
     return value
 
 
-_SOLE: dict[tuple[str, ...], str] = {("z",): "z", ("w",): "w"}  # by what a formula takes: the name of its only argument
+# By what a formula takes: the name of its only argument. A formula that takes ``counted``, too, gets None for it.
+_SOLE: dict[tuple[str, ...], str] = {("z",): "z", ("w",): "w", ("z", "counted"): "z"}
 _KINDS = (Tensor, torch.nn.Parameter)
 
 
@@ -298,7 +334,7 @@ def is_quick(regularizer: Penalty, value: Any) -> bool:
 
 def quickly(regularizer: Penalty, value: Tensor, description: str) -> Tensor:
     """Return the formula's value, 0-d, of a value for which ``is_quick`` is True. The result is that of ``measured``."""
-    return _checked(called(regularizer, {_SOLE[regularizer.takes]: value}), description)
+    return _checked(called(regularizer, dict.fromkeys(regularizer.takes) | {_SOLE[regularizer.takes]: value}), description)
 
 
 def _require_range(value: Tensor, low: float, high: float, description: str) -> None:

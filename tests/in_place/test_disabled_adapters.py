@@ -55,8 +55,8 @@ def test_they_add_nothing(options: dict[str, Any], first: bool) -> None:
         for _ in range(2):
             assert torch.equal(model(X), plain(X))
         assert sum(inner.penalties().values()) == 0 and frozen == [p.requires_grad for p in model.parameters()]
-        idle = "their sites are not" if "own_dropout" in options else f"{', '.join(graphreg.strengths(inner))} add"
-        assert f"adapters are disabled, so {idle}" in str(graphreg.report(inner, cost=False))
+        idle = "" if "own_dropout" in options else f", so {', '.join(graphreg.strengths(inner))} add"
+        assert f"adapters are disabled{idle}" in str(graphreg.report(inner, cost=False))
     assert before == {name: (p.requires_grad, vars(p)) for name, p in model.named_parameters()}
     found = []
     for each in (model, alone):
@@ -90,6 +90,20 @@ def test_a_head_that_trains_with_the_adapters() -> None:
     model(X)["loss"].backward()
     assert inner.penalties()["weight_l2"] > 0
     assert [len(entry.sites) for entry in graphreg.report(inner, cost=False).regularizers] == [2, 4]
+
+
+def test_a_penalty_that_trains_adapters_alone() -> None:
+    """Its site is elsewhere, and stays; while they are disabled, nothing trains. Without adapters at all, that is an error."""
+    options = {"z_loss": {"weight": 5.0, "pattern": "out"}}
+    model, inner = adapted(**options)
+    with model.disable_adapter():
+        output = model(X)
+        assert inner.penalties()["z_loss"].item() == pytest.approx(5 * output.logsumexp(1).square().mean().item())
+    (model(X).sum() * 0).backward()
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
+    frozen = graphreg.regularize_(perceptron().requires_grad_(False), **options)
+    with pytest.raises(RegularizerError, match="z_loss: no parameter that can train reaches its sites"):
+        frozen(X)
 
 
 def test_what_acts_elsewhere_acts() -> None:

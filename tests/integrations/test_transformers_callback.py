@@ -220,22 +220,31 @@ def test_penalties_have_the_share_of_a_step_with_one_batch(make: Callable[[], nn
     torch.testing.assert_close(found[1], {name: gradient * factor for name, gradient in found[0].items()})
 
 
-def test_the_penalty_of_a_classifier_of_transformers(tmp_path: Path) -> None:
-    """It takes ``num_items_in_batch`` and does not divide by it."""
+def test_penalties_of_a_classifier_of_transformers(tmp_path: Path) -> None:
+    """It takes ``num_items_in_batch`` and does not divide by it. The attention mask of a tokenizer, int64, says which steps count."""
     config = transformers.BertConfig(
         vocab_size=WORDS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_position_embeddings=8,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = graphreg.regularize_(transformers.BertForSequenceClassification(config), weight_l2={"weight": 20.0, "pattern": "classifier.*"})
+    hidden = {"weight": 10.0, "pattern": "bert.encoder.layer.0.intermediate.intermediate_act_fn", "lengths": "attention_mask"}
+    model = graphreg.regularize_(
+        transformers.BertForSequenceClassification(config), weight_l2={"weight": 20.0, "pattern": "classifier.*"}, hidden_l2=hidden
+    )
+    call = {"input_ids": SENTENCES[0]["input_ids"], "attention_mask": torch.tensor([1, 1, 1, 0, 0]), "labels": torch.tensor(1)}
     found = []
     for count in (1, 4):
         watch = Watch()
         made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=count, max_steps=1, learning_rate=0.0)
-        made.train_dataset = [{**SENTENCES[0], "labels": torch.tensor(1)}] * 4
+        made.train_dataset = [call] * 4
         made.train()
         found.append(watch.gradients[0])
     torch.testing.assert_close(found[1], {name: gradient * 4 for name, gradient in found[0].items()})
+    seen: list[Tensor] = []
+    model.bert.encoder.layer[0].intermediate.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model.eval()(**{name: value[None] for name, value in call.items()})
+    assert model.penalties()["hidden_l2"].item() == pytest.approx(10 * seen[0][:, :3].square().mean().item(), rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])

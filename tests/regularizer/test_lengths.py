@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphreg
 from graphreg import NoMatchError, Penalty, RegularizerError, TraceError, regularize
-from graphreg.passes import RecurrentNorm, RecurrentState
+from graphreg.passes import ConfidencePenalty, HiddenL1, HiddenL2, KLSparsity, NEFTune, RecurrentNorm, RecurrentState, ZLoss
 from graphreg.runtime.rewritten_module import RewrittenModule
 
 fx.wrap("pack_padded_sequence")
@@ -165,7 +165,7 @@ class Added(nn.Module):
 
 @pytest.mark.parametrize("padding", [torch.nan, torch.inf, 1e300])
 @pytest.mark.parametrize("given", [LENGTHS, mask_of(LENGTHS)], ids=["lengths", "mask"])
-@pytest.mark.parametrize("penalty", [RecurrentState, RecurrentNorm])
+@pytest.mark.parametrize("penalty", [RecurrentState, RecurrentNorm, HiddenL1, HiddenL2, ZLoss, ConfidencePenalty])
 def test_the_gradient_knows_nothing_of_the_padding(penalty: Any, given: Tensor, padding: float) -> None:
     gradients = []
     for x in (X, X.masked_fill(~mask_of(LENGTHS)[..., None], padding)):
@@ -217,6 +217,144 @@ def test_a_sequence_without_a_batch(lengths: Tensor) -> None:
         same(model, found, [torch.stack([(b - a) ** 2 for a, b in itertools.pairwise(steps)]).mean()])
 
 
+# --- masks of other dtypes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32, torch.bfloat16])
+def test_a_mask_of_any_dtype(dtype: torch.dtype) -> None:
+    """Tokenizers make masks of int64."""
+    model, module = once()
+    mask = mask_of(LENGTHS).flip(1)
+    assert torch.equal(torch.stack([*module(X, mask.to(dtype)).penalties.values()]), torch.stack([*module(X, mask).penalties.values()]))
+    noisy = regularize(model, NEFTune("body", 5.0, lengths="lengths"), rng=0)
+    state = graphreg.rng_state(noisy)
+    found = noisy(X, mask.to(dtype)).output
+    graphreg.set_rng_state(noisy, state)
+    assert torch.equal(found, noisy(X, LENGTHS).output)
+
+
+@pytest.mark.parametrize("wrong", [torch.full((4, 5), 2), torch.full((4, 5), -torch.inf), torch.full((4, 5), torch.nan), -torch.ones(4, 5)])
+def test_a_mask_has_zeros_and_ones(wrong: Tensor) -> None:
+    for penalty in (PENALTIES[0], HiddenL2("relu", 1.0, lengths="lengths"), NEFTune("body", 1.0, lengths="lengths")):
+        with pytest.raises(RegularizerError, match=rf"lengths='lengths' has {wrong[0, 0].item():g}; a mask of steps is 1 or True where a"):
+            regularize(Valued(), penalty)(X, wrong)
+
+
+# --- values of which only some steps count ---------------------------------------------------------------------------
+
+
+def counted(lengths: str | None = "lengths") -> list[Penalty]:
+    return [
+        HiddenL1("relu", 1.0, lengths=lengths), HiddenL2("relu", 1.0, lengths=lengths), KLSparsity("sigmoid", 1.0, lengths=lengths),
+        ZLoss("head", 1.0, lengths=lengths), ConfidencePenalty("head", 1.0, lengths=lengths),
+    ]  # fmt: skip
+
+
+class Probable(Valued):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        z = torch.relu(self.body(x))
+        return self.head(z) + torch.sigmoid(z)[..., :2]
+
+
+FORMS = [LENGTHS, mask_of(LENGTHS), mask_of(LENGTHS).long()]
+
+
+@pytest.mark.parametrize("given", FORMS, ids=["lengths", "mask", "int64"])
+def test_padding_is_neither_penalized_nor_averaged(given: Tensor) -> None:
+    model = Probable()
+    x = X.masked_fill(~mask_of(LENGTHS)[..., None], 0.5)
+    expected = regularize(model, counted(None))(X[mask_of(LENGTHS)][None], given).penalties  # one sequence without padding
+    for made in (regularize(model, counted()), regularize(model, counted(), example_inputs=(x, given))):
+        same(model, made(x, given).penalties, list(expected.values()))
+    whole = regularize(model, counted(None))(X, given).penalties
+    assert all(not torch.equal(whole[name], value) for name, value in expected.items())
+
+
+def test_no_step_counts() -> None:
+    model = Probable()
+    found = regularize(model, counted())(X, torch.zeros_like(LENGTHS)).penalties
+    assert all(value == 0 for value in found.values())
+    sum(found.values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_outputs_of_a_recurrent_layer() -> None:
+    """Activation regularization, by hand: the layer says which axis is time."""
+    for batch_first, x in ((True, X), (False, X.transpose(0, 1))):
+        model = Layered()
+        model.rnn = nn.LSTM(3, 4, batch_first=batch_first, dtype=torch.float64)
+        found = regularize(model, [HiddenL2("rnn", 1.0, lengths="lengths")])(x, LENGTHS).penalties["hidden_l2"]
+        states = model.rnn(x)[0]
+        valid = (states if batch_first else states.transpose(0, 1))[mask_of(LENGTHS)]
+        torch.testing.assert_close(found, valid.square().mean())
+        assert found.item() != pytest.approx(states.square().mean().item())
+
+
+@pytest.mark.parametrize("given", FORMS, ids=["lengths", "mask", "int64"])
+def test_values_at_the_calls_of_a_cell(given: Tensor) -> None:
+    model = Cells()
+    states, steps = None, []
+    for t in range(5):
+        states = model.cell(X[:, t], states)
+        steps.append(states[0])
+    valid = torch.stack(steps, 1)[mask_of(LENGTHS)]
+    penalties = [HiddenL1("cell", 1.0, lengths="lengths"), ZLoss("cell", 1.0, lengths="lengths", axis=1)]
+    found = regularize(model, penalties, example_inputs=(X, given))(X, given).penalties
+    same(model, found, [valid.abs().mean(), valid.logsumexp(1).square().mean()])
+
+
+def test_channels_and_another_axis_of_time() -> None:
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(3, 4, 1, dtype=torch.float64)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.conv(x.transpose(1, 2))
+
+    model = Convolved()
+    penalties = [HiddenL2("conv", 1.0, lengths="lengths", time_axis=2), ZLoss("conv", 1.0, lengths="lengths", time_axis=-1)]
+    found = regularize(model, penalties, example_inputs=(X, LENGTHS))(X, LENGTHS).penalties
+    valid = model.conv(X.transpose(1, 2)).transpose(1, 2)[mask_of(LENGTHS)]
+    same(model, found, [valid.square().mean(), valid.logsumexp(1).square().mean()])
+    with pytest.raises(RegularizerError, match="^HiddenL2: time_axis=2 without lengths= would do nothing. Give lengths=, the name of"):
+        HiddenL2("conv", 1.0, time_axis=2)
+    with pytest.raises(RegularizerError, match=r"comes from a convolution .* Give time_axis=2; if axis 1 is time nevertheless"):
+        regularize(model, HiddenL2("conv", 1.0, lengths="lengths"))
+    with pytest.raises(
+        RegularizerError, match=r"units are axis 2 of a value of shape \(4, 4, 5\), which is the axis of time or of the batch"
+    ):
+        regularize(model, ZLoss("conv", 1.0, lengths="lengths", time_axis=2, axis=2))(X, LENGTHS)
+
+
+def test_a_value_without_steps() -> None:
+    class Pools(Valued):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x)).mean(1))
+
+    with pytest.raises(RegularizerError, match=r"HiddenL2 at mean: the value has shape \(4, 4\) and is no sequence"):
+        regularize(Pools(), HiddenL2("mean", 1.0, lengths="lengths"), example_inputs=(X, LENGTHS))
+
+
+def test_compiled_as_a_whole() -> None:
+    model, given = Probable(), FORMS[2]
+    module = regularize(model, counted())
+    expected = module(X, given).penalties
+    torch.compiler.reset()
+    same(model, torch.compile(module, backend="aot_eager", fullgraph=True)(X, given).penalties, list(expected.values()))
+
+
+def test_in_place_and_under_autocast() -> None:
+    """Penalties are computed in float32, and the mask that a tokenizer makes arrives as it is."""
+    model = graphreg.regularize_(Valued().to(torch.float32), [HiddenL2("relu", 1.0, lengths="lengths")], scale=1.0)
+    x = X.to(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x, FORMS[2])
+        expected = torch.relu(model.body(x)).float()[mask_of(LENGTHS)].square().mean()
+    assert model.penalties()["hidden_l2"].dtype == torch.float32
+    torch.testing.assert_close(model.penalties()["hidden_l2"], expected)
+
+
 # --- a regularizer of the user's own ---------------------------------------------------------------------------------
 
 
@@ -244,6 +382,8 @@ def test_a_formula_of_ones_own() -> None:
         ("steps, z", {}, "Wrong.__call__ asks for steps and for z; it gets either a sequence or a value. Leave one out."),
         ("steps, values", {}, "Wrong.__call__ asks for steps and for values; it gets either a sequence or a value. Leave one out."),
         ("z, lengths", {}, "Wrong.__call__ asks for lengths, but not for the steps that have these lengths. Ask for steps, too."),
+        ("z, counted", {}, "Wrong.__call__ asks for counted, which says which steps of z or units count, as the option lengths says. Ask"),
+        ("steps, counted", {"lengths": None}, "Wrong.__call__ asks for counted, which says which steps of z or units count, as the option"),
         ("steps", {"lengths": None}, "Wrong has the option lengths, but its __call__ does not take lengths: the option would do nothing."),
     ],
 )
@@ -255,10 +395,10 @@ def test_a_formula_that_makes_no_sense(arguments: str, options: dict[str, Any], 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
-MUST = "for 4 sequences of 5 steps it must be whole numbers of shape (4,), or a bool mask of shape (4, 5), True where a step counts."
+MUST = "for 4 sequences of 5 steps it must be whole numbers of shape (4,), or a mask of shape (4, 5), True or 1 where a step counts."
 WRONG = [
     (torch.ones(3, dtype=torch.int64), f"lengths='lengths' is (3,) int64; {MUST}"),
-    (torch.ones(4, 5, dtype=torch.int64), f"lengths='lengths' is (4, 5) int64; {MUST}"),
+    (torch.ones(4, 6, dtype=torch.int64), f"lengths='lengths' is (4, 6) int64; {MUST}"),
     (torch.ones(5, 4, dtype=torch.bool), f"lengths='lengths' is (5, 4) bool; {MUST}"),
     (torch.ones(4, dtype=torch.bool), f"lengths='lengths' is (4,) bool; {MUST}"),
     (torch.ones(4), f"lengths='lengths' is (4,) float32; {MUST}"),

@@ -487,8 +487,8 @@ def test_an_option_that_would_do_nothing() -> None:
 
 
 def test_an_argument_that_is_no_option() -> None:
-    sentence = "Lacks.__call__ asks for mask; the engine supplies z, values, weight, steps, lengths, units, vjp, state on values. For an"
-    cure = r" input of the model, declare an option of this name: mask: ModelInput = None"
+    sentence = "Lacks.__call__ asks for mask; the engine supplies z, values, weight, steps, lengths, units, counted, vjp, state on values."
+    cure = r" For an input of the model, declare an option of this name: mask: ModelInput = None"
     with pytest.raises(RegularizerError, match=re.escape(sentence) + cure):
 
         class Lacks(Penalty):

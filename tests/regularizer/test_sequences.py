@@ -741,7 +741,7 @@ class Measured(nn.Module):
 @pytest.mark.parametrize(("lengths", "hint"), [
     (torch.tensor([28, 20]), r"has 28 for a sequence of 8 steps; .* The value has shape \(2, 8, 30\); if time is another of its "
                              r"axes, give time_axis=2\.$"),
-    (torch.ones(2, 30, dtype=torch.bool), r"True where a step counts\. The value has shape \(2, 8, 30\); .* give time_axis=2\.$"),
+    (torch.ones(2, 30, dtype=torch.bool), r"True or 1 where a step counts\. The value has shape \(2, 8, 30\); .* give time_axis=2\.$"),
     (torch.tensor([31, 20]), r"a length is a whole number from 0 to 8\.$"), (torch.ones(2, 9, dtype=torch.bool), r"where a step counts\.$"),
 ])  # fmt: skip
 def test_lengths_that_fit_another_axis(lengths: Tensor, hint: str) -> None:
