@@ -36,7 +36,7 @@ COMPARED = {
     "docs/depth.md": 6,
     "docs/regularizers.md": 3,
     "docs/start.md": 3,
-    "docs/training.md": 4,
+    "docs/training.md": 5,
     "docs/writing.md": 2,
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import contents_of, detached, may_change
+from graphreg.ir import contents_of, detached, may_change, number_kind
 from graphreg.torch_internals import pytree
 
 # Stands for a dot in the text. The text is also the name of an attribute of ``Graphs`` (placed.py), and Dynamo cannot read an attribute
@@ -41,19 +41,23 @@ class CallForm:
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
         self.changing = tuple(name for name, default in self.defaults.items() if may_change(default))
 
-    def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def key(self, args: Sequence[Any], kwargs: Mapping[str, Any], loosened: Sequence[str] = ()) -> str:
         """Return the text: the name of each argument, with the dtype and number of dims of a tensor, or the contents of any other value.
 
         Arguments that ``**kwargs`` takes are in the order of the call, in which the forward gets them. Otherwise the text is the same
         whether an argument is given by position or by name. The text is also the same whether an argument that equals its default is given
         or left out, if the default is None, a bool, a number, a str or an object that may change in place.
+
+        ``loosened``: the names of arguments of which, if they are numbers, the text has only the type.
         """
         seen: Any = [] if torch.compiler.is_dynamo_compiling() else {}
         parts, rest = [], []
         given = dict(zip(self.names, args, strict=False))
         given.update(kwargs)
         for name in self.order:
-            if name in given and not self._is_default(name, given[name]):
+            if name in loosened and (kind := number_kind(given[name] if name in given else self.defaults.get(name))):
+                parts.append(f"{name}={kind}")
+            elif name in given and not self._is_default(name, given[name]):
                 parts.append(f"{name}={contents_of(given[name], (), True, seen)}")
             elif name in self.changing and name not in given:
                 parts.append(f"{name}={contents_of(self.defaults[name], (), True, seen)}")
@@ -61,8 +65,14 @@ class CallForm:
             rest.append(f"*{i}={contents_of(args[i], (), True, seen)}")
         for name, value in kwargs.items():
             if name not in self.order:
-                rest.append(f"{name}={contents_of(value, (), True, seen)}")
+                kind = number_kind(value) if name in loosened else ""
+                rest.append(f"{name}={kind or contents_of(value, (), True, seen)}")
         return ", ".join([*parts, *rest]).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
+
+    def numbers(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that are numbers, by name, defaults included; without those that ``*args`` takes."""
+        given = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
+        return {name: value for name, value in given.items() if number_kind(value)}
 
     def _is_default(self, name: str, value: Any) -> bool:
         if name not in self.defaults:
@@ -115,10 +125,10 @@ def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mappin
     return example
 
 
-def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Size, ...]:
-    """Return the shapes of the tensors among the arguments, in order."""
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the shapes of the tensors among the arguments, and the numbers, in order."""
     leaves = pytree.tree_leaves((tuple(args), sorted(kwargs.items(), key=lambda item: item[0])))
-    return tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
+    return tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves if isinstance(leaf, (Tensor, int, float)))
 
 
 def not_traced(key: str, title: str) -> GraphRegError:

@@ -19,6 +19,7 @@ from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, refuse_caches, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.structure import (
+    Numbers,
     Options,
     StructureGraph,
     prove_later,
@@ -27,7 +28,7 @@ from graphreg.in_place.structure import (
     traced_for,
 )
 from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
-from graphreg.ir import ORIGINAL, RULES, strings
+from graphreg.ir import ORIGINAL, RULES, contents_of, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.planning import Plan
 from graphreg.regularizer import Regularizer, Splice
@@ -53,13 +54,27 @@ from graphreg.runtime import (
     written_scale,
     written_state,
 )
-from graphreg.torch_internals import disable, guard_value, innermost_transform, is_exporting, is_fake, skip_frame, translator
+from graphreg.torch_internals import (
+    disable,
+    guard_value,
+    innermost_transform,
+    is_exporting,
+    is_fake,
+    runs_compiled,
+    skip_frame,
+    translator,
+)
 from graphreg.tracing import Reads, tensors
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
 _MOST = 8
+_MOST_KNOWN = 4096  # the most calls of which a graph remembers that it accepted them
 _MANY = 16  # the number of structures at which a warning is logged
+
+
+class _ForOneValue(GraphRegError):
+    """No graph was found that takes the loosened arguments of a call as numbers that may change."""
 
 
 class _Thread(threading.local):
@@ -90,6 +105,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         graphs: For each structure, the rewritten module that was chosen last.
         in_eval: Whether the graph runs in eval mode, too.
         last: The text of the structure of the last call.
+        loosened: The arguments that graphs take as numbers that may change, if they are numbers.
     """
 
     def __init__(self, options: Options, shared: SharedState) -> None:
@@ -100,6 +116,12 @@ class Placed(ModuleHandle, InPlaceHandle):
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
         self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # for a structure: fingerprint and error of a failed trace
         self._told = False  # whether the plan has been logged
+        self.loosened: tuple[str, ...] = ()
+        self._by_value: set[str] = set()  # arguments that are numbers, and of which a graph needs the value
+        self._compared: set[str] = set()  # loosened arguments of graphs that have assertions
+        # for a structure without the values of numbers: these values in its first call, by name, and the text with them
+        self._numbers: dict[str, tuple[dict[str, Any], str]] = {}
+        self._two_values: dict[str, tuple[Any, Any]] = {}  # two values of each argument that is or was loosened
 
     # Calls of the model
 
@@ -112,6 +134,9 @@ class Placed(ModuleHandle, InPlaceHandle):
         outer = _thread.call
         try:
             key, fitting = self._prepared(model, form, args, kwargs)
+            if self._compared and runs_compiled(model):  # in compiled code, no other graph can run where an assertion fails
+                self._tighten(self._compared)
+                key, fitting = self._prepared(model, form, args, kwargs)
             _thread.call = self, key, fitting
             return call_within(fitting[0].module, RULES, run, args, kwargs)
         finally:
@@ -122,23 +147,61 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     @disable()
     def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
-        key = form.key(args, kwargs)
-        return key, self.fitting(model, key, args, kwargs)
+        """Return the text of a call's structure and the graphs that fit it. See ``_loosen`` for arguments that are numbers."""
+        if (key := form.key(args, kwargs, self.loosened)) not in self._made:
+            self._loosen(form, args, kwargs)
+            key = form.key(args, kwargs, self.loosened)
+        try:
+            return key, self.fitting(model, form, key, args, kwargs)
+        except _ForOneValue:
+            key = form.key(args, kwargs, self.loosened)
+            return key, self.fitting(model, form, key, args, kwargs)
 
-    def run(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> Any:
-        """Run the graph of a structure, instead of the model's forward, in a call that Dynamo does not trace."""
+    def _loosen(self, form: CallForm, args: Any, kwargs: Any) -> None:
+        """Loosen arguments that are numbers and differ from a call whose structure is the same otherwise.
+
+        Of a loosened argument, only the type belongs to the structure. If a graph turns out to need the value, the argument counts by its
+        value again, for good (``_tighten``).
+        """
+        numbers = form.numbers(args, kwargs)
+        first = numbers, form.key(args, kwargs)
+        known = self._numbers.setdefault(form.key(args, kwargs, tuple(numbers)), first)[0]
+        changed = [name for name in numbers.keys() - self._by_value if contents_of(numbers[name]) != contents_of(known[name])]
+        self._two_values.update({name: (known[name], numbers[name]) for name in changed})
+        self.loosened += tuple(name for name in changed if name not in self.loosened)
+
+    @disable()
+    def _tighten(self, names: Collection[str]) -> None:
+        self._by_value.update(names)
+        self.loosened = tuple(name for name in self.loosened if name not in self._by_value)
+        self._compared -= self._by_value
+
+    def _loose_numbers(self, form: CallForm, args: Any, kwargs: Any) -> Numbers:
+        """Return the loosened arguments of a call that are numbers."""
+        numbers = form.numbers(args, kwargs)
+        other = {}
+        for name in numbers.keys() & {*self.loosened}:
+            first, second = self._two_values[name]
+            other[name] = second if contents_of(numbers[name]) == contents_of(first) else first
+        _, key = self._numbers.get(form.key(args, kwargs, tuple(numbers)), ({}, ""))
+        like = next(iter(self._made.get(key, ())), None)
+        return Numbers(other, like.plan if like is not None and other else None)
+
+    def run(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> Any:
+        """Run the graph of a call's structure, instead of the model's forward, in a call that Dynamo does not trace."""
         running = _thread.call
         if running is None or running[0] is not self:  # the user called ``model.forward``, not the model
             begin_turn(self)
             try:
-                first = self.fitting(model, key, args, kwargs)[0]
-                return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
+                key, fitting = self._prepared(model, form, args, kwargs)
+                return call_within(fitting[0].module, RULES, lambda: self._run(model, form, key, args, kwargs, fitting), args, kwargs)
             finally:
                 end_turn()
-        return self._run(model, key, args, kwargs, running[2] if running[1] == key else None)
+        if running[1] == (key := form.key(args, kwargs, self.loosened)):
+            return self._run(model, form, key, args, kwargs, running[2])
+        return self._run(model, form, *self._prepared(model, form, args, kwargs), args, kwargs)
 
-    def _run(self, model: nn.Module, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph] | None) -> Any:
-        fitting = self.fitting(model, key, args, kwargs) if fitting is None else fitting
+    def _run(self, model: nn.Module, form: CallForm, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph]) -> Any:
         shapes, tried = shapes_of(args, kwargs) if fitting[0].asks else (), list[StructureGraph]()
         while True:
             for graph in fitting:
@@ -147,7 +210,11 @@ class Placed(ModuleHandle, InPlaceHandle):
                         return self._forward(key, graph, shapes, args, kwargs)
                 except OtherInputs:
                     tried.append(graph)
-            graph, is_new = self._trace(model, key, args, kwargs, tried)
+            try:
+                graph, is_new = self._trace(model, form, key, args, kwargs, tried)
+            except _ForOneValue:
+                key, fitting = self._prepared(model, form, args, kwargs)
+                continue
             if is_new:
                 return self._forward(key, graph, shapes_of(args, kwargs), args, kwargs)
             fitting = [graph]
@@ -156,13 +223,15 @@ class Placed(ModuleHandle, InPlaceHandle):
         with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
             result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
+            if len(graph.known) == _MOST_KNOWN:
+                graph.known.clear()
             graph.known.add(shapes)
         self._choose(key, graph)
         return result
 
-    def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
+    def fitting(self, model: nn.Module, form: CallForm, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
         """Return the graphs of a structure that are not stale. If there is none, trace. Graphs that ran with these shapes come first."""
-        graphs = self._present(key) or [self._trace(model, key, args, kwargs)[0]]
+        graphs = self._present(key) or [self._trace(model, form, key, args, kwargs)[0]]
         if len(graphs) > 1 and graphs[0].asks:
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
@@ -195,12 +264,13 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     @disable()
     def _trace(
-        self, model: nn.Module, key: str, args: Any, kwargs: Any, tried: Sequence[StructureGraph] = (), at_call: bool = True
+        self, model: nn.Module, form: CallForm, key: str, args: Any, kwargs: Any, tried: Sequence[StructureGraph] = (), at_call: bool = True
     ) -> tuple[StructureGraph, bool]:
         """Trace the model for a call, and return the graph, and whether it is new. ``at_call``: whether the call is running.
 
         If another thread has traced the model for the same structure meanwhile, return its graph. ``tried``: graphs that do not fit.
-        If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes.
+        If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes. But if
+        the call has loosened arguments, they count by their values from then on, and ``_ForOneValue`` is raised.
         """
         if innermost_transform() is not None or is_exporting() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
@@ -213,14 +283,18 @@ class Placed(ModuleHandle, InPlaceHandle):
             self._log_change(key)
             if (device := device_of(model)) != self.shared.key.step.device:  # it was made on the meta device, and has got its values
                 self.follow(lambda tensor: tensor.to(device))
-            reads = Reads()
+            reads, numbers = Reads(), self._loose_numbers(form, args, kwargs)
             try:
                 refuse_caches(args, kwargs)
                 with self.shared.unsettled_unless_done():
-                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads)
+                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads, numbers)
             except GraphRegError as failure:
+                if numbers.other:
+                    self._tighten(numbers.other)
+                    raise _ForOneValue from failure
                 self._failed[key] = Fingerprint(model, reads), (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
+            self._compared.update(numbers.other if graph.asks else ())
             if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
                 unplace(graph.rules)
             made = self._made.setdefault(key, [])
@@ -259,7 +333,9 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Trace the model for the example inputs of ``regularize_``."""
-        self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs, at_call=False)
+        form = CallForm(inspect.signature(model.forward))
+        self._loosen(form, args, kwargs)
+        self._trace(model, form, form.key(args, kwargs), args, kwargs, at_call=False)
 
     def guard(self, key: str) -> bool:
         """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles the code again once the structure's graph is stale.
@@ -318,7 +394,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def graph_for(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
         self.current()  # raises if nothing was traced
-        key, shapes = CallForm(inspect.signature(model.forward)).key(args, kwargs), shapes_of(args, kwargs)
+        key, shapes = CallForm(inspect.signature(model.forward)).key(args, kwargs, self.loosened), shapes_of(args, kwargs)
         if graphs := [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]:
             return min(graphs, key=lambda graph: shapes not in graph.known).module
         raise GraphRegError(

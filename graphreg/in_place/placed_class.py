@@ -89,11 +89,11 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
                 _refuse_trace(self, placed, args)
             if not (self.training or placed.in_eval):
                 return original.forward(self, *args, **kwargs)
-            return placed.run(self, form.key(args, kwargs), args, kwargs)
+            return placed.run(self, form, args, kwargs)
         placed = self.graphreg_in_place
         if not (self.training or placed.in_eval):
             return original.forward(self, *args, **kwargs)
-        key = form.key(args, kwargs)
+        key = form.key(args, kwargs, placed.loosened)
         guarded(key)
         placed.last = key
         module = getattr(placed.graphs, key)

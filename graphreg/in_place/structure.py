@@ -7,7 +7,7 @@ import inspect
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -69,13 +69,17 @@ from graphreg.torch_internals import (
 from graphreg.tracing import (
     DECISIONS,
     NO_INPUTS,
+    Claim,
     FrontEnd,
+    NotTheModel,
     Proving,
     Reads,
     Traced,
     arguments,
     checkpoints_itself,
+    decided,
     mode_asked,
+    prove,
     traced_for_proof,
 )
 
@@ -106,6 +110,31 @@ class Options:
     prove: bool = True
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The arguments that a graph must take as numbers that may change.
+
+    Attributes:
+        other: For each, by its name, another value than in the call for which the graph is traced.
+        like: The plan of a graph for a structure that differs in these numbers alone; None if there is none.
+    """
+
+    other: Mapping[str, Any]
+    like: Plan | None = None
+
+    def require_same(self, decided: Plan) -> None:
+        """Raise OtherInputs unless a plan does what ``like`` does: arithmetic with a number may shift the names of values."""
+        if (self.other and decided.unmovable) if self.like is None else _what(decided) != _what(self.like):
+            raise OtherInputs("a graph that takes these arguments as numbers that may change has other sites.")
+
+
+def _what(decided: Plan) -> list[tuple[str, ...]]:
+    """Return what a plan does, and what it leaves alone."""
+    edits = [(edit.name, site.name, edit.matched) for edit in decided.edits for site in edit.sites]
+    native = [(edit.dropout.site.name, edit.action) for edit in decided.native_dropout]
+    return [*edits, *native, *((each.site.name,) for each in decided.unmovable)]
+
+
 @dataclass(eq=False)
 class StructureGraph:
     """A graph for one structure of arguments.
@@ -121,7 +150,7 @@ class StructureGraph:
         blocks: The blocks of the model that the graph calls.
         held: A copy of the arguments without their tensors. The copy keeps alive the objects whose ids are in the structure's text, so that
             no other object gets these ids.
-        known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors of one call.
+        known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors and all numbers of one call.
     """
 
     module: RewrittenModule
@@ -132,7 +161,7 @@ class StructureGraph:
     hooks: list[tuple[dict[int, Any], str]]
     blocks: tuple[nn.Module, ...]
     held: Any
-    known: set[tuple[torch.Size, ...]] = field(default_factory=set)
+    known: set[tuple[Any, ...]] = field(default_factory=set)
 
     @property
     def rules(self) -> Rules:
@@ -174,7 +203,7 @@ class StructureGraph:
 
 
 def traced_for(
-    model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool, reads: Reads
+    model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool, reads: Reads, numbers: Numbers
 ) -> StructureGraph:  # fmt: skip
     """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph.
 
@@ -185,6 +214,10 @@ def traced_for(
         shared: What all graphs share.
         at_call: Whether such a call is running.
         reads: Filled with what the trace reads of the model, even if it fails.
+        numbers: The arguments that the graph must take as numbers that may change.
+
+    Raises:
+        GraphRegError: The model cannot be traced, or no graph takes these arguments as numbers that may change.
     """
     for inner in model.modules():
         place_again(inner)
@@ -194,11 +227,12 @@ def traced_for(
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
         with reads.recorded(model):
-            traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None)
+            traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
         if options.prove and not is_eager():
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced))
         decided, whole = _planned(model, example, traced, options)
+        numbers.require_same(decided)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
             for line in shared.follow(model):
@@ -211,7 +245,7 @@ def traced_for(
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
             place(block)
-        return traced_for(model, example, options, shared, at_call, reads)
+        return traced_for(model, example, options, shared, at_call, reads, numbers)
     for child in rules_of(module).children():
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
@@ -273,10 +307,13 @@ def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: 
                 prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
 
 
-def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
+def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving | None, numbers: Mapping[str, Any]) -> Traced:
     """Trace the model. If this fails and the model checkpoints activations, raise a TraceError that says how to switch that off."""
     try:
-        return traced_for_proof(model, example, front_end, proving)
+        traced = traced_for_proof(model, example, front_end, proving, numbers)
+        if numbers:
+            _require_free(traced, example, proving, numbers)
+        return traced
     except TraceError as error:
         title = type(model).__name__
         if any(map(checkpoints_itself, model.modules())):  # a trace ignores these checkpoints, so they are not why it failed
@@ -289,6 +326,40 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Provin
             "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, name the blocks in "
             "blocks= and put checkpoint_wrapper around them, or compile the model and set torch._functorch.config.activation_memory_budget."
         ) from error
+
+
+def _require_free(traced: Traced, example: Any, proving: Proving | None, numbers: Mapping[str, Any]) -> None:
+    """Raise OtherInputs or NotTheModel unless the graphs are right for other values of the arguments ``numbers``, too.
+
+    The graphs of torch.export fix numbers. Those of torch.fx assert the value of a number where the forward needs it. They are compared
+    with the model at a second value, too.
+    """
+    nodes = [node for graph in traced.graphs.values() for node in graph.nodes]
+    asserted = [node for node in nodes if node.target is decided and not isinstance(node.args[1], bool)]  # a bool: a comparison with it
+    if traced.front_end != "symbolic" or any(_reads(node, numbers) for node in asserted):
+        raise OtherInputs(f"the graph is for one value of {listed(tuple(numbers))}.")
+    if proving is not None:
+        args, kwargs = arguments(example) or ((), {})
+        bound = inspect.signature(traced.model.forward).bind(*args, **kwargs)
+        bound.arguments.update(numbers)
+        claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
+        try:
+            prove(claim, (bound.args, bound.kwargs), proving)
+        except NotTheModel as error:
+            if not isinstance(error.__cause__, OtherInputs):  # the graph asserts a comparison that does not hold for the second value
+                raise
+
+
+def _reads(node: fx.Node, names: Collection[str]) -> bool:
+    """Return whether a node is computed from one of these arguments of the forward."""
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        each = waiting.pop()
+        if each.op == "placeholder" and each.target in names:
+            return True
+        waiting += [before for before in each.all_input_nodes if before not in seen]
+        seen.update(each.all_input_nodes)
+    return False
 
 
 def _tensors_read(model: nn.Module, traced: Traced) -> list[Tensor]:

@@ -178,6 +178,12 @@ def _number(value: Any, loose: int) -> str:
     return f"{name} {int(number) if isinstance(number, int) else float(number)!r}"
 
 
+def number_kind(value: Any) -> str:
+    """Return ``"int"`` or ``"float"`` for a number of exactly that class, or a symbol of it; ``""`` for anything else."""
+    name = _PLAIN_NAMES.get(type(value), "")
+    return "" if name == "bool" else name
+
+
 def _call(value: Any, within: tuple[Any, ...], seen: Seen | None) -> str:
     """Return a text for a bound method or a ``functools.partial``. Another one of the same function and object has the same text."""
     if isinstance(value, types.MethodType):

@@ -12,7 +12,7 @@ from graphreg.tracing.proof.proof import NO_INPUTS, NOT_ASKED, PROVABLE, TRACED,
 from graphreg.tracing.proof.surroundings import alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
 from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside
-from graphreg.tracing.shape_decisions import DECISIONS, decisions
+from graphreg.tracing.shape_decisions import DECISIONS, decided, decisions
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_installed, is_own, reachable_code
 from graphreg.tracing.symbolic.tracer import PLAIN
 from graphreg.tracing.trace import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace, traced_for_call, traced_for_proof
@@ -21,7 +21,7 @@ from graphreg.tracing.train_eval_graphs import mode_asked
 __all__ = [
     "BACKEND", "CHECKPOINTS", "DECISIONS", "NOT_ASKED", "NOT_ASSIGNED", "NO_INPUTS", "OWN_ATTRIBUTES", "PLAIN", "PROVABLE", "TRACED",
     "WHOLE", "Arguments", "CapturedGraphs", "Claim", "FrontEnd", "NotTheModel", "On", "Proving", "ReachableCode", "Reads", "Traced",
-    "alike", "arguments", "captured_by", "check_model", "checkpoints_itself", "culprit", "decisions", "difference", "inside",
+    "alike", "arguments", "captured_by", "check_model", "checkpoints_itself", "culprit", "decided", "decisions", "difference", "inside",
     "is_foreign_class", "is_installed", "is_own", "leaves", "mode_asked", "names", "prove", "reachable_code", "snapshot", "steps_of_graph",
     "steps_of_model", "tensors", "trace", "trace_to_show", "traced_for_call", "traced_for_proof", "usual_inputs",
 ]  # fmt: skip

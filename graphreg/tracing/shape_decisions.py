@@ -39,6 +39,8 @@ class NeedsFunctionTable(BaseException):
 @has_side_effect  # otherwise a pass would remove the call as dead code
 def decided(value: Any, expected: Any) -> None:
     """Raise unless a size, or a value computed from sizes, has the value that it had when the model was traced."""
+    if isinstance(expected, bool) and torch.compiler.is_dynamo_compiling():
+        value = True if value else False  # noqa: SIM210  # it may be a symbol, which cannot be compared with a bool; bool() keeps it one
     if value != expected:
         raise OtherInputs(
             f"the model decides something on a shape, dtype or the like, and these inputs give {value} where the example_inputs gave "

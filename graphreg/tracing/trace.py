@@ -191,9 +191,11 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     return traced_for_proof(model, example_inputs, front_end, Proving() if prove else None)
 
 
-def traced_for_proof(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None) -> Traced:
-    """Do what ``trace`` does. ``proving``: how to prove the graphs; None to leave them unproved."""
-    traced = traced_for_call(model, arguments(example_inputs), front_end, proving)
+def traced_for_proof(
+    model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str] = ()
+) -> Traced:
+    """Do what ``trace`` does. ``proving``: how to prove the graphs; None to leave them unproved. ``inputs``: as in ``traced_for_call``."""
+    traced = traced_for_call(model, arguments(example_inputs), front_end, proving, inputs)
     return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 

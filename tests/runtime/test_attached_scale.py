@@ -122,3 +122,70 @@ def test_the_scale_is_no_part_of_the_state_and_not_broadcast() -> None:
 def test_what_is_no_scale(scale: Any) -> None:
     with pytest.raises(graphreg.RegularizerError, match=r"scale=.* is not allowed; give a number above 0, a 0-d tensor, a GradScaler"):
         graphreg.regularize(torch.nn.Linear(2, 2), weight_l2=0.1, penalties="attach", scale=scale)
+
+
+# Several forwards and one backward pass, as docs/training.md says
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x)
+
+
+class WithLoss(OneLayer):
+    def forward(self, x: Tensor) -> Any:
+        return {"loss": self.fc(x).square().mean()}
+
+
+def of(output: Any) -> Any:
+    return output["loss"] if isinstance(output, dict) else output.square().mean()
+
+
+def without_gradient(run: Any, x: Tensor) -> Any:
+    with torch.no_grad():
+        return of(run(x))
+
+
+Y = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+LOSSES: dict[str, Callable[[Any], Tensor]] = {
+    "the sum of two losses": lambda run: of(run(X)) + of(run(Y)),
+    "their mean": lambda run: (of(run(X)) + of(run(Y))) / 2,
+    "one loss of two outputs": lambda run: (run(X) - run(Y)).square().mean(),
+    "one forward of both batches": lambda run: of(run(torch.cat([X, Y]))),
+    "a forward without gradients": lambda run: of(run(X)) + without_gradient(run, Y),
+    "an output that is not used": lambda run: (run(Y), of(run(X)))[1],
+}
+WAYS: dict[str, Callable[[nn.Module], Any]] = {
+    "flat": lambda model: graphreg.regularize(model, weight_l2=0.5, penalties="attach", scale=1),
+    "loss": lambda model: graphreg.regularize(model, weight_l2=0.5, penalties="attach"),
+    "in place": lambda model: graphreg.regularize_(model, weight_l2=0.5, scale=1),
+    "half": lambda model: graphreg.regularize(model, weight_l2=0.5, penalties="attach", scale=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "loss", "times"),
+    [
+        ("flat", "the sum of two losses", 2), ("flat", "their mean", 2), ("flat", "one loss of two outputs", 2),
+        ("flat", "one forward of both batches", 1), ("flat", "a forward without gradients", 1), ("flat", "an output that is not used", 1),
+        ("loss", "the sum of two losses", 2), ("loss", "their mean", 1), ("loss", "a forward without gradients", 1),
+        ("in place", "one loss of two outputs", 2), ("half", "one loss of two outputs", 1),
+    ],
+)  # fmt: skip
+def test_several_forwards_and_one_backward_pass(way: str, loss: str, times: int) -> None:
+    """How often the penalty's gradient is in that of the loss."""
+    kind = WithLoss if way == "loss" else OneLayer
+    gradients = []
+    for made in (WAYS[way], lambda model: model):
+        model = kind()
+        LOSSES[loss](made(model)).backward()
+        gradients.append(model.fc.weight.grad)
+    model = kind()
+    graphreg.regularize(model, weight_l2=0.5)(X).penalties["weight_l2"].backward()
+    assert gradients[0] is not None and gradients[1] is not None and model.fc.weight.grad is not None
+    torch.testing.assert_close(gradients[0] - gradients[1], times * model.fc.weight.grad, rtol=1e-3, atol=1e-6)
