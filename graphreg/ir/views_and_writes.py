@@ -74,7 +74,8 @@ class Effects:
 
     def _shared(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if node not in self._shares:
-            self._shares[node] = self._sharing(node)
+            shares, dense = self._sharing(node)
+            self._shares[node] = tuple(each for each in shares if not self._is_plain(each)), dense
         return self._shares[node]
 
     # Writes
@@ -240,6 +241,11 @@ class Effects:
         owner, _, name = target.rpartition(".")
         value = getattr(self.operations.modules.get(owner), name, None)
         return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Return whether the node reads a number, a flag or a text of the model, such as ``training``: these have no storage."""
+        owner, _, name = str(node.target).rpartition(".") if node.op == "get_attr" else ("", "", "")
+        return isinstance(getattr(self.operations.modules.get(owner), name, None), (bool, int, float, str)) if name else False
 
     def _is_size(self, node: fx.Node) -> bool:
         if node not in self._known:

@@ -71,7 +71,7 @@ def test_a_block_draws_the_next_masks_and_counts_as_one_call() -> None:
 def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
-    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2)), hidden_dropout=0.1)
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2)), hidden_noise=0.1)
     for training in (False, True, True):
         module.train(training)
         with graphreg.frozen_noise(module):
@@ -80,7 +80,7 @@ def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPa
         pass
     apart = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2))
     for root, own in ((True, False), (False, True)):  # it is the mode of the dropout that counts
-        module = graphreg.regularize(apart, hidden_dropout=0.1).train(root)
+        module = graphreg.regularize(apart, hidden_noise=0.1).train(root)
         apart[2].train(own)
         with graphreg.frozen_noise(module):
             assert len(told) == 1 + own
