@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from suites.page import page, results, summary, unexplained
-from suites.run import Limits, forget, log_of, sweep, versions
+from suites.run import Limits, Log, forget, log_of, sweep, versions
 from suites.suites import SUITES, Missing, Suite, sources
 
 TOP = Path(__file__).parents[2]
@@ -44,9 +44,11 @@ def chosen(globs: Sequence[str]) -> list[Suite]:
 def run(suite: Suite, given: argparse.Namespace) -> None:
     """Sweep with a line of progress on a terminal, and without a word in a pipe."""
 
-    def tell(done: int, of: int) -> None:
+    def tell(log: Log) -> None:
         if sys.stderr.isatty():
-            print(f"\r\033[K{suite.name}: {done} of {of}", end="", file=sys.stderr, flush=True)
+            plain, in_place = len(log.ended("plain")), len(log.ended("in place"))
+            line = f"{suite.name}: {plain} of {len(log.tests())} tests have run on plain models, {in_place} in place"
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
     if given.failed or given.fresh:
         forget(log_of(suite, given.build), passed=given.fresh)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -126,8 +126,8 @@ def run_shard(suite: Suite, folder: Path, tests: Sequence[str], limits: Limits, 
                 log.add({"way": way, "test": test, "outcome": "failed", "message": f"the process ended with status {status}"})
 
 
-def sweep(suite: Suite, folder: Path, build: Path, limits: Limits, workers: int, tell: Callable[[int, int], None]) -> None:
-    """Run what is left of a suite. ``tell`` gets how many of its tests have run, and how many there are.
+def sweep(suite: Suite, folder: Path, build: Path, limits: Limits, workers: int, tell: Callable[[Log], None]) -> None:
+    """Run what is left of a suite. ``tell`` gets the log every ten seconds.
 
     Raises:
         RuntimeError: The suite's tests cannot be listed.
@@ -139,17 +139,15 @@ def sweep(suite: Suite, folder: Path, build: Path, limits: Limits, workers: int,
     if not tests:
         raise RuntimeError(f"pytest lists no tests of {suite.file}; {log.path.with_suffix('.plain.log')} has what it says")
     shards = [tests[start : start + limits.shard] for start in range(0, len(tests), limits.shard)]
-    again = [shard for shard in shards if any(left(log, way, shard) for way in WAYS)]
-    count = len(tests) - sum(map(len, again))
-    tell(count, len(tests))
     stopping = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(run_shard, suite, folder, shard, limits, log, stopping): len(shard) for shard in again}
+        waiting = {pool.submit(run_shard, suite, folder, shard, limits, log, stopping) for shard in shards}
         try:
-            for done in as_completed(waiting):
-                done.result()
-                count += waiting[done]
-                tell(count, len(tests))
+            while waiting:
+                tell(log)
+                done, waiting = wait(waiting, timeout=10, return_when=FIRST_COMPLETED)
+                for each in done:
+                    each.result()
         except KeyboardInterrupt:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -20,7 +20,7 @@ TOP = Path(__file__).parents[2]
 SUITE = Suite("tiny", "transformers", "tests/test_tiny.py")
 LIMITS = Limits(seconds=600, memory=8 * 2**30, shard=2)
 
-TINY = '''
+TINY = """
 import signal
 import time
 
@@ -63,7 +63,7 @@ def test_hangs():
 
 def test_not_wanted():
     assert False
-'''
+"""
 
 
 def test_the_plugin_regularizes_models_and_notes_what_becomes_of_each_test(tmp_path: Path) -> None:
@@ -99,43 +99,42 @@ class Processes:
         return status
 
 
-def swept(monkeypatch: pytest.MonkeyPatch, folder: Path, processes: Processes) -> list[tuple[int, int]]:
+def swept(monkeypatch: pytest.MonkeyPatch, folder: Path, *scripts: tuple[dict[str, str], int]) -> list[tuple[str, list[str]]]:
+    """What ran in each process of a sweep."""
+    processes = Processes(*scripts)
     monkeypatch.setattr(sweeping, "process", processes)
     monkeypatch.setattr(sweeping, "in_order", list)
-    told: list[tuple[int, int]] = []
-    sweep(SUITE, folder, folder, LIMITS, 1, lambda *numbers: told.append(numbers))
+    sweep(SUITE, folder, folder, LIMITS, 1, lambda log: None)
     assert not processes.scripts
-    return told
+    return processes.ran
 
 
 def test_what_was_stopped_goes_on_and_only_what_passes_on_plain_models_runs_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    stopped = Processes(({"a": "passed", "b": "began"}, 2), ({"c": "skipped"}, 1))
-    assert swept(monkeypatch, tmp_path, stopped) == [(0, 3), (2, 3), (3, 3)]
-    assert stopped.ran == [("plain", ["a", "b"]), ("plain", ["c"])]
-    again = Processes(({"b": "failed"}, 1), ({"a": "failed"}, 1))
-    assert swept(monkeypatch, tmp_path, again) == [(1, 3), (3, 3)]
-    assert again.ran == [("plain", ["b"]), ("in place", ["a"])]
-    assert swept(monkeypatch, tmp_path, Processes()) == [(3, 3)]  # all has run
-    forget(sweeping.log_of(SUITE, tmp_path), passed=False)
-    assert swept(monkeypatch, tmp_path, Processes(({"a": "passed"}, 0))) == [(1, 3), (3, 3)]
-    forget(sweeping.log_of(SUITE, tmp_path), passed=False)  # none has failed
-    assert swept(monkeypatch, tmp_path, Processes()) == [(3, 3)]
-    forget(sweeping.log_of(SUITE, tmp_path), passed=True)
-    assert swept(monkeypatch, tmp_path, Processes(({"a": "failed"}, 1))) == [(1, 3), (3, 3)]
-    found = results({}, SUITE, sweeping.log_of(SUITE, tmp_path), None)
+    stopped = swept(monkeypatch, tmp_path, ({"a": "passed", "b": "began"}, 2), ({"c": "skipped"}, 1))
+    assert stopped == [("plain", ["a", "b"]), ("plain", ["c"])]
+    again = swept(monkeypatch, tmp_path, ({"b": "failed"}, 1), ({"a": "failed"}, 1))
+    assert again == [("plain", ["b"]), ("in place", ["a"])]
+    log = sweeping.log_of(SUITE, tmp_path)
+    assert swept(monkeypatch, tmp_path) == []  # all has run
+    forget(log, passed=False)
+    assert swept(monkeypatch, tmp_path, ({"a": "passed"}, 0)) == [("in place", ["a"])]
+    forget(log, passed=False)  # none has failed
+    assert swept(monkeypatch, tmp_path) == []
+    forget(log, passed=True)
+    assert swept(monkeypatch, tmp_path, ({"a": "failed"}, 1)) == [("in place", ["a"])]
+    found = results({}, SUITE, log, None)
     assert found["suites"] == {}  # it is none of the suites of the page
     monkeypatch.setattr("suites.page.SUITES", (SUITE,))
-    found = results({}, SUITE, sweeping.log_of(SUITE, tmp_path), "From a shelf.")
+    found = results({}, SUITE, log, "From a shelf.")
     assert found["suites"] == {"tiny": {"tests": 3, "ran": 3, "plain": 1, "differ": {"a": "no a"}}}
-    assert results(found, SUITE, sweeping.log_of(SUITE, tmp_path), None) == found  # the note stays
+    assert results(found, SUITE, log, None) == found  # the note stays
 
 
 def test_a_test_that_ends_its_process_has_failed_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dies = Processes(({"a": "began"}, -11), ({"b": "passed"}, 0), ({}, 1), ({}, 3))
-    swept(monkeypatch, tmp_path, dies)
-    assert dies.ran == [("plain", ["a", "b"]), ("plain", ["b"]), ("in place", ["b"]), ("plain", ["c"])]
+    ran = swept(monkeypatch, tmp_path, ({"a": "began"}, -11), ({"b": "passed"}, 0), ({}, 1), ({}, 3))
+    assert ran == [("plain", ["a", "b"]), ("plain", ["b"]), ("in place", ["b"]), ("plain", ["c"])]
     log = sweeping.log_of(SUITE, tmp_path)
     messages = {test: record.get("message") for test, record in log.ended("plain").items()}
     assert messages == {"a": "the process ended with status -11", "b": None, "c": "the process ended with status 3"}
