@@ -484,6 +484,8 @@ def test_penalties_count_each_parameter_once(changes: tuple[Change, ...]) -> Non
     (tie, untie, "a.weight and last.weight were one tied parameter when the model was regularized, and are 2 parameters now"),
     (tie, assign, "a.weight and last.weight were one tied parameter"),
     (put(), lambda m: prune.l1_unstructured(m.a, "weight", 0.5), "a.weight is no parameter any more: a hook computes it before each call"),
+    (put(), lambda m: nn.utils.parametrizations.spectral_norm(m.a), "a.weight is no parameter any more: a parametrization with buffers"),
+    (put(), lambda m: setattr(m, "a", nn.Sequential(m.a)), "a.weight is no parameter any more: Sequential, which is now at a, has none"),
 ])  # fmt: skip
 def test_a_module_of_regularize_refuses_other_ties(before: Change, after: Change, error: str) -> None:
     model = Net()
