@@ -348,6 +348,19 @@ def test_a_change_of_what_is_outside_of_the_model_is_noticed(name: str) -> None:
     assert torch.equal(after, plain(X)) and not torch.equal(after, before)
 
 
+def test_another_default_dtype_is_noticed() -> None:
+    model, plain = (made(put(), lambda m, h: h * torch.ones(4)) for _ in range(2))
+    graphreg.regularize_(model, weight_l2=0.0, scale=1)
+    model.last = plain.last = nn.Identity()
+    assert model(X).dtype is torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model(X).dtype is plain(X).dtype is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model(X), plain(X))
+
+
 def in_grad(model: Any) -> Any:
     return torch.func.grad(lambda x: model(x).sum())(X)
 
