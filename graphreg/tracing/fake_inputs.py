@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +21,19 @@ from graphreg.tracing.tensors import with_attributes
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class GivenCall:
+    """The arguments of a call of which some can be given by position only, and others are given by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments | None:
     """Turn example inputs into positional and keyword arguments. Return None for None.
 
     Args:
-        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None.
+        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg also a ``GivenCall``.
         called: The name of the option, for errors.
 
     Raises:
@@ -34,6 +43,8 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
         return None
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
+    if isinstance(example_inputs, GivenCall):
+        return example_inputs.args, example_inputs.kwargs
     if not isinstance(example_inputs, (Mapping, tuple, list)):
         raise TraceError(
             f"{called}={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
