@@ -16,6 +16,7 @@ from torch import Tensor
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import contents_of, detached, may_change, number_kind
 from graphreg.torch_internals import pytree
+from graphreg.tracing import GivenCall
 
 # Stands for a dot in the text. The text is also the name of an attribute of ``Graphs`` (placed.py), and Dynamo cannot read an attribute
 # that has a dot in its name.
@@ -106,7 +107,7 @@ def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return a call's arguments as example inputs: a tuple, or, if some are given by name, a dict by name."""
+    """Return a call's arguments as example inputs: a tuple; a dict if some are given by name; a ``GivenCall`` if not all can be."""
     args, kwargs = detached(args, kwargs)
     if not kwargs:
         return tuple(args)
@@ -119,7 +120,7 @@ def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mappin
         if kind is inspect.Parameter.VAR_KEYWORD:
             example.update(value)
         elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
-            raise TraceError(f"the call gives {name} by position and {', '.join(kwargs)} by name. Give all by position.")
+            return GivenCall(tuple(args), dict(kwargs))
         else:
             example[name] = value
     return example

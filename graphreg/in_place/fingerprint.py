@@ -144,6 +144,8 @@ class _Watch:
                 self._add_class(kind)
         while self._waiting:
             self._enter(*self._waiting.popleft())
+        self._equal.append((_default_dtype, None, _default_dtype(None)))  # that of the constants that the forward makes
+        self._say("the default dtype", _default_dtype(None))
         self._note()
 
     # What is compared at each call
@@ -554,6 +556,10 @@ def _of_slot(slot: Any, owner: Any) -> Any:
         return slot.__get__(owner)
     except AttributeError:
         return _ABSENT
+
+
+def _default_dtype(_: None) -> torch.dtype:
+    return torch.get_default_dtype()
 
 
 def _current(variable: ContextVar[Any]) -> Any:

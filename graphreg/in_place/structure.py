@@ -222,7 +222,7 @@ def traced_for(
     for inner in model.modules():
         place_again(inner)
     proving = _proving(model, options, at_call)
-    held = copied_contents([leaf for leaf in pytree.tree_leaves(example) if not isinstance(leaf, Tensor)])
+    held = copied_contents([leaf for leaf in pytree.tree_leaves(arguments(example)) if not isinstance(leaf, Tensor)])
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
@@ -520,7 +520,7 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
     """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take."""
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
+    more = [name for name in (arguments(example) or ((), {}))[1] if name not in signature.parameters]
     if not more or len(kept) == len(signature.parameters):
         yield
         return

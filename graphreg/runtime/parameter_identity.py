@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from graphreg.errors import GraphRegError
 from graphreg.torch_internals import CALL_HOOKS, disable
@@ -86,5 +87,17 @@ def _present(modules: dict[str, nn.Module], name: str) -> Any:
         raise GraphRegError(
             f"{name} is no parameter any more: a hook computes it before each call of the layer (as torch.nn.utils.prune does), and "
             "regularizers would act on its value of the call before. Prune first and regularize then, or regularize once more."
+        )
+    if is_parametrized(inner, own):
+        stages: Any = inner.parametrizations
+        if next(stages[own].buffers(), None) is not None:
+            raise GraphRegError(
+                f"{name} is no parameter any more: a parametrization with buffers computes it (as spectral_norm does), and would run once "
+                "more in each call for the regularizers that act on it. Parametrize first and regularize then, or regularize once more."
+            )
+    elif path and type(inner) is not nn.Module and getattr(inner, own, None) is None:  # a later pass makes plain modules
+        raise GraphRegError(
+            f"{name} is no parameter any more: {type(inner).__name__}, which is now at {path}, has none of that name, and "
+            "regularizers act on it. Change the model first and regularize then, or regularize once more."
         )
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +16,24 @@ from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call
+from graphreg.tracing.tensors import with_attributes
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class GivenCall:
+    """The arguments of a call of which some can be given by position only, and others are given by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments | None:
     """Turn example inputs into positional and keyword arguments. Return None for None.
 
     Args:
-        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None.
+        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg also a ``GivenCall``.
         called: The name of the option, for errors.
 
     Raises:
@@ -33,6 +43,8 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
         return None
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
+    if isinstance(example_inputs, GivenCall):
+        return example_inputs.args, example_inputs.kwargs
     if not isinstance(example_inputs, (Mapping, tuple, list)):
         raise TraceError(
             f"{called}={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
@@ -77,12 +89,20 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
 def _copy_of(model: nn.Module) -> nn.Module:
     """Return a deep copy of the model; raise TraceError if it cannot be copied."""
     try:
-        return copy.deepcopy(model)
+        return _with_their_attributes(copy.deepcopy(model), model)
     except Exception as error:  # the model holds a lock, a generator or an open file
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs. "
             "Regularize it without them, or give its class a __deepcopy__."
         ) from error
+
+
+def _with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
+    """Give the parameters and buffers of a copy the attributes that those of the model have, which ``copy.deepcopy`` leaves out."""
+    for ours, theirs in ((twin.parameters, model.parameters), (twin.buffers, model.buffers)):
+        for made, original in zip(ours(), theirs(), strict=False):
+            with_attributes(made, original)
+    return twin
 
 
 def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -111,9 +131,9 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
     try:
         fake = FakeTensorMode()
         with FakeCopyMode(fake):
-            twin = copy.deepcopy(model)
+            twin = _with_their_attributes(copy.deepcopy(model), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
-        inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
+        inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         with fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
             _ShapeRecorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
     except Exception:

@@ -21,6 +21,7 @@ from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir import label_site, scope_of
 from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
 from graphreg.tracing.frames import is_caught
+from graphreg.tracing.tensors import with_attributes
 
 UNKNOWN = object()  # stands for a value that is not known
 KINDS: dict[str, type] = {
@@ -392,7 +393,7 @@ class DecisionTracer(fx.Tracer):
 
     def _as_fake(self, value: Any) -> Any:
         """Replace the user's tensors by fake ones. An operation could write into the user's tensors, even in a fake mode."""
-        return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
+        return pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(self._fake.from_tensor(tensor), tensor), value)
 
 
 def _reads_flag(node: fx.Node) -> bool:

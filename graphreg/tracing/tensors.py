@@ -106,3 +106,10 @@ def tensors_by_path(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tu
             yield from tensors_by_path(item, (*path, key))
     elif kind is slice:
         yield from tensors_by_path((value.start, value.stop, value.step), path)
+
+
+def with_attributes(made: Tensor, original: Tensor) -> Tensor:
+    """Give a copy of a tensor the attributes that somebody has set on the original, and return the copy."""
+    if (attributes := vars(original)) and type(original) in (Tensor, nn.Parameter, nn.Buffer):
+        vars(made).update({name: value for name, value in attributes.items() if name not in vars(made)})
+    return made

@@ -353,10 +353,20 @@ def _traced_by_fx(
         graphs, opaque_modules, assumed = found
         if call:
             propagate(model, graphs, bound, call, constants)
+    for graph in graphs.values():
+        _erase_behind_output(graph)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     notes = tuple(f"assumed to be a tensor: {name}, {why}" for name in assumed)
     sites = value_sites(model, graphs)
     return Traced(model, graphs, sites, opaque_modules, specialized, constants=constants, notes=notes, shares=shares)
+
+
+def _erase_behind_output(graph: fx.Graph) -> None:
+    """Erase nodes that were recorded after the forward: sizes that it used as keys of a dict are compared when the dict is restored."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "output":
+            return
+        graph.erase_node(node)
 
 
 def _trace_by_export(

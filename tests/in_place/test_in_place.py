@@ -663,3 +663,21 @@ def test_torchs_own_tools_may_watch_a_call() -> None:
         with FlopCounterMode(display=False) as counter:
             model(torch.ones(3, 4))
     assert counter.get_total_flops() == 2 * 3 * (4 * 4 + 4 * 2)
+
+
+class Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hid = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, /, *more: Tensor, gain: Any = 1.0, **named: Any) -> Tensor:
+        return sum((self.hid(each) for each in more), self.hid(x)) * gain + len(named)
+
+
+def test_arguments_that_only_a_position_or_only_a_name_can_give() -> None:
+    model, plain = graphreg.regularize_(Sums(), weight_l2=0.0, scale=1), Sums()
+    x, y = torch.randn(3, 4), torch.randn(3, 4)
+    calls: Any = [((x,), {"gain": 2.0}), ((x, y), {"gain": y}), ((x, y), {"a": 1, "gain": 3.0}), ((x, y, x), {}), ((x,), {"a": y, "b": x})]
+    for args, kwargs in calls * 2:
+        assert torch.equal(model(*args, **kwargs), plain(*args, **kwargs))

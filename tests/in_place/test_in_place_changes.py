@@ -348,6 +348,19 @@ def test_a_change_of_what_is_outside_of_the_model_is_noticed(name: str) -> None:
     assert torch.equal(after, plain(X)) and not torch.equal(after, before)
 
 
+def test_another_default_dtype_is_noticed() -> None:
+    model, plain = (made(put(), lambda m, h: h * torch.ones(4)) for _ in range(2))
+    graphreg.regularize_(model, weight_l2=0.0, scale=1)
+    model.last = plain.last = nn.Identity()
+    assert model(X).dtype is torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model(X).dtype is plain(X).dtype is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model(X), plain(X))
+
+
 def in_grad(model: Any) -> Any:
     return torch.func.grad(lambda x: model(x).sum())(X)
 
@@ -484,6 +497,8 @@ def test_penalties_count_each_parameter_once(changes: tuple[Change, ...]) -> Non
     (tie, untie, "a.weight and last.weight were one tied parameter when the model was regularized, and are 2 parameters now"),
     (tie, assign, "a.weight and last.weight were one tied parameter"),
     (put(), lambda m: prune.l1_unstructured(m.a, "weight", 0.5), "a.weight is no parameter any more: a hook computes it before each call"),
+    (put(), lambda m: nn.utils.parametrizations.spectral_norm(m.a), "a.weight is no parameter any more: a parametrization with buffers"),
+    (put(), lambda m: setattr(m, "a", nn.Sequential(m.a)), "a.weight is no parameter any more: Sequential, which is now at a, has none"),
 ])  # fmt: skip
 def test_a_module_of_regularize_refuses_other_ties(before: Change, after: Change, error: str) -> None:
     model = Net()

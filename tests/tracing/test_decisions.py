@@ -184,3 +184,27 @@ def test_variadic_arguments_are_followed_as_far_as_the_example_inputs_have_them(
     assert torch.equal(module(x, 2 * x, x).output, model(x, 2 * x, x))
     with pytest.raises(GraphRegError, match=r"more=\(the same tensor again\)\), and the graph was made for"):
         module(x, x)
+
+
+class TableBySize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.tables = nn.Linear(4, 4), dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        if n not in self.tables:
+            self.tables[n] = torch.arange(1.0 * n)[:, None]
+        y: Tensor = self.hid(x) * self.tables[n]
+        return y
+
+
+def test_a_dict_that_the_forward_fills_by_size() -> None:
+    """The key is a stand-in, and is compared when the dict is restored, after the forward has returned."""
+    model, x = TableBySize(), torch.randn(3, 4)
+    module = graphreg.regularize(model, example_inputs=x, front_end="symbolic", weight_l2={"weight": 0.0})
+    assert not model.tables and torch.equal(module(x).output, model(x))
+    model = graphreg.regularize_(TableBySize(), weight_l2={"weight": 0.0}, scale=1)
+    for n in (3, 5, 3):
+        assert torch.equal(model(x[:1].expand(n, 4)), TableBySize.forward(model, x[:1].expand(n, 4)))
+        model.tables.clear()

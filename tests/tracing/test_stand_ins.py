@@ -507,3 +507,41 @@ def test_a_search_runs_no_code_of_the_objects_that_it_finds(number: int, front_e
     model = vars(home)["Uses"]()
     module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end=front_end)
     assert torch.equal(module(X).output, model(X))
+
+
+class Marked(nn.Module):
+    """Its tensors, and those of its calls, may have attributes that somebody has set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.plain = nn.Linear(4, 4), torch.ones(4)
+        self.register_buffer("buffer", torch.ones(4))
+        self.hid.weight.gain = self.buffer.gain = self.plain.gain = 2.0
+
+
+MARKED: dict[str, Callable[[Any, Tensor], float]] = {
+    "a parameter": lambda m, x: m.hid.weight.gain,
+    "a buffer": lambda m, x: m.buffer.gain,
+    "a tensor": lambda m, x: m.plain.gain,
+    "hasattr of a parameter": lambda m, x: 2.0 if hasattr(m.hid.weight, "gain") else 1.0,
+    "hasattr of a buffer": lambda m, x: 2.0 if hasattr(m.buffer, "gain") else 1.0,
+    "an argument": lambda m, x: x.gain,
+    "an argument, with a default": lambda m, x: getattr(x, "gain", 1.0),
+    "hasattr of an argument": lambda m, x: 2.0 if hasattr(x, "gain") else 1.0,
+}
+
+
+@pytest.mark.parametrize("prove", [True, False])
+@pytest.mark.parametrize("name", MARKED)
+def test_attributes_that_somebody_has_set_on_a_tensor(name: str, prove: bool) -> None:
+    kind = type("Marked", (Marked,), {"forward": lambda m, x: m.hid(x) * MARKED[name](m, x)})
+    torch.manual_seed(0)
+    model, placed = kind(), graphreg.regularize_(kind(), weight_l2=0.0, scale=1, prove=prove)
+    placed.load_state_dict(model.state_dict())
+    x, plain = torch.randn(3, 4), torch.randn(3, 4)
+    x.gain = 3.0  # type: ignore[attr-defined]
+    module = graphreg.regularize(model, weight_l2=0.0, example_inputs=x, prove=prove)
+    assert torch.equal(module(x).output, model(x)) and torch.equal(placed(x), model(x))
+    assert "the model itself raises" not in str(graphreg.report(module))
+    if name != "an argument":
+        assert torch.equal(placed(plain), model(plain))

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from graphreg.ir import may_change
 from graphreg.torch_internals import pytree, storage_number
+from graphreg.tracing.tensors import with_attributes
 
 
 def tensor_copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Return a detached copy of each tensor, by the id of the tensor.
 
-    Copies have the strides of the originals, and share storage as they do. A copy requires gradients where the original does, and is a
-    leaf of autograd where the original is one.
+    Copies have the strides and attributes of the originals, and share storage as they do. A copy requires gradients where the original
+    does, and is a leaf of autograd where the original is one.
     """
     originals = {id(tensor): tensor for tensor in tensors}
     storages = Counter(number for each in originals.values() if (number := _storage(each)) is not None)
     memo: dict[int, Any] = {}
-    return {key: _copied(tensor, storages.get(_storage(tensor), 0) > 1, memo) for key, tensor in originals.items()}  # type: ignore[arg-type]
+    shared = {key: storages.get(_storage(tensor), 0) > 1 for key, tensor in originals.items()}  # type: ignore[arg-type]
+    return {key: with_attributes(_copied(tensor, shared[key], memo), tensor) for key, tensor in originals.items()}
 
 
 def _storage(tensor: Tensor) -> int | None:

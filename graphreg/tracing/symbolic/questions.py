@@ -72,7 +72,8 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
     if plain and not is_guarded(frame) and (name in _OF_TENSORS or not is_caught(frame, by_with=True)):
         return  # nothing is decided: where the value has no such attribute, the graph raises as the model does
     kind = _certain_class(value)
-    if kind is not None:
+    own = kind is not None and issubclass(kind, torch.Tensor) and value.node.op == "get_attr"  # the model's, which may have any attribute
+    if kind is not None and not (own and not _class_has(kind, name)):
         if not _class_has(kind, name):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
         return
@@ -134,12 +135,14 @@ def _class_has(kind: type, name: str) -> bool:
 
 
 def _example_has(value: Any, name: str) -> tuple[bool, bool]:
-    """Return whether a value has an attribute for the example inputs, and whether that is known."""
+    """Return whether a value of the model or of the example inputs has an attribute, and whether that is known."""
     example = value.tracer.known(value.node)
+    if value.node.op == "get_attr":
+        owner, _, own = value.node.target.rpartition(".")
+        example = getattr(value.tracer.root.get_submodule(owner), own, UNKNOWN)
     if example is UNKNOWN:
         kind = value.tracer.kind_for_examples(value.node)
         return (False, False) if kind is None else (_class_has(kind, name), True)
     if isinstance(example, torch.Tensor):  # not by hasattr, because some attributes compute or warn
         return _class_has(type(example), name) or name in vars(example), True
     return hasattr(example, name), True
-
