@@ -50,6 +50,7 @@ from graphreg.torch_internals import (
     warn_if_untested,
     with_draws_restored,
 )
+from graphreg.tracing.capturing import NeedsHooks, install_hooks, stop_before_hooks
 from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
@@ -209,9 +210,15 @@ def traced_for_call(
         at_rest(changes)
         deep_enough(model, changes)
         see_through_checkpoints(model, changes)
+        stop_before_hooks(changes)
         with torch.enable_grad(), assignments_noted() as assigned:  # as in training, even if the caller is under torch.no_grad
-            # The model may draw random numbers, but the user's generators must not advance.
-            traced: Traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
+            traced: Traced | None = None
+            while traced is None:
+                try:
+                    # The model may draw random numbers, but the user's generators must not advance.
+                    traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
+                except NeedsHooks as needed:
+                    install_hooks(needed.model, changes)
         if names := [name.removeprefix("self.") for name in assigned if not _within(name.removeprefix("self."), traced.opaque_modules)]:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))

@@ -27,6 +27,7 @@ from graphreg.torch_internals import (
     silence_export,
 )
 from graphreg.tracing.export.batch_of_one import BatchOfOne
+from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
@@ -138,7 +139,8 @@ def _export_modes(
 
 def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
-    with recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
+    # torch.export takes no dynamic shapes for arguments that ``**kwargs`` takes
+    with spelled_out(model, call[1]), recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder

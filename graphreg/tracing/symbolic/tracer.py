@@ -34,10 +34,12 @@ from graphreg.ir import (
     label_site,
 )
 from graphreg.torch_internals import (
+    FORWARD_HOOKS,
     Changes,
     ModuleStack,
     before_checkpoints,
     bound_call,
+    collecting_hooks,
     has_backward_hooks,
     raise_interrupt,
     randomness,
@@ -246,7 +248,7 @@ class SiteTracer(DecisionTracer):
             if self.is_leaf_module(m, path):
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
-                return self._record_call(path, m, forward, args, kwargs)
+                return self._called_whole(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
                 value = self._record_call(path, m, forward, args, kwargs)
@@ -265,9 +267,16 @@ class SiteTracer(DecisionTracer):
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
                 self.opaque[path] = first_line(error)
-                return self._record_call(path, m, forward, args, kwargs)
+                return self._called_whole(path, m, forward, args, kwargs)
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
+        return value
+
+    def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
+        value = self._record_call(path, m, forward, args, kwargs)
+        for hook in collecting_hooks(vars(m)[FORWARD_HOOKS]).values():
+            hook(m, args, value)
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
