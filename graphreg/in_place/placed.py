@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from graphreg.blocks import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
-from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, refuse_caches, shapes_of
+from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.structure import (
     Options,
@@ -212,7 +212,6 @@ class Placed(ModuleHandle, InPlaceHandle):
             self._log_change(key)
             reads = Reads()
             try:
-                refuse_caches(args, kwargs)
                 with self.shared.unsettled_unless_done():
                     graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads)
             except GraphRegError as failure:

@@ -236,6 +236,7 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     bound = bind(model, call)
+    _refuse_caches(bound)
     specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
     call = _with_defaults(model, call, specialized) if call else None
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
@@ -250,6 +251,17 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     made = digest(traced.graphs, traced.constants)
     traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None, digest=made)
     return traced
+
+
+def _refuse_caches(bound: Mapping[str, Any]) -> None:
+    """Raise TraceError if a call passes a ``Cache`` of transformers: the forward would fill the caller's object, which a graph does not."""
+    for value in pytree.tree_leaves(bound):
+        if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
+            raise TraceError(
+                f"the call carries a {type(value).__name__}, and a graph cannot read or fill a cache that it gets. Leave the cache out: "
+                "the model then makes one and returns it. A model that is regularized in place takes a cache in eval mode: call "
+                "model.eval() first, as for generation."
+            )
 
 
 def _require_unchanged(model: nn.Module, specialized: Mapping[str, Any], before: Mapping[str, str]) -> None:
@@ -395,7 +407,7 @@ def _trace_by_export(
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
     try:
         with model_restored(model):
-            graphs = export(model, call, opaque_modules, constants, notes)
+            graphs = export(model, call, opaque_modules, constants)
     except TraceError as error:
         if symbolic_error is None:
             raise

@@ -127,7 +127,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
     if reason := _unprovable(claim, call):
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
-    with alike(claim.model, claim.front_end == "export") as generators, model_restored(claim.model) as before:
+    with alike(claim.model) as generators, model_restored(claim.model) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         with proving.around():
