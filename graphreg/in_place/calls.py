@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError
 from graphreg.ir import contents_of, detached, may_change, number_kind
 from graphreg.torch_internals import pytree
 from graphreg.tracing import GivenCall
@@ -89,21 +89,6 @@ class CallForm:
 def readable(key: str) -> str:
     """Return the text of a structure (``key``) as messages show it: in parentheses, with dots."""
     return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
-
-
-def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TraceError if a call passes a ``Cache`` of transformers or asks for one: a graph can neither read nor return a cache."""
-    for value in (*args, *kwargs.values()):
-        if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
-            raise TraceError(
-                f"the call carries a {type(value).__name__}, but in train mode the model runs as a graph, which cannot read or fill a "
-                "cache. Call model.eval() first, as for generation."
-            )
-    if kwargs.get("use_cache") is True:
-        raise TraceError(
-            "the call asks for a cache (use_cache=True), but in train mode the model runs as a graph, which cannot return a cache. "
-            "Call model.eval() first, as for generation, or leave use_cache out."
-        )
 
 
 def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

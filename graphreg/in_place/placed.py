@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from graphreg.blocks import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
-from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, refuse_caches, shapes_of
+from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.structure import (
     Numbers,
@@ -285,7 +285,6 @@ class Placed(ModuleHandle, InPlaceHandle):
                 self.follow(lambda tensor: tensor.to(device))
             reads, numbers = Reads(), self._loose_numbers(form, args, kwargs)
             try:
-                refuse_caches(args, kwargs)
                 with self.shared.unsettled_unless_done():
                     graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads, numbers)
             except GraphRegError as failure:

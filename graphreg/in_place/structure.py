@@ -6,11 +6,10 @@ import contextlib
 import inspect
 import logging
 import operator
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -60,9 +59,11 @@ from graphreg.torch_internals import (
     Changes,
     at_rest,
     checkpoint_wrapped,
+    collecting_hooks,
     compiles_itself,
     has_saved_tensor_hooks,
     has_users_global_hook,
+    own_hooks,
     pytree,
     version_of,
 )
@@ -80,6 +81,7 @@ from graphreg.tracing import (
     decided,
     mode_asked,
     prove,
+    spelled_out,
     traced_for_proof,
 )
 
@@ -176,7 +178,7 @@ class StructureGraph:
                 "would not run there. Remove the hook, or call the model in eval mode."
             )
         for hooks, path in self.hooks:
-            if hooks:
+            if own_hooks(hooks):
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
                     f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}); "
@@ -225,7 +227,7 @@ def traced_for(
     held = copied_contents([leaf for leaf in pytree.tree_leaves(arguments(example)) if not isinstance(leaf, Tensor)])
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
-    with bare(model), _spelled_out(model, example):
+    with bare(model), spelled_out(model, example):
         with reads.recorded(model):
             traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
         if options.prove and not is_eager():
@@ -303,7 +305,7 @@ def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: 
     assert call is not None
     for mode in proving.modes:
         if may_be_proved(graph.module, mode):
-            with bare(model), _spelled_out(model, example):
+            with bare(model), spelled_out(model, example):
                 prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
 
 
@@ -463,7 +465,7 @@ def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
             f"the forward of {path!r}, which is a block (blocks=), was replaced on the object, but regularize_ replaces the forward of the "
             "class. Regularize first."
         )
-    return compiles_itself(block) or any(getattr(block, name) for name in CALL_HOOKS) or block is not model.get_submodule(path)
+    return compiles_itself(block) or any(own_hooks(getattr(block, name)) for name in CALL_HOOKS) or block is not model.get_submodule(path)
 
 
 def _ancestors(path: str) -> Iterator[str]:
@@ -509,31 +511,10 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
             changes.keep(space, name)
             del space[name]
     for name in CALL_HOOKS:
-        changes.put(space, name, OrderedDict())
+        changes.put(space, name, collecting_hooks(space[name]))
     if (original := getattr(kind, ORIGINAL, None)) is not None:
         changes.later(partial(object.__setattr__, module, "__class__", kind))
         object.__setattr__(module, "__class__", resting_class(kind, original) if is_model else original)
-
-
-@contextlib.contextmanager
-def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take."""
-    signature = inspect.signature(model.forward)
-    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    more = [name for name in (arguments(example) or ((), {}))[1] if name not in signature.parameters]
-    if not more or len(kept) == len(signature.parameters):
-        yield
-        return
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
-
-    original, own = model.forward, cast(Any, forward)
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in more]
-    own.__signature__ = signature.replace(parameters=[*kept, *added])
-    with Changes() as changes, changes:
-        changes.put(vars(model), "forward", forward)
-        yield
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ import torch
 from torch import fx
 from torch.fx import immutable_collections
 
+from graphreg.ir.made_objects import MadeObject
+
 _PLAIN = (dict, list, tuple, torch.Size, immutable_collections.immutable_list, immutable_collections.immutable_dict)
 _UNSUPPORTED = (deque, set, frozenset, UserDict, UserList, ChainMap, MappingProxyType)
 _FACTORIES: dict[str, Any] = {each.__name__: each for each in (list, dict, set, tuple, int, float, str, bool)} | {"None": None}
@@ -67,8 +69,8 @@ def made_defaultdict(factory: str, items: Mapping[Any, Any]) -> defaultdict[Any,
 
 
 def builds(node: fx.Node) -> bool:
-    """Return whether a node builds a container by calling its class or ``made_defaultdict``."""
-    return node.op == "call_function" and (isinstance(node.target, type) or node.target is made_defaultdict)
+    """Return whether a node builds a container by calling its class or ``made_defaultdict``, or makes an object of the model's."""
+    return node.op == "call_function" and (isinstance(node.target, (type, MadeObject)) or node.target is made_defaultdict)
 
 
 def end_of(output: fx.Node) -> fx.Node:

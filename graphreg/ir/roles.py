@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphreg.ir.branches import branches, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
+from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
@@ -83,9 +84,13 @@ def _lengths(node: fx.Node) -> list[fx.Node]:
 
 
 def _in_output(value: object) -> Iterator[fx.Node]:
-    """Yield the nodes whose values a graph returns, also those in a container that a node builds, such as a dataclass."""
+    """Yield the nodes whose values a graph returns, also those in a container that a node builds, such as a dataclass.
+
+    What an object within a container holds, such as the keys and values in a cache, is no output.
+    """
     for node in nodes_in(value):
-        yield from _in_output((node.args, node.kwargs)) if builds(node) else (node,)
+        if node is value or not isinstance(node.target, MadeObject):
+            yield from _in_output((node.args, node.kwargs)) if builds(node) else (node,)
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
@@ -131,7 +136,7 @@ class _Judge:
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
-        self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args))
+        self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args[0]))
         self.loss = loss_of(end)
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):

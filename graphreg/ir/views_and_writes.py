@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.dataflow import sizes_of
+from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_added
 from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, Seen, probe, together
 from graphreg.ir.operations import (  # fmt: skip
@@ -127,7 +128,8 @@ class Effects:
     def _sharing(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if is_inert(node):
             return (), True
-        if self._is_unknown(node) or isinstance(node.target, type):  # an instance of a class keeps the arguments of the call that makes it
+        # an instance keeps the arguments of the call that makes it
+        if self._is_unknown(node) or isinstance(node.target, (type, MadeObject)):
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False

@@ -40,6 +40,7 @@ from graphreg.torch_internals import (
     traces_here,
     with_own_code,
 )
+from graphreg.tracing import collecting_nothing
 
 SCRIPTED = (  # the error of torch.jit.script, which asks a module for ``__prepare_scriptable__``
     "torch.jit.script cannot compile a rewritten module. Give it a module of torch's own class: plain = graphreg.strip(module).eval(), "
@@ -62,7 +63,7 @@ def chosen(
         enters_levels: Whether the code enters levels of torch.func.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
-    train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
+    train_compiled, eval_compiled = (collecting_nothing(compiled.get("both") or compiled[mode]) for mode in ("train", "eval"))
     check = _argument_check(in_train, writer)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

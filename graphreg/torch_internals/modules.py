@@ -24,7 +24,8 @@ ConvolutionBase = nn.modules.conv._ConvNd
 
 # The attributes that hold a module's call hooks (forward and backward hooks). graphreg reads the hooks of a recurrent layer from
 # ``vars(layer)``, because Dynamo refuses to read attributes of such a layer.
-CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+FORWARD_HOOKS = "_forward_hooks"
+CALL_HOOKS = (FORWARD_HOOKS, "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # The attributes that hold the hooks for saving and loading state. The rewritten module gets copies of the model's hooks.
 STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 # The attributes in which a module registers tensors. The rewritten module shares these dicts and sets with the model.
@@ -83,10 +84,25 @@ def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module
     return found
 
 
+# The module of the library transformers whose hooks collect outputs (``output_hidden_states=True``). It installs them at the first call
+# that asks, and they stay. They act only while the model's own forward collects, so they do nothing around a call that a graph makes.
+CAPTURING = "transformers.utils.output_capturing"
+
+
+def own_hooks(hooks: Mapping[int, Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
+    """Return the hooks in a dict of hooks, without those by which the library transformers collects outputs."""
+    return tuple(hook for hook in hooks.values() if getattr(hook, "__module__", "") != CAPTURING) if hooks else ()
+
+
+def collecting_hooks(hooks: Mapping[int, Callable[..., Any]]) -> OrderedDict[int, Callable[..., Any]]:
+    """Return those in a dict of hooks by which the library transformers collects outputs."""
+    return OrderedDict((key, hook) for key, hook in hooks.items() if getattr(hook, "__module__", "") == CAPTURING)
+
+
 def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     """Return a module's forward hooks and forward pre-hooks. Their code is part of the model."""
     after, before = module._forward_hooks, module._forward_pre_hooks
-    return (*after.values(), *before.values()) if after or before else ()
+    return own_hooks(after) + own_hooks(before) if after or before else ()
 
 
 def drop_forward_hooks(module: nn.Module) -> None:

@@ -50,6 +50,7 @@ from graphreg.torch_internals import (
     warn_if_untested,
     with_draws_restored,
 )
+from graphreg.tracing.capturing import NeedsHooks, install_hooks, stop_before_hooks
 from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
@@ -211,9 +212,15 @@ def traced_for_call(
         at_rest(changes)
         deep_enough(model, changes)
         see_through_checkpoints(model, changes)
+        stop_before_hooks(changes)
         with torch.enable_grad(), assignments_noted() as assigned:  # as in training, even if the caller is under torch.no_grad
-            # The model may draw random numbers, but the user's generators must not advance.
-            traced: Traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
+            traced: Traced | None = None
+            while traced is None:
+                try:
+                    # The model may draw random numbers, but the user's generators must not advance.
+                    traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
+                except NeedsHooks as needed:
+                    install_hooks(needed.model, changes)
         if names := [name.removeprefix("self.") for name in assigned if not _within(name.removeprefix("self."), traced.opaque_modules)]:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))
@@ -231,6 +238,7 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     bound = bind(model, call)
+    _refuse_caches(bound)
     specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
     call = _with_defaults(model, call, specialized) if call else None
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
@@ -245,6 +253,17 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     made = digest(traced.graphs, traced.constants)
     traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None, digest=made)
     return traced
+
+
+def _refuse_caches(bound: Mapping[str, Any]) -> None:
+    """Raise TraceError if a call passes a ``Cache`` of transformers: the forward would fill the caller's object, which a graph does not."""
+    for value in pytree.tree_leaves(bound):
+        if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
+            raise TraceError(
+                f"the call carries a {type(value).__name__}, and a graph cannot read or fill a cache that it gets. Leave the cache out: "
+                "the model then makes one and returns it. A model that is regularized in place takes a cache in eval mode: call "
+                "model.eval() first, as for generation."
+            )
 
 
 def _require_unchanged(model: nn.Module, specialized: Mapping[str, Any], before: Mapping[str, str]) -> None:
@@ -400,7 +419,7 @@ def _trace_by_export(
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
     try:
         with model_restored(model):
-            graphs = export(model, call, opaque_modules, constants, notes)
+            graphs = export(model, call, opaque_modules, constants)
     except TraceError as error:
         if symbolic_error is None:
             raise

@@ -145,7 +145,7 @@ class Validation:
 
     def run(self) -> None:
         """Compare in both modes, and in each form of the rewritten module (``FORMS``)."""
-        with alike(self.model, self.exported):
+        with alike(self.model):
             for mode in CALLS:
                 for form in self._forms(mode):
                     try:

@@ -32,7 +32,8 @@ def bases() -> None:
 
 
 @canary("a module keeps its hooks", "the front ends and the refusals", "CALL_HOOKS", "STATE_HOOKS", "forward_hooks", "drop_forward_hooks",
-        "has_backward_hooks", "has_global_hook", "has_users_global_hook", "put_global_hooks_aside")  # fmt: skip
+        "has_backward_hooks", "has_global_hook", "has_users_global_hook", "put_global_hooks_aside", "own_hooks", "collecting_hooks",
+        "CAPTURING", "FORWARD_HOOKS")  # fmt: skip
 def hooks() -> None:
     module = nn.Linear(1, 1)
     attributes: dict[str, Any] = vars(module)
@@ -44,6 +45,11 @@ def hooks() -> None:
     assert door.forward_hooks(module) == (hook, hook)
     module.register_full_backward_hook(hook)
     assert door.has_backward_hooks(module) and sum(len(attributes[name]) for name in door.CALL_HOOKS) == 3
+    collecting: Any = lambda *args: None  # noqa: E731
+    collecting.__module__ = door.CAPTURING
+    module.register_forward_hook(collecting)
+    assert door.forward_hooks(module) == (hook, hook) and door.own_hooks(attributes[door.FORWARD_HOOKS]) == (hook,)
+    assert list(door.collecting_hooks(attributes[door.FORWARD_HOOKS]).values()) == [collecting]
     door.drop_forward_hooks(module)
     assert door.forward_hooks(module) == ()
     before = door.has_global_hook()

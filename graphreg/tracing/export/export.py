@@ -27,6 +27,7 @@ from graphreg.torch_internals import (
     silence_export,
 )
 from graphreg.tracing.export.batch_of_one import BatchOfOne
+from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
@@ -37,7 +38,7 @@ from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
-def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
+def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor]) -> Graphs:
     """Trace a model with torch.export.
 
     Args:
@@ -45,7 +46,6 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         call: The example inputs.
         opaque: Filled with the opaque modules, with reasons.
         constants: Filled with the tensors that the forward makes.
-        notes: Filled with a line for each setting that was switched off.
 
     Returns:
         The graphs of both modes.
@@ -53,28 +53,27 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
     Raises:
         TraceError: The model cannot be exported.
     """
-    with without_caches(model, notes):
-        try:
-            call = _distinct(call)
-            wide = _widened(call)
-            if wide is not None:
-                try:
-                    return _export_modes(model, wide, opaque, constants, wide=True)
-                except Exception as error:  # the export with a batch of two fails: try the original batch
-                    raise_interrupt(error)
-                    opaque.clear()
-                    constants.clear()
-            return _export_modes(model, call, opaque, constants)
-        except GraphRegError:
-            raise
-        except Exception as error:
-            raise_interrupt(error)
-            failure = error
-        if not isinstance(failure, UntraceableModel):
-            run_model(model, call, {})  # raises the model's own error, if it has one
-            check_works()
-        why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
-        raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
+    try:
+        call = _distinct(call)
+        wide = _widened(call)
+        if wide is not None:
+            try:
+                return _export_modes(model, wide, opaque, constants, wide=True)
+            except Exception as error:  # the export with a batch of two fails: try the original batch
+                raise_interrupt(error)
+                opaque.clear()
+                constants.clear()
+        return _export_modes(model, call, opaque, constants)
+    except GraphRegError:
+        raise
+    except Exception as error:
+        raise_interrupt(error)
+        failure = error
+    if not isinstance(failure, UntraceableModel):
+        run_model(model, call, {})  # raises the model's own error, if it has one
+        check_works()
+    why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
+    raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
 
 
 class FrontEndError(TraceError):
@@ -114,7 +113,7 @@ def _export_modes(
 
         batch.settle(made, partial(again, {}))
         graph = made.graph
-        settle_queries(graph, recorder.environment.queries, lambda answers: same_graph(graph, lambda: again(answers).graph), opaque)
+        settle_queries(model, graph, recorder.environment.queries, lambda answers: same_graph(graph, lambda: again(answers).graph), opaque)
         return graph
 
     def export_until_stable(into: dict[str, torch.Tensor], answers: Answers, negated: Collection[str] = ()) -> tuple[Recorder, Unlifter]:
@@ -138,7 +137,8 @@ def _export_modes(
 
 def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
-    with recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
+    # torch.export takes no dynamic shapes for arguments that ``**kwargs`` takes
+    with spelled_out(model, call[1]), recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder
@@ -187,20 +187,3 @@ def _distinct(call: Arguments) -> Arguments:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, distinct, call)
     return args, kwargs
-
-
-@contextmanager
-def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
-    """Within the block, switch ``use_cache`` off in the configurations of a model, because a graph cannot return a cache.
-
-    ``notes``: filled with a line for each class of configuration in which ``use_cache`` was on.
-    """
-    configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
-    switched = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
-    kinds = sorted({type(config).__name__ for config in switched.values()})
-    notes += [f"switched off: {kind}.use_cache, because a graph cannot return a cache" for kind in kinds]
-    with Changes() as changes, changes:
-        for config in switched.values():
-            changes.later(partial(setattr, config, "use_cache", True))
-            config.use_cache = False
-        yield

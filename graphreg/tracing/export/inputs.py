@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 
 from graphreg.ir import Assert, Label, Place, assert_sizes, has_keys, label_site, specialized_to
+from graphreg.torch_internals import Changes
 from graphreg.tracing.defaults import keep_default, placeholder_default
 from graphreg.tracing.export.conditions import Conditions
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
+from graphreg.tracing.fake_inputs import arguments
 
 
 class Inputs:
@@ -96,6 +99,28 @@ class Inputs:
         node = self.graph.call_function(function, args)
         label_site(node, "")
         return node
+
+
+@contextmanager
+def spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
+    """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take."""
+    signature = inspect.signature(model.forward)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [name for name in (arguments(example) or ((), {}))[1] if name not in signature.parameters]
+    if not more or len(kept) == len(signature.parameters):
+        yield
+        return
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    original = model.forward
+    own: Any = forward
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in more]
+    own.__signature__ = signature.replace(parameters=[*kept, *added])
+    with Changes() as changes, changes:
+        changes.put(vars(model), "forward", forward)
+        yield
 
 
 def _holds_nodes(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from types import CodeType
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import SIZE_ATTRIBUTES, SIZES
+from graphreg.ir import SIZE_ATTRIBUTES, SIZES, MadeObject, making
 from graphreg.torch_internals import HigherOrderOperator
 
 PLAIN = (
@@ -78,6 +78,14 @@ class Built:
     kind: type
     parts: dict[str, Any]
     keyed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """How to make an object that the forward returns: the function, and its arguments, with nodes in place of tensors."""
+
+    function: MadeObject
+    values: list[Any]
 
 
 # The key in node.meta of a node's place: its index in the graph that torch.export traces. When torch.export makes further graphs from that
@@ -231,48 +239,57 @@ def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call
     return Call("call_method", name, scope)
 
 
-def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False) -> Any:
-    """Replace the tensors and sizes in a nested value, and describe objects as ``Built``.
+class TensorMap:
+    """Replaces the tensors and sizes in nested values, and describes objects as ``Built`` or ``Made``."""
 
-    Args:
-        value: The nested value.
-        replace: Returns the node or proxy of a tensor or size.
-        strict: Whether to refuse objects. They must be refused among the arguments of an operation, which needs the object itself.
+    def __init__(self, replace: Callable[[Any], Any], strict: bool = False, held: Collection[int] | None = None) -> None:
+        """Say what to do.
 
-    Raises:
-        UnsupportedValue: The value holds something that a graph cannot make.
-    """
-    if isinstance(value, Tensor):
-        return replace(value)
-    if isinstance(value, SYMBOLS):
-        constant = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else None
-        return replace(value) if constant is None else constant
-    if isinstance(value, PLAIN):
-        return value
-    if isinstance(value, slice):
-        return slice(*(map_tensors(item, replace, strict) for item in (value.start, value.stop, value.step)))
-    if type(value) in (tuple, torch.Size):
-        return tuple(map_tensors(item, replace, strict) for item in value)
-    if type(value) is list:
-        return [map_tensors(item, replace, strict) for item in value]
-    if type(value) is dict:
-        return {key: map_tensors(item, replace, strict) for key, item in value.items()}
-    if strict:
-        raise UnsupportedValue(f"{type(value).__name__} among the arguments of an operation")
-    return _built(value, replace)
+        Args:
+            replace: Returns the node or proxy of a tensor or size.
+            strict: Whether to refuse objects. They must be refused among the arguments of an operation, which needs the object itself.
+            held: In an output, the ids of objects that were there before the forward. Those that the forward made are ``Made``.
+        """
+        self.replace, self.strict, self.held = replace, strict, held
+        self.made: dict[int, Made] = {}  # by the ids of the objects
 
+    def of(self, value: Any) -> Any:
+        """Return a value with the replacements. Raise UnsupportedValue if it holds something that a graph cannot make."""
+        if isinstance(value, Tensor):
+            return self.replace(value)
+        if isinstance(value, SYMBOLS):
+            constant = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else None
+            return self.replace(value) if constant is None else constant
+        if isinstance(value, PLAIN):
+            return value
+        if isinstance(value, slice):
+            return slice(self.of(value.start), self.of(value.stop), self.of(value.step))
+        if type(value) in (tuple, torch.Size):
+            return tuple(map(self.of, value))
+        if type(value) is list:
+            return list(map(self.of, value))
+        if type(value) is dict:
+            return {key: self.of(item) for key, item in value.items()}
+        if self.strict:
+            raise UnsupportedValue(f"{type(value).__name__} among the arguments of an operation")
+        return self._built(value)
 
-def _built(value: Any, replace: Callable[[Any], Any]) -> Any:
-    """Describe a dataclass, a named tuple or a subclass of dict as ``Built``; raise UnsupportedValue for another object."""
-    kind = type(value)
-    if is_dataclass(value):
-        parts = {f.name: map_tensors(part, replace) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None}
-        return Built(kind, parts)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return Built(kind, {name: map_tensors(part, replace) for name, part in zip(value._fields, value, strict=True)})
-    if isinstance(value, dict):
-        return Built(kind, {key: map_tensors(part, replace) for key, part in value.items()}, keyed=True)
-    raise UnsupportedValue(f"a value of type {kind.__name__}, which a graph cannot make or take apart")
+    def _built(self, value: Any) -> Any:
+        """Describe a dataclass, a named tuple, a subclass of dict or another object; raise UnsupportedValue if a graph cannot make it."""
+        kind = type(value)
+        if is_dataclass(value):
+            return Built(kind, {f.name: self.of(part) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None})
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return Built(kind, {name: self.of(part) for name, part in zip(value._fields, value, strict=True)})
+        if isinstance(value, dict):
+            return Built(kind, {key: self.of(part) for key, part in value.items()}, keyed=True)
+        if id(value) in self.made:
+            return self.made[id(value)]
+        call = None if self.held is None else making(value, lambda part: isinstance(part, (Tensor, *SYMBOLS)), self.held)
+        if call is None:
+            raise UnsupportedValue(f"a value of type {kind.__name__}, which a graph cannot make or take apart")
+        made = self.made[id(value)] = Made(call[0], list(map(self.of, call[1])))
+        return made
 
 
 def holds_tensors(value: Any) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import called_by_foreign_code, elements, is_single_operation
+from graphreg.ir import called_by_foreign_code, elements, held_objects, is_single_operation
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
@@ -54,12 +54,12 @@ from graphreg.tracing.export.op_record import (
     Call,
     KeepOpaque,
     OpRecord,
+    TensorMap,
     UnsupportedValue,
     UntraceableModel,
     call_of,
     called_by_operator,
     holds_tensors,
-    map_tensors,
     recurrent_value,
     size_reads,
     switches_gradients,
@@ -169,7 +169,8 @@ class Recorder(TorchFunctionMode):
 
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace the model's own forward, and record its arguments, its output and the final attributes of its modules."""
-        self.record.arguments = map_tensors((args, kwargs), self._node)
+        self.record.arguments = TensorMap(self._node).of((args, kwargs))
+        held = held_objects(self.model, args, kwargs)
         drawn, registered = random.getstate(), _registered(self.model)
         self._scopes.append("")
         try:
@@ -187,12 +188,19 @@ class Recorder(TorchFunctionMode):
             self._scopes.clear()
             # torch.export restores the attributes that the forward assigned, but the next call may read what was assigned.
             self.record.final_attributes = final_state(self.model, self._data_proxy)
-        self.record.output = map_tensors(value, self._node)
+        tensors = list[Any]()
+
+        def returned(tensor: Any) -> fx.Node:
+            tensors.append(tensor)
+            return self._node(tensor)
+
+        output = TensorMap(returned, held=held)
+        self.record.output = output.of(value)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
             if node.op == "placeholder":
                 self.record.input_places.append(place)
-        return value
+        return tensors if output.made else value  # torch.export returns no objects
 
     def _opaque(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a layer or opaque module as one operation."""
@@ -306,7 +314,7 @@ class Recorder(TorchFunctionMode):
 
     def _record_op(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation while torch.export records nothing, and record it as one node."""
-        positional, keywords = map_tensors((args, kwargs), self._proxy, strict=True)
+        positional, keywords = TensorMap(self._proxy, strict=True).of((args, kwargs))
         self._running_op = True
         try:
             # Without this, torch.export would still record the no_grad and autocast regions inside a module.

@@ -38,7 +38,7 @@ from graphreg.ir import (
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.inputs import Inputs
-from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
+from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, Made, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided, decided_flag, decided_layout, layout_of
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
@@ -87,6 +87,7 @@ class Unlifter:
         self._returns.reverse()
         self._outputs: list[tuple[str, str, str, ReturnedTensors]] = []
         self._constants = BufferConstants(self._buffers)
+        self._objects: dict[Made, fx.Node] = {}
 
     def run(self, wide: bool = False) -> fx.Graph:
         """Make the graph.
@@ -279,6 +280,11 @@ class Unlifter:
             node = self.graph.call_function(value.kind, (parts,) if value.keyed else (), {} if value.keyed else parts)
             label_site(node, "")
             return node
+        if isinstance(value, Made):
+            if value not in self._objects:
+                self._objects[value] = self.graph.call_function(value.function, tuple(map(self._value, value.values)))
+                label_site(self._objects[value], "")
+            return self._objects[value]
         if isinstance(value, dict):
             return {key: self._value(part) for key, part in value.items()}
         if isinstance(value, (tuple, list)):

@@ -10,7 +10,6 @@ Both run on the model's parameters and on copies of everything else that they ma
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,12 +26,14 @@ from graphreg.torch_internals import (
     CALL_HOOKS,
     Changes,
     TorchDispatchMode,
+    collecting_hooks,
     communicates,
     has_users_global_hook,
     is_distributed,
     is_fake,
     leaving_no_level,
     modules_by_path,
+    own_hooks,
     put_global_hooks_aside,
     pytree,
     raise_interrupt,
@@ -127,7 +128,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
     if reason := _unprovable(claim, call):
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
-    with alike(claim.model, claim.front_end == "export") as generators, model_restored(claim.model) as before:
+    with alike(claim.model) as generators, model_restored(claim.model) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         with proving.around():
@@ -162,7 +163,7 @@ def _hooked_and_opened(claim: Claim) -> str:
     for path, module in modules_by_path(claim.model).items():
         paths.setdefault(module, []).append(path)
     for module, names in paths.items():
-        if any(vars(module)[name] for name in CALL_HOOKS if name in vars(module)):
+        if any(own_hooks(vars(module)[name]) for name in CALL_HOOKS if name in vars(module)):
             within = (path.rpartition(".")[0] for path in names)
             if not any(_is_within(path, called) for path in (*names, *within)):
                 return names[0] or f"the whole {claim.title}"
@@ -416,11 +417,14 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
 
 @contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """Within the block, no module has hooks that act on calls: the user's hooks may print, log or capture, and do not run an extra time."""
+    """Within the block, no module has hooks of the user's: they may print, log or capture, and do not run an extra time.
+
+    Those by which transformers collects outputs stay. A call may install more of them, in dicts that last as long as the block.
+    """
     with Changes() as changes, changes:
         put_global_hooks_aside(changes)
         for module in model.modules():
             for name in CALL_HOOKS:
-                if vars(module).get(name):
-                    changes.put(vars(module), name, OrderedDict())
+                if name in vars(module):
+                    changes.put(vars(module), name, collecting_hooks(vars(module)[name]))
         yield

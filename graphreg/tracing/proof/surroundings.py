@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.export.export import without_caches
-
 # torch.fx replaces methods of nn.Module for all threads while it traces, and torch's fast path of attention has one switch for all. What
 # changes either holds this lock: of two threads, the second one would take the state that the first one made for the state to restore.
 ONE_AT_A_TIME = threading.RLock()
@@ -43,7 +41,7 @@ class Generators:
 
 
 @contextmanager
-def alike(model: nn.Module, exported: bool) -> Iterator[Generators]:
+def alike(model: nn.Module) -> Iterator[Generators]:
     """Run the block so that a forward and its graph compute the same: with grad mode on, and without torch's fast path of attention.
 
     At the end of the block, the random generators get their old states back.
@@ -51,15 +49,12 @@ def alike(model: nn.Module, exported: bool) -> Iterator[Generators]:
     Args:
         model: The model. If it has frozen attention, the fast path is switched off: it acts where no gradient is needed, and a graph does
             not take it. The switch is one for all threads, so it is left alone for all other models.
-        exported: Whether torch.export made the graph. It returns no key-value cache, so the model returns none within the block.
     """
     generators = Generators()
     takes_fast_path = any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if exported:
-            stack.enter_context(without_caches(model, []))
         if takes_fast_path:
             stack.enter_context(ONE_AT_A_TIME)
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())

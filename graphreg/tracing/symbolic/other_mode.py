@@ -26,7 +26,7 @@ from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.symbolic.factory_tape import FACTS, has_proxy, operation_name
 from graphreg.tracing.symbolic.proxies import Value
-from graphreg.tracing.symbolic.tracer import SiteTracer
+from graphreg.tracing.symbolic.tracer import SiteTracer, unwrap_functions
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, tensors_in
 
 
@@ -61,6 +61,8 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
         except Exception as error:  # the trace from the beginning finds out whether this is an error
             raise_interrupt(error)
             return None
+        finally:
+            unwrap_functions(graph)  # torch.fx notes at a node, here one of the graph, that it has wrapped its function
     return None if follower.departed or follower.environment.queries or follower.environment.mode_reads.readers else follower.literals
 
 

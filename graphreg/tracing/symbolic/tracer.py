@@ -26,18 +26,22 @@ from graphreg.ir import (
     Operations,
     building,
     gives_tuple,
+    held_objects,
     is_drop_path,
     is_size,
     is_stack,
     label_node,
     label_output,
     label_site,
+    making,
 )
 from graphreg.torch_internals import (
+    FORWARD_HOOKS,
     Changes,
     ModuleStack,
     before_checkpoints,
     bound_call,
+    collecting_hooks,
     has_backward_hooks,
     raise_interrupt,
     randomness,
@@ -120,6 +124,8 @@ class SiteTracer(DecisionTracer):
         self.module_stack = ModuleStack()
         self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
         self._made: list[fx.Node] = []  # the nodes that the forward made
+        self._returned: dict[int, Any] | None = None  # when the forward has returned: the objects that were there before
+        self._objects: dict[int, fx.Node] = {}  # the nodes of objects that the forward returns, by the ids of the objects
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """Trace a module in its present mode and label each value.
@@ -158,10 +164,7 @@ class SiteTracer(DecisionTracer):
         self.tape.forget_states()
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
-        for node in graph.nodes:
-            # Without this, emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run.
-            if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
-                node.meta.pop("is_wrapped", None)
+        unwrap_functions(graph)
         settle_ports(graph, self.operations)
         if not self.examples:  # with examples the types are known
             assert_guesses(graph, self.operations)
@@ -206,16 +209,20 @@ class SiteTracer(DecisionTracer):
             values.append(self.specialized[name] if name in self.specialized else stand_in(proxy, example))
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
+        held = held_objects(root, self.specialized)
+
         def call(*arguments: Any) -> Any:
             restore_fx_patches()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, arguments, strict=True)) if i not in variadic]
             more = next((arguments[i] for i, star in variadic.items() if star == "*"), ())
             named: Any = next((arguments[i] for i, star in variadic.items() if star == "**"), {})
             with self.tape:
-                return bound_call(root)(
+                output = bound_call(root)(
                     *(v for k, v in flat if k is None), *more, **{k: v for k, v in flat if k is not None},
                     **{name: named[name] for name in named.keys()},  # noqa: SIM118  # of a proxy
                 )  # fmt: skip
+            self._returned = held
+            return output
 
         return call, values
 
@@ -246,7 +253,7 @@ class SiteTracer(DecisionTracer):
             if self.is_leaf_module(m, path):
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
-                return self._record_call(path, m, forward, args, kwargs)
+                return self._called_whole(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
                 value = self._record_call(path, m, forward, args, kwargs)
@@ -265,9 +272,16 @@ class SiteTracer(DecisionTracer):
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
                 self.opaque[path] = first_line(error)
-                return self._record_call(path, m, forward, args, kwargs)
+                return self._called_whole(path, m, forward, args, kwargs)
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
+        return value
+
+    def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
+        value = self._record_call(path, m, forward, args, kwargs)
+        for hook in collecting_hooks(vars(m)[FORWARD_HOOKS]).values():
+            hook(m, args, value)
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -328,6 +342,10 @@ class SiteTracer(DecisionTracer):
                 if self.tape.is_model_state(a):
                     self._constants.add(node)
             return node
+        if self._returned is not None and (made := making(a, _is_traced, self._returned)) is not None:
+            if id(a) not in self._objects:
+                self._objects[id(a)] = self.create_node("call_function", made[0], tuple(map(self.create_arg, made[1])), {})
+            return self._objects[id(a)]
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -403,6 +421,17 @@ class SiteTracer(DecisionTracer):
         for path in self._calls[calls:]:
             self.num_calls[path] -= 1
         del self._calls[calls:]
+
+
+def unwrap_functions(graph: fx.Graph) -> None:
+    """Forget that torch.fx wraps functions of torch: emitted code would ask it to wrap "torch.full", and no later trace would run."""
+    for node in graph.nodes:
+        if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
+            node.meta.pop("is_wrapped", None)
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, (fx.Proxy, torch.Tensor))
 
 
 def _assigned_buffer(module: nn.Module) -> str | None:

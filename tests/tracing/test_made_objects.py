@@ -1,0 +1,102 @@
+"""Objects that a forward makes and returns: the graph makes them anew, with all that they hold, or the model is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import TraceError
+from graphreg.ir import making
+
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Result:
+    step = 1
+
+    def __init__(self, h: Any, more: Any = None) -> None:
+        self.h, self.more = h, more
+
+
+class Slots(Result):
+    __slots__ = ("extra",)
+
+
+class Net(nn.Module):
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.layer, self.held, self.result = nn.Linear(3, 3), Result(None), result
+
+    def forward(self, x: Tensor) -> Any:
+        return self.result(self, self.layer(x).relu())
+
+
+def cyclic(net: Any, h: Tensor) -> Any:
+    made = Result(h, [1, 0.5, "a", torch.float32, Result, (h, None)])
+    made.more.append(made)
+    return made, {"again": made}
+
+
+def written(net: Any, h: Tensor) -> Any:
+    return Result(h, torch.zeros(2))
+
+
+def kept(net: Any, h: Tensor) -> Any:
+    net.held.h = h
+    return h, net.held
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_an_object_is_made_anew(front_end: Any) -> None:
+    net = Net(cyclic)
+    module = graphreg.regularize(net, dropout={"relu": 0.5}, example_inputs=X, front_end=front_end, rng=0)
+    for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        (made, others), (theirs, _) = each.eval()(X).output, net(X)
+        assert type(made) is Result and others["again"] is made and made.more[-1] is made
+        assert torch.equal(made.h, theirs.h) and made.more[:5] == theirs.more[:5] and made.more[5][0] is made.h
+    (one, _), (other, _) = module.train()(X).output, module(X).output
+    assert one is not other and one.more is not other.more and not torch.equal(one.h, other.h)  # the dropped value is in it
+    names = {site.name: site.role for site in graphreg.trace(net, X, front_end).values}
+    assert names["relu"] == ""  # what an object in a container holds is no output
+
+    compiled = torch.compile(module, backend="eager", fullgraph=True)(X).output[0]
+    assert type(compiled) is Result and compiled.more[-1] is compiled
+
+    alone = graphreg.regularize(Net(written), output_dropout=0.5, example_inputs=X, front_end=front_end)
+    alone(X).output.more.add_(1)
+    assert torch.equal(alone(X).output.more, torch.zeros(2))
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize(
+    "result",
+    [
+        kept,
+        lambda net, h: Result(h, net.held),
+        lambda net, h: Slots(h),
+        lambda net, h: Result(h, {1, 2}),
+        lambda net, h: Result(h, net.relu),
+    ],
+    ids=["held by the model", "holds one", "slots", "a set", "a function"],
+)
+def test_what_is_refused(result: Any, front_end: Any) -> None:
+    """An object that was there before would be another one; others hold what no graph can make."""
+    net = Net(result)
+    net.relu = copy.copy  # type: ignore[assignment]
+    with pytest.raises(TraceError, match="Result|Slots"):
+        graphreg.regularize(net, dropout={"relu": 0.5}, example_inputs=X, front_end=front_end)
+
+
+def test_equal_functions_are_one() -> None:
+    """So graphs can be compared by them; 1, 1.0 and True are told apart, and so are 0.0 and -0.0."""
+    made = [making(Result(X, more), lambda value: isinstance(value, Tensor), ()) for more in (1, 1, 1.0, True, 0.0, -0.0)]
+    functions = [call[0] for call in made if call is not None]
+    assert functions[0] is functions[1] and len(set(map(id, functions))) == 5
+    assert copy.deepcopy(functions[0]) is functions[0] and pickle.loads(pickle.dumps(functions[0])) is functions[0]
+    assert making(Result(1), lambda value: isinstance(value, Tensor), ()) is None  # nothing in it is traced
