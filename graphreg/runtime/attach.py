@@ -148,7 +148,7 @@ def _as(like: Tensor, value: Any) -> Tensor:
     """Return a factor, a number or a 0-d tensor, as a new 0-d tensor of the dtype and on the device of ``like``."""
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
-    return like.new_full((), value)
+    return torch.full((), value, dtype=like.dtype, device=like.device)  # not like.new_full: under vmap, that has a value for each row
 
 
 class CallScale(Protocol):
