@@ -278,7 +278,7 @@ def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -
         if not layers:
             raise
     with adapters_enabled(layers):
-        whole = plan(_traced(model, example, options.front_end, None), *asked)
+        whole = plan(_traced(model, example, options.front_end, None, {}), *asked)
     return plan(traced, *asked, adapters_off=True), whole
 
 

@@ -121,12 +121,13 @@ def test_the_gradient_and_the_buffers_are_right_where_another_graph_runs() -> No
         assert torch.equal(model.out.bias.grad, plain.out.bias.grad)
 
 
-def test_compiled() -> None:
-    """As with the plain model: one graph for the first value, and one for all others."""
+@pytest.mark.parametrize(("kind", "count"), [("times", 2), ("compared", 5)])
+def test_compiled(kind: str, count: int) -> None:
+    """As with the plain model: one graph for the first value, and one for all others. Of a number that is compared, one for each value."""
     torch._dynamo.reset()
-    model, plain = made("times")
-    frames: Any = CompileCounterWithBackend("aot_eager")
+    model, plain = made(kind)
+    frames: Any = CompileCounterWithBackend("eager")
     run = torch.compile(model, fullgraph=True, backend=frames)
     for value in VALUES:
         torch.testing.assert_close(run(X, scale=value), plain(X, scale=value))  # type: ignore[no-untyped-call]
-    assert frames.frame_count == 2
+    assert frames.frame_count == count
