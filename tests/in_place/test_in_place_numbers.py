@@ -80,6 +80,7 @@ def outputs(model: Any, *calls: Any) -> list[Tensor]:
         ("compared", {}, [1, 2, 3, 3, 3]),  # a graph for each answer
         ("counted", {}, [1, 3, 4, 5, 6]),  # one trace in vain
         ("shifted", {"dropout": {"mul": 0.0}}, [1, 3, 4, 5, 6]),
+        ("times", {"front_end": "export", "hidden_dropout": 0.0}, [1, 2, 3, 4, 5]),
     ],
 )
 def test_a_number_that_changes(kind: str, options: dict[str, Any], counts: list[int], traces: list[bool]) -> None:
