@@ -49,6 +49,7 @@ from graphreg.runtime import (
     fed,
     native_draws,
     no_noise,
+    record_of,
     rules_of,
     unplace,
     written_scale,
@@ -165,8 +166,11 @@ class Placed(ModuleHandle, InPlaceHandle):
         """
         numbers = form.numbers(args, kwargs)
         first = numbers, form.key(args, kwargs)
-        known = self._numbers.setdefault(form.key(args, kwargs, tuple(numbers)), first)[0]
+        known, key = self._numbers.setdefault(form.key(args, kwargs, tuple(numbers)), first)
         changed = [name for name in numbers.keys() - self._by_value if contents_of(numbers[name]) != contents_of(known[name])]
+        if any(record_of(graph.module).front_end == "export" for graph in self._made.get(key, ())):  # whose graphs fix numbers
+            self._by_value.update(changed)
+            return
         self._two_values.update({name: (known[name], numbers[name]) for name in changed})
         self.loosened += tuple(name for name in changed if name not in self.loosened)
 

@@ -80,6 +80,7 @@ def outputs(model: Any, *calls: Any) -> list[Tensor]:
         ("compared", {}, [1, 2, 3, 3, 3]),  # a graph for each answer
         ("counted", {}, [1, 3, 4, 5, 6]),  # one trace in vain
         ("shifted", {"dropout": {"mul": 0.0}}, [1, 3, 4, 5, 6]),
+        ("times", {"front_end": "export", "hidden_dropout": 0.0}, [1, 2, 3, 4, 5]),
     ],
 )
 def test_a_number_that_changes(kind: str, options: dict[str, Any], counts: list[int], traces: list[bool]) -> None:
@@ -121,12 +122,13 @@ def test_the_gradient_and_the_buffers_are_right_where_another_graph_runs() -> No
         assert torch.equal(model.out.bias.grad, plain.out.bias.grad)
 
 
-def test_compiled() -> None:
-    """As with the plain model: one graph for the first value, and one for all others."""
+@pytest.mark.parametrize(("kind", "count"), [("times", 2), ("compared", 5)])
+def test_compiled(kind: str, count: int) -> None:
+    """As with the plain model: one graph for the first value, and one for all others. Of a number that is compared, one for each value."""
     torch._dynamo.reset()
-    model, plain = made("times")
-    frames: Any = CompileCounterWithBackend("aot_eager")
+    model, plain = made(kind)
+    frames: Any = CompileCounterWithBackend("eager")
     run = torch.compile(model, fullgraph=True, backend=frames)
     for value in VALUES:
         torch.testing.assert_close(run(X, scale=value), plain(X, scale=value))  # type: ignore[no-untyped-call]
-    assert frames.frame_count == 2
+    assert frames.frame_count == count
