@@ -91,6 +91,9 @@ def no_number(what: str, value: Any, cure: str) -> str:
     cure = numeric_text(value) + cure
     if callable(value) and not hasattr(value, "dtype"):
         cure = f"A strength that changes is a schedule, such as graphreg.schedules.linear(0, 0.1, 1000). {cure}"
+    if isinstance(value, str) and "(" in value:
+        forms = "{'linear': [0, 0.5, 1000]}, {'piecewise': [[0, 0.0], [1000, 0.1]]}, {'by_depth': [0, 0.2]}"
+        cure = f"A schedule, or a strength by depth, is no text; as data it is a dict: {forms}. {cure}"
     if getattr(value, "requires_grad", False):
         cure = f"It is a tensor that requires grad, and graphreg would not train it: give {what.rpartition(' ')[2]}.item(). {cure}"
     return f"{what} is {value!r}; it must be a finite number. {cure}"

@@ -1041,6 +1041,7 @@ PLAIN = [
     ({"dropout": {"1": {"piecewise": [0, 0.2]}}}, r"piecewise=\[0, 0\.2\] is not allowed; give a list of pairs"),
     ({"weight_l2": {"weight": {"by_depth": [0, 1, 2]}}}, r"by_depth=\[0, 1, 2\] is not allowed; give a list of two numbers"),
     ({"own_dropout": {"linear": [0, 1, 10]}}, r"own_dropout=linear\(0, 1, 10\) is not allowed; .* or a rate in \[0, 1\)"),
+    ({"hidden_dropout": "linear(0, 0.2, 10)"}, r"is no text; as data it is a dict: \{'linear': \[0, 0\.5, 1000\]\},"),
     ({"hidden_dropout": lambda step: 0.1}, r"must be a finite number\. A strength that changes is a schedule, .*\.linear"),
 ]
 
