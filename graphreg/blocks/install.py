@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from graphreg.blocks.block import BLOCK, Block, View, block_at, twin_of
 from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
@@ -21,13 +25,16 @@ Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat gr
 Variant = tuple[Callable[..., Any], Callable[..., Any], str]  # function for eager mode, function for Dynamo, source of the former
 
 
-def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: str = "") -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
+def outlined(
+    root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: str = "", checkpoints: Mapping[str, bool] = MappingProxyType({})
+) -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
     """Give the blocks of a rewritten module their code, and return the graphs in which the whole module calls the blocks.
 
     Args:
         root: The rewritten module. At the paths in ``blocks`` it has block objects, or, in place, the model's own modules.
         sources: By mode, the flat graph, and its copy with lowered recurrent layers (None if the model has no recurrent layers).
         blocks: The paths of the blocks.
+        checkpoints: The blocks whose code runs with a checkpoint, by path, and whether it is reentrant.
         owner: ``""`` if the blocks are block objects. In place, the name that ``new_owner`` returned for the rewritten module.
 
     Returns:
@@ -36,6 +43,7 @@ def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: 
     outliner, emitter = Outliner(root, blocks), _Emitter()
     variants: dict[str, list[Variant]] = {path: [] for path in blocks}
     prefixes = _prefixes(root, blocks, owner) if owner else {}
+    with_checkpoint = functools.cache(checkpointed)  # equal blocks keep equal code
     graphs = {}
     for mode, (flat, lowered) in sources.items():
         graph, calls = outliner.outline(flat)
@@ -43,6 +51,9 @@ def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...], owner: 
         for call, compiled in zip(calls, calls_lowered, strict=True):
             code, source = emitter.code(call.graph)
             variant = code, emitter.code(compiled.graph)[0], source
+            if call.path in checkpoints:
+                eager, compiled_code = (with_checkpoint(function, checkpoints[call.path]) for function in variant[:2])
+                variant = eager, compiled_code, source
             known = variants[call.path]
             if variant not in known:
                 known.append(variant)
@@ -92,6 +103,17 @@ def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) 
     block.__dict__[RULES] = View({name: runtime[target] for name, target in names.rules.items()})
     block.__dict__[OUTSIDE] = View({name: root.get_submodule(target) for name, target in names.outside.items()})
     block.__dict__[LOWERED] = root.__dict__.get(LOWERED)
+
+
+def checkpointed(code: Callable[..., Any], use_reentrant: bool) -> Callable[..., Any]:
+    """Return a function that runs the code of a block with a checkpoint, as the model's own forward calls the block."""
+
+    def run(block: Any, *values: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return code(block, *values)
+        return checkpoint(functools.partial(code, block), *values, use_reentrant=use_reentrant)
+
+    return run
 
 
 class _Emitter:

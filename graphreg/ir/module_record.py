@@ -61,6 +61,8 @@ class State:
         compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same as ``codes``.
         blocks: The paths of the blocks: the modules that the emitted code still calls as modules.
         structures: The structures of arguments that the module accepts; None if it accepts all, as a module of a GraphModule does.
+        checkpoints: The blocks that run with activation checkpointing because the model checkpoints their calls: by path, whether the
+            checkpoint is reentrant.
         owner: In place, where the blocks are the model's own modules, the name by which they know this rewritten module; else ``""``.
     """
 
@@ -73,6 +75,7 @@ class State:
     blocks: tuple[str, ...] = ()
     owner: str = ""
     structures: CallStructures | None = None
+    checkpoints: Mapping[str, bool] = field(default_factory=dict)
 
     def running(self, training: bool) -> str:
         """Return the key in ``graphs`` of the graph that runs in the mode ``training`` (True for train mode, False for eval mode)."""

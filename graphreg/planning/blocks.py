@@ -16,8 +16,8 @@ from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the paths of the blocks, in the order of their first calls; and the paths of those that no string of the selector matches.
 
-    A module that checkpoints its own forward is a block in any case, because a graph that does not call the module would not
-    checkpoint.
+    A module that checkpoints its own forward, or whose caller checkpoints it, is a block in any case, because a graph that does not call
+    the module would not checkpoint.
 
     Args:
         traced: The traced model.
@@ -28,7 +28,7 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         NoMatchError: A string matches no module that the model calls.
         RegularizerError: A string asks for a port or a role, or is ``*`` alone.
     """
-    if selector is None and not any(map(checkpoints_itself, traced.operations.modules.values())):
+    if selector is None and not traced.checkpoints and not any(map(checkpoints_itself, traced.operations.modules.values())):
         return (), ()
     sites = _modules(traced) if traced.whole else []
     chosen = set[str]()
@@ -36,7 +36,8 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         check_blocks(selector)
         matched = select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
         chosen = {site.name for site in matched}
-    unasked = {site.name for site in sites if checkpoints_itself(traced.operations.modules[site.name])} - chosen
+    modules = traced.operations.modules
+    unasked = {site.name for site in sites if site.name in traced.checkpoints or checkpoints_itself(modules[site.name])} - chosen
     names = [site.name for site in sites if site.name in chosen | unasked]
     return tuple(names), tuple(name for name in names if name in unasked)
 

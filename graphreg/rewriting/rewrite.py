@@ -92,7 +92,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # only models of ``regularize_`` have a SharedState
     structures = None if isinstance(noise, SharedState) else _structures(traced)  # in place, each structure has a graph of its own
     kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner, structures
-    module = RewrittenModule(traced.model, graphs, rules, *kept)
+    module = RewrittenModule(traced.model, graphs, rules, *kept, checkpoints=traced.checkpoints)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.unproved, rules.prover = dict(traced.unproved), prove_call
     if traced.whole and not isinstance(noise, SharedState):  # a model in place is traced once more when it changes

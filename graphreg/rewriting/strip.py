@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
@@ -32,9 +34,11 @@ def strip(module: nn.Module) -> RewrittenModule:
         copy.lint()
         graphs[mode] = copy
     known = state_of(rewritten_module)
-    blocks = [path for path in (known.blocks if known else ()) if checkpoints_itself(rewritten_module.get_submodule(path))]
-    structures = known.structures if known else None
-    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks, structures=structures)
+    checkpoints = known.checkpoints if known else {}
+    named = known.blocks if known else ()
+    blocks = [path for path in named if path in checkpoints or checkpoints_itself(rewritten_module.get_submodule(path))]
+    kept: Any = {"structures": known.structures if known else None, "checkpoints": checkpoints}
+    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module), blocks=blocks, **kept)
 
 
 def strip_graph(graph: fx.Graph) -> None:

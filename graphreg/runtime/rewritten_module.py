@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -82,8 +83,9 @@ class RewrittenModule(fx.GraphModule):
         blocks: Collection[str] = (),
         owner: str = "",
         structures: CallStructures | None = None,
+        checkpoints: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
-        """``owner`` and ``structures`` are as in ``State``.
+        """``owner``, ``structures`` and ``checkpoints`` are as in ``State``.
 
         If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
@@ -92,6 +94,7 @@ class RewrittenModule(fx.GraphModule):
         self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
         self.__dict__[STATE].owner = owner
         self.__dict__[STATE].structures = structures
+        self.__dict__[STATE].checkpoints = dict(checkpoints)
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
@@ -166,7 +169,7 @@ class RewrittenModule(fx.GraphModule):
         self.__dict__[LOWERED] = lowered.stand_ins
         sources = {mode: (graph, lowered.lowered(graph) if lowered.layers else None) for mode, graph in state.graphs.items()}
         if state.blocks:
-            sources = outlined(self, sources, state.blocks, state.owner)
+            sources = outlined(self, sources, state.blocks, state.owner, state.checkpoints)
         for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
             called, called_compiled = sources[mode]
             if called_compiled is not None:

@@ -35,7 +35,7 @@ from graphreg.torch_internals.autograd import (
     wrap_engine,
 )
 from graphreg.torch_internals.bytecode import asks, is_guarded, matches_class, only_tells, reads_attribute, unpacked
-from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, before_checkpoints, checkpoint_wrapped, next_region
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, before_checkpoints, checkpoint_wrapped, next_region, through_checkpoints
 from graphreg.torch_internals.config import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, default_of, has_setting
 from graphreg.torch_internals.distributed import (
     communicates,
@@ -272,9 +272,9 @@ __all__ = [
     "safe_softmax", "same_view", "scale_tensor", "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter",
     "show_parameters_of", "silence_export", "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of",
     "splits_for_ddp", "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls",
-    "take_state_version", "taken_by_fsdp", "tells_result", "tells_skipped_code", "tensor_guard", "traces_here", "traces_objects",
-    "transform_level", "transforms", "translator", "unpacked", "unwrapped", "uses_fsdp", "value_name", "version_of", "vmaps",
-    "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions",
-    "without_importing_dynamo", "without_modes", "without_partial_sums", "without_proxies", "without_source", "without_transforms",
-    "world_size", "wrap_engine", "wrapped_functions", "wrapped_module",
+    "take_state_version", "taken_by_fsdp", "tells_result", "tells_skipped_code", "tensor_guard", "through_checkpoints", "traces_here",
+    "traces_objects", "transform_level", "transforms", "translator", "unpacked", "unwrapped", "uses_fsdp", "value_name", "version_of",
+    "vmaps", "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code", "without_autograd_cache",
+    "without_functions", "without_importing_dynamo", "without_modes", "without_partial_sums", "without_proxies", "without_source",
+    "without_transforms", "world_size", "wrap_engine", "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

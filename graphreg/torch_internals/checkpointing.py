@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.utils.checkpoint as checkpointing
@@ -33,6 +34,40 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
         changes.put(checkpointing, name, preceded(original))
     function = checkpointing.CheckpointFunction
     changes.put(function, "apply", preceded(function.apply))
+
+
+def through_checkpoints(changes: Changes, begin: Callable[[bool], Callable[[], None] | None]) -> None:
+    """Run checkpointed functions without the checkpoint, until the block of ``changes`` ends.
+
+    ``begin`` is called before each such function, with whether the checkpoint is reentrant, and returns what to call after the function. If
+    it returns None, or if the checkpoint has a ``context_fn`` (a policy of what to keep), the checkpoint is left alone.
+    """
+
+    def through(original: Callable[..., Any]) -> Callable[..., Any]:
+        def generator(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            plain = given.get("context_fn") in (None, checkpointing.noop_context_fn)
+            end = begin(False) if plain else None
+            return original(*args, **kwargs) if end is None else passed(end)
+
+        return generator
+
+    def passed(end: Callable[[], None]) -> Iterator[None]:
+        yield  # the function runs here
+        end()
+
+    def apply(run: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        if (end := begin(True)) is None:
+            return reentrant(run, preserve_rng_state, *args)
+        value = run(*args)
+        end()
+        return value
+
+    for name, original in begins().items():
+        changes.put(checkpointing, name, through(original))
+    function = checkpointing.CheckpointFunction
+    reentrant = function.apply
+    changes.put(function, "apply", apply)
 
 
 def begins() -> dict[str, Any]:

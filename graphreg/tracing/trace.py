@@ -31,6 +31,7 @@ from graphreg.ir import (
     record_stacks,
     specialized_arguments,
     stacks,
+    state_of,
     value_sites,
 )
 from graphreg.torch_internals import (
@@ -89,6 +90,7 @@ class Traced(RenamedAttributes):
         arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
             example inputs.
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
+        checkpoints: The modules whose callers checkpoint them, as timm's models do: by path, whether the checkpoint is reentrant.
         digest: The digest of the graphs and constants as they were traced.
     """
 
@@ -105,6 +107,7 @@ class Traced(RenamedAttributes):
     unproved: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     shares: bool = False
+    checkpoints: Mapping[str, bool] = field(default_factory=dict)
     digest: str = ""
 
     @classmethod
@@ -287,7 +290,8 @@ def _trace_from(
         graphs = labelled_graphs(model)
         if call:
             propagate(model, graphs, bound, call, {})
-        return _proved(Traced(model, graphs, value_sites(model, graphs), {}, specialized), call, proving)
+        checkpoints = {} if (state := state_of(model)) is None else state.checkpoints
+        return _proved(Traced(model, graphs, value_sites(model, graphs), {}, specialized, checkpoints=checkpoints), call, proving)
     return _trace_with(model, front_end, specialized, bound, call, proving)
 
 
@@ -369,7 +373,7 @@ def _traced_by_fx(
                 found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, True)
             if shares := not same_apart_from_sharing(found[0], found_shared[0]):
                 found, constants = found_shared, constants_shared
-        graphs, opaque_modules, assumed = found
+        graphs, opaque_modules, assumed, checkpoints = found
         if call:
             propagate(model, graphs, bound, call, constants)
     for graph in graphs.values():
@@ -377,7 +381,8 @@ def _traced_by_fx(
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     notes = tuple(f"assumed to be a tensor: {name}, {why}" for name in assumed)
     sites = value_sites(model, graphs)
-    return Traced(model, graphs, sites, opaque_modules, specialized, constants=constants, notes=notes, shares=shares)
+    kept: Any = {"constants": constants, "notes": notes, "shares": shares, "checkpoints": checkpoints}
+    return Traced(model, graphs, sites, opaque_modules, specialized, **kept)
 
 
 def _erase_behind_output(graph: fx.Graph) -> None:

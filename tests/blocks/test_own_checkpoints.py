@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from functools import partial
 from typing import Any
@@ -184,21 +185,110 @@ def test_a_selector_that_loses_none_does_not(keywords: Any) -> None:
 
 
 class InTheModel(Stack):
-    """The model itself checkpoints its blocks."""
+    """The model itself checkpoints its blocks, as models of timm do after ``set_grad_checkpointing()``."""
 
-    gradient_checkpointing = True
+    gradient_checkpointing, reentrant = True, False
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False)
+            x = checkpoint(layer, x, use_reentrant=self.reentrant) if self.gradient_checkpointing else layer(x)
         y: Tensor = self.head(x)
         return y
 
 
-def test_checkpoints_of_the_model_itself_are_refused_in_place() -> None:
-    sentence = r"activation checkpointing is on \(InTheModel\), and a trace of InTheModel would lose .*name the blocks in blocks="
+class AndMore(InTheModel):
+    """It checkpoints more than calls of modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(checkpoint(lambda x: 2 * self.layers[0](x), x, use_reentrant=False))
+        return y
+
+
+def in_the_model(reentrant: bool = False, on: bool = True) -> Any:
+    torch.manual_seed(0)
+    model: Any = InTheModel()
+    model.reentrant, model.gradient_checkpointing = reentrant, on
+    return model
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_the_model_itself(reentrant: bool) -> None:
+    """Its layers become blocks, with sites, whose code runs with a checkpoint: masks and gradients are those without, and less is kept."""
+    other = graphreg.regularize(in_the_model(on=False), **SETTINGS)
+    module = graphreg.regularize(in_the_model(reentrant), **SETTINGS)
+    assert module.graphreg_state.blocks == ("layers.0", "layers.1", "layers.2")
+    expected = [step(other, (X,)) for _ in range(2)]
+    for each in (module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        if each is not module:
+            graphreg.set_rng_state(each, graphreg.rng_state(module) | {"call": 0})
+        calls = counted(each)
+        assert_equal(step(each, (X,)), expected[0])
+        assert calls == [6]
+        if each is module:
+            assert_equal(step(each, (X,)), expected[1])
+    given = X.clone().requires_grad_()
+    assert saved_bytes(lambda: module(given))[1] < 0.2 * saved_bytes(lambda: other(given))[1]
+
+    stripped = graphreg.strip(module)
+    sizes = [saved_bytes(lambda each=each: each(given))[1] for each in (stripped, in_the_model(reentrant))]
+    assert sizes[0] <= 1.1 * sizes[1]
+    assert graphreg.regularize(stripped, **SETTINGS).graphreg_state.checkpoints == dict.fromkeys(module.graphreg_state.blocks, reentrant)
+
+    torch._dynamo.reset()
+    compiled = graphreg.regularize(in_the_model(reentrant), **SETTINGS)
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(step(compiled, (X,), run), expected[0])
+
+
+def test_checkpoints_of_the_model_itself_in_place() -> None:
+    """A switch is followed at the next call."""
+    model = graphreg.regularize_(in_the_model(on=False), **SETTINGS, penalties="return")
+    module, calls = graphreg.regularize(in_the_model(on=False), **SETTINGS), counted(model)
+    for on, expected in ((False, 3), (True, 9), (False, 12)):
+        model.gradient_checkpointing = on  # type: ignore[assignment]
+        assert_equal(step(model, (X,)), step(module, (X,)))
+        assert calls == [expected]
+    graphreg.strip_(model)
+    assert [type(layer) for layer in model.layers] == [Residual] * 3  # type: ignore[union-attr,arg-type]
+
+
+def test_what_a_model_checkpoints_beside_its_modules_is_refused() -> None:
+    sentence = r"activation checkpointing is on \(AndMore\), and a trace of AndMore would lose .*name the blocks in blocks="
     with pytest.raises(graphreg.TraceError, match=sentence):
-        graphreg.regularize_(InTheModel(), **SETTINGS, example_inputs=X)
+        graphreg.regularize_(AndMore(), **SETTINGS, example_inputs=X)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_timm(reentrant: bool) -> None:
+    """``set_grad_checkpointing()`` before and after ``regularize_``, and before ``regularize``; with drop path of the model's own."""
+    timm = pytest.importorskip("timm")
+    given = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def vit() -> Any:
+        torch.manual_seed(0)
+        size: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+        return timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.2, **size).train()
+
+    settings: dict[str, Any] = {"hidden_dropout": 0.2, "own_dropout": "seeded", "rng": 0, "example_inputs": given}
+    before = timm.layers.use_reentrant_ckpt()
+    timm.layers.set_reentrant_ckpt(reentrant)
+    try:
+        plain, model = graphreg.regularize(vit(), **settings), vit()
+        sizes = [saved_bytes(lambda: plain(given))[1]]
+        graphreg.set_rng_state(plain, graphreg.rng_state(plain) | {"call": 0})
+        expected = [step(plain, (given,)) for _ in range(2)]
+        model.set_grad_checkpointing()
+        module, placed = graphreg.regularize(model, **settings), vit()
+        graphreg.regularize_(placed, **settings, penalties="return")
+        assert_equal(step(placed, (given,)), expected[0])
+        placed.set_grad_checkpointing()
+        assert_equal(step(placed, (given,)), expected[1])
+        assert_equal(step(module, (given,)), expected[0])
+        sizes += [saved_bytes(lambda each=each: each(given))[1] for each in (module, placed)]
+        assert max(sizes[1:]) < 0.4 * sizes[0]
+        assert module.graphreg_state.checkpoints == {"blocks.0": reentrant, "blocks.1": reentrant}
+    finally:
+        timm.layers.set_reentrant_ckpt(before)
 
 
 INSIDE = {"gpt2": "transformer.h.**", "bert": "bert.encoder.layer.**", "llama": "model.layers.**"}

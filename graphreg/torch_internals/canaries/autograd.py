@@ -210,6 +210,22 @@ def before_checkpoints() -> None:
         assert asked == [1], f"use_reentrant={reentrant}"
 
 
+@canary("a checkpoint calls the function itself", "the symbolic front end: what a model checkpoints becomes blocks", "through_checkpoints")
+def through_checkpoints() -> None:
+    ran, x = list[Any](), torch.ones(1, requires_grad=True)
+
+    def begin(reentrant: bool) -> Any:
+        ran.append(reentrant)
+        return partial(ran.append, "end")
+
+    for reentrant in (True, False):
+        with Changes() as changes, changes:
+            door.through_checkpoints(changes, begin)
+            y = checkpoint(torch.sin, x, use_reentrant=reentrant)
+        assert ran == [reentrant, "end"] and type(y.grad_fn).__name__ == "SinBackward0", ran
+        ran.clear()
+
+
 @canary("Dynamo numbers regions that are recomputed", "masks that are recomputed", "next_region")
 def next_region() -> None:
     first, second = door.next_region(), door.next_region()

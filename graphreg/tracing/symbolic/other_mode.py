@@ -109,7 +109,7 @@ class ModeFollower(SiteTracer):
         """Follow the graph to its end. Raises Departs if the forward does anything else."""
         drawn = randomness()
         answered = isinstance_answered(self._places, self._isinstance)
-        with self._checkpoints_refused(), answered, self.environment.intercepted(root, self._places):
+        with self._checkpoints_followed(), answered, self.environment.intercepted(root, self._places):
             graph = fx.Tracer.trace(self, root)
         if randomness() != drawn or next(self._expected, None) is not None or next(self._returns, None) is not None:
             self._depart()

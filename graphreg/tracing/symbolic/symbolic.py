@@ -37,7 +37,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
     watch_draws: bool, shares: bool | None = None,
-) -> tuple[Graphs, dict[str, str], list[str]]:
+) -> tuple[Graphs, dict[str, str], list[str], dict[str, bool]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
     Args:
@@ -50,7 +50,8 @@ def symbolic(
         shares: As in ``SiteTracer``.
 
     Returns:
-        The graphs of both modes, the opaque modules with reasons, and the arguments that were assumed to be tensors.
+        The graphs of both modes, the opaque modules with reasons, the arguments that were assumed to be tensors, and the modules whose
+        callers checkpoint them, with whether the checkpoint is reentrant.
 
     Raises:
         TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
@@ -58,6 +59,7 @@ def symbolic(
     """
     asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
     opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
+    checkpoints = dict[str, bool]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares, asked))
@@ -67,6 +69,7 @@ def symbolic(
         last[:] = [tracer]
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
+        checkpoints.update(tracer.checkpoints)
         mode_reads.add(tracer.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
@@ -81,7 +84,7 @@ def symbolic(
 
     try:
         graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)  # this also fills ``opaque`` and ``assumed``
-        return graphs, opaque, list(assumed)
+        return graphs, opaque, list(assumed), checkpoints
     except GraphRegError:
         raise
     except Exception as error:

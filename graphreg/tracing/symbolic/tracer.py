@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
@@ -28,18 +29,19 @@ from graphreg.ir import (
     gives_tuple,
     held_objects,
     is_drop_path,
+    is_labelled,
     is_size,
     is_stack,
     label_node,
     label_output,
     label_site,
     making,
+    scope_of,
 )
 from graphreg.torch_internals import (
     FORWARD_HOOKS,
     Changes,
     ModuleStack,
-    before_checkpoints,
     bound_call,
     collecting_hooks,
     has_backward_hooks,
@@ -49,6 +51,7 @@ from graphreg.torch_internals import (
     restore_fx_patches,
     restore_randomness,
     take_as_one,
+    through_checkpoints,
 )
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
@@ -124,6 +127,8 @@ class SiteTracer(DecisionTracer):
         self.module_stack = ModuleStack()
         self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
         self._made: list[fx.Node] = []  # the nodes that the forward made
+        self.checkpoints: dict[str, bool] = {}  # the modules whose callers checkpoint them, by path: whether the checkpoint is reentrant
+        self._checkpoints: list[_Checkpointed] = []  # the checkpointed functions that run now
         self._returned: dict[int, Any] | None = None  # when the forward has returned: the objects that were there before
         self._objects: dict[int, fx.Node] = {}  # the nodes of objects that the forward returns, by the ids of the objects
 
@@ -141,7 +146,7 @@ class SiteTracer(DecisionTracer):
         self._drawn = randomness()
         self._places = model_globals(root)
         try:
-            with self._checkpoints_refused(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
+            with self._checkpoints_followed(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
                 if self.refused:
                     raise self.refused[-1]
@@ -181,16 +186,39 @@ class SiteTracer(DecisionTracer):
             raise DrawsRandomly
 
     @contextmanager
-    def _checkpoints_refused(self) -> Iterator[None]:
-        """Make activation checkpointing raise, so that a module that uses it becomes opaque. A trace would lose the checkpoint."""
+    def _checkpoints_followed(self) -> Iterator[None]:
+        """Run checkpointed functions without the checkpoint, and note the modules that they call.
 
-        def refuse() -> None:
-            if threading.get_ident() == self.thread:
-                raise RuntimeError(CHECKPOINTS)
+        These modules become blocks, whose code runs with a checkpoint. A function that does more than call modules raises, so that the
+        module that checkpoints it becomes opaque, because a graph would lose the checkpoint.
+        """
+
+        def begin(reentrant: bool) -> Callable[[], None] | None:
+            if threading.get_ident() != self.thread:
+                return None
+            region = _Checkpointed(len(self._scopes), self._last_node())
+            self._checkpoints.append(region)
+
+            def end() -> None:
+                del self._checkpoints[self._checkpoints.index(region) :]
+                made = list[fx.Node]()
+                for node in reversed(self.graph.nodes):
+                    if node is region.last:
+                        break
+                    made.append(node)
+                own = any(node.op != "get_attr" and scope_of(node) == self._scopes[-1] for node in made if is_labelled(node))
+                if own or any(path in self.opaque for path in region.paths):
+                    raise RuntimeError(CHECKPOINTS)
+                self.checkpoints.update(dict.fromkeys(region.paths, reentrant))
+
+            return end
 
         with Changes() as changes, changes:
-            before_checkpoints(changes, refuse)
+            through_checkpoints(changes, begin)
             yield
+
+    def _last_node(self) -> fx.Node | None:
+        return next(iter(reversed(self.graph.nodes)), None)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return the function that torch.fx calls to trace the root, and its arguments: proxies, and values of specialized arguments.
@@ -249,6 +277,8 @@ class SiteTracer(DecisionTracer):
             self.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
             raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
+        if self._checkpoints and self._checkpoints[-1].depth == len(self._scopes) and not super().is_leaf_module(m, path):
+            self._checkpoints[-1].paths.append(path)
         with self._scope(path):
             if self.is_leaf_module(m, path):
                 if is_stack(m):
@@ -397,8 +427,8 @@ class SiteTracer(DecisionTracer):
 
     def _mark(self) -> tuple[Any, ...]:
         """Return a mark of the present state, to which ``_roll_back`` can return."""
-        last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark(), len(self.refused)
+        counts = len(self._calls), self.tape.mark(), len(self.refused)
+        return self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), *counts
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
         """Remove everything that was traced after a mark."""
@@ -421,6 +451,15 @@ class SiteTracer(DecisionTracer):
         for path in self._calls[calls:]:
             self.num_calls[path] -= 1
         del self._calls[calls:]
+
+
+@dataclass(frozen=True, eq=False)
+class _Checkpointed:
+    """A checkpointed function that runs: how deep in calls of modules, the node before it, and the paths of the modules that it calls."""
+
+    depth: int
+    last: fx.Node | None
+    paths: list[str] = field(default_factory=list)
 
 
 def unwrap_functions(graph: fx.Graph) -> None:
