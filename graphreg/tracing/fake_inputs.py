@@ -51,9 +51,14 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
             + (" torch.as_tensor converts an array to a tensor." if hasattr(example_inputs, "__array__") else "")
         )
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
-    if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) for value in values):
+    if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) and not _is_numpy_number(value) for value in values):
         raise TraceError(f"{called} carry an array that is not a tensor. Convert it with torch.as_tensor.")
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+
+
+def _is_numpy_number(value: Any) -> bool:
+    """Return whether a value is a number of numpy, which cannot change, and is specialized as a number of Python is."""
+    return any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__)
 
 
 def no_shape(call: Arguments) -> str:

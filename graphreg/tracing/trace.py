@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -248,7 +249,8 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     copies = dict[int, Any]()
     kept = {name: copied_contents(value, copies, is_data=name not in specialized) for name, value in {**specialized, **bound}.items()}
     try:
-        traced = _trace_from(model, front_end, specialized, bound, call, proving)
+        with _undrawn(model, specialized):
+            traced = _trace_from(model, front_end, specialized, bound, call, proving)
     except TraceError:  # perhaps because of such a change
         _require_unchanged(model, specialized, before)
         raise
@@ -277,6 +279,27 @@ def _require_unchanged(model: nn.Module, specialized: Mapping[str, Any], before:
             f"the forward of {type(model).__name__} changes the contents of its argument {changed[0]}, which a graph would not do. "
             "Change a copy in the forward, or make the change before the call."
         )
+
+
+@contextmanager
+def _undrawn(model: nn.Module, specialized: Mapping[str, Any]) -> Iterator[None]:
+    """Put the random generators among the arguments back after a trace; raise TraceError if the forward has drawn from one."""
+    states = {name: value.get_state() for name, value in specialized.items() if isinstance(value, torch.Generator)}
+    error = None
+    try:
+        yield
+    except TraceError as raised:  # perhaps because of the draw
+        error = raised
+    drawn = [name for name, state in states.items() if not torch.equal(specialized[name].get_state(), state)]
+    for name in drawn:
+        specialized[name].set_state(states[name])
+    if drawn:
+        raise TraceError(
+            f"the forward of {type(model).__name__} draws from its argument {drawn[0]}, a random generator, and a graph would keep the "
+            "draws of the trace. Draw before the call, and pass what was drawn."
+        ) from error
+    if error is not None:
+        raise error
 
 
 def _trace_from(

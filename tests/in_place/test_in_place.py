@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -681,3 +682,22 @@ def test_arguments_that_only_a_position_or_only_a_name_can_give() -> None:
     calls: Any = [((x,), {"gain": 2.0}), ((x, y), {"gain": y}), ((x, y), {"a": 1, "gain": 3.0}), ((x, y, x), {}), ((x,), {"a": y, "b": x})]
     for args, kwargs in calls * 2:
         assert torch.equal(model(*args, **kwargs), plain(*args, **kwargs))
+
+
+class Times(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hid = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, gain: Any) -> Any:
+        return self.hid(x) * gain
+
+
+@pytest.mark.parametrize("gain", [numpy.float32(2.5), numpy.float64(2.5), numpy.int64(3)])
+def test_a_number_of_numpy_is_an_argument_like_a_number(gain: Any) -> None:
+    model, plain, x = graphreg.regularize_(Times(), weight_l2=0.0, scale=1), Times(), torch.randn(3, 4)
+    for each in (gain, gain + 1, float(gain)):
+        assert torch.equal(model(x, each), plain(x, each))
+    with pytest.raises(GraphRegError, match="carry an array that is not a tensor"):
+        model(x, numpy.array([2.0]))

@@ -61,3 +61,26 @@ def test_of_forgotten_example_inputs() -> None:
         places = [says.index(text) for text in order]
         assert places == sorted(places)
         assert says.count("example_inputs") == 2 and "torch.fx docs" not in says and "Proxy docstring" not in says
+
+
+class DrawsFrom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        y: Tensor = self.hid(x) + torch.rand(4, generator=generator)
+        return y
+
+
+@pytest.mark.parametrize("prove", [True, False])
+def test_of_draws_from_an_argument(prove: bool) -> None:
+    """The argument has its state from before, and an unproved graph is refused, too: it would keep the draws."""
+    generator = torch.Generator().manual_seed(5)
+    before = generator.get_state()
+    says = message(DrawsFrom(), example_inputs=(torch.ones(2, 4), generator), prove=prove)
+    assert says.startswith("the forward of DrawsFrom draws from its argument generator, a random generator")
+    assert torch.equal(generator.get_state(), before)
+    with pytest.raises(TraceError, match="draws from its argument generator"):
+        graphreg.regularize_(DrawsFrom(), weight_l2=0.1, prove=prove)(torch.ones(2, 4), generator=generator)
+    assert torch.equal(generator.get_state(), before)
