@@ -20,7 +20,7 @@ LEARNED = "graphreg_rules.centre_of_units.state.body_0.centre"
 X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
 
 
-class Drift(Penalty, keys=("drift_of",)):
+class MeanDrift(Penalty, keys=("drift_of",)):
     """The distance of the mean value of each unit from its moving average, which begins at 0."""
 
     mask: ModelInput = None
@@ -33,7 +33,7 @@ class Drift(Penalty, keys=("drift_of",)):
         return (mean - state["mean"]).square().mean(), {"mean": 0.5 * state["mean"] + 0.5 * mean.detach()}
 
 
-class Centre(Penalty, keys=("centre_of_units",)):
+class UnitCentre(Penalty, keys=("centre_of_units",)):
     """The distance from a learned centre, as the centre loss of one class; ``seen`` counts the calls."""
 
     def init_state(self, like: Tensor) -> State:
@@ -43,7 +43,7 @@ class Centre(Penalty, keys=("centre_of_units",)):
         return (units - state["centre"]).square().mean() + 0 * weight, {"seen": state["seen"] + 1}
 
 
-class Tempo(Penalty, keys=("tempo_of",)):
+class StepTempo(Penalty, keys=("tempo_of",)):
     """How far the mean step is from the one of the last call."""
 
     time_axis: int = 1
@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 def made(*regularizers: Any, **options: Any) -> Any:
     torch.manual_seed(0)
-    asked = regularizers or (Drift("body.0", 1.0), Centre("body.0", 2.0))
+    asked = regularizers or (MeanDrift("body.0", 1.0), UnitCentre("body.0", 2.0))
     return graphreg.regularize(Net(), *asked, example_inputs=X, rng=0, **options)
 
 
@@ -158,7 +158,7 @@ def test_steps(cell: bool) -> None:
 
     torch.manual_seed(0)
     x = torch.randn(4, 3, 2)
-    module = graphreg.regularize(Walk(), Tempo("cell" if cell else "rnn:0", 1.0), example_inputs=x)
+    module = graphreg.regularize(Walk(), StepTempo("cell" if cell else "rnn:0", 1.0), example_inputs=x)
     first, second = (float(module(x).penalties["tempo_of"].detach()) for _ in range(2))
     assert first > 0 == pytest.approx(second, abs=1e-12)
     (step,) = graphreg.rng_state(module)["state"]["tempo_of"].values()
@@ -167,28 +167,28 @@ def test_steps(cell: bool) -> None:
 
 def test_in_place() -> None:
     """All structures share the state; it starts anew if the value has other units; what learns is refused."""
-    model = graphreg.regularize_(Net(), Drift("body.0", 1.0, mask="mask"), rng=0, penalties="return", missing="ignore")
+    model = graphreg.regularize_(Net(), MeanDrift("body.0", 1.0, mask="mask"), rng=0, penalties="return", missing="ignore")
     mask = torch.tensor([1.0, 0.0])
     assert [float(model(X, mask).penalties["drift_of"].detach()) for _ in range(2)] == [2.5, 0.625]
     twin, state = copy.deepcopy(model), graphreg.rng_state(model)
     assert float(twin(X, mask).penalties["drift_of"].detach()) == 0.15625
-    other = graphreg.regularize_(Net(), Drift("body.0", 1.0, mask="mask"), rng=0, penalties="return")
+    other = graphreg.regularize_(Net(), MeanDrift("body.0", 1.0, mask="mask"), rng=0, penalties="return")
     graphreg.set_rng_state(other, state)
     assert float(other(X, mask).penalties["drift_of"].detach()) == 0.15625
-    model = graphreg.regularize_(Net(), Drift("body.0", 1.0), rng=0, penalties="return")
+    model = graphreg.regularize_(Net(), MeanDrift("body.0", 1.0), rng=0, penalties="return")
     assert [drift(model), float(model(X, X).penalties["drift_of"].detach()), drift(model)] == [10.0, 2.5, 0.625]
     model.body[0], model.head = nn.Linear(2, 3, bias=False), nn.Linear(3, 1)
     assert graphreg.rng_state(model)["state"]["drift_of"]["body.0"]["mean"].shape == (2,)
     drift(model)
     assert graphreg.rng_state(model)["state"]["drift_of"]["body.0"]["mean"].shape == (3,)
-    with pytest.raises(RegularizerError, match="Centre keeps tensors of its own, and regularize_ adds none to the model"):
-        graphreg.regularize_(Net(), Centre("body.0", 1.0), scale=1)(X)
+    with pytest.raises(RegularizerError, match="UnitCentre keeps tensors of its own, and regularize_ adds none to the model"):
+        graphreg.regularize_(Net(), UnitCentre("body.0", 1.0), scale=1)(X)
 
 
 def test_what_every_regularizer_must_satisfy() -> None:
-    check_regularizer(Drift, backend=None)
-    check_regularizer(Centre, backend=None)
-    check_regularizer(Tempo, "**@Embedding", backend=None)
+    check_regularizer(MeanDrift, backend=None)
+    check_regularizer(UnitCentre, backend=None)
+    check_regularizer(StepTempo, "**@Embedding", backend=None)
 
 
 def test_what_is_refused() -> None:
@@ -197,10 +197,10 @@ def test_what_is_refused() -> None:
             formula = {"values": lambda self, values, state: 0, "vjp": lambda self, vjp, state: 0}[argument]
             type("AtOnce", (Penalty,), {"__call__": formula, "init_state": lambda self, like: {}})
     with pytest.raises(RegularizerError, match=r"body.0: it has a state that depends on the value's shape.* Give example_inputs"):
-        graphreg.regularize(Net(), Drift("body.0", 1.0))
+        graphreg.regularize(Net(), MeanDrift("body.0", 1.0))
     with pytest.raises(RegularizerError, match="a backend's graphs keep none"):
-        graphreg.backend(Drift("body.0", 1.0))
-    module = made(Drift("body.0", 1.0))
+        graphreg.backend(MeanDrift("body.0", 1.0))
+    module = made(MeanDrift("body.0", 1.0))
     x = X.clone().requires_grad_()
     value = checkpoint(lambda x: sum(module(x).penalties.values()) + module(x).output.sum(), x, use_reentrant=False)
     with pytest.raises(GraphRegError, match="a backward pass runs the forward again, but the first run has replaced the state"):
