@@ -295,7 +295,7 @@ class DecisionTracer(fx.Tracer):
 
     def assert_attribute(self, node: fx.Node, name: str, expected: bool) -> None:
         """Make the graph assert whether a value has an attribute."""
-        if self._depends_on_input(node):
+        if node.op == "get_attr" or self._depends_on_input(node):  # somebody may set it on a tensor of the model later
             self._add_unnamed(decided_attribute, node, name, expected)
 
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:

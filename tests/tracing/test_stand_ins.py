@@ -545,3 +545,18 @@ def test_attributes_that_somebody_has_set_on_a_tensor(name: str, prove: bool) ->
     assert "the model itself raises" not in str(graphreg.report(module))
     if name != "an argument":
         assert torch.equal(placed(plain), model(plain))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_attribute_that_is_set_on_a_tensor_of_the_model_later(compiled: bool) -> None:
+    kind = type("Marked", (Marked,), {"forward": lambda m, x: m.hid(x) * getattr(m.buffer, "later", 1.0)})
+    module, placed, x = graphreg.regularize(kind(), weight_l2=0.0), graphreg.regularize_(kind(), weight_l2=0.0, scale=1), torch.randn(3, 4)
+    call = torch.compile(placed, backend="aot_eager") if compiled else placed
+    for value in (None, 2.0, 3.0):
+        if value is not None:
+            placed.buffer.later = value
+        assert torch.equal(call(x), kind.forward(placed, x))  # type: ignore[attr-defined]
+    module(x)
+    module.buffer.later = 2.0
+    with pytest.raises(GraphRegError, match="asks whether a value has the attribute 'later'"):
+        module(x)

@@ -139,7 +139,8 @@ def _example_has(value: Any, name: str) -> tuple[bool, bool]:
     example = value.tracer.known(value.node)
     if value.node.op == "get_attr":
         owner, _, own = value.node.target.rpartition(".")
-        example = getattr(value.tracer.root.get_submodule(owner), own, UNKNOWN)
+        space = vars(value.tracer.root.get_submodule(owner))  # ``getattr`` gives a stand-in
+        example = {**space, **space["_buffers"], **space["_parameters"]}.get(own, UNKNOWN)
     if example is UNKNOWN:
         kind = value.tracer.kind_for_examples(value.node)
         return (False, False) if kind is None else (_class_has(kind, name), True)
