@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -152,6 +152,8 @@ class StructureGraph:
         blocks: The blocks of the model that the graph calls.
         held: A copy of the arguments without their tensors. The copy keeps alive the objects whose ids are in the structure's text, so that
             no other object gets these ids.
+        models_hooks: Hooks of the model's own on inlined modules: methods of objects that a module of the model holds. What they do is in
+            the graph.
         known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors and all numbers of one call.
     """
 
@@ -163,6 +165,7 @@ class StructureGraph:
     hooks: list[tuple[dict[int, Any], str]]
     blocks: tuple[nn.Module, ...]
     held: Any
+    models_hooks: tuple[Any, ...] = ()
     known: set[tuple[Any, ...]] = field(default_factory=set)
 
     @property
@@ -178,7 +181,7 @@ class StructureGraph:
                 "would not run there. Remove the hook, or call the model in eval mode."
             )
         for hooks, path in self.hooks:
-            if own_hooks(hooks):
+            if not all(hook in self.models_hooks for hook in own_hooks(hooks)):
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
                     f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}); "
@@ -257,7 +260,7 @@ def traced_for(
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
-    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held)
+    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
     made.refuse_hooks()
     return made
 
@@ -426,6 +429,18 @@ def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, An
     opened = {part for path in inside for part in _ancestors(path)} - called - {*_record(module).blocks}
     places = [(path, inner) for path, inner in model.named_modules() if path in opened]
     return [(getattr(inner, name), path) for path, inner in places for name in CALL_HOOKS]
+
+
+def _models_hooks(model: nn.Module, hooks: Sequence[tuple[Mapping[int, Any], str]], reads: Reads) -> tuple[Any, ...]:
+    """Return the hooks that are methods of objects that a module of the model holds and its code reads, as timm's ``FeatureHookNet`` does.
+
+    Such a hook is a part of the model: it tells the forward something. A trace contains what it does.
+    """
+    names = reads.code.mentioned | reads.names()
+    held = {id(value) for module in model.modules() for name, value in vars(module).items() if name in names}
+    every = [hook for found, _ in hooks for hook in own_hooks(found)]
+    functions = [(hook, hook.func if isinstance(hook, partial) else hook) for hook in every]
+    return tuple(hook for hook, function in functions if id(getattr(function, "__self__", None)) in held)
 
 
 def _record(module: RewrittenModule) -> State:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphreg.errors import NoMatchError, RegularizerError, TraceError
-from graphreg.ir import Missing, Pattern, Site, Steps, select, unmatched
+from graphreg.ir import Missing, Pattern, Site, Steps, function_name, select, unmatched
 from graphreg.planning.keywords import like_an_option
 from graphreg.planning.parameter_splices import with_reads
 from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes, units_at
 from graphreg.tracing import Traced
+
+_OF_ATTENTION = ("softmax", "attn", "attention", "prob")  # words by which a selector may mean the weights of attention
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ def matching_sites(traced: Traced, regularizer: Regularizer, missing: Missing) -
     """Return the sites that a regularizer's selector matches, each with the string that matched it first."""
     sites, usual = _candidates(traced, regularizer)
     on_parameters = regularizer.on == "parameters"
+    hints = (_parametrized,) if on_parameters else (_inside_opaque, _inside_attention)
     return select(
         regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
         what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
         elsewhere=_elsewhere(traced, regularizer),
-        hint=lambda text: like_an_option(type(regularizer), text) + (_parametrized if on_parameters else _inside_opaque)(traced, text),
+        hint=lambda text: like_an_option(type(regularizer), text) + "".join(hint(traced, text) for hint in hints),
     )  # fmt: skip
 
 
@@ -68,6 +71,21 @@ def _inside_opaque(traced: Traced, text: str) -> str:
         if inside is not None:
             return f" {inside!r} is inside the opaque module {outer!r}. Give example_inputs: with them, graphreg can trace more modules."
     return ""
+
+
+def _inside_attention(traced: Traced, text: str) -> str:
+    """Return a hint if a selector that matches no value seems to mean the weights of attention that one operation computes; else ``""``."""
+    if not any(word in text.lower() for word in _OF_ATTENTION):
+        return ""
+    nodes = (node for graph in traced.graphs.values() for node in graph.nodes)
+    if not any(function_name(node) == "scaled_dot_product_attention" for node in nodes):
+        return ""
+    return (
+        f" The attention of {traced.title} is one operation, scaled_dot_product_attention, inside which its weights are no values. A model "
+        "of transformers computes them as values after model.set_attn_implementation('eager'), or if it is made with "
+        "attn_implementation='eager': '**.softmax' then selects them. For timm, call timm.layers.set_fused_attn(False) before the model is "
+        "made."
+    )
 
 
 def _parametrized(traced: Traced, text: str) -> str:
