@@ -15,7 +15,13 @@ class Reason:
     text: str
 
 
-REASONS: tuple[Reason, ...] = ()
+REASONS: tuple[Reason, ...] = (
+    Reason(
+        r"_fx", r"torch\.fx cannot trace this \w+ where it runs the graph of graphreg",
+        "torchvision's `create_feature_extractor` has torch.fx trace the model in both modes. In train mode a model in place runs a graph "
+        "of graphreg, which torch.fx cannot trace; the error says so, and what to do",
+    ),
+)  # fmt: skip
 
 
 def reason(test: str, message: str) -> str | None:
