@@ -66,7 +66,7 @@ def through_checkpoints(changes: Changes, begin: Callable[[bool], Callable[[], N
     for name, original in begins().items():
         changes.put(checkpointing, name, through(original))
     function = checkpointing.CheckpointFunction
-    reentrant = function.apply
+    reentrant: Any = function.apply
     changes.put(function, "apply", apply)
 
 
