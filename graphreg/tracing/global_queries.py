@@ -1,9 +1,9 @@
 """Answers a forward's queries of global state (``torch.is_grad_enabled()``) during a trace, and finds those that the graph depends on.
 
 A graph is made for one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another
-graph and a submodule in eval mode makes the query, the submodule becomes opaque and makes the query at each call. If a module in train
-mode or the model itself makes the query, or if the query is for the default dtype, the graph asserts the answer: few calls in train mode
-are under ``torch.no_grad``, and a graph with sites inside the module is worth more.
+graph and a submodule makes the query, the submodule becomes opaque and makes the query at each call. If it does so in train mode alone,
+or if the model itself makes the query, or if the query is for the default dtype, the graph asserts the answer: few calls in train mode
+are under ``torch.no_grad``, and a graph with sites inside the submodule is worth more.
 
 Queries that have the same answer in every ordinary run are not asserted: ``torch.jit.is_scripting()``,
 ``torch.compiler.is_compiling()``, ``torch.onnx.is_in_onnx_export()``. Neither is ``torch.is_autocast_enabled()``, which decides on
@@ -177,14 +177,16 @@ def other_answer(name: str) -> Any:
 
 
 def settle_queries(
-    model: nn.Module, graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]
-) -> None:
+    model: nn.Module, graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str],
+    modes: ModeReads,
+) -> None:  # fmt: skip
     """Find the queries on whose answers the graph depends. Make submodules with such a query opaque, or make the graph assert the answer.
 
     The graph asserts the answer if no submodule in eval mode makes the query, or if the query is for the default dtype.
 
     Args:
         model: The model, in the mode of the trace.
+        modes: The modes that the forward reads. Only if it reads any, another trace follows, in eval mode.
         graph: The graph, traced with the present answers.
         queries: A dict. Each key is the name of a query; the value has the paths of the modules that make the query.
         same: Returns whether a trace with other answers gives the same graph.
@@ -193,7 +195,7 @@ def settle_queries(
     for name, paths in queries.items():
         if same({name: other_answer(name)}):
             continue
-        submodules = [path for path in paths if path not in ("", *opaque) and not model.get_submodule(path).training]
+        submodules = [path for path in paths if path not in ("", *opaque) and not (modes.any and model.get_submodule(path).training)]
         if submodules and name != "get_default_dtype":  # all modules share the default dtype, so the graph asserts it
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:

@@ -113,7 +113,10 @@ def _export_modes(
 
         batch.settle(made, partial(again, {}))
         graph = made.graph
-        settle_queries(model, graph, recorder.environment.queries, lambda answers: same_graph(graph, lambda: again(answers).graph), opaque)
+        def same(answers: Answers) -> bool:
+            return same_graph(graph, lambda: again(answers).graph)
+
+        settle_queries(model, graph, recorder.environment.queries, same, opaque, mode_reads)
         return graph
 
     def export_until_stable(into: dict[str, torch.Tensor], answers: Answers, negated: Collection[str] = ()) -> tuple[Recorder, Unlifter]:

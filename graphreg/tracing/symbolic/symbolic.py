@@ -76,7 +76,7 @@ def symbolic(
             with model_restored(model):
                 return same_graph(graph, lambda: trace_with(dict(constants), answers)[0])
 
-        settle_queries(model, graph, tracer.environment.queries, same, opaque)
+        settle_queries(model, graph, tracer.environment.queries, same, opaque, mode_reads)
         return graph
 
     def follow(graph: fx.Graph) -> dict[str, Literals] | None:
