@@ -170,7 +170,11 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     labels = tuple(Label(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names)
     if nn.parameter.is_lazy(parameter):
         return Site(labels, "parameter", module=owner, selectable=False, why_not="not initialized yet")
-    return Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
+    numbers = parameter.is_floating_point() or parameter.is_complex()  # others, as of quantized layers, cannot train
+    return Site(
+        labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, selectable=numbers,
+        why_not="" if numbers else f"of {parameter.dtype}",
+    )  # fmt: skip
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:

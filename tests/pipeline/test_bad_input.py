@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, Splice, TraceError, regularize
-from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, WeightL2
+from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, WeightL1, WeightL2, WeightNoise
 
 Call = Callable[[nn.Module], object]
 
@@ -1110,3 +1110,24 @@ def test_the_name_that_a_parametrized_weight_had(text: str) -> None:
     with pytest.raises(NoMatchError) as caught:
         regularize(model, weight_l2={"weight": 0.1, "pattern": "9.*"})
     assert "parametrized" not in str(caught.value)
+
+
+class Quantized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.ones(4, 4, dtype=torch.uint8), requires_grad=False)
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(x @ self.codes.float())
+        return y
+
+
+def test_a_parameter_of_whole_numbers_is_no_site() -> None:
+    """Of NNSmith's models 8, 91, 281, 405 and 421 of seed 33: with ``*`` they raised an error at the first call."""
+    for pattern in ("*", "**"):
+        module = graphreg.regularize(Quantized(), WeightL1(pattern, 1.0))
+        torch.testing.assert_close(module(torch.ones(2, 4)).penalties["weight_l1"], module.last.weight.abs().mean())
+    for named in (WeightL1("codes", 1.0), WeightNoise(["codes", "last.weight"], 0.1)):
+        with pytest.raises(NoMatchError, match=re.escape("It finds only what cannot be regularized: codes (of torch.uint8).")):
+            graphreg.regularize(Quantized(), named)
