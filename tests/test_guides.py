@@ -48,7 +48,7 @@ def kinds() -> set[str]:
     source = "\n".join(path.read_text() for path in (DOCS.parent / "graphreg").rglob("*.py"))
     bases = {name: set(re.findall(r"\w+", given)) for name, given in re.findall(r"^class (\w+)\(([\w., ]+)\):", source, re.MULTILINE)}
     found = {"GraphRegError"}
-    while more := {name for name, given in bases.items() if given & found} - found:
+    while more := {name for name, given in bases.items() if given & found and not name.startswith("_")} - found:
         found |= more
     return found
 

@@ -29,7 +29,7 @@ from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
 from graphreg.ir.layer_calls import LAYER, PARAMETERS, call_with, instead_of
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
 from graphreg.ir.local_shards import measured_shard
-from graphreg.ir.made_objects import MadeObject, held_objects, making
+from graphreg.ir.made_objects import MadeObject, held_objects, is_record, making
 from graphreg.ir.metadata import (
     Addition,
     Kind,
@@ -137,12 +137,12 @@ __all__ = [
     "described", "described_node", "detached", "difference", "digest", "dtype_text", "elements", "end_of", "escaped", "exactly",
     "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "held_objects", "html",
     "identifier", "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled",
-    "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_region", "is_replaced_call", "is_single_operation", "is_size",
-    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "literals_apart", "loss_of", "making", "mark",
-    "marked", "may_change", "mean_over_counted", "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "number_kind", "of_body",
-    "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "paint", "parameter_reads",
-    "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of", "select", "select_among",
-    "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled",
-    "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw", "traced_model", "unmark",
-    "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
+    "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_record", "is_region", "is_replaced_call",
+    "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "literals_apart",
+    "loss_of", "making", "mark", "marked", "may_change", "mean_over_counted", "mean_over_pairs", "measured_shard", "name_of", "nodes_in",
+    "number_kind", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name",
+    "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
+    "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments",
+    "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw",
+    "traced_model", "unmark", "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Collection
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -94,6 +95,13 @@ class _Search:
         if not is_plain_class(kind):
             raise _NotMade
         return "object", number, kind, tuple((name, self.template(item)) for name, item in vars(value).items())
+
+
+def is_record(value: object) -> bool:
+    """Return whether a value is an object of a dataclass that its fields alone make, which torch.fx makes itself."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return False
+    return all(field.init for field in fields(value)) and vars(value).keys() == {field.name for field in fields(value)}
 
 
 class _Empty:

@@ -60,7 +60,7 @@ def sizes_that_are_no_numbers() -> Iterator[None]:
 
 @scene_fault("kinds")
 def one_structure_for_all_arguments() -> Iterator[None]:
-    with patched("in_place.calls:CallForm", "key", lambda was: lambda self, args, kwargs: ""):
+    with patched("in_place.calls:CallForm", "key", lambda was: lambda self, args, kwargs, loosened=(): ""):
         yield
 
 

@@ -7,7 +7,6 @@ import itertools
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from test_in_place import Net, X, net
@@ -211,22 +210,6 @@ def test_numbers_that_nothing_reads_make_no_other_graph() -> None:
     model.note = [object()]  # type: ignore[assignment]
     model(X)
     assert [len(made) for made in vars(model)["graphreg_in_place"]._made.values()] == [1]
-
-
-@pytest.mark.parametrize("number", [np.int64(-1), np.int64(1 << 60), np.int8(2), np.float32(3.5)])
-def test_numbers_of_numpy_as_arguments_are_refused(number: Any) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor, by: Any) -> Tensor:
-            h: Tensor = self.layer(x) * by
-            return h
-
-    model = graphreg.regularize_(Scaled(), weight_l2=0.1, scale=1)
-    with pytest.raises(TraceError, match="an array that is not a tensor"):
-        model(X, number)
 
 
 class Packed(nn.Module):

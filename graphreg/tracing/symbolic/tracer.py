@@ -30,6 +30,7 @@ from graphreg.ir import (
     held_objects,
     is_drop_path,
     is_labelled,
+    is_record,
     is_size,
     is_stack,
     label_node,
@@ -372,7 +373,7 @@ class SiteTracer(DecisionTracer):
                 if self.tape.is_model_state(a):
                     self._constants.add(node)
             return node
-        if self._returned is not None and (made := making(a, _is_traced, self._returned)) is not None:
+        if self._returned is not None and not is_record(a) and (made := making(a, _is_traced, self._returned)) is not None:
             if id(a) not in self._objects:
                 self._objects[id(a)] = self.create_node("call_function", made[0], tuple(map(self.create_arg, made[1])), {})
             return self._objects[id(a)]
