@@ -191,12 +191,12 @@ def test_a_wrapper_around_a_child_of_the_model_itself() -> None:
     assert len(began) == 2 and len(model.graphreg_in_place._made) == 1 and isinstance(Skips(), nn.Module)
 
 
-def test_a_wrapper_around_what_is_no_block_stays_opaque() -> None:
+def test_what_a_wrapper_checkpoints_is_a_block_with_sites() -> None:
     model = placed(blocks="layers.0", missing="ignore", own_dropout="keep")
     apply_activation_checkpointing(model, check_fn=lambda inner: inner is model.layers[1])
-    with pytest.warns(UserWarning, match=r"no sites for hidden_dropout, hidden_noise, hidden_l1 inside layers\.1, because a module"):
-        model(X)
-    assert blocks_of(model) == ("layers.0",)
+    model(X)
+    assert blocks_of(model) == ("layers.0", "layers.1._checkpoint_wrapped_module")
+    assert "layers.1._checkpoint_wrapped_module.relu" in str(graphreg.report(model))
 
 
 def test_hooks_run_at_calls_and_are_not_traced() -> None:
