@@ -58,7 +58,7 @@ def through_checkpoints(changes: Changes, begin: Callable[[bool], Callable[[], N
 
     def apply(run: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         if (end := begin(True)) is None:
-            return reentrant(run, preserve_rng_state, *args)  # type: ignore[no-untyped-call]
+            return reentrant(run, preserve_rng_state, *args)
         value = run(*args)
         end()
         return value

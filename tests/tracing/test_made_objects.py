@@ -54,6 +54,7 @@ def kept(net: Any, h: Tensor) -> Any:
 
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])
 def test_an_object_is_made_anew(front_end: Any) -> None:
+    torch.manual_seed(0)  # under some seeds, relu leaves nothing
     net = Net(cyclic)
     module = graphreg.regularize(net, dropout={"relu": 0.5}, example_inputs=X, front_end=front_end, rng=0)
     for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
