@@ -1,6 +1,6 @@
 """What is not arithmetic: an eager call of a tiny net, noticing changes of a model in place, the start of a process; each with its goal.
 
-With ``--before FOLDER``, a checkout of an earlier version notices changes in turns with this one.
+With ``--before FOLDER``, where ``pip install --target FOLDER`` has put an earlier version, that one notices changes in turns with this one.
 """
 
 from __future__ import annotations
