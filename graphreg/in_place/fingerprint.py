@@ -31,7 +31,7 @@ from graphreg.blocks import is_placed, is_sharded, unwrapped_block
 from graphreg.in_place.turns import RESTS
 from graphreg.ir import ORIGINAL, PREFIX
 from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of, without_functions, without_modes, without_transforms
-from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, inside, is_foreign_class, is_installed, is_own
+from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, content, inside, is_foreign_class, is_installed, is_own
 
 _Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -309,7 +309,7 @@ class _Watch:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self._described:
                 self._described[id(cell)] = cell
-                self._single(_content, cell, f"values of {name!r}")
+                self._single(content, cell, f"values of {name!r}")
 
         if vars(function):
             self._add(f"attributes of {function.__qualname__}", vars(function))
@@ -569,10 +569,3 @@ def _current(variable: ContextVar[Any]) -> Any:
 def _of_thread(value: threading.local) -> dict[str, Any]:
     """Return the attributes that an object has in this thread."""
     return {name: _plain(each) if _is_plain(each) else id(each) for name, each in vars(value).items()}
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _ABSENT

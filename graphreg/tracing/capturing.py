@@ -75,3 +75,4 @@ def install_hooks(model: nn.Module, changes: Changes) -> None:
         changes.keep(vars(module), _INSTALLED)
     library: Any = sys.modules[CAPTURING]
     library.install_all_output_capturing_hooks(model)
+    vars(model)[_INSTALLED] = True  # whatever the library notes, the next trace does not stop here again

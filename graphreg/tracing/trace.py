@@ -267,7 +267,7 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
 def _refuse_caches(bound: Mapping[str, Any]) -> None:
     """Raise TraceError if a call passes a ``Cache`` of transformers: the forward would fill the caller's object, which a graph does not."""
     for value in pytree.tree_leaves(bound):
-        if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
+        if any(kind.__name__ == "Cache" and kind.__module__.startswith("transformers.") for kind in type(value).__mro__):
             raise TraceError(
                 f"the call carries a {type(value).__name__}, and a graph cannot read or fill a cache that it gets. Leave the cache out: "
                 "the model then makes one and returns it. A model that is regularized in place takes a cache in eval mode: call "

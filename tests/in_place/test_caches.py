@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
@@ -69,3 +71,24 @@ def test_a_cache_of_the_callers_is_refused() -> None:
         model(ids(5), cache=cache)
     assert cache.layers == []
     assert model.eval()(ids(5), cache=cache).cache is cache
+
+
+@dataclass
+class Cache:
+    keys: Tensor
+
+
+class TakesItsOwn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        y: Tensor = self.layer(x) + cache.keys
+        return y
+
+
+def test_a_class_of_that_name_of_the_users_is_no_cache_of_transformers() -> None:
+    plain, given = TakesItsOwn(), {"x": torch.ones(2, 4), "cache": Cache(torch.ones(4))}
+    module = graphreg.regularize(plain, weight_l2=0.1, example_inputs=given)
+    assert torch.equal(module(**given).output, plain(**given))
