@@ -25,6 +25,5 @@ from graphreg.blocks.placed_block import (
 
 __all__ = [
     "BLOCK", "CALLS", "OUTSIDE_BLOCKS", "Block", "block_at", "check_class", "is_block", "is_placed", "is_sharded", "leave", "new_owner",
-    "opened", "original", "outlined", "place", "place_again", "require_own_forward", "scriptable", "unwrapped_block",
-    "with_blocks",
+    "opened", "original", "outlined", "place", "place_again", "require_own_forward", "scriptable", "unwrapped_block", "with_blocks",
 ]  # fmt: skip
