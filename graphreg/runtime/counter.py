@@ -278,6 +278,11 @@ class Counter(RuntimeModule):
             self.frozen_call, self.beyond = call, 0
             self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a block of ``frozen_noise`` is open, in any thread."""
+        return self.frozen_call is not None
+
     def settle(self) -> None:
         """Replace buffers that were made under ``torch.inference_mode``: a compiled graph could not save them for backward later."""
         if self.step.is_inference():

@@ -185,12 +185,11 @@ class Total(RuntimeModule):
             joined = values[0] if len(values) == 1 and (self.sums or not of) else self._joined(torch.stack(tuple(values)), of)
             return self.weight(joined.dtype) * joined
         stacked = torch.stack(tuple(values))
-        strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
-        if len(first) == 1:
-            weight = strengths[first[0]]
+        strengths, elements = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
+        if len(elements) == 1:
+            weight = strengths[elements[0]]
         else:
-            sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
-            weight, shares = (strengths[0], sites) if clock is None else _split(sites)
+            weight, shares = _split(_gathered(strengths, [elements[place] for place in places] if places else elements))
             stacked = stacked * shares.to(stacked)
         total = self._joined(stacked, of)
         return weight.to(total.dtype) * total
@@ -256,8 +255,8 @@ def nothing(*values: Tensor) -> Tensor:
 
 
 def _are_alike(strength: Tensor, _: None) -> bool:
-    """Return whether all sites of a penalty have one strength: the elements after the first are 1."""
-    return all(share == 1 for share in strength.tolist()[1:])
+    """Return whether all sites of a penalty have one strength."""
+    return len(set(strength.tolist())) == 1
 
 
 def average(measurements: Tensor, of: int) -> Tensor:

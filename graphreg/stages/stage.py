@@ -15,7 +15,8 @@ from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
-from graphreg.runtime import RewrittenModule, Scale, check_scale, rules_of
+from graphreg.runtime import RewrittenModule, Scale, check_scale
+from graphreg.session import rules_of
 from graphreg.stages.calls import StageCalls, StageScale
 from graphreg.stages.stage_plan import plan_of_stage
 from graphreg.stages.stage_trace import named_as_in_whole
