@@ -27,11 +27,11 @@ from graphreg.in_place.structure import (
     traced_for,
 )
 from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
-from graphreg.ir import ORIGINAL, RULES, contents_of, strings
+from graphreg.ir import ORIGINAL, contents_of, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.regularizer import Splice
 from graphreg.rewriting import device_of
-from graphreg.runtime import Asked, RewrittenModule, Rules, averages_follow, call_within, fed, unplace, written_scale
+from graphreg.runtime import AroundCall, Asked, RewrittenModule, Rules, averages_follow, fed, unplace, written_scale
 from graphreg.session import InPlaceHost, Row, Session, record_of, rules_of
 from graphreg.torch_internals import (
     disable,
@@ -128,7 +128,8 @@ class Placed(InPlaceHost):
                 self._tighten(self._compared)
                 key, fitting = self._prepared(model, form, args, kwargs)
             _thread.call = self, key, fitting
-            return call_within(fitting[0].module, RULES, run, args, kwargs)
+            with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
+                return around.after(run())
         finally:
             _thread.call = outer
             end_turn()
@@ -187,7 +188,8 @@ class Placed(InPlaceHost):
             begin_turn(self)
             try:
                 key, fitting = self._prepared(model, form, args, kwargs)
-                return call_within(fitting[0].module, RULES, lambda: self._run(model, form, key, args, kwargs, fitting), args, kwargs)
+                with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
+                    return around.after(self._run(model, form, key, args, kwargs, fitting))
             finally:
                 end_turn()
         if running[1] == (key := form.key(args, kwargs, self.loosened)):
@@ -213,7 +215,7 @@ class Placed(InPlaceHost):
             fitting = [graph]
 
     def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
-        with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
+        with fed(graph.rules, args, kwargs):  # AroundCall feeds the first graph that fits, and another may have to run
             result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
             if len(graph.known) == _MOST_KNOWN:

@@ -86,7 +86,8 @@ def of_process(keys: Tensor, alike: bool, position: int | None = None) -> Tensor
 
     Rank and worker are looked up at each call. If a buffer held them, it would be broadcast from rank 0 and copied to every worker.
     """
-    keys = keys if alike else ranked(keys, rank() if position is None else position)
+    place = 0 if alike else rank() if position is None else position
+    keys = keys if place == 0 else ranked(keys, place)
     words = _worker_words(_process.name)
     return keys if words is None else keys + _joined(keys, words)
 
@@ -182,7 +183,8 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 
 def _limit(rate: float) -> int:
     """Return the number that the word of a kept element reaches. Its sign bit is flipped, as in the words to compare with."""
-    return signed(int(rate * 2.0**31) * 2 ^ FLIP)
+    word = (int(rate * 2.0**31) * 2 ^ FLIP) & 0xFFFFFFFF
+    return word - (1 << 32) if word >> 31 else word
 
 
 DIFFERENTIATED = (
@@ -279,7 +281,9 @@ class Noise:
 
     def _kept_ahead(self, z: Tensor, p: Tensor | float, place: CallPlace) -> Tensor | None:
         """Return the mask of ``keep`` from those that were drawn ahead; None if it is not there."""
-        if not (isinstance(p, Tensor) and p.dtype in _RATES and readable(z) and p.device.type == "cpu" and 0 < z.numel() <= SMALL):
+        # that there is a place means that no compiler, tracer or transform is active
+        plain = isinstance(p, Tensor) and p.dtype in _RATES and p.device.type == z.device.type == "cpu" and type(z) is Tensor
+        if not plain or not 0 < z.numel() <= SMALL:
             return None
         if self._task != backward_task():  # an error, see ``_next``
             return None

@@ -7,6 +7,7 @@ the noise, and ``clock.py`` that of schedules; ``penalty.py``, ``derivative_pena
 have the other runtime modules. ``controls.py`` and ``sampling.py`` have the functions that a user calls on the finished module.
 """
 
+from graphreg.runtime.around_call import AroundCall
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, factors, fed
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
@@ -15,7 +16,6 @@ from graphreg.runtime.counter import Counter
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.dropout import NativeDropoutRule
-from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.owned_state import State, states_in, zeros
@@ -31,11 +31,11 @@ from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
-    "CLOCK", "GIVEN_IN_THE_CALL", "AllSitesTotal", "Asked", "AttachRule", "BuildRecord", "ClockRule", "Counter", "Derivative",
+    "CLOCK", "GIVEN_IN_THE_CALL", "AllSitesTotal", "AroundCall", "Asked", "AttachRule", "BuildRecord", "ClockRule", "Counter", "Derivative",
     "Drawing", "Element", "KeyRule", "Measure", "MeasureCounted", "MeasureSteps", "MeasureUnits", "NativeDropoutRule", "Penalties",
     "RankMesh", "Regularized", "RewrittenModule", "Rules", "RuntimeModule", "Scale", "SharedClock", "SharedKeyRule", "SpliceRule",
     "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "Total", "Track", "Views", "Way",
-    "accumulation", "averages_follow", "batch_notes", "begin_counting", "call_within", "check_penalties", "check_scale", "clock_of",
+    "accumulation", "averages_follow", "batch_notes", "begin_counting", "check_penalties", "check_scale", "clock_of",
     "collect", "current", "device_with_values", "end_counting", "factors", "fed", "in_place", "is_dtensor", "key_of", "lead",
     "link", "lowering", "owned_by", "rank_notes", "refuse_twice", "scheduled_elements", "set_to_zero", "shard_measured",
     "states_in", "storage_of", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale", "zeros",

@@ -35,6 +35,7 @@ class Rules(nn.Module):
             Until then they all read the first one, so that equal blocks (``blocks=``) are compiled once.
         build_record: How the module was made; None until the rewrite has finished.
         watching: The monitor; None if no monitor watches the module.
+        stage: Checks and ends the calls of a stage of a pipeline; None for any other module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
@@ -55,6 +56,7 @@ class Rules(nn.Module):
         self.together: dict[str, dict[str, int]] = {}
         self.build_record: BuildRecord | None = None
         self.watching: Any = None
+        self.stage: Any = None
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
         self.unproved: dict[str, str] = {}

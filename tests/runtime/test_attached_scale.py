@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import graphreg
-from graphreg.runtime.handle import rules_of
+from graphreg.session import rules_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 
 X = torch.ones(3, 4)
