@@ -42,7 +42,6 @@ from graphreg.runtime import (
     RewrittenModule,
     Rules,
     SharedState,
-    averages_follow,
     call_within,
     checked_state,
     clock_of_state,
@@ -111,7 +110,6 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def __init__(self, options: Options, shared: SharedState) -> None:
         super().__init__(self)
-        averages_follow()
         self.options, self.shared, self.graphs = options, shared, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
@@ -454,6 +452,11 @@ class Placed(ModuleHandle, InPlaceHandle):
             self.require_name(name)
             self.shared.choose_later(name, self.by_selector(name, value))
         self._failed.clear()  # a trace may have failed because a selector matched no site
+
+    def follow(self, original: Placed) -> None:
+        """Copy the strengths and the noise of another model's state, whose average this model is."""
+        self.restore_strengths(original.changed_strengths())
+        self.set_rng_state(original.rng_state())
 
     def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
         super().restore_strengths(changed)

@@ -18,6 +18,7 @@ from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.turns import traces_here, wait_for_trace
 from graphreg.ir import ORIGINAL, PLACED
+from graphreg.runtime import follow_averages
 from graphreg.torch_internals import (
     COMPILED_CALL,
     REPLICATE,
@@ -47,6 +48,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "forward": _forward(original, form, weakref.ref(model)),
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
+        "named_modules": follow_averages(original.named_modules, hides_buffers=False),
         REPLICATE: _refuse_replica,
         "__prepare_scriptable__": _scriptable,
     }

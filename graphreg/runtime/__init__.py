@@ -8,7 +8,7 @@ have the other runtime modules. ``controls.py`` and ``sampling.py`` have the fun
 """
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, factors, fed
-from graphreg.runtime.averaging import averages_follow
+from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
 from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of, set_to_zero
 from graphreg.runtime.controls import (
@@ -72,9 +72,9 @@ __all__ = [
     "MeasureCounted", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
     "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule",
     "SharedState", "SpliceRule", "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal",
-    "StreamName", "Total", "Track", "Views", "Way", "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes",
-    "begin_counting", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of",
-    "clock_of_state", "collect", "current", "device_with_values", "end_counting", "factors", "fed", "frozen_noise", "graphs_of",
+    "StreamName", "Total", "Track", "Views", "Way", "accumulation", "asked_of", "backend_handle", "batch_notes", "begin_counting",
+    "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of", "clock_of_state",
+    "collect", "current", "device_with_values", "end_counting", "factors", "fed", "follow_averages", "frozen_noise", "graphs_of",
     "handle_of", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws",
     "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of",
     "refuse_twice", "regularized", "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.patching import Changes
+
+_T = TypeVar("_T")
 
 # The base classes of torch's dropout layers, batch and instance norms, constant paddings, and convolutions. They have no public names.
 DropoutBase = nn.modules.dropout._DropoutNd
@@ -58,6 +60,15 @@ def put_global_hooks_aside(changes: Changes) -> None:
             changes.put(module_functions, name, OrderedDict())
 
 
+_LISTS = "graphreg_lists"
+
+
+def lists_like(own: Callable[..., _T], listing: Callable[..., _T]) -> Callable[..., _T]:
+    """Mark a method ``named_modules`` of graphreg's that lists the same modules as ``listing``, for ``modules_by_path``; return it."""
+    setattr(own, _LISTS, getattr(listing, _LISTS, listing))
+    return own
+
+
 def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module]:
     """Return the modules of a model by path, as ``dict(model.named_modules(remove_duplicate=once))`` does, but in a third of the time.
 
@@ -67,7 +78,8 @@ def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module
     found, seen = dict[str, nn.Module](), set[nn.Module]()
 
     def visit(module: nn.Module, path: str) -> None:
-        if type(module).named_modules is not nn.Module.named_modules:  # a class of the user's lists its modules in another way
+        listing = type(module).named_modules
+        if getattr(listing, _LISTS, listing) is not nn.Module.named_modules:  # a class of the user's lists its modules in another way
             found.update(module.named_modules(seen, path, once))
             return
         if once:
