@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ from torch import fx
 from torch.fx import _symbolic_trace
 
 from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.fx import traces_here
 from graphreg.torch_internals.patching import Changes
 
 STILL = 5.0  # seconds after which a tracing thread that has not moved counts as one that waits
@@ -66,13 +68,13 @@ class _Threads:
             if self.tracing is not None:
                 return False
             idle, codes, frames = {me, *self.waiting, *self.parked}, _codes(), sys._current_frames()
-            compiles = {thread for thread, frame in frames.items() if _is_in(frame, codes)}
+            compiles = {thread for thread, frame in frames.items() if _compiles_in(frame, codes)}
             first = [thread for thread in self.waiting if thread in compiles] or list(self.waiting)
             if first[0] != me or (compiles - idle and waited < _COMPILES):
                 return False
-            self.depth = int(_is_traced_by_fx())
+            self.depth = int(traces_here())
             _close_calls()
-            if waited < _RUNS and any(_is_in(frame, None) for thread, frame in sys._current_frames().items() if thread not in idle):
+            if waited < _RUNS and any(_is_in(frame, _begins_call) for thread, frame in sys._current_frames().items() if thread not in idle):
                 _open_calls()
                 return False
             self.tracing = me
@@ -95,7 +97,7 @@ class _Threads:
         me = get_ident()
         if not self.waiting and self.tracing is None or me in self.waiting or me in (self.tracing, *self.let_through):
             return
-        if self.tracing is None and _is_in(sys._getframe(1), _codes()):  # the trace waits until this thread has finished
+        if self.tracing is None and _compiles_in(sys._getframe(1), _codes()):  # the trace waits until this thread has finished
             return
         with parked():
             position, since = None, time.monotonic()
@@ -178,33 +180,47 @@ def _codes() -> set[CodeType]:
     return {function.__code__ for function in functions}
 
 
+# torch.export, and the function of Dynamo that was there before it
+_EXPORTS = re.compile(r"torch[/\\](_?export[/\\].*|_dynamo[/\\]eval_frame\.py:inner)")
 _ENTRIES = ((_CONVERSION, "_compile"), (_EXPORT, "_export"))
 
 
-def _is_traced_by_fx() -> bool:
-    """Return whether this thread is in a trace of torch.fx."""
-    return _is_in(sys._getframe(), {inspect.unwrap(fx.Tracer.trace).__code__})
-
-
-def _is_in(frame: FrameType | None, codes: set[CodeType] | None) -> bool:
-    """Return whether a frame, or one that called it, runs some code; by default what torch.compile makes of a function."""
-    while frame is not None:
-        code = frame.f_code
-        if (code in codes) if codes is not None else (code.co_name == "compile_wrapper" and code.co_filename.endswith("eval_frame.py")):
-            return True
+def _is_in(frame: FrameType | None, runs: Callable[[FrameType], bool]) -> bool:
+    """Return whether one of a frame and those that called it ``runs`` something."""
+    while frame is not None and not runs(frame):
         frame = frame.f_back
-    return False
+    return frame is not None
+
+
+def _compiles_in(frame: FrameType, codes: set[CodeType]) -> bool:
+    return _is_in(frame, lambda each: each.f_code in codes)
+
+
+def compiles_here() -> bool:
+    """Return whether this thread traces or compiles."""
+    return _compiles_in(sys._getframe(1), _codes())
+
+
+def exports_here() -> bool:
+    """Return whether this thread runs code of torch.export, or the export that is a part of Dynamo."""
+    return _is_in(sys._getframe(1), lambda each: _EXPORTS.search(f"{each.f_code.co_filename}:{each.f_code.co_name}") is not None)
+
+
+def _begins_call(frame: FrameType) -> bool:
+    """Return whether a frame is that of a function that torch.compile has made of another one."""
+    return frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py")
 
 
 # The gates
 
 
 class _Flag:
-    """Replaces torch.fx's flag for all threads. torch.compile asks it at the beginning of each call of compiled code."""
+    """Replaces torch.fx's flag for all threads. torch.compile asks it at the beginning of each call of compiled code, and waits here."""
 
     def __bool__(self) -> bool:
         threads = _Now.threads
-        threads.wait_at_gate()
+        if _begins_call(sys._getframe(2)):
+            threads.wait_at_gate()
         return threads.tracing == get_ident() and threads.depth > 0
 
 
@@ -215,7 +231,8 @@ class _ThreadsFlag:
         vars(self)["original"] = original
 
     def __getattr__(self, name: str) -> Any:
-        _Now.threads.wait_at_gate()
+        if _begins_call(sys._getframe(2)):
+            _Now.threads.wait_at_gate()
         return getattr(vars(self)["original"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -257,7 +274,7 @@ def _close_calls() -> None:
         calls.put(_symbolic_trace, _THREADS_FLAG, _ThreadsFlag(getattr(_symbolic_trace, _THREADS_FLAG)))
     else:
         # Another thread may have left the flag as it was when that thread's trace began.
-        calls.later(partial(setattr, _symbolic_trace, _FLAG, _is_traced_by_fx()))
+        calls.later(partial(setattr, _symbolic_trace, _FLAG, traces_here()))
         setattr(_symbolic_trace, _FLAG, _Flag())
 
 

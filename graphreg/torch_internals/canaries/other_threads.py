@@ -58,7 +58,7 @@ def under_way() -> None:
 
     def note(*args: Any) -> Any:
         frame = other_threads.sys._getframe()
-        kinds.append(other_threads._is_in(frame, other_threads._codes()))
+        kinds.append(other_threads._compiles_in(frame, other_threads._codes()))
         return args[0]
 
     class Noting(nn.Module):
@@ -74,7 +74,7 @@ def under_way() -> None:
 
     @door.disable()
     def called(x: Tensor) -> Tensor:
-        calls.append(other_threads._is_in(other_threads.sys._getframe(), None))
+        calls.append(other_threads._is_in(other_threads.sys._getframe(), other_threads._begins_call))
         return x
 
     torch.compile(lambda x: called(x + 1), backend="eager")(torch.ones(1))
