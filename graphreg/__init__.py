@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 from graphreg.old_pickles import refuse_old_modules
 
 __version__ = "0.3.0"
-refuse_old_modules()
+refuse_old_modules(__path__)
 
 _ROOMS = {
     "diagnosis": ("Audit", "Diagnosis", "Finding", "Remark", "audit", "doctor"),

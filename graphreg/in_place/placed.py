@@ -31,7 +31,7 @@ from graphreg.ir import ORIGINAL, contents_of, strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.regularizer import Splice
 from graphreg.rewriting import device_of
-from graphreg.runtime import AroundCall, Asked, RewrittenModule, Rules, averages_follow, fed, unplace, written_scale
+from graphreg.runtime import AroundCall, Asked, RewrittenModule, Rules, fed, unplace, written_scale
 from graphreg.session import InPlaceHost, Row, Session, record_of, rules_of
 from graphreg.torch_internals import (
     disable,
@@ -86,9 +86,9 @@ class Placed(InPlaceHost):
     """
 
     def __init__(self, options: Options, session: SharedSession) -> None:
-        averages_follow()
         self.options, self.session, self.graphs = options, session, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
+        session.join(self)
         session.attaches, session.scale = options.penalties == "attach", options.scale
         session.may_draw = options.own_dropout != "keep" or any(
             isinstance(regularizer, Splice) or regularizer.takes_vjp for regularizer in options.regularizers.values()
@@ -278,7 +278,7 @@ class Placed(InPlaceHost):
             self._log_change(key)
             # the model was made on the meta device, and has got its values
             if (device := device_of(model)) != self.session.streams.key.step.device:
-                self.follow(lambda tensor: tensor.to(device))
+                self.move(lambda tensor: tensor.to(device))
             reads, numbers = Reads(), self._loose_numbers(form, args, kwargs)
             try:
                 with self.session.unchanged_unless_done():
@@ -352,7 +352,7 @@ class Placed(InPlaceHost):
         guard_value(translator(), "__graphreg_fingerprint", _Watched(graph.fingerprint), "same", by_module=False)
         return True
 
-    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply ``fn``, which moves the model's tensors (``nn.Module._apply``), to strengths, keys and buffers of the runtime modules."""
         moved: dict[int, Tensor] = {}
         for reader in self.session.readers:
@@ -411,6 +411,11 @@ class Placed(InPlaceHost):
         if self.options.penalties == "return":
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
+
+    def follow(self, original: Placed) -> None:
+        """Copy the strengths and the noise of another model's state, whose average this model is."""
+        self.session.restore_strengths(original.session.changed_strengths())
+        self.session.load(original.session.saved())
 
     def strength_changed(self, row: Row) -> None:
         self._failed.clear()  # a trace may have failed because a selector matched no site

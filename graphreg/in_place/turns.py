@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.torch_internals import disable
+from graphreg.torch_internals import disable, parked
 
 
 class _Turns:
@@ -134,7 +134,8 @@ def _wait(turns: _Turns, ready: Callable[[], bool]) -> None:
     turns.parked.add(me)
     turns.changed.notify_all()  # a trace may have waited for this thread
     try:
-        turns.changed.wait_for(ready)
+        with parked():
+            turns.changed.wait_for(ready)
     finally:
         turns.parked.discard(me)
 

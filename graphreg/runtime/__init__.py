@@ -9,7 +9,7 @@ have the other runtime modules. ``controls.py`` and ``sampling.py`` have the fun
 
 from graphreg.runtime.around_call import AroundCall
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, factors, fed
-from graphreg.runtime.averaging import averages_follow
+from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
 from graphreg.runtime.clock import CLOCK, ClockRule, Element, SharedClock, clock_of, scheduled_elements, set_to_zero
 from graphreg.runtime.counter import Counter
@@ -31,12 +31,12 @@ from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 
 __all__ = [
-    "CLOCK", "GIVEN_IN_THE_CALL", "AllSitesTotal", "AroundCall", "Asked", "AttachRule", "BuildRecord", "ClockRule", "Counter", "Derivative",
-    "Drawing", "Element", "KeyRule", "Measure", "MeasureCounted", "MeasureSteps", "MeasureUnits", "NativeDropoutRule", "Penalties",
-    "RankMesh", "Regularized", "RewrittenModule", "Rules", "RuntimeModule", "Scale", "SharedClock", "SharedKeyRule", "SpliceRule",
-    "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "Total", "Track", "Views", "Way",
-    "accumulation", "averages_follow", "batch_notes", "begin_counting", "check_penalties", "check_scale", "clock_of",
-    "collect", "current", "device_with_values", "end_counting", "factors", "fed", "in_place", "is_dtensor", "key_of", "lead",
-    "link", "lowering", "owned_by", "rank_notes", "refuse_twice", "scheduled_elements", "set_to_zero", "shard_measured",
+    "CLOCK", "GIVEN_IN_THE_CALL", "AllSitesTotal", "AroundCall", "Asked", "AttachRule", "BuildRecord", "ClockRule", "Counter",
+    "Derivative", "Drawing", "Element", "KeyRule", "Measure", "MeasureCounted", "MeasureSteps", "MeasureUnits", "NativeDropoutRule",
+    "Penalties", "RankMesh", "Regularized", "RewrittenModule", "Rules", "RuntimeModule", "Scale", "SharedClock", "SharedKeyRule",
+    "SpliceRule", "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "Total", "Track",
+    "Views", "Way", "accumulation", "batch_notes", "begin_counting", "check_penalties", "check_scale", "clock_of", "collect",
+    "current", "device_with_values", "end_counting", "factors", "fed", "follow_averages", "in_place", "is_dtensor", "key_of",
+    "lead", "link", "lowering", "owned_by", "rank_notes", "refuse_twice", "scheduled_elements", "set_to_zero", "shard_measured",
     "states_in", "storage_of", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale", "zeros",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compiling, in_plain_eager
+from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
@@ -64,6 +65,8 @@ class Rules(nn.Module):
         self.prover: Callable[[Any, Any, Any], None] | None = None
         self.regularized: tuple[tuple[str, ...], ...] = ()
 
+    named_modules = follow_averages(nn.Module.named_modules, hides_buffers=True)
+
     @property
     def awaits_proof(self) -> bool:
         """Whether an eager call can still prove a graph."""
@@ -75,6 +78,14 @@ class Rules(nn.Module):
         for child in self.children():
             child.training = mode
         return self
+
+    def follow(self, original: Rules) -> None:
+        """Copy the buffers of another container, and which strengths were set there. Each freezes its noise by itself."""
+        theirs = dict(original.named_buffers())
+        for name, buffer in self.named_buffers():
+            if name in theirs and not name.endswith(".free"):
+                buffer.copy_(theirs[name])
+        self.session.restore_strengths(original.session.changed_strengths())
 
     def find_owners(self, root: nn.Module) -> None:
         """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them.

@@ -14,7 +14,8 @@ from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch
 from torch.jit._script import call_prepare_scriptable_func_impl
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
+from graphreg.torch_internals.other_threads import compiles_here, exports_here
 from graphreg.torch_internals.patching import Changes
 
 # Opens a block in which no dispatch mode is active, not even a tracer's, so that operators run directly on the tensors.
@@ -55,12 +56,24 @@ class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type
         return False
 
 
-def is_exporting() -> bool:
-    """Return whether torch.export is tracing.
+def is_compiling() -> bool:
+    """Return whether Dynamo traces this code, or this thread compiles or exports.
 
-    Up to torch 2.12, the public ``torch.compiler.is_exporting()`` is always True in code that Dynamo traces.
+    The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
     """
-    return bool(torch.compiler._is_exporting_flag)
+    return torch.compiler.is_dynamo_compiling() or (_flagged() and compiles_here())
+
+
+_flagged = torch.compiler.is_compiling
+
+
+@assume_constant_result
+def is_exporting() -> bool:
+    """Return whether torch.export is tracing in this thread.
+
+    The public ``torch.compiler.is_exporting()`` is True in all threads meanwhile, and up to torch 2.12 in all code that Dynamo traces.
+    """
+    return bool(torch.compiler._is_exporting_flag) and exports_here()
 
 
 def is_functionalized() -> bool:

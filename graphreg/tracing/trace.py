@@ -37,6 +37,7 @@ from graphreg.ir import (
 )
 from graphreg.torch_internals import (
     Changes,
+    alone,
     at_rest,
     compiles_itself,
     deep_enough,
@@ -58,7 +59,6 @@ from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
-from graphreg.tracing.proof.surroundings import ONE_AT_A_TIME
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
@@ -214,7 +214,8 @@ def traced_for_call(
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
     check_model(model)
-    with ONE_AT_A_TIME, Changes() as changes, changes:
+    with Changes() as changes, changes:
+        alone(changes)
         restore_after_trace(changes)
         put_global_hooks_aside(changes)
         at_rest(changes)

@@ -6,13 +6,14 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import graphreg.torch_internals as door
+from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary, raising
 
 
@@ -123,12 +124,19 @@ def jit_trace() -> None:
     assert states[0] is not None and door.jit_trace() is None
 
 
-@canary("torch.export is distinguished from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting")
+@canary("torch.export is distinguished from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting",
+        "is_compiling")
 def exporting() -> None:
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if door.is_exporting() else x + 2
+            return x + 1 if door.is_exporting() else x + 2 if door.is_compiling() else x + 3
 
     assert float(torch.compile(Asks(), backend="eager")(torch.ones(()))) == 3
     assert float(torch.export.export(Asks(), (torch.ones(()),)).module()(torch.ones(()))) == 2
-    assert not door.is_exporting()
+    assert float(Asks()(torch.ones(()))) == 4
+    assert float(torch._dynamo.export(Asks())(torch.ones(())).graph_module(torch.ones(()))) == 2
+    compiler = cast(Any, torch.compiler)
+    with Changes() as changes, changes:
+        changes.put(compiler, "_is_exporting_flag", True)  # as while another thread exports
+        changes.put(compiler, "_is_compiling_flag", True)
+        assert torch.compiler.is_compiling() and not door.is_exporting() and not door.is_compiling()

@@ -96,6 +96,7 @@ class Recorder(TorchFunctionMode):
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
+        self._thread = threading.get_ident()
         self._running_op, self._ops, self._negated = False, 0, negated
 
     @contextmanager
@@ -347,10 +348,9 @@ class Recorder(TorchFunctionMode):
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
         """Make the model's code raise where it seeds a generator or adds an attribute to a tensor. No ``TorchFunctionMode`` sees this."""
-        thread = threading.get_ident()
 
         def seeded() -> None:
-            if threading.get_ident() == thread and self.is_recording():
+            if self.is_recording():
                 raise KeepOpaque("it seeds torch's generator, which a graph cannot do")
 
         def assigned(tensor: Tensor, name: str, value: Any) -> None:
@@ -362,8 +362,8 @@ class Recorder(TorchFunctionMode):
         take_assignments(patches, assigned)
 
     def is_recording(self) -> bool:
-        """Return whether the model's own code runs now and is being recorded."""
-        return bool(self._scopes) and not self._running_op
+        """Return whether the model's own code runs now, in the thread that traces, and is being recorded."""
+        return bool(self._scopes) and not self._running_op and threading.get_ident() == self._thread
 
     def _proxy(self, value: Any) -> fx.Proxy:
         """Return the proxy of a tensor or size in torch.export's graph; raise UnsupportedValue if it has none."""
