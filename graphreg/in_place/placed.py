@@ -371,8 +371,7 @@ class Placed(InPlaceHost):
 
     def __reduce__(self) -> tuple[Any, ...]:
         session = self.session
-        awaited = [(name, selector) for name, row in session.strengths.items() for selector in row.awaited]
-        return _unpickled, (self.options, {}, session.saved(), session.changed_strengths(), False, awaited)
+        return _unpickled, (self.options, {}, session.saved(), session.changed_strengths(), False, session.awaited())
 
     def leave(self, model: nn.Module) -> None:
         """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of a block."""
@@ -451,8 +450,6 @@ def _unpickled(
     """
     session = shared_session(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
     placed = Placed(options, session)
-    session.restore_strengths(chosen)
-    for name, selector in awaited:
-        session.strengths[name].awaited += (selector,)
+    session.take_strengths(chosen, awaited)
     session.load(state)
     return placed

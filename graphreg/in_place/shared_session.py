@@ -6,7 +6,7 @@ It has a container of runtime modules of its own, for what counts calls and keep
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -52,16 +52,24 @@ class SharedSession(Session):
         """Return a session for a copy of the model: it has the same strengths, seeds, states and calls, and no graph yet."""
         regularizers = {name: row.regularizer for name, row in self.strengths.items() if row.regularizer is not None}
         twin = SharedSession(regularizers, self.streams.copied(), self.own_dropout, self.streams.key.step.device)
-        for name, row in self.strengths.items():
-            twin.strengths[name].restore(row.changed())
-            twin.strengths[name].awaited = row.awaited
-            twin._tell(twin.strengths[name])
+        twin.take_strengths(self.changed_strengths(), self.awaited())
         for name, state in self.states.items():
             twin.states[name].load(state.saved())
         if self.clock is not None and twin.clock is not None:
             twin.clock.seek(self.clock.call())
         twin.asked, twin.attaches, twin.scale = self.asked, self.attaches, self.scale
         return twin
+
+    def awaited(self) -> list[tuple[str, str]]:
+        """Return the selectors that must match a site of the first graph, each with the name of the regularizer."""
+        return [(name, selector) for name, row in self.strengths.items() for selector in row.awaited]
+
+    def take_strengths(self, changed: Mapping[str, Mapping[str, float]], awaited: Collection[tuple[str, str]]) -> None:
+        """Take the strengths of another session, whose copy this is: they were checked there, and the clock makes room for them."""
+        for name, row in self.strengths.items():
+            row.restore(changed.get(name, {}))
+            row.awaited = tuple(selector for of, selector in awaited if of == name)
+            self._tell(row)
 
     def follow(self, model: nn.Module) -> list[str]:
         """Drop the states of parameters that have changed: they are gone, have another shape, or belong to another module than before.
