@@ -153,7 +153,8 @@ class Maker:
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
         rules.switched(session)
-        places = {name: tuple(sites) for name, sites in rules.planned.items()} | {name: call.measurers[name].sites for name in weighed}
+        places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
+        places |= {name: call.measurers[name].sites for name in weighed}
         emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)

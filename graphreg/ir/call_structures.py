@@ -109,8 +109,6 @@ class CallText:
         """Return a short description of a call, which says all of its structure if ``is_quick`` is True."""
         key: list[Any] = []
         ids: list[int] = []
-        if len(args) == 1 and type(args[0]) is Tensor and not kwargs:  # as ``_describe``, for most calls of small nets
-            return (Tensor,) if self.loose else (Tensor, args[0].dtype)
         self._describe(args, key, ids)
         if kwargs:
             key.extend(kwargs)

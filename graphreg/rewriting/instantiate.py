@@ -99,10 +99,10 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     session.learn(plan)
     rules.session = session
 
-    rules.planned = {name: plan.planned_strengths(name) for name in session.strengths}
+    rules.planned_strengths = {name: plan.planned_strengths(name) for name in session.strengths}
     for name, row in session.strengths.items():
         if not row.has_clock:
-            rules.strengths[name] = strengths_on(device, row.elements(rules.planned[name]))
+            rules.strengths[name] = strengths_on(device, row.elements(rules.planned_strengths[name]))
     elements = _add_clock(rules, session, device)
 
     states = _states(model, plan, noise)
@@ -111,15 +111,15 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
             rules.add_module(names[i], runtime_module)
             of, own = elements[edit.name], elements[edit.name][0]
             if len(of) > 1 and isinstance(runtime_module, SpliceRule):
-                own = of[list(rules.planned[edit.name]).index(edit.site.name)]
+                own = of[list(rules.planned_strengths[edit.name]).index(edit.site.name)]
             if own != of[0] and plan.blocks and edit.at_depth is None and not session.strengths[edit.name].chosen:
-                rules.together.setdefault(edit.name, {})[names[i]] = own
+                rules.shared_elements.setdefault(edit.name, {})[names[i]] = own
                 own = of[0]
             runtime_module.elements = (own,)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rule = NativeDropoutRule(native, slots.get(names[i], 0))
         if native.is_scheduled:
-            rule.elements = (elements[OWN_DROPOUT][list(rules.planned[OWN_DROPOUT]).index(native.dropout.site.name)],)
+            rule.elements = (elements[OWN_DROPOUT][list(rules.planned_strengths[OWN_DROPOUT]).index(native.dropout.site.name)],)
         rules.add_module(names[i], rule)
     if draws:
         rules.add_module("key", key)

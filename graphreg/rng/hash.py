@@ -58,8 +58,10 @@ def split_mix(stream: int, call: int) -> int:
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
     """Derive the key of a lane. One key gives several lanes of words, because a draw may need more than 32 bits per element."""
+    if not lane:
+        return k0, k1
     add, flip = lane_words(lane)
-    return (k0 + add, k1 ^ flip) if lane else (k0, k1)
+    return k0 + add, k1 ^ flip
 
 
 def lane_words(lane: int) -> tuple[int, int]:

@@ -256,7 +256,7 @@ class Noise:
             return at_once
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
-        z, index = self._drawn_for(z, shared)
+        z, index = self._drawn_for(z, shared) if shared or self.shared or self.window is not None else (z, None)
         key, lane = self._next(z)
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
@@ -266,7 +266,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        if (mask := drawn_mask(key, rate, z, lane)) is not None:
+        if z.is_cuda and (mask := drawn_mask(key, rate, z, lane)) is not None:
             return mask
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = _limit(rate.detach().item()) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ FLIP
@@ -281,9 +281,7 @@ class Noise:
 
     def _kept_ahead(self, z: Tensor, p: Tensor | float, place: CallPlace) -> Tensor | None:
         """Return the mask of ``keep`` from those that were drawn ahead; None if it is not there."""
-        # that there is a place means that no compiler, tracer or transform is active
-        plain = isinstance(p, Tensor) and p.dtype in _RATES and p.device.type == z.device.type == "cpu" and type(z) is Tensor
-        if not plain or not 0 < z.numel() <= SMALL:
+        if not (isinstance(p, Tensor) and p.dtype in _RATES and readable(z) and p.device.type == "cpu" and 0 < z.numel() <= SMALL):
             return None
         if self._task != backward_task():  # an error, see ``_next``
             return None
@@ -358,7 +356,7 @@ class Noise:
         lane = self._drawn * _LANES
         self._drawn += 1
         key = self.key if self.key.device == z.device else self.key.to(z.device)
-        return key_of_row(key), lane
+        return (key_of_row(key) if transforms() else key), lane
 
 
 def key_of_row(key: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.runtime.unfinished import running, take_back
-from graphreg.torch_internals import NO_BACKWARD, backward_task, disable, has_process_group, is_distributed, runs_compiled
+from graphreg.torch_internals import NO_BACKWARD, backward_task, disable, has_process_group, is_distributed
 
 
 class AroundCall:
@@ -37,13 +37,13 @@ class AroundCall:
         rules: The container of its runtime modules.
         args: The positional arguments of the call.
         kwargs: Its keyword arguments.
-        own: Whether the module itself is called. Otherwise a model in place is called, which has checked its arguments already.
+        compiled: Whether compiled code runs the call of the module; None if a model in place is called, which has checked it already.
     """
 
-    __slots__ = ("args", "attach", "before", "in_group", "is_compiling", "kwargs", "module", "outer", "own", "rules", "storages")
+    __slots__ = ("args", "attach", "before", "compiled", "in_group", "is_compiling", "kwargs", "module", "outer", "rules", "storages")
 
-    def __init__(self, module: nn.Module, rules: Any, args: Any, kwargs: Mapping[str, Any], own: bool = False) -> None:
-        self.module, self.rules, self.args, self.kwargs, self.own = module, rules, args, kwargs, own
+    def __init__(self, module: nn.Module, rules: Any, args: Any, kwargs: Mapping[str, Any], compiled: bool | None = None) -> None:
+        self.module, self.rules, self.args, self.kwargs, self.compiled = module, rules, args, kwargs, compiled
 
     def __enter__(self) -> AroundCall:
         rules = self.rules
@@ -54,9 +54,11 @@ class AroundCall:
             return self
 
         self.in_group = has_process_group()
-        if self.own:
-            self._check_call(rules)
-        self.before = None if rules.stage is None else rules.stage.begin(self.module)
+        if self.compiled is not None:
+            asks = rules.is_uncalled or rules.awaits_device or rules.prover is not None or rules.regularized or self.in_group
+            if self.compiled or asks:
+                self._check_call(rules)
+        self.before = None if rules.stage_calls is None else rules.stage_calls.begin(self.module)
 
         # what may raise comes first: Python calls ``__exit__`` only if this method returns
         self.attach = rules._modules.get("attach")
@@ -77,12 +79,13 @@ class AroundCall:
         if rules.awaits_device:
             rules.settle_device(module)
         proves = rules.prover is not None and rules.awaits_proof
-        if proves or runs_compiled(module):  # compiled code cannot trace the model for another structure of arguments
+        if proves or self.compiled:  # compiled code cannot trace the model for another structure of arguments
             forward: Any = type(module).forward
             if forward.check is not None:
                 forward.check(module, self.args, self.kwargs)
         if proves:
             rules.prover(module, self.args, self.kwargs)
+            rules.prover = rules.prover if rules.awaits_proof else None
         if rules.is_uncalled:
             warn_of_uncalled_checkpoints(rules)
         if rules.regularized:
@@ -108,7 +111,7 @@ class AroundCall:
                 take_back()
             running.call = self.outer
             if self.before is not None:
-                self.rules.stage.end(self.module, self.before)
+                self.rules.stage_calls.end(self.module, self.before)
             if self.attach is not None:
                 end_call(self.storages)
                 if self.attach.asks:

@@ -191,7 +191,7 @@ def scheduled_elements(rules: Any) -> dict[str, list[Element]]:
     rows = rules.session.strengths
     return {
         name: [Element(name, site, each) for site, each in planned.items()] or [Element(name, "", rows[name].own)]
-        for name, planned in rules.planned.items() if name not in rules.strengths
+        for name, planned in rules.planned_strengths.items() if name not in rules.strengths
     }  # fmt: skip
 
 

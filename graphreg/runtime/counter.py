@@ -20,7 +20,7 @@ from torch import Tensor
 from graphreg.errors import GraphRegError
 from graphreg.rng import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
-from graphreg.runtime.unfinished import counted
+from graphreg.runtime.unfinished import running
 from graphreg.torch_internals import (
     CHUNKED,
     NO_BACKWARD,
@@ -196,14 +196,15 @@ class Counter(RuntimeModule):
                 step = self._buffers["step"]
                 needed = self._counted()
         else:
-            running = chunks()
+            rows = chunks()
             with _Lock.now, without_transforms():
-                if running and self.frozen_call is None:
-                    self._rejoin(running)
+                if rows and self.frozen_call is None:
+                    self._rejoin(rows)
                 step, beyond = self._buffers["step"], self.beyond
                 needed = self._counted()
         # if the call raises, its number is free again, unless another call has taken the next one
-        counted(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
+        if running.call is not None:
+            running.call.append(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
         return needed
 
     def _take_back(self, step: Tensor, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:

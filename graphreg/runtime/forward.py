@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphreg.errors import TraceError
 from graphreg.ir import STATE, CallText, has_keys
@@ -21,6 +21,7 @@ from graphreg.torch_internals import (
     is_exporting,
     is_traced,
     leaving_no_level,
+    runs_compiled,
     skip_frame,
     traces_here,
     with_own_code,
@@ -98,7 +99,10 @@ def _argument_check(
                 raise not_settled(writer, module.graphreg_state.structures, args, kwargs)
             return
         structures = module.__dict__[STATE].structures
-        key = writer.quick_key(args, kwargs)
+        if len(args) == 1 and type(args[0]) is Tensor and not kwargs:  # as ``quick_key``, for most calls of small nets
+            key: Any = (Tensor,) if writer.loose else (Tensor, args[0].dtype)
+        else:
+            key = writer.quick_key(args, kwargs)
         if key in structures.quick:
             return
         if writer.text(args, kwargs) not in structures.accepted:
@@ -133,7 +137,7 @@ def guarded(additions: str) -> Callable[..., Any]:
         rules = self._modules.get(additions)
         if rules is None:
             return nn.Module.__call__(self, *args, **kwargs)
-        with AroundCall(self, rules, args, kwargs, own=True) as around:
+        with AroundCall(self, rules, args, kwargs, runs_compiled(self)) as around:
             return around.after(nn.Module.__call__(self, *args, **kwargs))
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share

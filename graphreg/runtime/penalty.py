@@ -275,10 +275,12 @@ def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:
 def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
     """Return a common factor, [], and shares, [sites], whose products are the strengths at the sites.
 
-    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number.
+    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number. A
+    derivative by a strength goes through its share.
     """
-    alike = (sites == sites[0]).all()
-    return torch.where(alike, sites[0], 1), torch.where(alike, 1, sites)
+    first = sites[0].detach()
+    factor = torch.where(first == 0, 1, first)
+    return factor, sites / factor
 
 
 def measured(

@@ -30,13 +30,13 @@ class Rules(nn.Module):
         session: The session from which the strengths come; several graphs of a model in place share it.
         strengths: The buffer with each regularizer's strengths, by regularizer name, [sites] or [1]. All runtime modules of a regularizer
             share its buffer. A regularizer with a schedule has none: its strengths are in what the clock returns.
-        planned: By regularizer name, the sites of the graph that have a strength of their own, in the order of the elements, each with
-            the strength in the plan. Empty for a formula that takes all sites at once: then one element is for all.
-        together: By regularizer name, then by the names of runtime modules: the elements that these read once a strength was set by site.
-            Until then they all read the first one, so that equal blocks (``blocks=``) are compiled once.
+        planned_strengths: By regularizer name, the sites of the graph that have a strength of their own, in the order of the elements,
+            each with the strength in the plan. Empty for a formula that takes all sites at once: then one element is for all.
+        shared_elements: By regularizer name, then by the names of runtime modules: the elements that these read once a strength was set by
+            site. Until then they all read the first one, so that equal blocks (``blocks=``) are compiled once.
         build_record: How the module was made; None until the rewrite has finished.
         watching: The monitor; None if no monitor watches the module.
-        stage: Checks and ends the calls of a stage of a pipeline; None for any other module.
+        stage_calls: Checks and ends the calls of a stage of a pipeline; None for any other module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
@@ -53,11 +53,11 @@ class Rules(nn.Module):
         super().__init__()
         self.session: Any = None  # graphreg.session is below this room
         self.strengths: dict[str, Tensor] = {}
-        self.planned: dict[str, dict[str, float]] = {}
-        self.together: dict[str, dict[str, int]] = {}
+        self.planned_strengths: dict[str, dict[str, float]] = {}
+        self.shared_elements: dict[str, dict[str, int]] = {}
         self.build_record: BuildRecord | None = None
         self.watching: Any = None
-        self.stage: Any = None
+        self.stage_calls: Any = None
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
         self.unproved: dict[str, str] = {}
@@ -153,14 +153,14 @@ class Rules(nn.Module):
         """Return strengths on a device: exactly as they were set, if it has float64 and the present one has not."""
         if tensor.dtype == torch.float64 or not has_float64(device):
             return brought(tensor, device)
-        return strengths_on(device, self.session.strengths[name].elements(self.planned[name]))
+        return strengths_on(device, self.session.strengths[name].elements(self.planned_strengths[name]))
 
     def strength_changed(self, row: Any) -> None:
         """Write the strengths of a regularizer in place. ``row``: its row in the session's table."""
         if (tensor := self.strengths.get(row.name)) is not None:
-            tensor.copy_(tensor.new_tensor(row.elements(self.planned[row.name])))
+            tensor.copy_(tensor.new_tensor(row.elements(self.planned_strengths[row.name])))
         if row.chosen:
-            for name, element in self.together.pop(row.name, {}).items():
+            for name, element in self.shared_elements.pop(row.name, {}).items():
                 self._modules[name].elements = (element,)  # type: ignore[union-attr,assignment]
 
     def switched(self, session: Any) -> None:

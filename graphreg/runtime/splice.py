@@ -91,8 +91,9 @@ class SpliceRule(Drawing):
         if key.dim() > 1:
             source: Any = self.rules[0]._modules.get("key") if self.rules else None
             ahead = getattr(getattr(source, "shared", (source,))[0], "ahead", None)
-            if ahead is not None and ahead.known is not None and (known := ahead.known.place(key)) is not None:
-                place = CallPlace(self.ahead, ahead.known, known, slot)
+            known = None if ahead is None else ahead.known
+            if known is not None and (at := known.place(key)) is not None:
+                place = CallPlace(self.ahead, known, at, slot)
             key = key[slot]
         noise = Noise(key, (), None, place)
 

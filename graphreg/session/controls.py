@@ -107,7 +107,7 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
         )
     rules, buffers = rules_of(module), dict(rewritten(module).named_buffers(remove_duplicate=False))
     return {
-        name: StrengthBuffers(tuple(n for n, buffer in buffers.items() if buffer is tensor), tuple(rules.planned[name]) or ("",))
+        name: StrengthBuffers(tuple(n for n, buffer in buffers.items() if buffer is tensor), tuple(rules.planned_strengths[name]) or ("",))
         for name, tensor in rules.strengths.items()
     }
 

@@ -269,8 +269,8 @@ class Session:
 
         ``ranks``: ``"differ"``, ``"same"`` or a ``RankMesh``; ``roots``: the rewritten modules whose graphs run.
         """
-        self.streams.set_ranks(ranks)
         found = {rule: cuts for root in roots for rule, cuts in ranks.cuts(root).items()} if isinstance(ranks, RankMesh) else {}
+        self.streams.set_ranks(ranks)
         for child in (child for rules in self._graphs() for child in rules.children()):
             if isinstance(child, Drawing):
                 child.cuts = found.get(child, ())

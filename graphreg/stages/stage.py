@@ -93,7 +93,7 @@ def regularize_stage(
         decided = plan_of_stage(plan, traced_whole, found, blocks)
         module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
     of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
-    rules_of(module).stage = StageCalls(microbatches, scale_grads, of_parameters)
+    rules_of(module).stage_calls = StageCalls(microbatches, scale_grads, of_parameters)
     log_plan(decided, found.traced.notes)
     return compile_if_asked(module, compile)
 

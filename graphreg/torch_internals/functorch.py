@@ -250,7 +250,10 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     ``holders``: how many references to the tensor the caller knows of. If there are no others, no ``functional_call`` has lent the tensor,
     because it would hold the tensor, too. Then the stack, which may be deep, is not searched.
     """
-    if sys.getrefcount(tensor) <= holders + _references_in_a_call():
+    # How many references to its argument a call has itself differs between versions of Python, and between calls: while Dynamo evaluates
+    # frames, the caller keeps a reference, too.
+    holder = {"": object()}
+    if sys.getrefcount(tensor) <= holders + _counted(holder[""]) - 1:
         return False
     frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
     while frame is not None:
@@ -260,17 +263,8 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     return False
 
 
-def _references_in_a_call() -> int:
-    """Return how many references to its argument a call like ``is_lent`` has itself.
-
-    This differs between versions of Python, and between calls: while Dynamo evaluates frames, the caller keeps a reference, too.
-    """
-
-    def count(thing: object) -> int:
-        return sys.getrefcount(thing)
-
-    holder = {"": object()}
-    return count(holder[""]) - 1
+def _counted(thing: object) -> int:
+    return sys.getrefcount(thing)
 
 
 def chunks() -> list[Chunk]:
