@@ -160,8 +160,12 @@ class Rules(nn.Module):
         if (tensor := self.strengths.get(row.name)) is not None:
             tensor.copy_(tensor.new_tensor(row.elements(self.planned_strengths[row.name])))
         if row.chosen:
-            for name, element in self.shared_elements.pop(row.name, {}).items():
-                self._modules[name].elements = (element,)  # type: ignore[union-attr,assignment]
+            self.read_own_elements(row.name)
+
+    def read_own_elements(self, regularizer: str) -> None:
+        """From now on, let each runtime module of a regularizer read the strength of its own site, also in equal blocks."""
+        for name, element in self.shared_elements.pop(regularizer, {}).items():
+            self._modules[name].elements = (element,)  # type: ignore[union-attr,assignment]
 
     def switched(self, session: Any) -> None:
         """Let the runtime modules act as the open blocks of ``noise_on``, ``noise_off`` and ``penalties_off`` say."""

@@ -106,6 +106,8 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
             "torch.func could replace."
         )
     rules, buffers = rules_of(module), dict(rewritten(module).named_buffers(remove_duplicate=False))
+    for name in tuple(rules.shared_elements):  # otherwise equal blocks (``blocks=``) would read the first element alone
+        rules.read_own_elements(name)
     return {
         name: StrengthBuffers(tuple(n for n, buffer in buffers.items() if buffer is tensor), tuple(rules.planned_strengths[name]) or ("",))
         for name, tensor in rules.strengths.items()
