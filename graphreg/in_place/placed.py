@@ -85,6 +85,8 @@ class Placed(InPlaceHost):
         loosened: The arguments that graphs take as numbers that may change, if they are numbers.
     """
 
+    session: SharedSession
+
     def __init__(self, options: Options, session: SharedSession) -> None:
         self.options, self.session, self.graphs = options, session, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""

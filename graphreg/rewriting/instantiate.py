@@ -44,7 +44,7 @@ from graphreg.runtime import (
     strengths_on,
     zeros,
 )
-from graphreg.session import FixedStreams, Session, StreamName
+from graphreg.session import FixedStreams, GrowingStreams, Session, StreamName
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:
@@ -86,7 +86,9 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
 
     rules, streams = Rules(), _streams(plan, names)
     draws = bool(streams) or _draws_elsewhere(plan)
+    key: KeyRule | SharedKeyRule
     if isinstance(noise, Session):
+        assert isinstance(noise.streams, GrowingStreams)
         session, device = noise, noise.streams.key.step.device
         slots, key = noise.streams.rows(streams), SharedKeyRule(noise.streams.key)
     else:
@@ -94,8 +96,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
         seeds = _Seeds(noise)
         numbers = {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
-        slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
-        session = Session(plan.regularizers, FixedStreams(key if draws else None, seeds.drawn()), plan.own_dropout)
+        slots, own = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
+        session, key = Session(plan.regularizers, FixedStreams(own if draws else None, seeds.drawn()), plan.own_dropout), own
     session.learn(plan)
     rules.session = session
 

@@ -83,9 +83,9 @@ class CallsAhead(_OfOneModule):
         known = self.known
         place = None if known is None else known.places.get(id(step))
         if known is not None and place is not None and known.steps[place] is step and place + 1 < len(known.steps):
-            keys = known.keys[place + 1]
-            if streams is known.streams and version_of(streams) == known.version and not version_of(step) and not version_of(keys):
-                return known.steps[place + 1], keys
+            following = known.keys[place + 1]
+            if streams is known.streams and version_of(streams) == known.version and not version_of(step) and not version_of(following):
+                return known.steps[place + 1], following
         if self.last is not step or version_of(step) or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
             return None
         if not len(streams) or (number := int(step.item())) >= _LAST:

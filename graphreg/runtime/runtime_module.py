@@ -165,7 +165,7 @@ class Rules(nn.Module):
     def read_own_elements(self, regularizer: str) -> None:
         """From now on, let each runtime module of a regularizer read the strength of its own site, also in equal blocks."""
         for name, element in self.shared_elements.pop(regularizer, {}).items():
-            self._modules[name].elements = (element,)  # type: ignore[union-attr,assignment]
+            self._modules[name].elements = (element,)  # type: ignore[union-attr]
 
     def switched(self, session: Any) -> None:
         """Let the runtime modules act as the open blocks of ``noise_on``, ``noise_off`` and ``penalties_off`` say."""

@@ -89,7 +89,8 @@ class Session:
         self.readers: list[Reader] = []
         self.complete, self.may_draw = False, False
         self.native: frozenset[str] = frozenset()
-        self.attaches, self.scale = False, None
+        self.attaches = False
+        self.scale: Any = None
 
     # Strengths
 
