@@ -96,8 +96,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
         seeds = _Seeds(noise)
         numbers = {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
-        slots, own = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
-        session, key = Session(plan.regularizers, FixedStreams(own if draws else None, seeds.drawn()), plan.own_dropout), own
+        slots, keys = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
+        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds.drawn()), plan.own_dropout), keys
     session.learn(plan)
     rules.session = session
 

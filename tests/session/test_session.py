@@ -45,7 +45,8 @@ def by_backend(**options: Any) -> tuple[Any, Callable[[], Any]]:
 
     with graphreg.frozen_noise(backend):  # the first call captures the graph
         call()
-    graphreg.set_rng_state(backend, {**graphreg.rng_state(backend), "calls": {}, **({"clock": 0} if "clock" in graphreg.rng_state(backend) else {})})
+    state = graphreg.rng_state(backend) | {"calls": {}}
+    graphreg.set_rng_state(backend, state | {"clock": 0} if "clock" in state else state)
     return backend, call
 
 
