@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from graphreg.blocks.outline import OUTSIDE
+from graphreg.blocks.shown_call import call_of_block
 from graphreg.compiler import LOWERED
 from graphreg.errors import GraphRegError
 from graphreg.ir import ORIGINAL, RULES
-from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
+from graphreg.torch_internals import CALL, COMPILED_CALL, is_exporting, renew_hooks
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # attributes of a block object: its record; its mode, if it has no record
 CALLS = "graphreg_calls"  # the attribute of a placed block that holds its code; see placed_block.py
@@ -43,6 +44,7 @@ class BlockRecord:
         eager: For each variant, the function that runs without torch.compile.
         compiled: For each variant, the function that Dynamo traces.
         sources: The source text of each function in ``eager``.
+        called: In place, a tuple with the model's module, which is called and has the hooks; else (), since the block object has them.
     """
 
     path: str
@@ -51,6 +53,7 @@ class BlockRecord:
     eager: tuple[Code, ...] = ()
     compiled: tuple[Code, ...] = ()
     sources: tuple[str, ...] = ()
+    called: tuple[nn.Module, ...] = ()
 
 
 class View:
@@ -127,7 +130,10 @@ def _class_of(kind: type[nn.Module]) -> type[Block]:
     """Return the class of the block objects for modules of class ``kind``."""
     kind = getattr(kind, "graphreg_kind", getattr(kind, ORIGINAL, kind))
     if kind not in _classes:
-        contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
+        contents = {
+            "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind,
+            CALL: call_of_block(),
+        }  # fmt: skip
         metaclass: Any = type(kind)
         _classes[kind] = metaclass(kind.__name__, (Block, kind), contents)
     return _classes[kind]

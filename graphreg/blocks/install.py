@@ -13,8 +13,9 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from graphreg.blocks.block import BLOCK, Block, View, block_at, twin_of
-from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
+from graphreg.blocks.outline import OUTSIDE, BlockCall, Outliner
 from graphreg.blocks.placed_block import PlacedCall, add_call, unwrapped_block
+from graphreg.blocks.shown_call import VARIANT, hooked
 from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
 from graphreg.torch_internals import define_named_tuples, generate_forward
@@ -49,8 +50,8 @@ def outlined(
         graph, calls = outliner.outline(flat)
         graph_lowered, calls_lowered = outliner.outline(lowered) if lowered is not None else (None, calls)
         for call, compiled in zip(calls, calls_lowered, strict=True):
-            code, source = emitter.code(call.graph)
-            variant = code, emitter.code(compiled.graph)[0], source
+            code, source = emitter.code(call)
+            variant = code, emitter.code(compiled)[0], source
             if call.path in checkpoints:
                 eager, compiled_code = (with_checkpoint(function, checkpoints[call.path]) for function in variant[:2])
                 variant = eager, compiled_code, source
@@ -90,6 +91,7 @@ def _install(root: nn.Module, path: str, variants: list[Variant], outliner: Outl
 def _install_in_place(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner, prefix: str) -> None:
     block = unwrapped_block(root.get_submodule(path))
     twin = twin_of(block, path)
+    twin.__dict__[BLOCK] = replace(twin.__dict__[BLOCK], called=(block,))
     twin.__dict__["_modules"] = block._modules  # the same dict, so that the code calls wrappers that are put around inner blocks later
     _show_outside(twin, root, path, outliner)
     for number, variant in enumerate(variants):
@@ -117,17 +119,19 @@ def checkpointed(code: Callable[..., Any], use_reentrant: bool) -> Callable[...,
 
 
 class _Emitter:
-    """Makes functions from graphs. Graphs with equal code get the same function, so that Dynamo compiles the function once."""
+    """Makes functions from graphs. Calls with equal code get the same function, so that Dynamo compiles the function once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[Callable[..., Any], str]] = {}
 
-    def code(self, graph: fx.Graph) -> tuple[Callable[..., Any], str]:
-        """Return the function that runs a graph, and the source text of the function."""
+    def code(self, call: BlockCall) -> tuple[Callable[..., Any], str]:
+        """Return the function that runs the graph of a call, with hooks around it, and the source text of what the graph does."""
+        graph = call.graph
         holder = fx.GraphModule(nn.Module(), fx.Graph())
         define_named_tuples(graph)
         holder._graph = spelled(graph)
         python_code = generate_forward(holder)
-        key = holder.code, tuple((name, id(value)) for name, value in python_code.globals.items())
-        function: Callable[..., Any] = type(holder).forward
-        return self._known.setdefault(key, (function, holder.code))
+        key = holder.code, tuple((name, id(value)) for name, value in python_code.globals.items()), repr(call.shown)
+        if key not in self._known:
+            self._known[key] = hooked(type(holder).forward, call.shown), holder.code
+        return self._known[key]

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from graphreg.blocks.block import CALLS, Block, Code
+from graphreg.blocks.shown_call import call_of_block
 from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import ORIGINAL
-from graphreg.torch_internals import checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
+from graphreg.torch_internals import CALL, checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
 
 _numbers = itertools.count()
 _classes: WeakKeyDictionary[type, type[nn.Module]] = WeakKeyDictionary()
@@ -177,7 +178,7 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _classes:
         members = {
             ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
-            "forward": _forward(kind), "__prepare_scriptable__": scriptable,
+            "forward": _forward(kind), "__prepare_scriptable__": scriptable, CALL: call_of_block(),
         }  # fmt: skip
         metaclass: Any = type(kind)
         made = metaclass(kind.__name__, (kind,), members)

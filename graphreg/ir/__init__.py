@@ -6,6 +6,7 @@ Almost every folder that docs/architecture.md lists after ``ir`` imports this on
 
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.call_records import CallRecord, Leaf, call_key, in_containers, record_module_calls, recorded_calls, rename_in_calls
 from graphreg.ir.call_structures import CallStructures, CallText
 from graphreg.ir.cell_states import cell_call, state_before
 from graphreg.ir.codegen_fixes import check_arguments, spelled
