@@ -336,7 +336,7 @@ class _Outlining:
 
         record = self.records[call]
         inputs, output = in_containers(record.inputs, partial(element, returned=False)), in_containers(record.output, partial(element, returned=True))
-        return ShownCall(call[0], Shape(inputs), Shape(inputs[0]), Shape(output), len(border.leaves) == 1)
+        return ShownCall(Shape.of(inputs), Shape.of(inputs[0]), Shape.of(output), len(border.leaves) == 1)
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,18 @@ class Element:
     kind: str = ""
 
 
+@dataclass(frozen=True)
 class Shape:
     """Nested containers with elements in them: those of the arguments or of the result of a call."""
 
-    def __init__(self, containers: Any) -> None:
-        leaves, self.structure = pytree.tree_flatten(containers)
-        self.elements: list[Element] = leaves
+    elements: tuple[Element, ...]
+    structure: pytree.TreeSpec
 
-    def __repr__(self) -> str:
-        return f"{self.structure} {self.elements}"
+    @classmethod
+    def of(cls, containers: Any) -> Shape:
+        """Return the shape of containers that have elements in them."""
+        elements, structure = pytree.tree_flatten(containers)
+        return cls(tuple(elements), structure)
 
     def filled(self, given: Sequence[Any], left: Sequence[Any]) -> Any:
         """Return the containers with the values in place of the elements."""
@@ -79,20 +82,18 @@ class ShownCall:
     """A call of a block as the model makes it.
 
     Attributes:
-        path: The path of the block.
         arguments: The pair of the arguments and the keyword arguments.
         positional: The arguments.
         output: The result.
         single: Whether the code returns one value, and not a tuple of values.
     """
 
-    path: str
     arguments: Shape
     positional: Shape
     output: Shape
     single: bool
 
-    def run(self, block: nn.Module, code: Code, values: Sequence[Any]) -> Any:
+    def run(self, block: nn.Module, path: str, code: Code, values: Sequence[Any]) -> Any:
         """Run the code of a block with the user's hooks of the block, and return what the code returns.
 
         Raises:
@@ -100,55 +101,62 @@ class ShownCall:
         """
         kind = self.output.missing() or (self.arguments if hooks_take_keywords(block) else self.positional).missing()
         if kind:
-            raise GraphRegError(f"{self._who()} would get {kind} that the emitted code does not have. {_CURE}")
+            raise GraphRegError(f"{_who(path)} would get {kind} that the emitted code does not have. {_CURE}")
         left: list[Any] = []
 
         def run(args: Any, kwargs: Any) -> Any:
-            results = code(*self._replaced(values, "given", self.arguments, (args, kwargs), values, ()))
+            results = code(*self._replaced(path, values, "given", self.arguments, (args, kwargs), values, ()))
             left.extend([results] if self.single else results)
             return self.output.filled(values, left)
 
         output = call_with_hooks(block, is_users_hook, run, *self.arguments.filled(values, ()))
-        results = self._replaced(left, "left", self.output, output, values, left)
+        results = self._replaced(path, left, "left", self.output, output, values, left)
         return results[0] if self.single else tuple(results)
 
-    def _replaced(self, old: Sequence[Any], place: str, shape: Shape, now: Any, given: Sequence[Any], left: Sequence[Any]) -> list[Any]:
+    def _replaced(
+        self, path: str, old: Sequence[Any], place: str, shape: Shape, now: Any, given: Sequence[Any], left: Sequence[Any]
+    ) -> list[Any]:
         """Return the values of the code after hooks, which may have replaced some in their containers."""
         new = list(old)
         try:
             found = shape.structure.flatten_up_to(now)
         except ValueError:
-            raise GraphRegError(f"{self._who()} has returned another structure than it got. {_CURE}") from None
+            raise GraphRegError(f"{_who(path)} has returned another structure than it got. {_CURE}") from None
         pairs = list(zip(shape.elements, found, strict=True))
         for element, value in pairs:
             if value is not _found(element, given, left) and (index := getattr(element, place)) is not None and not element.fixed:
                 new[index] = value
         for element, value in pairs:
             if value is not _found(element, *((new, left) if place == "given" else (given, new))):
-                raise GraphRegError(f"{self._who()} has replaced a value that the emitted code reads from elsewhere, too. {_CURE}")
+                raise GraphRegError(f"{_who(path)} has replaced a value that the emitted code reads from elsewhere, too. {_CURE}")
         return new
 
-    def _who(self) -> str:
-        return f"a hook on the block {self.path!r}"
+
+def _who(path: str) -> str:
+    return f"a hook on the block {path!r}"
 
 
+BlockCode = tuple[Code, ShownCall | None]  # a function that ``hooked`` made, and its second argument
 _CURE = "Register the hook on a layer inside the block, such as an nn.Linear, or on another module that blocks= names."
 
 
-def hooked(code: Code, shown: ShownCall | None) -> Code:
-    """Return a function that runs the code of a block with the user's hooks of the block around it."""
+def hooked(code: Code) -> Code:
+    """Return a function that runs the code of a block, with the user's hooks of the block around it.
 
-    def run(block: Any, *values: Any) -> Any:
-        called = block.graphreg_block.called
-        module = called[0] if called else block
-        if not has_users_hooks(module):
+    Its second argument says what the hooks get. It is not a part of the function, so that equal blocks have one function.
+    """
+
+    def run(block: Any, shown: ShownCall | None, *values: Any) -> Any:
+        record = block.graphreg_block
+        called = record.called[0] if record.called else block
+        if not has_users_hooks(called):
             return code(block, *values)
         if shown is None:
             raise GraphRegError(
-                f"a hook on the block {block.graphreg_block.path!r} would get what the model's call gets, which a graph knows only if "
-                "graphreg has traced the model, and this one was a GraphModule. Regularize the model that it was made from."
+                f"{_who(record.path)} would get what the model's call gets, which a graph knows only if graphreg has traced the model, and "
+                "this one was a GraphModule. Regularize the model that it was made from."
             )
-        return shown.run(module, functools.partial(code, block), values)
+        return shown.run(called, record.path, functools.partial(code, block), values)
 
     return run
 

@@ -24,6 +24,7 @@ from graphreg.ir import (
     copied_contents,
     mark,
     record_calls,
+    rename_in_calls,
     state_of,
     surrounding_calls,
     unshared,
@@ -164,6 +165,7 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
         read = {**present, **chosen[node]} if node in chosen else present
         if node.op == "output":
             _copy_output(copy, node, read, insertions, made)
+            rename_in_calls(copy, {n.name: made[n].name for n in graph.nodes if n in made and made[n].name != n.name})
             continue
         instead = at.get((Position.INSTEAD, node))
         twin = copy.node_copy(node, read.__getitem__) if instead is None else _copy_instead(copy, node, instead[0], read, made)
