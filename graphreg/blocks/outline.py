@@ -165,7 +165,7 @@ class _Outlining:
         level = _Level(calls[-1][0] if calls else "", graph)
         if inputs is not None:
             level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
-            for i, target in enumerate(inputs.attributes):
+            for i in range(len(inputs.attributes)):
                 graph.placeholder(f"attribute_{i}" if i else "attribute")
             level.rows |= {node: graph.placeholder(f"key_{i}" if i else "key") for i, node in enumerate(inputs.draws)}
         for item in self._ordered(members, calls):
@@ -335,7 +335,10 @@ class _Outlining:
             return Element(plain=leaf.plain, kind=leaf.kind or ("a value" if leaf.node or leaf.read else ""))
 
         record = self.records[call]
-        inputs, output = in_containers(record.inputs, partial(element, returned=False)), in_containers(record.output, partial(element, returned=True))
+        inputs, output = (
+            in_containers(record.inputs, partial(element, returned=False)),
+            in_containers(record.output, partial(element, returned=True)),
+        )
         return ShownCall(Shape.of(inputs), Shape.of(inputs[0]), Shape.of(output), len(border.leaves) == 1)
 
 

@@ -101,7 +101,7 @@ class ShownCall:
         """
         kind = self.output.missing() or (self.arguments if hooks_take_keywords(block) else self.positional).missing()
         if kind:
-            raise GraphRegError(f"{_who(path)} would get {kind} that the emitted code does not have. {_CURE}")
+            raise GraphRegError(f"{_who(path)} would get {kind}, which the emitted code does not have there. {_CURE}")
         left: list[Any] = []
 
         def run(args: Any, kwargs: Any) -> Any:
@@ -137,7 +137,10 @@ def _who(path: str) -> str:
 
 
 BlockCode = tuple[Code, ShownCall | None]  # a function that ``hooked`` made, and its second argument
-_CURE = "Register the hook on a layer inside the block, such as an nn.Linear, or on another module that blocks= names."
+_CURE = (
+    "Register the hook on a layer that the graph calls, such as an nn.Linear, or on a module that has no such values, and name that in "
+    "blocks=."
+)
 
 
 def hooked(code: Code) -> Code:

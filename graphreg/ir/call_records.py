@@ -73,8 +73,13 @@ def _is_element(value: Any) -> bool:
     return kind not in pytree.SUPPORTED_NODES or getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind
 
 
+def replaced_leaf(_: Any) -> Leaf:
+    """Return the leaf for an argument of a module whose own pre-hooks may replace it: they are a part of the graph, and run first."""
+    return Leaf(kind="an argument that a hook of the model's own may replace")
+
+
 def call_key(path: str, key: str) -> str:
-    """Return a key for a call of the module at a path. ``key``: the tracer's, which ends with ``@`` and a number, except for a first call."""
+    """Return a key for a call of the module at a path. ``key``: the tracer's, which ends with ``@`` and a number unless it is the first."""
     number = key.rpartition("@")[2]
     return f"{path}@{int(number) if '@' in key and number.isdecimal() else 0}"
 
@@ -117,3 +122,23 @@ def rename_in_calls(graph: fx.Graph, names: Mapping[str, str]) -> None:
 
     if names and (records := recorded_calls(graph)):
         graph.output_node().meta[CALL_RECORDS] = {call: record.map(renamed) for call, record in records.items()}
+
+
+def doubt_plain(graph: fx.Graph, other: fx.Graph | None) -> None:
+    """Mark the plain elements in the records of a graph for both modes that depend on the mode, because a hook must not get a wrong one.
+
+    ``other``: the graph of the other mode; None if the model was not traced in it. Then each True may be a mode that the model passes on.
+    """
+    records: Mapping[Any, CallRecord] = graph.output_node().meta.get(CALL_RECORDS, {})
+    others: Mapping[Any, CallRecord] = other.output_node().meta.get(CALL_RECORDS, {}) if other is not None else {}
+
+    def settled(key: Any, record: CallRecord) -> CallRecord:
+        theirs = iter(pytree.tree_leaves((others[key].inputs, others[key].output)) if key in others else ())
+
+        def leaf(ours: Leaf) -> Leaf:
+            same = ours.plain is not True if other is None else ours.plain == getattr(next(theirs, None), "plain", None)
+            return ours if same else Leaf(kind="a value that depends on the mode")
+
+        return record.map(leaf)
+
+    graph.output_node().meta[CALL_RECORDS] = {key: settled(key, record) for key, record in records.items()}

@@ -45,6 +45,7 @@ from graphreg.runtime import (
     Rules,
     Scale,
     SharedState,
+    UnseenChanges,
     check_penalties,
     check_scale,
     clock_of,
@@ -99,6 +100,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if traced.whole and not isinstance(noise, SharedState):  # a model in place is traced once more when it changes
         sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")
         rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
+        rules.unseen = UnseenChanges(module)
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module

@@ -65,6 +65,7 @@ from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, StateHoldingTotal, owned_by
 from graphreg.runtime.strengths_now import strength_text, strengths_now
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
+from graphreg.runtime.unseen_changes import UnseenChanges
 
 __all__ = [
     "BACKEND_STATE", "CLOCK", "EVERYWHERE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
@@ -72,12 +73,13 @@ __all__ = [
     "MeasureCounted", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places",
     "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule",
     "SharedState", "SpliceRule", "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal",
-    "StreamName", "Total", "Track", "Views", "Way", "accumulation", "asked_of", "averages_follow", "backend_handle", "batch_notes",
-    "begin_counting", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "checked_strength", "clock_of",
-    "clock_of_state", "collect", "current", "device_with_values", "end_counting", "factors", "fed", "frozen_noise", "graphs_of",
-    "handle_of", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "link", "lowering", "model_state_dict", "native_draws",
-    "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates", "owned_by", "penalties_off", "rank_notes", "record_of",
-    "refuse_twice", "regularized", "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "set_to_zero", "shard_measured", "site_strengths", "states_in", "storage_of", "strength_text", "strengths",
-    "strengths_now", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale", "written_state", "zeros",
+    "StreamName", "Total", "Track", "UnseenChanges", "Views", "Way", "accumulation", "asked_of", "averages_follow", "backend_handle",
+    "batch_notes", "begin_counting", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state",
+    "checked_strength", "clock_of", "clock_of_state", "collect", "current", "device_with_values", "end_counting", "factors", "fed",
+    "frozen_noise", "graphs_of", "handle_of", "in_place", "in_place_handle", "is_dtensor", "key_of", "lead", "link", "lowering",
+    "model_state_dict", "native_draws", "no_noise", "noise_off", "noise_on", "one_for_all", "own_strength_of_rates", "owned_by",
+    "penalties_off", "rank_notes", "record_of", "refuse_twice", "regularized", "reset_state", "rewritten", "rng_state", "rules_of",
+    "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "shard_measured", "site_strengths", "states_in", "storage_of",
+    "strength_text", "strengths", "strengths_now", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale",
+    "written_state", "zeros",
 ]  # fmt: skip

@@ -306,6 +306,8 @@ def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
     if rules.awaits_proof and rules.prover is not None:
         _check(module, args, kwargs)
         rules.prover(module, args, kwargs)
+    if rules.unseen is not None:
+        rules.unseen.look()
     if rules.is_uncalled:
         warn_of_uncalled_checkpoints(rules)
     if has_process_group():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -29,6 +30,8 @@ Chosen = Callable[[Hook], bool]
 
 def is_users_hook(hook: Hook) -> bool:
     """Return whether a hook of a module looks at the model's call, and not at whatever crosses the border of the call."""
+    if isinstance(hook, functools.partial):  # in which Dynamo finds no attribute
+        return True
     return not str(getattr(hook, "__module__", "")).startswith(_MACHINERY)
 
 

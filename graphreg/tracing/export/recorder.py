@@ -22,11 +22,21 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import CallRecord, call_key, called_by_foreign_code, elements, held_objects, in_containers, is_single_operation
+from graphreg.ir import (
+    CallRecord,
+    call_key,
+    called_by_foreign_code,
+    elements,
+    held_objects,
+    in_containers,
+    is_single_operation,
+    replaced_leaf,
+)
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
     has_backward_hooks,
+    has_pre_hooks,
     in_unwritten_jvp,
     innermost_transform,
     is_gradient_switch,
@@ -156,7 +166,7 @@ class Recorder(TorchFunctionMode):
             return forward(*args, **kwargs)
 
         try:
-            registered, inputs = _registered(m), in_containers((args, kwargs), self._element)
+            registered, inputs = _registered(m), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else self._element)
             value = traced(keyed, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers, which a trace would freeze")

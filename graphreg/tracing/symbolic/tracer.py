@@ -41,6 +41,7 @@ from graphreg.ir import (
     label_site,
     making,
     record_module_calls,
+    replaced_leaf,
     scope_of,
 )
 from graphreg.torch_internals import (
@@ -50,6 +51,7 @@ from graphreg.torch_internals import (
     bound_call,
     collecting_hooks,
     has_backward_hooks,
+    has_pre_hooks,
     raise_interrupt,
     randomness,
     regions,
@@ -122,7 +124,7 @@ class SiteTracer(DecisionTracer):
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
-        self._records: list[tuple[str, CallRecord]] = [] 
+        self._records: list[tuple[str, CallRecord]] = []
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self.region = regions()
@@ -293,7 +295,7 @@ class SiteTracer(DecisionTracer):
                 return self._called_whole(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
-                number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), _node_in)
+                number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
