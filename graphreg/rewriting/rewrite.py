@@ -24,6 +24,7 @@ from graphreg.ir import (
     copied_contents,
     mark,
     record_calls,
+    rename_in_calls,
     state_of,
     surrounding_calls,
     unshared,
@@ -43,6 +44,7 @@ from graphreg.runtime import (
     RewrittenModule,
     Rules,
     Scale,
+    UnseenChanges,
     check_penalties,
     check_scale,
     clock_of,
@@ -102,6 +104,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if traced.whole and not isinstance(noise, Session):  # a model in place is traced once more when it changes
         sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")
         rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
+        unseen = UnseenChanges(module)
+        rules.unseen = unseen if unseen.hooks or unseen.flags else None
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module
@@ -168,6 +172,7 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
         read = {**present, **chosen[node]} if node in chosen else present
         if node.op == "output":
             _copy_output(copy, node, read, insertions, made)
+            rename_in_calls(copy, {n.name: made[n].name for n in graph.nodes if n in made and made[n].name != n.name})
             continue
         instead = at.get((Position.INSTEAD, node))
         twin = copy.node_copy(node, read.__getitem__) if instead is None else _copy_instead(copy, node, instead[0], read, made)

@@ -29,14 +29,16 @@ from graphreg.runtime.sharding import shard_measured
 from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, StateHoldingTotal, owned_by
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
+from graphreg.runtime.unseen_changes import UnseenChanges
 
 __all__ = [
     "CLOCK", "GIVEN_IN_THE_CALL", "AllSitesTotal", "AroundCall", "Asked", "AttachRule", "BuildRecord", "ClockRule", "Counter",
     "Derivative", "Drawing", "Element", "KeyRule", "Measure", "MeasureCounted", "MeasureSteps", "MeasureUnits", "NativeDropoutRule",
     "Penalties", "RankMesh", "Regularized", "RewrittenModule", "Rules", "RuntimeModule", "Scale", "SharedClock", "SharedKeyRule",
     "SpliceRule", "SpliceTotal", "State", "StateHolder", "StateHoldingTotal", "StatefulSplice", "StatefulTotal", "Total", "Track",
-    "Views", "Way", "accumulation", "batch_notes", "begin_counting", "check_penalties", "check_scale", "clock_of", "collect",
-    "current", "device_with_values", "end_counting", "factors", "fed", "follow_averages", "in_place", "is_dtensor", "key_of",
-    "lead", "link", "lowering", "owned_by", "rank_notes", "refuse_twice", "scheduled_elements", "set_to_zero", "shard_measured",
-    "states_in", "storage_of", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale", "zeros",
+    "UnseenChanges", "Views", "Way", "accumulation", "batch_notes", "begin_counting", "check_penalties", "check_scale", "clock_of",
+    "collect", "current", "device_with_values", "end_counting", "factors", "fed", "follow_averages", "in_place", "is_dtensor",
+    "key_of", "lead", "link", "lowering", "owned_by", "rank_notes", "refuse_twice", "scheduled_elements", "set_to_zero",
+    "shard_measured", "states_in", "storage_of", "strengths_on", "take_back", "unplace", "with_plain_gradient", "written_scale",
+    "zeros",
 ]  # fmt: skip

@@ -55,8 +55,8 @@ class AroundCall:
 
         self.in_group = has_process_group()
         if self.compiled is not None:
-            asks = rules.is_uncalled or rules.awaits_device or rules.prover is not None or rules.regularized or self.in_group
-            if self.compiled or asks:
+            asks = rules.is_uncalled or rules.awaits_device or rules.prover is not None or rules.regularized or rules.unseen is not None
+            if asks or self.compiled or self.in_group:
                 self._check_call(rules)
         self.before = None if rules.stage_calls is None else rules.stage_calls.begin(self.module)
 
@@ -86,6 +86,8 @@ class AroundCall:
         if proves:
             rules.prover(module, self.args, self.kwargs)
             rules.prover = rules.prover if rules.awaits_proof else None
+        if rules.unseen is not None:
+            rules.unseen.look()
         if rules.is_uncalled:
             warn_of_uncalled_checkpoints(rules)
         if rules.regularized:

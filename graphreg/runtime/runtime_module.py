@@ -19,6 +19,7 @@ from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
+from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.torch_internals import is_forward_mode, version_of
 from graphreg.tracing import PROVABLE
 
@@ -39,6 +40,7 @@ class Rules(nn.Module):
         stage_calls: Checks and ends the calls of a stage of a pipeline; None for any other module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
+        unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
@@ -60,6 +62,7 @@ class Rules(nn.Module):
         self.stage_calls: Any = None
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
+        self.unseen: UnseenChanges | None = None
         self.unproved: dict[str, str] = {}
         self.awaits_device, self.is_edited = False, False
         self.prover: Callable[[Any, Any, Any], None] | None = None
@@ -93,6 +96,7 @@ class Rules(nn.Module):
         ``root``: the rewritten module.
         """
         self.number, self.is_uncalled = numbered(root), True
+        self.unseen = None if self.unseen is None else UnseenChanges(root)
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root

@@ -145,6 +145,11 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     return own_hooks(after) + own_hooks(before) if after or before else ()
 
 
+def has_pre_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward pre-hooks, which may replace the arguments of its calls."""
+    return bool(own_hooks(module._forward_pre_hooks))
+
+
 def drop_forward_hooks(module: nn.Module) -> None:
     """Remove the forward hooks and forward pre-hooks of a module.
 
