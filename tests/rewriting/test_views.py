@@ -467,18 +467,18 @@ class ScalesItsInput(nn.Module):
         return y.add_(1.0)
 
 
-def test_clean_and_other_penalties_read_one_copy_of_a_value_that_a_derivative_is_taken_by() -> None:
-    """The fuzzer's model 1004 of seed 301 was refused by graphreg's own check."""
-    penalties = [
-        c("mul_", 1.0, clean=clean, **options) for c, options in ((HiddenL1, {}), (Contractive, {"wrt": "mul_"})) for clean in (True, False)
-    ]
+@pytest.mark.parametrize("cleans", [(True, False), (True,)])
+def test_clean_and_other_penalties_read_one_copy_of_a_value_that_a_derivative_is_taken_by(cleans: tuple[bool, ...]) -> None:
+    """The fuzzer's models 1004 of seed 301 and 61 of seed 411 were refused by graphreg's own check."""
+    kinds = ((HiddenL1, {}), (Contractive, {"wrt": "mul_"}))
+    penalties = [kind("mul_", 1.0, clean=clean, **options) for kind, options in kinds for clean in cleans]
     module = graphreg.regularize(ScalesItsInput(), *penalties, rng=0)
     assert module.code.count("mul__kept = graphreg_ir") == 1
     for run in (module, module.eval(), torch.compile(module, fullgraph=True, backend="aot_eager")):
         x = torch.ones(2, 2)
         found = run(x).penalties
-        assert found["hidden_l1"] == found["hidden_l1_1"] == 3.0
-        assert found["contractive"] == found["contractive_1"]
+        assert {found[name].item() for name in found if "l1" in name} == {3.0}
+        assert len({found[name].item() for name in found if "contractive" in name}) == 1
         assert torch.equal(x, torch.full((2, 2), 4.0))
 
 
