@@ -129,7 +129,7 @@ def test_a_slight_difference_is_no_fault_if_float64_has_none(
         if ours is not None and (only is None or ours.dtype == only):
             raise judging.Fault("gradient", "by little", slight=True)
 
-    group = make(program_seed(Options(seed=2), 6), sets=1)[1]
+    group = make(program_seed(Options(seed=2), 8), sets=1)[1]
     assert judge(group)[0].result == "fine"
     monkeypatch.setattr(judging, "graded", differs)
     assert judge(group)[0].result == result
