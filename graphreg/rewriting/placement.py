@@ -171,7 +171,8 @@ class Placed:
     ) -> None:
         """Add to ``needed_copies`` those of the site's copies that the plan makes necessary."""
         self.needed_copies.update(protecting[:1] if name in self.written else [])
-        if name in self.external and value is not self.where[name] and _is_measured(edits):
+        replaces_alone = name in self.written and not _has_splice(edits)  # a track node replaces the value, and no splice does
+        if (name in self.external or replaces_alone) and value is not self.where[name] and _is_measured(edits):
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
             self.needed_copies.update(copies[:1])

@@ -25,6 +25,7 @@ from graphreg.errors import GraphRegError, NoMatchError
 CALLS = ("train", "train", "eval", "eval", "train")
 
 _MADE = re.compile(r"torch\.(zeros|ones|full|empty|arange|eye|linspace|tensor)\(|new_(zeros|ones|full|empty)")  # made by a forward
+_IDLE = re.compile(r"(\w+): no parameter that can train reaches its sites")
 
 
 @dataclass
@@ -138,6 +139,8 @@ class Judge:
                 return Verdict("fault", "check", str(error))
             if isinstance(error, NoMatchError) and expected:
                 return Verdict("fine", "refused as it should be")
+            if (idle := _IDLE.match(str(error))) and self._trains(case, idle[1]):
+                return Verdict("fault", "wrongly refused", str(error))
             return refusal("case", error)
         except Fault as fault:
             if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
@@ -159,6 +162,17 @@ class Judge:
                 return refusal("case", GraphRegError(theirs))
             return broken("case", error)
         return Verdict("fine")
+
+    def _trains(self, case: Case, penalty: str) -> bool:
+        """Whether the oracle's penalty has a gradient for a parameter."""
+        self._restore(self.twin)
+        run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng, case.strengths())
+        run.start(self.twin)
+        try:
+            loaded_function(case.oracle)(self.twin, run, *self.inputs())[1][penalty].backward()
+        except RuntimeError:  # nothing that it depends on needs a gradient; or it cannot be computed
+            return False
+        return any(parameter.grad is not None for parameter in self.twin.parameters())
 
     def _torchs_own(self, error: Exception | None = None) -> str:
         """What torch.compile does wrong by itself: it cannot run the user's own model, or gives it other gradients. "" if neither.
