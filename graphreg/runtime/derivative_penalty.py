@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphreg.compiler import improve_derivatives, improve_graph
 from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import clone
 from graphreg.planning import DependenceSlice
 from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
 from graphreg.rng import Noise
@@ -99,6 +100,8 @@ class Derivative(Total):
 class Track(RuntimeModule):
     """Makes autograd record what is computed from a value, if a penalty acts that differentiates with respect to this value."""
 
+    apart = False  # whether the result has a storage of its own, because the model may write into the value's: see Insertions.apart
+
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
@@ -107,7 +110,7 @@ class Track(RuntimeModule):
         """Return the value. If one of the ``readers`` acts, autograd records what is computed from the result."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
-        return tracked(x)
+        return tracked(clone(x) if self.apart else x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
