@@ -57,11 +57,10 @@ from graphreg.runtime import (
 from graphreg.torch_internals import (
     disable,
     guard_value,
-    innermost_transform,
-    is_exporting,
     is_fake,
     runs_compiled,
     skip_frame,
+    tracer_here,
     translator,
 )
 from graphreg.tracing import Reads, tensors
@@ -274,7 +273,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes. But if
         the call has loosened arguments, they count by their values from then on, and ``_ForOneValue`` is raised.
         """
-        if innermost_transform() is not None or is_exporting() or any(map(is_fake, tensors((args, kwargs)))):
+        if tracer_here() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
@@ -453,7 +452,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             self.shared.choose_later(name, self.by_selector(name, value))
         self._failed.clear()  # a trace may have failed because a selector matched no site
 
-    def follow(self, original: Placed) -> None:
+    def follow_original(self, original: Placed) -> None:
         """Copy the strengths and the noise of another model's state, whose average this model is."""
         self.restore_strengths(original.changed_strengths())
         self.set_rng_state(original.rng_state())

@@ -82,7 +82,7 @@ class Rules(nn.Module):
             child.training = mode
         return self
 
-    def follow(self, original: Rules) -> None:
+    def follow_original(self, original: Rules) -> None:
         """Copy the buffers of another container, and which strengths were set there. Each freezes its noise by itself."""
         theirs = dict(original.named_buffers())
         for name, buffer in self.named_buffers():

@@ -95,7 +95,7 @@ class _Threads:
     def wait_at_gate(self) -> None:
         """Wait until no other thread traces or waits to trace."""
         me = get_ident()
-        if not self.waiting and self.tracing is None or me in self.waiting or me in (self.tracing, *self.let_through):
+        if (not self.waiting and self.tracing is None) or me in self.waiting or me in (self.tracing, *self.let_through):
             return
         if self.tracing is None and _compiles_in(sys._getframe(1), _codes()):  # the trace waits until this thread has finished
             return
