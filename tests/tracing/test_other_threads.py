@@ -210,7 +210,8 @@ def test_what_another_thread_calls_is_as_without_a_trace(front_end: str, alone: 
 
 def test_a_call_in_eager_beside_a_compiler_is_one_in_eager() -> None:
     """torch's flags are of all threads: while one exports, the calls of another count, attach their penalties and trace in place."""
-    module = graphreg.regularize(Net(), example_inputs=X, hidden_dropout=0.5, own_dropout="off", weight_l2=0.1, rng=1, penalties="attach", scale=1)
+    options: dict[str, Any] = {"hidden_dropout": 0.5, "own_dropout": "off", "weight_l2": 0.1, "rng": 1}
+    module = graphreg.regularize(Net(), example_inputs=X, penalties="attach", scale=1, **options)
     twin, model = copy.deepcopy(module), graphreg.regularize_(Net(), hidden_dropout=0.5, rng=1)
     expected = [torch.autograd.grad(twin(X).sum(), twin.a.weight)[0] for _ in range(2)]
     entered, done = threading.Event(), threading.Event()
@@ -299,8 +300,8 @@ PAIRS = [(a, b) for i, a in enumerate(WORKS) for b in list(WORKS)[i:] if "regula
 
 def _places() -> dict[Any, Any]:
     """Everything in torch and in the model's code that a trace may replace, by place and name."""
-    torchs = [torch, torch.compiler, torch.random, torch.fx._symbolic_trace, torch.export._trace, torch.utils.checkpoint, torch.backends.mha]
-    torchs += [torch._dynamo.convert_frame, nn.modules.module, nn.modules.transformer, torch.fx.experimental.proxy_tensor]
+    torchs = [torch, torch.compiler, torch.random, torch.fx._symbolic_trace, torch.export._trace, torch.utils.checkpoint]
+    torchs += [torch.backends.mha, torch._dynamo.convert_frame, nn.modules.module, nn.modules.transformer, torch.fx.experimental.proxy_tensor]
     kinds = [nn.Module, fx.Tracer, Function, torch.inference_mode, torch.SymBool, torch.utils.checkpoint.CheckpointFunction, Net]
     kinds += [torch.fx.experimental.proxy_tensor._ModuleStackTracer, torch._subclasses.fake_tensor.FakeTensor]
     places = [(place, name) for place in (*torchs, *kinds) for name in vars(place)]
