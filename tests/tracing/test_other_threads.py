@@ -16,6 +16,7 @@ import torch
 import torch.export
 from torch import Tensor, fx, nn
 from torch.autograd import Function
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -301,9 +302,9 @@ PAIRS = [(a, b) for i, a in enumerate(WORKS) for b in list(WORKS)[i:] if "regula
 def _places() -> dict[Any, Any]:
     """Everything in torch and in the model's code that a trace may replace, by place and name."""
     torchs = [torch, torch.compiler, torch.random, torch.fx._symbolic_trace, torch.export._trace, torch.utils.checkpoint]
-    torchs += [torch.backends.mha, torch._dynamo.convert_frame, nn.modules.module, nn.modules.transformer, torch.fx.experimental.proxy_tensor]
+    torchs += [torch.backends.mha, torch._dynamo.convert_frame, nn.modules.module, nn.modules.transformer, proxy_tensor]
     kinds = [nn.Module, fx.Tracer, Function, torch.inference_mode, torch.SymBool, torch.utils.checkpoint.CheckpointFunction, Net]
-    kinds += [torch.fx.experimental.proxy_tensor._ModuleStackTracer, torch._subclasses.fake_tensor.FakeTensor]
+    kinds += [proxy_tensor._ModuleStackTracer, torch._subclasses.fake_tensor.FakeTensor]
     places = [(place, name) for place in (*torchs, *kinds) for name in vars(place)]
     found = {(place.__name__, name): vars(place)[name] for place, name in places}
     return found | {("here", name): globals().get(name) for name in ("isinstance", "type", "callable", "hasattr")}
