@@ -210,7 +210,7 @@ from graphreg.torch_internals.operators import (
     safe_softmax,
     schema_of,
 )
-from graphreg.torch_internals.other_threads import alone, only_here, parked
+from graphreg.torch_internals.other_threads import alone, is_compiling, only_here, parked
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.pipelining import PipelineRun, pipeline_run
 from graphreg.torch_internals.random_state import (
@@ -234,7 +234,6 @@ from graphreg.torch_internals.tensor_parallel import (
 )
 from graphreg.torch_internals.torch_modes import (
     TorchDispatchMode,
-    is_compiling,
     is_exporting,
     is_functionalized,
     is_gradient_switch,

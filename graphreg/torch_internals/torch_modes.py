@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
 from graphreg.torch_internals.functorch import innermost_transform
 from graphreg.torch_internals.fx import traces_here
-from graphreg.torch_internals.other_threads import compiles_here, exports_here
+from graphreg.torch_internals.other_threads import exports_here
 from graphreg.torch_internals.patching import Changes
 
 # Opens a block in which no dispatch mode is active, not even a tracer's, so that operators run directly on the tensors.
@@ -57,17 +57,6 @@ class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
-
-
-def is_compiling() -> bool:
-    """Return whether Dynamo traces this code, or this thread compiles or exports.
-
-    The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
-    """
-    return torch.compiler.is_dynamo_compiling() or (_flagged() and compiles_here())
-
-
-_flagged = torch.compiler.is_compiling
 
 
 @assume_constant_result

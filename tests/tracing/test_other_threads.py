@@ -210,17 +210,22 @@ def test_what_another_thread_calls_is_as_without_a_trace(front_end: str, alone: 
 
 
 def test_a_call_in_eager_beside_a_compiler_is_one_in_eager() -> None:
-    """torch's flags are of all threads: while one exports, the calls of another count, attach their penalties and trace in place."""
+    """torch's flags are of all threads: while one exports, the calls of another count, attach their penalties, and trace new structures."""
     options: dict[str, Any] = {"hidden_dropout": 0.5, "own_dropout": "off", "weight_l2": 0.1, "rng": 1}
     module = graphreg.regularize(Net(), example_inputs=X, penalties="attach", scale=1, **options)
     twin, model = copy.deepcopy(module), graphreg.regularize_(Net(), hidden_dropout=0.5, rng=1)
     expected = [torch.autograd.grad(twin(X).sum(), twin.a.weight)[0] for _ in range(2)]
     entered, done = threading.Event(), threading.Event()
+
+    def work() -> Any:
+        found = [torch.autograd.grad(module(X).sum(), module.a.weight)[0] for _ in range(2)]
+        return found, model(X).shape, model(X, torch.ones(())).shape
+
     with torch._export.utils._compiling_state_context():  # what torch.export does; that it replaces calls of modules is another matter
-        other = Other(lambda: ([torch.autograd.grad(module(X).sum(), module.a.weight)[0] for _ in range(2)], model(X).shape), entered, done)
+        other = Other(work, entered, done)
         entered.set()
-        found, shape = other.result()
-    assert shape == (5, 2)
+        found, *shapes = other.result()
+    assert shapes == [(5, 2), (5, 2)]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
