@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
@@ -227,6 +228,29 @@ def test_a_call_in_eager_beside_a_compiler_is_one_in_eager() -> None:
         found, *shapes = other.result()
     assert shapes == [(5, 2), (5, 2)]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_another_thread_begins_before_and_ends_within_a_trace_has_ended() -> None:
+    """What torch notes for all threads is not restored from before the trace."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def filters() -> None:
+        with warnings.catch_warnings(), TorchDispatchMode():  # type: ignore[no-untyped-call]
+            warnings.simplefilter("ignore")
+            begun.set()
+            ended.wait(60)
+
+    before = warnings.filters
+    thread = threading.Thread(target=filters)
+    thread.start()
+    begun.wait(60)
+
+    def end() -> None:
+        ended.set()
+        thread.join(60)
+
+    meanwhile(end, "symbolic")
+    assert warnings.filters is before and not torch.utils._python_dispatch._is_in_torch_dispatch_mode
 
 
 def test_threads_that_wait_for_one_another_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
