@@ -67,5 +67,5 @@ print("trace", changed(before), [name for name in places if places[name] != list
 
 
 def test_nothing_of_torch_is_changed_after_import_and_after_a_trace() -> None:
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    run = subprocess.run([sys.executable, "-c", SCRIPT], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.stdout.splitlines() == ["import [] []", "trace [] []"], run.stdout + run.stderr[-2000:]

@@ -36,11 +36,10 @@ from graphreg.session import InPlaceHost, Row, Session, record_of, rules_of
 from graphreg.torch_internals import (
     disable,
     guard_value,
-    innermost_transform,
-    is_exporting,
     is_fake,
     runs_compiled,
     skip_frame,
+    tracer_here,
     translator,
 )
 from graphreg.tracing import Reads, tensors
@@ -269,7 +268,7 @@ class Placed(InPlaceHost):
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes. But if
         the call has loosened arguments, they count by their values from then on, and ``_ForOneValue`` is raised.
         """
-        if innermost_transform() is not None or is_exporting() or any(map(is_fake, tensors((args, kwargs)))):
+        if tracer_here() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
@@ -413,7 +412,7 @@ class Placed(InPlaceHost):
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
 
-    def follow(self, original: Placed) -> None:
+    def follow_original(self, original: Placed) -> None:
         """Copy the strengths and the noise of another model's state, whose average this model is."""
         self.session.restore_strengths(original.session.changed_strengths())
         self.session.load(original.session.saved())

@@ -21,7 +21,7 @@ from torch import Tensor
 from graphreg.errors import RegularizerError
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rng import compiling
-from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
+from graphreg.torch_internals import TorchDispatchMode, is_compiling, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
 # the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under ``watched`` since
@@ -139,7 +139,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     Raises:
         ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
     """
-    if torch.compiler.is_compiling() or is_proven(regularizer) or compiling():  # in this order: Dynamo traces what it meets
+    if is_compiling() or is_proven(regularizer) or compiling():  # in this order: Dynamo traces what it meets
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)

@@ -16,6 +16,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, identifier, is_added, is_kind, mark, site_nodes, widest
 from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, clock_of, scheduled_elements
 from graphreg.session import graphs_of
+from graphreg.torch_internals import is_compiling
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
 
@@ -53,7 +54,7 @@ class Watch(RuntimeModule):
 
     def acts(self) -> bool:
         clock: Clock | None = self.clock
-        return clock is not None and self.owner[0].training and (torch.compiler.is_compiling() or clock.due)
+        return clock is not None and self.owner[0].training and (is_compiling() or clock.due)
 
     def forward(self, z: Tensor, *spliced: tuple[Tensor, Tensor]) -> None:
         if not self.acts():

@@ -46,6 +46,7 @@ from graphreg.torch_internals import (
     backward_task,
     batch_positions,
     in_backward,
+    is_compiling,
     is_differentiated,
     transforms,
     vmaps,
@@ -225,7 +226,7 @@ class Noise:
     place: CallPlace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._drawn, self._task = 0, None if torch.compiler.is_compiling() or compiling() else backward_task()
+        self._drawn, self._task = 0, None if is_compiling() or compiling() else backward_task()
 
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.

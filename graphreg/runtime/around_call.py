@@ -22,7 +22,7 @@ from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.runtime.unfinished import running, take_back
-from graphreg.torch_internals import NO_BACKWARD, backward_task, disable, has_process_group, is_distributed
+from graphreg.torch_internals import NO_BACKWARD, backward_task, disable, has_process_group, is_compiling, is_distributed
 
 
 class AroundCall:
@@ -49,7 +49,7 @@ class AroundCall:
         rules = self.rules
         if backward_task() != NO_BACKWARD:
             refuse_backward(rules)
-        self.is_compiling = torch.compiler.is_compiling()
+        self.is_compiling = is_compiling()
         if self.is_compiling:  # by a tracer that runs this function, such as torch.export without Dynamo
             return self
 

@@ -23,7 +23,7 @@ _FOLLOWS = "graphreg_follows"  # marks the method of a follower
 def follow_averages(listing: Listing, hides_buffers: bool) -> Listing:
     """Return the method ``named_modules`` of a follower: of the container of runtime modules, or of a model in place.
 
-    In an update, strengths and noise are copied by ``follow(original)``: of the container, or of the state of a model in place.
+    In an update, strengths and noise are copied by ``follow_original``: of the container, or of the state of a model in place.
 
     Args:
         listing: The method of the base class.
@@ -39,7 +39,7 @@ def follow_averages(listing: Listing, hides_buffers: bool) -> Listing:
             # The first one does it for all. Not strict, because torch takes any model with the same parameters.
             for copy, original in zip(ours, theirs, strict=False) if ours and ours[0] is self else ():
                 with torch.no_grad():
-                    vars(copy).get(PLACED, copy).follow(vars(original).get(PLACED, original))
+                    vars(copy).get(PLACED, copy).follow_original(vars(original).get(PLACED, original))
         return listing(self, *args, **kwargs)
 
     setattr(named_modules, _FOLLOWS, True)

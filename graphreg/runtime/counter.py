@@ -31,6 +31,7 @@ from graphreg.torch_internals import (
     in_backward,
     in_chunks,
     innermost_transform,
+    is_compiling,
     is_exporting,
     is_lent,
     is_wrapped,
@@ -168,7 +169,7 @@ class Counter(RuntimeModule):
         assert present is not None
         if not counts:
             return present
-        if not torch.compiler.is_compiling() or (transforms() and in_chunks()):
+        if not is_compiling() or (transforms() and in_chunks()):
             return self._taken()
         if is_exporting():
             self.warn_of_export()

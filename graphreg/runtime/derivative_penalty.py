@@ -23,7 +23,7 @@ from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.penalty import Total, formula, nothing
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
-from graphreg.torch_internals import pytree
+from graphreg.torch_internals import is_compiling, pytree
 
 
 class Derivative(Total):
@@ -71,7 +71,7 @@ class Derivative(Total):
             improve_derivatives()
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
-        compiling = torch.compiler.is_compiling()
+        compiling = is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype), clock)
         require_inputs(self.regularizer, inputs, self.description)
@@ -89,7 +89,7 @@ class Derivative(Total):
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace the second function
+        inference = not is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace the second function
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.description} needs derivatives, but autograd does not record this call: it is under torch.inference_mode, or under "

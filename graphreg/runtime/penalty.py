@@ -19,7 +19,7 @@ from graphreg.runtime.distributed_values import Compute, computed, in_eager, lea
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, cast, moves_on
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, has_process_group, skip_as_outermost, transforms
+from graphreg.torch_internals import assert_async, has_process_group, is_compiling, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 
@@ -201,7 +201,7 @@ class Total(RuntimeModule):
         """Return the formula's value, [], for each parameter. What is the same for all parameters is asked once."""
         results = [self.parameter_measured({_ANY: value}, clock, inputs) for value in values[:1]]
         regularizer, rest = self.regularizer, values[1:]
-        proven = torch.compiler.is_compiling() or is_proven(regularizer)  # in this order, because Dynamo traces each function it meets
+        proven = is_compiling() or is_proven(regularizer)  # in this order, because Dynamo traces each function it meets
         if not rest or has_process_group() or not proven or not is_quick(regularizer, values[0]):
             return (*results, *(self.parameter_measured({_ANY: value}, clock, inputs) for value in rest))
         name, device = _SOLE[regularizer.takes], values[0].device
@@ -346,7 +346,7 @@ def _require_range(value: Tensor, low: float, high: float, description: str) -> 
     room = 1e-5 * (high - low)
     value = value.detach()
     wrong = (value < low - room) | (value > high + room)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         assert_async(~wrong.any(), f"{description}: the value must be in [{low:g}, {high:g}]")
     elif type(value) is Tensor and value.device.type != "meta" and not transforms() and bool(wrong.any()):  # fake tensors have no numbers
         raise RegularizerError(

@@ -20,7 +20,7 @@ from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.unseen_changes import UnseenChanges
-from graphreg.torch_internals import is_forward_mode, version_of
+from graphreg.torch_internals import is_compiling, is_forward_mode, version_of
 from graphreg.tracing import PROVABLE
 
 
@@ -82,7 +82,7 @@ class Rules(nn.Module):
             child.training = mode
         return self
 
-    def follow(self, original: Rules) -> None:
+    def follow_original(self, original: Rules) -> None:
         """Copy the buffers of another container, and which strengths were set there. Each freezes its noise by itself."""
         theirs = dict(original.named_buffers())
         for name, buffer in self.named_buffers():
@@ -245,7 +245,7 @@ class RuntimeModule(nn.Module):
         """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
         if clock is not None:
             return clock[self.elements[0]].to(dtype)
-        if torch.compiler.is_compiling():  # Dynamo would trace ``kept``, too; the compiler merges the conversions of one strength
+        if is_compiling():  # Dynamo would trace ``kept``, too; the compiler merges the conversions of one strength
             return self.strength.to(dtype)[self.elements[0]]
         kept: Tensor | None = self.kept(element_of, (self.elements[0], dtype))
         return element_of(self.strength, (self.elements[0], dtype)) if kept is None else kept
@@ -315,7 +315,7 @@ class Drawing(RuntimeModule):
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""
-        at_call = shared or window is not None or torch.compiler.is_compiling()  # asked here because Dynamo traces each function it meets
+        at_call = shared or window is not None or is_compiling()  # asked here because Dynamo traces each function it meets
         return Noise(self.row(key), shared, window, None if at_call else self._place(key))
 
     def _place(self, key: Tensor) -> CallPlace | None:

@@ -17,6 +17,7 @@ from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inp
 from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation, element_of
 from graphreg.runtime.shards import on_shards
+from graphreg.torch_internals import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
 
@@ -168,7 +169,7 @@ class SpliceRule(Drawing):
         view or a copy, which makes a difference if the model then writes in place.
         """
         if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
-            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+            return y if is_compiling() else y.as_strided(z.shape, z.stride())
         if not overlaps(z):
             return laid_out(y, z)
         if self.overwritten:

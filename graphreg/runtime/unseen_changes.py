@@ -67,8 +67,8 @@ class UnseenChanges:
         self.hooks = [hooks for hooks in self.hooks if not hooks]
         if paths := list(dict.fromkeys(self.paths[id(hooks)] for hooks in hooked)):
             warn(
-                f"{listed(paths, 3)} got a hook after graphreg.regularize, and the hook does not run when the regularized module is called: its "
-                f"graph contains the operations of {paths[0]}, and does not call it. Make such modules blocks that are called: "
+                f"{listed(paths, 3)} got a hook after graphreg.regularize, and the hook does not run when the regularized module is "
+                f"called: its graph contains the operations of {paths[0]}, and does not call it. Make such modules blocks that are called: "
                 f"graphreg.regularize(model, ..., blocks={paths[0]!r}); or register the hook on a layer that the graph calls, such as an "
                 "nn.Linear."
             )

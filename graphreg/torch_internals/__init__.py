@@ -220,7 +220,7 @@ from graphreg.torch_internals.operators import (
     safe_softmax,
     schema_of,
 )
-from graphreg.torch_internals.other_threads import alone, only_here, parked
+from graphreg.torch_internals.other_threads import alone, is_compiling, only_here, parked
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.pipelining import PipelineRun, pipeline_run
 from graphreg.torch_internals.random_state import (
@@ -244,7 +244,6 @@ from graphreg.torch_internals.tensor_parallel import (
 )
 from graphreg.torch_internals.torch_modes import (
     TorchDispatchMode,
-    is_compiling,
     is_exporting,
     is_functionalized,
     is_gradient_switch,
@@ -252,6 +251,7 @@ from graphreg.torch_internals.torch_modes import (
     jit_namespace,
     jit_trace,
     operator_modes,
+    tracer_here,
     without_functions,
     without_modes,
     without_proxies,
@@ -290,9 +290,9 @@ __all__ = [
     "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "show_parameters_of", "silence_export",
     "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp",
     "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version",
-    "taken_by_fsdp", "tells_result", "tells_skipped_code", "tensor_guard", "through_checkpoints", "traces_here", "traces_objects",
-    "transform_level", "transforms", "translator", "unpacked", "unwrapped", "update_that_lists", "uses_fsdp", "value_name",
-    "version_of", "vmaps", "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code",
+    "taken_by_fsdp", "tells_result", "tells_skipped_code", "tensor_guard", "through_checkpoints", "tracer_here", "traces_here",
+    "traces_objects", "transform_level", "transforms", "translator", "unpacked", "unwrapped", "update_that_lists", "uses_fsdp",
+    "value_name", "version_of", "vmaps", "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code",
     "without_autograd_cache", "without_functions", "without_importing_dynamo", "without_modes", "without_partial_sums",
     "without_proxies", "without_source", "without_transforms", "world_size", "wrap_engine", "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from threading import get_ident
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx import _symbolic_trace
 
@@ -196,9 +197,15 @@ def _compiles_in(frame: FrameType, codes: set[CodeType]) -> bool:
     return _is_in(frame, lambda each: each.f_code in codes)
 
 
-def compiles_here() -> bool:
-    """Return whether this thread traces or compiles."""
-    return _compiles_in(sys._getframe(1), _codes())
+def is_compiling() -> bool:
+    """Return whether Dynamo traces this code, or this thread compiles or exports.
+
+    The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
+    """
+    return torch.compiler.is_dynamo_compiling() or (_flagged() and _compiles_in(sys._getframe(1), _codes()))
+
+
+_flagged = torch.compiler.is_compiling
 
 
 def exports_here() -> bool:

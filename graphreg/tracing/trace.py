@@ -50,6 +50,7 @@ from graphreg.torch_internals import (
     randomness,
     restore_after_trace,
     restore_randomness,
+    tracer_here,
     warn_if_untested,
     with_draws_restored,
 )
@@ -499,12 +500,18 @@ def _with_defaults(model: nn.Module, call: Arguments, specialized: Mapping[str, 
 
 
 def check_model(model: object) -> None:
-    """Raise TraceError if ``model`` cannot be traced, for example because it is wrapped, compiled, sharded or rewritten already."""
+    """Raise TraceError if a model cannot be traced: it is wrapped, compiled, sharded or rewritten already, or another tracer runs here."""
     if not isinstance(model, nn.Module):
         what = (
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
         )
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
+    if tracer := tracer_here():
+        raise TraceError(
+            f"graphreg cannot trace {type(model).__name__} within {tracer}, where tensors are no plain tensors. Call graphreg.regularize "
+            "before, outside of it, or once the model that is regularized in place. A model without memory may be on the meta device: "
+            "with torch.device('meta')."
+        )
     placed = next((path for path, inner in modules_by_path(model, once=True).items() if PLACED in vars(inner)), None)
     if placed is not None:
         what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__

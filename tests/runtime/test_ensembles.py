@@ -156,8 +156,11 @@ class Outer(nn.Module):
         return self.inner(x)
 
 
+AVERAGES: list[dict[str, Any]] = [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}, {"avg_fn": get_ema_avg_fn(0.9)}]
+
+
 @pytest.mark.parametrize("use_buffers", [True, False])
-@pytest.mark.parametrize("average", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}, {"avg_fn": get_ema_avg_fn(0.9)}], ids=["swa", "multi", "ema"])
+@pytest.mark.parametrize("average", AVERAGES, ids=lambda average: next(iter(average), "swa"))
 @pytest.mark.parametrize("within", [False, True])
 def test_averages_are_those_of_the_models_own(average: Any, use_buffers: bool, within: bool) -> None:
     module, plain = made(), net()

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 import graphreg.torch_internals as door
@@ -140,3 +141,27 @@ def exporting() -> None:
         changes.put(compiler, "_is_exporting_flag", True)  # as while another thread exports
         changes.put(compiler, "_is_compiling_flag", True)
         assert torch.compiler.is_compiling() and not door.is_exporting() and not door.is_compiling()
+
+
+@canary("a tracer runs", "the refusals of traces within a tracer", "tracer_here")
+def tracers() -> None:
+    found = list[str]()
+
+    def note(x: Tensor) -> Tensor:
+        found.append(door.tracer_here().partition(" (")[0])
+        return x + 1
+
+    class Notes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return note(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
+        torch.jit.trace(note, torch.ones(2), check_trace=False)
+    torch.export.export(Notes(), (torch.ones(2),))
+    make_fx(note)(torch.ones(2))
+    torch.vmap(note)(torch.ones(2))
+    with door.FakeTensorMode():
+        note(torch.ones(2))
+    note(torch.ones(2))
+    assert found == ["torch.jit.trace", "torch.export", "a trace of torch.fx", "a transform of torch.func", "FakeTensorMode", ""]
