@@ -279,7 +279,7 @@ def test_threads_that_wait_for_one_another_go_on(monkeypatch: pytest.MonkeyPatch
         thread.join(60)
     assert not errors and not any(thread.is_alive() for thread in threads)
 
-    monkeypatch.setattr(other_threads, "STILL", 0.2)
+    monkeypatch.setattr(other_threads, "STILL", 100)
 
     class Working(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
