@@ -8,8 +8,8 @@ transformers, and ``set_grad_checkpointing()`` of timm, set flags. A model that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import getattr_static, unwrap
-from types import CodeType
+from inspect import getattr_static
+from types import CodeType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -74,8 +74,8 @@ class UnseenChanges:
             )
 
     def _look_at_flags(self) -> None:
-        changed = [(space, name, value) for space, name, value in self.flags if space.get(name, value) is not value]
-        self.flags = [(space, name, space.get(name, value)) for space, name, value in self.flags]
+        changed = [flag for flag in self.flags if flag[0].get(flag[1], flag[2]) is not flag[2]]
+        self.flags = [flag for flag in self.flags if not any(flag is each for each in changed)]  # said once
         said = [f"{self.paths[id(space)]}.{name}".lstrip(".") for space, name, _ in changed]
         warn(
             f"{listed(said, 3)} changed after graphreg.regularize, and the regularized module does not follow: it runs the operations that "
@@ -96,10 +96,22 @@ def _names_read(kind: type) -> frozenset[str]:
 
 
 def _codes(member: Any) -> Iterator[CodeType]:
-    """Yield the code of a member of a class: of a function, also inside decorators, and of functions that it defines."""
-    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    functions = (member, unwrap(member) if callable(member) else member)
-    found = [code for each in functions if isinstance(code := getattr(each, "__code__", None), CodeType)]
+    """Yield the code of a member of a class: of a function, also inside decorators, and of functions that it defines.
+
+    No code of the user's objects runs: their own ``__getattr__`` may import, or raise.
+    """
+    found, seen = [member], set[int]()
     while found:
-        yield (code := found.pop())
-        found += [each for each in code.co_consts if isinstance(each, CodeType)]
+        each = found.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, CodeType):
+            yield each
+            found += [constant for constant in each.co_consts if isinstance(constant, CodeType)]
+        elif isinstance(each, property):
+            found.append(each.fget)
+        elif isinstance(each, (staticmethod, classmethod)):
+            found.append(each.__func__)
+        elif isinstance(each, FunctionType):
+            found += [each.__code__, vars(each).get("__wrapped__")]
