@@ -345,7 +345,7 @@ def _put_trace_back(original: Any, ours: Any) -> None:
     now = vars(fx.Tracer)["trace"]
     if now is not ours and inspect.unwrap(now, stop=lambda each: each is ours) is ours:
         original = sys.modules["torch._dynamo"].disable(original)
-    fx.Tracer.trace = original
+    fx.Tracer.trace = original  # type: ignore[method-assign]
 
 
 def _own_patcher(original: Callable[..., Any]) -> Callable[..., Any]:
