@@ -106,12 +106,13 @@ def _codes(member: Any) -> Iterator[CodeType]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, CodeType):
+        kind = type(each)  # ``isinstance`` would ask the object for its class
+        if issubclass(kind, CodeType):
             yield each
             found += [constant for constant in each.co_consts if isinstance(constant, CodeType)]
-        elif isinstance(each, property):
+        elif issubclass(kind, property):
             found.append(each.fget)
-        elif isinstance(each, (staticmethod, classmethod)):
+        elif issubclass(kind, (staticmethod, classmethod)):
             found.append(each.__func__)
-        elif isinstance(each, FunctionType):
+        elif issubclass(kind, FunctionType):
             found += [each.__code__, vars(each).get("__wrapped__")]
