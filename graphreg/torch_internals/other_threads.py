@@ -245,7 +245,7 @@ class _ThreadsFlag:
         vars(self)["original"] = original
 
     def __getattr__(self, name: str) -> Any:
-        if _begins_call(sys._getframe(2)):
+        if _begins_call(frame := sys._getframe(2)) or (frame.f_back is not None and _begins_call(frame.f_back)):
             _Now.threads.wait_at_gate()
         return getattr(vars(self)["original"], name)
 
