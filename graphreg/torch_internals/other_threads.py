@@ -209,7 +209,7 @@ def is_compiling() -> bool:
 
     The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
     """
-    return torch.compiler.is_dynamo_compiling() or (_flagged() and _compiles_in(sys._getframe(1), _codes()))
+    return _flagged() and (torch.compiler.is_dynamo_compiling() or _compiles_in(sys._getframe(1), _codes()))
 
 
 _flagged = torch.compiler.is_compiling
@@ -245,7 +245,7 @@ class _ThreadsFlag:
         vars(self)["original"] = original
 
     def __getattr__(self, name: str) -> Any:
-        if _begins_call(sys._getframe(2)):
+        if _begins_call(frame := sys._getframe(2)) or (frame.f_back is not None and _begins_call(frame.f_back)):
             _Now.threads.wait_at_gate()
         return getattr(vars(self)["original"], name)
 
