@@ -23,6 +23,7 @@ from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
 
 _T = TypeVar("_T")
 _SHOWN = 4  # how many names a message lists
+_ANY = 30  # from so many attributes on, an error names the modules that have them
 
 
 @contextmanager
@@ -128,7 +129,9 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         except Exception as error:
             raise_interrupt(error)
             reason, differing = f" ({first_line(error)})", ("", "")
-    names = listed(hidden, _SHOWN)
+    owners = [f"self.{path} ({opaque[path]})" for path in opaque if any(name.startswith(f"self.{path}.") for name in hidden)]
+    # code that assigns by ``setattr`` or the like may change any attribute, and a list of all would say nothing
+    names = listed(owners if owners and len(hidden) > _ANY else hidden, _SHOWN)
     reason = reason or (f" ({differing[1]})" if differing else "")
     if differing is None or len(opaque) > known:  # no traced code reads the state, or the submodule that reads it has become opaque
         return
