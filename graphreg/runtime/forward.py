@@ -18,6 +18,7 @@ from graphreg.runtime.other_structures import not_settled, settle_structure
 from graphreg.runtime.sharding import refuse_parallelized
 from graphreg.torch_internals import (
     has_process_group,
+    is_compiling,
     is_exporting,
     is_traced,
     leaving_no_level,
@@ -54,7 +55,7 @@ def chosen(
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
-        if not torch.compiler.is_compiling() and is_traced() and additions in self._modules and traces_here():
+        if not is_compiling() and is_traced() and additions in self._modules and traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
@@ -65,7 +66,7 @@ def chosen(
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
-        if enters_levels and not torch.compiler.is_compiling():
+        if enters_levels and not is_compiling():
             code = functools.partial(leaving_no_level, code)
         if (in_group := has_process_group()) and (rules := self._modules.get(additions)) is not None:
             refuse_parallelized(rules)

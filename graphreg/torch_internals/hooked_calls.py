@@ -11,12 +11,12 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules import module as module_functions
 from torch.utils.hooks import BackwardHook
 
 from graphreg.torch_internals.modules import CAPTURING
+from graphreg.torch_internals.other_threads import is_compiling
 
 CALL = "_call_impl"  # the method by which ``nn.Module.__call__`` and ``module.compile()`` call a module
 plain_call: Callable[..., Any] = nn.Module._call_impl
@@ -91,7 +91,7 @@ def call_with_hooks(module: nn.Module, chosen: Chosen, call: Callable[[Any, Any]
             output = output if changed is None else changed
         return output if backward is None else backward.setup_output_hook(output)
 
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return inner()
     try:
         return inner()

@@ -183,9 +183,11 @@ def _position(thread: int | None) -> tuple[int, int] | None:
 
 def _codes() -> set[CodeType]:
     """Return the code that traces or compiles, of torch.fx, torch.export and Dynamo, as far as they are imported."""
-    functions = [inspect.unwrap(fx.Tracer.trace)]
-    functions += [inspect.unwrap(vars(sys.modules[place])[name]) for place, name in _ENTRIES if place in sys.modules]
-    return {function.__code__ for function in functions}
+    return {inspect.unwrap(fx.Tracer.trace).__code__, *_compiling_codes()}
+
+
+def _compiling_codes() -> set[CodeType]:
+    return {inspect.unwrap(vars(sys.modules[place])[name]).__code__ for place, name in _ENTRIES if place in sys.modules}
 
 
 # torch.export, and the function of Dynamo that was there before it
@@ -209,7 +211,7 @@ def is_compiling() -> bool:
 
     The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
     """
-    return _flagged() and (torch.compiler.is_dynamo_compiling() or _compiles_in(sys._getframe(1), _codes()))
+    return _flagged() and (torch.compiler.is_dynamo_compiling() or _compiles_in(sys._getframe(1), _compiling_codes()) or exports_here())
 
 
 _flagged = torch.compiler.is_compiling

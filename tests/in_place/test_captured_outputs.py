@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,3 +120,40 @@ def test_hooks_there_before() -> None:
     torch.manual_seed(1)
     assert torch.equal(model(**call).logits, expected)
     assert hooks(model) == count
+
+
+class _Waits(nn.Module):
+    """Its forward lets another thread work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["waits"] = (threading.Event(), threading.Event())
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered, done = self.__dict__["waits"]
+        entered.set()
+        done.wait(60)
+        return x + 1
+
+
+def test_another_thread_installs_the_hooks_that_it_needs() -> None:
+    """A trace stops where its own forward would install hooks, and no other thread does."""
+    model, call, _ = made("bert")
+    waits = _Waits()
+    entered, done = waits.__dict__["waits"]
+    found: list[Any] = []
+
+    def work() -> None:
+        entered.wait(60)
+        try:
+            found.append(model(**call, output_hidden_states=True))
+        except BaseException as error:
+            found.append(error)
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    graphreg.trace(waits, front_end="symbolic")
+    thread.join(60)
+    (output,) = found
+    assert len(output.hidden_states) == 3 and hooks(model) > 0

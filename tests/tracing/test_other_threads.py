@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
+import os
 import sys
 import threading
 import time
@@ -22,7 +24,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg.torch_internals import other_threads
+from graphreg.torch_internals import Changes, other_threads
+from graphreg.torch_internals import alone as begin_alone
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 FRONT_ENDS = ("symbolic", "export")
@@ -388,3 +391,45 @@ def _counts(value: Any) -> bool:
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
 def test_two_threads(shared: bool, seconds: float) -> None:
     _stressed(shared, seconds)
+
+
+def _gates_are_open() -> bool:
+    is_torchs = fx.Tracer.trace.__code__.co_filename != other_threads.__file__
+    return torch.fx._symbolic_trace._is_fx_tracing_flag is False and is_torchs and other_threads._Now.gates is None
+
+
+@pytest.mark.skipif(hasattr(torch.fx._symbolic_trace, "_is_fx_tracing_tls"), reason="torch has a flag for each thread")
+def test_an_interrupt_while_it_waits_and_a_fork_open_the_gates() -> None:
+    """A fork within the trace of another thread has no such thread."""
+    begun, ended, errors = threading.Event(), threading.Event(), list[BaseException]()
+
+    def traces() -> None:
+        with Changes() as changes, changes:
+            begin_alone(changes)
+            begun.set()
+            ended.wait(60)
+
+    def waits() -> None:
+        try:
+            with Changes() as changes, changes:
+                begin_alone(changes)
+        except BaseException as error:
+            errors.append(error)
+
+    first = threading.Thread(target=traces)
+    first.start()
+    begun.wait(60)
+    assert not _gates_are_open()
+    if (child := os.fork()) == 0:
+        os._exit(0 if _gates_are_open() and graphreg.trace(nn.Tanh(), front_end="symbolic").values else 1)
+    second = threading.Thread(target=waits)
+    second.start()
+    while second.ident not in other_threads._Now.threads.waiting:
+        time.sleep(0.001)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(second.ident or 0), ctypes.py_object(KeyboardInterrupt))
+    second.join(60)
+    assert [type(error) for error in errors] == [KeyboardInterrupt] and not other_threads._Now.threads.waiting
+    assert os.waitpid(child, 0)[1] == 0 and not _gates_are_open()
+    ended.set()
+    first.join(60)
+    assert _gates_are_open()
