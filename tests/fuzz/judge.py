@@ -260,7 +260,7 @@ class Judge:
             except Unfit as error:
                 self._called(called, ours, str(error))
             except RuntimeError as error:  # a derivative that the model has no use for, of what it overwrites
-                self._raises_too(called, module, ours, case, error)
+                self._raises_too(called, module, ours, case, error, mode)
                 return
             seeded(100 + number)
             got = self._called(called, ours, run.must_raise)
@@ -327,13 +327,15 @@ class Judge:
             loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def _raises_too(self, called: Any, module: nn.Module, inputs: Any, case: Case, error: RuntimeError) -> None:
+    def _raises_too(self, called: Any, module: nn.Module, inputs: Any, case: Case, error: RuntimeError, mode: str) -> None:
         try:
             self._loss(case, called(*inputs), module).backward()  # type: ignore[no-untyped-call]
         except GraphRegError:
             raise
         except RuntimeError as own:
             raise GraphRegError(f"torch raises, here and in the oracle: {type(own).__name__}") from own
+        if mode == "eval" and any(reg.kind in SPLICES for reg in case.regs):  # where the oracle, like the model, has no copy
+            raise GraphRegError("the copies behind splices that do not act allow a derivative that torch refuses the oracle")
         raise Fault("gradient", f"the oracle cannot be differentiated, and the module is: {error}")
 
     def _loss(self, case: Case, answer: Any, module: Any) -> Tensor:
