@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fuzz import draws, matching, reading, strengths
-from fuzz import judge as judging
 from fuzz.cases import Discarded, Group, Maker, make
 from fuzz.choices import Reg
 from fuzz.faults import FAULTS, patched
@@ -121,18 +120,10 @@ def _source(seed: int) -> str:
     return Plain(generate(seed)).text()
 
 
-@pytest.mark.parametrize(("only", "result"), [(torch.float32, "refused"), (None, "fault")])
-def test_a_slight_difference_is_no_fault_if_float64_has_none(
-    monkeypatch: pytest.MonkeyPatch, only: torch.dtype | None, result: str
-) -> None:
-    def differs(ours: torch.Tensor | None, *_: object) -> None:
-        if ours is not None and (only is None or ours.dtype == only):
-            raise judging.Fault("gradient", "by little", slight=True)
-
-    group = make(program_seed(Options(seed=2), 8), sets=1)[1]
-    assert judge(group)[0].result == "fine"
-    monkeypatch.setattr(judging, "graded", differs)
-    assert judge(group)[0].result == result
+@pytest.mark.parametrize("seed", [412002018, 412002163, 413003256])
+def test_a_gradient_that_rounding_decides_on_is_no_fault(seed: int) -> None:
+    """A covariance whose derivative is 0; a variance much smaller than the mean; a ratio of numbers that are 0 but for rounding."""
+    assert [verdict for verdict in judge(make(seed, 4, later=2)[1]) if verdict.result == "fault"] == []
 
 
 def _failing_case() -> tuple[Maker, Group, int]:
