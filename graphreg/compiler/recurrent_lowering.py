@@ -103,7 +103,7 @@ class StandIns:
     """The namespace of the stand-ins, which the lowered code calls as ``self.graphreg_recurrent.<name>``."""
 
 
-class Lowering:
+class LayerLowering:
     """Finds the recurrent layers of a module and makes the lowered copies of its graphs.
 
     Attributes:

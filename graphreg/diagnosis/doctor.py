@@ -12,7 +12,7 @@ from torch import nn
 
 from graphreg.diagnosis.bisect import Bench, by_kind
 from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
-from graphreg.diagnosis.probes import Backend
+from graphreg.diagnosis.probes import InnerBackend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
@@ -26,7 +26,7 @@ def doctor(
     module: nn.Module | None = None,
     step: Callable[[], Any] | None = None,
     *,
-    backend: Backend = "inductor",
+    backend: InnerBackend = "inductor",
     progress: bool | None = None,
 ) -> Diagnosis:
     """Test under torch's present settings whether backward has the masks of the forward, and compiled code the masks of eager.
@@ -87,9 +87,7 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
-def _run_experiments(
-    bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None
-) -> tuple[list[Finding], list[str]]:
+def _run_experiments(bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
     """Run the experiments. Return the findings, and sentences about the masks that were tested and are right.
 
     ``native``: the model's random operations that draw from torch's generator. ``drawing``: the sites that draw from graphreg's streams;

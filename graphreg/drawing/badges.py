@@ -10,10 +10,10 @@ import networkx as nx
 
 from graphreg.drawing.view import Viewed
 
-State = Literal["", "added", "removed", "changed"]
+DiffState = Literal["", "added", "removed", "changed"]
 PASSED = ("splice", "track", "clone", "copy", "parameter", "replaced", "attach", "attached")  # what reads them reads what they read
 _COUNTED = ("splice", "measure", "read")
-_SIGNS: dict[State, str] = {"": "", "added": "+ ", "removed": "− ", "changed": ""}
+_SIGNS: dict[DiffState, str] = {"": "", "added": "+ ", "removed": "− ", "changed": ""}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Badge:
     strength: str
     site: str
     counted: bool = True
-    state: State = ""
+    state: DiffState = ""
 
     @property
     def text(self) -> str:

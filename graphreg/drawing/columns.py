@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graphreg.drawing.scene import OUT, Link
+from graphreg.drawing.scene import OUT, BoxLink
 
 Point = tuple[float, float]
 Points = tuple[Point, ...]
-Laid = tuple[float, float, dict[str, Point], list[tuple[Link, Points]]]  # width, height, centres by key, and the curve of each line
+Laid = tuple[float, float, dict[str, Point], list[tuple[BoxLink, Points]]]  # width, height, centres by key, and the curve of each line
 LANE, GAP = 7.0, 14.0  # pixels: between two lines in a gap, and beside them
 MOST = 8  # lines that may go from one column to the next
 

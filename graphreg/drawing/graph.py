@@ -34,7 +34,7 @@ from graphreg.ir import (
 from graphreg.planning import Plan
 from graphreg.torch_internals import collector_at_rest
 
-Attributes = dict[str, Any]
+NodeAttributes = dict[str, Any]
 _FX = {"placeholder": "input", "get_attr": "read", "output": "output"}
 
 
@@ -150,14 +150,14 @@ def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     return path if path in modules else ""
 
 
-def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
+def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
     addition = addition_of(node)  # not None if graphreg changed the call of the model's node, such as the call of a native dropout
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
-    attributes: Attributes = {
+    attributes: NodeAttributes = {
         "name": site.name if site else labels[0].text if labels else node.name,
         "kind": "site" if site else _FX.get(op, "call" if labels else "other"),
         "op": site.op if site else labels[0].op if labels else op if op == "output" else function_name(node) or target_text(target),
@@ -187,7 +187,7 @@ def target_text(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> Attributes:
+def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> NodeAttributes:
     """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in.
 
     ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the graph calls.
@@ -202,7 +202,7 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         # is called; otherwise inside the module that has the parameter.
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
-    attributes: Attributes = {
+    attributes: NodeAttributes = {
         "name": node.name, "kind": "addition", "added": kind, "regularizer": name, "site": place, "call": node.op,
         "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": kind,
     }  # fmt: skip
@@ -219,7 +219,7 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
     folded = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
-    inside: dict[str, list[Attributes]] = {}
+    inside: dict[str, list[NodeAttributes]] = {}
     for key, attributes in graph.nodes(data=True):
         inside.setdefault(folded[key], []).append(attributes)
     for key, attributes in graph.nodes(data=True):
@@ -247,10 +247,10 @@ def _at_depth(key: str, box: str, level: int) -> str:
     return f"{'.'.join(names[:level])}/" if len(names) >= level else key
 
 
-def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
+def _module(path: str, inside: list[NodeAttributes], classes: Mapping[str, str]) -> NodeAttributes:
     """Return the attributes of a folded module; its shape and dtype are those of the value that it returns."""
     added = Counter(a["regularizer"] for a in inside if a.get("added") in ("splice", "measure", "read") and a["regularizer"])
-    attributes: Attributes = {
+    attributes: NodeAttributes = {
         "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],
         "nodes": len(inside), "acts": ", ".join(f"{name} ({count})" for name, count in added.items()),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphreg.drawing.columns import Laid, Point, in_columns
-from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
+from graphreg.drawing.scene import IN, OUT, Box, BoxLink, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
 PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
@@ -38,7 +38,7 @@ class Rectangle:
 class Curve:
     """A cubic Bézier curve: a first point, then three points for each piece. ``arrow``: whether it ends in an arrowhead."""
 
-    link: Link
+    link: BoxLink
     points: tuple[Point, ...]
     arrow: bool
 
@@ -127,9 +127,9 @@ def _box(
     curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
     for key, (x, y) in spots.items():
         if key == IN:
-            curves.insert(0, Curve(Link(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
+            curves.insert(0, Curve(BoxLink(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
         elif key == OUT:
-            curves.append(Curve(Link(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
+            curves.append(Curve(BoxLink(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
         elif key in inner:
             dx, dy = x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2
             places |= {name: place.moved(dx, dy) for name, place in inner[key].places.items()}

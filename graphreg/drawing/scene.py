@@ -24,12 +24,12 @@ from graphreg.drawing.view import Viewed
 
 IN, OUT = "<", ">"
 ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
-Chains = dict[str, tuple[str, ...]]
+BoxPaths = dict[str, tuple[str, ...]]
 WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
 
 @dataclass(frozen=True)
-class Link:
+class BoxLink:
     """A line between two children of a box, or between a child and the box's border.
 
     Attributes:
@@ -65,7 +65,7 @@ class Box:
     name: str
     op: str
     children: list[str] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
+    links: list[BoxLink] = field(default_factory=list)
     acts: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
     key: str = ""
@@ -100,7 +100,7 @@ class Picture:
     edges: tuple[tuple[str, str], ...]
     regularizers: Mapping[str, str]
     badges: Mapping[str, tuple[Badge, ...]]
-    chains: Chains
+    chains: BoxPaths
     layers: Layers
 
     @cached_property
@@ -170,7 +170,7 @@ def picture(seen: Viewed) -> Picture:
     return Picture(heading(seen), nodes, boxes, edges, legend(seen), badged, chains, layers)
 
 
-def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> Chains:
+def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> BoxPaths:
     """Return the keys of the boxes around each node, from the outermost, and the node's own key.
 
     A module that is never called, such as a ModuleList, has no box if something else runs between its parts: the parts are then drawn
@@ -187,7 +187,7 @@ def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> Chains:
             if box[:-1] not in called:
                 inside.setdefault(box, set()).add(key)
     split = {box for box, keys in inside.items() if any(key in keys for key in _after(drawn, keys))}
-    chains: Chains = {}
+    chains: BoxPaths = {}
     for key, boxes in around.items():
         chains[key] = (*(box for box in boxes if box not in split), key)
         drawn.nodes[key]["box"] = chains[key][-2][:-1]
@@ -206,7 +206,7 @@ def _after(drawn: nx.DiGraph[str], keys: Collection[str]) -> Iterator[str]:
 
 
 def _folder(
-    drawn: nx.DiGraph[str], chains: Chains, classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]
+    drawn: nx.DiGraph[str], chains: BoxPaths, classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]
 ) -> Folder:  # fmt: skip
     """Return the modules with their children, before anything is folded."""
     children: dict[str, dict[str, None]] = {"/": {}}
@@ -244,7 +244,7 @@ def _boxes(title: str, folder: Folder, classes: Mapping[str, str], parents: Mapp
     return boxes
 
 
-def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> None:
+def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: BoxPaths) -> None:
     """Add the lines to the boxes that they lie in, and the stubs in place of lines."""
     place = {child: i for box in boxes.values() for i, child in enumerate(box.children)}
     links: dict[str, dict[tuple[str, str], None]] = {key: {} for key in boxes}
@@ -259,7 +259,7 @@ def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> N
         for start, end in pieces:
             back = start != IN and end != OUT and place[start] > place[end]
             if start != IN or end not in boxes[key].stubs:
-                boxes[key].links.append(Link(start, end, back))
+                boxes[key].links.append(BoxLink(start, end, back))
 
 
 SHARED = 4  # as many blocks as this read a value from outside: most of its lines become stubs

@@ -52,7 +52,7 @@ def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx
 
 
 @dataclass(frozen=True)
-class _Chain:
+class _SummandChain:
     """The nodes from a summand back to an earlier value, where each node but the last has the next node as its only signal operand.
 
     Attributes:
@@ -140,7 +140,7 @@ class _Finder:
         """
         return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
 
-    def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:
+    def _leads(self, node: fx.Node, chain: _SummandChain, branch: fx.Node) -> bool:
         """Return whether the branch was computed from a node of the chain, through more products than the chain has before that node."""
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
@@ -158,7 +158,7 @@ class _Finder:
             node = operands[0]
             yield node
 
-    def _chain(self, summand: fx.Node, scope: str) -> _Chain:
+    def _chain(self, summand: fx.Node, scope: str) -> _SummandChain:
         nodes = list(self._peeled(summand))
         direct, passed = len(nodes), 0
         while len(nodes) < _LONGEST and len(operands := self._operands(nodes[-1])) == 1:
@@ -166,7 +166,7 @@ class _Finder:
             if passed > 1 or not _is_within(scope_of(nodes[-1]), scope) or self._picks(nodes[-1]) or self.operations.is_loss(nodes[-1]):
                 break
             nodes.append(operands[0])
-        return _Chain(tuple(nodes), direct)
+        return _SummandChain(tuple(nodes), direct)
 
     def _picks(self, node: fx.Node) -> bool:
         """Return whether an operation takes an element out of a tuple or along an axis."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
-from graphreg.ir.train_eval import Graphs
+from graphreg.ir.train_eval import ModeGraphs
 
 Literals = dict[int, tuple[Any, Any]]  # position in the result of ``flat`` -> (literal in the first graph, literal in the second)
 
@@ -94,7 +94,7 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
     return "", "the second trace has other operations"
 
 
-def digest(graphs: Graphs, constants: Mapping[str, Tensor]) -> str:
+def digest(graphs: ModeGraphs, constants: Mapping[str, Tensor]) -> str:
     """Return a digest of the graphs of a model and of the constants that they read. Within a process, equal digests mean equal graphs."""
     made = hashlib.blake2b(digest_size=16)
     for mode, graph in graphs.items():

@@ -22,7 +22,7 @@ from graphreg.torch_internals import read_weights_again
 LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"  # keywords of ``call_with`` that no layer's forward has
 
 
-class _Thread(threading.local):
+class _Replacements(threading.local):
     """The tensors that replace parameters in this thread.
 
     ``replaced``: a dict. Each key is the ``id`` of a module's ``_PerThread``; the value maps names of parameters to their replacements.
@@ -32,7 +32,7 @@ class _Thread(threading.local):
         self.replaced: dict[int, Mapping[str, Tensor]] = {}
 
 
-_thread = _Thread()
+_thread = _Replacements()
 
 
 class _PerThread(dict[str, Any]):

@@ -54,7 +54,7 @@ def making(value: object, is_traced: Callable[[object], bool], held: Collection[
         is_traced: Whether something is a value that a graph computes.
         held: The ids of objects that were there before the forward, which returns these objects themselves.
     """
-    found = _Search(is_traced, held)
+    found = _TemplateWriter(is_traced, held)
     try:
         template = found.template(value)
     except _NotMade:
@@ -66,7 +66,7 @@ class _NotMade(Exception):
     """Something is no traced value, no plain data, and no object of a plain class."""
 
 
-class _Search:
+class _TemplateWriter:
     """Goes through an object, and writes its template."""
 
     def __init__(self, is_traced: Callable[[object], bool], held: Collection[int]) -> None:

@@ -63,7 +63,7 @@ class Hole:
         return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"  # quick, because it is a part of the key of each probe
 
 
-class Seen(NamedTuple):
+class ProbedCall(NamedTuple):
     """What probed calls did to their arguments. An argument is given by the ``index`` of its hole.
 
     Attributes:
@@ -85,7 +85,7 @@ def probe(
     kwargs: Mapping[str, Any],
     known_shapes: Sequence[tuple[int, ...]] = (),
     enough: int = TRIES,
-) -> Seen | None:
+) -> ProbedCall | None:
     """Call a function with meta tensors of many shapes in the holes of its arguments, and return what it did to storage.
 
     Args:
@@ -100,7 +100,7 @@ def probe(
     """
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
-    seen_calls, tries = list[Seen](), 0
+    seen_calls, tries = list[ProbedCall](), 0
     state = torch.get_rng_state()  # a composed function may draw random numbers
     with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo():
         warnings.simplefilter("ignore")
@@ -120,10 +120,10 @@ def probe(
     return together(seen_calls) if seen_calls else None
 
 
-def together(calls: Sequence[Seen]) -> Seen:
+def together(calls: Sequence[ProbedCall]) -> ProbedCall:
     """Combine what several calls did. An alias or a write counts if any call makes it, a definite write only if all calls make it."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
-    return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
+    return ProbedCall(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
 Filling = Mapping[int, tuple[Spec, ...] | Any]  # index of a hole -> the specs of its tensors, or a value that is not a tensor
@@ -215,9 +215,9 @@ def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
     yield torch.bool, torch.bool
 
 
-def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[Seen]:
+def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[ProbedCall]:
     """Make the call with contiguous and then with permuted tensors; return what each call did, up to the first that raised."""
-    seen = list[Seen]()
+    seen = list[ProbedCall]()
     axes = any(len(shape) > 1 for specs in filling.values() if _are_specs(specs) for shape, _ in specs)
     for permuted in (False, True)[: 1 + axes]:
         holes: dict[int, list[Tensor]] = {}
@@ -257,12 +257,12 @@ def _made(shape: tuple[int, ...], dtype: torch.dtype, permuted: bool) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> Seen:
+def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> ProbedCall:
     owners = dict[int, set[int]]()
     for index, tensors in holes.items():
         for tensor in tensors:
             owners.setdefault(storage_number(tensor), set()).add(index)
-    with _Watch(owners) as watch:
+    with _SchemaWatch(owners) as watch:
         result = call(*args, **kwargs)
     # the call may have given an argument another storage
     for index, tensors in holes.items():
@@ -276,10 +276,10 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
             dense &= bool(shared) or is_dense(leaf)
         elif not isinstance(leaf, PLAIN):
             shares |= set(holes)  # an object that may hold any tensor
-    return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
+    return ProbedCall(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
 
 
-class _Watch(TorchDispatchMode):
+class _SchemaWatch(TorchDispatchMode):
     """Records into which arguments the operators of a call write, according to the operators' schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:
@@ -319,7 +319,7 @@ def leaves(value: Any) -> list[Any]:
 
 
 
-Place = tuple[int, str]  # an argument: its position and its name
+ArgumentPlace = tuple[int, str]  # an argument: its position and its name
 
 
 class Declared(NamedTuple):
@@ -332,8 +332,8 @@ class Declared(NamedTuple):
         silent: Whether an overload may write without declaring it.
     """
 
-    shares: tuple[Place, ...]
-    writes: tuple[Place, ...]
+    shares: tuple[ArgumentPlace, ...]
+    writes: tuple[ArgumentPlace, ...]
     complete: bool
     silent: bool
 
@@ -344,7 +344,7 @@ def declared(operator: str | OpOverload) -> Declared | None:
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
-    shares, writes = dict[Place, None](), dict[Place, None]()
+    shares, writes = dict[ArgumentPlace, None](), dict[ArgumentPlace, None]()
     for overload in overloads:
         schema = schema_of(overload)
         noted = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info is not None and not a.kwarg_only]

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
-from graphreg.ir.operation_probes import Declared, Place, declared
+from graphreg.ir.operation_probes import ArgumentPlace, Declared, declared
 from graphreg.torch_internals import (
     BatchNormBase,
     ConstantPadBase,
@@ -228,7 +228,7 @@ def declared_effects(node: fx.Node) -> Declared | None:
     return known
 
 
-def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
+def placed(node: fx.Node, places: Iterable[ArgumentPlace]) -> list[fx.Node]:
     """Return the nodes that a call passes as certain arguments of its operator. ``places``: the positions and names of these arguments."""
     arguments = []
     for position, name in places:

@@ -40,10 +40,10 @@ class ParameterRead:
         return self.source is not None and any(path == "" or self.module.startswith(f"{path}.") for path in readers)
 
 
-Reads = Mapping[str, tuple[ParameterRead, ...]]
+ParameterReads = Mapping[str, tuple[ParameterRead, ...]]
 
 
-def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
+def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> ParameterReads:
     """Return the reads of each parameter in a traced graph, in the order of the graph. The keys are the names of the parameters' sites."""
     owner: dict[str, str] = {}  # any name of a parameter -> the name of its site
     inside: dict[str, list[str]] = {}  # the path of a module -> the names of the parameters in it

@@ -18,7 +18,7 @@ from torch import fx, nn
 from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
-from graphreg.ir.train_eval import Graphs, choose
+from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.torch_internals import forward_hooks
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
@@ -86,7 +86,7 @@ class NativeDropout:
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
-def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
+def find_native_dropouts(graphs: ModeGraphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
     """Return the native dropouts in graph order, each once. ``opaque``: path of each opaque module -> the reason why it is opaque."""
     dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():

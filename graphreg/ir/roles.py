@@ -16,7 +16,7 @@ from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
-from graphreg.ir.train_eval import Graphs
+from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
@@ -30,7 +30,7 @@ PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
 
 
-def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
+def value_sites(model: nn.Module, graphs: ModeGraphs) -> tuple[Site, ...]:
     """Return the value sites of all graphs. A value that several graphs have is one site, with its role in the first of them."""
     operations = Operations(model)
     sites: dict[str, Site] = {}

@@ -19,7 +19,7 @@ from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals import evaluated, example_sizes
 
-Place = tuple[fx.Node, str]  # an input in the graph, and its name for messages
+InputPlace = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
 
 @has_side_effect
@@ -97,7 +97,7 @@ def fixed(graph: fx.Graph) -> list[str]:
     return lines
 
 
-def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
+def assert_sizes(graph: fx.Graph, inputs: Sequence[InputPlace], guards: Iterable[Any], no_zero: bool = False) -> Assert:
     """Append to a graph assertions about the sizes of its inputs. Return a function that appends assertions of further conditions.
 
     ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether to assert that no variable size is 0.

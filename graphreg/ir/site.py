@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from graphreg.ir.terminal import Block, Lines, Printed
+from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
 
 Role = Literal["input", "hidden", "output", ""]
@@ -131,7 +131,7 @@ class Names(Printed, Sequence[str]):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         rows = [
             (s.name, s.op, shape_text(s), dtype_text(s), ", ".join(s.marked) or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
             for s in self.sites

@@ -26,7 +26,7 @@ class Lines:
     style: str = ""
 
 
-Block = Table | Lines
+Paragraph = Table | Lines
 
 
 def width_now() -> int | None:
@@ -72,7 +72,7 @@ class Printed:
 
     _gap: ClassVar[str] = "\n"
 
-    def _blocks(self) -> Iterable[Block]:
+    def _blocks(self) -> Iterable[Paragraph]:
         raise NotImplementedError
 
     def text(self, width: int | None = None) -> str:
@@ -92,7 +92,7 @@ class Printed:
         return html(self._blocks())
 
 
-def text(blocks: Iterable[Block], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
+def text(blocks: Iterable[Paragraph], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
     """Lay out the blocks as text, with ``gap`` between two blocks. Empty blocks are left out.
 
     ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
@@ -101,7 +101,7 @@ def text(blocks: Iterable[Block], width: int | None, colours: bool = False, gap:
     return gap.join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
 
-def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
+def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
     if isinstance(block, Lines):
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
@@ -135,12 +135,12 @@ _CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-fam
 _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "rgba(56,139,253,0.15)"}
 
 
-def html(blocks: Iterable[Block]) -> str:
+def html(blocks: Iterable[Paragraph]) -> str:
     """Lay out the blocks as HTML tables and paragraphs. Every text is escaped."""
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
-def _block(block: Block) -> str:
+def _block(block: Paragraph) -> str:
     if isinstance(block, Lines):
         lines = "<br>".join(map(escape, block.lines))
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""

@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_added
-from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, Seen, probe, together
+from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, ProbedCall, probe, together
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
@@ -42,7 +42,7 @@ _ARITHMETIC = {
 # A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that its result aliases, and of those that
 # it writes into.
 REGION = "region"
-_SEEN: dict[tuple[Any, ...], Seen | None] = {}  # the results of probes, kept for the whole process
+_SEEN: dict[tuple[Any, ...], ProbedCall | None] = {}  # the results of probes, kept for the whole process
 
 
 class Effects:
@@ -193,7 +193,7 @@ class Effects:
             return True
         return node.op == "call_method" and not hasattr(Tensor, str(node.target))  # a method of a dict, for example
 
-    def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
+    def _probed(self, node: fx.Node, quick: bool = False) -> ProbedCall | None:
         """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.
 
         Guessed shapes are tried first, and the shapes of the example inputs only if every guess raises: later inputs may have other
@@ -206,7 +206,7 @@ class Effects:
                 return seen
         return None
 
-    def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> Seen | None:
+    def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> ProbedCall | None:
         module = self.operations.module(node)
         key = (_settings(module) if module is not None else node.target, repr((args, kwargs)))
         for cached in ((*key, False), (*key, quick)):
@@ -299,7 +299,7 @@ def _method(name: str) -> Callable[..., Any]:
 # Modules
 
 
-def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen | None:
+def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> ProbedCall | None:
     """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or every call raises."""
     try:
         twin = _twin(module)

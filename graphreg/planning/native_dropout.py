@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
-from graphreg.ir import Block, Lines, Missing, NativeDropout, Pattern, Site, Table, complain, select, strings_of, unmatched
+from graphreg.ir import Lines, Missing, NativeDropout, Paragraph, Pattern, Site, Table, complain, select, strings_of, unmatched
 from graphreg.regularizer import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
 
@@ -159,7 +159,7 @@ def rates_are_scheduled(option: OwnDropout) -> bool:
     return any(isinstance(value, Schedule) for value in (option.values() if isinstance(option, Mapping) else (option,)))
 
 
-def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Block]:
+def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Paragraph]:
     """Yield what a plan shows about native dropout."""
     if not edits and not unmovable:
         return

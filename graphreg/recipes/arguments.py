@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.planning import merged
-from graphreg.recipes.files import Source, read
+from graphreg.recipes.files import RecipeFile, read
 from graphreg.recipes.recipe import Recipe
 
 R = TypeVar("R")
@@ -44,7 +44,7 @@ def opened(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return Recipe.of(Source(recipe))
+        return Recipe.of(RecipeFile(recipe))
     if isinstance(recipe, (str, os.PathLike)):
         return Recipe.of(read(recipe))
     raise RegularizerError(f"recipe={shown(recipe)} is not allowed; give what graphreg.recipe returned, or the path of a recipe's file.")

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+KeyPath = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 
-def line_of(text: str, data: Any, place: Place) -> int | None:
+def line_of(text: str, data: Any, place: KeyPath) -> int | None:
     """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if the line cannot be found."""
     while place and not isinstance(place[-1], str):
         found = _at(data, place)
@@ -28,13 +28,13 @@ def line_of(text: str, data: Any, place: Place) -> int | None:
     return text.count("\n", 0, matches[before.index(place)]) + 1
 
 
-def _at(data: Any, place: Place) -> Any:
+def _at(data: Any, place: KeyPath) -> Any:
     for step in place:
         data = data[step]
     return data
 
 
-def _places(data: Any, place: Place = ()) -> Iterator[Place]:
+def _places(data: Any, place: KeyPath = ()) -> Iterator[KeyPath]:
     """Yield the place of each key, in the order of the text."""
     if isinstance(data, Mapping):
         for key, value in data.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
 from graphreg.planning import Plan, check_missing, from_keywords, named_once, read_option
-from graphreg.recipes.files import Source, read, write
+from graphreg.recipes.files import RecipeFile, read, write
 from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, find, read_strength, registered
 from graphreg.rewriting import check_rng
 from graphreg.runtime import (
@@ -176,14 +176,14 @@ class Recipe:
         strengths: The strengths to set, by the regularizer's name: a number, a schedule, or a dict of selectors to these.
     """
 
-    source: Source
+    source: RecipeFile
     regularizers: list[Regularizer] = field(default_factory=list)
     keywords: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     strengths: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Source) -> Recipe:
+    def of(cls, source: RecipeFile) -> Recipe:
         """Read the data of a recipe. Raises GraphRegError for what is not allowed."""
         made = cls(source)
         if not isinstance(source.data, Mapping):

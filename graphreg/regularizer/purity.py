@@ -63,7 +63,7 @@ def state_error(regularizer: Regularizer, what: str) -> ImpureError:
     )
 
 
-class Watch(TorchDispatchMode):
+class PurityWatch(TorchDispatchMode):
     """A dispatch mode that raises ImpureError when a formula draws random numbers, or writes into a tensor that it did not make."""
 
     def __init__(self, regularizer: Regularizer) -> None:
@@ -107,14 +107,14 @@ class Watch(TorchDispatchMode):
 
 
 @contextmanager
-def watched(regularizer: Regularizer) -> Iterator[Watch]:
+def watched(regularizer: Regularizer) -> Iterator[PurityWatch]:
     """Watch the formula that runs in the block.
 
     Raises:
         ImpureError: The formula draws random numbers, or writes into a tensor that it did not make. The error is raised even if the
             formula catches it.
     """
-    watch = Watch(regularizer)
+    watch = PurityWatch(regularizer)
     with watch:
         yield watch
     if watch.error is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
+from graphreg.ir import Label, ModeGraphs, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
 Port = tuple[str, tuple[str, ...]]  # one output of a module: the module's path, and the names of the output (``Label.ports``)
 Sequences = dict[Site, tuple[str, Steps]]  # by site: the string that selected it, and how to read its value
@@ -79,7 +79,9 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_
         raise RegularizerError(f"{kind} has the option lengths, but its __call__ does not take lengths: the option would do nothing.")
 
 
-def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
+def sequences(
+    matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs
+) -> Sequences:
     """Group the selected sites into sequences.
 
     If a selector string matches the path of a recurrent cell, the calls of the cell are steps: a call that reads the output of an earlier
@@ -131,7 +133,7 @@ class _Calls:
             its chain, in which each call reads the output of an earlier one.
     """
 
-    def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
+    def __init__(self, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> None:
         self.operations, self.graphs = operations, tuple(graphs.values())
         self.of: dict[Port, list[Site]] = {}
         for site in (value for value in values if value.selectable):
@@ -194,7 +196,7 @@ class _Calls:
         return list(by_first.values())
 
 
-def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Steps | None:
+def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> Steps | None:
     """Return how a splice reads the value of a site as a sequence; None if the splice uses neither the axis of time nor that of the batch.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from graphreg.ir import Block, Lines, Printed, Table
+from graphreg.ir import Lines, Paragraph, Printed, Table
 
 KEPT = "kept"
 Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at the same site
@@ -188,7 +188,7 @@ class Report(Printed):
         """Return the report as JSON; ``indent`` is that of ``json.dumps``."""
         return json.dumps(self.to_dict(), indent=indent)
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         yield Lines((self._heading(),), "bold")
         yield Table(("graph", "code", "modes"), self.graphs)
         yield _regularizers(self.regularizers)
@@ -261,7 +261,7 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
             yield (*(columns if i == 0 else ("",) * 5), act.regularizer + strength + " (gone)" * act.gone, act.matched)
 
 
-def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
+def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Paragraph]:
     if not rows:
         return
     cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
@@ -275,7 +275,7 @@ def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
     yield Lines(tuple(lines))
 
 
-def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
+def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Paragraph]:
     if cost is None:
         if why_not and acts:
             yield Lines((f"cost: not known, because {why_not}",))

@@ -16,7 +16,7 @@ from torch import fx
 from graphreg.errors import TraceError
 from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
-from graphreg.rewriting.insertions import Insertion, Position, Value
+from graphreg.rewriting.insertions import Insertion, Position, ValueSource
 
 Ends = Mapping[ParameterRead, int]  # for each read: how many splices are applied to the parameter before this read
 
@@ -110,7 +110,7 @@ def _splices(
     read_by: Callable[[Edit], Mapping[str, Any]],
 ) -> list[Insertion]:  # fmt: skip
     """Insert the splices at one parameter, each reading the result of the one before, and return them."""
-    value: Value
+    value: ValueSource
     if chain.source is not None:
         value = chain.source
     else:

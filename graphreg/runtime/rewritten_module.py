@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor, fx, nn
 
 from graphreg.blocks import new_owner, opened, outlined, with_blocks
-from graphreg.compiler import LOWERED, Lowering
+from graphreg.compiler import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import (
     IGNORED,
@@ -147,7 +147,7 @@ class RewrittenModule(fx.GraphModule):
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 
-    def lowering(self) -> Lowering:
+    def lowering(self) -> LayerLowering:
         """Return how the module's recurrent layers are lowered when it is compiled."""
         return lowering(self)
 
@@ -300,9 +300,9 @@ def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule
     return _blank(class_name)
 
 
-def lowering(module: RewrittenModule) -> Lowering:
+def lowering(module: RewrittenModule) -> LayerLowering:
     """Return how a module's recurrent layers are lowered when it is compiled."""
-    return Lowering(module, _known(module).graphs.values())
+    return LayerLowering(module, _known(module).graphs.values())
 
 
 def _known(module: nn.Module) -> State:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call
@@ -69,7 +69,9 @@ def no_shape(call: Arguments) -> str:
     return f" They are the arguments of a call, such as torch.randn({', '.join(map(str, values))}), and not the shape of one."
 
 
-def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
+def propagate(
+    model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]
+) -> None:
     """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
     Args:

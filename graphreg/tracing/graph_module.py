@@ -14,8 +14,8 @@ from torch import fx, nn
 
 from graphreg.ir import (
     BufferConstants,
-    Graphs,
     Label,
+    ModeGraphs,
     ModuleCall,
     Namer,
     add_label,
@@ -29,7 +29,7 @@ from graphreg.ir import (
 )
 
 
-def labelled_graphs(model: fx.GraphModule) -> Graphs:
+def labelled_graphs(model: fx.GraphModule) -> ModeGraphs:
     """Return copies of the module's graphs in which every node is labelled. Labels that an earlier trace wrote stay."""
     _settle_modes(model)
     state = state_of(model)

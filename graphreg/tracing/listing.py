@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, shown
 from graphreg.ir import Names, Selector, Site, fixed, select, strings
+from graphreg.regularizer import On
 from graphreg.torch_internals import collector_at_rest, raise_interrupt
 from graphreg.tracing.dynamo_graphs import CapturedGraphs, captured_by
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.trace import FrontEnd, Traced, trace
-
-On = Literal["values", "parameters"]
 
 
 def trace_to_show(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:

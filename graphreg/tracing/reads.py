@@ -43,11 +43,11 @@ _ANSWERING = ("graphreg.tracing.isinstance_patch", "graphreg.tracing.symbolic.qu
 _COPIERS = ("copy", "copyreg", "pickle")
 
 
-class _Thread(threading.local):
+class _Recording(threading.local):
     paused = False  # whether the code that runs is that of a proof, and not of a trace
 
 
-_thread = _Thread()
+_thread = _Recording()
 
 
 @contextmanager

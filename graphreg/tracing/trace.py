@@ -16,11 +16,11 @@ from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_
 from graphreg.ir import (
     PLACED,
     RULES,
-    Graphs,
     Label,
+    ModeGraphs,
     NativeDropout,
     Operations,
-    Reads,
+    ParameterReads,
     Site,
     check_names,
     contents_of,
@@ -97,7 +97,7 @@ class Traced(RenamedAttributes):
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
     model: nn.Module
-    graphs: Graphs
+    graphs: ModeGraphs
     values: tuple[Site, ...]
     opaque_modules: Mapping[str, str] = field(default_factory=dict)
     specialized: Mapping[str, Any] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Traced(RenamedAttributes):
         return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
 
     @cached_property
-    def parameter_reads(self) -> Mapping[str, Reads]:
+    def parameter_reads(self) -> Mapping[str, ParameterReads]:
         """Where each graph reads the model's parameters: by mode, then by the name of the parameter's site."""
         return {mode: parameter_reads(graph, self.parameters) for mode, graph in self.graphs.items()}
 

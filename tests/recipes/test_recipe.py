@@ -157,7 +157,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
     ]:  # fmt: skip
         read = parsed(text)
         assert read == stored
-        recipe = Recipe.of(files.Source(read))
+        recipe = Recipe.of(files.RecipeFile(read))
         assert recipe.regularizers == [made]
         assert recipe.options["rng"] == seeds[""]
         assert recipe.options["penalties"] == asked.penalties

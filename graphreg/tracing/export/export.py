@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import (
     FAKE_LOGGER,
     SOLVER_LOGGER,
@@ -38,7 +38,7 @@ from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
-def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor]) -> Graphs:
+def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor]) -> ModeGraphs:
     """Trace a model with torch.export.
 
     Args:
@@ -97,7 +97,7 @@ def check_works() -> None:
 
 def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
-) -> Graphs:
+) -> ModeGraphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
     # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value for a constant, such as a random number.
     mode_reads = ModeReads(any=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Assert, Label, Place, assert_sizes, has_keys, label_site, specialized_to
+from graphreg.ir import Assert, InputPlace, Label, assert_sizes, has_keys, label_site, specialized_to
 from graphreg.torch_internals import Changes
 from graphreg.tracing.defaults import keep_default, placeholder_default
 from graphreg.tracing.export.conditions import Conditions
@@ -45,7 +45,7 @@ class Inputs:
         Raises:
             GraphRegError: The graph of the batch of two does not hold for the batch of one.
         """
-        self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
+        self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[InputPlace]()
         signature = inspect.signature(model.forward)
         args, kwargs = record.arguments
         bound = signature.bind(*args, **kwargs).arguments

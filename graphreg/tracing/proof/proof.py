@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import (
     CALL_HOOKS,
     Changes,
@@ -80,7 +80,7 @@ class Claim:
     """
 
     model: nn.Module
-    graphs: Graphs
+    graphs: ModeGraphs
     constants: Mapping[str, Tensor]
     specialized: Mapping[str, Any]
     front_end: str
@@ -179,7 +179,7 @@ def _is_within(path: str, called: set[str]) -> bool:
 
 _BUFFER = "the buffer "
 _ATTEMPTS = 4
-Places = dict[str, tuple[dict[str, Any], str, Tensor]]  # by place: the dict that holds a tensor, its key there, and the tensor
+TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]  # by place: the dict that holds a tensor, its key there, and the tensor
 
 
 @dataclass
@@ -194,7 +194,7 @@ class _Communicates(Exception):
     """Raised in place of a collective operation."""
 
 
-class _Watch(TorchDispatchMode):
+class _WriteWatch(TorchDispatchMode):
     """Saves each parameter before an operation first writes into it, so that it can be put back. Refuses collective operations if asked."""
 
     supports_higher_order_operators = True
@@ -322,7 +322,7 @@ class _Trial:
         reads what was kept: then the second item of the result is True, and the first one is worth nothing.
         """
         ran, read_saved = Run(), list[bool]()
-        watch = _Watch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
+        watch = _WriteWatch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
         forgetting = saved_tensors_hooks(lambda tensor: None, lambda nothing: _refuse(read_saved)) if forgets else nullcontext()
         with self._apart() as (call, places):
             try:
@@ -344,7 +344,7 @@ class _Trial:
         return ran, bool(read_saved)
 
     @contextmanager
-    def _apart(self) -> Iterator[tuple[Arguments, Places]]:
+    def _apart(self) -> Iterator[tuple[Arguments, TensorPlaces]]:
         """Open a block in which the model may run: what it changes is put back.
 
         The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
@@ -388,7 +388,7 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
 
 
 @contextmanager
-def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[Places, dict[int, Tensor]]]:
+def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[TensorPlaces, dict[int, Tensor]]]:
     """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
 
     The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's
@@ -404,7 +404,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
             if isinstance(value, Tensor):
                 found.append((vars(module), name, f"the attribute {prefix}{name}"))
     copies = tensor_copies(space[name] for space, name, _ in found)
-    places: Places = {}
+    places: TensorPlaces = {}
     with Changes() as changes, changes:
         for name, constant in constants.items():
             changes.put(vars(model), name, constant)

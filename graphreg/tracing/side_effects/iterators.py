@@ -1,4 +1,4 @@
-"""Further kinds of places that a forward may change (``Place``): byte arrays, random generators, context variables, iterators."""
+"""Further kinds of places that a forward may change (``StatePlace``): byte arrays, random generators, context variables, iterators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, Place
+from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, StatePlace
 
 
-class ByteArray(Place):
+class ByteArray(StatePlace):
     """The content of a bytearray or array.array."""
 
     def read(self) -> Any:
@@ -29,7 +29,7 @@ class ByteArray(Place):
             self.owner[:] = self.content
 
 
-class RandomGenerator(Place):
+class RandomGenerator(StatePlace):
     """The state of a random generator that the model's code can reach."""
 
     def read(self) -> bytes:
@@ -55,7 +55,7 @@ class RandomGenerator(Place):
             self.owner.bit_generator.state = pickle.loads(self.content)
 
 
-class ContextVariable(Place):
+class ContextVariable(StatePlace):
     """The value of a context variable."""
 
     def read(self) -> Any:
@@ -70,7 +70,7 @@ class ContextVariable(Place):
             self.owner.set(self.content)
 
 
-class IteratorPosition(Place):
+class IteratorPosition(StatePlace):
     """The position of an iterator that is an attribute or variable. ``restore`` replaces the iterator by a copy made before the forward."""
 
     def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:

@@ -102,10 +102,10 @@ def is_own(value: Any) -> bool:
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
     """Return what can be reached from the modules' forwards, from their hooks, and from the functions in their attributes."""
-    return _Search().run(modules)
+    return _StateSearch().run(modules)
 
 
-class _Search:
+class _StateSearch:
     """A search that follows names, from modules to everything that their code can reach."""
 
     def __init__(self) -> None:

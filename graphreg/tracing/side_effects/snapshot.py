@@ -42,8 +42,8 @@ from graphreg.tracing.side_effects.state_places import (
     Container,
     Items,
     Memory,
-    Place,
     Slots,
+    StatePlace,
     Variables,
     is_same,
     own_attributes,
@@ -57,11 +57,11 @@ _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
-class _Thread(threading.local):
+class _Assignments(threading.local):
     assigned: dict[str, None] | None = None  # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
 
 
-_thread = _Thread()
+_thread = _Assignments()
 
 
 @contextmanager
@@ -86,7 +86,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         """Take the snapshot."""
-        self.places: list[Place] = []
+        self.places: list[StatePlace] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
@@ -199,7 +199,7 @@ class Snapshot:
         opened = [each for each in self._empty if every or each[1]]
         if not opened:
             return
-        self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[Place]]()
+        self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[StatePlace]]()
         for i, value, holder, key in opened:
             place = Items(value, holder.label(key)) if issubclass(type(value), dict) else Container(value, holder.label(key))
             place.content = type(place.content)()
@@ -293,13 +293,13 @@ class Snapshot:
                     now.update(content)
 
 
-def _is_within_the_model(place: Place) -> bool:
+def _is_within_the_model(place: StatePlace) -> bool:
     if not (place.name == "self" or place.name.startswith("self.")):
         return False
     return not (isinstance(place.owner, nn.Module) and is_foreign_class(type(place.owner)))
 
 
-def _changed_in(place: Place) -> list[str]:
+def _changed_in(place: StatePlace) -> list[str]:
     if isinstance(place, Attributes):
         return [place.label(key) for key in place.changed()]
     return [place.name] if isinstance(place, Container) and not place.same() else []

@@ -25,7 +25,7 @@ NOTHING = object()  # stands for a value that does not exist
 _DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)  # what gives an object's attributes
 
 
-class Place:
+class StatePlace:
     """Something that a forward may change (attributes, variables, a container, a generator), with the content from before the forward.
 
     Attributes:
@@ -68,7 +68,7 @@ def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
     return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
 
 
-class Attributes(Place):
+class Attributes(StatePlace):
     """The attributes of a module, class, object or function."""
 
     retained: Mapping[str, Any] = {}  # after ``prepare_retrace``: the numbers and strings that stay as the forward left them
@@ -235,7 +235,7 @@ class Items(Attributes):
         base.update(self.owner, content)
 
 
-class Container(Place):
+class Container(StatePlace):
     """The items of a list, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
 
     def read(self) -> list[Any]:
@@ -274,7 +274,7 @@ def _base(value: Any) -> Any:
     return next(kind for kind in (list, set, deque) if issubclass(type(value), kind))
 
 
-class Memory(Place):
+class Memory(StatePlace):
     """The memory of a tensor or array. A trace cannot follow a write into this memory unless an operation of torch makes the write."""
 
     def read(self) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import Graphs, described_node, is_labelled
+from graphreg.ir import ModeGraphs, described_node, is_labelled
 from graphreg.tracing.shape_decisions import DECISIONS
 from graphreg.tracing.symbolic.holders import LEAF
 
 
-def same_apart_from_sharing(apart: Graphs, shared: Graphs) -> bool:
+def same_apart_from_sharing(apart: ModeGraphs, shared: ModeGraphs) -> bool:
     """Return whether two traces compute the same, given that the arguments are one tensor."""
     return apart.keys() == shared.keys() and all(_described(graph) == _described(shared[mode]) for mode, graph in apart.items())
 

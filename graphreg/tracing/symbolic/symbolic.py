@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import Graphs, Literals
+from graphreg.ir import Literals, ModeGraphs
 from graphreg.torch_internals import asks, make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
@@ -37,7 +37,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
     watch_draws: bool, shares: bool | None = None,
-) -> tuple[Graphs, dict[str, str], list[str], dict[str, bool]]:
+) -> tuple[ModeGraphs, dict[str, str], list[str], dict[str, bool]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
     Args:
