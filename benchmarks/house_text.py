@@ -99,35 +99,40 @@ def statements(function: Function) -> list[ast.stmt]:
 
 
 def single_callers(sources: list[File]) -> list[str]:
-    """The functions and methods of at most three lines, without docstring, that one place alone uses.
+    """The functions and methods of at most three lines, without docstring, that one place alone uses, and that this place calls.
 
     A private name is looked for in its file, another in all files. What has a decorator that registers or wraps it, a name that several
     functions have there, and functions inside functions do not count.
     """
-    uses = {file.name: Counter(names(file.tree)) for file in sources}
-    everywhere = sum(uses.values(), Counter[str]())
-    defined = {file.name: Counter(node.name for _, node in file.functions()) for file in sources}
-    defined_everywhere = sum(defined.values(), Counter[str]())
+    uses, calls, defined = ({file.name: Counter[str]() for file in sources} for _ in range(3))
+    for file in sources:
+        uses[file.name].update(names(file.tree))
+        calls[file.name].update(
+            name for node in ast.walk(file.tree) if isinstance(node, ast.Call) for name in names(node.func, inside=False)
+        )
+        defined[file.name].update(node.name for _, node in file.functions())
+    everywhere = [sum(counts.values(), Counter[str]()) for counts in (uses, calls, defined)]
 
     found = []
     for file in sources:
         inside = {id(inner) for _, node in file.functions() for inner in ast.walk(node) if inner is not node}
+        here = [counts[file.name] for counts in (uses, calls, defined)]
         for qualified, node in file.functions():
             private = node.name.startswith("_") and not node.name.endswith("__")
-            used, made = (uses[file.name], defined[file.name]) if private else (everywhere, defined_everywhere)
-            if id(node) in inside or used[node.name] != 1 or made[node.name] != 1:
+            once = all(counts[node.name] == 1 for counts in (here if private else everywhere))
+            if not once or id(node) in inside or node.name in names(node):
                 continue
 
             body = statements(node)
-            is_plain = {ast.unparse(mark) for mark in node.decorator_list} <= {"property", "staticmethod", "classmethod"}
+            is_plain = {ast.unparse(mark) for mark in node.decorator_list} <= {"staticmethod", "classmethod"}
             if is_plain and body and (body[-1].end_lineno or 0) - body[0].lineno < SHORT:
                 found.append(f"{file.name}:{node.lineno} {qualified}")
     return found
 
 
-def names(tree: ast.AST) -> Iterator[str]:
-    """Yield each name and attribute that is read, outside imports."""
-    for node in ast.walk(tree):
+def names(tree: ast.AST, inside: bool = True) -> Iterator[str]:
+    """Yield each name and attribute that is read, outside imports. ``inside=False``: only that which the tree itself is."""
+    for node in ast.walk(tree) if inside else [tree]:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
