@@ -94,8 +94,15 @@ class _Finder:
         """
         for through in (False, True):
             summands = self._summands(node, through)
-            if of_sum := self._of_two(node, *summands) if len(summands) == 2 else self._of_several(summands):
-                self.found.update(of_sum)
+            if len(summands) == 2:
+                # The branch is the one with more products on the way from a common value, which may be the other summand itself.
+                one, two = summands
+                trunks = ((one, two), (two, one))
+                branches = [branch for trunk, branch in trunks if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
+            else:
+                branches = self._of_several(summands)
+            if branches:
+                self.found.update(branches)
                 self.residual.add(node)
                 return
 
@@ -125,20 +132,16 @@ class _Finder:
             return []
         first = min(trunks, key=lambda summand: self.order[trunks[summand]])
         trunk = trunks[first]
-        return [other for other in summands if other is not first and self._is_deeper(other, trunk)]
 
-    def _is_deeper(self, value: fx.Node, trunk: fx.Node) -> bool:
-        """Return whether a value was computed from the trunk through one product or more."""
-        before = self._before(value, self.order[trunk])
-        return trunk in before and any(each in self.products for each in _from(trunk, before))
-
-    def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
-        """Return a list with the branch of a sum of two values; an empty list if it has none.
-
-        A summand is the branch if both summands were computed from a common value, with more products on the way to this summand than on
-        the way to the other. The common value may be the other summand itself.
-        """
-        return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
+        branches = []
+        for other in summands:
+            if other is first:
+                continue
+            before = self._before(other, self.order[trunk])
+            # a product or more on the way from the trunk makes a summand a branch; without one, it is another trunk
+            if trunk in before and any(each in self.products for each in _from(trunk, before)):
+                branches.append(other)
+        return branches
 
     def _leads(self, node: fx.Node, chain: _SummandChain, branch: fx.Node) -> bool:
         """Return whether the branch was computed from a node of the chain, through more products than the chain has before that node."""

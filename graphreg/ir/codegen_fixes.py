@@ -27,7 +27,8 @@ def spelled(graph: fx.Graph) -> fx.Graph:
 
     Return the graph itself if it has no such path.
     """
-    paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
+    paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")))
+    paths = [path for path in paths if len(names := path.split(".")) > _DEEP or any(map(_is_misread, names))]
     if not paths:
         return graph
     copy = copied(graph)
@@ -42,11 +43,6 @@ def spelled(graph: fx.Graph) -> fx.Graph:
 
     copy.python_code = python_code  # type: ignore[method-assign]
     return copy
-
-
-def _is_odd(path: str) -> bool:
-    names = path.split(".")
-    return len(names) > _DEEP or any(_is_misread(name) for name in names)
 
 
 @lru_cache(maxsize=4096)

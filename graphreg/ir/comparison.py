@@ -51,7 +51,7 @@ def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] 
             return None
         if isinstance(x, fx.Node):
             same = same and name_of(x) == name_of(y)
-        elif not _equal(x, y):
+        elif type(x) is not type(y) or not (x == y or (is_nan(x) and is_nan(y))):
             differing[i] = x, y
     return (differing if same else {i: pair for i, pair in differing.items() if type(pair[0]) is type(pair[1]) is bool}), same
 
@@ -63,10 +63,6 @@ def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literal
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
     same = same and all(each is not None and each[1] for each in differing.values())
     return same, {name: each[0] for name, each in differing.items() if each is not None and each[0]}
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b or (is_nan(a) and is_nan(b)))
 
 
 def is_nan(value: Any) -> bool:

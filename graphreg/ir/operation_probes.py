@@ -4,6 +4,7 @@ A schema declares whether an operator returns a view and whether it writes. A fu
 declaration: an ``einsum`` that only permutes returns a view, and a dropout in eval mode returns its input. Such a function is called
 on meta tensors, which have shapes and storages but no data, while a dispatch mode records which arguments it writes into.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -228,7 +229,8 @@ def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
             if leaf.kind == "number":
                 return filling[leaf.index]
             if leaf.index not in holes:
-                holes[leaf.index] = [_made(shape, dtype, permuted) for shape, dtype in filling[leaf.index]]
+                made = [torch.empty(shape[:: -1 if permuted else 1], dtype=dtype, device="meta") for shape, dtype in filling[leaf.index]]
+                holes[leaf.index] = [z.permute(*reversed(range(z.dim()))) for z in made] if permuted else made
             return holes[leaf.index][0] if leaf.kind == "tensor" else list(holes[leaf.index])
 
         try:
@@ -249,12 +251,6 @@ def _cast(filling: Filling, dtype: torch.dtype) -> Filling:
 
 def _are_specs(value: Any) -> bool:
     return type(value) is tuple
-
-
-def _made(shape: tuple[int, ...], dtype: torch.dtype, permuted: bool) -> Tensor:
-    if permuted:
-        return torch.empty(shape[::-1], dtype=dtype, device="meta").permute(*range(len(shape) - 1, -1, -1))
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> ProbedCall:
@@ -317,8 +313,6 @@ def leaves(value: Any) -> list[Any]:
     return pytree.tree_leaves(value, is_leaf=lambda v: v is None) if not isinstance(value, slice) else [value.start, value.stop, value.step]
 
 
-
-
 ArgumentPlace = tuple[int, str]  # an argument: its position and its name
 
 
@@ -359,28 +353,20 @@ def declared(operator: str | OpOverload) -> Declared | None:
 
 
 def _overloads(name: str) -> list[OpOverload]:
-    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not _is_internal(name) else None
+    is_internal = not name.isidentifier() or name.startswith("__") or is_name_of_namespace(name)
+    packet = None if is_internal else getattr(torch.ops.aten, name, None)
     if not isinstance(packet, OpOverloadPacket):
         return []
     overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-    return [overload for overload in overloads if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
+    overloads = [overload for overload in overloads if _takes_tensors(overload)]
 
-
-def _is_internal(name: str) -> bool:
-    return name.startswith("__") or is_name_of_namespace(name)
+    # Without those with ``out=``, those of named tensors, and those that only TorchScript can call (``sort.Tensor`` sorts a list).
+    overloads = [overload for overload in overloads if not any(a.kwarg_only and is_written(a) for a in schema_of(overload).arguments)]
+    return [overload for overload in overloads if "name" not in overload_name(overload).lower() and has_kernel(overload)]
 
 
 def _takes_tensors(overload: OpOverload) -> bool:
     return any("Tensor" in str(argument.type) for argument in schema_of(overload).arguments)
-
-
-def _is_callable(overload: OpOverload) -> bool:
-    """Return False for overloads that only TorchScript can call (``sort.Tensor`` sorts a list), and for those of named tensors."""
-    return "name" not in overload_name(overload).lower() and has_kernel(overload)
-
-
-def _is_out(overload: OpOverload) -> bool:
-    return any(argument.kwarg_only and is_written(argument) for argument in schema_of(overload).arguments)
 
 
 def _kind(overload: OpOverload) -> str:

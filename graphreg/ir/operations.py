@@ -3,6 +3,7 @@
 The first part is about nodes. The second part is about modules: torch's stacks of layers, layers that are recorded as one operation, and
 dropout. Nothing here changes a node.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -139,8 +140,10 @@ class Operations:
         if module is not None or node.op not in ("call_function", "call_method"):
             return False
         name = function_name(node)
-        if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
-            return True
+        if name in ("max", "min", "median", "mode", "kthvalue"):
+            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            if isinstance(axis, int) and not isinstance(axis, bool):  # over all axes, these return one tensor
+                return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
         return name in LISTS or name == "multi_head_attention_forward"
@@ -275,11 +278,6 @@ def _only_indexed(node: fx.Node) -> bool:
     )
 
 
-def _reduces_one_axis(node: fx.Node) -> bool:
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return isinstance(axis, int) and not isinstance(axis, bool)
-
-
 def port_path(node: fx.Node) -> tuple[int, ...]:
     """Return the indices that lead to a value in nested tuples: ``(1, 0)`` for the hidden state of an LSTM; () if it is in no tuple."""
     path: tuple[int, ...] = ()
@@ -335,8 +333,6 @@ def is_integer(node: fx.Node) -> bool:
     return any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
 
 
-
-
 # Layers that contain layers. A graph of torch.fx has one node for such a layer, because its forward branches on masks. torch.export traces
 # into it.
 STACKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -372,7 +368,6 @@ def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 def _is_torchs(m: nn.Module) -> bool:
     return type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
-
 
 
 DROPOUTS = {

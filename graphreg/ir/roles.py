@@ -56,7 +56,8 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     labels = own_labels(node)
     if operations.is_list(node):
         # the module's name stands for its first output; the getitem node of that output has the label, so the tuple has none
-        return () if operations.module(node) is not None and _has_first_port(node) else labels
+        has_first_port = any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
+        return () if operations.module(node) is not None and has_first_port else labels
     if not is_port(node, operations):
         return labels
     path, source = port_path(node), node.args[0]
@@ -71,16 +72,6 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     ports = known.get(path, plain)
     named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in own_labels(source))
     return (*named, *labels)
-
-
-def _has_first_port(node: fx.Node) -> bool:
-    return any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
-
-
-def _lengths(node: fx.Node) -> list[fx.Node]:
-    """Return a list with the node that a call of ``pack_padded_sequence`` reads lengths from; an empty list for any other call."""
-    lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
-    return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
 
 def _in_output(value: object) -> Iterator[fx.Node]:
@@ -160,34 +151,42 @@ class _Judge:
         if is_size(node, self.sizes.__contains__):
             self.sizes.add(node)
             return
+
         if function_name(node) in PACKS or (self._of_packed(node) and port_path(node) in ((), (0,))):
             self.packed.add(node)
-            self.integers.update(_lengths(node))
+            lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
+            if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node):
+                self.integers.add(lengths)
         if is_integer(node):
             self.integers.add(node)
+
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
         data = [n for n in tensors if n in self.data or n in self.filled]
         if data or (not tensors and node.op == "call_module"):
             self.data.add(node)
         elif any(n in self.weights for n in tensors):
             self.weights.add(node)
-        if self._is_product(node, data):
+
+        is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))
+        if is_product and (node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)):
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
             self.products.add(node)
-            indices = self._indices(node, data)
-            self.integers.update(indices)
-            self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
             self.deep.add(node)
+            # an embedding's input is indices, in whatever dtype
+            is_embedding = isinstance(self.operations.module(node), (nn.Embedding, nn.EmbeddingBag))
+            if is_embedding or function_name(node) in ("embedding", "embedding_bag"):
+                indices = [self._origin(n) for n in data]
+                self.integers.update(indices)
+                self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
         elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
         self._fill(node)
-        if dims := spatial_dims(node, self.operations) or self._spatial_dims_kept(node):
-            self.spatial[node] = dims
 
-    def _spatial_dims_kept(self, node: fx.Node) -> int:
-        if not self.spatial:
-            return 0
-        return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
+        dims = spatial_dims(node, self.operations)
+        if not dims and self.spatial:
+            dims = max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
+        if dims:
+            self.spatial[node] = dims
 
     def _fill(self, node: fx.Node) -> None:
         """If the node's value is data, mark each value that the node writes into as filled with data.
@@ -210,16 +209,6 @@ class _Judge:
             return False
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
         return recurrent and bool(node.args) and node.args[0] in self.packed
-
-    def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
-        if not data or not (self.operations.is_product(node) or acts_as_opaque(node)):
-            return False
-        return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
-
-    def _indices(self, node: fx.Node, data: list[fx.Node]) -> list[fx.Node]:
-        module = self.operations.module(node)
-        reads_indices = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or function_name(node) in ("embedding", "embedding_bag")
-        return [self._origin(n) for n in data] if reads_indices else []
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):

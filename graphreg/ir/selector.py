@@ -86,24 +86,21 @@ class Pattern:
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
         return label.name == self.literal if self.literal is not None else bool(self._glob(label.name))
 
-    def filters(self, label: Label, site: Site) -> bool:
-        """Return whether the pattern matches the label's op, and the site's role or one of its marks."""
-        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
-
-    def takes_port(self, label: Label) -> bool:
-        """Return whether the pattern matches the port of a label. A pattern without a port matches the default port."""
-        if self.port is None:
-            return label.default
-        return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
-
     def find(self, sites: Iterable[Site]) -> list[Site]:
         """Return the sites that the pattern matches, selectable or not."""
         return list({id(site): site for _, site in self.labels(sites)}.values())
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
         """Return the matching labels with their sites. A pattern without ``**`` matches no values inside a module whose name it matches."""
-        named = [(label, site) for label, site in _candidates(self, sites) if self.filters(label, site) and self.names(label, site)]
-        matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
+
+        def filters(label: Label, site: Site) -> bool:
+            return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
+
+        def takes_port(label: Label) -> bool:
+            return label.default if self.port is None else any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
+
+        named = [(label, site) for label, site in _candidates(self, sites) if filters(label, site) and self.names(label, site)]
+        matching = [(label, site) for label, site in named if site.kind == "parameter" or takes_port(label)]
         if "**" not in self.name:
             modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
             matching = [(label, site) for label, site in matching if site.kind == "parameter" or not _within(label.name, modules)]

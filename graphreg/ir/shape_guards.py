@@ -162,6 +162,7 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
         size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
         equal = _unnamed(graph, operator.eq, size, value(expression).node)
         _unnamed(graph, same_decision, equal, f"{name}.shape[{axis}] == {shown(expression)}")
+
     def insert(guards: Iterable[Any]) -> None:
         for guard in dict.fromkeys(guards):
             condition = value(guard)

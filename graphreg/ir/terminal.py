@@ -146,13 +146,13 @@ def _block(block: Paragraph) -> str:
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
     if not block.full[0]:
         return ""
-    head, *rows = ["".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row) for tag, row in _tagged(block.full)]
+
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        return "".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row)
+
+    head, rows = cells("th", block.full[0]), [cells("td", row) for row in block.full[1:]]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
-    return [("td" if i else "th", row) for i, row in enumerate(full)]
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:

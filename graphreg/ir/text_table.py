@@ -64,4 +64,3 @@ def _broken(cell: str, width: int) -> list[str]:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]
-

@@ -179,7 +179,8 @@ class Steps:
         mask = self._is_mask(shape, dtype, value)
         if len(value) == 2 and len(shape) == mask:  # neither the sequence nor its lengths have a batch axis
             shape = (1, *shape)
-        if not (mask or _is_integer(dtype)) or tuple(shape) != ((batch, time) if mask else (batch,)):
+        is_integer = not dtype.is_floating_point and not dtype.is_complex
+        if not (mask or is_integer) or tuple(shape) != ((batch, time) if mask else (batch,)):
             fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
@@ -226,10 +227,6 @@ def _counted(steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         steps, lengths = steps.gather(0, order[..., None].expand_as(steps)), lengths.sum(1)
     counts = torch.arange(time, device=steps.device)[:, None] < lengths
     return torch.where(counts[..., None], steps, 0), lengths
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def _mask(given: Tensor, what: str) -> Tensor:

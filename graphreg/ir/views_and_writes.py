@@ -7,7 +7,7 @@ outside torch is assumed to alias and write into all its arguments; only a dropo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,7 +76,13 @@ class Effects:
     def _shared(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if node not in self._shares:
             shares, dense = self._sharing(node)
-            self._shares[node] = tuple(each for each in shares if not self._is_plain(each)), dense
+            kept = []
+            for each in shares:
+                owner, _, name = str(each.target).rpartition(".") if each.op == "get_attr" else ("", "", "")
+                value = getattr(self.operations.modules.get(owner), name, None) if name else None
+                if not isinstance(value, (bool, int, float, str)):  # such an attribute, like ``training``, has no storage
+                    kept.append(each)
+            self._shares[node] = tuple(kept), dense
         return self._shares[node]
 
     # Writes
@@ -114,8 +120,15 @@ class Effects:
     def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         module = self.operations.module(node)
         assert module is not None
-        if not any(_is_set(inner, "inplace") for inner in _within(module)):
+
+        # most layers have no modules in them, and ``modules()`` is slow; so is ``getattr`` for an attribute that is not there
+        for inner in module.modules() if module._modules else (module,):
+            own = vars(inner)
+            if own["inplace"] if "inplace" in own else getattr(type(inner), "inplace", False):
+                break
+        else:
             return (), ()
+
         if next(module.children(), None) is None:
             return _twice(first_argument(node))
         seen, inputs = self._probed(node, quick=True), node.all_input_nodes
@@ -157,17 +170,15 @@ class Effects:
         if name == "getattr":
             return ((), True) if node.args[1] in SIZE_ATTRIBUTES else (first, False)
         if name in ("getitem", "__getitem__"):
-            return ((), True) if not listed and self._picks(node.args[1]) else (first or _inputs(node), False)
+            items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+            # an index that contains a tensor or a list makes a copy
+            copies = any(isinstance(i, list) or (isinstance(i, fx.Node) and isinstance(i.meta.get("value"), tuple)) for i in items)
+            return ((), True) if copies and not listed else (first or _inputs(node), False)
         if node.target in IN_PLACE_OPERATORS:
             return (_inputs(node) if listed else first), False
         if getattr(node.target, "__module__", "") == "math" or (name in _ARITHMETIC and not listed):
             return (), True
         return _inputs(node), False
-
-    def _picks(self, index: object) -> bool:
-        """Return whether an index definitely makes a copy: it contains a tensor or a list."""
-        items = index if isinstance(index, tuple) else (index,)
-        return any(isinstance(item, list) or (isinstance(item, fx.Node) and isinstance(item.meta.get("value"), tuple)) for item in items)
 
     def _seen_to_share(self, node: fx.Node, out: tuple[fx.Node, ...] = ()) -> tuple[tuple[fx.Node, ...], bool]:
         seen, inputs = self._probed(node), node.all_input_nodes
@@ -186,7 +197,11 @@ class Effects:
     def _runs_others(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             module = self.operations.module(node)
-            return module is None or self.operations.is_opaque(node) or any(map(_is_foreign, _inner(module)))
+            if module is None or self.operations.is_opaque(node):
+                return True
+            # parametrizations compute weights, and are not called on data
+            inner = module.named_modules() if module._modules else [("", module)]
+            return any(_is_foreign(m) for name, m in inner if "parametrizations" not in name.split("."))
         owner = getattr(node.target, "__self__", None)
         function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
@@ -218,7 +233,8 @@ class Effects:
         if module is not None:
             seen = _of_module(module, args, kwargs, enough)
         elif node.op == "call_method":
-            seen = probe(_method(str(node.target)), args, kwargs, (), enough)
+            name = str(node.target)
+            seen = probe(lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs), args, kwargs, (), enough)
         else:
             seen = probe(node.target, args, kwargs, (), enough)  # type: ignore[arg-type]
         _SEEN[*key, quick] = seen
@@ -226,8 +242,11 @@ class Effects:
 
     def _hole(self, node: fx.Node, index: int, known: bool) -> Hole:
         if node.op == "get_attr":
-            tensor = self._attribute(str(node.target))
-            return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),)) if tensor is not None else Hole(index)
+            owner, _, name = str(node.target).rpartition(".")
+            tensor = getattr(self.operations.modules.get(owner), name, None)
+            if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
+                return Hole(index)
+            return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),))
         if "value" not in node.meta:
             return Hole(index, "number" if self._is_size(node) else "list" if self.operations.is_list(node) else "tensor")
         value = node.meta["value"]
@@ -238,16 +257,6 @@ class Effects:
         if known and _is_spec(value):
             return Hole(index, "tensor", (value,))
         return Hole(index, "tensor", (), None if value[1].is_floating_point else value[1])
-
-    def _attribute(self, target: str) -> Tensor | None:
-        owner, _, name = target.rpartition(".")
-        value = getattr(self.operations.modules.get(owner), name, None)
-        return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
-
-    def _is_plain(self, node: fx.Node) -> bool:
-        """Return whether the node reads a number, a flag or a text of the model, such as ``training``: these have no storage."""
-        owner, _, name = str(node.target).rpartition(".") if node.op == "get_attr" else ("", "", "")
-        return isinstance(getattr(self.operations.modules.get(owner), name, None), (bool, int, float, str)) if name else False
 
     def _is_size(self, node: fx.Node) -> bool:
         if node not in self._known:
@@ -292,10 +301,6 @@ def _is_spec(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype) and min(value[0], default=0) >= 0
 
 
-def _method(name: str) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
-
-
 # Modules
 
 
@@ -307,15 +312,11 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Probed
         return None
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states, which have other sizes and only enter products
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
-    sizes = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
+    settings = [value if isinstance(value, tuple) else (value,) for value in vars(module).values()]
+    sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]  # what may be sizes
+    sizes += [tuple(p.shape) for p in twin.parameters()]
     seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
     return together(seen) if seen else None
-
-
-def _shapes(values: Iterable[Any]) -> list[tuple[int, ...]]:
-    """Return the settings of a layer that may be sizes: integers and tuples of integers."""
-    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [shape for shape in tuples if shape and all(type(n) is int for n in shape)]
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -330,24 +331,6 @@ def _twin(module: nn.Module) -> nn.Module:
     for inner in twin.modules():
         drop_forward_hooks(inner)
     return twin
-
-
-def _within(module: nn.Module) -> Iterable[nn.Module]:
-    """Return the module and the modules in it. Most have none, and ``modules()`` is slow."""
-    return module.modules() if module._modules else (module,)
-
-
-def _is_set(module: nn.Module, name: str) -> bool:
-    """Return whether an attribute of a module, or of its class, is true. ``getattr`` is slow for a module that lacks the attribute."""
-    own = vars(module)
-    return bool(own[name] if name in own else getattr(type(module), name, False))
-
-
-def _inner(module: nn.Module) -> Sequence[nn.Module]:
-    """Return the modules that the forward may call on data, without those that compute weights (``torch.nn.utils.parametrize``)."""
-    if not module._modules:
-        return (module,)
-    return [inner for name, inner in module.named_modules() if "parametrizations" not in name.split(".")]
 
 
 def _is_foreign(module: nn.Module) -> bool:
