@@ -312,7 +312,8 @@ class DecisionTracer(fx.Tracer):
         """Return the value that a proxy has for the examples; the graph asserts it. Call ``refuse`` if it is unknown or of another type."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
-            read = self._parameter(str(source.target)) if source.op == "get_attr" else None
+            owner, _, name = str(source.target).rpartition(".")
+            read = self.root.get_submodule(owner)._parameters.get(name) if source.op == "get_attr" else None
             # Whether a value that is no parameter requires gradients depends on the call.
             return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
@@ -320,11 +321,6 @@ class DecisionTracer(fx.Tracer):
             return refuse()
         self._assert(obj.node, value)
         return value
-
-    def _parameter(self, target: str) -> Any:
-        """Return the parameter at a path, or None."""
-        owner, _, name = target.rpartition(".")
-        return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
         """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""

@@ -58,7 +58,13 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return tuple
     if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with only a condition, ``where`` returns a tuple of indices
         return torch.Tensor
-    return _type_from_schemas(name) or _type_from_annotation(node.target)
+    if (kind := _type_from_schemas(name)) is not None:
+        return kind
+
+    # a function of torch may be annotated to return a tensor
+    is_torchs = str(getattr(node.target, "__module__", "")).startswith("torch.")
+    annotation = getattr(node.target, "__annotations__", {}).get("return") if is_torchs else None
+    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None
 
 
 def fixed_count(node: fx.Node, operations: Operations) -> int | None:
@@ -151,10 +157,3 @@ def _type_from_schemas(name: str) -> type | None:
         return torch.Tensor
     several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in returned]
     return tuple if several and all(several) else None
-
-
-def _type_from_annotation(target: Any) -> type | None:
-    """Return Tensor if a function of torch is annotated to return one, else None."""
-    is_torchs = str(getattr(target, "__module__", "")).startswith("torch.")
-    annotation = getattr(target, "__annotations__", {}).get("return") if is_torchs else None
-    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None

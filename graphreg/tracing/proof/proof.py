@@ -90,12 +90,6 @@ class Claim:
     def title(self) -> str:
         return type(self.model).__name__.removesuffix("Impl")
 
-    def in_mode(self, mode: str) -> AbstractContextManager[None]:
-        """Put the model into a mode within the block that is returned. In the mode that it has, each submodule keeps its own."""
-        as_given = self.model.training == (mode == "train")
-        modes = {} if as_given else {module: module.training for module in self.model.modules()}
-        return modes_set(modes, lambda module: mode == "train")
-
 
 @dataclass(frozen=True)
 class Proving:
@@ -323,7 +317,12 @@ class _Trial:
         """
         ran, read_saved = Run(), list[bool]()
         watch = _WriteWatch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
-        forgetting = saved_tensors_hooks(lambda tensor: None, lambda nothing: _refuse(read_saved)) if forgets else nullcontext()
+
+        def refuse(nothing: Any) -> Any:
+            read_saved.append(True)
+            raise RuntimeError("the forward computes gradients itself")
+
+        forgetting = saved_tensors_hooks(lambda tensor: None, refuse) if forgets else nullcontext()
         with self._apart() as (call, places):
             try:
                 with watch, forgetting:
@@ -349,9 +348,11 @@ class _Trial:
 
         The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
         """
-        model = self.claim.model
+        model, mode = self.claim.model, self.mode == "train"
+        # in the mode that the model has, each submodule keeps its own
+        modes = {} if model.training == mode else {module: module.training for module in model.modules()}
         try:
-            with self.claim.in_mode(self.mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
+            with modes_set(modes, lambda module: mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
                 yield copied_call(self.call, copies), places
         finally:
             self.before.restore()
@@ -368,11 +369,6 @@ class _Trial:
         except Exception as error:  # this adds detail to an error: a failure here must not replace that error
             raise_interrupt(error)
             return ""
-
-
-def _refuse(read: list[bool]) -> Any:
-    read.append(True)
-    raise RuntimeError("the forward computes gradients itself")
 
 
 def _differing(expected: Run, ours: Run, near: bool) -> str:

@@ -51,7 +51,8 @@ def alike(model: nn.Module) -> Iterator[Generators]:
             not take it. The switch is one for all threads, so it is left alone for all other models.
     """
     generators = Generators()
-    takes_fast_path = any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
+    attention = [inner for inner in model.modules() if isinstance(inner, _FAST)]
+    takes_fast_path = any(not any(parameter.requires_grad for parameter in inner.parameters()) for inner in attention)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -61,7 +62,3 @@ def alike(model: nn.Module) -> Iterator[Generators]:
             torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(generators.rewind)
         yield generators
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

@@ -36,7 +36,10 @@ class RandomGenerator(StatePlace):
         source = self.owner
         if issubclass(type(source), torch.Generator):
             return bytes(source.get_state().numpy().tobytes())
-        return pickle.dumps(source.getstate() if issubclass(type(source), random.Random) else _numpy_state(source))
+        if issubclass(type(source), random.Random):
+            return pickle.dumps(source.getstate())
+        # numpy's older generators have ``get_state``, its newer ones a bit generator
+        return pickle.dumps(source.get_state(legacy=False) if hasattr(source, "get_state") else source.bit_generator.state)
 
     def prepare_retrace(self) -> Iterator[str]:
         if self.read() != self.content:
@@ -134,8 +137,3 @@ def _position(value: Any) -> Any:
     if issubclass(type(value), tuple):
         return tuple(map(_position, value))
     return value if issubclass(type(value), PLAIN) else (type(value), len(value) if hasattr(value, "__len__") else 0)
-
-
-def _numpy_state(source: Any) -> Any:
-    """Return the state of one of numpy's generators."""
-    return source.get_state(legacy=False) if hasattr(source, "get_state") else source.bit_generator.state

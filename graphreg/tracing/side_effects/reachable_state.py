@@ -188,7 +188,10 @@ class _StateSearch:
             direct: Whether that function is a forward, or a forward calls it by name.
         """
         if direct:
-            self.code.clocks |= _module_name(value) in _CLOCKS
+            has_module = issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type))
+            module = value.__name__ if issubclass(type(value), types.ModuleType) else str(value.__module__) if has_module else ""
+            self.code.clocks |= module in _CLOCKS
+
         if issubclass(type(value), types.ModuleType):
             if not _is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
@@ -210,12 +213,6 @@ class _StateSearch:
             if name in space:
                 names_read.add(name)
                 self._value(space[name], names, direct)
-
-
-def _module_name(value: Any) -> str:
-    """Return the name of a Python module; for a function or class, the name of the module that defines it; for anything else ``""``."""
-    named = issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type))
-    return value.__name__ if issubclass(type(value), types.ModuleType) else str(value.__module__) if named else ""
 
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:

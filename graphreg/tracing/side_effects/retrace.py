@@ -65,7 +65,12 @@ def trace_repeatable(
         mode_reads.any = mode_reads.any or reads_modes_unseen(model, before.code.mentioned)
         if len(opaque) > known:  # the caller traces again, without the code of the new opaque modules
             return graph
-        if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:
+
+        # Code that is not traced may have drawn, or another thread: both are no draws of the graph.
+        drawn_generators = [name for name in before.drawn_generators() if _modules_mentioning(model, opaque, _last_name(name))]
+        if threading.active_count() > 1:
+            drawn_generators = [name for name in drawn_generators if name != "numpy.random"]
+        if drawn_generators:
             raise StatefulForward(model, drawn_generators, opaque, "")
         if registered := before.registered():
             raise StatefulForward(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
@@ -208,13 +213,6 @@ def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str
     return owners
 
 
-def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
-    """Return whether code that is not traced, or another thread, may have drawn from the random generator named ``stream``."""
-    if stream == "numpy.random" and threading.active_count() > 1:
-        return True
-    return not _modules_mentioning(model, opaque, _last_name(stream))
-
-
 def _last_name(name: str) -> str:
     """Return the name by which code mentions a place, such as ``step`` for ``self.head.step``."""
     return name.partition(",")[0].rpartition(".")[2]
@@ -226,9 +224,6 @@ def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> s
     for module in model.modules():
         if type(module) not in known:
             known[type(module)] = key in reachable_code([module]).mentioned
-    return {path for path, module in model.named_modules() if known[type(module)] and not _within(path, opaque)}
-
-
-def _within(path: str, opaque: dict[str, str]) -> bool:
-    """Return whether a path is that of an opaque module or of a module inside one."""
-    return any(path == each or path.startswith(f"{each}.") for each in opaque)
+    inside = tuple(f"{path}." for path in opaque)
+    traced = {path: module for path, module in model.named_modules() if path not in opaque and not path.startswith(inside)}
+    return {path for path, module in traced.items() if known[type(module)]}

@@ -278,7 +278,13 @@ class Snapshot:
         """Note what the forward has assigned or put into containers: of modules of the user's classes and in their attributes."""
         if _thread.assigned is None:
             return
-        names = [name for place in self.places if _is_within_the_model(place) for name in _changed_in(place)]
+
+        names = list[str]()
+        for place in filter(_is_within_the_model, self.places):
+            if isinstance(place, Attributes):
+                names += [place.label(key) for key in place.changed()]
+            elif isinstance(place, Container) and not place.same():
+                names.append(place.name)
         names += [place.label(key) for _, container, place, key in self._empty if container and _is_within_the_model(place)]
         shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
         _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
@@ -297,12 +303,6 @@ def _is_within_the_model(place: StatePlace) -> bool:
     if not (place.name == "self" or place.name.startswith("self.")):
         return False
     return not (isinstance(place.owner, nn.Module) and is_foreign_class(type(place.owner)))
-
-
-def _changed_in(place: StatePlace) -> list[str]:
-    if isinstance(place, Attributes):
-        return [place.label(key) for key in place.changed()]
-    return [place.name] if isinstance(place, Container) and not place.same() else []
 
 
 def _unwrapped(value: Any) -> Any:

@@ -113,14 +113,17 @@ class Attributes(StatePlace):
         now = self.read()
         for key in changed:
             value = now.get(key, NOTHING)
-            if _is_table(value) and not issubclass(type(self.content.get(key)), torch.Tensor):
+            is_tensor, was_tensor = issubclass(type(value), torch.Tensor), issubclass(type(self.content.get(key)), torch.Tensor)
+
+            # Real zeros replace a fake tensor of fixed size: the model's code can read the numbers of real tensors only.
+            if is_tensor and not was_tensor and is_fake(value) and all(type(size) is int for size in value.shape):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not issubclass(type(self.owner), type):
                 self.tensors[key] = value  # the forward made this tensor; ``reassigned`` finds out if it is a fixed table or a running sum
                 continue
             if is_plain(value):
                 self.retained[key] = value
-            elif not issubclass(type(self.owner), type) and (_is_state(value) or _both_tensors(value, self.content.get(key))):
+            elif not issubclass(type(self.owner), type) and (_is_state(value) or (is_tensor and was_tensor)):
                 self.set(key, StaleValue())
             else:
                 self._restore_key(key)
@@ -348,18 +351,6 @@ def _is_state(value: Any) -> bool:
     kind = type(value)
     own = kind.__module__.partition(".")[0] not in ("torch", "builtins", "graphreg") and not callable(value)
     return own and any(map(_is_state, (own_attributes(value) or {}).values()))
-
-
-def _is_table(value: Any) -> bool:
-    """Return whether a value is a fake tensor of fixed size.
-
-    For the next trace, real zeros replace it, because the model's code can read the numbers of real tensors only.
-    """
-    return issubclass(type(value), torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
-
-
-def _both_tensors(value: Any, before: Any) -> bool:
-    return issubclass(type(value), torch.Tensor) and issubclass(type(before), torch.Tensor)
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:

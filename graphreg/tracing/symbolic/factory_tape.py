@@ -11,7 +11,7 @@ or on a view of it, becomes a node of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -224,7 +224,13 @@ class Tape(TorchFunctionMode):
         arguments = _copied((args, kwargs))
         result = func(*args, **kwargs)
         written = {storage_key(tensor) for tensor, version in before if version_of(tensor) != version}
-        written.update(map(storage_key, _written_by_schema(name, args, kwargs)))
+
+        # Version counters do not show all writes: under a dispatch mode, such as the one that counts random draws, ``torch._foreach_add_``
+        # does not increase them. Its schema tells what it writes into.
+        schema = declared(name)
+        for position, argument in schema.writes if schema is not None else ():
+            given = args[position] if position < len(args) else kwargs.get(argument)
+            written.update(map(storage_key, tensors_in(given)))
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
             written.add(storage_key(tensors[0]))
         overwritten = [saved for saved in saved_tensors if storage_key(saved.tensor) in written]
@@ -346,17 +352,6 @@ def _copied(value: Any) -> Any:
         items: Iterable[Any] = map(_copied, value)
         return list(items) if kind is list else tuple(items)
     return {key: _copied(item) for key, item in value.items()} if kind is dict else value
-
-
-def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an operation writes into according to its schema.
-
-    Version counters do not show all writes: under a dispatch mode, such as the one that counts random draws, ``torch._foreach_add_``
-    does not increase them.
-    """
-    schema = declared(name)
-    for position, argument in schema.writes if schema is not None else ():
-        yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
 def operation_name(func: Any) -> str:

@@ -137,11 +137,8 @@ class Holder(Value):
     def _values(self) -> list[Any]:
         return [self[key] for key in _own(self)[_EXAMPLE]]
 
-    def _items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in _own(self)[_EXAMPLE]]
-
     def _copy(self) -> dict[Any, Any]:
-        return dict(self._items())
+        return {key: self[key] for key in _own(self)[_EXAMPLE]}
 
 
 @Mapping.register
