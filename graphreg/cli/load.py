@@ -101,16 +101,13 @@ def _module(name: str) -> ModuleType:
         absent = error.name or ""
         if absent != name and not name.startswith(f"{absent}."):
             raise UsageError(f"importing {name} raised {raised(error)}") from error
-        raise UsageError(f"there is no module {absent}.{suggestions_text(absent, _modules_beside(absent), 'Near modules')}") from None
+        # suggest one of the modules in the same package, or of all top-level modules
+        package = absent.rpartition(".")[0]
+        paths = getattr(sys.modules.get(package), "__path__", None) if package else None
+        beside = [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
+        raise UsageError(f"there is no module {absent}.{suggestions_text(absent, beside, 'Near modules')}") from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} raised {raised(error)}") from error
-
-
-def _modules_beside(name: str) -> list[str]:
-    """Return the names of the modules in the same package, or of all top-level modules, to suggest one of them."""
-    package = name.rpartition(".")[0]
-    paths = getattr(sys.modules.get(package), "__path__", None) if package else None
-    return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
 
 
 def _attribute(module: ModuleType, place: str, name: str) -> Any:
@@ -174,8 +171,7 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:
         raise UsageError(
-            f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write "
-            f":int64<{bound}."
+            f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write :int64<{bound}."
         )
     largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
     if bound is not None and not 0 < int(bound) <= largest:

@@ -43,12 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _collector_at_rest(), _short_warnings():  # importing torch takes a third less time without garbage collection
             return _run(args)
     except BrokenPipeError:
-        _close_stdout()
+        # Python flushes stdout at exit, and would report the closed pipe again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GraphRegError, OSError) as error:
-        return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
+        has_inputs = bool(getattr(args, "input", None) or getattr(args, "inputs", None))
+        return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), has_inputs))
     except SystemExit as end:  # --help and --version raise it
         return int(end.code or 0)
     except Exception as error:
@@ -97,17 +100,13 @@ def _argcomplete() -> Any:
 def _short_warnings() -> Iterator[None]:
     """Within a block, print each warning as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_one_line(message)}", file=sys.stderr)
+
+        def show(message: Warning | str, *place: Any, **more: Any) -> None:
+            text = " ".join(str(message).split()).removeprefix("graphreg: ")
+            print(f"graphreg: warning: {text}", file=sys.stderr)
+
+        warnings.showwarning = show
         yield
-
-
-def _one_line(message: Warning | str) -> str:
-    """Return a warning's text on one line, without the prefix ``graphreg:``, which the caller adds."""
-    return " ".join(str(message).split()).removeprefix("graphreg: ")
-
-
-def _has_inputs(args: Namespace) -> bool:
-    return bool(getattr(args, "input", None) or getattr(args, "inputs", None))
 
 
 def _print_error(error: Exception, args: Namespace, status: int, text: str) -> int:
@@ -115,9 +114,3 @@ def _print_error(error: Exception, args: Namespace, status: int, text: str) -> i
         traceback.print_exception(error)
     print(f"graphreg: {text}", file=sys.stderr)
     return status
-
-
-def _close_stdout() -> None:
-    """Redirect stdout to the null device, because Python flushes it at exit and would report the closed pipe again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

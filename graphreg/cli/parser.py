@@ -80,7 +80,10 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in ("names", "plan", "report", "diff", "draw", "audit"):
         text = COMMANDS[command]
-        subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
+        file = " FILE" if command == "draw" else ""
+        regularizers = "" if command in ("names", "audit") else "[--REGULARIZER STRENGTH ...] "
+        usage = f"graphreg {command} MODEL{file} {regularizers}[options]"
+        subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=usage)
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
@@ -112,11 +115,6 @@ def parser() -> Parser:
     return top
 
 
-def _usage(command: str) -> str:
-    file = " FILE" if command == "draw" else ""
-    return f"graphreg {command} MODEL{file} {'' if command in ('names', 'audit') else '[--REGULARIZER STRENGTH ...] '}[options]"
-
-
 def _add_model_options(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument("--kwargs", metavar="JSON", help="""the arguments of the callable, e.g. '{"num_classes": 10}'""")
     subparser.add_argument(
@@ -139,7 +137,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     group = subparser.add_argument_group(
         "regularizers",
         """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number,
-a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'"""
+a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'""",
     )
     for key, line in written_keys().items():
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))

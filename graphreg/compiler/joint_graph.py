@@ -189,14 +189,14 @@ def _result(node: fx.Node) -> fx.Node | None:
 
 def recompute_masks(graph: fx.Graph) -> int:
     """Mark each comparison of a floating-point CPU value with a number, so that backward recomputes it. Return how many were marked."""
-    comparisons = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _reads_cpu_floats(node)]
+    comparisons = list[Any]()
+    for node in graph.nodes:
+        value = _value(node.args[0]) if node.op == "call_function" and node.target in _COMPARISONS else None
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_floating_point():
+            comparisons.append(node)
+
     for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         if node.args[0].target is aten.relu.default:  # otherwise backward could recompute the ReLU, too, and store the mask
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
     return len(comparisons)
-
-
-def _reads_cpu_floats(node: fx.Node) -> bool:
-    value = _value(node.args[0])
-    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_floating_point()

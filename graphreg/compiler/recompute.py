@@ -37,12 +37,9 @@ def recomputed(node: fx.Node, operations: Operations, replaced: Container[fx.Nod
 
     ``replaced``: the nodes whose values splices have replaced.
     """
-    return _name(node, operations) in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
-
-
-def _name(node: fx.Node, operations: Operations) -> str:
     module = operations.module(node)
-    return type(module).__name__.lower() if module is not None else function_name(node)
+    name = type(module).__name__.lower() if module is not None else function_name(node)
+    return name in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
 
 
 def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:

@@ -58,7 +58,11 @@ class Folder:
         modules = list(self.children)
         signed = {key: (self._signature(key, True), self._signature(key, False)) for kids in self.children.values() for key in kids}
         for chain in chains:
-            self._take(next(box for box in modules if chain[0] in self.children[box]), chain)
+            box = next(box for box in modules if chain[0] in self.children[box])
+            kids, taken = self.children[box], set(chain)
+            key = self._make(box, "arithmetic", "integer and mask arithmetic", [kid for kid in kids if kid in taken])
+            self.children[box] = [key if kid == chain[0] else kid for kid in kids if kid == chain[0] or kid not in taken]
+
         for box in modules if large else ():
             kids = self._repeats(box, self.children[box], signed)
             self.children[box] = self._parts(box, box, kids)
@@ -80,12 +84,6 @@ class Folder:
         self.children[key] = members
         return key
 
-    def _take(self, box: str, chain: Sequence[str]) -> None:
-        """Put children of a module into a box of their own, at the place of the first."""
-        kids, taken = self.children[box], set(chain)
-        key = self._make(box, "arithmetic", "integer and mask arithmetic", [kid for kid in kids if kid in taken])
-        self.children[box] = [key if kid == chain[0] else kid for kid in kids if kid == chain[0] or kid not in taken]
-
     def _repeats(self, box: str, kids: list[str], signed: Mapping[str, tuple[int, int]]) -> list[str]:
         strict, loose = (runs([signed[kid][i] if kid in signed else -1 - j for j, kid in enumerate(kids)]) for i in (0, 1))
         found = loose if len(strict) > 8 and len(strict) > 1.5 * len(loose) else strict
@@ -96,16 +94,14 @@ class Folder:
                 made += kids[start : start + period * count]
                 continue
             starts = range(start, start + period * count, period)
-            items = [self._item(box, kids[i : i + period]) for i in starts]
+            parts = [kids[i : i + period] for i in starts]
+            items = [part[0] if len(part) == 1 else self._make(box, "item", self._unit(part), part) for part in parts]
             label = f"{self._unit(one)} × {count}"
             if period * count == len(kids) and box != "/":
                 self.repeated[box] = label
                 return items
             made.append(self._make(box, "repeats", label, self._parts(box, box, items)))
         return made
-
-    def _item(self, box: str, kids: list[str]) -> str:
-        return kids[0] if len(kids) == 1 else self._make(box, "item", self._unit(kids), kids)
 
     def _unit(self, kids: Sequence[str]) -> str:
         ops = [self.ops.get(kid, "") for kid in kids]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
-from torch import fx, nn
+from torch import fx
 
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
 from graphreg.errors import GraphRegError
@@ -81,7 +81,12 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     for node in seen.graph.nodes:
         if not is_added(node) and (labels := labels_of(node, operations)):
             keys[node] = labels[0].text
-    classes = _classes(seen)
+
+    # The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
+    # ``nn.Module`` that only holds parameters and submodules.
+    classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
+    classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
+
     boxes: dict[str, str] = {}
     called = {str(node.target) for node in seen.graph.nodes if node.op == "call_module"}
     for node in seen.graph.nodes:
@@ -100,17 +105,6 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
             _add_edge(graph, keys[read], keys[node], i)
     graph.graph["modules"] = "\n".join(f"{path}\t{classes[path]}" for path in _prefixes(boxes.values()) if path in classes)
     return graph
-
-
-def _classes(seen: Viewed) -> dict[str, str]:
-    """Return the class of each module, by path.
-
-    The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
-    ``nn.Module`` that only holds parameters and submodules.
-    """
-    classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
-    classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
-    return classes
 
 
 def _prefixes(paths: Any) -> list[str]:
@@ -141,19 +135,10 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
     graph.add_edge(read, reader, argument=place, value=value["name"], regularizer=added, **carried)
 
 
-def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """Return the path of the module that a node belongs to.
-
-    Return ``""`` if the recorded path names no module of the model, as may happen with torch.export.
-    """
-    path = scope_of(node)
-    return path if path in modules else ""
-
-
 def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
-    path = _scope(node, modules)
+    path = scope if (scope := scope_of(node)) in modules else ""  # torch.export may record a path that names no module of the model
     addition = addition_of(node)  # not None if graphreg changed the call of the model's node, such as the call of a native dropout
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
@@ -218,7 +203,13 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
     """Fold each module at the depth ``level`` into a single node; its attribute ``nodes`` is the number of nodes folded into it."""
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
-    folded = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
+
+    folded = dict[str, str]()
+    for key, attributes in graph.nodes(data=True):
+        names = attributes["box"].split(".") if attributes["box"] else []
+        # a module's key ends in a slash, because a site may have the module's path as its name
+        folded[key] = f"{'.'.join(names[:level])}/" if len(names) >= level else key
+
     inside: dict[str, list[NodeAttributes]] = {}
     for key, attributes in graph.nodes(data=True):
         inside.setdefault(folded[key], []).append(attributes)
@@ -236,15 +227,6 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
             for name in ("argument", "value", "regularizer"):
                 merged[name] = ", ".join(dict.fromkeys(filter(None, [*merged[name].split(", "), *edge[name].split(", ")])))
     return made
-
-
-def _at_depth(key: str, box: str, level: int) -> str:
-    """Return the key of the module that a node is folded into, or the node's own key if it is not folded.
-
-    A module's key ends in a slash, because a site may have the module's path as its name.
-    """
-    names = box.split(".") if box else []
-    return f"{'.'.join(names[:level])}/" if len(names) >= level else key
 
 
 def _module(path: str, inside: list[NodeAttributes], classes: Mapping[str, str]) -> NodeAttributes:

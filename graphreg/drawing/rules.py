@@ -33,7 +33,8 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
     rules, by_site = dict[type[Regularizer], dict[str, Any]](), dict[str, dict[int, str]]()
     for cls in registered().values():
         key = cls.keys[0] if cls.keys else cls.__name__
-        built = next((one for weight in _weights(cls) if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
+        weights = (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)  # a usual one, and others in case that it is not allowed
+        built = next((one for weight in weights if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
         if cls in rules or built is None:
             continue
         options = _options(key, built)
@@ -50,11 +51,6 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
     of = {name: numbers.setdefault(tuple(texts.items()), len(numbers)) for name, texts in by_site.items()}
     return list(rules.values()), Profiles(tuple(map(dict, numbers)), of)
-
-
-def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
-    """Return a usual weight, and then weights to try for a regularizer that does not allow the usual one."""
-    return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
 
 
 def _built(key: str, weight: float, pattern: str, **options: Any) -> Regularizer | str:

@@ -348,13 +348,9 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
         name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
     op = attributes["op"] if attributes["op"] != name else ""
-    return name, " ".join(filter(None, [op, attributes.get("shape", ""), *_native(attributes)]))
-
-
-def _native(attributes: Mapping[str, Any]) -> list[str]:
-    """Return what the second line of a node says about native dropout: its rate, and what happens to it."""
-    rate = [f"rate {attributes['own_rate']:g}"] if "own_rate" in attributes else []
-    return [*rate, f"native: {attributes['own_dropout']}"] if "own_dropout" in attributes else rate
+    rate = f"rate {attributes['own_rate']:g}" if "own_rate" in attributes else ""  # of native dropout, with what happens to it
+    native = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
+    return name, " ".join(filter(None, [op, attributes.get("shape", ""), rate, native]))
 
 
 def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:
@@ -365,7 +361,7 @@ def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:
     names = [str(shown.nodes[value]["name"]) for value in shown.stub(key)]
     text = ", ".join(names if width == float("inf") else [name.rpartition(".")[2] for name in names])
     most = max(4.0, (width / 2 - 13) / 0.9 / WIDE)
-    return text if len(text) <= most else f"{text[:int(most) - 1]}…"
+    return text if len(text) <= most else f"{text[: int(most) - 1]}…"
 
 
 def text_width(text: str) -> float:

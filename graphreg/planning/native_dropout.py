@@ -75,14 +75,18 @@ def decide(
     by_selector = isinstance(option, Mapping)
     for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
         if not dropouts:
-            complain(_none(title, selector if by_selector else None), missing)
+            what = f"own_dropout: {selector!r} names no dropout of {title}" if by_selector else "own_dropout has nothing to act on"
+            cure = "Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
+            complain(f"{what}, because {title} contains no dropout. {cure}", missing)
         for site, text in _matching(selector, dropouts, title, missing, elsewhere) if dropouts else ():
             choices[site.name] = (value, text)
     chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
     chosen = [choice for choice in chosen if choice[1] != "keep"]
     unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
     movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
-    edits = tuple(NativeDropoutEdit(dropout, _rate(value), text) for dropout, value, text in movable)
+    fixed = {"seeded": None, "off": 0.0}
+    rates = [fixed[each] if isinstance(each, str) else each if isinstance(each, Schedule) else float(each) for _, each, _ in movable]
+    edits = tuple(NativeDropoutEdit(dropout, rate, text) for (dropout, _, text), rate in zip(movable, rates, strict=True))
     if unmovable and not edits:
         raise RegularizerError(
             f"own_dropout={option!r} cannot be applied to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
@@ -90,10 +94,6 @@ def decide(
             "and attention dropout, and only where it can trace them."
         )
     return edits, unmovable
-
-
-def _rate(value: Choice | float) -> float | None:
-    return None if value == "seeded" else 0.0 if value == "off" else value if isinstance(value, Schedule) else float(value)
 
 
 def _matching(
@@ -118,11 +118,6 @@ def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: S
     sites = [dropout.site for dropout in dropouts]
     by_selector = option if isinstance(option, Mapping) else {}
     return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
-
-
-def _none(title: str, selector: Any) -> str:
-    what = f"own_dropout: {selector!r} names no dropout of {title}" if selector is not None else "own_dropout has nothing to act on"
-    return f"{what}, because {title} contains no dropout. Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
 
 
 def read_option(option: Any) -> Any:

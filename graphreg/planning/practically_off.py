@@ -30,7 +30,9 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
     is_mean = regularizer.engine_options.reduction == "mean"
     faint = dict[str, float]()
     for site, strength in strengths:
-        count = _elements(site)
+        # What a mean over many units takes from the pull at one of them, the many weights that make the unit add again: for a value, the
+        # mean weakens nothing. For a parameter it does, by the number of its elements; None if its shape is unknown.
+        count = 1 if site.kind == "value" else None if site.shape is None else math.prod(site.shape)
         slope = None if count is None else regularizer.slope(count)
         if slope is None:
             return ""
@@ -44,13 +46,3 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
     most = f"{where} it pulls {pulled} of 1 like a weight_decay of {max(faint.values()):.2g} in SGD, or less"
     has_sum = is_mean and any(field.name == "reduction" for field in fields(regularizer))
     return f"practically off{most}; give a larger weight" + ", or reduction='sum'" * has_sum
-
-
-def _elements(site: Site) -> int | None:
-    """Return over how many elements a mean weakens the pull; None for a parameter of unknown shape.
-
-    For a value, this is 1: what a mean over many units takes from the pull at one of them, the many weights that make the unit add again.
-    """
-    if site.kind == "value":
-        return 1
-    return None if site.shape is None else math.prod(site.shape)

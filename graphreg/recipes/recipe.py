@@ -245,9 +245,13 @@ class Recipe:
             if value != VERSION or isinstance(value, bool):
                 raise self.source.error((key,), f"the version is {shown(value)}; this graphreg reads version {VERSION}.")
         elif key == "regularizers":
-            self.regularizers = self._list(value)
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise self.source.error((key,), f"this must be a list of dicts, each with a 'key', not {shown(value)}.")
+            self.regularizers = [self._made((key, i), entry) for i, entry in enumerate(value)]
         elif key == "strengths":
-            self.strengths = self._strengths(value)
+            if not isinstance(value, Mapping):
+                raise self.source.error((key,), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
+            self.strengths = {name: self._strength((key, name), strength) for name, strength in value.items()}
         elif key in _CHECKS:
             self.options[key] = self._checked((key,), _CHECKS[key], value)
         else:
@@ -263,11 +267,6 @@ class Recipe:
         self.keywords[key] = self._checked((key,), _read, value)
         self._checked((key,), lambda given: from_keywords({key: given}), self.keywords[key])
 
-    def _list(self, value: Any) -> list[Regularizer]:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise self.source.error(("regularizers",), f"this must be a list of dicts, each with a 'key', not {shown(value)}.")
-        return [self._made(("regularizers", i), entry) for i, entry in enumerate(value)]
-
     def _made(self, place: tuple[str | int, ...], entry: Any) -> Regularizer:
         if not isinstance(entry, Mapping) or "key" not in entry:
             raise self.source.error(place, f"{shown(entry)} is not a dict with a 'key', which says which regularizer it is.")
@@ -278,11 +277,6 @@ class Recipe:
         except GraphRegError as error:
             at = _faulty(kind, options)
             raise self.source.at(place if at is None else (*place, at), error) from None
-
-    def _strengths(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self.source.error(("strengths",), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
-        return {name: self._strength(("strengths", name), strength) for name, strength in value.items()}
 
     def _strength(self, place: tuple[str, ...], value: Any) -> Any:
         """Return a strength to set: a number, a schedule, or a dict of selectors to these."""

@@ -217,15 +217,11 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
         if name in ("NotImplemented", "Error", "DelayedError"):
             return f"the operation whose derivative {user} reads" if user else "an operation"
         if name.startswith("GeneratedBackwardFor") and has_no_formula(function):
-            return _operator(name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward"))
+            operator = name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward")
+            known = {each.replace("::", "_"): each for each in custom_operators()}  # autograd writes ``_`` in place of ``::``
+            return known.get(operator, operator)
         waiting += [(following, name) for following, _ in function.next_functions]
     return ""
-
-
-def _operator(name: str) -> str:
-    """Return the qualified name of a custom operator. ``name``: autograd's name for it, which has ``_`` in place of ``::``."""
-    known = {each.replace("::", "_"): each for each in custom_operators()}
-    return known.get(name, name)
 
 
 @assume_constant_result
