@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -212,7 +212,11 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
             name = names.get(id(parameter))
             known |= name is not None
             decays = bool(group.get("weight_decay")) and parameter.requires_grad
-            if name is not None and decays and _is_bias_or_norm(name, parameter, traced.operations.modules):
+            if name is None or not decays:
+                continue
+            path, _, own = name.rpartition(".")
+            is_of_norm = isinstance(traced.operations.modules.get(path), NORM_MODULES)
+            if is_of_norm or "bias" in own or parameter.dim() < 2:  # scales and shifts have fewer than two dims
                 decayed[group["weight_decay"]].append(name)
     if not known:
         raise RegularizerError(
@@ -225,12 +229,6 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
             "give them a parameter group of their own: {'params': biases_and_norms, 'weight_decay': 0}",
             "He et al., Bag of tricks for image classification with convolutional neural networks, CVPR 2019, section 3.1",
         )  # fmt: skip
-
-
-def _is_bias_or_norm(name: str, parameter: nn.Parameter, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a parameter belongs to a norm, has ``bias`` in its name, or has fewer than two dims, as scales and shifts have."""
-    path, _, own = name.rpartition(".")
-    return isinstance(modules.get(path), NORM_MODULES) or "bias" in own or parameter.dim() < 2
 
 
 def _idle(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:

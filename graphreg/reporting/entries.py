@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from graphreg.ir import NativeDropout, Site, dtype_text, strings
@@ -69,7 +69,9 @@ def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[s
 
 def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
     strength = strengths.get((edit.name, edit.site.name), strengths[edit.name])
-    return Act(edit.name, _does(edit.regularizer), strength, edit.matched, gone)
+    is_clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
+    does: Does = "replaces" if not isinstance(edit.regularizer, Penalty) else "measures first" if is_clean else "measures"
+    return Act(edit.name, does, strength, edit.matched, gone)
 
 
 def native_dropout_rows(
@@ -87,12 +89,6 @@ def native_dropout_rows(
     return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
 
 
-def _does(regularizer: Regularizer) -> Does:
-    if not isinstance(regularizer, Penalty):
-        return "replaces"
-    return "measures first" if regularizer.clean else "measures"
-
-
 def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
     """Return the strings of a regularizer's selector. If the selector is a function, return the name of the function instead."""
     return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
@@ -103,12 +99,10 @@ def options_of(regularizer: Regularizer) -> dict[str, Any]:
     idle = _OF_LENGTHS if "counted" in regularizer.takes and regularizer.engine_options.lengths is None else set[str]()
     options = [field for field in fields(regularizer) if field.name not in {*_WITH_COLUMN, *idle}]
     values = {field.name: getattr(regularizer, field.name) for field in options}
-    shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
+    factories = {field.name: field.default_factory for field in options if field.default_factory is not MISSING}
+    defaults = {field.name: factories[field.name]() if field.name in factories else field.default for field in options}
+    shown = [name for name, value in values.items() if name not in _SHARED or value != defaults[name]]
     return {name: _plain(values[name]) for name in shown}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a native
 dropout, and ``Cost`` for the cost. ``entries.py`` makes all records except ``Cost``, which ``cost.py`` makes.
 """
+
 from __future__ import annotations
 
 import json
@@ -196,7 +197,15 @@ class Report(Printed):
         yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
         yield from _native_dropout(self.own_dropout)
         yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
-        yield Lines((*_missed(self.missed), *self._unknown(), *self.notes))
+
+        missed = [f"matches nothing: {text!r} of {name}" for name, texts in self.missed.items() for text in texts]
+        cure = "with example_inputs= shapes, dtypes, share and cost are shown"
+        unknown = (
+            []
+            if all(site.shape is not None for site in self.sites)
+            else [f"{UNKNOWN}: the model was traced without example inputs; {cure}"]
+        )
+        yield Lines((*missed, *unknown, *self.notes))
 
     def _heading(self) -> str:
         what = []
@@ -214,22 +223,14 @@ class Report(Printed):
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"
             named = f"{', '.join(entry.trains)} ({of})" if 0 < len(entry.trains) <= _SHOWN else of
-            notes.insert(0, f"trains {named if entry.trains else 'nothing'}{_frozen(entry.frozen)}")
+            more = f" and {len(entry.frozen) - _SHOWN} more" if len(entry.frozen) > _SHOWN else ""
+            frozen = f"; frozen: {', '.join(entry.frozen[:_SHOWN])}{more}" if entry.frozen else ""
+            notes.insert(0, f"trains {named if entry.trains else 'nothing'}{frozen}")
         return f"{entry.name}: {'; '.join(notes)}" if notes else ""
-
-    def _unknown(self) -> list[str]:
-        if all(site.shape is not None for site in self.sites):
-            return []
-        return [f"{UNKNOWN}: the model was traced without example inputs; with example_inputs= shapes, dtypes, share and cost are shown"]
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _frozen(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"; frozen: {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def _regularizers(entries: Sequence[Entry]) -> Table:
@@ -291,10 +292,6 @@ def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Paragraph]:
 
 def _beside(added: int, base: int) -> str:
     return f" ({'+' * (added >= 0)}{percent(added / base)})" if base else ""
-
-
-def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
-    return [f"matches nothing: {text!r} of {name}" for name, texts in missed.items() for text in texts]
 
 
 def percent(share: float) -> str:
