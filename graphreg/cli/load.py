@@ -1,6 +1,7 @@
 """Loads what a command works on: the model, given as ``module:callable`` or ``file.py:callable``, and its example inputs.
 
-Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote (``--inputs FILE``).
+Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote
+(``--inputs FILE``).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from graphreg.errors import suggestions_text
 def load(text: str, kwargs: str | None) -> nn.Module:
     """Load the model that ``text`` names as ``module:callable`` or ``file.py:callable``.
 
-    The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a ``torch.nn.Module`` itself, it is the model.
+    The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a
+    ``torch.nn.Module`` itself, it is the model.
 
     Raises:
-        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; the import or the call raises an error; or the
-            callable does not return a ``torch.nn.Module``.
+        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; the
+            import or the call raises an error; or the callable does not return a
+            ``torch.nn.Module``.
     """
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
@@ -122,7 +125,9 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
 
 
 GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
-BELOW = 2  # without a bound, integers are 0 or 1, which are valid in a mask and as indices into a table of 2 rows or more
+# without a bound, integers are 0 or 1, which are valid in a mask and as indices into a table of 2
+# rows or more
+BELOW = 2
 EXAMPLE = "write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224, 8x16:float64, 'input_ids=1x16:int64<100'"
 KINDS = re.compile(r"bool|bfloat16|float(16|32|64)|complex(64|128)|int(8|16|32|64)|uint8")
 DTYPES: dict[str, torch.dtype] = {name: value for name, value in vars(torch).items() if KINDS.fullmatch(name)}
@@ -136,7 +141,8 @@ def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
         file: The value of ``--inputs``.
 
     Returns:
-        A tuple of tensors, or a dict if the inputs are named; or the content of the file; None if neither option is given.
+        A tuple of tensors, or a dict if the inputs are named; or the content of the file; None if
+        neither option is given.
 
     Raises:
         UsageError: Both are given, a shape is wrong, or the file cannot be read.

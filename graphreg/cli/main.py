@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for a GraphRegError or an OSError, such as a wrong command line, with one line on stderr; 1 for any other error, and
-        if ``doctor`` or ``audit`` finds a fault; 130 when interrupted; 141 when stdout is closed.
+        0 on success; 2 for a GraphRegError or an OSError, such as a wrong command line, with one
+        line on stderr; 1 for any other error, and if ``doctor`` or ``audit`` finds a fault; 130
+        when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _argcomplete().autocomplete(grammar)
         args = grammar.parse_args(argv)
-        with _collector_at_rest(), _short_warnings():  # importing torch takes a third less time without garbage collection
+        # importing torch takes a third less time without garbage collection
+        with _collector_at_rest(), _short_warnings():
             return _run(args)
     except BrokenPipeError:
         # Python flushes stdout at exit, and would report the closed pipe again.
@@ -72,8 +74,9 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # From here on, torch or an optional package is imported; --help and --version end before this line. At exit, gc.freeze excludes all
-    # objects from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
+    # From here on, torch or an optional package is imported; --help and --version end before this
+    # line. At exit, gc.freeze excludes all objects from Python's last garbage collection, which
+    # would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -82,9 +85,11 @@ def _run(args: Namespace) -> int:
     if args.command == "completion":
         text = _argcomplete().shellcode(["graphreg"], shell=args.shell)
     else:
-        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
+        # stdout is for the result alone
+        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # str() has colours if stdout is a terminal
+        # str() has colours if stdout is a terminal
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)
     print(text, flush=True)
     return FAILED if args.command in ("doctor", "audit") and not result.ok else 0
 

@@ -35,7 +35,8 @@ SHELLS = ("bash", "zsh", "fish")
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError and does not exit. For a command with regularizers, any option may name one.
 
-    An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
+    An option that is no built-in key, such as a class name or a misspelt key, is looked up later,
+    when torch has been imported.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -1,25 +1,31 @@
 """Passes on the joint graph of forward and backward, for penalties that differentiate the model.
 
-They run before the graph is partitioned into forward and backward. On a CPU, second derivatives cost more than their arithmetic, for
-five reasons:
+They run before the graph is partitioned into forward and backward. On a CPU, second derivatives
+cost more than their arithmetic, for five reasons:
 
-- torch computes the sums in batch norm's second derivative one axis at a time (``sum_exclude_dim1``). Inductor stores each partial
-  sum and cannot fuse the sums. ``merge_sums`` merges them.
-- Some of these sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not notice: the
-  graph of the first derivative sums with ``keepdim``, and uses other operations to give the statistics four axes. ``same_forms`` writes
-  the sums of both derivatives in one form, so that equal sums are merged.
-- The mask of a ReLU (``output <= 0``) is needed in the penalty's vector-Jacobian product (vjp), in the derivative of the vjp, and in
-  the backward of the loss. A partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs
-  12 ns to store a bool, and 0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which
-  is saved in any case. Eager does the same.
-- The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this operator the memory layout that they
-  have in eager (channels first), while the convolutions around it use another layout, so the values are copied between layouts. A
-  ``convolution`` needs no such copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
-- In the derivative of the vjp, torch computes the gradient of a convolution's weight as a convolution of transposed values
-  (``_convolution_double_backward``), and copies the values to transpose them. ``weight_gradients`` replaces that convolution by
-  ``convolution_backward``, which needs no copy.
+- torch computes the sums in batch norm's second derivative one axis at a time
+  (``sum_exclude_dim1``). Inductor stores each partial sum and cannot fuse the sums. ``merge_sums``
+  merges them.
+- Some of these sums equal sums of the first derivative, but common-subexpression elimination
+  (``fx_graph_cse``) does not notice: the graph of the first derivative sums with ``keepdim``, and
+  uses other operations to give the statistics four axes. ``same_forms`` writes the sums of both
+  derivatives in one form, so that equal sums are merged.
+- The mask of a ReLU (``output <= 0``) is needed in the penalty's vector-Jacobian product (vjp), in
+  the derivative of the vjp, and in the backward of the loss. A partitioner that minimizes bytes
+  saves the mask for backward, as a bool tensor. On a CPU, Inductor needs 12 ns to store a bool, and
+  0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's
+  output, which is saved in any case. Eager does the same.
+- The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this
+  operator the memory layout that they have in eager (channels first), while the convolutions around
+  it use another layout, so the values are copied between layouts. A ``convolution`` needs no such
+  copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
+- In the derivative of the vjp, torch computes the gradient of a convolution's weight as a
+  convolution of transposed values (``_convolution_double_backward``), and copies the values to
+  transpose them. ``weight_gradients`` replaces that convolution by ``convolution_backward``, which
+  needs no copy.
 
-The passes write sizes into the graph. So they leave operations alone whose sizes are symbols, as with ``dynamic=True``.
+The passes write sizes into the graph. So they leave operations alone whose sizes are symbols, as
+with ``dynamic=True``.
 """
 
 from __future__ import annotations
@@ -64,7 +70,8 @@ def merge_sums(graph: fx.Graph) -> int:
 def same_forms(graph: fx.Graph) -> int:
     """Replace each way to add axes of length 1 (``unsqueeze``, ``keepdim``) by a ``view``. Return how many nodes were replaced."""
     count = 0
-    for node in reversed(list(graph.nodes)):  # in reverse: when the last of several ``unsqueeze`` is replaced, nothing reads the others
+    # in reverse: when the last of several ``unsqueeze`` is replaced, nothing reads the others
+    for node in reversed(list(graph.nodes)):
         value, base = _value(node), node
         while base.target is aten.unsqueeze.default:
             base = base.args[0]
@@ -197,6 +204,7 @@ def recompute_masks(graph: fx.Graph) -> int:
 
     for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-        if node.args[0].target is aten.relu.default:  # otherwise backward could recompute the ReLU, too, and store the mask
+        # otherwise backward could recompute the ReLU, too, and store the mask
+        if node.args[0].target is aten.relu.default:
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
     return len(comparisons)

@@ -20,8 +20,9 @@ Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 def by_kind(operations: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
     """Group the model's own random operations by the experiment that tests them.
 
-    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. This dropout needs no experiment, because the
-    backward pass of the layer raises an error if the masks of the forward are gone.
+    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. This
+    dropout needs no experiment, because the backward pass of the layer raises an error if the masks
+    of the forward are gone.
     """
     kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for operation in operations:
@@ -37,7 +38,8 @@ class Bench:
     Attributes:
         backend: A backend of torch.compile, by name or as a callable.
         device: The device on which the experiments run.
-        show: A function that shows progress. It is called with a description of each experiment before the experiment runs.
+        show: A function that shows progress. It is called with a description of each experiment
+            before the experiment runs.
     """
 
     backend: InnerBackend
@@ -73,8 +75,9 @@ class Bench:
     def blame(self, again: Callable[[], Probed]) -> tuple[Setting, ...]:
         """Return the settings that cause a fault, as few as the search can find; () if torch's defaults do not cure the fault.
 
-        The search starts with all settings that are not at their default. A setting is left out if the defaults of the remaining settings
-        still cure the fault. ``again``: repeats the experiment that shows the fault.
+        The search starts with all settings that are not at their default. A setting is left out if
+        the defaults of the remaining settings still cure the fault. ``again``: repeats the
+        experiment that shows the fault.
         """
         needed = changed()
         if not needed or not self._cured(needed, again):

@@ -1,12 +1,13 @@
 """Experiments that compile tiny functions under torch's present settings, and compare the masks that forward, backward and eager draw.
 
-``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
-gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of
-them in backward. ``measure_order`` compares two draws in one compiled graph with the same draws in eager.
+``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the
+masks of the forward, an element's gradient is nonzero exactly if no draw dropped the element. The
+chain has several draws, because the partitioner may recompute only some of them in backward.
+``measure_order`` compares two draws in one compiled graph with the same draws in eager.
 
-An experiment has no side effects. Its functions have code objects of their own, so the experiment does not change the code that Dynamo has
-cached for other functions. (``torch._dynamo.reset`` would clear that cache.) The random generators are restored. The process caches the
-measurements.
+An experiment has no side effects. Its functions have code objects of their own, so the experiment
+does not change the code that Dynamo has cached for other functions. (``torch._dynamo.reset`` would
+clear that cache.) The random generators are restored. The process caches the measurements.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ class Probed:
     """The outcome of one experiment.
 
     Attributes:
-        backward: The share of elements, in [0, 1], whose mask in backward differs from their mask in the forward.
-        eager: The share of elements, in [0, 1], whose mask in compiled code differs from their mask in eager.
+        backward: The share of elements, in [0, 1], whose mask in backward differs from their mask
+            in the forward.
+        eager: The share of elements, in [0, 1], whose mask in compiled code differs from their mask
+            in eager.
         error: The error with which the function failed to compile or run; ``""`` if it ran.
     """
 
@@ -95,7 +98,8 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
         kept = torch.ones_like(x, dtype=torch.bool)
         for _ in range(LINKS):
             x = draw(torch.tanh(x))
-            kept = kept & (x > 0)  # alpha dropout sets a dropped element to a number below 0; a kept element stays above 0
+            # alpha dropout sets a dropped element to a number below 0; a kept element stays above 0
+            kept = kept & (x > 0)
         return x, kept
 
     return with_own_code(chain)

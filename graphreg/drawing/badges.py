@@ -11,7 +11,8 @@ import networkx as nx
 from graphreg.drawing.view import Viewed
 
 DiffState = Literal["", "added", "removed", "changed"]
-PASSED = ("splice", "track", "clone", "copy", "parameter", "replaced", "attach", "attached")  # what reads them reads what they read
+# what reads them reads what they read
+PASSED = ("splice", "track", "clone", "copy", "parameter", "replaced", "attach", "attached")
 _COUNTED = ("splice", "measure", "read")
 _SIGNS: dict[DiffState, str] = {"": "", "added": "+ ", "removed": "− ", "changed": ""}
 
@@ -22,11 +23,14 @@ class Badge:
 
     Attributes:
         regularizer: The regularizer's name.
-        label: What acts, without its strength: the regularizer's name, after the name of the parameter if it acts on one.
+        label: What acts, without its strength: the regularizer's name, after the name of the
+            parameter if it acts on one.
         strength: The present strength as text; ``""`` if the badge has none.
         site: The name of the site.
-        counted: Whether it counts as an action at a site. A value that a derivative is taken with respect to does not.
-        state: In a comparison, what the second drawing has that the first has not, or the other way round.
+        counted: Whether it counts as an action at a site. A value that a derivative is taken with
+            respect to does not.
+        state: In a comparison, what the second drawing has that the first has not, or the other way
+            round.
     """
 
     regularizer: str

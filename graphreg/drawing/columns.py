@@ -1,6 +1,7 @@
 """Wraps the layout of a high box into columns, which are read from top to bottom and from left to right.
 
-A line from one column to the next goes to the gap between the columns, up in it, and into the next column from above.
+A line from one column to the next goes to the gap between the columns, up in it, and into the next
+column from above.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from graphreg.drawing.scene import OUT, BoxLink
 
 Point = tuple[float, float]
 Points = tuple[Point, ...]
-Laid = tuple[float, float, dict[str, Point], list[tuple[BoxLink, Points]]]  # width, height, centres by key, and the curve of each line
+# width, height, centres by key, and the curve of each line
+Laid = tuple[float, float, dict[str, Point], list[tuple[BoxLink, Points]]]
 LANE, GAP = 7.0, 14.0  # pixels: between two lines in a gap, and beside them
 MOST = 8  # lines that may go from one column to the next
 

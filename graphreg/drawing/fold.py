@@ -10,8 +10,11 @@ import networkx as nx
 
 FoldKind = Literal["repeats", "item", "arithmetic", "part"]
 SMALL = 40  # a drawing of at most this many nodes shows repeats and sequences as they are
-LEAST, LONGEST = 3, 24  # the repetitions that a fold has at least, and the nodes and modules of one repetition at most
-PART, PARTS, CROWDED = 16, 20, 32  # the children of a part, the parts of a sequence, and the children that a box may have without parts
+# the repetitions that a fold has at least, and the nodes and modules of one repetition at most
+LEAST, LONGEST = 3, 24
+# the children of a part, the parts of a sequence, and the children that a box may have without
+# parts
+PART, PARTS, CROWDED = 16, 20, 32
 CHAIN = 2  # the operations on integers and masks that are folded, at least
 
 
@@ -20,8 +23,9 @@ class Fold:
     """A box that is no module.
 
     Attributes:
-        kind: ``"repeats"``: equal blocks; ``"item"``: one repetition of several children; ``"arithmetic"``: operations on integers and
-            masks; ``"part"``: a part of a long sequence.
+        kind: ``"repeats"``: equal blocks; ``"item"``: one repetition of several children;
+            ``"arithmetic"``: operations on integers and masks; ``"part"``: a part of a long
+            sequence.
         label: The first line of the folded box.
         members: The keys of its children.
     """
@@ -36,7 +40,8 @@ class Folder:
     """Folds the children of every module.
 
     Attributes:
-        children: The children of each module by key, in the order of the graph; changed as they are folded.
+        children: The children of each module by key, in the order of the graph; changed as they are
+            folded.
         ops: The class or function of each child, by key.
         marks: What else tells children apart, by key: the regularizers that act there.
         pairs: For each module, the pairs of its children that a line connects.
@@ -169,7 +174,8 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
         acts: Whether a regularizer acts at a node.
     """
     nodes, known, folded = graph.nodes, set(parameters), set[str]()
-    for key in graph:  # in the order of the graph, so that what a node reads was looked at before the node
+    # in the order of the graph, so that what a node reads was looked at before the node
+    for key in graph:
         a, reads = nodes[key], list(graph.predecessors(key))
         dtype = a.get("dtype", "")
         if a["kind"] != "site" or a["call"] not in ("call_function", "call_method") or not dtype or acts(key) or a.get("role"):

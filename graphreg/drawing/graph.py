@@ -1,6 +1,7 @@
 """Converts a graph to a networkx.DiGraph, with names, operations, shapes and modules of nodes, and with what each regularizer added.
 
-All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON can store the graph.
+All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON
+can store the graph.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def to_networkx(
 ) -> nx.DiGraph[str]:
     """Convert a model, a trace, a plan or a rewritten module to a ``networkx.DiGraph``.
 
-    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of the torch.fx node. docs/drawing.md lists
-    the attributes.
+    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of
+    the torch.fx node. docs/drawing.md lists the attributes.
 
     Args:
         module: What to convert.
-        level: Fold each module at this depth into one node. A whole number, 1 or more; None folds nothing.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None folds
+            nothing.
         plan: With a model or a trace: convert it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
         mode: Which forward to convert, ``"train"`` or ``"eval"``, if the two differ.
@@ -82,8 +84,9 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
         if not is_added(node) and (labels := labels_of(node, operations)):
             keys[node] = labels[0].text
 
-    # The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
-    # ``nn.Module`` that only holds parameters and submodules.
+    # The class of a module that the forward calls comes from its label, because in a GraphModule
+    # the object at that path may be a plain ``nn.Module`` that only holds parameters and
+    # submodules.
     classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
     classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
 
@@ -138,8 +141,11 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
 def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
-    path = scope if (scope := scope_of(node)) in modules else ""  # torch.export may record a path that names no module of the model
-    addition = addition_of(node)  # not None if graphreg changed the call of the model's node, such as the call of a native dropout
+    # torch.export may record a path that names no module of the model
+    path = scope if (scope := scope_of(node)) in modules else ""
+    # not None if graphreg changed the call of the model's node, such as the call of a native
+    # dropout
+    addition = addition_of(node)
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
     attributes: NodeAttributes = {
@@ -175,7 +181,8 @@ def target_text(target: object) -> str:
 def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> NodeAttributes:
     """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in.
 
-    ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the graph calls.
+    ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the
+    graph calls.
     """
     plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
@@ -183,8 +190,9 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":
-        # If the graph calls the module that has the parameter, or a module around it, the node is drawn next to the outermost module that
-        # is called; otherwise inside the module that has the parameter.
+        # If the graph calls the module that has the parameter, or a module around it, the node is
+        # drawn next to the outermost module that is called; otherwise inside the module that has
+        # the parameter.
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
     attributes: NodeAttributes = {

@@ -1,6 +1,7 @@
 """Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
-The wheel of pygraphviz contains dot. When a module is laid out, each module directly inside it is one node of fixed size.
+The wheel of pygraphviz contains dot. When a module is laid out, each module directly inside it is
+one node of fixed size.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from graphreg.drawing.columns import Laid, Point, in_columns
 from graphreg.drawing.scene import IN, OUT, Box, BoxLink, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
-PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
+# pixels: a box's margin, its title, the room for lines at its border; an inch
+PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0
 NARROWEST = 50.0  # pixels: a node without its margins; a page writes numbers into nodes
 BADGE = 15.0  # pixels: the height of a badge
-SCREEN, SCALE = 1920.0, 4 / 3  # pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9 points
+# pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9
+# points
+SCREEN, SCALE = 1920.0, 4 / 3
 WIDEST = SCREEN / SCALE - 32.0  # the widest layout whose smallest text has 9 points on a screen
 RANKS, NODES = 26.0, 16.0  # pixels between two ranks, and between two neighbours in a rank
 
@@ -80,7 +84,8 @@ def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
     return min([whole, *(one for one in tried if one.width <= WIDEST)], key=lambda one: one.height)
 
 
-HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0  # pixels: heights of columns to try, and that of a screen
+# pixels: heights of columns to try, and that of a screen
+HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
@@ -110,7 +115,8 @@ def _box(
 ) -> Arrangement:
     """Lay out an open box by itself, with its upper left corner at 0, 0.
 
-    ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid out already.
+    ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid
+    out already.
     """
     inner = {key: _box(shown, shown.boxes[key], opened, pgv, high, known) for key in box.children if key in opened}
     sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}

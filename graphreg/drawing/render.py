@@ -17,7 +17,8 @@ from graphreg.errors import GraphRegError
 MARGIN, ROW = 16.0, 18.0
 LARGEST = 16384  # pixels: many viewers do not open a .png with a longer side
 FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
-# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow; ``_further`` computes more.
+# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow;
+# ``_further`` computes more.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = f"""
 text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
@@ -85,7 +86,8 @@ def png(text: str) -> bytes:
     """Render SVG text as a PNG, larger than the SVG by a half, or less so if a side would have more than ``LARGEST`` pixels.
 
     Raises:
-        GraphRegError: resvg-py or a font is not installed, or the PNG would have to be smaller than the SVG.
+        GraphRegError: resvg-py or a font is not installed, or the PNG would have to be smaller than
+            the SVG.
     """
     try:
         import resvg_py  # noqa: PLC0415

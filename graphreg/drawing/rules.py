@@ -19,8 +19,10 @@ class Profiles:
     """Why regularizers refuse sites. Most sites of a model have the same reasons, so the page has each set of reasons once.
 
     Attributes:
-        texts: The sets: for each, by the number of the regularizer, the error with ``{}`` in place of the site's name.
-        of: The number of a site's set, by the site's name. A site that no regularizer refuses has none.
+        texts: The sets: for each, by the number of the regularizer, the error with ``{}`` in place
+            of the site's name.
+        of: The number of a site's set, by the site's name. A site that no regularizer refuses has
+            none.
     """
 
     texts: tuple[Mapping[int, str], ...]
@@ -33,7 +35,8 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
     rules, by_site = dict[type[Regularizer], dict[str, Any]](), dict[str, dict[int, str]]()
     for cls in registered().values():
         key = cls.keys[0] if cls.keys else cls.__name__
-        weights = (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)  # a usual one, and others in case that it is not allowed
+        # a usual one, and others in case that it is not allowed
+        weights = (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
         built = next((one for weight in weights if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
         if cls in rules or built is None:
             continue

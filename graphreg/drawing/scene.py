@@ -1,7 +1,8 @@
 """Chooses what of a graph is drawn, and groups it into boxes (modules within modules) with the lines at each level.
 
-No line crosses the border of a box: a line ends at the border (``IN`` or ``OUT``), and another line continues on the other side. So each
-module is laid out by itself, and folding a module changes nothing inside another.
+No line crosses the border of a box: a line ends at the border (``IN`` or ``OUT``), and another line
+continues on the other side. So each module is laid out by itself, and folding a module changes
+nothing inside another.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 
 IN, OUT = "<", ">"
-ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
+# by default, whole depths of modules are unfolded as long as no more nodes than this are visible
+ROOM = 60
 BoxPaths = dict[str, tuple[str, ...]]
 WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
@@ -49,16 +51,19 @@ class Box:
 
     Attributes:
         path: The module's path; for a fold, the path of the module that it is in.
-        name: The module's path within the module of the box around it; ``""`` for the whole model and for a fold.
+        name: The module's path within the module of the box around it; ``""`` for the whole model
+            and for a fold.
         op: The name of the module's class; for a fold, what it holds.
         children: The keys of the nodes and boxes directly in the box, in the order of the graph.
         links: The lines between the children, and between children and the border.
-        acts: For each regularizer, by name, the number of sites in the box, at any depth, at which it acts.
+        acts: For each regularizer, by name, the number of sites in the box, at any depth, at which
+            it acts.
         nodes: The number of nodes in the box, at any depth.
         key: Its key: for a module, its path and a slash.
         kind: ``"module"``, or the kind of the fold.
         repeats: For a module that holds nothing but equal modules: what they are, and how many.
-        stubs: The keys of the values from outside that a child reads, where a stub with their names stands in place of a line.
+        stubs: The keys of the values from outside that a child reads, where a stub with their names
+            stands in place of a line.
     """
 
     path: str
@@ -173,8 +178,9 @@ def picture(seen: Viewed) -> Picture:
 def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> BoxPaths:
     """Return the keys of the boxes around each node, from the outermost, and the node's own key.
 
-    A module that is never called, such as a ModuleList, has no box if something else runs between its parts: the parts are then drawn
-    among what runs between them. In a box, they would seem to run at once, with lines that lead out of the box and back into it.
+    A module that is never called, such as a ModuleList, has no box if something else runs between
+    its parts: the parts are then drawn among what runs between them. In a box, they would seem to
+    run at once, with lines that lead out of the box and back into it.
 
     Args:
         drawn: The nodes; the attribute ``box`` becomes the path of the innermost box that is drawn.
@@ -248,7 +254,8 @@ def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: BoxPaths) ->
     """Add the lines to the boxes that they lie in, and the stubs in place of lines."""
     place = {child: i for box in boxes.values() for i, child in enumerate(box.children)}
     links: dict[str, dict[tuple[str, str], None]] = {key: {} for key in boxes}
-    entering: dict[str, dict[str, dict[str, None]]] = {key: {} for key in boxes}  # by box and child: the values from outside the box
+    # by box and child: the values from outside the box
+    entering: dict[str, dict[str, dict[str, None]]] = {key: {} for key in boxes}
     for start, end in drawn.edges:
         for box, pair in _levels(chains[start], chains[end]):
             links[box][pair] = None
@@ -268,7 +275,8 @@ SHARED = 4  # as many blocks as this read a value from outside: most of its line
 def _stubs(box: Box, pieces: Collection[tuple[str, str]], entering: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
     """Find the blocks to which no line from the border is drawn, with the keys of the values that they read from outside the box.
 
-    They are blocks that follow one another and read the same values, such as a mask: a line to each would run past all blocks before it.
+    They are blocks that follow one another and read the same values, such as a mask: a line to each
+    would run past all blocks before it.
     """
     between = [pair for pair in pieces if IN not in pair and OUT not in pair]
     if not (box.repeats or box.kind in ("repeats", "part")) or len(between) > 2 * len(box.children):
@@ -304,7 +312,8 @@ def _drawn(graph: nx.DiGraph[str], shown: Mapping[str, tuple[Badge, ...]]) -> nx
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
     """Split a line between two nodes into pieces that each lie within one box. Return the box's key and the two ends of each piece."""
     shared = 0
-    while start[shared + 1] == end[shared + 1]:  # this ends at the last keys at the latest, because they differ
+    # this ends at the last keys at the latest, because they differ
+    while start[shared + 1] == end[shared + 1]:
         shared += 1
     pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
     pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
@@ -315,8 +324,8 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
     """Return the keys of the boxes to unfold.
 
-    ``level``: unfold the modules above this depth, and what repeats in them. With None, unfold as many whole depths as ``ROOM`` allows,
-    but no repeats.
+    ``level``: unfold the modules above this depth, and what repeats in them. With None, unfold as
+    many whole depths as ``ROOM`` allows, but no repeats.
     """
     boxes = shown.boxes
     if level is not None:
@@ -343,12 +352,15 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     if attributes["kind"] == "addition":
         strength = f" {attributes['strength']:g}" if "strength" in attributes else ""
         return attributes["regularizer"] or attributes["added"], f"{attributes['site'] or attributes['op']}{strength}"
-    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a get_attr is shown by what it reads
+    # a get_attr is shown by what it reads
+    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
-        name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
+        # a module's first output; the call of the module is drawn too, by the bare name
+        name += ":out"
     op = attributes["op"] if attributes["op"] != name else ""
-    rate = f"rate {attributes['own_rate']:g}" if "own_rate" in attributes else ""  # of native dropout, with what happens to it
+    # of native dropout, with what happens to it
+    rate = f"rate {attributes['own_rate']:g}" if "own_rate" in attributes else ""
     native = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
     return name, " ".join(filter(None, [op, attributes.get("shape", ""), rate, native]))
 
@@ -356,7 +368,8 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
 def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:
     """Return the names of the values that the stub at a block stands for; ``""`` if it has no stub.
 
-    ``width``: the block's; the last parts of the names are shortened to half of it, for the line in the middle.
+    ``width``: the block's; the last parts of the names are shortened to half of it, for the line in
+    the middle.
     """
     names = [str(shown.nodes[value]["name"]) for value in shown.stub(key)]
     text = ", ".join(names if width == float("inf") else [name.rpartition(".")[2] for name in names])

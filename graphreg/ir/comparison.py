@@ -14,7 +14,8 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.train_eval import ModeGraphs
 
-Literals = dict[int, tuple[Any, Any]]  # position in the result of ``flat`` -> (literal in the first graph, literal in the second)
+# position in the result of ``flat`` -> (literal in the first graph, literal in the second)
+Literals = dict[int, tuple[Any, Any]]
 
 
 def name_of(node: fx.Node) -> str:
@@ -33,8 +34,9 @@ def flat(node: fx.Node) -> list[Any]:
 def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    Return None unless both are the same operation with the same structure of arguments. If the nodes read different values, for example
-    because an operation before them depends on the mode, return only the literals of type bool, such as ``training=``.
+    Return None unless both are the same operation with the same structure of arguments. If the
+    nodes read different values, for example because an operation before them depends on the mode,
+    return only the literals of type bool, such as ``training=``.
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None

@@ -1,8 +1,9 @@
 """Finds which arguments a call aliases or writes into, from torch's schemas (``declared``) or by a call on meta tensors (``probe``).
 
-A schema declares whether an operator returns a view and whether it writes. A function composed of several operators has no such
-declaration: an ``einsum`` that only permutes returns a view, and a dropout in eval mode returns its input. Such a function is called
-on meta tensors, which have shapes and storages but no data, while a dispatch mode records which arguments it writes into.
+A schema declares whether an operator returns a view and whether it writes. A function composed of
+several operators has no such declaration: an ``einsum`` that only permutes returns a view, and a
+dropout in eval mode returns its input. Such a function is called on meta tensors, which have shapes
+and storages but no data, while a dispatch mode records which arguments it writes into.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from graphreg.torch_internals import (
 TRIES = 400  # the most calls of a probe; many of them raise
 _OPERATORS = 2000  # the most operators that one probed call may run
 _RANKS = (2, 4, 3, 1, 5, 0)
-_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # tried for an argument that is not a tensor
-_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # the usual size of an axis, a size with room for sliding windows, the largest size
+# tried for an argument that is not a tensor
+_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))
+# the usual size of an axis, a size with room for sliding windows, the largest size
+_SMALL, _LONG, _MANY = 4, 64, 1 << 16
 PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
 Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
@@ -61,7 +64,8 @@ class Hole:
     dtype: torch.dtype | None = None
 
     def __repr__(self) -> str:
-        return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"  # quick, because it is a part of the key of each probe
+        # quick, because it is a part of the key of each probe
+        return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"
 
 
 class ProbedCall(NamedTuple):
@@ -93,7 +97,8 @@ def probe(
         call: The function.
         args: Its positional arguments, with holes.
         kwargs: Its keyword arguments, with holes.
-        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an argument often has to fit one of them.
+        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an
+            argument often has to fit one of them.
         enough: The number of calls without an error after which to stop.
 
     Returns:
@@ -109,7 +114,8 @@ def probe(
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to a tensor's own dtype makes no copy: try other dtypes
+                # a cast to a tensor's own dtype makes no copy: try other dtypes
+                if seen and not seen_calls and not known_shapes:
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -127,7 +133,8 @@ def together(calls: Sequence[ProbedCall]) -> ProbedCall:
     return ProbedCall(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Filling = Mapping[int, tuple[Spec, ...] | Any]  # index of a hole -> the specs of its tensors, or a value that is not a tensor
+# index of a hole -> the specs of its tensors, or a value that is not a tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
@@ -143,7 +150,8 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
 def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
     """Yield groups of fillings to try: tensors with the usual size in all axes, and tensors with sizes from ``shapes``.
 
-    ``fits``: whether to try the sizes from ``shapes`` first, as for a layer, whose input has to fit the shapes of its weights.
+    ``fits``: whether to try the sizes from ``shapes`` first, as for a layer, whose input has to fit
+    the shapes of its weights.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
@@ -158,7 +166,8 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
         yield fillings([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
-    sizes += [n * n for n in sizes if n < _LONG]  # for an axis that is divided by n twice, such as by a pixel shuffle
+    # for an axis that is divided by n twice, such as by a pixel shuffle
+    sizes += [n * n for n in sizes if n < _LONG]
     ends = [shape for shape in shapes if len(shape) > 1][:4]
     named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
     plain = [_same(_SMALL, 1)]
@@ -322,7 +331,8 @@ class Declared(NamedTuple):
     Attributes:
         shares: The arguments that the result aliases according to at least one overload.
         writes: The arguments that the operator writes into according to at least one overload.
-        complete: Whether the declarations are complete, so that what is not declared does not happen.
+        complete: Whether the declarations are complete, so that what is not declared does not
+            happen.
         silent: Whether an overload may write without declaring it.
     """
 
@@ -346,7 +356,8 @@ def declared(operator: str | OpOverload) -> Declared | None:
         if any(r.alias_info is not None for r in schema.returns):
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
-    # an overload that is composed of another one has the same effects: ``add.Scalar`` calls ``add.Tensor``
+    # an overload that is composed of another one has the same effects: ``add.Scalar`` calls
+    # ``add.Tensor``
     complete = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
     return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
@@ -360,7 +371,8 @@ def _overloads(name: str) -> list[OpOverload]:
     overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
     overloads = [overload for overload in overloads if _takes_tensors(overload)]
 
-    # Without those with ``out=``, those of named tensors, and those that only TorchScript can call (``sort.Tensor`` sorts a list).
+    # Without those with ``out=``, those of named tensors, and those that only TorchScript can call
+    # (``sort.Tensor`` sorts a list).
     overloads = [overload for overload in overloads if not any(a.kwarg_only and is_written(a) for a in schema_of(overload).arguments)]
     return [overload for overload in overloads if "name" not in overload_name(overload).lower() and has_kernel(overload)]
 
@@ -372,10 +384,11 @@ def _takes_tensors(overload: OpOverload) -> bool:
 def _kind(overload: OpOverload) -> str:
     """Return how the operator is implemented.
 
-    ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd (``CompositeImplicitAutograd``,
-    ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one for meta tensors among them. ``"real"``: it has kernels, but none for
-    meta tensors. Such an operator may do what its schema does not declare: given a float tensor, ``dequantize``
-    returns the tensor itself.
+    ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd
+    (``CompositeImplicitAutograd``, ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one
+    for meta tensors among them. ``"real"``: it has kernels, but none for meta tensors. Such an
+    operator may do what its schema does not declare: given a float tensor, ``dequantize`` returns
+    the tensor itself.
     """
     for kind in ("Implicit", "Explicit"):
         if has_kernel(overload, f"Composite{kind}Autograd"):

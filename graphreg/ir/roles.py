@@ -20,14 +20,18 @@ from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
-CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that recurrent cells call
-# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this key. Its value says whether the input
-# depends on a product of data with weights or, if that is not known, whether the input requires a gradient. An output node has this key
-# if its values go on to another subgraph.
+# functions that recurrent cells call
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
+# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this
+# key. Its value says whether the input depends on a product of data with weights or, if that is not
+# known, whether the input requires a gradient. An output node has this key if its values go on to
+# another subgraph.
 BOUNDARY = "graph_break_boundary"
-_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a user's own norm is recognized by the name of its class
+# a user's own norm is recognized by the name of its class
+_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
-CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
+# of nn.LSTMCell
+CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}
 
 
 def value_sites(model: nn.Module, graphs: ModeGraphs) -> tuple[Site, ...]:
@@ -48,14 +52,15 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     """Return a node's labels.
 
-    If the node is an element of a tuple, labels made from the tuple's name and the element's place come first: ``rnn:h_n`` before
-    ``getitem_1``.
+    If the node is an element of a tuple, labels made from the tuple's name and the element's place
+    come first: ``rnn:h_n`` before ``getitem_1``.
     """
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
     if operations.is_list(node):
-        # the module's name stands for its first output; the getitem node of that output has the label, so the tuple has none
+        # the module's name stands for its first output; the getitem node of that output has the
+        # label, so the tuple has none
         has_first_port = any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
         return () if operations.module(node) is not None and has_first_port else labels
     if not is_port(node, operations):
@@ -113,17 +118,23 @@ class _Judge:
         held = ((path, name, value) for path, module in operations.modules.items() for name, value in module._parameters.items())
         self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
-        self.data: set[fx.Node] = set()  # depends on an input through tensors, not only through sizes
+        # depends on an input through tensors, not only through sizes
+        self.data: set[fx.Node] = set()
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
-        self.filled: set[fx.Node] = set()  # data was written into the value, so a later node that reads it is data, too
-        self.filled_deep: set[fx.Node] = set()  # a deep value was written into it, so a later node that reads it is deep, too
+        # data was written into the value, so a later node that reads it is data, too
+        self.filled: set[fx.Node] = set()
+        # a deep value was written into it, so a later node that reads it is deep, too
+        self.filled_deep: set[fx.Node] = set()
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
-        self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
-        self.spatial: dict[fx.Node, int] = {}  # for each value with a convolution's axes: how many are spatial
+        # a PackedSequence, also one that a recurrent layer returns
+        self.packed: set[fx.Node] = set()
+        # for each value with a convolution's axes: how many are spatial
+        self.spatial: dict[fx.Node, int] = {}
         self.products: set[fx.Node] = set()  # products of data with weights
-        self.reads: dict[fx.Node, str] = {}  # for each embedding: the name of the model's input that has the indices
+        # for each embedding: the name of the model's input that has the indices
+        self.reads: dict[fx.Node, str] = {}
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
@@ -191,8 +202,8 @@ class _Judge:
     def _fill(self, node: fx.Node) -> None:
         """If the node's value is data, mark each value that the node writes into as filled with data.
 
-        Also mark every value that a marked value may be a view of. If the node's value is deep, mark all of these as filled with a deep
-        value, too.
+        Also mark every value that a marked value may be a view of. If the node's value is deep,
+        mark all of these as filled with a deep value, too.
         """
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
@@ -212,7 +223,8 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):
-            # a tensor that the forward creates has no site name, but a view of it may have one: stop at the view
+            # a tensor that the forward creates has no site name, but a view of it may have one:
+            # stop at the view
             if is_labelled(node.args[0]) and not own_labels(node.args[0]):
                 break
             node = node.args[0]
@@ -241,8 +253,9 @@ class _Judge:
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
         """Return whether the value is the output sequence of a recurrent layer, and with which order of axes, or a state of such a layer.
 
-        ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
-        ``"state"`` if it is another output of the layer; else ``""``.
+        ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after
+        dropout or ``pad_packed_sequence``; ``"state"`` if it is another output of the layer; else
+        ``""``.
         """
         if function_name(node) not in ("getitem", "__getitem__") and not self.operations.is_dropout(node):
             return ""
@@ -264,7 +277,8 @@ class _Judge:
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)
-        is_element = node.op != "placeholder" and labels and labels[0].op == "input"  # an element of an argument that is a tuple or dict
+        # an element of an argument that is a tuple or dict
+        is_element = node.op != "placeholder" and labels and labels[0].op == "input"
         if is_element or (node.op == "placeholder" and BOUNDARY not in node.meta):
             return "input"
         if node in self.hidden:

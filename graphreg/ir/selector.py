@@ -1,8 +1,8 @@
 """Finds sites by selector: a string, a sequence of strings, or a function of a site.
 
-A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. If it matches a module's name, it selects the module's output, but not the
-values inside the module; with ``**``, it selects these values, too. A backslash makes the next character part of the name:
-``block\\@1``.
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. If it matches a module's name, it selects
+the module's output, but not the values inside the module; with ``**``, it selects these values,
+too. A backslash makes the next character part of the name: ``block\\@1``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _GRAMMAR = re.compile(
     r"(?P<exclude>!?)(?P<name>(?:\\.|[^@:#\\])*)(?:@(?P<op>(?:\\.|[^:#\\])+))?(?::(?P<port>(?:\\.|[^#\\])+))?(?:#(?P<role>.*))?", re.DOTALL
 )
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
-_ONE_OF = re.compile(r"\[([^]!])\]")  # a character class with one character, as which a glob writes a character that matches itself
+# a character class with one character, as which a glob writes a character that matches itself
+_ONE_OF = re.compile(r"\[([^]!])\]")
 _SPECIAL = re.compile(r"[\\@:#*?\[]|^!|^\s|\s$")
 
 
@@ -82,7 +83,8 @@ class Pattern:
 
     def names(self, label: Label, site: Site) -> bool:
         """Return whether the pattern matches the name of a label."""
-        if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
+        # a parameter has no port: ':' is part of its name
+        if site.kind == "parameter" and self.port is not None:
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
         return label.name == self.literal if self.literal is not None else bool(self._glob(label.name))
 
@@ -126,7 +128,8 @@ def _candidates(pattern: Pattern, sites: Iterable[Site]) -> Iterable[tuple[Label
     if not isinstance(sites, SitesByName) or literal is None or (port is not None and set(port).intersection("*?[")):
         return ((label, site) for site in sites for label in site.labels)
     named = sites.by_name.get(literal, ())
-    if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):  # ":" may also be a part of a parameter's name
+    # ":" may also be a part of a parameter's name
+    if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):
         return named
     return sorted((*named, *parameters), key=lambda labelled: sites.index(labelled[1]))
 
@@ -148,7 +151,8 @@ def escaped(name: str) -> str:
 
 
 def _taken_as_is(match: re.Match[str]) -> str:
-    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # brackets, because white space around a selector is stripped
+    # brackets, because white space around a selector is stripped
+    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
@@ -214,7 +218,8 @@ def select(
         missing: What to do when the selector, or one of its strings, matches nothing.
         who: The regularizer or option that the selector belongs to, for messages.
         usual: The default sites in words, for messages.
-        elsewhere: Sites of the other kind (values or parameters). It is no error if a string with ``!`` matches only these.
+        elsewhere: Sites of the other kind (values or parameters). It is no error if a string with
+            ``!`` matches only these.
         hint: Returns a sentence to append to the error about a string that matches nothing.
 
     Returns:
@@ -255,8 +260,8 @@ def _by_strings(
 ) -> tuple[dict[int, str], set[int]]:
     """Return the ids of the sites that the strings select, each with its string, and the ids of the sites that they exclude.
 
-    ``why`` returns the message for a string that matches nothing. If all strings begin with ``!``, the selection is the default sites
-    without those that the strings match.
+    ``why`` returns the message for a string that matches nothing. If all strings begin with ``!``,
+    the selection is the default sites without those that the strings match.
     """
     patterns = [Pattern.parse(text) for text in texts]
     wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}

@@ -32,7 +32,8 @@ Paragraph = Table | Lines
 def width_now() -> int | None:
     """Return the width to wrap at, 40 or more; None to wrap nothing.
 
-    This is the environment variable COLUMNS if it is a positive number, else the terminal's width, else None.
+    This is the environment variable COLUMNS if it is a positive number, else the terminal's width,
+    else None.
     """
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked) > 0:
@@ -66,8 +67,8 @@ def check_width(width: object) -> None:
 class Printed:
     """The base of what prints as tables: names, plans, reports.
 
-    ``str()`` has colours on a terminal. It is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is
-    wrapped. A name is never broken. A notebook shows HTML.
+    ``str()`` has colours on a terminal. It is as wide as the terminal or the environment variable
+    COLUMNS says; without either, nothing is wrapped. A name is never broken. A notebook shows HTML.
     """
 
     _gap: ClassVar[str] = "\n"
@@ -78,7 +79,8 @@ class Printed:
     def text(self, width: int | None = None) -> str:
         """Return the plain text, without colours.
 
-        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
+        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises
+        RegularizerError for any other value.
         """
         return text(self._blocks(), width, gap=self._gap)
 
@@ -95,7 +97,8 @@ class Printed:
 def text(blocks: Iterable[Paragraph], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
     """Lay out the blocks as text, with ``gap`` between two blocks. Empty blocks are left out.
 
-    ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
+    ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError
+    for any other value.
     """
     check_width(width)
     return gap.join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))

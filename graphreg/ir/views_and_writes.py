@@ -1,7 +1,8 @@
 """Finds what each operation of a graph does to storage: which arguments its output may alias, and into which arguments it writes.
 
-The answer comes from torch's schemas, or else from a call on tensors without data (`operation_probes.py`). An operation that runs code
-outside torch is assumed to alias and write into all its arguments; only a dropout, recognized by its name, is assumed not to write.
+The answer comes from torch's schemas, or else from a call on tensors without data
+(`operation_probes.py`). An operation that runs code outside torch is assumed to alias and write
+into all its arguments; only a dropout, recognized by its name, is assumed not to write.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
     "or_", "pow", "rshift", "sub", "truediv", "xor",
 }  # fmt: skip
-# A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that its result aliases, and of those that
-# it writes into.
+# A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that
+# its result aliases, and of those that it writes into.
 REGION = "region"
-_SEEN: dict[tuple[Any, ...], ProbedCall | None] = {}  # the results of probes, kept for the whole process
+# the results of probes, kept for the whole process
+_SEEN: dict[tuple[Any, ...], ProbedCall | None] = {}
 
 
 class Effects:
@@ -52,13 +54,15 @@ class Effects:
         self.operations = operations
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
-        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes of all graphs seen so far, and which of them are sizes
+        # the nodes of all graphs seen so far, and which of them are sizes
+        self._known, self._sizes = set[fx.Node](), set[fx.Node]()
         self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, is_definite: bool = False) -> tuple[fx.Node, ...]:
         """Return the arguments whose storage the operation may write into; with ``is_definite``, those that it definitely writes into.
 
-        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True`` declares it, or if every probed call made it.
+        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True``
+        declares it, or if every probed call made it.
         """
         if node not in self._writes:
             self._writes[node] = self._written(node)
@@ -80,7 +84,8 @@ class Effects:
             for each in shares:
                 owner, _, name = str(each.target).rpartition(".") if each.op == "get_attr" else ("", "", "")
                 value = getattr(self.operations.modules.get(owner), name, None) if name else None
-                if not isinstance(value, (bool, int, float, str)):  # such an attribute, like ``training``, has no storage
+                # such an attribute, like ``training``, has no storage
+                if not isinstance(value, (bool, int, float, str)):
                     kept.append(each)
             self._shares[node] = tuple(kept), dense
         return self._shares[node]
@@ -121,7 +126,8 @@ class Effects:
         module = self.operations.module(node)
         assert module is not None
 
-        # most layers have no modules in them, and ``modules()`` is slow; so is ``getattr`` for an attribute that is not there
+        # most layers have no modules in them, and ``modules()`` is slow; so is ``getattr`` for an
+        # attribute that is not there
         for inner in module.modules() if module._modules else (module,):
             own = vars(inner)
             if own["inplace"] if "inplace" in own else getattr(type(inner), "inplace", False):
@@ -206,13 +212,15 @@ class Effects:
         function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
             return True
-        return node.op == "call_method" and not hasattr(Tensor, str(node.target))  # a method of a dict, for example
+        # a method of a dict, for example
+        return node.op == "call_method" and not hasattr(Tensor, str(node.target))
 
     def _probed(self, node: fx.Node, quick: bool = False) -> ProbedCall | None:
         """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.
 
-        Guessed shapes are tried first, and the shapes of the example inputs only if every guess raises: later inputs may have other
-        shapes, and nodes that share a guess share its cached result.
+        Guessed shapes are tried first, and the shapes of the example inputs only if every guess
+        raises: later inputs may have other shapes, and nodes that share a guess share its cached
+        result.
         """
         for known in (False, True):
             holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
@@ -310,10 +318,12 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Probed
         twin = _twin(module)
     except Exception:  # copying a module may raise anything
         return None
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states, which have other sizes and only enter products
+    # without the states, which have other sizes and only enter products
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
     settings = [value if isinstance(value, tuple) else (value,) for value in vars(module).values()]
-    sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]  # what may be sizes
+    # what may be sizes
+    sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]
     sizes += [tuple(p.shape) for p in twin.parameters()]
     seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
     return together(seen) if seen else None

@@ -32,9 +32,12 @@ class DependenceSlice:
 
     Attributes:
         wrt: The sites whose values the penalty differentiates with respect to.
-        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivatives of these sites are 0.
-        suspects: The names of operations in the slice that torch may not be able to differentiate twice.
-        attends: Whether an operation in the slice is attention, or may contain attention. Fused attention has no second derivative.
+        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivatives
+            of these sites are 0.
+        suspects: The names of operations in the slice that torch may not be able to differentiate
+            twice.
+        attends: Whether an operation in the slice is attention, or may contain attention. Fused
+            attention has no second derivative.
     """
 
     wrt: tuple[Site, ...]

@@ -41,7 +41,8 @@ def block_of(traced: Traced, site: Site) -> str:
     while path:
         module, outer = modules.get(path), modules.get(path.rpartition(".")[0])
         siblings = outer.children() if module is not None and outer is not None and any(module.children()) else ()
-        if sum(type(sibling) is type(module) for sibling in siblings) > 1:  # the module itself is one of them
+        # the module itself is one of them
+        if sum(type(sibling) is type(module) for sibling in siblings) > 1:
             return path
         path = path.rpartition(".")[0]
     return site.name

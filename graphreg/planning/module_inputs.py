@@ -26,7 +26,8 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
         The dict; an empty dict if the regularizer does not take ``module_input``.
 
     Raises:
-        RegularizerError: A site is not the output of a module, or it is not certain which single value the module gets.
+        RegularizerError: A site is not the output of a module, or it is not certain which single
+            value the module gets.
     """
     if "module_input" not in regularizer.takes:
         return {}
@@ -40,7 +41,8 @@ def check_cells(traced: Traced, regularizer: Regularizer, sites: Sequence[Site])
     """Check the sites of a regularizer that takes ``previous``.
 
     Raises:
-        RegularizerError: A site is not a state that one of torch's cells returns, or the graph does not show which state the cell got.
+        RegularizerError: A site is not a state that one of torch's cells returns, or the graph does
+            not show which state the cell got.
     """
     for site in sites:
         who = f"{type(regularizer).__name__} at {site.name}"
@@ -94,8 +96,8 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
 def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str]:
     """Return the names of the values that a module gets in a graph.
 
-    If the graph calls the module, this is the module's first argument. Otherwise these are the values from outside the module that
-    operations inside the module read.
+    If the graph calls the module, this is the module's first argument. Otherwise these are the
+    values from outside the module that operations inside the module read.
     """
     node = site_nodes(graph, traced.operations).get(site)
     if node is None:  # only the graph of the other mode has the site

@@ -1,6 +1,7 @@
 """Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits, without changing the model.
 
-Native dropout is every random operation that the model itself contains: dropout, stochastic depth, attention dropout, and others.
+Native dropout is every random operation that the model itself contains: dropout, stochastic depth,
+attention dropout, and others.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from graphreg.regularizer import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]
-OwnDropout = Choice | float | Mapping[Any, Any]  # from selectors to choices and rates, or a schedule as plain data
+# from selectors to choices and rates, or a schedule as plain data
+OwnDropout = Choice | float | Mapping[Any, Any]
 CHOICES = ("keep", "seeded", "off")
-OWN_DROPOUT = "own_dropout"  # the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
+# the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
+OWN_DROPOUT = "own_dropout"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class NativeDropoutEdit:
 
     Attributes:
         dropout: The native dropout.
-        rate: Its new rate, a number or a schedule. None keeps the model's rate; 0 turns the dropout off.
+        rate: Its new rate, a number or a schedule. None keeps the model's rate; 0 turns the dropout
+            off.
         matched: The selector that matched the dropout.
     """
 
@@ -60,7 +64,8 @@ def decide(
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
-        elsewhere: All values of the model. A string that excludes, such as ``!layer4.*``, may match values that are no dropouts.
+        elsewhere: All values of the model. A string that excludes, such as ``!layer4.*``, may match
+            values that are no dropouts.
 
     Returns:
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
@@ -124,7 +129,8 @@ def read_option(option: Any) -> Any:
     """Return the value of ``own_dropout=``, with schedules in place of plain data that stands for them.
 
     Raises:
-        RegularizerError: The value is not one of ``CHOICES``, a rate in [0, 1), a schedule of rates, or a dict of selectors to these.
+        RegularizerError: The value is not one of ``CHOICES``, a rate in [0, 1), a schedule of
+            rates, or a dict of selectors to these.
     """
     option = read_strength(option)
     if isinstance(option, Mapping):

@@ -1,6 +1,7 @@
 """Finds penalties whose strength is so small that they change nothing.
 
-The usual cause is a strength that was chosen as a weight decay, for a penalty that is a mean over many elements.
+The usual cause is a strength that was chosen as a weight decay, for a penalty that is a mean over
+many elements.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from graphreg.errors import listed
 from graphreg.ir import Site
 from graphreg.regularizer import Penalty, Regularizer
 
-# A weight decay of 1e-7 shrinks a weight by 1 % in a million steps of SGD at a learning rate of 0.1.
+# A weight decay of 1e-7 shrinks a weight by 1 % in a million steps of SGD at a learning rate of
+# 0.1.
 FAINTEST = 1e-7
 
 
@@ -22,7 +24,8 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
 
     Args:
         regularizer: The regularizer.
-        strengths: The sites of the penalty, each with its strength. Where the strength is 0, the penalty is off on purpose.
+        strengths: The sites of the penalty, each with its strength. Where the strength is 0, the
+            penalty is off on purpose.
         of: Over how many sites the penalty is a mean; None for the number of ``strengths``.
     """
     if not isinstance(regularizer, Penalty) or regularizer.is_scheduled:
@@ -30,8 +33,9 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
     is_mean = regularizer.engine_options.reduction == "mean"
     faint = dict[str, float]()
     for site, strength in strengths:
-        # What a mean over many units takes from the pull at one of them, the many weights that make the unit add again: for a value, the
-        # mean weakens nothing. For a parameter it does, by the number of its elements; None if its shape is unknown.
+        # What a mean over many units takes from the pull at one of them, the many weights that make
+        # the unit add again: for a value, the mean weakens nothing. For a parameter it does, by the
+        # number of its elements; None if its shape is unknown.
         count = 1 if site.kind == "value" else None if site.shape is None else math.prod(site.shape)
         slope = None if count is None else regularizer.slope(count)
         if slope is None:

@@ -19,12 +19,14 @@ RecipeLike = Mapping[str, Any] | str | os.PathLike[str] | Recipe
 def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     """Call a function again, with the arguments that its ``recipe=`` stands for, and set the recipe's strengths.
 
-    The caller's other arguments take precedence over the recipe. An option that is not at its default replaces the recipe's option, and a
-    keyword replaces the recipe's regularizers of that name, also if it is in a dict ``regularizers={...}``.
+    The caller's other arguments take precedence over the recipe. An option that is not at its
+    default replaces the recipe's option, and a keyword replaces the recipe's regularizers of that
+    name, also if it is in a dict ``regularizers={...}``.
 
     Args:
         function: One of the functions that take ``recipe=``.
-        arguments: The arguments of the call that has ``recipe=``, by the names of the function's parameters.
+        arguments: The arguments of the call that has ``recipe=``, by the names of the function's
+            parameters.
     """
     by_kind: dict[Any, dict[str, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():

@@ -13,9 +13,11 @@ from graphreg.regularizer.sequences import check_arguments
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 OF_SPLICES = {"values": ("noise", "units", "state", "lengths", "module_input", "previous"), "parameters": ("noise", "state")}
 OF_PENALTIES = {"values": ("steps", "lengths", "units", "counted", "vjp", "state"), "parameters": ("state",)}
-IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")  # the arguments that a method ``in_eval`` may have
+# the arguments that a method ``in_eval`` may have
+IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")
 IN_PENALTY = ("state", "weight")  # the arguments that a method ``penalty`` of a splice may have
-VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1
+# two names for one argument of a formula: "pull" is its name in graphreg 0.1
+VJP_NAMES = ("vjp", "pull")
 
 
 def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_state: bool) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def _discover() -> None:
             if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
                 found = f"{entry.value} is {loaded!r}"
                 raise RegularizerError(f"{found}; an entry point must name a module, or a Regularizer class that has keys.")
-        except (Exception, SystemExit) as error:  # a faulty package of a third party must not break graphreg
+        except (Exception, SystemExit) as error:
+            # a faulty package of a third party must not break graphreg
             owner = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
             warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{owner} was not loaded: {error!r}", stacklevel=3)

@@ -11,12 +11,16 @@ from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, co
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
 
-# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those with requires_grad, then the frozen ones.
+# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those
+# with requires_grad, then the frozen ones.
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
-_WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
-# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
+# fields with columns of their own in a report, which "options" leaves out
+_WITH_COLUMN = ("pattern", "weight", "name")
+# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices
+# have.
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
-_OF_LENGTHS = {"lengths", "time_axis"}  # of a penalty that takes ``counted``, they mean nothing without lengths
+# of a penalty that takes ``counted``, they mean nothing without lengths
+_OF_LENGTHS = {"lengths", "time_axis"}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
@@ -31,12 +35,15 @@ def entry(
         regularizer: The regularizer.
         sites: The sites.
         strength: The present strength.
-        totals: How many values and parameters of the model can be selected, and how many elements these have.
-        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that the penalty trains, and the frozen
-            ones. None if the regularizer has no penalty, or if the parameters are not known.
+        totals: How many values and parameters of the model can be selected, and how many elements
+            these have.
+        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that
+            the penalty trains, and the frozen ones. None if the regularizer has no penalty, or if
+            the parameters are not known.
         notes: Remarks; empty ones are left out.
         by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
-        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage; else 1.
+        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage;
+            else 1.
     """
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
@@ -52,8 +59,8 @@ def entry(
 def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[str, str]], graph: int | None = None) -> list[Acted]:
     """Make a record of each site that has an edit. The record lists the regularizers in the order in which they act.
 
-    ``there``: the pairs (regularizer, site) whose nodes are still in the graph. ``graph``: the number of the graph that has the sites, if a
-    torch.compile backend captured several graphs.
+    ``there``: the pairs (regularizer, site) whose nodes are still in the graph. ``graph``: the
+    number of the graph that has the sites, if a torch.compile backend captured several graphs.
     """
     by_site: dict[str, list[Edit]] = {}
     for edit in edits:
@@ -79,8 +86,8 @@ def native_dropout_rows(
 ) -> tuple[NativeDropoutRow, ...]:
     """Make the records of native dropouts: first of those that ``own_dropout=`` selected, then of the others.
 
-    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of each native dropout whose rate has a
-    schedule, by the name of its site.
+    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of
+    each native dropout whose rate has a schedule, by the name of its site.
     """
     rows = []
     for e in edits:

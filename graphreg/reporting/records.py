@@ -1,7 +1,8 @@
 """Defines the records of a report, and ``Report``, which prints them as tables.
 
-The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a native
-dropout, and ``Cost`` for the cost. ``entries.py`` makes all records except ``Cost``, which ``cost.py`` makes.
+The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act
+there, ``NativeDropoutRow`` for a native dropout, and ``Cost`` for the cost. ``entries.py`` makes
+all records except ``Cost``, which ``cost.py`` makes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, ClassVar, Literal
 from graphreg.ir import Lines, Paragraph, Printed, Table
 
 KEPT = "kept"
-Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at the same site
+# "measures first": before the splices at the same site
+Does = Literal["replaces", "measures", "measures first"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Entry:
         selector: The strings of its selector; the name of the selector if it is a function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: The number of values of the model (of parameters, if it acts on parameters) that can be selected.
-        share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
-            is not known.
+        of: The number of values of the model (of parameters, if it acts on parameters) that can be
+            selected.
+        share: The number of elements at its sites, divided by the number of elements at all ``of``
+            sites, in [0, 1]; None if some shape is not known.
         penalty: Whether it is a penalty, and not a splice.
-        trains: The parameters that receive a gradient from its penalty. None if it has no penalty, or if the parameters are not known.
-        frozen: The parameters that would receive a gradient from its penalty if their ``requires_grad`` were not False.
+        trains: The parameters that receive a gradient from its penalty. None if it has no penalty,
+            or if the parameters are not known.
+        frozen: The parameters that would receive a gradient from its penalty if their
+            ``requires_grad`` were not False.
         notes: Remarks, one clause each.
     """
 
@@ -60,7 +65,8 @@ class Act:
 
     Attributes:
         regularizer: The regularizer's name.
-        does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice replaces the value.
+        does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice
+            replaces the value.
         strength: The present weight or rate.
         matched: The string of the selector that matched the site.
         gone: Whether a later torch.fx pass removed the node of this action from the graph.
@@ -84,8 +90,10 @@ class Acted:
         shape: The shape of the value or parameter; None if not known.
         dtype: The dtype of the value or parameter; None if not known.
         acts: The actions at the site, in the order in which they run.
-        calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls; otherwise 1.
-        graph: For a torch.compile backend, the index of the captured graph that has the site; otherwise None.
+        calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls;
+            otherwise 1.
+        graph: For a torch.compile backend, the index of the captured graph that has the site;
+            otherwise None.
     """
 
     name: str
@@ -106,9 +114,11 @@ class NativeDropoutRow:
         site: Its site's name.
         op: The name of the function that it calls, or of the class of the module that it calls.
         rate: Its rate when the model was traced; None if not known.
-        acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or ``"never"``.
-        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a rate with a schedule is followed by the
-            present rate. ``"kept"`` if it still draws from torch's generator.
+        acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or
+            ``"never"``.
+        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a
+            rate with a schedule is followed by the present rate. ``"kept"`` if it still draws from
+            torch's generator.
         matched: The selector of ``own_dropout=`` that matched it; empty if no selector did.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can be moved.
     """
@@ -127,11 +137,12 @@ class Cost:
     """The cost of the additions in one forward pass in train mode, in eager.
 
     Attributes:
-        operations: The number of added operations, by regularizer. Operations that serve no single regularizer are counted by kind, such
-            as ``"keys"`` or ``"copies"``. A matrix product or convolution counts its multiplications and additions. Any other operation
-            counts one for each element of its largest tensor.
-        kept: Additional bytes that autograd saves for backward, by the same names. A number is negative if autograd saves fewer bytes
-            than without additions.
+        operations: The number of added operations, by regularizer. Operations that serve no single
+            regularizer are counted by kind, such as ``"keys"`` or ``"copies"``. A matrix product or
+            convolution counts its multiplications and additions. Any other operation counts one for
+            each element of its largest tensor.
+        kept: Additional bytes that autograd saves for backward, by the same names. A number is
+            negative if autograd saves fewer bytes than without additions.
         model_operations: The operations of the model without additions.
         model_kept: The bytes that autograd saves for backward in the model without additions.
     """
@@ -151,20 +162,23 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 class Report(Printed):
     """The result of ``graphreg.report``: where each regularizer acts, which parameters its penalty trains, and what it costs.
 
-    ``str(report)`` is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is wrapped. ``text(width)``
-    has no colours. ``to_dict()`` returns all attributes.
+    ``str(report)`` is as wide as the terminal or the environment variable COLUMNS says; without
+    either, nothing is wrapped. ``text(width)`` has no colours. ``to_dict()`` returns all
+    attributes.
 
     Attributes:
         title: The name of the model's class.
         made: How the graph was made, such as ``"traced by the symbolic front end"``.
         regularizers: The regularizers, in the order of the plan.
-        sites: The sites where a regularizer acts: values in the order of the graph, then parameters.
+        sites: The sites where a regularizer acts: values in the order of the graph, then
+            parameters.
         own_dropout: The native dropouts.
         graphs: For a torch.compile backend, the captured graphs: index, code and modes of each.
         parameters: The number of parameter tensors of the model.
         cost: The cost of the additions; None if not known.
         no_cost: Why the cost is not known.
-        missed: A dict. Each key is the name of a regularizer; the value has the strings of its selector that match nothing.
+        missed: A dict. Each key is the name of a regularizer; the value has the strings of its
+            selector that match nothing.
         notes: Remarks, one a line.
     """
 

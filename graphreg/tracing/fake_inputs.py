@@ -33,7 +33,8 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
     """Turn example inputs into positional and keyword arguments. Return None for None.
 
     Args:
-        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg also a ``GivenCall``.
+        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg
+            also a ``GivenCall``.
         called: The name of the option, for errors.
 
     Raises:

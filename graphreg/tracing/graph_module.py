@@ -1,8 +1,9 @@
 """Takes the graph of a GraphModule that the user gives, and names its values as in the model from which it was traced.
 
-torch.fx writes to each node the stack of module calls in which the node was made. The stacks show in which module a function was called
-(``layer1.0.add``), and which value is the output of a module that has no node of its own (``layer1.0``). A value that a later pass over
-the graph added has no stack, so its name is that of its operation.
+torch.fx writes to each node the stack of module calls in which the node was made. The stacks show
+in which module a function was called (``layer1.0.add``), and which value is the output of a module
+that has no node of its own (``layer1.0``). A value that a later pass over the graph added has no
+stack, so its name is that of its operation.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from graphreg.ir import (
 
 def labelled_graphs(model: fx.GraphModule) -> ModeGraphs:
     """Return copies of the module's graphs in which every node is labelled. Labels that an earlier trace wrote stay."""
-    # In place of each submodule that the graph does not call as a whole, a GraphModule has a plain nn.Module. torch.fx leaves it in train
-    # mode even if the model is in eval mode, but a splice in the submodule must follow the submodule's own mode: that of its children.
+    # In place of each submodule that the graph does not call as a whole, a GraphModule has a plain
+    # nn.Module. torch.fx leaves it in train mode even if the model is in eval mode, but a splice in
+    # the submodule must follow the submodule's own mode: that of its children.
     for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
         within = [child.training for child in module.children()] or [model.training]
         module.training = module.training and any(within)

@@ -32,7 +32,8 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     why = str(error).strip() or type(error).__name__
     if why == CHECKPOINTS:
         return f"{begin} ({why}). {CURE[0].upper()}{CURE[1:]}."
-    if isinstance(error, fx.proxy.TraceError):  # the other sentences explain torch.fx.Proxy, which a user of graphreg does not see
+    # the other sentences explain torch.fx.Proxy, which a user of graphreg does not see
+    if isinstance(error, fx.proxy.TraceError):
         why = why.partition(". ")[0]
     step = (
         "ove that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "

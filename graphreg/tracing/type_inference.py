@@ -15,15 +15,19 @@ ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
     "ndim": int,
 }  # fmt: skip
-INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # operators that return an integer if all arguments are integers
+# operators that return an integer if all arguments are integers
+INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # operations whose result is a tensor or a bool
+# operations whose result is a tensor or a bool
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
 }  # fmt: skip  # operators that return a tensor if an argument is a tensor
-_PARTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes")  # keywords that say into how many parts
-SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
+# keywords that say into how many parts
+_PARTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes")
+# options that make an operation return several tensors
+SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}
 
 
 def definite_type(node: fx.Node, tracer: Any) -> type | None:
@@ -56,7 +60,8 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
-    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with only a condition, ``where`` returns a tuple of indices
+    # with only a condition, ``where`` returns a tuple of indices
+    if name == "where" and len(node.args) + len(node.kwargs) > 1:
         return torch.Tensor
     if (kind := _type_from_schemas(name)) is not None:
         return kind
@@ -102,7 +107,8 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
     """Return the type of a layer's result."""
     if gives_tuple(node, tracer.operations.modules):
         return tuple
-    if isinstance(module, nn.Identity) or is_dropout_module(module):  # such a layer may return its input, whatever that is
+    # such a layer may return its input, whatever that is
+    if isinstance(module, nn.Identity) or is_dropout_module(module):
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
     several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
     if not is_single_operation(module) or several:
@@ -113,8 +119,9 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
 def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
     """Return the type of an item of a value.
 
-    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except in two cases: attention weights may be None, and a
-    recurrent layer that gets a packed sequence returns one.
+    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except in two
+    cases: attention weights may be None, and a recurrent layer that gets a packed sequence returns
+    one.
     """
     source, index = node.args
     if not isinstance(source, fx.Node) or isinstance(index, (str, fx.Node)):

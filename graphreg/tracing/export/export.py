@@ -59,7 +59,8 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         if wide is not None:
             try:
                 return _export_modes(model, wide, opaque, constants, wide=True)
-            except Exception as error:  # the export with a batch of two fails: try the original batch
+            except Exception as error:
+                # the export with a batch of two fails: try the original batch
                 raise_interrupt(error)
                 opaque.clear()
                 constants.clear()
@@ -99,7 +100,8 @@ def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
 ) -> ModeGraphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
-    # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value for a constant, such as a random number.
+    # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value
+    # for a constant, such as a random number.
     mode_reads = ModeReads(any=True)
     batch = BatchOfOne(wide)
 
@@ -151,8 +153,9 @@ def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> 
 def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, because values inside a kernel cannot be sites.
 
-    torch's solver of inequalities logs a message where it gives up. torch.export logs each size that it fixes, and prints its graph to
-    stderr if it fails. These messages are not needed: the error that is raised says what failed, and a listing says which sizes are fixed.
+    torch's solver of inequalities logs a message where it gives up. torch.export logs each size
+    that it fixes, and prints its graph to stderr if it fails. These messages are not needed: the
+    error that is raised says what failed, and a listing says which sizes are fixed.
     """
     with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(SPECIALIZED_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)

@@ -23,7 +23,8 @@ class Inputs:
 
     Attributes:
         graph: The graph.
-        made: The nodes of input tensors, by the place (``meta[AT]``) of torch.export's node for the same tensor.
+        made: The nodes of input tensors, by the place (``meta[AT]``) of torch.export's node for the
+            same tensor.
         places: The nodes of input tensors, each with the name that errors use.
         conditions: The conditions on sizes that the graph asserts; None if there are no tensors.
     """

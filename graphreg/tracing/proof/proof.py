@@ -1,10 +1,12 @@
 """``prove`` runs a traced graph and the model's own forward on the inputs at hand, and raises unless both give the same.
 
-A trace replaces tensors by stand-ins, and the forward may ask a stand-in something that it answers wrongly. Then the graph is another
-function than the model. No list of such questions is complete, so the graph is compared with the model itself before it is used.
+A trace replaces tensors by stand-ins, and the forward may ask a stand-in something that it answers
+wrongly. Then the graph is another function than the model. No list of such questions is complete,
+so the graph is compared with the model itself before it is used.
 
-Both run on the model's parameters and on copies of everything else that they may write into, from equal random states. What they change
-(buffers, attributes, containers, generators, parameters) is put back. The user's hooks do not run.
+Both run on the model's parameters and on copies of everything else that they may write into, from
+equal random states. What they change (buffers, attributes, containers, generators, parameters) is
+put back. The user's hooks do not run.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ class Claim:
         constants: The tensors that the graphs read and the model does not have, by name.
         specialized: The specialized arguments by name.
         front_end: The front end that made the graphs. Those of torch.export may differ by rounding.
-        captured: The graph that Dynamo captured, if the claim is about it and not about the model's own forward: its call takes the values
-            of its placeholders.
+        captured: The graph that Dynamo captured, if the claim is about it and not about the model's
+            own forward: its call takes the values of its placeholders.
     """
 
     model: nn.Module
@@ -98,7 +100,8 @@ class Proving:
     Attributes:
         modes: The modes to prove.
         around: Opens the block in which both run, for example with the autocast of the caller.
-        at_call: Whether a call of the module is running. Other ranks may then not prove their graphs now, so nothing may communicate.
+        at_call: Whether a call of the module is running. Other ranks may then not prove their
+            graphs now, so nothing may communicate.
     """
 
     modes: Sequence[str] = MODES
@@ -173,7 +176,8 @@ def _is_within(path: str, called: set[str]) -> bool:
 
 _BUFFER = "the buffer "
 _ATTEMPTS = 4
-TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]  # by place: the dict that holds a tensor, its key there, and the tensor
+# by place: the dict that holds a tensor, its key there, and the tensor
+TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
 
 
 @dataclass
@@ -192,11 +196,13 @@ class _WriteWatch(TorchDispatchMode):
     """Saves each parameter before an operation first writes into it, so that it can be put back. Refuses collective operations if asked."""
 
     supports_higher_order_operators = True
-    _kinds: dict[Any, str] = {}  # for each operator: "" if it only computes, "writes", or "communicates"
+    # for each operator: "" if it only computes, "writes", or "communicates"
+    _kinds: dict[Any, str] = {}
 
     def __init__(self, parameters: Mapping[str, Tensor], alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # by name: the parameter, and its content before the run
+        # by name: the parameter, and its content before the run
+        self.saved: dict[str, tuple[Tensor, Tensor]] = {}
         self._alone, self._names = alone, dict[int, str]()
         for name, parameter in parameters.items():
             if parameter.layout is torch.strided:
@@ -244,7 +250,8 @@ class _Trial:
     def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
         self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
         self.near = claim.front_end == "export"
-        self._takes_apart = False  # whether the forward reads what autograd has saved, because it computes gradients itself
+        # whether the forward reads what autograd has saved, because it computes gradients itself
+        self._takes_apart = False
 
     def run(self) -> str:
         """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel if they differ."""
@@ -260,7 +267,9 @@ class _Trial:
         reason = f"on these inputs, in {self.mode} mode, its graph does not give the model's result ({what})."
         cause = "The forward does something that a trace cannot follow."
         same, unlike = list[bool](), ""
-        for _ in range(_ATTEMPTS):  # other threads may draw from the same generators meanwhile, so a difference counts if it stays the same
+        # other threads may draw from the same generators meanwhile, so a difference counts if it
+        # stays the same
+        for _ in range(_ATTEMPTS):
             again, ours_again = self._ran(self._call_model), self._ran(partial(self._run_graph, graph))
             same.append(not _differing(again, ours_again, self.near))
             unlike, moved = _differing(theirs, again, False), _differing(ours, ours_again, False)
@@ -312,8 +321,9 @@ class _Trial:
     def _ran_once(self, forward: Callable[[Arguments], Any], forgets: bool) -> tuple[Run, bool]:
         """Run a forward.
 
-        ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the forward computes gradients itself, it
-        reads what was kept: then the second item of the result is True, and the first one is worth nothing.
+        ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the
+        forward computes gradients itself, it reads what was kept: then the second item of the
+        result is True, and the first one is worth nothing.
         """
         ran, read_saved = Run(), list[bool]()
         watch = _WriteWatch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
@@ -332,7 +342,8 @@ class _Trial:
                     if isinstance(leaf, Tensor):
                         ran.values[f"{place} after the call"] = snapshot(leaf.detach())
                 for place, (space, name, copied) in places.items():
-                    # a buffer that the forward assigns is a tensor of its own there, and a graph writes into the one that was there
+                    # a buffer that the forward assigns is a tensor of its own there, and a graph
+                    # writes into the one that was there
                     now = space.get(name) if place.startswith(_BUFFER) else copied
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
             except Exception as error:
@@ -346,7 +357,8 @@ class _Trial:
     def _apart(self) -> Iterator[tuple[Arguments, TensorPlaces]]:
         """Open a block in which the model may run: what it changes is put back.
 
-        The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
+        The context manager yields a copy of the arguments, and the model's tensors that it may
+        write into, by place.
         """
         model, mode = self.claim.model, self.mode == "train"
         # in the mode that the model has, each submodule keeps its own
@@ -366,7 +378,8 @@ class _Trial:
             with self._apart() as (call, _):
                 actual = steps_of_graph(self.claim.model, graph, self._inputs(graph, call))
             return culprit(expected, actual, graph, self.near)
-        except Exception as error:  # this adds detail to an error: a failure here must not replace that error
+        except Exception as error:
+            # this adds detail to an error: a failure here must not replace that error
             raise_interrupt(error)
             return ""
 
@@ -387,8 +400,8 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
 def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[TensorPlaces, dict[int, Tensor]]]:
     """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
 
-    The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's
-    tensors, by the tensor's id.
+    The context manager yields by place where each copy is, and the copy, for the comparison, and
+    what stands for each of the model's tensors, by the tensor's id.
     """
     found: list[tuple[dict[str, Any], str, str]] = []  # (dict that holds the tensor, key, place)
     for path, module in modules_by_path(model, once=True).items():
@@ -415,7 +428,8 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     """Within the block, no module has hooks of the user's: they may print, log or capture, and do not run an extra time.
 
-    Those by which transformers collects outputs stay. A call may install more of them, in dicts that last as long as the block.
+    Those by which transformers collects outputs stay. A call may install more of them, in dicts
+    that last as long as the block.
     """
     with Changes() as changes, changes:
         put_global_hooks_aside(changes)

@@ -124,7 +124,8 @@ def _copied(value: Any) -> Any:
     memo: dict[int, Any] = {}
     try:
         twin = copy.deepcopy(value, memo)
-    except Exception:  # the iterator is a generator, a file or, from Python 3.14 on, one of itertools
+    except Exception:
+        # the iterator is a generator, a file or, from Python 3.14 on, one of itertools
         return NOTHING
     return NOTHING if any(isinstance(each, (torch.Tensor, nn.Module)) for each in memo.values()) else twin
 

@@ -1,7 +1,7 @@
 """Traces a forward a second time if its next call may compute something else, and refuses the forward if the graphs differ.
 
-A graph computes the same at each call. A forward may compute something else at its next call if it reads what its earlier calls left
-behind, or what an opaque module changes when it runs.
+A graph computes the same at each call. A forward may compute something else at its next call if it
+reads what its earlier calls left behind, or what an opaque module changes when it runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _SHOWN = 4  # how many names a message lists
 def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterator[Snapshot]:
     """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach.
 
-    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another one.
+    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another
+    one.
     """
     before = earlier if earlier is not None and earlier.serves_again() else Snapshot(model)
     with Changes() as changes, changes:
@@ -48,7 +49,8 @@ def trace_repeatable(
     Args:
         model: The model.
         trace: Traces the model.
-        opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are added.
+        opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are
+            added.
         mode_reads: Filled with the modes (``training``) that the forward reads.
         run: Whether opaque modules run during a trace.
         earlier: As in ``model_restored``.
@@ -63,7 +65,8 @@ def trace_repeatable(
         known = len(opaque)
         graph = trace()
         mode_reads.any = mode_reads.any or reads_modes_unseen(model, before.code.mentioned)
-        if len(opaque) > known:  # the caller traces again, without the code of the new opaque modules
+        # the caller traces again, without the code of the new opaque modules
+        if len(opaque) > known:
             return graph
 
         # Code that is not traced may have drawn, or another thread: both are no draws of the graph.
@@ -96,7 +99,9 @@ def _check_next_call(
     except Exception as error:
         raise_interrupt(error)
         raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
-    if len(opaque) > known:  # a submodule could not be traced from the state that the first trace left behind; it has become opaque
+    # a submodule could not be traced from the state that the first trace left behind; it has become
+    # opaque
+    if len(opaque) > known:
         return
     if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward(model, reassigned, opaque, "")
@@ -123,7 +128,8 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     modules = untraced_modules(model, opaque)
     if not modules:
         return
-    with assignments_noted(), model_restored(model) as before:  # what is hidden is not assigned by the forward
+    # what is hidden is not assigned by the forward
+    with assignments_noted(), model_restored(model) as before:
         hidden, known = OpaqueState(before).hide(modules), len(opaque)
         if not hidden:
             return
@@ -135,7 +141,8 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
             reason, differing = f" ({first_line(error)})", ("", "")
     names = listed(hidden, _SHOWN)
     reason = reason or (f" ({differing[1]})" if differing else "")
-    if differing is None or len(opaque) > known:  # no traced code reads the state, or the submodule that reads it has become opaque
+    # no traced code reads the state, or the submodule that reads it has become opaque
+    if differing is None or len(opaque) > known:
         return
     if differing[0] and differing[0] not in opaque and differing[0] in dict(model.named_modules()):
         opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
@@ -175,7 +182,8 @@ class StatefulForward(TraceError):
     """A forward changes what its next call reads.
 
     Attributes:
-        paths: The paths of the submodules that change such state; empty if code outside of submodules changes some, too.
+        paths: The paths of the submodules that change such state; empty if code outside of
+            submodules changes some, too.
     """
 
     def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
@@ -183,7 +191,8 @@ class StatefulForward(TraceError):
 
         Args:
             model: The model.
-            changed: The names of the state that changes; empty if no change was found, as when the forward reads a clock.
+            changed: The names of the state that changes; empty if no change was found, as when the
+                forward reads a clock.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """

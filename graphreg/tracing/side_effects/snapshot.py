@@ -1,8 +1,9 @@
 """Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, which changes this state. The graph will not change it, and tracing must leave the model as it was, so the state
-is restored. Before it is restored, a second trace may start from the state that the first trace left behind. If the two graphs differ, the
-first one would be wrong from the second call on.
+A trace runs the forward, which changes this state. The graph will not change it, and tracing must
+leave the model as it was, so the state is restored. Before it is restored, a second trace may start
+from the state that the first trace left behind. If the two graphs differ, the first one would be
+wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -50,15 +51,18 @@ from graphreg.tracing.side_effects.state_places import (
 )
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
-_NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
+# classes of Python's library whose attributes are state
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)
+# to look up exact types, which is quick: a model may have tables of thousands of numbers
+_NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
 class _Assignments(threading.local):
-    assigned: dict[str, None] | None = None  # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
+    # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
+    assigned: dict[str, None] | None = None
 
 
 _thread = _Assignments()
@@ -79,8 +83,9 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: A dict of state that cannot be restored, such as the position of a Python generator. Each key is the full name of the
-            state; the value is the name of the attribute or variable that holds it, or ``""``.
+        irreversible: A dict of state that cannot be restored, such as the position of a Python
+            generator. Each key is the full name of the state; the value is the name of the
+            attribute or variable that holds it, or ``""``.
         code: What the model's code can reach.
     """
 
@@ -90,7 +95,8 @@ class Snapshot:
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
-        self._empty: list[tuple[int, Any, Attributes, str]] = []  # (place in ``places``, container, what holds it, key) of each empty one
+        # (place in ``places``, container, what holds it, key) of each empty one
+        self._empty: list[tuple[int, Any, Attributes, str]] = []
         named = list(modules_by_path(model, once=True).items())
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for _, m in named]
@@ -122,7 +128,8 @@ class Snapshot:
             kind = type(value)
             if kind in _NUMBERS_AND_TEXT or kind is bool:
                 continue
-            if kind in _CONTAINERS and not value:  # a module has twelve of these, of which a forward changes none
+            # a module has twelve of these, of which a forward changes none
+            if kind in _CONTAINERS and not value:
                 if id(value) not in self._seen:
                     self._seen.add(id(value))
                     self._empty.append((len(self.places), value, place, key))
@@ -175,7 +182,8 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:  # a variable that is not set yet cannot be restored
+        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:
+            # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -229,8 +237,9 @@ class Snapshot:
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read this state. Another trace cannot use the proxies that the last trace left behind. So each proxy is replaced
-        by a ``StaleValue``, or by the content from before the forward.
+        A later call may read this state. Another trace cannot use the proxies that the last trace
+        left behind. So each proxy is replaced by a ``StaleValue``, or by the content from before
+        the forward.
         """
         self._note_assigned()
         if not self._found_same:

@@ -17,7 +17,8 @@ def same_apart_from_sharing(apart: ModeGraphs, shared: ModeGraphs) -> bool:
 def _described(graph: fx.Graph) -> list[str]:
     """Return a text for each node, with the number of the node for its name, and that of the tensor for a node that stands for an input.
 
-    Assertions are left out, as are the nodes that only assertions read: each of two proxies of one tensor has assertions of its own.
+    Assertions are left out, as are the nodes that only assertions read: each of two proxies of one
+    tensor has assertions of its own.
     """
     left_out: set[fx.Node] = set()
     for node in reversed(graph.nodes):
