@@ -42,19 +42,23 @@ def load(text: str, kwargs: str | None) -> nn.Module:
         package, _, last = text.rpartition(".")
         example = f"{package}:{last}" if package and last != "py" else f"{text}:build" if last == "py" else "torchvision.models:resnet18"
         raise UsageError(f"{text!r} names no model; write module:callable or file.py:callable, e.g. {example}.")
+
     module = _file(place) if place.endswith(".py") else _module(place)
     target = _attribute(module, place, name)
+
     if isinstance(target, nn.Module):
         if options:
             raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
         return target
     if not callable(target):
         raise UsageError(f"{text} is of type {type(target).__name__}; name a torch.nn.Module, or a callable that returns one.")
+
     try:
         model = target(**options)
     except (Exception, SystemExit) as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UsageError(f"{text} called with ({arguments}) raised {raised(error, module.__file__)}") from error
+
     if not isinstance(model, nn.Module):
         raise UsageError(f"{text} gives something of type {type(model).__name__}; it must give a torch.nn.Module.")
     return model
@@ -78,14 +82,17 @@ def _file(place: str) -> ModuleType:
     if not path.is_file():
         others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
         raise UsageError(f"there is no file {place}.{suggestions_text(place, others, 'Near files')}")
+
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
             return loaded
         raise UsageError(f"{place} has the name of a module that is loaded already, {path.stem}. Rename the file.")
+
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{place} is no file that Python can import.")
+
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
@@ -169,19 +176,23 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
     match = GRAMMAR.fullmatch(text)
     if match is None:
         raise UsageError(f"--input {text!r} is no shape; {EXAMPLE}.")
+
     name, dtype_name, bound = match["name"], match["dtype"] or "float32", match["bound"]
     if dtype_name not in DTYPES:
         suggested = suggestions_text(dtype_name, DTYPES)
         raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{suggested} All: {', '.join(DTYPES)}.")
+
     dtype, shape = DTYPES[dtype_name], tuple(map(int, match["shape"].split("x")))
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:
         raise UsageError(
             f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write :int64<{bound}."
         )
+
     largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
     if bound is not None and not 0 < int(bound) <= largest:
         raise UsageError(f"--input {text!r}: the bound of {dtype_name} is from 1 to {largest}.")
+
     try:
         if integers:
             return name, torch.randint(BELOW if bound is None else int(bound), shape, generator=draws).to(dtype)

@@ -79,6 +79,7 @@ def parser() -> Parser:
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
     for command in ("names", "plan", "report", "diff", "draw", "audit"):
         text = COMMANDS[command]
         file = " FILE" if command == "draw" else ""
@@ -92,6 +93,7 @@ def parser() -> Parser:
             subparser.add_argument("--against", metavar="FILE", help="compare with what this recipe does: what is more, less, otherwise")
             subparser.add_argument("--values", metavar="FILE", help="show what graphreg.monitor(..., file=FILE) wrote, on an .html page")
             subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
+
         _add_model_options(subparser)
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
@@ -105,12 +107,16 @@ def parser() -> Parser:
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
         if command in ("report", "diff"):
             subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
+
+    # The commands that take no model.
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     made = ", ".join("make demo" if name == DEMOS[0] else f"make demo-{name}" for name in DEMOS)
+
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description=f"Run a demo ({made}).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
+
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
     completion.add_argument("shell", choices=SHELLS)
     return top

@@ -78,14 +78,17 @@ def same_forms(graph: fx.Graph) -> int:
         if base is not node and not node.users:
             graph.erase_node(node)
             continue
+
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keepdim(node)
         if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)) or not _fixed(node):
             continue
+
         with graph.inserting_before(node):
             if sums:
                 base = graph.call_function(node.target, node.args[:2])
                 base.meta.update(node.meta, val=value.squeeze([d % value.dim() for d in node.args[1]]))
             view = graph.call_function(aten.view.default, (base, list(value.shape)))
+
         view.meta.update(node.meta)
         node.replace_all_uses_with(view)
         graph.erase_node(node)

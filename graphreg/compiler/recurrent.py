@@ -79,17 +79,20 @@ def recurrent(
         with torch.no_grad():
             out, *last = _run(x, states, weights, *kernel)
         return out.contiguous(), last[0].clone(), last[1].clone() if len(last) > 1 else _none(x), _none(x), _none(x, torch.int64)
+
     if dropout and training and in_backward():
         raise GraphRegError(
             "a recurrent layer with dropout was run a second time within a backward pass, and would draw other masks than the "
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
             "defaults, and do not checkpoint a part of the model that contains the layer."
         )
+
     # Copy inputs and outputs: the compiler does not know that the autograd graph refers to them,
     # and may reuse their memory.
     copied = x.clone(memory_format=torch.contiguous_format)
     saved, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
+
     # this tensor keeps ``saved`` and its attributes alive
     number = torch.frombuffer(saved, dtype=torch.int64)
     number[0] = next(_numbers)

@@ -195,11 +195,13 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input
+
     if hx is None:
         sizes = [layer["proj_size"] or layer["hidden_size"], layer["hidden_size"]][: 1 + lstm]
         states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
     else:
         states = [state.unsqueeze(1) if unbatched else state for state in (hx if lstm else [hx])]
+
     weights = [replaced[name] if name in replaced else layer["_parameters"][name] for name in weight_names(layer)]
     records = torch.is_grad_enabled()
     wanted = [records and t.requires_grad for t in (x, *states, *weights)]
@@ -209,6 +211,7 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
         x, states, weights, torch.empty(0, device="cpu"), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"],
         layer["training"], layer["bidirectional"], wanted, autocast,
     )  # fmt: skip
+
     if unbatched:
         out, h, c = out.squeeze(1), h.squeeze(1), c.squeeze(1) if lstm else c
     elif layer["batch_first"]:

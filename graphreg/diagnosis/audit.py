@@ -219,15 +219,18 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
             decays = bool(group.get("weight_decay")) and parameter.requires_grad
             if name is None or not decays:
                 continue
+
             path, _, own = name.rpartition(".")
             is_of_norm = isinstance(traced.operations.modules.get(path), NORM_MODULES)
             # scales and shifts have fewer than two dims
             if is_of_norm or "bias" in own or parameter.dim() < 2:
                 decayed[group["weight_decay"]].append(name)
+
     if not known:
         raise RegularizerError(
             f"optimizer={type(optimizer).__name__}(...) has none of the parameters of {traced.title}. Give the model's own optimizer."
         )
+
     for rate, found in decayed.items():
         yield Remark(
             "weight decay", tuple(found), f"weight_decay={rate:g} on {len(found)} parameter{'s' * (len(found) != 1)}",

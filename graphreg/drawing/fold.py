@@ -180,6 +180,7 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
         dtype = a.get("dtype", "")
         if a["kind"] != "site" or a["call"] not in ("call_function", "call_method") or not dtype or acts(key) or a.get("role"):
             continue
+
         plain = [nodes[read].get("dtype", "") for read in reads]
         data = any(
             nodes[read]["kind"] in ("addition", "call") or nodes[read].get("target") in known
@@ -188,6 +189,7 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
         )  # fmt: skip
         if not data and (not dtype.startswith(FLOATING) or any(read in folded for read in reads)):
             folded.add(key)
+
     within: nx.Graph[str] = nx.Graph()
     within.add_nodes_from(key for key in graph if key in folded)
     within.add_edges_from((a, b) for a, b in graph.edges if a in folded and b in folded and nodes[a]["box"] == nodes[b]["box"])

@@ -148,6 +148,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttribute
     addition = addition_of(node)
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
+
     attributes: NodeAttributes = {
         "name": site.name if site else labels[0].text if labels else node.name,
         "kind": "site" if site else _FX.get(op, "call" if labels else "other"),
@@ -157,6 +158,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttribute
         "module": path,
         "box": path.rpartition(".")[0] if op == "call_module" else path,
     }
+
     if site:
         attributes |= {"names": ", ".join(site.names), "role": site.role, "branch": site.branch, "selectable": site.selectable}
         attributes["why_not"] = site.why_not
@@ -166,6 +168,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttribute
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
         if (native := seen.native_dropout.get(site.name)) is not None and native.rate is not None and native.when != "never":
             attributes["own_rate"] = native.rate
+
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
     if seen.plan and addition is not None and addition.kind == Kind.NATIVE:
@@ -195,10 +198,12 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         # the parameter.
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
+
     attributes: NodeAttributes = {
         "name": node.name, "kind": "addition", "added": kind, "regularizer": name, "site": place, "call": node.op,
         "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": kind,
     }  # fmt: skip
+
     regularizer = plan.regularizers.get(name) if plan else None
     if regularizer is not None:
         attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths.get((name, place), seen.strengths[name])}

@@ -124,13 +124,17 @@ def _box(
     if what not in known:
         known[what] = laid_out(box, sizes, pgv)
     wide, tall, spots, splines = known[what] if high is None else in_columns(known[what], sizes, high)
+
+    # The box: its title, room for the lines at its border, and what dot has placed.
     top = HEADER if box.path else 0.0
     band_in, band_out = (BAND if any(pin in (a.start, a.end) for a in box.links) else 0.0 for pin in (IN, OUT))
     width = max(wide + 2 * PAD, header_width(box) if box.path else 0.0)
     left, above = (width - wide) / 2, top + band_in + PAD / 2
     height = above + tall + PAD / 2 + band_out
+
     places = {box.key: Rectangle(0, 0, width, height)}
     curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
+
     for key, (x, y) in spots.items():
         if key == IN:
             curves.insert(0, Curve(BoxLink(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
@@ -157,19 +161,24 @@ def laid_out(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> La
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
     for key, (width, height) in sizes.items():
         graph.add_node(ids[key], label="", shape="box", fixedsize="true", width=width / INCH, height=height / INCH)
+
     pins = {pin for link in box.links for pin in (link.start, link.end) if pin in (IN, OUT)}
     for pin in sorted(pins):
         graph.add_node(ids[pin], label="", shape="point", width=0.01, height=0.01)
         graph.add_subgraph([ids[pin]], rank="source" if pin == IN else "sink")
+
+    # Lines run downwards, so that dot puts the end of a line below its start.
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         graph.add_edge(
             ids[upper], ids[lower], key=str(i), arrowhead="none", weight=3,
             **({} if upper == IN else {"tailport": "s"}), **({} if lower == OUT else {"headport": "n"}),
         )  # fmt: skip
+
     graph.layout(prog="dot")
     left, bottom, right, top = map(float, graph.graph_attr["bb"].split(","))
     spots = {key: _point(graph.get_node(ids[key]).attr["pos"], left, top) for key in [*sizes, *sorted(pins)]}
+
     curves = []
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)

@@ -40,6 +40,7 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
         built = next((one for weight in weights if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
         if cls in rules or built is None:
             continue
+
         options = _options(key, built)
         usual = _built(key, float(built.weight), "*")
         default = matching_sites(traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
@@ -51,6 +52,8 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
             "default": [places[site.name] for site in default], "needs": "" if isinstance(usual, Regularizer) else usual,
             "unsure": bool({"steps", "previous"} & set(built.takes) or built.engine_options.share_axes),
         }  # fmt: skip
+
+    # Many sites are refused for the same reasons: each set of reasons is written once.
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
     of = {name: numbers.setdefault(tuple(texts.items()), len(numbers)) for name, texts in by_site.items()}
     return list(rules.values()), Profiles(tuple(map(dict, numbers)), of)

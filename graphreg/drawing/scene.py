@@ -151,14 +151,18 @@ def picture(seen: Viewed) -> Picture:
     shown = badges(graph, seen, layers)
     if seen.against is not None:
         shown = compared(graph, shown, seen.against)
+
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph, shown)
     called = {path for _, a in graph.nodes(data=True) for path in (*a.get("module_output", "").split(", "), a["module"])}
     chains = _chains(drawn, called)
     folder = _folder(drawn, chains, classes, shown)
+
+    # Fold what would crowd the drawing, and count in each box what acts inside.
     parameters = [name for site in seen.traced.parameters for name in site.names]
     integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
     folder.fold([chain for chain in integers if len(chain) >= CHAIN], len(drawn) > SMALL)
+
     parents = {child: key for key, kids in folder.children.items() for child in kids}
     boxes = _boxes(seen.title, folder, classes, parents)
     chains = {key: _up(key, parents) for key in drawn}
@@ -168,6 +172,7 @@ def picture(seen: Viewed) -> Picture:
             for badge in shown.get(key, ()):
                 if badge.counted:
                     boxes[box].acts[badge.regularizer] += 1
+
     _link(drawn, boxes, chains)
     edges = tuple((start, end) for start, end in drawn.edges)
     nodes = {key: drawn.nodes[key] for key in drawn}
@@ -348,16 +353,19 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
             return f"{box.name} {box.repeats or box.op}".strip(), f"{box.nodes} inside"
         names = [shown.span(child) for child in (box.children[0], box.children[-1])]
         return box.op, f"{names[0][0]} … {names[1][1]}"
+
     attributes = shown.nodes[key]
     if attributes["kind"] == "addition":
         strength = f" {attributes['strength']:g}" if "strength" in attributes else ""
         return attributes["regularizer"] or attributes["added"], f"{attributes['site'] or attributes['op']}{strength}"
+
     # a get_attr is shown by what it reads
     full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
         # a module's first output; the call of the module is drawn too, by the bare name
         name += ":out"
+
     op = attributes["op"] if attributes["op"] != name else ""
     # of native dropout, with what happens to it
     rate = f"rate {attributes['own_rate']:g}" if "own_rate" in attributes else ""

@@ -45,6 +45,7 @@ def building(value: Any) -> Building | None:
     structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
+
     if isinstance(value, defaultdict) and kind is defaultdict:
         name = next((name for name, factory in _FACTORIES.items() if value.default_factory is factory), None)
         if name is None:
@@ -53,15 +54,19 @@ def building(value: Any) -> Building | None:
                 "dict()"
             )
         return made_defaultdict, (name, dict(value)), {}
+
+    # A call of the class with its elements, if that gives the same value again.
     call: Building
     if isinstance(value, dict):  # outputs of transformers are both dataclasses and dicts
         call = (kind, (), dict(value)) if is_dataclass(value) else (kind, (dict(value),), {})
     else:
         call = kind, (list(value),), {}
+
     try:
         same = _content(kind(*call[1], **call[2])) == _content(value)
     except Exception:  # a user's class may raise anything
         same = False
+
     if not same:
         raise NotImplementedError(f"a {kind.__name__}, which calling {kind.__name__} with its elements does not rebuild. {_INSTEAD}")
     return call

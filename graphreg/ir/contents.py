@@ -119,6 +119,7 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     """
     if isinstance(value, (Tensor, TensorKind)):
         return _again(value, seen) or _tensor(value, is_data, loose)
+
     if value is None or type(value) in _WRITTEN:
         return repr(value)
     if isinstance(value, _NUMBERS) and not isinstance(value, Enum):
@@ -131,6 +132,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return f"<{_class(type(value))} {value.name}>"
     if isinstance(value, (str, bytes)):  # of a subclass, whose repr may be anything
         return f"<{_class(type(value))} {str.__repr__(value) if isinstance(value, str) else bytes.__repr__(value)}>"
+
+    # What contains other values. One that contains itself would never end.
     if True in (around := [value is each for each in within]):
         return f"<no. {around.index(True)} around it>"
     if isinstance(value, slice):
@@ -139,6 +142,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return f"<{type(value).__name__} {_call(value, within, seen)}>"
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
         return _items(value, (*within, value), is_data, seen, loose)
+
+    # Objects: by their memory, by their text if it says all, or by their attributes.
     kind = _class(type(value))
     if _has_memory(value):
         # bytes(n) of a number of numpy would be n zeros
@@ -146,11 +151,13 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(memory)}>"
     if _is_fixed_value(value):
         return f"<{kind} {value!r}>"
+
     names = _attributes(value)
     if names is None:
         return f"<{kind} {id(value)}>"
     if again := _again(value, seen):
         return again
+
     is_data = is_data and type(value) in pytree.SUPPORTED_NODES
     parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data, seen, loose if is_data else 0)}" for name in names]
     return f"<{kind} {', '.join(parts)}>"
@@ -274,12 +281,15 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
         return TensorKind(value.kind, value.dtype, value.dims)
     if is_data and isinstance(value, Tensor):
         return copies.setdefault(id(value), TensorKind(type(value), value.dtype, value.dim()))
+
     if isinstance(value, slice):
         return slice(*(copied_contents(part, copies, is_data) for part in (value.start, value.stop, value.step)))
     if isinstance(value, tuple):
         return _copied_tuple(value, [copied_contents(item, copies, is_data) for item in value])
+
     if isinstance(value, (*_FIXED, *_NO_CONTENTS, *_CALLS, TensorKind)) or _is_fixed_value(value):
         return value
+
     if isinstance(value, (list, deque, dict, *_SETS)) or _has_memory(value):
         new = copies[id(value)] = copy.copy(value)
         if isinstance(value, dict):
@@ -288,6 +298,7 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
             for i, item in enumerate(value):
                 new[i] = copied_contents(item, copies, is_data)
         return new
+
     names = _attributes(value)
     if names is None:
         return value

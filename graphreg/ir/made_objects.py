@@ -83,15 +83,18 @@ class _TemplateWriter:
         if self.is_traced(value):
             self.values.append(value)
             return "value", len(self.values) - 1
+
         if kind in (tuple, torch.Size):
             return "tuple", kind, tuple(map(self.template, value))
         if kind in _PLAIN or isinstance(value, type):
             # by the text, 0.0 is not -0.0, and by the class, 1 is not True
             return "plain", kind, repr(value), value
+
         if id(value) in self.numbers:
             return "again", self.numbers[id(value)]
         if id(value) in self.held:
             raise _NotMade
+
         number = self.numbers[id(value)] = len(self.numbers)
         if kind is list:
             return "list", number, tuple(map(self.template, value))
@@ -132,8 +135,11 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
         return part[3]
     if kind == "again":
         return made[part[1]]
+
     if kind == "tuple":
         return part[1]([_make(item, values, made) for item in part[2]])
+
+    # A list, a dict or an object is known before its items are made, because they may hold it again.
     if kind == "list":
         items: list[Any] = []
         made[part[1]] = items
@@ -146,6 +152,7 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
         for key, item in part[2]:
             entries[key] = _make(item, values, made)
         return entries
+
     value = object.__new__(part[2])
     made[part[1]] = value
     for name, item in part[3]:

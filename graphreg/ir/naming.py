@@ -113,6 +113,7 @@ def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], An
         items = [(str(i), element) for i, element in enumerate(value)]
     else:
         return
+
     plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
     for key, element in items:
         # ``isinstance(proxy, tuple)`` may be true for a traced tuple

@@ -107,6 +107,7 @@ def probe(
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
     seen_calls, tries = list[ProbedCall](), 0
+
     state = torch.get_rng_state()  # a composed function may draw random numbers
     with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo():
         warnings.simplefilter("ignore")
@@ -123,6 +124,7 @@ def probe(
                     break
             if seen_calls:
                 break
+
     torch.set_rng_state(state)
     return together(seen_calls) if seen_calls else None
 

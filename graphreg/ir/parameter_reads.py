@@ -56,6 +56,7 @@ def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> ParameterR
             names = label.name.split(".")
             for depth in range(1, len(names)):
                 inside.setdefault(".".join(names[:depth]), []).append(label.name)
+
     reads: dict[str, list[ParameterRead]] = {}
     for node in graph.nodes:
         if node.op == "call_module":

@@ -32,6 +32,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     order: dict[str, int] = {}
     # the last two calls that a node depends on; one of them may be the call that made it
     latest: dict[fx.Node, tuple[str, ...]] = {}
+
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
         # labels_of gives none for a tuple whose first element is read

@@ -58,18 +58,23 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
+
     if operations.is_list(node):
         # the module's name stands for its first output; the getitem node of that output has the
         # label, so the tuple has none
         has_first_port = any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
         return () if operations.module(node) is not None and has_first_port else labels
+
     if not is_port(node, operations):
         return labels
+
+    # A port: the names of the layer that returned the tuple, and the port by its name or its number.
     path, source = port_path(node), node.args[0]
     while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
         source = source.args[0]
     if not isinstance(source, fx.Node) or not is_labelled(source):
         return labels
+
     module = operations.module(source)
     of_module = module is not None
     plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
@@ -117,6 +122,7 @@ class _Judge:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)
         held = ((path, name, value) for path, module in operations.modules.items() for name, value in module._parameters.items())
         self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
+
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         # depends on an input through tensors, not only through sizes
         self.data: set[fx.Node] = set()
@@ -135,11 +141,15 @@ class _Judge:
         self.products: set[fx.Node] = set()  # products of data with weights
         # for each embedding: the name of the model's input that has the indices
         self.reads: dict[fx.Node, str] = {}
+
         for node in graph.nodes:
             self._walk(node)
+
         end = graph.output_node()
         self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args[0]))
         self.loss = loss_of(end)
+
+        # A node is used if the output depends on it, or if it writes into something.
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
             if not self.used.isdisjoint(node.users) or node.target is operator.setitem:

@@ -185,10 +185,12 @@ def strings(selector: Selector) -> tuple[str, ...]:
             f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. {quoted}"
             "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
         )
+
     if not texts or not all(isinstance(text, str) for text in texts):
         number = next((text for text in texts if type(text) is int), None)
         quoted = f" If {number} is a name, put it in quotes: '{number}'." if number is not None else ""
         raise RegularizerError(f"a selector is one string or several, not {selector!r}.{quoted} '*' means the default sites.")
+
     for text in texts:
         Pattern.parse(str(text))
     return tuple(str(text) for text in texts)
@@ -347,15 +349,21 @@ def _nothing(
     """Return the message for a string that matches nothing: the likely reason, and suggestions."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
+
+    # It matches what cannot be regularized.
     if matched:
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in matched[:3])
         elements = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
         elements_text = f" Write a part of it: {', '.join(elements[:6])}." if elements and pattern.port is None else ""
         return f"{start} It finds only what cannot be regularized: {reasons}.{elements_text}{end}"
+
+    # It means something else than it says: a name with special characters.
     bare = pattern.text.strip().removeprefix("!")
     if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
         exact = exactly(literal[0])
         return f"{start} A site has that very name: write {exact} (in Python r'{exact}'), for {bare} asks for something else.{end}"
+
+    # The name is there, but not with this op, port or role.
     named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
     if pattern.role and sites and sites[0].kind == "parameter":
         return f"{start} #{pattern.role} is a role of values, and {who} acts on a {what}; leave the role out.{end}"
@@ -365,12 +373,16 @@ def _nothing(
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
         roles = ", ".join(sorted({mark for _, site in named for mark in site.marked})) or "none"
         return f"{start} The name exists, but not with this op, port or role. It has: ops {ops}; ports {ports}; roles {roles}.{end}"
+
     if named:
         texts = ", ".join(exactly(label) for label, _ in named[:6])
         return f"{start} It has several ports; write one of {texts}.{end}"
+
+    # Nothing has the name here, but something elsewhere may.
     others = pattern.find(elsewhere)
     if others:
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
+
     known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
     return f"{start}{suggestions_text(pattern.name, strings_of(known))}{end}"

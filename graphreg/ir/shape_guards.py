@@ -113,6 +113,7 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[InputPlace], guards: Iterable
             if isinstance(symbol, int) or symbol.is_number:
                 sizes.append(int(symbol))
                 continue
+
             sizes.append(None)
             if symbol in first:
                 other, at, called = first[symbol]
@@ -122,9 +123,11 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[InputPlace], guards: Iterable
             else:
                 derived.append((node, axis, name, symbol))
         _unnamed(graph, sized, node, name, tuple(sizes))
+
     for node, axis, name in first.values() if no_zero else ():
         size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
         _unnamed(graph, same_decision, _unnamed(graph, operator.ge, size, 1), f"{name}.shape[{axis}] >= 1")
+
     insert = _assert_derived(graph, first, derived)
     insert(guards)
     return insert

@@ -152,12 +152,16 @@ class Effects:
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False
+
         if node.op == "call_module":
             if self.writes(node):
                 return self.writes(node), False
             return self._seen_to_share(node)
+
         if is_pythons(node):
             return self._of_python(node, function_name(node))
+
+        # Operators of torch, as far as their schemas say what they do; the rest is tried out.
         known, out = declared_effects(node), tuple(nodes_in(node.kwargs.get("out")))
         if function_name(node) == "set_":
             return _inputs(node), False

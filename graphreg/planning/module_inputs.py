@@ -69,22 +69,26 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
         raise RegularizerError(
             f"{who}: {text!r} selects a value that is no module's output. Name a module: its input takes the place of its output."
         )
+
     path = min(paths, key=len)
     calls = [each.name for each in traced.values for label in each.labels if label.module == path and label.default]
     if len(calls) > 1:
         raise RegularizerError(f"{who}: {path} is called {len(calls)} times, and its calls cannot be told apart. Leave it out.")
+
     found = {name: None for graph in traced.graphs.values() for name in _entering(traced, graph, path, site.name)}
     if len(found) != 1:
         what = f"several values ({listed(list(found), 4)})" if found else "no value"
         raise RegularizerError(
             f"{who}: {path} gets {what} from the rest of the model, so it is not certain what takes the place of its output. Leave it out."
         )
+
     name = next(iter(found))
     if name == _NAMELESS:
         raise RegularizerError(
             f"{who}: {path} gets a value that has no name, such as a tensor that the forward itself makes (torch.zeros), so this value "
             "cannot be passed to the formula. Leave the module out."
         )
+
     shape = next((each.shape for each in traced.values if each.name == name), None)
     if shape is not None and site.shape is not None and shape != site.shape:
         raise RegularizerError(

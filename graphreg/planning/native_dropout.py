@@ -76,6 +76,7 @@ def decide(
     """
     if option == "keep":
         return (), ()
+
     choices: dict[str, tuple[Any, str]] = {}
     by_selector = isinstance(option, Mapping)
     for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
@@ -85,13 +86,16 @@ def decide(
             complain(f"{what}, because {title} contains no dropout. {cure}", missing)
         for site, text in _matching(selector, dropouts, title, missing, elsewhere) if dropouts else ():
             choices[site.name] = (value, text)
+
     chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
     chosen = [choice for choice in chosen if choice[1] != "keep"]
     unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
     movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
+
     fixed = {"seeded": None, "off": 0.0}
     rates = [fixed[each] if isinstance(each, str) else each if isinstance(each, Schedule) else float(each) for _, each, _ in movable]
     edits = tuple(NativeDropoutEdit(dropout, rate, text) for (dropout, _, text), rate in zip(movable, rates, strict=True))
+
     if unmovable and not edits:
         raise RegularizerError(
             f"own_dropout={option!r} cannot be applied to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "

@@ -30,6 +30,7 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
     """
     if not isinstance(regularizer, Penalty) or regularizer.is_scheduled:
         return ""
+
     is_mean = regularizer.engine_options.reduction == "mean"
     faint = dict[str, float]()
     for site, strength in strengths:
@@ -43,6 +44,7 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
         pull = abs(strength) * slope / ((of or len(strengths)) if is_mean else 1)
         if 0 < pull < FAINTEST:
             faint[site.name] = pull
+
     if not faint:
         return ""
     kind, pulled = regularizer.on, "a weight" if regularizer.on == "parameters" else "a value"

@@ -143,24 +143,29 @@ class Regularizer:
             key = more["key"]
             right = key if isinstance(key, tuple) else (key,)
             raise RegularizerError(f"{cls.__name__}: key={key!r} is not allowed; write keys={right!r}.")
+
         super().__init_subclass__(**more)
         dataclass(frozen=True)(cls)
         cls.on = on or cls.on
         if cls.on not in cls.may_act_on:
             raise RegularizerError(f"{cls.__name__}: on={cls.on!r} is not allowed; it is {' or '.join(map(repr, cls.may_act_on))}.")
+
         if isinstance(keys, str):
             raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
+
         if "usual" not in cls.__dict__ and cls.on == "parameters":
             cls.usual = f"the parameters of {cls.min_dims} dims or more"
         elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
             cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
         cls.keys, cls.input_options = tuple(keys), input_options(cls)
+
         if "__call__" in cls.__dict__:
             makes_state = cls.init_state is not Regularizer.init_state
             cls.takes = formula_arguments(cls, issubclass(cls, Splice), [field.name for field in fields(cls)], makes_state)
             cls.takes_vjp = not set(VJP_NAMES).isdisjoint(cls.takes)
             if cls.must_take not in ("", *cls.takes) and not cls.has_penalty():
                 raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
+
         check_input_options(cls)
         registry.register(cls)
 
@@ -172,12 +177,14 @@ class Regularizer:
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
         object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
+
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
             raise RegularizerError(
                 f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword."
             )
+
         if type(self).__call__ is Regularizer.__call__:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
@@ -186,6 +193,7 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
+
         check_given_inputs(self)
         object.__setattr__(self, "_model_inputs", named_inputs(self))
         self._check_weight(self.weight)

@@ -33,6 +33,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
     supplied = SUPPLIED[cls.on] + (OF_SPLICES if is_splice else OF_PENALTIES)[cls.on]
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, *input_options(cls), *((vjp,) if "vjp" in supplied else ())}
+
     if unknown := [name for name in names if name not in allowed]:
         hint = f" For an input of the model, declare an option of this name: {unknown[0]}: ModelInput = None."
         raise RegularizerError(
@@ -40,6 +41,8 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
         )
     if vjp == "pull":
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
+
+    # Arguments that do not go together.
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     if "state" in names and cls.on == "values" and (all_at_once := {"values", *VJP_NAMES}.intersection(names)):
@@ -51,6 +54,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
         raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes the state.")
     if is_splice and "units" in names and "share_axes" in options:
         raise RegularizerError(f"{cls.__name__}: share_axes numbers the axes of z, and __call__ takes units, whose axes lie otherwise.")
+
     check_arguments(cls.__name__, names, options, is_splice)
     return names
 

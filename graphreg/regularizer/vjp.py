@@ -181,6 +181,7 @@ def _gradients(
         )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
+
     prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
     # a once_differentiable function shows that it has no second derivative only if its incoming
     # gradient requires grad
@@ -188,6 +189,7 @@ def _gradients(
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
     results = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), cotangents, **options))
+
     if prove and (culprit := once_only(results, before)):
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(

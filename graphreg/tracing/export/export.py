@@ -70,9 +70,11 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
     except Exception as error:
         raise_interrupt(error)
         failure = error
+
     if not isinstance(failure, UntraceableModel):
         run_model(model, call, {})  # raises the model's own error, if it has one
         check_works()
+
     why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
     raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
 
@@ -115,6 +117,7 @@ def _export_modes(
 
         batch.settle(made, partial(again, {}))
         graph = made.graph
+
         def same(answers: Answers) -> bool:
             return same_graph(graph, lambda: again(answers).graph)
 

@@ -50,16 +50,19 @@ class Inputs:
         signature = inspect.signature(model.forward)
         args, kwargs = record.arguments
         bound = signature.bind(*args, **kwargs).arguments
+
         placeholders = {}
         for name, parameter in signature.parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             placeholders[name] = graph.create_node("placeholder", star + name, placeholder_default(parameter))
             keep_default(placeholders[name], parameter)
             label(placeholders[name])
+
         for name, parameter in signature.parameters.items():
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
+
         environment = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
         if environment is None:
             assert_sizes(graph, self.places, ())

@@ -38,6 +38,7 @@ def _storage(tensor: Tensor) -> int | None:
 def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
     if tensor.is_nested:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
     if _storage(tensor) is None or tensor.is_quantized:
         with suppress(Exception):
             return copy.deepcopy(tensor.detach() if type(tensor) is Tensor else tensor, memo)
@@ -47,6 +48,7 @@ def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
                 clone.__dict__.update(tensor.__dict__)
                 return clone
         return tensor  # a tensor of a class that cannot be copied: both runs get the original
+
     plain = tensor.detach()
     if shares:
         new: Tensor = copy.deepcopy(plain, memo)
@@ -55,6 +57,7 @@ def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
         # data set
         extent = 1 + sum((size - 1) * stride for size, stride in zip(plain.shape, plain.stride(), strict=True)) if plain.numel() else 0
         new = plain.as_strided((extent,), (1,)).clone().as_strided(plain.shape, plain.stride(), 0)
+
     if tensor.requires_grad:
         new = new.requires_grad_() if tensor.is_leaf else new.requires_grad_().clone()
     return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new

@@ -261,9 +261,12 @@ class _Trial:
             return COMMUNICATES
         if theirs.error is not None:
             return f"the model itself raises {first_line(theirs.error)}"
+
         ours = self._ran(partial(self._run_graph, graph))
         if not (what := _differing(theirs, ours, self.near)):
             return ""
+
+        # They differ. That is a fault of the trace unless the model differs from itself from run to run.
         reason = f"on these inputs, in {self.mode} mode, its graph does not give the model's result ({what})."
         cause = "The forward does something that a trace cannot follow."
         same, unlike = list[bool](), ""
@@ -279,6 +282,7 @@ class _Trial:
                 return f"from run to run, {unlike}, so the graph was compared within rounding"
             if not unlike and (ours_again.error is not None or not moved):
                 break
+
         if all(same):
             return ""
         if unlike and _differing(theirs, again, True):
@@ -286,6 +290,7 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+
         how = "by torch.export" if self.near else "symbolically"
         raise NotTheModel(
             f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "

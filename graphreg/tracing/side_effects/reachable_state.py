@@ -262,6 +262,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()
+
     for step in dis.get_instructions(code):
         kind, name = step.opname, str(step.argval)
         if kind == "STORE_ATTR":
@@ -277,6 +278,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
             named.add(name)
         elif kind not in ("PUSH_NULL", "CACHE", "PRECALL"):
             loaded = ""
+
     outer = Assigned(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
     inner = (assigned_by(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return functools.reduce(Assigned.__or__, inner, outer)

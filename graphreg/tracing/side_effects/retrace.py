@@ -128,6 +128,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     modules = untraced_modules(model, opaque)
     if not modules:
         return
+
     # what is hidden is not assigned by the forward
     with assignments_noted(), model_restored(model) as before:
         hidden, known = OpaqueState(before).hide(modules), len(opaque)
@@ -139,11 +140,13 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         except Exception as error:
             raise_interrupt(error)
             reason, differing = f" ({first_line(error)})", ("", "")
+
     names = listed(hidden, _SHOWN)
     reason = reason or (f" ({differing[1]})" if differing else "")
     # no traced code reads the state, or the submodule that reads it has become opaque
     if differing is None or len(opaque) > known:
         return
+
     if differing[0] and differing[0] not in opaque and differing[0] in dict(model.named_modules()):
         opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
         return

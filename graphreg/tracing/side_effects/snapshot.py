@@ -169,9 +169,11 @@ class Snapshot:
         elif issubclass(type(value), functools.partial):
             self._add_value(value.args, name, depth)
             self._add_value(value.keywords, name, depth)
+
         if type(value) is StaleValue or issubclass(type(value), PLAIN) or id(value) in self._seen or issubclass(type(value), _NOT_ENTERED):
             return
         self._seen.add(id(value))
+
         if issubclass(type(value), (list, dict, set, deque)):
             self.places.append(Items(value, name) if issubclass(type(value), dict) else Container(value, name))
         if issubclass(type(value), (list, tuple, dict, deque)):

@@ -87,6 +87,7 @@ class Tape(TorchFunctionMode):
         self._states: dict[int, tuple[Tensor, TensorState]] = {}
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
+
         mine: list[tuple[str, Any]] = [
             (f"{path}.{name}" if path else name, value)
             for path, module in modules_by_path(root, once=True).items()
@@ -266,24 +267,29 @@ class Tape(TorchFunctionMode):
         keys = frozenset(storage_key(tensor) for tensor in tensors_in(arguments))
         self._alive += tensors_in(arguments)
         results = list(tensors_by_path(result))
+
         if name in EXPOSING:
             for key in keys:
                 self._add(self.known.exposed, key, name)
+
         if not results and not written:
             if keys:
                 self._add(self.known.python_reads, len(self.known.python_reads), (keys, _location()))
             return
+
         representable = _is_representable((args, kwargs))
         if not representable and (keys or name in SHARING):
             # record nothing: a graph cannot hold the arguments, and a copy of the result would not
             # share their memory
             return
+
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
         if not representable:
             entry.copy = result.detach().clone() if isinstance(result, Tensor) else None
         self.entries.append(entry)
+
         for key in written:
             if key in self.known.touched:
                 self._add(self.known.rewritten, key)

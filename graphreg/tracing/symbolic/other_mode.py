@@ -51,6 +51,7 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
         return None
     if leader.graph is not graph or not leader.is_plain():
         return None
+
     with model_restored(model, before):
         follower = ModeFollower(leader)
         try:
@@ -152,6 +153,7 @@ class ModeFollower(SiteTracer):
             path = self.path_of_module(m)
         except NameError:
             return forward(*args, **kwargs)
+
         self._scopes.append(path)
         if self.is_leaf_module(m, path):
             value: Any = self.create_proxy("call_module", path, args, kwargs)

@@ -75,6 +75,7 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
         # nothing is decided: where the value has no such attribute, the graph raises as the model
         # does
         return
+
     kind = _certain_class(value)
     # the model's, which may have any attribute
     own = kind is not None and issubclass(kind, torch.Tensor) and value.node.op == "get_attr"
@@ -82,6 +83,7 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
         if not _class_has(kind, name):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
         return
+
     asked = not plain or is_caught(frame, by_with=True)
     there, known = _example_has(value, name)
     if not known:
@@ -91,6 +93,7 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
             why = f"the forward asks whether {value.node.name!r} has the attribute {name!r}, and the trace cannot tell"
             value.tracer.refuse(TypeError(why))
         there = name in _OF_TENSORS
+
     if asked:
         value.tracer.assert_attribute(value.node, name, there)
     if not there:
