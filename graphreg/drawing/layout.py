@@ -110,9 +110,7 @@ def header_width(box: Box) -> float:
     return 1.1 * text_width(f"▾ {box.name} {box.repeats or box.op}") + 20
 
 
-def _box(
-    shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: float | None, known: dict[Any, Laid]
-) -> Arrangement:
+def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: float | None, known: dict[Any, Laid]) -> Arrangement:
     """Lay out an open box by itself, with its upper left corner at 0, 0.
 
     ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid
