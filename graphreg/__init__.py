@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
     from graphreg.rng import Noise
-    from graphreg.runtime import (
-        Regularized,
+    from graphreg.runtime import Regularized
+    from graphreg.session import (
         Samples,
         frozen_noise,
         model_state_dict,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         set_rng_state,
         set_strength,
         site_strengths,
+        strength_buffers,
         strengths,
     )
     from graphreg.stages import regularize_stage
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 from graphreg.old_pickles import refuse_old_modules
 
 __version__ = "0.3.0"
-refuse_old_modules()
+refuse_old_modules(__path__)
 
 _ROOMS = {
     "diagnosis": ("Audit", "Diagnosis", "Finding", "Remark", "audit", "doctor"),
@@ -65,9 +66,10 @@ _ROOMS = {
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
-    "runtime": (
-        "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state",
-        "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
+    "runtime": ("Regularized",),
+    "session": (
+        "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state", "rng_state", "sample",
+        "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths",
     ),
     "stages": ("regularize_stage",),
     "tracing": ("Traced", "names", "trace"),
@@ -85,8 +87,8 @@ __all__ = [
     "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "penalties_off",
     "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite",
     "rng_state", "sample",
-    "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_",
-    "to_networkx", "trace", "verify",
+    "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths", "strip",
+    "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

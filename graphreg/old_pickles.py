@@ -5,8 +5,8 @@ A pickle of graphreg 0.1 imports modules that no longer exist. Importing such a 
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -47,11 +47,13 @@ def refuse_other(version: int | None, made_with: str, expected: int, present: st
 
 
 class OldModules:
-    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1, if no finder before it finds the module."""
+    """Finds the modules of graphreg 0.1 in a folder that does not exist: to import one raises OldModuleError.
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        package, _, module = name.partition(".")
-        return ModuleSpec(name, self) if package == "graphreg" and module in MODULES_OF_0_1 else None  # type: ignore[arg-type]
+    The folder is the last of the package's ``__path__``. So Python asks this finder only for modules of graphreg that do not exist.
+    """
+
+    def find_spec(self, name: str, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.rpartition(".")[2] in MODULES_OF_0_1 else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, and no longer exists. {CURE}", name=spec.name)
@@ -60,7 +62,8 @@ class OldModules:
         """Do nothing, because ``create_module`` always raises. Without this method, importlib would not call ``create_module``."""
 
 
-def refuse_old_modules() -> None:
-    """Install the finder that refuses the modules of graphreg 0.1, once in each process."""
-    if not any(type(finder).__name__ == OldModules.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(OldModules())
+def refuse_old_modules(path: list[str]) -> None:
+    """Refuse the modules of graphreg 0.1. ``path``: the ``__path__`` of the package, to which their folder is added."""
+    folder = f"{path[0]}{os.sep}modules of graphreg 0.1"
+    sys.path_importer_cache[folder] = OldModules()  # type: ignore[assignment]  # Python looks the finder of a folder up here
+    path.append(folder)

@@ -22,17 +22,8 @@ from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
-from graphreg.runtime import (
-    Penalties,
-    Regularized,
-    RewrittenModule,
-    Scale,
-    backend_handle,
-    check_penalties,
-    check_scale,
-    graphs_of,
-    rules_of,
-)
+from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale
+from graphreg.session import backend_host, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
 from graphreg.tracing import NOT_ASSIGNED, CapturedGraphs, FrontEnd, Traced, check_model, trace
 from graphreg.verification import copied, validate
@@ -145,7 +136,7 @@ def plan(
         NoMatchError: A string of a selector matches nothing, or a selector does not match as many sites as ``expect`` says.
         RegularizerError: An object in ``regularizers`` is not a regularizer, or a penalty selects only frozen parameters.
     """
-    captured = backend_handle(traced)
+    captured = backend_host(traced)
     sites: Any = captured.traced() if captured is not None else traced
     given: dict[str, Any] = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks}
     every: Regularizer | Iterable[Regularizer] = regularizers

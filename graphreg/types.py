@@ -30,8 +30,9 @@ from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark
 from graphreg.ir import Label, Missing, Names, Selector, Site
 from graphreg.planning import Edit, Plan
 from graphreg.reporting import Diff, Monitor, Report
-from graphreg.runtime import Penalties, Regularized, RewrittenModule, Samples, Scale
+from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale
 from graphreg.schedules import Schedule
+from graphreg.session import Samples
 from graphreg.tracing import FrontEnd, Traced
 
 __all__ = [

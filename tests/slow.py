@@ -9,6 +9,7 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"tracing/test_other_threads\.py::test_two_threads\[30": "half a minute for each pair; once for each stays",
     r"test_cuda_graphs\.py::test_values_and_gradients_are_eagers\[settings0": "with a memory budget of 0, which recomputes more, it stays",
     r"test_inductor\.py::test_however_it_is_compiled\w+\[(a mo|other|module\.comp)": "torch.compile, a function and DDP stay",
     r"test_in_place_models\.py::test_(a_value_of_the_configuration|strip_leaves_no_trace_in_gpt2)": "a replaced head, a plain model stay",

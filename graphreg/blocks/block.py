@@ -8,7 +8,7 @@ a graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,17 +17,16 @@ import torch
 from torch import nn
 
 from graphreg.blocks.outline import OUTSIDE
+from graphreg.blocks.shown_call import BlockCode, call_of_block
 from graphreg.compiler import LOWERED
 from graphreg.errors import GraphRegError
 from graphreg.ir import ORIGINAL, RULES
-from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
+from graphreg.torch_internals import CALL, COMPILED_CALL, is_exporting, renew_hooks
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # attributes of a block object: its record; its mode, if it has no record
 CALLS = "graphreg_calls"  # the attribute of a placed block that holds its code; see placed_block.py
 _MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL, CALLS)  # attributes that copies and pickles leave out
 _classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
-
-Code = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,19 @@ class BlockRecord:
         path: The path of the block in the model.
         original: A tuple with the model's module that the object stands for and whose mode it shares; () in a copy and after unpickling.
         mode: Whether the block is in train mode; used only if ``original`` is empty.
-        eager: For each variant, the function that runs without torch.compile.
-        compiled: For each variant, the function that Dynamo traces.
-        sources: The source text of each function in ``eager``.
+        eager: For each variant, the code that runs without torch.compile.
+        compiled: For each variant, the code that Dynamo traces.
+        sources: The source text of each code in ``eager``.
+        called: In place, a tuple with the model's module, which is called and has the hooks; else (), since the block object has them.
     """
 
     path: str
     original: tuple[nn.Module, ...] = ()
     mode: bool = True
-    eager: tuple[Code, ...] = ()
-    compiled: tuple[Code, ...] = ()
+    eager: tuple[BlockCode, ...] = ()
+    compiled: tuple[BlockCode, ...] = ()
     sources: tuple[str, ...] = ()
+    called: tuple[nn.Module, ...] = ()
 
 
 class View:
@@ -97,7 +98,8 @@ class Block(nn.Module):
             raise GraphRegError(refusal(self.graphreg_kind.__name__, self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""))
         record = self.__dict__[BLOCK]
         codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
-        return codes[graphreg_variant](self, *values, *graphreg_keys)
+        code, shown = codes[graphreg_variant]
+        return code(self, shown, *values, *graphreg_keys)
 
     __call__ = nn.Module.__call__  # not that of the module's class: what it does around the forward is in the graph
 
@@ -127,7 +129,10 @@ def _class_of(kind: type[nn.Module]) -> type[Block]:
     """Return the class of the block objects for modules of class ``kind``."""
     kind = getattr(kind, "graphreg_kind", getattr(kind, ORIGINAL, kind))
     if kind not in _classes:
-        contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
+        contents = {
+            "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind,
+            CALL: call_of_block(),
+        }  # fmt: skip
         metaclass: Any = type(kind)
         _classes[kind] = metaclass(kind.__name__, (Block, kind), contents)
     return _classes[kind]

@@ -13,8 +13,9 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from graphreg.blocks.block import BLOCK, Block, View, block_at, twin_of
-from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
+from graphreg.blocks.outline import OUTSIDE, Outliner
 from graphreg.blocks.placed_block import PlacedCall, add_call, unwrapped_block
+from graphreg.blocks.shown_call import VARIANT, BlockCode, hooked
 from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
 from graphreg.torch_internals import define_named_tuples, generate_forward
@@ -22,7 +23,7 @@ from graphreg.torch_internals import define_named_tuples, generate_forward
 Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers
 
 
-Variant = tuple[Callable[..., Any], Callable[..., Any], str]  # function for eager mode, function for Dynamo, source of the former
+Variant = tuple[BlockCode, BlockCode, str]  # code for eager mode, code for Dynamo, source of the former
 
 
 def outlined(
@@ -49,11 +50,10 @@ def outlined(
         graph, calls = outliner.outline(flat)
         graph_lowered, calls_lowered = outliner.outline(lowered) if lowered is not None else (None, calls)
         for call, compiled in zip(calls, calls_lowered, strict=True):
-            code, source = emitter.code(call.graph)
-            variant = code, emitter.code(compiled.graph)[0], source
+            functions, source = [emitter.code(each.graph)[0] for each in (call, compiled)], emitter.code(call.graph)[1]
             if call.path in checkpoints:
-                eager, compiled_code = (with_checkpoint(function, checkpoints[call.path]) for function in variant[:2])
-                variant = eager, compiled_code, source
+                functions = [with_checkpoint(function, checkpoints[call.path]) for function in functions]
+            variant = (functions[0], call.shown), (functions[1], compiled.shown), source
             known = variants[call.path]
             if variant not in known:
                 known.append(variant)
@@ -90,6 +90,7 @@ def _install(root: nn.Module, path: str, variants: list[Variant], outliner: Outl
 def _install_in_place(root: nn.Module, path: str, variants: list[Variant], outliner: Outliner, prefix: str) -> None:
     block = unwrapped_block(root.get_submodule(path))
     twin = twin_of(block, path)
+    twin.__dict__[BLOCK] = replace(twin.__dict__[BLOCK], called=(block,))
     twin.__dict__["_modules"] = block._modules  # the same dict, so that the code calls wrappers that are put around inner blocks later
     _show_outside(twin, root, path, outliner)
     for number, variant in enumerate(variants):
@@ -108,10 +109,10 @@ def _show_outside(block: Block, root: nn.Module, path: str, outliner: Outliner) 
 def checkpointed(code: Callable[..., Any], use_reentrant: bool) -> Callable[..., Any]:
     """Return a function that runs the code of a block with a checkpoint, as the model's own forward calls the block."""
 
-    def run(block: Any, *values: Any) -> Any:
+    def run(block: Any, shown: Any, *values: Any) -> Any:
         if not torch.is_grad_enabled():
-            return code(block, *values)
-        return checkpoint(functools.partial(code, block), *values, use_reentrant=use_reentrant)
+            return code(block, shown, *values)
+        return checkpoint(functools.partial(code, block, shown), *values, use_reentrant=use_reentrant)
 
     return run
 
@@ -123,11 +124,12 @@ class _FunctionMaker:
         self._known: dict[Any, tuple[Callable[..., Any], str]] = {}
 
     def code(self, graph: fx.Graph) -> tuple[Callable[..., Any], str]:
-        """Return the function that runs a graph, and the source text of the function."""
+        """Return the function that runs a graph, with hooks around it (``hooked``), and the source text of what the graph does."""
         holder = fx.GraphModule(nn.Module(), fx.Graph())
         define_named_tuples(graph)
         holder._graph = spelled(graph)
         python_code = generate_forward(holder)
         key = holder.code, tuple((name, id(value)) for name, value in python_code.globals.items())
-        function: Callable[..., Any] = type(holder).forward
-        return self._known.setdefault(key, (function, holder.code))
+        if key not in self._known:
+            self._known[key] = hooked(type(holder).forward), holder.code
+        return self._known[key]

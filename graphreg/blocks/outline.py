@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import networkx as nx
@@ -17,10 +18,23 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from graphreg.blocks.homes import homes
+from graphreg.blocks.shown_call import KEYS, VARIANT, Element, Shape, ShownCall
 from graphreg.errors import TraceError
-from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
+from graphreg.ir import (
+    COUNTED,
+    PREFIX,
+    RULES,
+    Kind,
+    Leaf,
+    ModuleCalls,
+    blank_like,
+    in_containers,
+    is_kind,
+    own_labels,
+    recorded_calls,
+)
+from graphreg.torch_internals import pytree
 
-KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block's forward
 OUTSIDE = "graphreg_outside"  # the attribute of a block that holds the outside modules that its code calls
 
 
@@ -32,11 +46,13 @@ class BlockCall:
         path: The path of the block.
         graph: The graph of the operations in this call.
         node: The node that calls the block, in the graph of the whole model or of an outer block.
+        shown: What hooks of the block get; None if that was not recorded.
     """
 
     path: str
     graph: fx.Graph
     node: fx.Node
+    shown: ShownCall | None
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,8 @@ class _Outlining:
         self.homes = homes(flat, outliner.blocks)
         self.order = {node: i for i, node in enumerate(flat.nodes)}
         self.calls: list[BlockCall] = []
+        self.named = {node.name: node for node in flat.nodes}
+        self.records = recorded_calls(flat)
         for node in flat.nodes:
             if node.op == "get_attr" and not all(self._readable(node, reader) for reader in node.users):
                 self.homes[node] = ()  # the whole model reads the attribute, and passes its value to the blocks
@@ -147,6 +165,8 @@ class _Outlining:
         level = _Level(calls[-1][0] if calls else "", graph)
         if inputs is not None:
             level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
+            for i in range(len(inputs.attributes)):
+                graph.placeholder(f"attribute_{i}" if i else "attribute")
             level.rows |= {node: graph.placeholder(f"key_{i}" if i else "key") for i, node in enumerate(inputs.draws)}
         for item in self._ordered(members, calls):
             if isinstance(item, fx.Node):
@@ -167,7 +187,8 @@ class _Outlining:
         flow: nx.DiGraph[Any] = nx.DiGraph()
         flow.add_nodes_from(dict.fromkeys(item_of.values()))
         for node in members:
-            sources = {item_of[source] for source in node.all_input_nodes if source in item_of} - {item_of[node]}
+            given = (source for call in self.homes[node][len(calls) :] for source in self._recorded(call, "inputs"))
+            sources = {item_of[source] for source in (*node.all_input_nodes, *given) if source in item_of} - {item_of[node]}
             flow.add_edges_from((source, item_of[node]) for source in sources)
         if not nx.is_directed_acyclic_graph(flow):
             path = next(step[0] for edge in nx.find_cycle(flow) for step in edge if isinstance(step, tuple))
@@ -203,13 +224,16 @@ class _Outlining:
         if reader in level.rows and is_kind(source, Kind.KEY):
             return level.rows[reader]
         if source not in level.made:  # ``source`` reads an attribute, and ``reader`` is its first reader at this level
-            owner, _, attribute = str(source.target).rpartition(".")
-            target = str(source.target)
-            if level.path:
-                within = self._target(level.path, owner)
-                target = f"{within}.{attribute}" if within else attribute
-            level.made[source] = level.graph.create_node("get_attr", target, name=_identifier(target))
+            level.made[source] = self._attribute(level, str(source.target))
         return level.made[source]
+
+    def _attribute(self, level: _Level, target: str) -> fx.Node:
+        """Make the node of a level that reads an attribute of the model."""
+        owner, _, attribute = target.rpartition(".")
+        if level.path:
+            within = self._target(level.path, owner)
+            target = f"{within}.{attribute}" if within else attribute
+        return level.graph.create_node("get_attr", target, name=_identifier(target))
 
     def _target(self, block: str, path: str) -> str:
         """Return the target by which the code of a block calls the module at a path."""
@@ -228,15 +252,16 @@ class _Outlining:
         ``members``: the nodes of the flat graph that belong to the call.
         """
         call = self.homes[members[0]][len(calls)]
-        border = self._border(members, call[0])
+        border = self._border(members, calls, call)
         inner = self.level(members, (*calls, call), fx.Graph(), border)
         values = tuple(inner.made[node] for node in border.leaves)
         inner.graph.output(values[0] if len(values) == 1 else values)
         target = self._target(level.path, call[0]) if level.path else call[0]
         args = tuple(self._value(level, node, members[0]) for node in border.reads)
+        args += tuple(self._attribute(level, target) for target in border.attributes)
         keys = tuple(level.rows[node] if level.path else self._row(level, node) for node in border.draws)
         node = level.graph.create_node("call_module", target, args, {KEYS: keys, VARIANT: 0}, _identifier(target))
-        self.calls.append(BlockCall(call[0], inner.graph, node))
+        self.calls.append(BlockCall(call[0], inner.graph, node, self._shown(call, border)))
         if len(border.leaves) == 1:
             level.made[border.leaves[0]] = node
             return
@@ -249,9 +274,9 @@ class _Outlining:
         slot = self.outliner.module(str(node.target)).slot
         return level.graph.create_node("call_function", operator.getitem, (level.made[key], slot), name=f"{node.name}_key")
 
-    def _border(self, members: Sequence[fx.Node], path: str) -> _Border:
-        """Find the values that cross the border of a call of the block at ``path``."""
-        within = set(members)
+    def _border(self, members: Sequence[fx.Node], calls: ModuleCalls, call: tuple[str, int]) -> _Border:
+        """Find the values that cross the border of a call of a block. ``calls``: the block calls that contain it, outermost first."""
+        within, path = set(members), call[0]
         reads: dict[fx.Node, None] = {}
         draws: list[fx.Node] = []
         for node in members:
@@ -260,10 +285,61 @@ class _Outlining:
                     draws.append(node)
                 elif source not in within and source in self.homes:
                     reads[source] = None
-        leaving = [node for node in members if any(reader not in within for reader in node.users)]
-        if not leaving:  # nobody reads the block's result, but its hooks get it
+        for each in dict.fromkeys(each for node in members for each in self.homes[node][len(calls) :]):
+            reads |= dict.fromkeys(node for node in self._recorded(each, "inputs") if node not in within and node in self.homes)
+        shown = set(self._recorded(call, "output"))
+        leaving = [node for node in members if node in shown or any(reader not in within for reader in node.users)]
+        if not leaving and call not in self.records:  # nobody reads the block's result, but its hooks get it
             leaving = [node for node in members if _is_output(node, path)][-1:]
-        return _Border(tuple(reads), tuple(draws), tuple(sorted(leaving, key=lambda node: not _is_output(node, path))))
+        leaves = tuple(sorted(leaving, key=lambda node: not _is_output(node, path)))
+        return _Border(tuple(reads), self._attributes(call, calls), tuple(draws), leaves)
+
+    def _recorded(self, call: tuple[str, int], part: str) -> list[fx.Node]:
+        """Return the nodes of the values that a call of a block takes (``inputs``) or returns (``output``), after splices."""
+        leaves: list[Leaf] = pytree.tree_leaves(getattr(self.records[call], part)) if call in self.records else []
+        return [node for leaf in leaves if (node := self._present(leaf)) is not None]
+
+    def _present(self, leaf: Leaf) -> fx.Node | None:
+        """Return the node that has a recorded value, after splices; None if there is none."""
+        node = self.named.get(leaf.node)
+        while node is not None and (later := next((user for user in node.users if _passes_on(user, node)), None)) is not None:
+            node = later
+        return node
+
+    def _attributes(self, call: tuple[str, int], calls: ModuleCalls) -> tuple[str, ...]:
+        """Return the attributes of the model that a call of a block takes or returns, and that no node of the whole model reads for it."""
+        record = self.records.get(call)
+        leaves: list[Leaf] = pytree.tree_leaves((record.inputs, record.output)) if record is not None else []
+        targets = dict.fromkeys(target for leaf in leaves if (target := self._read_by(leaf)))
+        outer = calls[-1][0] if calls else ""
+        return tuple(target for target in targets if self.outliner.relative(target.rpartition(".")[0], outer) is not None)
+
+    def _read_by(self, leaf: Leaf) -> str:
+        """Return the path of the attribute that a recorded value is, if each level reads it for itself; else ``""``."""
+        node = self._present(leaf)
+        return leaf.read or (str(node.target) if node is not None and node.op == "get_attr" and node not in self.homes else "")
+
+    def _shown(self, call: tuple[str, int], border: _Border) -> ShownCall | None:
+        """Return what hooks get of a call of a block; None if that was not recorded."""
+        if call not in self.records:
+            return None
+        given: dict[Any, int] = {value: i for i, value in enumerate((*border.reads, *border.attributes))}
+        left = {node: i for i, node in enumerate(border.leaves)}
+
+        def element(leaf: Leaf, returned: bool) -> Element:
+            node, target = self._present(leaf), self._read_by(leaf)
+            if returned and node in left:
+                return Element(left=left[node])
+            if (place := given.get(target or node)) is not None:
+                return Element(given=place, fixed=returned or bool(target))
+            return Element(plain=leaf.plain, kind=leaf.kind or ("a value" if leaf.node or leaf.read else ""))
+
+        record = self.records[call]
+        inputs, output = (
+            in_containers(record.inputs, partial(element, returned=False)),
+            in_containers(record.output, partial(element, returned=True)),
+        )
+        return ShownCall(Shape.of(inputs), Shape.of(inputs[0]), Shape.of(output), len(border.leaves) == 1)
 
 
 @dataclass(frozen=True)
@@ -271,15 +347,21 @@ class _Border:
     """The values that cross the border of a block's call.
 
     Attributes:
-        reads: The nodes outside of the call whose values the call reads, in the order of the reads.
+        reads: The nodes outside of the call whose values the call reads, in the order of the reads, then those that only hooks get.
+        attributes: Paths of buffers and parameters that only hooks get.
         draws: The nodes in the call that draw random numbers. Each needs a noise key from outside.
-        leaves: The nodes in the call whose values are read outside of the call; the block's own output comes first. If none is read, the
-            block's own output, for hooks.
+        leaves: The nodes in the call whose values are read outside of the call, or that hooks get; the block's own output comes first.
     """
 
     reads: tuple[fx.Node, ...]
+    attributes: tuple[str, ...]
     draws: tuple[fx.Node, ...]
     leaves: tuple[fx.Node, ...]
+
+
+def _passes_on(node: fx.Node, value: fx.Node) -> bool:
+    """Return whether a node has a value in place of another, which it takes: after a splice."""
+    return is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK) and node.args[0] is value
 
 
 def _is_output(node: fx.Node, path: str) -> bool:

@@ -21,10 +21,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from graphreg.blocks.block import CALLS, Block, Code
+from graphreg.blocks.block import CALLS, Block
+from graphreg.blocks.shown_call import BlockCode, call_of_block
 from graphreg.errors import GraphRegError, first_line
 from graphreg.ir import ORIGINAL
-from graphreg.torch_internals import checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
+from graphreg.torch_internals import CALL, checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
 
 _numbers = itertools.count()
 _classes: WeakKeyDictionary[type, type[nn.Module]] = WeakKeyDictionary()
@@ -37,14 +38,14 @@ class PlacedCall:
     Attributes:
         twin: The object that the code gets as ``self``. The object shares the block's parameters, buffers and submodules, and has the
             runtime modules of one graph of the model.
-        eager: The function that runs without torch.compile.
-        compiled: The function that Dynamo traces.
+        eager: The code that runs without torch.compile.
+        compiled: The code that Dynamo traces.
         source: The source text of ``eager``.
     """
 
     twin: Block
-    eager: Code
-    compiled: Code
+    eager: BlockCode
+    compiled: BlockCode
     source: str
 
 
@@ -177,7 +178,7 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _classes:
         members = {
             ORIGINAL: kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
-            "forward": _forward(kind), "__prepare_scriptable__": scriptable,
+            "forward": _forward(kind), "__prepare_scriptable__": scriptable, CALL: call_of_block(),
         }  # fmt: skip
         metaclass: Any = type(kind)
         made = metaclass(kind.__name__, (kind,), members)
@@ -191,8 +192,8 @@ def _forward(kind: type[nn.Module]) -> Callable[..., Any]:
         if graphreg_variant is None:  # the call does not come from a graph
             return kind.forward(self, *values, **options)
         call = getattr(self.graphreg_calls, graphreg_variant)
-        code = call.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else call.eager
-        return code(call.twin, *values, *graphreg_keys)
+        code, shown = call.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else call.eager
+        return code(call.twin, shown, *values, *graphreg_keys)
 
     own: Any = with_own_code(forward)
     theirs: Any = kind.forward

@@ -17,7 +17,8 @@ from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime import Drawing, clock_of, key_of, native_draws, record_of, rewritten, rules_of
+from graphreg.runtime import Drawing, clock_of, key_of
+from graphreg.session import native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 

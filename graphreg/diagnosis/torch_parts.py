@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from graphreg.diagnosis.probes import measure_streams
 from graphreg.errors import GraphRegError, first_line
 from graphreg.pipeline import regularize
-from graphreg.runtime import backend_handle
+from graphreg.session import backend_host
 from graphreg.torch_internals import run_canaries
 
 MARK = "graphreg: "  # begins each line of the report, because torch may print other lines
@@ -117,7 +117,7 @@ def _through_backend(penalties: str) -> None:
     }  # fmt: skip
     run = torch.compile(model, backend="graphreg", options=options)
     loss = 0 * run(_x()).sum()
-    handle: Any = backend_handle(run)
+    handle: Any = backend_host(run)
     for value in handle.penalties().values() if penalties == "return" else ():
         loss = loss + value
     loss.backward()

@@ -18,7 +18,7 @@ from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
 from graphreg.drawing.view import Viewed
 from graphreg.ir import Site, dtype_text, shape_text
 from graphreg.regularizer import Regularizer
-from graphreg.runtime import strength_text
+from graphreg.session import strength_text
 
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
 

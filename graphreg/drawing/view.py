@@ -13,7 +13,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import NativeDropout, Site
 from graphreg.planning import Plan, Strengths
 from graphreg.rewriting import rewrite, strip
-from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths_now
+from graphreg.session import backend_host, graphs_of, in_place_host, record_of, rewritten, strengths_now
 from graphreg.tracing import Traced, trace, trace_to_show
 
 Mode = Literal["train", "eval"]
@@ -86,7 +86,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
         return _traced(target.traced, target, mode)
     if plan is not None and not isinstance(plan, Plan):
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
-    if backend_handle(target) is not None:
+    if backend_host(target) is not None:
         raise GraphRegError(
             "a backend has several graphs, and they belong to torch.compile. graphreg.report shows them; to see the model as one "
             "graph, give the model itself, or what graphreg.regularize makes of it."
@@ -130,7 +130,7 @@ def _rewritten(module: nn.Module) -> fx.GraphModule | None:
 
     For a model that is regularized in place, this is the rewritten module of the model's last call.
     """
-    if (placed := in_place_handle(module)) is not None:
+    if (placed := in_place_host(module)) is not None:
         return placed.current()
     try:
         return rewritten(module)

@@ -26,8 +26,8 @@ from graphreg.planning import (
 )
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
-from graphreg.runtime import strength_text
 from graphreg.schedules import Schedule
+from graphreg.session import strength_text
 from graphreg.tracing import Traced
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +18,7 @@ from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors, 
 from graphreg.dynamo_backend.capture_place import Functions, is_training, place_of, root_of, same_model, without_wrappers
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
-from graphreg.dynamo_backend.noise_streams import Streams
-from graphreg.dynamo_backend.strengths import Strengths
+from graphreg.dynamo_backend.strengths import CallStrengths
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, TraceError, raising
@@ -29,8 +27,8 @@ from graphreg.planning import OwnDropout, Plan, check_count, check_sites, check_
 from graphreg.planning import plan as planned
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
-from graphreg.runtime import Asked, BackendHandle, NoiseSwitches, Penalties, Scale, strengths_now, written_scale
-from graphreg.schedules import Schedule
+from graphreg.runtime import Asked, Penalties, Scale, written_scale
+from graphreg.session import BackendHost, CallClock, CountedStreams, Row, Session, strengths_now
 from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
 from graphreg.tracing import Claim, Proving, Traced, arguments, prove
 from graphreg.verification import copied
@@ -38,16 +36,13 @@ from graphreg.verification import copied
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 
 
-class Backend(BackendHandle, RenamedAttributes):
+class Backend(BackendHost, RenamedAttributes):
     """A backend of torch.compile for one model, as ``graphreg.backend`` returns it.
 
     Attributes:
         regularizers: The regularizers by name.
         model: The model without its wrappers (see ``unwrapped``); None until its first graph is captured.
         subgraphs: A ``Subgraph`` for each captured graph, in the order of capture.
-        forced: Whether the open ``with`` block of ``noise_on`` or ``noise_off`` that was entered last is one of ``noise_on``.
-        silenced: Whether that block is one of ``noise_off``.
-        complete: Whether the first call has ended and the selectors were checked over all its graphs.
     """
 
     __name__ = "graphreg"
@@ -58,18 +53,20 @@ class Backend(BackendHandle, RenamedAttributes):
         scale: Scale | None, own_dropout: OwnDropout, prove: bool,
     ) -> None:  # fmt: skip
         self.regularizers, self.inner, self.missing, self.own_dropout = dict(regularizers), inner, missing, own_dropout
-        self.attaches, self.scale = penalties == "attach", scale
         self.proves, self._claims = prove, dict[int, Claim]()  # for a graph that has not run yet, by its number: what its first run proves
-        self.streams = Streams(seed)
+        own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
+        self.streams, self.clock = CountedStreams(seed, own), CallClock()
+        self.session = session = Session(self.regularizers, self.streams)
+        session.clock, session.attaches, session.scale = self.clock, penalties == "attach", scale
+        session.asked = Asked(self.regularizers, {}, None, missing, own_dropout, penalties, written_scale(scale))
+        session.join(self)
         self.model: nn.Module | None = None
         self._root: nn.Module | None = None  # the model that was compiled, with its wrappers
         self._wrappers: dict[int, str] = {}  # from the id of a wrapper to the path of the module in it
         self.title = ""
         self.subgraphs: list[Subgraph] = []
-        self.forced, self.silenced, self.complete = False, False, False
-        self._switches, self._penalty_switches, self._penalties_off = NoiseSwitches(), NoiseSwitches(), False
         _refuse_impossible(self.regularizers, own_dropout)
-        self._strengths = Strengths(self.regularizers)
+        self._strengths: CallStrengths | None = None  # those of every call, as long as nothing changes and nothing has a schedule
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
@@ -107,7 +104,7 @@ class Backend(BackendHandle, RenamedAttributes):
         assert self.model is not None and self._maker is not None
         paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
-        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched())
+        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self.session)
         guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
         if self.proves and subgraph.emitted is not None:
@@ -115,8 +112,8 @@ class Backend(BackendHandle, RenamedAttributes):
             self._claims[subgraph.number] = Claim(self.model, traced.graphs, traced.constants, {}, traced.front_end, gm)
         return lambda *values: self._run(subgraph, values)
 
-    def _switched(self) -> tuple[bool, bool]:
-        return self.forced, self.silenced
+    def _switched(self) -> bool | None:
+        return self.session.noise.state
 
     # the beginning and the end of a call
 
@@ -167,7 +164,7 @@ class Backend(BackendHandle, RenamedAttributes):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
-        self._strengths.learn((name, site) for name, sites in weights.items() for site in sites)
+        CallStrengths(self.session.strengths, 0).learn((name, site) for name, sites in weights.items() for site in sites)
         self.model, self.title, self._root = model, title, root
         self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
         # the graphs have no clock: a scheduled strength is an input, like any other strength
@@ -176,9 +173,11 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
-        clock, end_streams = self.streams.begun(is_training(self.model) and not self.forced and not self.silenced)
-        strengths = self._strengths.now(clock)
-        outer, self._call = self._call, Call(self.model, strengths, self._measurers, self.attaches, self.scale, self._penalties_off)
+        session, end_streams = self.session, self.streams.begin()
+        number, end_clock = self.clock.begin(is_training(self.model) and session.noise.state is None)
+        strengths = self._strengths_at(number)
+        off = session.penalties.state is False
+        outer, self._call = self._call, Call(self.model, strengths, self._measurers, session.attaches, session.scale, off)
         self._last = None
         call, before = self._call, sys.exc_info()[1]
         strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
@@ -194,19 +193,28 @@ class Backend(BackendHandle, RenamedAttributes):
                     finished = True
             finally:
                 end_streams(finished)
+                end_clock(finished)
                 call.joins.end()
 
         return end
 
+    def _strengths_at(self, call: int) -> CallStrengths:
+        rows = self.session.strengths
+        if any(row.is_scheduled for row in rows.values()):
+            return CallStrengths(rows, call)
+        if self._strengths is None:
+            self._strengths = CallStrengths(rows, call)
+        return self._strengths
+
     def _end(self, call: Call) -> None:
         self._last = call.totals()
-        if not self.complete:
+        if not self.session.complete:
             with for_compiled():
                 check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
-                self._strengths.check(self.missing)
-                call.check()
-            self.complete = True
-        found = compiled_call() if self.attaches and not self._apart else None
+                with self.session.unchanged_unless_done():
+                    self.session.settle(self.missing, lambda row, selector: f"set_strength: {row.no_site(selector)}")
+                    call.check()
+        found = compiled_call() if self.session.attaches and not self._apart else None
         if found is not None:
             self._apart = call.check_joined(found.result)
 
@@ -236,14 +244,14 @@ class Backend(BackendHandle, RenamedAttributes):
                 "the mode of a module changed and torch.compile did not capture its graph again. Call torch.compiler.reset(): then the "
                 "next call captures it."
             )
-        scheduled = subgraph.emitted is not None and any(map(self._strengths.is_scheduled, subgraph.emitted.strengths))
-        if scheduled and self.streams.frozen_calls is None and in_backward():
+        scheduled = subgraph.emitted is not None and any(self.session.strengths[name].is_scheduled for name in subgraph.emitted.strengths)
+        if scheduled and not self.streams.is_frozen and in_backward():
             raise GraphRegError(
                 "a graph with scheduled strengths runs inside a backward pass, and the clock has moved on since the forward: activation "
                 "checkpointing around it would compute with the strengths of another call. Put forward and backward under "
                 "graphreg.frozen_noise(backend), or checkpoint inside what is compiled."
             )
-        if any(subgraph.draws) and self.streams.frozen_calls is None and in_backward():
+        if any(subgraph.draws) and not self.streams.is_frozen and in_backward():
             raise GraphRegError(
                 "a graph that draws masks runs inside a backward pass: activation checkpointing around it would draw other masks than "
                 "the forward did. Put forward and backward under graphreg.frozen_noise(backend), or checkpoint inside what is compiled."
@@ -284,98 +292,18 @@ class Backend(BackendHandle, RenamedAttributes):
             )
         return dict(self._last)
 
-    def strengths(self) -> dict[str, float]:
-        """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
-        now = self._strengths.now(self.streams.now())
-        return {name: now.furthest(name) for name in self.regularizers}
+    # what the session tells
 
-    def site_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the present strengths by regularizer name and site, as far as sites are known: see ``graphreg.site_strengths``."""
-        now = self._strengths.now(self.streams.now())
-        return {name: sites for name in self.regularizers if (sites := now.by_site(name))}
+    def strength_changed(self, row: Row) -> None:
+        self._strengths = None
 
-    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
-        """Change a regularizer's strength: see ``graphreg.set_strength``.
-
-        Selectors in a dict also hold for sites of graphs that are captured later. Before the first call, no site is known. If a selector
-        then matches none, the first call raises NoMatchError at its end, as for a regularizer's own selector.
-        """
-        self._strengths.set(name, value, self.complete)
-
-    def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that differ from those that the backend was made with: ``{regularizer name: {site: strength}}``.
-
-        The key ``OWN`` in place of a site means all other sites.
-        """
-        return self._strengths.changed()
-
-    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
-        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
-        self._strengths.restore(changed)
-
-    def asked(self) -> Asked:
-        """Return the arguments that the backend was made with; a recipe consists of them."""
-        own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
-        penalties, scale = "attach" if self.attaches else "return", written_scale(self.scale)
-        return Asked(self.regularizers, {"": self.streams.seed} | own, None, self.missing, self.own_dropout, penalties, scale)
-
-    def rng_state(self) -> dict[str, Any]:
-        """Return the state of the noise: see ``graphreg.rng_state``."""
-        return self.streams.state(self._has_clock())
-
-    def set_rng_state(self, state: Mapping[str, Any]) -> None:
-        """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
-        self.streams.restore(state, self._has_clock())
-
-    def _has_clock(self) -> bool:
-        """Return whether a strength has a schedule, or had one when the backend was made."""
-        return any(self._strengths.is_scheduled(name) or isinstance(r.weight, Schedule) for name, r in self.regularizers.items())
-
-    def reset_state(self, names: Sequence[str]) -> None:
-        """Raise GraphRegError: no regularizer of a backend keeps a state."""
-        raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
-
-    def set_ranks(self, ranks: Any) -> None:
-        """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
-        if ranks not in ("differ", "same"):
-            raise GraphRegError(
-                "set_ranks(mesh=...) needs the whole graph of a model, and a backend sees it in parts. Use graphreg.regularize; or give "
-                "'differ' or 'same'."
-            )
-        self.streams.alike = ranks == "same"
-
-    def frozen_noise(self) -> AbstractContextManager[None]:
-        """Return a context manager. Each call within it draws the same masks: see ``graphreg.frozen_noise``."""
-        return self.streams.freeze()
-
-    def noise_on(self) -> AbstractContextManager[None]:
-        """Return a context manager. Within it every splice acts, in eval mode too: see ``graphreg.noise_on``."""
-        return self._noise_switched(on=True)
-
-    def noise_off(self) -> AbstractContextManager[None]:
-        """Return a context manager. Within it no splice acts: see ``graphreg.noise_off``."""
-        return self._noise_switched(on=False)
-
-    def penalties_off(self) -> AbstractContextManager[None]:
-        """Return a context manager. Within it every penalty is 0: see ``graphreg.penalties_off``.
-
-        The graphs measure as before, so nothing is captured anew; the measurements are not used.
-        """
-
-        def switch(state: bool | None) -> None:
-            self._penalties_off = state is False
-
-        return self._penalty_switches.block(False, switch)
-
-    def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
-        def switch(state: bool | None) -> None:
-            self.forced, self.silenced = state is True, state is False
-
-        return self._switches.block(on, switch)
+    def switched(self, session: Session) -> None:
+        """Do nothing: guards and calls ask the session itself."""
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
-        return backend_report(self.title, self.subgraphs, self.regularizers, strengths_now(self), self._strengths.own)
+        given = {name: row.others for name, row in self.session.strengths.items()}
+        return backend_report(self.title, self.subgraphs, self.regularizers, strengths_now(self), given)
 
     def traced(self) -> Traced:
         if not self.subgraphs:

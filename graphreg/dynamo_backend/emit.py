@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from graphreg.ir import RULES, Kind, addition_of, is_kind
 from graphreg.planning import Plan
 from graphreg.rewriting import measures
-from graphreg.runtime import AllSitesTotal, Drawing, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total, graphs_of
+from graphreg.runtime import AllSitesTotal, Drawing, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total
+from graphreg.session import graphs_of
 from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without_source
 
 

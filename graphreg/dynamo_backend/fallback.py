@@ -18,7 +18,7 @@ from torch import nn
 from graphreg.dynamo_backend.capture_place import Functions, root_of
 from graphreg.dynamo_backend.wrappers import inside
 from graphreg.errors import GraphRegError
-from graphreg.runtime import backend_handle
+from graphreg.session import backend_host
 from graphreg.torch_internals import (
     CompiledCall,
     backend_in,
@@ -92,7 +92,7 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
         before = sys.exc_info()[1]
 
         def end() -> None:
-            backend = backend_handle(inner)
+            backend = backend_host(inner)
             if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # the call has not failed
                 why = left(context) or " If you set TORCH_LOGS=graph_breaks, torch says why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")

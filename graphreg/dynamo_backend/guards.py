@@ -19,19 +19,19 @@ from graphreg.torch_internals import guard_identity, guard_value
 class Watched:
     """The object that the guard reads. ``now`` is a tuple of all that a graph depends on.
 
-    It has the modes of ``owners``, whether noise is switched on, whether it is switched off, and the path of the running module.
+    It has the modes of ``owners``, whether noise is switched on or off, and the path of the running module.
 
     ``paths``: the paths of the model's modules by id; None if another guard checks which module runs the graph.
     """
 
-    def __init__(self, owners: list[nn.Module], switched: Callable[[], tuple[bool, bool]], paths: Mapping[int, str] | None) -> None:
+    def __init__(self, owners: list[nn.Module], switched: Callable[[], bool | None], paths: Mapping[int, str] | None) -> None:
         self.owners, self.switched, self.paths = [weakref.ref(owner) for owner in owners], switched, paths
 
     @property
     def now(self) -> tuple[Any, ...]:
         modes = [owner.training if (owner := ref()) is not None else None for ref in self.owners]
         path = here(dict(self.paths)) if self.paths is not None else None
-        return (*modes, *self.switched(), path)
+        return (*modes, self.switched(), path)
 
 
 def guard(translator: Any, place: Place, watched: Watched) -> None:

@@ -22,7 +22,8 @@ from graphreg.planning import OwnDropout, from_keywords, instances, named_once, 
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
-from graphreg.runtime import Penalties, Scale, backend_handle
+from graphreg.runtime import Penalties, Scale
+from graphreg.session import backend_host
 from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, tells_result, warn_if_untested
 from graphreg.tracing import BACKEND
 
@@ -148,7 +149,7 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def backend_of(compiled: Any) -> Backend:
     """Return the backend that a model was compiled with, also if the backend was given by name. Raise GraphRegError if there is none."""
-    made = backend_handle(compiled)
+    made = backend_host(compiled)
     if not isinstance(made, Backend):
         raise GraphRegError(
             f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or was compiled with it by name and not yet called. "

@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.capture_place import Place
-from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit, strength_of
+from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.model_call import Call
-from graphreg.dynamo_backend.noise_streams import Stream
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
 from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
@@ -22,7 +21,8 @@ from graphreg.planning import Edit, OwnDropout, Plan, check_model_inputs, decide
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
-from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, SpliceRule, graphs_of, is_dtensor, lead, shard_measured
+from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, is_dtensor, lead, shard_measured
+from graphreg.session import CountedStream, Session, StreamName, graphs_of
 from graphreg.torch_internals import is_distributed, without_autograd_cache
 from graphreg.tracing import Traced
 
@@ -67,7 +67,7 @@ class Subgraph:
     plan: Plan
     claimed: tuple[str, ...]
     gives: Mapping[int, Known]
-    rows: tuple[Stream, ...] = ()
+    rows: tuple[CountedStream, ...] = ()
     draws: tuple[bool, ...] = ()
     emitted: Emitted | None = None
     run: Callable[..., Any] = field(default=lambda *inputs: inputs, repr=False)
@@ -136,7 +136,7 @@ class Maker:
         return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), native_dropout=native)
 
     def made(
-        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, noise: tuple[bool, bool]
+        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, session: Session
     ) -> Subgraph:
         """Capture, plan, rewrite and compile a graph."""
         captured, traced = self.capture(gm, inputs, place, call)
@@ -152,11 +152,9 @@ class Maker:
             raise GraphRegError(shard_measured(*found))
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
-        for module in drawing:
-            module.forced, module.silenced = noise
-        places = {name: found.sites for name, found in rules.places.items()} | {name: call.measurers[name].sites for name in weighed}
-        for splice in (module for module in drawing if isinstance(module, SpliceRule)):
-            splice.element = 1 + places[str(strength_of(rules, splice))].index(splice.site)
+        rules.switched(session)
+        places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
+        places |= {name: call.measurers[name].sites for name in weighed}
         emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)
@@ -224,7 +222,7 @@ def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
     return path, labels
 
 
-def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
+def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[CountedStream, ...]:
     """Return the noise stream of each row of the keys."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
@@ -233,12 +231,13 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
     key.alike = True  # the keys that the graph gets are those of this rank, or of the first of the ranks that share a DTensor
     shared = _shared_by(rewritten)
     streams = [
-        Stream(
-            e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng, e.replaces_parameter, shared.get(e.site.name)
+        CountedStream(
+            StreamName(e.site.name, type(e.regularizer).__name__, e.occurrence), e.regularizer.rng, e.replaces_parameter,
+            shared.get(e.site.name),
         )
         for e in plan.edits
         if isinstance(e.regularizer, Splice)
-    ] + [Stream(e.dropout.site.name, "own dropout", 0) for e in plan.native_dropout if e.draws]
+    ] + [CountedStream(StreamName(e.dropout.site.name, "own dropout", 0)) for e in plan.native_dropout if e.draws]  # fmt: skip
     if len(streams) != len(key.names):
         raise GraphRegError(
             "graphreg's backend and its rewrite disagree about the number of noise streams. This is a fault of graphreg; report it."

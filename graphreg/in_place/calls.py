@@ -118,13 +118,13 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]
 
 
 def not_traced(key: str, title: str) -> GraphRegError:
-    """Return the error for a call that Dynamo traces, or that is within a transform of torch.func.
+    """Return the error for a call that Dynamo or another tracer traces, or that is within a transform of torch.func.
 
     It is for a structure ``key`` of arguments that has no graph, or only a stale graph. ``title``: the name of the model's class.
     """
     return GraphRegError(
         f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
-        "change of the model. The model cannot be traced while torch.compile compiles the code around the call, while torch.export or fake "
-        "tensors run it, or within a transform of torch.func. Call the model with such arguments once before, outside of these, or give "
+        "change of the model. The model cannot be traced while torch.compile compiles the code around the call, while torch.export, another "
+        "tracer or fake tensors run it, or within a transform of torch.func. Call the model with such arguments once before, outside of these, or give "
         "regularize_ example_inputs of this structure."
     )

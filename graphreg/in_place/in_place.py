@@ -13,6 +13,7 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_flag
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class, strip
+from graphreg.in_place.shared_session import SharedSession, shared_session
 from graphreg.in_place.structure import Options, bare, owner_refused
 from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
@@ -20,7 +21,7 @@ from graphreg.planning import OwnDropout, from_keywords, instances, matching_sit
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
-from graphreg.runtime import Penalties, Scale, SharedState
+from graphreg.runtime import Penalties, Scale
 from graphreg.torch_internals import Changes, warn_if_untested
 from graphreg.tracing import FrontEnd, Traced, arguments, check_model
 from graphreg.verification import validate
@@ -102,7 +103,9 @@ def regularize_(
     _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
-    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
+    session = shared_session(named, seeds, device_of(model), own_dropout)
+    _make_states(session, model, missing)
+    placed = Placed(options, session)
     _install(model, placed, example_inputs, before)
     return compile_if_asked(model, compile)
 
@@ -197,19 +200,18 @@ def _check_splices(regularizers: Mapping[str, Regularizer], eval_penalties: bool
             )
 
 
-def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
-    """Make the states of penalties from the present parameters of the model, and return ``shared``.
+def _make_states(session: SharedSession, model: nn.Module, missing: Missing) -> None:
+    """Make the states of penalties from the present parameters of the model.
 
     Otherwise the first call would make the states, from the values that the parameters have then.
     """
     traced = Traced.untraced(model)
-    for state in shared.states().values():
+    for state in session.states.values():
         for site in matching_sites(traced, state.regularizer, missing) if state.regularizer.on == "parameters" else ():
             state.place(site.name, model.get_parameter(site.name))
         if state.owns_parameters:
             raise owner_refused(state.name, state.regularizer)
-    shared.follow(model)
-    return shared
+    session.follow(model)
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from graphreg.blocks import check_class, is_placed, leave
-from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
+from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
+from graphreg.in_place.shared_session import SharedSession, shared_session
 from graphreg.in_place.structure import (
     Numbers,
     Options,
@@ -28,41 +27,19 @@ from graphreg.in_place.structure import (
     traced_for,
 )
 from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
-from graphreg.ir import ORIGINAL, RULES, contents_of, strings
+from graphreg.ir import ORIGINAL, contents_of, strings
 from graphreg.pipeline import log_plan, warn_of_scale
-from graphreg.planning import Plan
-from graphreg.regularizer import Regularizer, Splice
+from graphreg.regularizer import Splice
 from graphreg.rewriting import device_of
-from graphreg.runtime import (
-    IN_PLACE_STATE,
-    Asked,
-    InPlaceHandle,
-    KeyRule,
-    ModuleHandle,
-    RewrittenModule,
-    Rules,
-    SharedState,
-    averages_follow,
-    call_within,
-    checked_state,
-    clock_of_state,
-    fed,
-    native_draws,
-    no_noise,
-    record_of,
-    rules_of,
-    unplace,
-    written_scale,
-    written_state,
-)
+from graphreg.runtime import AroundCall, Asked, RewrittenModule, Rules, fed, unplace, written_scale
+from graphreg.session import InPlaceHost, Row, Session, record_of, rules_of
 from graphreg.torch_internals import (
     disable,
     guard_value,
-    innermost_transform,
-    is_exporting,
     is_fake,
     runs_compiled,
     skip_frame,
+    tracer_here,
     translator,
 )
 from graphreg.tracing import Reads, tensors
@@ -95,25 +72,30 @@ class Graphs:
     """
 
 
-class Placed(ModuleHandle, InPlaceHandle):
+class Placed(InPlaceHost):
     """The state of a model that is regularized in place. The state is in the model's ``__dict__``, and is no submodule.
-
-    The state is also the model's handle: the object through which ``graphreg.set_strength``, ``graphreg.rng_state`` and the like act.
 
     Attributes:
         options: The options of ``regularize_``.
-        shared: The strengths and the noise, which all graphs share.
+        session: The strengths and the noise, which all graphs share.
         graphs: For each structure, the rewritten module that was chosen last.
         in_eval: Whether the graph runs in eval mode, too.
         last: The text of the structure of the last call.
         loosened: The arguments that graphs take as numbers that may change, if they are numbers.
     """
 
-    def __init__(self, options: Options, shared: SharedState) -> None:
-        super().__init__(self)
-        averages_follow()
-        self.options, self.shared, self.graphs = options, shared, Graphs()
+    session: SharedSession
+
+    def __init__(self, options: Options, session: SharedSession) -> None:
+        self.options, self.session, self.graphs = options, session, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
+        session.join(self)
+        session.attaches, session.scale = options.penalties == "attach", options.scale
+        session.may_draw = options.own_dropout != "keep" or any(
+            isinstance(regularizer, Splice) or regularizer.takes_vjp for regularizer in options.regularizers.values()
+        )
+        if options.blocks is None or strings(options.blocks):
+            session.asked = self._asked(() if options.blocks is None else strings(options.blocks))
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
         self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # for a structure: fingerprint and error of a failed trace
         self._told = False  # whether the plan has been logged
@@ -123,6 +105,14 @@ class Placed(ModuleHandle, InPlaceHandle):
         # for a structure without the values of numbers: these values in its first call, by name, and the text with them
         self._numbers: dict[str, tuple[dict[str, Any], str]] = {}
         self._two_values: dict[str, tuple[Any, Any]] = {}  # two values of each argument that is or was loosened
+
+    def _asked(self, blocks: tuple[str, ...]) -> Asked:
+        given = self.options
+        front_end = None if given.front_end == "auto" else given.front_end
+        scale = written_scale(given.scale)
+        return Asked(
+            given.regularizers, {}, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties, blocks
+        )
 
     # Calls of the model
 
@@ -139,7 +129,8 @@ class Placed(ModuleHandle, InPlaceHandle):
                 self._tighten(self._compared)
                 key, fitting = self._prepared(model, form, args, kwargs)
             _thread.call = self, key, fitting
-            return call_within(fitting[0].module, RULES, run, args, kwargs)
+            with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
+                return around.after(run())
         finally:
             _thread.call = outer
             end_turn()
@@ -198,7 +189,8 @@ class Placed(ModuleHandle, InPlaceHandle):
             begin_turn(self)
             try:
                 key, fitting = self._prepared(model, form, args, kwargs)
-                return call_within(fitting[0].module, RULES, lambda: self._run(model, form, key, args, kwargs, fitting), args, kwargs)
+                with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
+                    return around.after(self._run(model, form, key, args, kwargs, fitting))
             finally:
                 end_turn()
         if running[1] == (key := form.key(args, kwargs, self.loosened)):
@@ -224,7 +216,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             fitting = [graph]
 
     def _forward(self, key: str, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
-        with fed(graph.rules, args, kwargs):  # call_within feeds the first graph that fits, and another may have to run
+        with fed(graph.rules, args, kwargs):  # AroundCall feeds the first graph that fits, and another may have to run
             result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
             if len(graph.known) == _MOST_KNOWN:
@@ -276,7 +268,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes. But if
         the call has loosened arguments, they count by their values from then on, and ``_ForOneValue`` is raised.
         """
-        if innermost_transform() is not None or is_exporting() or any(map(is_fake, tensors((args, kwargs)))):
+        if tracer_here() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
@@ -285,12 +277,14 @@ class Placed(ModuleHandle, InPlaceHandle):
             if error is not None and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
-            if (device := device_of(model)) != self.shared.key.step.device:  # it was made on the meta device, and has got its values
-                self.follow(lambda tensor: tensor.to(device))
+            # the model was made on the meta device, and has got its values
+            if (device := device_of(model)) != self.session.streams.key.step.device:
+                self.move(lambda tensor: tensor.to(device))
             reads, numbers = Reads(), self._loose_numbers(form, args, kwargs)
             try:
-                with self.shared.unsettled_unless_done():
-                    graph = traced_for(model, _example_of(model, args, kwargs), self.options, self.shared, at_call, reads, numbers)
+                with self.session.unchanged_unless_done():
+                    example = _example_of(model, args, kwargs)
+                    graph = traced_for(model, example, self.options, self.session, at_call, reads, numbers)
             except GraphRegError as failure:
                 if numbers.other:
                     self._tighten(numbers.other)
@@ -298,7 +292,11 @@ class Placed(ModuleHandle, InPlaceHandle):
                 self._failed[key] = Fingerprint(model, reads), (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
             self._compared.update(numbers.other if graph.asks else ())
-            if self.shared.key.position is not None:  # ``set_ranks`` was called before this graph existed
+            self.session.join(graph.rules)
+            self.session.may_draw = False  # what draws is known
+            if self.session.asked is None:  # ``blocks=`` is a function: a recipe has what it selected
+                self.session.asked = self._asked(graph.plan.asked_blocks)
+            if self.session.streams.key.position is not None:  # ``set_ranks`` was called before this graph existed
                 unplace(graph.rules)
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
@@ -306,7 +304,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             self._drop_outdated()
             made.insert(0, graph)
             for old in made[_MOST:]:
-                old.leave()
+                self._drop(old)
             del made[_MOST:]
             self._choose(key, graph)
         self._tell(graph)
@@ -315,9 +313,13 @@ class Placed(ModuleHandle, InPlaceHandle):
     def _drop_outdated(self) -> None:
         """Drop the graphs whose regularizers own states of parameters as they were: these states have started anew."""
         for made in self._made.values():
-            for graph in [each for each in made if self.shared.is_outdated(each.rules)]:
-                graph.leave()
+            for graph in [each for each in made if self.session.is_outdated(each.rules)]:
+                self._drop(graph)
                 made.remove(graph)
+
+    def _drop(self, graph: StructureGraph) -> None:
+        self.session.readers.remove(graph.rules)
+        graph.leave()
 
     def _log_change(self, key: str) -> None:
         """If the structure has a graph already, log why it gets another one, and warn if a monitor watches the earlier graph."""
@@ -332,7 +334,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         if not self._told:
             self._told = True
             log_plan(graph.plan, record.notes if (record := graph.rules.build_record) is not None else ())
-            warn_of_scale(graph.module, self.options.penalties, self.options.scale)
+            warn_of_scale(graph.module, self.options.penalties, self.session.scale)
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Trace the model for the example inputs of ``regularize_``."""
@@ -351,15 +353,16 @@ class Placed(ModuleHandle, InPlaceHandle):
         guard_value(translator(), "__graphreg_fingerprint", _Watched(graph.fingerprint), "same", by_module=False)
         return True
 
-    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply ``fn``, which moves the model's tensors (``nn.Module._apply``), to strengths, keys and buffers of the runtime modules."""
         moved: dict[int, Tensor] = {}
-        for rules in self._containers():
-            rules.move(fn, moved)
+        for reader in self.session.readers:
+            if isinstance(reader, Rules):
+                reader.move(fn, moved)
 
     def fresh(self) -> Placed:
         """Return a state for a copy of the model, with the same strengths, seeds and call number, and without graphs."""
-        return Placed(self.options, self.shared.copied())
+        return Placed(self.options, self.session.copied())
 
     def __copy__(self) -> Placed:
         return self.fresh()
@@ -368,9 +371,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         return self.fresh()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        strengths = {name: self.shared.rules.value(name) for name in self.shared.rules.strengths}
-        shared = self.shared
-        return _unpickled, (self.options, strengths, self.rng_state(), shared.rules.chosen, shared.unsettled, shared.awaited)
+        session = self.session
+        return _unpickled, (self.options, {}, session.saved(), session.changed_strengths(), False, session.awaited())
 
     def leave(self, model: nn.Module) -> None:
         """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of a block."""
@@ -384,16 +386,11 @@ class Placed(ModuleHandle, InPlaceHandle):
             if is_placed(inner):
                 leave(inner)
 
-    # Methods of the handle
+    # The host of the session
 
-    def current(self) -> RewrittenModule:
-        graphs = self._made.get(self.last) or next(filter(None, self._made.values()), None)
-        if not graphs:
-            raise GraphRegError(
-                "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it once in "
-                "train mode, or give graphreg.regularize_ example_inputs."
-            )
-        return graphs[0].module
+    def modules(self) -> list[RewrittenModule]:
+        last = self._made.get(self.last, [])
+        return [graph.module for graph in (*last, *(graph for made in self._made.values() if made is not last for graph in made))]
 
     def graph_for(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
         self.current()  # raises if nothing was traced
@@ -415,105 +412,16 @@ class Placed(ModuleHandle, InPlaceHandle):
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
 
-    def asked(self) -> Asked:
-        given = self.options
-        front_end = None if given.front_end == "auto" else given.front_end
-        scale = written_scale(given.scale)
-        seeds = self.shared.seeds
-        made = given.regularizers, seeds, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties
-        return Asked(*made, () if given.blocks is None else strings(given.blocks) or self._plan_of_last().asked_blocks)
+    def follow_original(self, original: Placed) -> None:
+        """Copy the strengths and the noise of another model's state, whose average this model is."""
+        self.session.restore_strengths(original.session.changed_strengths())
+        self.session.load(original.session.saved())
 
-    def _plan_of_last(self) -> Plan:
-        graphs = self._made.get(self.last) or next(filter(None, self._made.values()), None)
-        self.current()
-        assert graphs is not None
-        return graphs[0].plan
-
-    @property
-    def attaches(self) -> bool:
-        return self.options.penalties == "attach"
-
-    @property
-    def is_traced(self) -> bool:
-        return bool(self._made)
-
-    def last_penalties(self) -> Mapping[str, Tensor]:
-        return super().last_penalties() if self._made else {}
-
-    def scale(self) -> Any:
-        return self.options.scale
-
-    def set_scale(self, scale: Any) -> None:
-        super().set_scale(scale)
-        self.options = dataclasses.replace(self.options, scale=scale)  # for graphs that are traced later
-
-    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
-        if self._made or not isinstance(value, Mapping):
-            super().set_strength(name, value)
-        else:  # the sites are known after the first trace
-            self.require_name(name)
-            self.shared.choose_later(name, self.by_selector(name, value))
+    def strength_changed(self, row: Row) -> None:
         self._failed.clear()  # a trace may have failed because a selector matched no site
 
-    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
-        super().restore_strengths(changed)
-        self.shared.unsettled |= not self._made
-
-    def rng_state(self) -> dict[str, Any]:
-        key = self.shared.key
-        return written_state(
-            IN_PLACE_STATE, key.alike, self.saved_states(), self.clock_call(), call=key.call(), seeds=dict(self.shared.seeds)
-        )
-
-    def set_rng_state(self, state: Mapping[str, Any]) -> None:
-        checked, key = checked_state(state, IN_PLACE_STATE), self.shared.key
-        if checked["seeds"].keys() != self.shared.seeds.keys():
-            other = sorted(checked["seeds"].keys() ^ self.shared.seeds.keys())
-            raise RegularizerError(
-                f"the state belongs to another model: only the state or only the model has a seed of its own for {listed(other)}. "
-                "Give regularize_ the arguments that it had in the run that saved the state."
-            )
-        clock = clock_of_state(checked, self.shared.clock is not None)
-        self.load_states(checked)
-        self.seek_clock(clock)
-        self.shared.reseed(checked["seeds"])
-        key.alike = checked["ranks"] == "same" and key.position is None
-        key.seek(checked["call"])
-
-    @contextmanager
-    def noise_on(self) -> Iterator[None]:
-        try:
-            with super().noise_on():
-                self.in_eval = True
-                yield
-        finally:
-            self.in_eval = self.options.eval_penalties or self.shared.key.forced
-
-    def _containers(self) -> list[Rules]:
-        return [self.shared.rules, *(graph.rules for made in self._made.values() for graph in made)]
-
-    def _roots(self) -> Sequence[nn.Module]:
-        return [graph.module for made in self._made.values() for graph in made]
-
-    def _regularizers(self) -> Mapping[str, Regularizer]:
-        return self.options.regularizers
-
-    def _is_native(self, name: object) -> bool:
-        return bool(self._made) and super()._is_native(name)
-
-    def _key(self) -> KeyRule:
-        return self.shared.key
-
-    def _drawing_key(self) -> KeyRule:
-        may_draw = self.options.own_dropout != "keep"
-        may_draw |= any(isinstance(regularizer, Splice) or regularizer.takes_vjp for regularizer in self.options.regularizers.values())
-        if not self.shared.names and (self._made or not may_draw):
-            raise no_noise()
-        return self.shared.key
-
-    def _warn_unfrozen(self, key: nn.Module) -> None:
-        if self._made and native_draws(self):
-            super()._warn_unfrozen(key)
+    def switched(self, session: Session) -> None:
+        self.in_eval = self.options.eval_penalties or session.noise.state is True
 
 
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -537,12 +445,12 @@ def _unpickled(
     options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]],
     unsettled: bool = False, awaited: Collection[tuple[str, str]] = (),
 ) -> Placed:  # fmt: skip
-    """Make the state of an unpickled model. Its tensors are on the CPU until the model moves."""
-    shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
-    for name, value in strengths.items():
-        shared.rules.strengths[name].fill_(value)
-    shared.choose(chosen)
-    shared.unsettled, shared.awaited = unsettled, set(awaited)
-    placed = Placed(options, shared)
-    placed.set_rng_state(state)
+    """Make the state of an unpickled model. Its tensors are on the CPU until the model moves.
+
+    ``strengths`` and ``unsettled`` are those of earlier versions; ``chosen`` has all that was set.
+    """
+    session = shared_session(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
+    placed = Placed(options, session)
+    session.take_strengths(chosen, awaited)
+    session.load(state)
     return placed

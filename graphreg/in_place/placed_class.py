@@ -18,6 +18,7 @@ from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.turns import traces_here, wait_for_trace
 from graphreg.ir import ORIGINAL, PLACED
+from graphreg.runtime import follow_averages
 from graphreg.torch_internals import (
     COMPILED_CALL,
     REPLICATE,
@@ -47,6 +48,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "forward": _forward(original, form, weakref.ref(model)),
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
+        "named_modules": follow_averages(original.named_modules, hides_buffers=False),
         REPLICATE: _refuse_replica,
         "__prepare_scriptable__": _scriptable,
     }
@@ -140,7 +142,7 @@ def _apply(original: type[nn.Module]) -> Callable[..., Any]:
     def apply(self: Any, fn: Callable[..., Any], recurse: bool = True) -> Any:
         result = original._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
         if (placed := vars(self).get(PLACED)) is not None:  # None if code of the model moves a copy that has no attributes yet
-            placed.follow(fn)
+            placed.move(fn)
         return result
 
     return apply

@@ -19,6 +19,7 @@ from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, place_ag
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
 from graphreg.in_place.adapters import adapters_enabled, disabled_adapters
 from graphreg.in_place.fingerprint import Fingerprint
+from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.turns import resting_class
 from graphreg.ir import (
     ORIGINAL,
@@ -37,21 +38,8 @@ from graphreg.ir import (
 from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import is_eager, may_be_proved, prove_mode, rewrite_with
-from graphreg.runtime import (
-    CLOCK,
-    Drawing,
-    Penalties,
-    RewrittenModule,
-    Rules,
-    RuntimeModule,
-    Scale,
-    SharedState,
-    begin_counting,
-    end_counting,
-    graphs_of,
-    rules_of,
-    take_back,
-)
+from graphreg.runtime import CLOCK, Penalties, RewrittenModule, Rules, Scale, begin_counting, end_counting, take_back
+from graphreg.session import Row, graphs_of, rules_of
 from graphreg.torch_internals import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -91,7 +79,7 @@ _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``regularize_``, from which each graph is made. The strengths and the noise are in ``SharedState``.
+    """The options of ``regularize_``, from which each graph is made. The strengths and the noise are in the ``Session``.
 
     Attributes:
         regularizers: The regularizers by their final names. A splice with a generator has a seed in place of the generator.
@@ -208,7 +196,7 @@ class StructureGraph:
 
 
 def traced_for(
-    model: nn.Module, example: Any, options: Options, shared: SharedState, at_call: bool, reads: Reads, numbers: Numbers
+    model: nn.Module, example: Any, options: Options, session: SharedSession, at_call: bool, reads: Reads, numbers: Numbers
 ) -> StructureGraph:  # fmt: skip
     """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph.
 
@@ -216,7 +204,7 @@ def traced_for(
         model: The model.
         example: The arguments of the call.
         options: The options of ``regularize_``.
-        shared: What all graphs share.
+        session: The session of the model, which all graphs share.
         at_call: Whether such a call is running.
         reads: Filled with what the trace reads of the model, even if it fails.
         numbers: The arguments that the graph must take as numbers that may change.
@@ -240,22 +228,18 @@ def traced_for(
         numbers.require_same(decided)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
-            for line in shared.follow(model):
+            for line in session.follow(model):
                 log.warning(line)
-            shared.settle(whole, options.missing)
-            module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
-            if (owner := next((state for state in shared.states().values() if state.owns_parameters), None)) is not None:
+            session.learn(whole)
+            session.settle(options.missing, _waited_in_vain)
+            module = rewrite_with(traced, decided, session, options.penalties, session.scale)
+            if (owner := next((state for state in session.states.values() if state.owns_parameters), None)) is not None:
                 raise owner_refused(owner.name, owner.regularizer)
             hooks = _hooks(model, module)
     if acting:  # the trace contains operations of hooks and wrappers of these blocks; a trace after ``place`` does not
         for block in acting:
             place(block)
-        return traced_for(model, example, options, shared, at_call, reads, numbers)
-    for child in rules_of(module).children():
-        if isinstance(child, Drawing):
-            child.forced = shared.key.forced
-        if isinstance(child, RuntimeModule):
-            child.silenced, child.is_off = shared.key.silenced, shared.key.is_off
+        return traced_for(model, example, options, session, at_call, reads, numbers)
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
@@ -263,6 +247,15 @@ def traced_for(
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
     made.refuse_hooks()
     return made
+
+
+def _waited_in_vain(row: Row, selector: str) -> str:
+    """Return the text of the error for a selector of ``set_strength`` that waited for a trace, and matches no site."""
+    return (
+        f"set_strength, before the model was traced: {row.no_site(selector)} To forget the selectors that wait, set a number for all "
+        f"sites: graphreg.set_strength(model, {row.name!r}, number). "
+        "Sites that only calls with other arguments have need such a call first, or missing='warn'."
+    )
 
 
 def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -> tuple[Plan, Plan]:

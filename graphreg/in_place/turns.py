@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-import torch
 from torch import nn
 
-from graphreg.torch_internals import disable
+from graphreg.torch_internals import disable, is_compiling, parked
 
 
 class _Turns:
@@ -134,7 +133,8 @@ def _wait(turns: _Turns, ready: Callable[[], bool]) -> None:
     turns.parked.add(me)
     turns.changed.notify_all()  # a trace may have waited for this thread
     try:
-        turns.changed.wait_for(ready)
+        with parked():
+            turns.changed.wait_for(ready)
     finally:
         turns.parked.discard(me)
 
@@ -147,7 +147,7 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
     if (made := vars(kind).get(_RESTING)) is None:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or traces_here():
+            if is_compiling() or traces_here():
                 return original.__call__(self, *args, **kwargs)
             wait_for_trace()
             return self(*args, **kwargs)

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
 from graphreg.integrations.parts import (
-    Handles,
     Parts,
+    Sessions,
     check_states,
     check_tensors,
     load_states,
@@ -22,7 +22,7 @@ from graphreg.integrations.parts import (
     tensors_apart,
     tensors_replaced,
 )
-from graphreg.runtime import ModuleHandle, Regulated, backend_handle, native_draws
+from graphreg.session import Regulated, backend_host, native_draws
 
 log = logging.getLogger("graphreg")
 VERSION = 1  # the version of the format of the text in a checkpoint
@@ -53,7 +53,7 @@ class RegularizerState(Stateful):
         Raises:
             GraphRegError: Nothing in the model is regularized.
         """
-        self._handles = _handles(model)
+        self._modules, self._sessions = _parts(model)
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class RegularizerState(Stateful):
         these tensors.
         """
         self._warn_of_native_draws()
-        modules, tensors = tensors_apart(states_of(self._handles))
+        modules, tensors = tensors_apart(states_of(self._sessions))
         return {TEXT: json.dumps({"version": VERSION, "modules": modules}), **tensors}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -78,9 +78,9 @@ class RegularizerState(Stateful):
         given, named = {key: value for key, value in state_dict.items() if key != TEXT}, dict[str, str]()
         tensors_replaced(modules, named.setdefault)
         try:
-            check_states(self._handles, modules)
+            check_states(self._sessions, modules)
             check_tensors(given.keys(), named.keys())
-            load_states(self._handles, tensors_replaced(modules, lambda key, name: given[key]))
+            load_states(self._sessions, tensors_replaced(modules, lambda key, name: given[key]))
         except RegularizerError as error:
             if not (dist.is_initialized() and dist.get_world_size() > 1):
                 raise
@@ -94,8 +94,8 @@ class RegularizerState(Stateful):
         if self._warned:
             return
         self._warned = True
-        handles = [each for each in self._handles.values() if isinstance(each, ModuleHandle) and each.is_traced]
-        if names := [dropout.site.name for handle in handles for dropout in native_draws(handle.current())]:
+        traced = [module for path, module in self._modules.items() if self._sessions[path].complete]
+        if names := [dropout.site.name for module in traced for dropout in native_draws(module)]:
             log.warning(
                 "RegularizerState does not save the state of torch's generators, from which %s draws: a run that is resumed would draw "
                 "other masks there. With own_dropout='seeded', graphreg draws what it can. Or save torch.get_rng_state() of each rank.",
@@ -103,13 +103,15 @@ class RegularizerState(Stateful):
             )
 
 
-def _handles(model: Any) -> Handles:
-    if (backend := backend_handle(model)) is not None:
-        return {"": backend}
+def _parts(model: Any) -> tuple[Mapping[str, nn.Module], Sessions]:
+    """Return the regularized modules in a model and their sessions, by path; of a backend, the session alone."""
+    if (backend := backend_host(model)) is not None:
+        return {}, {"": backend.session}
     if not isinstance(model, nn.Module):
         raise GraphRegError(f"RegularizerState was given {shown(model)}. Give it a module that is regularized, or a backend of graphreg's.")
     try:
-        return Parts(model).handles
+        parts = Parts(model)
+        return parts.modules, parts.sessions
     except GraphRegError as error:
         raise GraphRegError(f"{error} If the model is compiled with graphreg.backend, give RegularizerState the backend.") from error
 

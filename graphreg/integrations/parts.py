@@ -15,8 +15,9 @@ from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
 from graphreg.recipes import written
 from graphreg.reporting import Monitor, monitor
-from graphreg.runtime import BackendHandle, ModuleHandle, RewrittenModule, current, handle_of
+from graphreg.runtime import AttachRule, RewrittenModule, current
 from graphreg.schedules import Schedule, of_plain
+from graphreg.session import Session, rewritten, rules_of, session_of
 from graphreg.torch_internals import COMPILED_MODULE
 
 log = logging.getLogger("graphreg")
@@ -66,14 +67,13 @@ class Parts:
         Raises:
             GraphRegError: No module in the model is regularized.
         """
-        self.handles: dict[str, ModuleHandle] = {}
+        self.modules: dict[str, nn.Module] = {}
         for path, module in model.named_modules():
             if isinstance(module, RewrittenModule) or PLACED in vars(module):
                 name = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
-                handle = handle_of(module)
-                assert isinstance(handle, ModuleHandle)
-                self.handles[name] = handle
-        if not self.handles:
+                self.modules[name] = module
+        self.sessions = {name: session_of(module) for name, module in self.modules.items()}
+        if not self.modules:
             raise GraphRegError(
                 f"no module in this {type(model).__name__} is regularized, so there is nothing to save or to log. Regularize before you "
                 "train: graphreg.regularize_(model, ...)."
@@ -86,11 +86,11 @@ class Parts:
 
         The result is plain data, except for the tensors in ``noise`` that regularizers keep from call to call.
         """
-        return states_of(self.handles)
+        return states_of(self.sessions)
 
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return the recipe of each module by its path, without modules that have none."""
-        found = {path: recipe_of(handle) for path, handle in self.handles.items()}
+        found = {path: recipe_of(session) for path, session in self.sessions.items()}
         return {path: recipe for path, recipe in found.items() if recipe is not None}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -100,17 +100,17 @@ class Parts:
             RegularizerError: The state belongs to another model. If the paths of the regularized modules or the names of the regularizers
                 differ, nothing is changed.
         """
-        load_states(self.handles, state)
+        load_states(self.sessions, state)
 
     def scale_by(self, scale: TrainerScale) -> None:
         """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale.
 
         The scale of an earlier run is replaced, because a run that was interrupted has not removed it.
         """
-        for handle in self.handles.values():
-            if handle.attaches and (handle.scale() is None or isinstance(handle.scale(), TrainerScale)):
-                handle.set_scale(scale)
-                self._stack.callback(handle.set_scale, None)
+        for session in self.sessions.values():
+            if session.attaches and (session.scale is None or isinstance(session.scale, TrainerScale)):
+                session.set_scale(scale)
+                self._stack.callback(session.set_scale, None)
 
     def watch(self, selector: Selector | None) -> None:
         """Watch the values that a selector matches, until ``close``: measure which share of each value the splices keep.
@@ -120,19 +120,20 @@ class Parts:
         """
         if selector is None:
             return
-        for path, handle in self.handles.items():
-            if path not in self._watched and handle.is_traced:
-                self._watched[path] = self._stack.enter_context(monitor(handle.current(), selector))
+        for path, module in self.modules.items():
+            if path not in self._watched and self.sessions[path].complete:
+                self._watched[path] = self._stack.enter_context(monitor(rewritten(module), selector))
 
     def numbers(self) -> dict[str, float]:
         """Return the penalties of the last call, the strengths, and the shares of values that splices have kept, by name."""
-        return {name: value for path in self.handles for name, value in self._numbers(path)}
+        return {name: value for path in self.modules for name, value in self._numbers(path)}
 
     def _numbers(self, path: str) -> Iterator[tuple[str, float]]:
-        handle, prefix = self.handles[path], f"{path}/" if path else ""
-        penalties: Mapping[str, Tensor] = handle.last_penalties()
+        session, prefix = self.sessions[path], f"{path}/" if path else ""
+        attach = rules_of(self.modules[path])._modules.get("attach") if session.complete else None
+        penalties: Mapping[str, Tensor] = attach.last if isinstance(attach, AttachRule) else {}
         yield from ((f"{prefix}penalty/{name}", float(value)) for name, value in penalties.items())
-        yield from ((f"{prefix}strength/{name}", value) for name, value in handle.strengths().items())
+        yield from ((f"{prefix}strength/{name}", value) for name, value in session.values().items())
         if path in self._watched:
             values = self._watched[path].values().items()
             yield from ((f"{prefix}kept/{name.replace('/kept/', '/')}", value) for name, value in values if "/kept/" in name)
@@ -143,29 +144,29 @@ class Parts:
         self._stack.close()
 
 
-Handles = Mapping[str, ModuleHandle | BackendHandle]  # by the path of the module
+Sessions = Mapping[str, Session]  # by the path of the module
 
 
-def states_of(handles: Handles) -> dict[str, Any]:
+def states_of(sessions: Sessions) -> dict[str, Any]:
     """Return the state of the noise, the changed strengths and the recipe of each module: see ``Parts.state``."""
     return {
         path: {
-            "noise": handle.rng_state(),
-            "regularizers": list(handle.strengths()),
-            "strengths": _plain(handle.changed_strengths()),
-            "recipe": recipe_of(handle),
+            "noise": session.saved(),
+            "regularizers": list(session.strengths),
+            "strengths": _plain(session.changed_strengths()),
+            "recipe": recipe_of(session),
         }
-        for path, handle in handles.items()
+        for path, session in sessions.items()
     }
 
 
-def recipe_of(handle: ModuleHandle | BackendHandle) -> dict[str, Any] | None:
+def recipe_of(session: Session) -> dict[str, Any] | None:
     """Return the recipe of a module, or of a backend; None if it has an argument that no recipe can hold, such as a function."""
-    asked = handle.asked()
-    if isinstance(handle, ModuleHandle) and isinstance(handle.scale(), TrainerScale):  # which the trainer has set, and sets again
+    asked = session.asked_now()
+    if isinstance(session.scale, TrainerScale):  # which the trainer has set, and sets again
         asked = replace(asked, scale=None)
     try:
-        return written(asked, handle.changed_strengths())
+        return written(asked, session.changed_strengths())
     except RegularizerError as error:
         _warn_once(str(error))
         return None
@@ -176,28 +177,28 @@ def _warn_once(why: str) -> None:
     log.warning("checkpoints have no recipe: %s", why)
 
 
-def check_states(handles: Handles, states: Mapping[str, Any]) -> None:
+def check_states(sessions: Sessions, states: Mapping[str, Any]) -> None:
     """Raise RegularizerError unless the states are those of the same modules, with regularizers of the same names."""
-    if states.keys() != handles.keys():
-        other = [path or "the model itself" for path in sorted(states.keys() ^ handles.keys())]
+    if states.keys() != sessions.keys():
+        other = [path or "the model itself" for path in sorted(states.keys() ^ sessions.keys())]
         raise RegularizerError(
             "the checkpoint belongs to another model: only the checkpoint or only the model has a regularized module at "
             f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
         )
-    for path, handle in handles.items():
-        if other := sorted(handle.strengths().keys() ^ set(states[path]["regularizers"])):
+    for path, session in sessions.items():
+        if other := sorted(session.strengths.keys() ^ set(states[path]["regularizers"])):
             raise RegularizerError(
                 "the checkpoint belongs to another model: only the checkpoint or only the model has a regularizer named "
                 f"{listed(other)}. Regularize the model as for the run that saved the checkpoint."
             )
 
 
-def load_states(handles: Handles, states: Mapping[str, Any]) -> None:
+def load_states(sessions: Sessions, states: Mapping[str, Any]) -> None:
     """Restore what ``states_of`` returned: see ``Parts.load``."""
-    check_states(handles, states)
-    for path, handle in handles.items():
-        handle.set_rng_state(states[path]["noise"])
-        handle.restore_strengths(_read(states[path]["strengths"]))
+    check_states(sessions, states)
+    for path, session in sessions.items():
+        session.load(states[path]["noise"])
+        session.restore_strengths(_read(states[path]["strengths"]))
 
 
 def tensors_apart(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,6 +6,17 @@ Almost every folder that docs/architecture.md lists after ``ir`` imports this on
 
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.call_records import (
+    CallRecord,
+    Leaf,
+    call_key,
+    doubt_plain,
+    in_containers,
+    record_module_calls,
+    recorded_calls,
+    rename_in_calls,
+    replaced_leaf,
+)
 from graphreg.ir.call_structures import CallStructures, CallText
 from graphreg.ir.cell_states import cell_call, state_before
 from graphreg.ir.codegen_fixes import check_arguments, spelled
@@ -137,22 +148,23 @@ from graphreg.ir.views_and_writes import REGION, Effects
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "FOREIGN", "IGNORED", "IN_PLACE_NAMES", "LAYER", "LIBRARY_FOLDERS", "NORM_MODULES",
     "ORIGINAL", "PACKS", "PARAMETERS", "PLACED", "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES",
-    "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "BufferConstants", "CallStructures", "CallText",
-    "DropoutKind", "Effects", "InputPlace", "Kind", "Label", "Lines", "Literals", "MadeObject", "Missing", "ModeGraphs", "ModelFacts",
-    "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Paragraph", "ParameterRead", "ParameterReads",
-    "Pattern", "Printed", "Role", "Selector", "Site", "State", "Steps", "Table", "TensorKind", "Units", "add_label", "addition_of",
-    "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_with", "called_by_foreign_code",
-    "calling_module", "calls_of", "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "check_width", "choose",
-    "clone", "coloured", "compared", "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes",
-    "described", "described_node", "detached", "difference", "digest", "dtype_text", "elements", "end_of", "escaped", "exactly",
-    "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "held_objects", "html",
-    "identifier", "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled",
-    "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons", "is_record", "is_region", "is_replaced_call",
-    "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "literals_apart",
-    "loss_of", "making", "mark", "marked", "may_change", "mean_over_counted", "mean_over_pairs", "measured_shard", "name_of", "nodes_in",
-    "number_kind", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name",
-    "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
-    "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments",
-    "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw",
-    "traced_model", "unmark", "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
+    "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "BufferConstants", "CallRecord", "CallStructures",
+    "CallText", "DropoutKind", "Effects", "InputPlace", "Kind", "Label", "Leaf", "Lines", "Literals", "MadeObject", "Missing", "ModeGraphs",
+    "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Paragraph", "ParameterRead",
+    "ParameterReads", "Pattern", "Printed", "Role", "Selector", "Site", "State", "Steps", "Table", "TensorKind", "Units", "add_label",
+    "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_key", "call_with",
+    "called_by_foreign_code", "calling_module", "calls_of", "carries_derivative", "cell_call", "chains", "check_arguments", "check_names",
+    "check_width", "choose", "clone", "coloured", "compared", "complain", "contents_of", "convolution", "copied", "copied_contents",
+    "declared", "deep_nodes", "described", "described_node", "detached", "difference", "digest", "doubt_plain", "dtype_text", "elements",
+    "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64",
+    "has_keys", "held_objects", "html", "identifier", "in_containers", "instead_of", "is_added", "is_drop_path", "is_dropout_module",
+    "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons",
+    "is_record", "is_region", "is_replaced_call", "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site",
+    "labels_of", "laid_out", "literals_apart", "loss_of", "making", "mark", "marked", "may_change", "mean_over_counted", "mean_over_pairs",
+    "measured_shard", "name_of", "nodes_in", "number_kind", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of",
+    "overlaps", "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_module_calls",
+    "record_stacks", "recorded_calls", "registered", "rename_in_calls", "replaced_leaf", "reserved", "scope_of", "select", "select_among",
+    "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled",
+    "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw", "traced_model", "unmark",
+    "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
 ]  # fmt: skip

@@ -14,11 +14,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphreg.torch_internals import read_weights_again
+from graphreg.torch_internals import is_compiling, read_weights_again
 
 # keywords of ``call_with`` that no layer's forward has
 LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"
@@ -84,7 +83,7 @@ def call_with(*args: Any, graphreg_layer: nn.Module, graphreg_parameters: Mappin
             the tensor to use instead. A value that is the parameter itself has no effect.
         kwargs: The layer's keyword arguments.
     """
-    if torch.compiler.is_compiling():  # in compiled code, functional_call changes no module
+    if is_compiling():  # in compiled code, functional_call changes no module
         return functional_call(graphreg_layer, dict(graphreg_parameters), args, kwargs, tie_weights=False)
     by_owner: dict[nn.Module, dict[str, Tensor]] = {}
     for name, tensor in graphreg_parameters.items():

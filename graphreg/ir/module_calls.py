@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from graphreg.ir.call_records import call_key, number_module_calls
 from graphreg.ir.metadata import calls_of, record_calls
 
 STACK = "nn_module_stack"  # the entry of node.meta in which torch's tracers write the module calls during which a node was made
@@ -73,3 +74,4 @@ def record_stacks(graph: fx.Graph) -> None:
                     call = seen[str(key)] = (str(path), len(seen))
                 calls.append(call)
         record_calls(node, tuple(calls))
+    number_module_calls(graph, {call_key(path, key): call for path, seen in numbers.items() for key, call in seen.items()})

@@ -13,10 +13,11 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from graphreg.ir.call_records import CALL_RECORDS
 from graphreg.ir.metadata import ADDITION, CALLS, SITE
 from graphreg.torch_internals import DEFAULT, OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
-CARRIED = (SITE, ADDITION, CALLS, DEFAULT, "value")  # the entries of node.meta that are pickled
+CARRIED = (SITE, ADDITION, CALLS, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
 
 
 @dataclass(frozen=True)

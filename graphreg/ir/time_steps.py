@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.errors import RegularizerError
 from graphreg.ir.site import Site
-from graphreg.torch_internals import assert_async
+from graphreg.torch_internals import assert_async, is_compiling
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -202,7 +202,7 @@ class Steps:
         Return ``""`` if there are none, or if a recurrent layer or a cell fixes the axis of time.
         """
         # sizes of a compiled graph may be symbols
-        if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():
+        if self.calls or self.unbatched or len(shape) < 3 or is_compiling():
             return ""
         time = self.axis % len(shape)
         batch = next(axis for axis in range(len(shape)) if axis != time)
@@ -244,7 +244,7 @@ def _mask(given: Tensor, what: str) -> Tensor:
         return given
     mask = given == 1
     wrong = ~mask & (given != 0)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         assert_async(~wrong.any(), f"{what} must be 0 or 1, if it is a mask of steps")
     elif type(given) is Tensor and given.device.type != "meta" and bool(wrong.any()):
         # not fake tensors, which have no values to read
@@ -258,7 +258,7 @@ def _mask(given: Tensor, what: str) -> Tensor:
 def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
     """Check that the lengths are in range: eager code reads their values, a compiled graph contains an assertion."""
     wrong = (lengths < 0) | (lengths > time)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
     elif type(lengths) is Tensor and bool(wrong.any()):
         # not fake tensors, which have no values to read

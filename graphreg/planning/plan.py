@@ -165,6 +165,13 @@ class Plan(Printed, RenamedAttributes):
             return {edit.dropout.site.name: edit.dropout.site for edit in self.native_dropout if edit.is_scheduled}
         return {edit.site.name: edit.site for edit in self.of(name)}
 
+    def planned_strengths(self, name: str) -> dict[str, float]:
+        """Return the planned strength at each site that has one of its own; empty if the formula takes all sites at once."""
+        if name not in self.regularizers:
+            rates = {edit.dropout.site.name: edit.rate for edit in self.native_dropout if edit.is_scheduled}
+            return {site: rate for site, rate in rates.items() if rate is not None}
+        return {edit.site.name: edit.weight for edit in self.of(name)} if self.regularizers[name].by_site else {}
+
     @property
     def is_scheduled(self) -> bool:
         """Whether some strength changes while the model trains, so that the rewritten module has a clock."""

@@ -16,18 +16,9 @@ from graphreg.planning import Plan, check_missing, from_keywords, named_once, re
 from graphreg.recipes.files import RecipeFile, read, write
 from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, find, read_strength, registered
 from graphreg.rewriting import check_rng
-from graphreg.runtime import (
-    GIVEN_IN_THE_CALL,
-    OWN,
-    Asked,
-    Regulated,
-    asked_of,
-    changed_strengths,
-    check_penalties,
-    check_scale,
-    set_strength,
-)
+from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, check_penalties, check_scale
 from graphreg.schedules import Schedule, of_plain
+from graphreg.session import OWN, Regulated, asked_of, changed_strengths, set_strength
 
 VERSION = 1
 _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise

@@ -22,7 +22,7 @@ from torch import Tensor
 from graphreg.errors import RegularizerError
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rng import compiling
-from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
+from graphreg.torch_internals import TorchDispatchMode, is_compiling, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
 # the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under
@@ -148,7 +148,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
             tensor that it did not make.
     """
     # in this order: Dynamo traces what it meets
-    if torch.compiler.is_compiling() or is_proven(regularizer) or compiling():
+    if is_compiling() or is_proven(regularizer) or compiling():
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)

@@ -25,6 +25,7 @@ from graphreg.torch_internals import (
     assume_constant_result,
     custom_operators,
     has_no_formula,
+    is_compiling,
     is_wrapped,
     materialized,
     one_level_below,
@@ -87,7 +88,7 @@ class Vjp:
             RegularizerError: There are too many rows, each of which takes a backward pass.
         """
         z = self.sites[site]
-        compiled = torch.compiler.is_compiling()
+        compiled = is_compiling()
         limit = COMPILED_LIMIT if compiled else LIMIT
         if z.numel() > limit:
             lengths = [str(plain_number(length)) for length in z.shape]

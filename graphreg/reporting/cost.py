@@ -22,7 +22,7 @@ from graphreg.ir import LAYER, Kind, addition_of, specialized_arguments
 from graphreg.planning import OWN_DROPOUT, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
-from graphreg.runtime import graphs_of
+from graphreg.session import graphs_of
 from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, number_of_storage, packet_of, pytree
 
 # Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.

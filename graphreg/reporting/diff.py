@@ -15,7 +15,8 @@ from graphreg.planning import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
 from graphreg.rewriting import strip
-from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten, rules_of, strengths_now
+from graphreg.runtime import RewrittenModule, key_of
+from graphreg.session import backend_host, rewritten, rules_of, strengths_now
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
@@ -186,7 +187,7 @@ def _streams(module: Any) -> Mapping[str, int]:
 
 
 def _source(module: Any) -> Source:
-    if backend_handle(module) is not None:
+    if backend_host(module) is not None:
         raise GraphRegError(
             "a backend has no module whose source could be compared: torch.compile makes the code. graphreg.report(backend) lists its "
             "graphs and what acts in them; diff takes what graphreg.regularize returned."

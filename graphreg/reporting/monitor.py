@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
 from graphreg.ir import RULES, Lines, Paragraph, Printed, Selector, Table, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
-from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
+from graphreg.runtime import RewrittenModule
+from graphreg.session import Regulated, backend_host, graphs_of, record_of, rewritten, rules_of
 from graphreg.torch_internals import disable, in_backward
 
 Log = Callable[[str, float, int], object]
@@ -54,7 +55,7 @@ def monitor(
         RegularizerError: An option is not allowed.
         GraphRegError: ``module`` is not what ``regularize`` returned, or is monitored already.
     """
-    if backend_handle(module) is not None:
+    if backend_host(module) is not None:
         raise GraphRegError(
             "a backend makes its graphs while the model runs, and none can be monitored. monitor takes what graphreg.regularize returned."
         )

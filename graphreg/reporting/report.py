@@ -18,20 +18,15 @@ from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
 from graphreg.reporting.records import Acted, Cost, Entry, Report
 from graphreg.rewriting import measures, rewrite
-from graphreg.runtime import (
+from graphreg.runtime import AttachRule, RewrittenModule, batch_notes, clock_of, lowering, rank_notes
+from graphreg.session import (
     OWN,
-    AttachRule,
     Regulated,
-    RewrittenModule,
-    backend_handle,
-    batch_notes,
+    backend_host,
     changed_strengths,
-    clock_of,
     graphs_of,
-    in_place_handle,
-    lowering,
+    in_place_host,
     native_draws,
-    rank_notes,
     record_of,
     rewritten,
     rules_of,
@@ -58,7 +53,7 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
-    if (backend := backend_handle(module)) is not None:
+    if (backend := backend_host(module)) is not None:
         made: Report = backend.report()
         return made
     return _of_module(module, cost)
@@ -95,7 +90,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     if (clock := clock_of(rules_of(module))) is not None:
         notes.append(f"schedules: {clock.call()} calls in train mode so far")
     notes += [*rank_notes(rules_of(module)), *batch_notes(inner, rules_of(module), plan)]
-    notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
+    notes += placed.notes() if (placed := in_place_host(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
     entries = _entries(plan, now, inner, changed_strengths(module))

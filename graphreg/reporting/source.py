@@ -16,7 +16,8 @@ from graphreg.ir import RULES, Addition, Kind, addition_of
 from graphreg.planning import OWN_DROPOUT, Plan, Strengths
 from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.entries import options_of, selector_of
-from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of, strength_text
+from graphreg.runtime import AttachRule, Regularized, RewrittenModule
+from graphreg.session import graphs_of, record_of, rewritten, rules_of, strength_text
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")

@@ -11,7 +11,8 @@ from torch import nn
 
 from graphreg.ir import RULES, copied, state_of
 from graphreg.rewriting.strip import strip_graph
-from graphreg.runtime import RewrittenModule, graphs_of, rules_of
+from graphreg.runtime import RewrittenModule
+from graphreg.session import graphs_of, rules_of
 from graphreg.torch_internals import innermost_transform, is_exporting, is_traced, jit_trace, operator_modes
 from graphreg.tracing import NO_INPUTS, PROVABLE, TRACED, Arguments, Claim, NotTheModel, Proving, prove
 

@@ -89,9 +89,10 @@ class Insertions:
         returns: Whether the graph returns the penalties with the output (``penalties="return"``); if not, they are attached to it.
         recomputed: The names of runtime modules (of splices and native dropouts) whose result a compiled backward recomputes.
         overwritten: The names of runtime modules of splices at sites whose value the model may write into later.
-        apart: The names of runtime modules of splices that return a copy of the value, and not the value itself, at a call at which the
-            splice does not act. They are those of the first splice at each site that has penalties and whose value the model writes
-            into, unless the value's storage may belong to the caller or to the model.
+        apart: The names of runtime modules that return a copy of the value and not the value itself. Of splices they are those of the
+            first splice at each site that has penalties and whose value the model writes into, unless the value's storage may belong
+            to the caller or to the model; they return a copy at a call at which the splice does not act. The others track values
+            that the model may write into; they return a copy at a call at which a derivative is taken.
         reads: With ``penalties="attach"``, the names of the inputs of the model on which the value depends to which the penalties are
             attached: the output's loss, or, if it has none, any value in the output.
     """

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, shown
-from graphreg.ir import Site, has_float64, identifier
-from graphreg.planning import OWN_DROPOUT, Edit, Plan, rates_are_scheduled
-from graphreg.regularizer import Penalty, Regularizer, Splice, own_strength, require_pure
+from graphreg.ir import Site, identifier
+from graphreg.planning import OWN_DROPOUT, Edit, Plan
+from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
 from graphreg.runtime import (
     CLOCK,
-    OWN,
     AllSitesTotal,
     ClockRule,
     Derivative,
@@ -25,12 +24,10 @@ from graphreg.runtime import (
     MeasureSteps,
     MeasureUnits,
     NativeDropoutRule,
-    Places,
     Rules,
     RuntimeModule,
     SharedClock,
     SharedKeyRule,
-    SharedState,
     SpliceRule,
     SpliceTotal,
     State,
@@ -38,14 +35,16 @@ from graphreg.runtime import (
     StatefulTotal,
     StateHolder,
     StateHoldingTotal,
-    StreamName,
     Total,
     Track,
+    clock_of,
     device_with_values,
-    own_strength_of_rates,
+    scheduled_elements,
+    states_in,
     strengths_on,
     zeros,
 )
+from graphreg.session import FixedStreams, GrowingStreams, Session, StreamName
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:
@@ -80,101 +79,84 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
 def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noise: Any) -> Rules:
     """Make the module ``graphreg_rules``: it holds the runtime modules of the plan, with their strengths and noise streams.
 
-    ``noise``: the seed, as ``rng=`` of ``regularize``; or a ``SharedState``, which has the strengths and the streams.
+    ``noise``: the seed, as ``rng=`` of ``regularize``: then the module has a session of its own. Or the session of a model in place.
     """
     for name, regularizer in plan.regularizers.items():
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
+
     rules, streams = Rules(), _streams(plan, names)
-    if isinstance(noise, SharedState):
-        _add_strengths(rules, plan, noise.key.step.device, noise)
-        slots, rules.seeds = noise.slots(streams), dict(noise.seeds)
-        key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
+    draws = bool(streams) or _draws_elsewhere(plan)
+    key: KeyRule | SharedKeyRule
+    if isinstance(noise, Session):
+        assert isinstance(noise.streams, GrowingStreams)
+        session, device = noise, noise.streams.key.step.device
+        slots, key = noise.streams.rows(streams), SharedKeyRule(noise.streams.key)
     else:
         device = device_of(model)
         rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
-        _add_strengths(rules, plan, device)
         seeds = _Seeds(noise)
-        numbers = _numbers(streams, plan, seeds)
-        rules.seeds = seeds.drawn()
-        slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
+        numbers = {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
+        slots, keys = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
+        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds.drawn()), plan.own_dropout), keys
+    session.learn(plan)
+    rules.session = session
+
+    rules.planned_strengths = {name: plan.planned_strengths(name) for name in session.strengths}
+    for name, row in session.strengths.items():
+        if not row.has_clock:
+            rules.strengths[name] = strengths_on(device, row.elements(rules.planned_strengths[name]))
+    elements = _add_clock(rules, session, device)
+
     states = _states(model, plan, noise)
-    order = {name: {site: 1 + i for i, site in enumerate(at.sites)} for name, at in rules.places.items()}
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0), states)) is not None:
-            runtime_module.elements = rules.elements.get(edit.name, ())
-            if isinstance(runtime_module, SpliceRule) and (len(order[edit.name]) > 1 or runtime_module.elements):
-                own = order[edit.name][edit.site.name]
-                # with blocks=, all sites read element 0 until strengths are set by site: equal blocks compile once while these are equal
-                later = bool(plan.blocks) and edit.at_depth is None
-                runtime_module.element, runtime_module.own_element = (0, own) if later else (own, own)
             rules.add_module(names[i], runtime_module)
+            of, own = elements[edit.name], elements[edit.name][0]
+            if len(of) > 1 and isinstance(runtime_module, SpliceRule):
+                own = of[list(rules.planned_strengths[edit.name]).index(edit.site.name)]
+            if own != of[0] and plan.blocks and edit.at_depth is None and not session.strengths[edit.name].chosen:
+                rules.shared_elements.setdefault(edit.name, {})[names[i]] = own
+                own = of[0]
+            runtime_module.elements = (own,)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rule = NativeDropoutRule(native, slots.get(names[i], 0))
         if native.is_scheduled:
-            rule.elements = (rules.elements[OWN_DROPOUT][order[OWN_DROPOUT][native.dropout.site.name]],)
+            rule.elements = (elements[OWN_DROPOUT][list(rules.planned_strengths[OWN_DROPOUT]).index(native.dropout.site.name)],)
         rules.add_module(names[i], rule)
-    if streams or _draws_elsewhere(plan):
+    if draws:
         rules.add_module("key", key)
-    _add_totals(rules, plan, names, slots, states)
+    _add_totals(rules, plan, names, slots, states, elements)
     for site, readers in plan.tracked.items():
         derivatives = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
         rules.add_module(names[site], Track(site, derivatives))
+
     for child in rules.children():
         assert isinstance(child, RuntimeModule)
         child.rules = (rules,)
-    for name in rules.places if isinstance(noise, SharedState) else ():  # last, because this changes runtime modules
-        rules.set_by_site(name, noise.rules.chosen.get(name, {}))
+    if not isinstance(noise, Session):
+        session.clock, session.states, session.complete = clock_of(rules), {state.name: state for state in states_in(rules)}, True
+        session.join(rules)
     return rules
 
 
-def _add_strengths(rules: Rules, plan: Plan, device: torch.device, shared: SharedState | None = None) -> None:
-    """Make the tensors of the planned strengths on a device. The clock, which may be shared, gets the strengths that have a schedule."""
-    rules.places = {name: places(plan, name) for name in plan.regularizers}
-    weights = {name: float(regularizer.weight) for name, regularizer in plan.regularizers.items() if not regularizer.is_scheduled}
-    if plan.is_scheduled:
-        scheduled = {name: rules.places[name] for name in plan.regularizers if name not in weights}
-        if rates_are_scheduled(plan.own_dropout):
-            scheduled[OWN_DROPOUT] = rules.places[OWN_DROPOUT] = _scheduled_rates(plan)
-        rules.elements = _add_clock(rules, scheduled, device, shared)
-    rules.strengths = strengths_on(
-        device, {name: rules.places[name].elements(own, rules.places[name].planned) for name, own in weights.items()}
-    )
-    if not has_float64(device):
-        rules.exact = weights
-
-
-def _add_clock(
-    rules: Rules, scheduled: Mapping[str, Places], device: torch.device, shared: SharedState | None
-) -> dict[str, tuple[int, ...]]:  # fmt: skip
-    """Add the clock. Return, for each strength that has a schedule, the indices of its elements in the tensor that the clock returns."""
-    planned = {name: [(OWN, sites.own), *zip(sites.sites, sites.planned, strict=True)] for name, sites in scheduled.items()}
-    # Two graphs share the element of a site only if they plan the same strength there: ``by_depth`` plans another one if a model grows.
-    elements = {name: [(name, site if site == OWN else f"{site} {each!r}") for site, each in sites] for name, sites in planned.items()}
-    schedules = {element: each for name in planned for element, (_, each) in zip(elements[name], planned[name], strict=True)}
-    if shared is not None:
-        assert shared.clock is not None
-        found, clock = shared.elements(schedules), shared.clock
+def _add_clock(rules: Rules, session: Session, device: torch.device) -> dict[str, tuple[int, ...]]:
+    """Add the clock if a strength has a schedule. Return, by regularizer, the places of the elements that its runtime modules read."""
+    elements = {name: tuple(range(len(tensor))) for name, tensor in rules.strengths.items()}
+    scheduled = scheduled_elements(rules)
+    if not scheduled:
+        return elements
+    strengths = {
+        each: row.at(each.site, each.planned) if each.site else row.others
+        for name, of in scheduled.items() for row in [session.strengths[name]] for each in of
+    }  # fmt: skip
+    if isinstance(session.clock, ClockRule):
+        clock = session.clock
         rules.add_module(CLOCK, SharedClock(clock))
     else:
-        clock = ClockRule(schedules, device)
+        clock = ClockRule(strengths, device)
         rules.add_module(CLOCK, clock)
-        found = {element: place for place, element in enumerate(clock.names)}
-    return {name: tuple(map(found.__getitem__, each)) for name, each in elements.items()}
-
-
-def _scheduled_rates(plan: Plan) -> Places:
-    """Return the sites of the native dropouts whose rate has a schedule, with these rates."""
-    rates = {edit.dropout.site.name: edit.rate for edit in plan.native_dropout if edit.is_scheduled}
-    return Places(tuple(rates), tuple(rate for rate in rates.values() if rate is not None), own=own_strength_of_rates(plan.own_dropout))
-
-
-def places(plan: Plan, name: str) -> Places:
-    """Return the sites of a regularizer with their planned strengths; no sites if the formula takes all sites at once."""
-    regularizer, edits = plan.regularizers[name], plan.of(name)
-    own = own_strength(regularizer.weight)
-    if not regularizer.by_site:
-        return Places(own=own)
-    return Places(tuple(e.site.name for e in edits), tuple(e.weight for e in edits), isinstance(regularizer, Penalty), own)
+    clock.extend(strengths)
+    return elements | {name: clock.places(of) for name, of in scheduled.items()}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -204,11 +186,6 @@ def _draws_elsewhere(plan: Plan) -> bool:
     return bool(plan.in_whole) and (plan.own_dropout != "keep" or any(isinstance(each, Splice) for each in plan.regularizers.values()))
 
 
-def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> dict[str, int]:
-    """Return the number of each noise stream, computed from its seed and its name. Draw the seeds that are not given."""
-    return {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
-
-
 def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, State]) -> RuntimeModule | None:
     """Return the runtime module of an edit; None if its penalty has a single runtime module for all sites."""
     strength, regularizer, site = rules.strengths.get(edit.name), edit.regularizer, edit.site.name
@@ -226,12 +203,12 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, St
 
 
 def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
-    """Return, by the regularizer's name, each ``State`` that the plan needs: a new one, or that of a ``SharedState``.
+    """Return, by the regularizer's name, each ``State`` that the plan needs: a new one, or that of a session.
 
     Each has a ``SiteState`` for every site of its regularizer.
     """
-    if isinstance(noise, SharedState):
-        states = noise.states()
+    if isinstance(noise, Session):
+        states = noise.states
     else:
         states = {name: State(name, regularizer) for name, regularizer in plan.regularizers.items() if "state" in regularizer.takes}
     parameters = dict(model.named_parameters()) if states else {}
@@ -266,7 +243,8 @@ def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 def _add_totals(
-    rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int], states: Mapping[str, State]
+    rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int], states: Mapping[str, State],
+    elements: Mapping[str, tuple[int, ...]],
 ) -> None:  # fmt: skip
     """Add each penalty's runtime module, which computes the penalty from the measurements, the values at its sites, or a splice's state."""
     for name, regularizer in plan.regularizers.items():
@@ -274,7 +252,7 @@ def _add_totals(
         if isinstance(regularizer, Splice):
             if name in states:
                 rules.add_module(name, _of_state(regularizer, name, strength, states[name], sites))
-                rules.get_submodule(name).elements = rules.elements.get(name, ())  # type: ignore[assignment]
+                rules.get_submodule(name).elements = elements[name]  # type: ignore[assignment]
             continue
         assert isinstance(regularizer, Penalty)
         if name in plan.slices:
@@ -285,7 +263,7 @@ def _add_totals(
             total = kind(regularizer, name, strength, states[name], sites)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
-        total.elements = rules.elements.get(name, ())
+        total.elements = elements[name]
         rules.add_module(name, total)
 
 

@@ -18,6 +18,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import (
     BOUNDARY,
     RULES,
+    Aliases,
     Kind,
     Operations,
     addition_of,
@@ -38,7 +39,8 @@ from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by
+from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, owned_by
+from graphreg.session import graphs_of
 from graphreg.tracing import Traced
 
 
@@ -48,6 +50,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan, facts: Mapping[st
     ``facts``: the facts about the traced graphs, by mode, if they are known already.
     """
     _same_owner(module, traced.model)
+    trains: dict[str, bool] = {}  # by penalty: whether, in one of the graphs, a parameter that can train reaches it
     for mode, emitted in graphs_of(module).items():
         _lint(emitted)
         _native_dropouts(emitted, module, plan)
@@ -58,7 +61,14 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan, facts: Mapping[st
         placed.check()
         check_parameters(emitted, original, traced.parameter_reads[mode], plan)
         _runtime_modules(graph, module, plan)
-        _reaches(graph, module, plan, placed, traced.whole)
+        for name, some in _reaches(graph, module, plan, placed).items():
+            trains[name] = some or trains.get(name, False)
+    may_be_constant = not traced.whole or plan.in_whole or plan.adapters_off  # without adapters, nothing may train for a while
+    for name in (name for name, some in trains.items() if not (some or may_be_constant)):
+        raise RegularizerError(
+            f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
+            "parameter, or leave the penalty out."
+        )
 
 
 def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -251,11 +261,13 @@ _NEED_NO_READER = (
 )  # fmt: skip
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, whole_model: bool) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed) -> dict[str, bool]:
     """Check that additions and penalties are connected to the rest of the graph.
 
-    Measurements, penalties and the nodes that attach them must reach the output, each splice must take the key of the call, the output
-    must have each penalty, and a trainable parameter must reach each penalty.
+    Measurements, penalties and the nodes that attach them must reach the output, each splice must take the key of the call, and the output
+    must have each penalty.
+
+    Return, for each penalty that has a site in this graph, whether a trainable parameter reaches it.
     """
     output = graph.output_node()
     upstream = _upstream(graph)
@@ -279,15 +291,10 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")
-    trained = _trained(graph, module)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        may_be_constant = not whole_model or plan.in_whole or plan.adapters_off  # without adapters, nothing may train for a while
-        if not may_be_constant and node.args and node.args[0] != {} and node not in trained:
-            raise RegularizerError(
-                f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
-                "parameter, or leave the penalty out."
-            )
+    trained = _trained(graph, module, placed.aliases)
+    return {name: node in trained for name, node in totals.items() if node.args and node.args[0] != {}}
 
 
 def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
@@ -328,17 +335,19 @@ def _used_site(node: fx.Node, upstream: set[fx.Node]) -> bool:
     return value is None or value in upstream
 
 
-def _trained(graph: fx.Graph, module: RewrittenModule) -> set[fx.Node]:
-    """Return the nodes that a trainable parameter reaches."""
+def _trained(graph: fx.Graph, module: RewrittenModule, aliases: Aliases) -> set[fx.Node]:
+    """Return the nodes that a trainable parameter reaches, also through definite in-place writes."""
     trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     owners = {name.rpartition(".")[0] for name in trains}
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
-    reached = set[fx.Node]()
+    reached, written = set[fx.Node](), set[fx.Node]()  # ``written``: the bases of the values that such a node writes into
     for n in graph.nodes:
         if (
             not reached.isdisjoint(n.all_input_nodes)
             or (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
             or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
+            or (written and any(not written.isdisjoint(aliases.bases(value)) for value in n.all_input_nodes))
         ):  # fmt: skip
             reached.add(n)
+            written.update(base for value in aliases.effects.writes(n, is_definite=True) for base in aliases.bases(value))
     return reached

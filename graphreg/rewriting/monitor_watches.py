@@ -14,7 +14,9 @@ from torch import Tensor, fx
 
 from graphreg.errors import RegularizerError
 from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, identifier, is_added, is_kind, mark, site_nodes, widest
-from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, graphs_of
+from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, clock_of, scheduled_elements
+from graphreg.session import graphs_of
+from graphreg.torch_internals import is_compiling
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
 
@@ -52,7 +54,7 @@ class Watch(RuntimeModule):
 
     def acts(self) -> bool:
         clock: Clock | None = self.clock
-        return clock is not None and self.owner[0].training and (torch.compiler.is_compiling() or clock.due)
+        return clock is not None and self.owner[0].training and (is_compiling() or clock.due)
 
     def forward(self, z: Tensor, *spliced: tuple[Tensor, Tensor]) -> None:
         if not self.acts():
@@ -81,13 +83,13 @@ class WatchPenalties(Watch):
 class WatchSchedules(Watch):
     """Records, for each call, the strengths that have a schedule. Of a strength that differs by site, the value furthest from 0 counts.
 
-    ``elements``: for each strength, the indices of its elements in the tensor that the clock returns, as in ``Rules.elements``.
+    ``places``: for each strength, the indices of its elements in the tensor that the clock returns.
     """
 
-    def __init__(self, elements: Mapping[str, tuple[int, ...]], clock: Clock) -> None:
+    def __init__(self, places: Mapping[str, tuple[int, ...]], clock: Clock) -> None:
         super().__init__("the schedules", (), 0.0, clock)
-        self.names = tuple(f"strength/{name}" for name in elements)
-        self.places = tuple(places[1:] or places for places in elements.values())
+        self.names = tuple(f"strength/{name}" for name in places)
+        self.places = tuple(places.values())
 
     def forward(self, strengths: Tensor) -> None:  # type: ignore[override]
         if self.acts():
@@ -149,7 +151,10 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
                 add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in splices_here.values())))
         if (clock_node := next((n for n in graph.nodes if is_kind(n, Kind.CLOCK)), None)) is not None:
             with graph.inserting_after(clock_node):
-                add(watches.setdefault("schedules", WatchSchedules(rules.elements, clock)), "schedules_watch", (clock_node,))
+                counted = clock_of(rules)
+                assert counted is not None
+                places = {name: counted.places(of) for name, of in scheduled_elements(rules).items()}
+                add(watches.setdefault("schedules", WatchSchedules(places, clock)), "schedules_watch", (clock_node,))
         totals = {str(a.regularizer): n for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL}
         if totals:
             with graph.inserting_before(end_of(graph.output_node())):

@@ -171,7 +171,8 @@ class Placed:
     ) -> None:
         """Add to ``needed_copies`` those of the site's copies that the plan makes necessary."""
         self.needed_copies.update(protecting[:1] if name in self.written else [])
-        if name in self.external and value is not self.where[name] and any(map(_reads_spliced, edits)):
+        replaces_alone = name in self.written and not _has_splice(edits)  # a track node replaces the value, and no splice does
+        if (name in self.external or replaces_alone) and value is not self.where[name] and _is_measured(edits):
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
             self.needed_copies.update(copies[:1])
@@ -285,8 +286,9 @@ def _values(plan: Plan) -> dict[str, list[Edit]]:
     return {name: at_site for name, at_site in edits.items() if at_site}
 
 
-def _reads_spliced(edit: Edit) -> bool:
-    return isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean
+def _is_measured(edits: Sequence[Edit]) -> bool:
+    """Whether a penalty reads the value after the last splice. Without splices, penalties with ``clean=True`` read it, too."""
+    return any(isinstance(edit.regularizer, Penalty) and not (edit.regularizer.clean and _has_splice(edits)) for edit in edits)
 
 
 def _has_splice(edits: Sequence[Edit]) -> bool:

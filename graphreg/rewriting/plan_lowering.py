@@ -234,12 +234,10 @@ class _Lowering:
             track = self.names[name]
             chain.point = chain.value = self._add(chain.point, Kind.TRACK, track, f"{RULES}.{track}", (node,), site=name, replaces=node)
             self.wrt[name] = chain.value
+            self.apart += [track] if written else []
         penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
-        overwritten = self.aliases.written_later(node) if spliced else written and not tracked
-        if spliced:
-            copies = overwritten and any(penalty.clean for penalty in penalties)
-        else:  # penalties with clean=True and the others read one value
-            copies = overwritten or (is_external and written and bool(penalties))
+        overwritten = self.aliases.written_later(node) if spliced else written
+        copies = overwritten and any(penalty.clean or not spliced for penalty in penalties)  # without splices, all read one value
         chain.read = self._copy(chain, Kind.COPY) if copies else chain.value
         self._measure(chain, edits, clean=True)
         self._splice(chain, edits)

@@ -24,6 +24,7 @@ from graphreg.ir import (
     copied_contents,
     mark,
     record_calls,
+    rename_in_calls,
     state_of,
     surrounding_calls,
     unshared,
@@ -43,11 +44,12 @@ from graphreg.runtime import (
     RewrittenModule,
     Rules,
     Scale,
-    SharedState,
+    UnseenChanges,
     check_penalties,
     check_scale,
     clock_of,
 )
+from graphreg.session import Session
 from graphreg.torch_internals import collector_at_rest
 from graphreg.tracing import NOT_ASKED, Traced
 
@@ -74,7 +76,7 @@ def rewrite(
 
 
 def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, scale: Scale | None) -> RewrittenModule:
-    """Do what ``rewrite`` does. ``noise``: the ``rng`` of ``rewrite``; or a ``SharedState``, which gives the module strengths and noise."""
+    """Do what ``rewrite`` does. ``noise``: the ``rng`` of ``rewrite``; or the session of a model in place."""
     check_penalties(penalties)
     check_scale(scale)
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
@@ -89,15 +91,21 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
         reads = frozenset(traced.specialized).union(*(insertions.reads for insertions in lowered.values()))
         rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules), reads))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
-    owner = new_owner() if plan.blocks and isinstance(noise, SharedState) else ""  # only models of ``regularize_`` have a SharedState
-    structures = None if isinstance(noise, SharedState) else _structures(traced)  # in place, each structure has a graph of its own
+    owner = new_owner() if plan.blocks and isinstance(noise, Session) else ""  # only models in place give one
+    structures = None if isinstance(noise, Session) else _structures(traced)  # in place, each structure has a graph of its own
     kept = traced.specialized, traced.constants, traced.whole, plan.blocks, owner, structures
     module = RewrittenModule(traced.model, graphs, rules, *kept, checkpoints=traced.checkpoints)
-    rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
-    rules.unproved, rules.prover = dict(traced.unproved), prove_call
-    if traced.whole and not isinstance(noise, SharedState):  # a model in place is traced once more when it changes
+    session = rules.session
+    rules.build_record = BuildRecord.of(traced, plan, session.streams.seeds, penalties, scale)
+    if not isinstance(noise, Session):
+        session.asked, session.scale, session.attaches = rules.build_record.asked, scale, "attach" in rules._modules
+    rules.unproved = dict(traced.unproved)
+    rules.prover = prove_call if rules.awaits_proof else None
+    if traced.whole and not isinstance(noise, Session):  # a model in place is traced once more when it changes
         sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")
         rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
+        unseen = UnseenChanges(module)
+        rules.unseen = unseen if unseen.hooks or unseen.flags else None
     rules.train(module.training)
     check(module, traced, plan, facts)
     return module
@@ -164,6 +172,7 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
         read = {**present, **chosen[node]} if node in chosen else present
         if node.op == "output":
             _copy_output(copy, node, read, insertions, made)
+            rename_in_calls(copy, {n.name: made[n].name for n in graph.nodes if n in made and made[n].name != n.name})
             continue
         instead = at.get((Position.INSTEAD, node))
         twin = copy.node_copy(node, read.__getitem__) if instead is None else _copy_instead(copy, node, instead[0], read, made)

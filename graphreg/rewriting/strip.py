@@ -10,7 +10,8 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, copied, is_marked, is_replaced_call, specialized_arguments, state_of
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
-from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
+from graphreg.runtime import Regularized, RewrittenModule
+from graphreg.session import graphs_of, rewritten
 from graphreg.tracing import checkpoints_itself
 
 

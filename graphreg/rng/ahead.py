@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphreg.rng.hash import blocks, call_words, lane_keys, mixed, readable
+from graphreg.rng.hash import blocks, call_words, in_plain_eager, lane_keys, mixed
 from graphreg.torch_internals import version_of
 
 CALLS = 64  # calls whose keys are computed in one batch
@@ -50,15 +50,6 @@ class KeysAhead:
         place = self.places.get(id(keys))
         return place if place is not None and self.keys[place] is keys and not version_of(keys) else None
 
-    def after(self, step: Tensor, streams: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the number and the keys of the call after call ``step`` of these streams; None if they have to be computed."""
-        place = self.places.get(id(step))
-        if place is None or self.steps[place] is not step or version_of(step) or place + 1 == len(self.steps):
-            return None
-        if streams is not self.streams or version_of(streams) != self.version or version_of(self.keys[place + 1]):
-            return None
-        return self.steps[place + 1], self.keys[place + 1]
-
 
 class _OfOneModule:
     """What one runtime module has drawn ahead. A copy or a pickle of the module has drawn nothing ahead."""
@@ -85,10 +76,16 @@ class CallsAhead(_OfOneModule):
         Keys are computed ahead at the second eager call in a row: an eager call now and then, among calls of compiled code, would waste
         them. So would a number that is written into between calls, as DistributedDataParallel writes into buffers.
         """
-        if not (readable(step) and readable(streams)):
+        if not in_plain_eager() or type(step) is not Tensor or type(streams) is not Tensor:
             return None
-        if self.known is not None and (found := self.known.after(step, streams)) is not None:
-            return found
+        if step.device.type != "cpu" or streams.device.type != "cpu":
+            return None
+        known = self.known
+        place = None if known is None else known.places.get(id(step))
+        if known is not None and place is not None and known.steps[place] is step and place + 1 < len(known.steps):
+            following = known.keys[place + 1]
+            if streams is known.streams and version_of(streams) == known.version and not version_of(step) and not version_of(following):
+                return known.steps[place + 1], following
         if self.last is not step or version_of(step) or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
             return None
         if not len(streams) or (number := int(step.item())) >= _LAST:
@@ -101,11 +98,6 @@ class CallsAhead(_OfOneModule):
         places = {id(tensor): place for tensors in (each, keys) for place, tensor in enumerate(tensors)}
         self.known = KeysAhead(streams, version_of(streams), each, keys, together, places)
         return each[0], keys[0]
-
-    def holds(self, step: Tensor) -> int:
-        """Return how many references to ``step`` this object has."""
-        place = None if self.known is None else self.known.places.get(id(step))
-        return (self.last is step) + (place is not None and self.known is not None and self.known.steps[place] is step)
 
 
 _KEYS = 1 << 15  # at most about so many keys are computed in one batch

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.torch_internals import innermost_transform, jit_trace, operator_modes
+from graphreg.torch_internals import innermost_transform, is_compiling, jit_trace, operator_modes
 
 _LANE = 0x632BE5AB  # the number of a lane times this is added to the key's low word, see ``lane_keys``
 
@@ -58,8 +58,10 @@ def split_mix(stream: int, call: int) -> int:
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
     """Derive the key of a lane. One key gives several lanes of words, because a draw may need more than 32 bits per element."""
+    if not lane:
+        return k0, k1
     add, flip = lane_words(lane)
-    return (k0 + add, k1 ^ flip) if lane else (k0, k1)
+    return k0 + add, k1 ^ flip
 
 
 def lane_words(lane: int) -> tuple[int, int]:
@@ -84,7 +86,7 @@ def kept_words(words: Any, p: Any) -> Any:
 def in_plain_eager() -> bool:
     """Return whether no compiler, tracer, transform or dispatch mode is active."""
     return (
-        not torch.compiler.is_compiling()  # first, because Dynamo cannot trace the other checks
+        not is_compiling()  # first, because Dynamo cannot trace the other checks
         and not operator_modes()
         and innermost_transform() is None
         and jit_trace() is None

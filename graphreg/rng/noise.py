@@ -46,6 +46,7 @@ from graphreg.torch_internals import (
     backward_task,
     batch_positions,
     in_backward,
+    is_compiling,
     is_differentiated,
     transforms,
     vmaps,
@@ -86,7 +87,8 @@ def of_process(keys: Tensor, alike: bool, position: int | None = None) -> Tensor
 
     Rank and worker are looked up at each call. If a buffer held them, it would be broadcast from rank 0 and copied to every worker.
     """
-    keys = keys if alike else ranked(keys, rank() if position is None else position)
+    place = 0 if alike else rank() if position is None else position
+    keys = keys if place == 0 else ranked(keys, place)
     words = _worker_words(_process.name)
     return keys if words is None else keys + _joined(keys, words)
 
@@ -182,7 +184,8 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 
 def _limit(rate: float) -> int:
     """Return the number that the word of a kept element reaches. Its sign bit is flipped, as in the words to compare with."""
-    return signed(int(rate * 2.0**31) * 2 ^ FLIP)
+    word = (int(rate * 2.0**31) * 2 ^ FLIP) & 0xFFFFFFFF
+    return word - (1 << 32) if word >> 31 else word
 
 
 DIFFERENTIATED = (
@@ -223,7 +226,7 @@ class Noise:
     place: CallPlace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._drawn, self._task = 0, None if torch.compiler.is_compiling() or compiling() else backward_task()
+        self._drawn, self._task = 0, None if is_compiling() or compiling() else backward_task()
 
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
@@ -254,7 +257,7 @@ class Noise:
             return at_once
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
-        z, index = self._drawn_for(z, shared)
+        z, index = self._drawn_for(z, shared) if shared or self.shared or self.window is not None else (z, None)
         key, lane = self._next(z)
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
@@ -264,7 +267,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        if (mask := drawn_mask(key, rate, z, lane)) is not None:
+        if z.is_cuda and (mask := drawn_mask(key, rate, z, lane)) is not None:
             return mask
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = _limit(rate.detach().item()) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ FLIP
@@ -354,7 +357,7 @@ class Noise:
         lane = self._drawn * _LANES
         self._drawn += 1
         key = self.key if self.key.device == z.device else self.key.to(z.device)
-        return key_of_row(key), lane
+        return (key_of_row(key) if transforms() else key), lane
 
 
 def key_of_row(key: Tensor) -> Tensor:

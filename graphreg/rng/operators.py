@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, assume_constant_result, inductor_option, is_exporting, transforms
+from graphreg.torch_internals import Changes, assume_constant_result, inductor_option, is_compiling, is_exporting, transforms
 
 # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 LIMIT = 1 << 31
@@ -96,7 +96,7 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Holds ``on``: whether the inner compiler of graphreg's backend is tracing. ``torch.compiler.is_compiling()`` is False then."""
+    """Holds ``on``: whether the inner compiler of graphreg's backend is tracing. ``is_compiling()`` is False then."""
 
     on = False
 
@@ -111,7 +111,7 @@ def within_backend() -> Iterator[None]:
 
 def compiling() -> bool:
     """Return whether a compiler is tracing: Dynamo, or the inner compiler of graphreg's backend."""
-    return torch.compiler.is_compiling() or _Within.on
+    return is_compiling() or _Within.on
 
 
 def recomputes() -> bool:

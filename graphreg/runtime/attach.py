@@ -21,7 +21,7 @@ from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join
 from graphreg.runtime.unfinished import counted
-from graphreg.torch_internals import first_scale, graph_break, is_exporting, scale_tensor, traces_objects
+from graphreg.torch_internals import first_scale, graph_break, is_compiling, is_exporting, scale_tensor, traces_objects
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale
@@ -104,7 +104,7 @@ class AttachRule(nn.Module):
         """
         if not is_exporting():  # the program has no attributes to assign, and the values are fake tensors
             before, self.last = self.last, {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
-            if not torch.compiler.is_compiling():
+            if not is_compiling():
                 counted(partial(self._take_back, before, self.last))
         if not penalties:
             return outputs

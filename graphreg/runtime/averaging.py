@@ -1,56 +1,50 @@
-"""Keeps strengths and noise out of weight averaging (``torch.optim.swa_utils.AveragedModel``)."""
+"""Keeps strengths and noise out of weight averaging (``torch.optim.swa_utils.AveragedModel``): an average has those of its model.
+
+With ``use_buffers=True`` torch averages all buffers, including those of the runtime modules. A strength that the user sets would lag
+behind, and averaging the integers of a noise stream gives another stream. So a *follower* lists no such buffers to an update, and copies
+strengths and noise instead. Both happen in ``named_modules``, the one method of a module that an update calls.
+"""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from graphreg.ir import PLACED
-from graphreg.runtime.counter import Counter
-from graphreg.runtime.runtime_module import Rules
+from graphreg.torch_internals import lists_like, update_that_lists
+
+Listing = Callable[..., Iterator[tuple[str, nn.Module]]]
+_FOLLOWS = "graphreg_follows"  # marks the method of a follower
 
 
-def averages_follow() -> None:
-    """Patch ``AveragedModel.update_parameters``, once, so that strengths and noise are copied to the averaged model, not averaged.
+def follow_averages(listing: Listing, hides_buffers: bool) -> Listing:
+    """Return the method ``named_modules`` of a follower: of the container of runtime modules, or of a model in place.
 
-    With ``use_buffers=True`` torch averages all buffers, including those of the runtime modules. A strength that the user sets would lag
-    behind, and averaging the integers of a noise stream gives another stream. AveragedModel gives modules no way to prevent this.
+    In an update, strengths and noise are copied by ``follow_original``: of the container, or of the state of a model in place.
+
+    Args:
+        listing: The method of the base class.
+        hides_buffers: Whether an update sees no buffer of the module and of its submodules.
     """
-    theirs = AveragedModel.update_parameters
-    if getattr(theirs, "graphreg_follows", False):
-        return
 
-    @functools.wraps(theirs)
-    def update_parameters(self: AveragedModel, model: nn.Module) -> None:
-        theirs(self, model)
-        _follow(self.module, model)
+    def named_modules(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        update = None if torch.compiler.is_dynamo_compiling() else update_that_lists()
+        if update is not None and update.buffers and hides_buffers:
+            return iter(())
+        if update is not None and not update.buffers:
+            ours, theirs = _followers(update.averaged.module), _followers(update.model)
+            # The first one does it for all. Not strict, because torch takes any model with the same parameters.
+            for copy, original in zip(ours, theirs, strict=False) if ours and ours[0] is self else ():
+                with torch.no_grad():
+                    vars(copy).get(PLACED, copy).follow_original(vars(original).get(PLACED, original))
+        return listing(self, *args, **kwargs)
 
-    update_parameters.graphreg_follows = True  # type: ignore[attr-defined]
-    AveragedModel.update_parameters = update_parameters  # type: ignore[method-assign]
+    setattr(named_modules, _FOLLOWS, True)
+    return lists_like(named_modules, listing)
 
 
-@torch.no_grad()
-def _follow(averaged: Any, model: nn.Module) -> None:
-    """Copy the buffers of the model's runtime modules, and which strengths were set, to the averaged model.
-
-    A model that is regularized in place has both in its state, which is no submodule.
-    """
-    copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
-    for copy, original in zip(copies, originals, strict=False):  # not strict: torch takes any model with the same parameters
-        theirs = dict(original.named_buffers())
-        for name, buffer in copy.named_buffers():
-            if name in theirs:
-                buffer.copy_(theirs[name])
-        # ``chosen`` is what recipes read; set_by_site also decides which elements of a strength splices read
-        for name in original.chosen if copy.chosen != original.chosen else ():
-            copy.set_by_site(name, original.chosen[name])
-        for counter in (child for child in copy.children() if isinstance(child, Counter)):
-            counter.free.fill_(counter.frozen_call is None)  # ``free`` was copied above, but each module freezes its noise by itself
-    states = ([vars(m)[PLACED] for m in root.modules() if PLACED in vars(m)] for root in (averaged, model))
-    for follower, followed in zip(*states, strict=False):
-        follower.restore_strengths(followed.changed_strengths())
-        follower.set_rng_state(followed.rng_state())
+def _followers(root: nn.Module) -> list[nn.Module]:
+    return [module for module in root.modules() if hasattr(type(module).named_modules, _FOLLOWS)]

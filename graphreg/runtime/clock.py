@@ -8,7 +8,8 @@ a schedule with that one value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,23 @@ from graphreg.schedules import Schedule, constant
 from graphreg.torch_internals import assume_constant_result
 
 CLOCK = "clock"  # the name of the runtime module, and of the argument by which other runtime modules get its result
-Element = tuple[str, str]  # (regularizer name, site name); OWN in place of a site means the regularizer's own strength
+
+
+@dataclass(frozen=True)
+class Element:
+    """What a scheduled strength is for.
+
+    Attributes:
+        regularizer: The name of the regularizer.
+        site: The name of the site; ``""`` for the strength at all sites that have none of their own.
+        planned: The strength in the plan. Two graphs share the element of a site only if they plan the same strength there: ``by_depth``
+            plans another one if a model grows.
+    """
+
+    regularizer: str
+    site: str
+    planned: float
+
 
 
 @assume_constant_result
@@ -72,33 +89,44 @@ class ClockRule(Counter):
             self.register_buffer(name, None, persistent=False)
         self.extend(schedules)
 
-    def extend(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
-        """Add those elements that are new, and return the places of all given elements. A number is a schedule with one value."""
+    def places(self, elements: Iterable[Element]) -> tuple[int, ...]:
+        """Return where elements are in what the clock returns."""
+        return tuple(map(self.names.index, elements))
+
+    def extend(self, schedules: Mapping[Element, float]) -> None:
+        """Add those elements that are new. A number is a schedule with one value."""
         new = {element: constant(value) for element, value in schedules.items() if element not in self.names}
         if new or not self.names:
             self.names, self.schedules = (*self.names, *new), (*self.schedules, *new.values())
             self._write(self.schedules)
-        return {element: self.names.index(element) for element in schedules}
 
+    @property
     def room(self) -> int:
-        """Return how many pieces a schedule may have without a change of the shape of ``numbers``."""
+        """How many pieces a schedule may have without a change of the shape of ``numbers``."""
         return self.numbers.shape[1]
 
-    def set(self, places: Sequence[int], values: Sequence[float]) -> None:
-        """Replace the schedules at some places. Nothing is recompiled, unless a schedule has more pieces than ``room()``."""
-        new = dict(zip(places, map(constant, values), strict=True))
+    def takes(self, name: str) -> bool:
+        """Whether the strengths of a regularizer may be schedules."""
+        return any(element.regularizer == name for element in self.names)
+
+    def set(self, name: str, value: Callable[[Element], float]) -> None:
+        """Replace the schedules of a regularizer. Nothing is recompiled, unless a schedule has more pieces than ``room``.
+
+        ``value``: the new strength of an element.
+        """
+        new = {i: constant(value(element)) for i, element in enumerate(self.names) if element.regularizer == name}
         self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
-        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room():  # only in a copy without graphs
+        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room:  # only in a copy without graphs
             self._write(self.schedules)
             return
         numbers = self.numbers.clone()
         for place, schedule in new.items():
-            numbers[place] = _table([schedule], self.room()).to(numbers)[0]
+            numbers[place] = _table([schedule], self.room).to(numbers)[0]
         self._take(numbers)
 
-    def value(self, place: int) -> float:
-        """Return the strength of the next call at a place, in float64 precision even if the device has no float64."""
-        return float(self.now[place]) if self.now.dtype == torch.float64 else self.schedules[place].at(self.call())
+    def present_call(self) -> int:
+        """Return the number of the call whose strengths ``now`` has."""
+        return int(self.step) if self.frozen_call is None else self.frozen_call
 
     def has_moved(self) -> None:
         """If the numbers are in float32, but now on a device that has float64, write them anew from the schedules."""
@@ -158,13 +186,22 @@ def clock_of(rules: Any) -> ClockRule | None:
     return clock if isinstance(clock, ClockRule) else None
 
 
+def scheduled_elements(rules: Any) -> dict[str, list[Element]]:
+    """Return the elements of the clock's result that a graph reads, by regularizer, given the container of its runtime modules."""
+    rows = rules.session.strengths
+    return {
+        name: [Element(name, site, each) for site, each in planned.items()] or [Element(name, "", rows[name].own)]
+        for name, planned in rules.planned_strengths.items() if name not in rules.strengths
+    }  # fmt: skip
+
+
 def set_to_zero(rules: Any) -> None:
-    """Set all strengths in a container of runtime modules to 0, and leave ``Rules.chosen`` unchanged."""
+    """Set all strengths that a graph reads to 0, and leave the session's table of strengths unchanged."""
     for strength in rules.strengths.values():
         strength.zero_()
     if (clock := clock_of(rules)) is not None:
-        places = range(len(clock.names))
-        clock.set(places, [0.0] * len(places))
+        for name in {element.regularizer for element in clock.names}:
+            clock.set(name, lambda element: 0.0)
 
 
 def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:

@@ -20,14 +20,18 @@ from torch import Tensor
 from graphreg.errors import GraphRegError
 from graphreg.rng import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
-from graphreg.runtime.unfinished import counted
+from graphreg.runtime.unfinished import running
 from graphreg.torch_internals import (
     CHUNKED,
+    NO_BACKWARD,
     Chunk,
+    backward_task,
     chunks,
     disable,
     in_backward,
     in_chunks,
+    innermost_transform,
+    is_compiling,
     is_exporting,
     is_lent,
     is_wrapped,
@@ -165,7 +169,7 @@ class Counter(RuntimeModule):
         assert present is not None
         if not counts:
             return present
-        if not torch.compiler.is_compiling() or (transforms() and in_chunks()):
+        if not is_compiling() or (transforms() and in_chunks()):
             return self._taken()
         if is_exporting():
             self.warn_of_export()
@@ -179,33 +183,33 @@ class Counter(RuntimeModule):
     @disable(CHUNKED)
     def _taken(self) -> Tensor:
         """Return what this call needs and store what the next needs: one thread at a time, outside of the transforms of torch.func."""
-        self.refuse_backward()
+        if backward_task() != NO_BACKWARD:
+            self.refuse_backward()
         if jit_trace() is not None:
             raise GraphRegError(self.jit_text)
-        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step, 1 + self.held_ahead())):
-            raise GraphRegError(self.lent_text)
-        if not transforms():
-            with taking():
-                return self._advanced()
-        running = chunks()
-        with taking(), without_transforms():
-            if running and self.frozen_call is None:
-                self._rejoin(running)
-            return self._advanced()
-
-    def _advanced(self) -> Tensor:
-        """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func.
-
-        If the call raises, its number is free again, unless another call has taken the next one (``_take_back``).
-        """
         step: Any = self._buffers["step"]
+        if is_wrapped(step) or (self.frozen_call is None and is_lent(step, 2 + self.held_ahead())):
+            raise GraphRegError(self.lent_text)
+
         beyond = self.beyond
-        needed = self._counted()
-        counted(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
+        if innermost_transform() is None:
+            with _Lock.now:
+                step = self._buffers["step"]
+                needed = self._counted()
+        else:
+            rows = chunks()
+            with _Lock.now, without_transforms():
+                if rows and self.frozen_call is None:
+                    self._rejoin(rows)
+                step, beyond = self._buffers["step"], self.beyond
+                needed = self._counted()
+        # if the call raises, its number is free again, unless another call has taken the next one
+        if running.call is not None:
+            running.call.append(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
         return needed
 
     def _take_back(self, step: Tensor, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:
-        """Undo ``_advanced``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
+        """Undo ``_taken``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
         with taking(), without_transforms():
             if self._buffers["step"] is not next_step():
                 return
@@ -277,6 +281,11 @@ class Counter(RuntimeModule):
         if self.frozen_call is not None:
             self.frozen_call, self.beyond = call, 0
             self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a block of ``frozen_noise`` is open, in any thread."""
+        return self.frozen_call is not None
 
     def settle(self) -> None:
         """Replace buffers that were made under ``torch.inference_mode``: a compiled graph could not save them for backward later."""

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphreg.compiler import improve_derivatives, improve_graph
 from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import clone
 from graphreg.planning import DependenceSlice
 from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
 from graphreg.rng import Noise
@@ -22,7 +23,7 @@ from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.penalty import Total, formula, nothing
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
-from graphreg.torch_internals import pytree
+from graphreg.torch_internals import is_compiling, pytree
 
 
 class Derivative(Total):
@@ -70,7 +71,7 @@ class Derivative(Total):
             improve_derivatives()
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
-        compiling = torch.compiler.is_compiling()
+        compiling = is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype), clock)
         require_inputs(self.regularizer, inputs, self.description)
@@ -88,7 +89,7 @@ class Derivative(Total):
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace the second function
+        inference = not is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace the second function
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.description} needs derivatives, but autograd does not record this call: it is under torch.inference_mode, or under "
@@ -99,6 +100,8 @@ class Derivative(Total):
 class Track(RuntimeModule):
     """Makes autograd record what is computed from a value, if a penalty acts that differentiates with respect to this value."""
 
+    apart = False  # whether the result has a storage of its own, because the model may write into the value's: see Insertions.apart
+
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
@@ -107,7 +110,7 @@ class Track(RuntimeModule):
         """Return the value. If one of the ``readers`` acts, autograd records what is computed from the result."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
-        return tracked(x)
+        return tracked(clone(x) if self.apart else x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:

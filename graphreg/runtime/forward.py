@@ -10,28 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import TraceError
 from graphreg.ir import STATE, CallText, has_keys
-from graphreg.runtime.attach import collect
-from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock
-from graphreg.runtime.counter import settle
+from graphreg.runtime.around_call import AroundCall, addable
 from graphreg.runtime.derivative_penalty import run
-from graphreg.runtime.distributed_values import with_plain_gradient
-from graphreg.runtime.gradient_join import begin_call, end_call
-from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.other_structures import not_settled, settle_structure
-from graphreg.runtime.parameter_identity import require_same_parameters
-from graphreg.runtime.result import Regularized
-from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.sharding import explained, refuse_parallelized
-from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
-from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
+from graphreg.runtime.sharding import refuse_parallelized
 from graphreg.torch_internals import (
-    NO_BACKWARD,
-    backward_task,
-    disable,
     has_process_group,
-    is_distributed,
     is_exporting,
     is_traced,
     leaving_no_level,
@@ -87,7 +73,7 @@ def chosen(
             result = run(code, self, args, kwargs, self._modules[additions], derivatives)
         else:
             result = code(self, *args, **kwargs)
-        return _addable(result) if in_group else result
+        return addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     own: Any = functools.wraps(in_train)(with_own_code(forward))
@@ -113,7 +99,10 @@ def _argument_check(
                 raise not_settled(writer, module.graphreg_state.structures, args, kwargs)
             return
         structures = module.__dict__[STATE].structures
-        key = writer.quick_key(args, kwargs)
+        if len(args) == 1 and type(args[0]) is Tensor and not kwargs:  # as ``quick_key``, for most calls of small nets
+            key: Any = (Tensor,) if writer.loose else (Tensor, args[0].dtype)
+        else:
+            key = writer.quick_key(args, kwargs)
         if key in structures.quick:
             return
         if writer.text(args, kwargs) not in structures.accepted:
@@ -146,62 +135,13 @@ def guarded(additions: str) -> Callable[..., Any]:
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         rules = self._modules.get(additions)
-        if rules is not None:
-            if backward_task() != NO_BACKWARD:
-                _refuse(rules)
-            if not torch.compiler.is_compiling():
-                if runs_compiled(self):
-                    _settle(self, args, kwargs)
-                _before(self, rules, args, kwargs)
-                if rules.__dict__.get("regularized"):
-                    require_same_parameters(self, rules)
-        if rules is None or torch.compiler.is_compiling():
-            return _called(self, rules, args, kwargs)
-        outer, stage = begin_counting(), rules.__dict__.get("stage")
-        try:
-            return _called(self, rules, args, kwargs) if stage is None else _called_in(stage, self, rules, args, kwargs)
-        except BaseException:
-            take_back()
-            raise
-        finally:
-            end_counting(outer)
+        if rules is None:
+            return nn.Module.__call__(self, *args, **kwargs)
+        with AroundCall(self, rules, args, kwargs, runs_compiled(self)) as around:
+            return around.after(nn.Module.__call__(self, *args, **kwargs))
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call
-
-
-def _called_in(stage: Any, module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
-    """Call a module that is a stage of a pipeline."""
-    before = stage.begin(module)
-    try:
-        return _called(module, rules, args, kwargs)
-    finally:
-        stage.end(module, before)
-
-
-skip_frame(_called_in)
-
-
-def _called(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> Any:
-    """Call a module, given the container of its runtime modules, or None."""
-    attach = None if rules is None else rules._modules.get("attach")
-    try:
-        if attach is not None and not torch.compiler.is_compiling():
-            result = _call_attaching(attach, module, args, kwargs)
-        else:
-            result = nn.Module.__call__(module, *args, **kwargs)
-    except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module)):
-            raise GraphRegError(why) from error
-        raise
-    if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
-        watching.after(module)
-    if rules is not None and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
-        settle(rules)  # else compiled code could not save what this call made for the next one
-    return result if torch.compiler.is_compiling() else _after(result)
-
-
-skip_frame(_called)
 
 
 def no_method(name: str, model: str) -> str:
@@ -217,133 +157,3 @@ def no_method(name: str, model: str) -> str:
             "which modules it has, this graph does not follow: then regularize the model again."
         )
     return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
-
-
-def _call_attaching(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Call a module whose penalties attach: read the scale first, and record the arguments' storages for ``join``."""
-    before = _begin(attach, args, kwargs)
-    try:
-        return nn.Module.__call__(module, *args, **kwargs)
-    finally:
-        _end(attach, before)
-
-
-skip_frame(_call_attaching)
-
-
-def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-    """Return the result of ``call``, which runs a rewritten module's forward. Before and after it, do what the module's ``__call__`` does.
-
-    This function is for a model that is regularized in place: torch calls this model, so no call reaches the rewritten module's
-    ``__call__``. Dynamo does not compile this function.
-    """
-    rules = module._modules.get(additions)
-    if rules is None:
-        return call()
-    if backward_task() != NO_BACKWARD:
-        _refuse(rules)
-    outer = begin_counting()
-    try:
-        return _within(module, rules, call, args, kwargs)
-    except BaseException:
-        take_back()
-        raise
-    finally:
-        end_counting(outer)
-
-
-skip_frame(call_within)
-
-
-def _within(module: nn.Module, rules: Any, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-    attach = rules._modules.get("attach")
-    before = _begin(attach, args, kwargs) if attach is not None else None
-    try:
-        result = call()
-    except RuntimeError as error:
-        if "DTensor" in str(error) and (why := explained(module)):
-            raise GraphRegError(why) from error
-        raise
-    finally:
-        if attach is not None:
-            _end(attach, before)
-    if (watching := rules.__dict__.get("watching")) is not None:
-        watching.after(module)
-    return result if torch.compiler.is_compiling() else _after(result)
-
-
-skip_frame(_within)
-
-
-def _addable(result: Any) -> Any:
-    """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
-    if not isinstance(result, Regularized):
-        return result
-    tensors: list[Tensor] = []
-    collect(result.output, tensors, [])
-    if not any(map(is_distributed, tensors)):
-        return result
-    return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
-
-
-@disable()
-def _settle(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Check the structure of the arguments before compiled code does, which cannot trace the model for another structure."""
-    _check(module, args, kwargs)
-
-
-def _check(module: nn.Module, args: Any, kwargs: Any) -> None:
-    forward: Any = type(module).forward
-    if forward.check is not None:
-        forward.check(module, args, kwargs)
-
-
-@disable()
-def _before(module: nn.Module, rules: Any, args: Any, kwargs: Any) -> None:
-    """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
-    if rules.awaits_device:
-        rules.settle_device(module)
-    if rules.awaits_proof and rules.prover is not None:
-        _check(module, args, kwargs)
-        rules.prover(module, args, kwargs)
-    if rules.is_uncalled:
-        warn_of_uncalled_checkpoints(rules)
-    if has_process_group():
-        refuse_parallelized(rules)
-
-
-@disable()
-def _after(result: Any) -> Any:
-    """Do after a call what concerns DTensors. A compiled forward assumes that the gradients of its results are plain."""
-    return _addable(result) if has_process_group() else result
-
-
-@disable()
-def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
-    """Prepare a call; return the argument ``before`` for ``_end``, which must run after the call."""
-    if attach.asks:
-        attach.feed(args, kwargs)
-        attach.fed = True
-    tensors: list[Tensor] = []
-    strange: list[str] = []
-    collect((args, kwargs), tensors, strange)
-    return begin_call(None if strange else tensors)
-
-
-@disable()
-def _end(attach: Any, before: frozenset[int] | None) -> None:
-    end_call(before)
-    if attach.asks:
-        attach.fed = False
-
-
-@disable()
-def _refuse(rules: nn.Module) -> None:
-    """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did, or have other strengths."""
-    key = rules._modules.get("key")
-    always = any(child.always for child in rules.children() if isinstance(child, Drawing))
-    if isinstance(key, (KeyRule, SharedKeyRule)) and key.draws(always):
-        key.refuse_backward()
-    clock = rules._modules.get(CLOCK)
-    if isinstance(clock, (ClockRule, SharedClock)) and clock.counts():
-        clock.refuse_backward()

@@ -62,7 +62,9 @@ class KeyRule(Counter):
         return self.ahead.after(self.step, self.streams)
 
     def held_ahead(self) -> int:
-        return self.ahead.holds(self.step)
+        step, ahead = self.step, self.ahead
+        place = None if ahead.known is None else ahead.known.places.get(id(step))
+        return (ahead.last is step) + (place is not None and ahead.known is not None and ahead.known.steps[place] is step)
 
     def has_made(self, step: Tensor) -> None:
         self.ahead.last = step
@@ -80,15 +82,19 @@ class KeyRule(Counter):
 
     def draws(self, always: bool = False) -> bool:
         """Whether a call draws in the present modes; ``always`` as in ``forward``."""
-        return always or self.forced or self.always or any(owner.training for owner in self.owner)
+        if always or self.forced or self.always:
+            return True
+        for owner in self.owner:  # noqa: SIM110, because ``any`` would call a generator at each call of a small net
+            if owner.training:
+                return True
+        return False
 
     def forward(self, always: bool = False) -> Tensor:
-        """Return the keys of this call, int32 [streams, 2]. ``always``: whether the graph has a native dropout that acts in any mode."""
-        return self.keys_of_call(self.draws(always))
+        """Return the keys of this call, int32 [streams, 2], and make those of the next if the call draws.
 
-    def keys_of_call(self, draws: bool) -> Tensor:
-        """Return the keys of this call, int32 [streams, 2], and make those of the next if the call ``draws``."""
-        return of_process(self.of_call(draws), self.alike, self.position)
+        ``always``: whether the graph has a native dropout that acts in any mode.
+        """
+        return of_process(self.of_call(self.draws(always)), self.alike, self.position)
 
     def among(self, key: Tensor, mesh: Any) -> Tensor:
         """Return the key that all ranks of a mesh share: that of the lowest rank. ``key``: this rank's key of a stream, int32 [2]."""
@@ -113,7 +119,8 @@ class SharedKeyRule(SharedCounter):
 
     def forward(self, always: bool = False) -> Tensor:
         """Return the keys of this call, int32 [streams, 2]; ``always`` as in ``KeyRule.forward``."""
-        return self.shared[0].keys_of_call(self.draws(always))
+        key = self.shared[0]
+        return of_process(key.of_call(self.draws(always)), key.alike, key.position)
 
 
 def key_of(rules: Any) -> KeyRule | None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, OtherInputs, first_line
 from graphreg.ir import CallStructures, CallText, contents_of, detached, may_change, shown_contents, traced_model
-from graphreg.torch_internals import disable, fake_mode, is_traced, is_wrapped, operator_modes, pytree, transforms
+from graphreg.torch_internals import disable, fake_mode, is_compiling, is_wrapped, operator_modes, pytree, tracer_here, transforms
 from graphreg.tracing import NotTheModel, Proving, traced_for_call
 
 _INSTEAD = "Regularize the model with example_inputs of this structure, or in place (regularize_), where each structure has a graph."
@@ -123,7 +123,7 @@ def not_settled(writer: CallText, structures: CallStructures, args: Sequence[Any
 
 
 def _is_traced(arguments: Any) -> bool:
-    if torch.compiler.is_compiling() or is_traced() or transforms() or operator_modes() or fake_mode() is not None:
+    if is_compiling() or tracer_here() or transforms() or operator_modes() or fake_mode() is not None:
         return True
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, (Tensor, fx.Proxy))]
     return any(isinstance(each, fx.Proxy) or is_wrapped(each) for each in tensors)

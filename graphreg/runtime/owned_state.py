@@ -21,7 +21,7 @@ from graphreg.rng import between_calls
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import counted
-from graphreg.torch_internals import in_backward, transforms
+from graphreg.torch_internals import in_backward, is_compiling, transforms
 
 log = logging.getLogger("graphreg")
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor
@@ -56,7 +56,7 @@ class SiteState(nn.Module):
         for name, old in before.items():
             assert old is not None
             self._buffers[name] = between_calls(new[name].detach().to(old.dtype))
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             counted(partial(self._take_back, before, dict(self._buffers)))
 
     def _take_back(self, before: Mapping[str, Tensor | None], made: Mapping[str, Tensor | None]) -> None:
@@ -236,7 +236,7 @@ def moves_on(rule: RuntimeModule, training: bool) -> bool:
     """Whether this call replaces the state. ``training``: whether the module that the state follows is in train mode."""
     if rule.silenced or not training or transforms():
         return False
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return True
     if in_backward():
         raise GraphRegError(

@@ -19,7 +19,7 @@ from graphreg.runtime.distributed_values import Compute, computed, in_eager, lea
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, cast, moves_on
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, has_process_group, skip_as_outermost, transforms
+from graphreg.torch_internals import assert_async, has_process_group, is_compiling, skip_as_outermost, transforms
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 
@@ -185,12 +185,11 @@ class Total(RuntimeModule):
             joined = values[0] if len(values) == 1 and (self.sums or not of) else self._joined(torch.stack(tuple(values)), of)
             return self.weight(joined.dtype) * joined
         stacked = torch.stack(tuple(values))
-        strengths, first = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
-        if len(first) == 1:
-            weight = strengths[first[0]]
+        strengths, elements = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
+        if len(elements) == 1:
+            weight = strengths[elements[0]]
         else:
-            sites = _gathered(strengths, [first[1 + place] for place in places] if places else first[1:])
-            weight, shares = (strengths[0], sites) if clock is None else _split(sites)
+            weight, shares = _split(_gathered(strengths, [elements[place] for place in places] if places else elements))
             stacked = stacked * shares.to(stacked)
         total = self._joined(stacked, of)
         return weight.to(total.dtype) * total
@@ -202,7 +201,7 @@ class Total(RuntimeModule):
         """Return the formula's value, [], for each parameter. What is the same for all parameters is asked once."""
         results = [self.parameter_measured({_ANY: value}, clock, inputs) for value in values[:1]]
         regularizer, rest = self.regularizer, values[1:]
-        proven = torch.compiler.is_compiling() or is_proven(regularizer)  # in this order, because Dynamo traces each function it meets
+        proven = is_compiling() or is_proven(regularizer)  # in this order, because Dynamo traces each function it meets
         if not rest or has_process_group() or not proven or not is_quick(regularizer, values[0]):
             return (*results, *(self.parameter_measured({_ANY: value}, clock, inputs) for value in rest))
         name, device = _SOLE[regularizer.takes], values[0].device
@@ -256,8 +255,8 @@ def nothing(*values: Tensor) -> Tensor:
 
 
 def _are_alike(strength: Tensor, _: None) -> bool:
-    """Return whether all sites of a penalty have one strength: the elements after the first are 1."""
-    return all(share == 1 for share in strength.tolist()[1:])
+    """Return whether all sites of a penalty have one strength."""
+    return len(set(strength.tolist())) == 1
 
 
 def average(measurements: Tensor, of: int) -> Tensor:
@@ -276,10 +275,12 @@ def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:
 def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
     """Return a common factor, [], and shares, [sites], whose products are the strengths at the sites.
 
-    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number.
+    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number. A
+    derivative by a strength goes through its share.
     """
-    alike = (sites == sites[0]).all()
-    return torch.where(alike, sites[0], 1), torch.where(alike, 1, sites)
+    first = sites[0].detach()
+    factor = torch.where(first == 0, 1, first)
+    return factor, sites / factor
 
 
 def measured(
@@ -345,7 +346,7 @@ def _require_range(value: Tensor, low: float, high: float, description: str) -> 
     room = 1e-5 * (high - low)
     value = value.detach()
     wrong = (value < low - room) | (value > high + room)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         assert_async(~wrong.any(), f"{description}: the value must be in [{low:g}, {high:g}]")
     elif type(value) is Tensor and value.device.type != "meta" and not transforms() and bool(wrong.any()):  # fake tensors have no numbers
         raise RegularizerError(

@@ -38,7 +38,6 @@ from graphreg.ir import (
     state_of,
     thaw,
 )
-from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import SCRIPTED, chosen, guarded, no_method, signature
@@ -185,7 +184,6 @@ class RewrittenModule(fx.GraphModule):
             self._graph, graph.owning_module = graph, self
         derivatives = list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
-            averages_follow()
             rules.is_edited = rules.build_record is not None  # it is noted at the end of the rewrite
             rules.find_owners(self)
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]

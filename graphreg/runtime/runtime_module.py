@@ -6,7 +6,7 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, has_float64
 from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compiling, in_plain_eager
+from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
-from graphreg.runtime.site_strengths import OWN, Places
-from graphreg.torch_internals import is_forward_mode, version_of
+from graphreg.runtime.unseen_changes import UnseenChanges
+from graphreg.torch_internals import is_compiling, is_forward_mode, version_of
 from graphreg.tracing import PROVABLE
 
 
@@ -27,19 +28,19 @@ class Rules(nn.Module):
     """Container of a module's runtime modules: keeps the dtype of buffers, and adds nothing to ``state_dict`` but regularizers' parameters.
 
     Attributes:
-        strengths: The buffer with each regularizer's strength, by regularizer name. All runtime modules of a regularizer share its buffer.
-        exact: The strength exactly as it was set, by regularizer name, if the device can hold it only in float32.
-        places: The sites that have elements of their own in the strength's buffer, by regularizer name.
-        chosen: The strengths that were set after the plan was made, by regularizer name and site. The key ``OWN`` instead of a site means
-            all other sites.
-        elements: For each regularizer that has a schedule, by its name: the places of its elements in what the clock returns. The place
-            of its own strength comes first, then those of its sites. Such a regularizer has no entry in ``strengths``.
+        session: The session from which the strengths come; several graphs of a model in place share it.
+        strengths: The buffer with each regularizer's strengths, by regularizer name, [sites] or [1]. All runtime modules of a regularizer
+            share its buffer. A regularizer with a schedule has none: its strengths are in what the clock returns.
+        planned_strengths: By regularizer name, the sites of the graph that have a strength of their own, in the order of the elements,
+            each with the strength in the plan. Empty for a formula that takes all sites at once: then one element is for all.
+        shared_elements: By regularizer name, then by the names of runtime modules: the elements that these read once a strength was set by
+            site. Until then they all read the first one, so that equal blocks (``blocks=``) are compiled once.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that the module's streams were made with. The seed of a splice that has an ``rng`` of its own is under the
-            regularizer's name; the seed for all others is under ``""``.
         watching: The monitor; None if no monitor watches the module.
+        stage_calls: Checks and ends the calls of a stage of a pipeline; None for any other module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
+        unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
@@ -52,20 +53,22 @@ class Rules(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.session: Any = None  # graphreg.session is below this room
         self.strengths: dict[str, Tensor] = {}
-        self.exact: dict[str, float] = {}
-        self.places: dict[str, Places] = {}
-        self.chosen: dict[str, dict[str, float]] = {}
-        self.elements: dict[str, tuple[int, ...]] = {}
+        self.planned_strengths: dict[str, dict[str, float]] = {}
+        self.shared_elements: dict[str, dict[str, int]] = {}
         self.build_record: BuildRecord | None = None
-        self.seeds: dict[str, int] = {}
         self.watching: Any = None
+        self.stage_calls: Any = None
         self.number, self.is_uncalled = 0, True
         self.made_by: str | None = None
+        self.unseen: UnseenChanges | None = None
         self.unproved: dict[str, str] = {}
         self.awaits_device, self.is_edited = False, False
         self.prover: Callable[[Any, Any, Any], None] | None = None
         self.regularized: tuple[tuple[str, ...], ...] = ()
+
+    named_modules = follow_averages(nn.Module.named_modules, hides_buffers=True)
 
     @property
     def awaits_proof(self) -> bool:
@@ -79,12 +82,21 @@ class Rules(nn.Module):
             child.training = mode
         return self
 
+    def follow_original(self, original: Rules) -> None:
+        """Copy the buffers of another container, and which strengths were set there. Each freezes its noise by itself."""
+        theirs = dict(original.named_buffers())
+        for name, buffer in self.named_buffers():
+            if name in theirs and not name.endswith(".free"):
+                buffer.copy_(theirs[name])
+        self.session.restore_strengths(original.session.changed_strengths())
+
     def find_owners(self, root: nn.Module) -> None:
         """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them.
 
         ``root``: the rewritten module.
         """
         self.number, self.is_uncalled = numbered(root), True
+        self.unseen = None if self.unseen is None else UnseenChanges(root)
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root
@@ -127,7 +139,7 @@ class Rules(nn.Module):
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
-                moved[id(tensor)] = self._strength(name, tensor, fn)
+                moved[id(tensor)] = self._moved(name, tensor, followed(tensor, fn))
         for child in self.children():
             for name, buffer in child._buffers.items():
                 if buffer is not None:
@@ -141,72 +153,37 @@ class Rules(nn.Module):
                     moved[id(state)] = state._apply(fn)  # type: ignore[no-untyped-call]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
 
-    def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the strength on the device that ``fn`` moves to. If the device has float64, the strength is exactly as it was set."""
-        device = followed(tensor, fn)
-        new = brought(tensor, device)
-        if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
-            return new
-        value = self.value(name)
-        self.exact.pop(name, None)
-        if has_float64(device):
-            exactly = new.to(torch.float64)
-            return torch.where(new == new[0], exactly.new_full((), value), exactly)
-        self.exact[name] = value
-        return new
+    def _moved(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return strengths on a device: exactly as they were set, if it has float64 and the present one has not."""
+        if tensor.dtype == torch.float64 or not has_float64(device):
+            return brought(tensor, device)
+        return strengths_on(device, self.session.strengths[name].elements(self.planned_strengths[name]))
 
-    def has(self, name: str) -> bool:
-        """Return whether there is a strength of this name."""
-        return name in self.strengths or name in self.elements
+    def strength_changed(self, row: Any) -> None:
+        """Write the strengths of a regularizer in place. ``row``: its row in the session's table."""
+        if (tensor := self.strengths.get(row.name)) is not None:
+            tensor.copy_(tensor.new_tensor(row.elements(self.planned_strengths[row.name])))
+        if row.chosen:
+            self.read_own_elements(row.name)
 
-    def value(self, name: str) -> float:
-        """Return the strength exactly as it was set; of a schedule, that of the next call in train mode."""
-        if name in self.elements:
-            own: float = self._clock().value(self.elements[name][0])
-            return own
-        tensor = self.strengths[name]
-        exact = self.exact.get(name)
-        stored = float(tensor[0])
-        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype, device="cpu")) == stored else stored
+    def read_own_elements(self, regularizer: str) -> None:
+        """From now on, let each runtime module of a regularizer read the strength of its own site, also in equal blocks."""
+        for name, element in self.shared_elements.pop(regularizer, {}).items():
+            self._modules[name].elements = (element,)  # type: ignore[union-attr]
 
-    def set_value(self, name: str, value: float) -> None:
-        """Change a strength in place, at all sites: all runtime modules of the regularizer share it."""
-        self.set_by_site(name, {OWN: value})
-
-    def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
-        """Change the strengths at sites in place.
-
-        ``chosen``: the new strengths by site; the key ``OWN`` means all other sites.
-        """
-        self.chosen[name] = dict(chosen)
-        places = self.places.get(name, Places())
-        if name in self.elements:
-            self._clock().set(self.elements[name], [chosen.get(OWN, places.own), *places.values(chosen)])
-        else:
-            self._set_elements(name, places, chosen)
-        for child in self.children() if chosen.keys() - {OWN} else ():
-            if isinstance(child, RuntimeModule) and child.own_element:
-                child.element = child.own_element
-
-    def _set_elements(self, name: str, places: Places, chosen: Mapping[str, float]) -> None:
-        tensor = self.strengths[name]
-        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
-        tensor.copy_(tensor.new_tensor(elements))
-        if name in self.exact:
-            self.exact[name] = elements[0]
-
-    def by_site(self, name: str) -> dict[str, float]:
-        """Return the strength at each site; an empty dict if the regularizer's formula takes all sites at once."""
-        if name in self.elements:
-            clock, sites = self._clock(), self.places.get(name, Places()).sites
-            return {site: clock.value(place) for site, place in zip(sites, self.elements[name][1:], strict=True)}
-        return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
+    def switched(self, session: Any) -> None:
+        """Let the runtime modules act as the open blocks of ``noise_on``, ``noise_off`` and ``penalties_off`` say."""
+        noise, penalties = session.noise.state, session.penalties.state
+        for child in self.children():
+            if "forced" in vars(child):
+                child.forced = noise is True  # type: ignore[assignment]
+            if isinstance(child, RuntimeModule):
+                child.silenced, child.is_off = noise is False, penalties is False
 
 
-    def _clock(self) -> Any:
-        """Return the clock, which other graphs may share."""
-        clock: Any = self._modules["clock"]
-        return getattr(clock, "shared", (clock,))[0]
+def strengths_on(device: torch.device, elements: Sequence[float]) -> Tensor:
+    """Return strengths as a tensor on a device: float64, or float32 if the device has no float64."""
+    return brought(torch.tensor(elements, dtype=torch.float64, device="cpu"), device)
 
 
 def device_with_values(model: nn.Module) -> torch.device | None:
@@ -228,7 +205,7 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 class RuntimeModule(nn.Module):
     """Base of all runtime modules: it has a description for errors, and the strength, if its regularizer has one.
 
-    The strength is float64 [1 or more], as ``site_strengths.py`` says, or float32 on a device without float64.
+    The strength is float64 [sites] or [1], as in ``Rules``, or float32 on a device without float64.
 
     The strength is not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -236,9 +213,7 @@ class RuntimeModule(nn.Module):
 
     path: str | None = None  # the path of the module whose mode it follows; None if it follows no module
     always = False  # whether it acts in every mode
-    element = 0  # the element of the strength that it reads, see site_strengths.py
-    own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
-    elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
+    elements: tuple[int, ...] = (0,)  # where the strengths that it reads are in ``strength``, or in what the clock returns
     moves_key = True  # whether the mode that it follows decides if a call draws
     description: str
     rules: tuple[Rules, ...]
@@ -269,11 +244,11 @@ class RuntimeModule(nn.Module):
     def weight(self, dtype: torch.dtype, clock: Tensor | None = None) -> Tensor:
         """Return the strength as a 0-d tensor of the given dtype. ``clock``: what the clock returned, if the strength has a schedule."""
         if clock is not None:
-            return clock[self.elements[self.element]].to(dtype)
-        if torch.compiler.is_compiling():  # Dynamo would trace ``kept``, too; the compiler merges the conversions of one strength
-            return self.strength.to(dtype)[self.element]
-        kept: Tensor | None = self.kept(element_of, (self.element, dtype))
-        return element_of(self.strength, (self.element, dtype)) if kept is None else kept
+            return clock[self.elements[0]].to(dtype)
+        if is_compiling():  # Dynamo would trace ``kept``, too; the compiler merges the conversions of one strength
+            return self.strength.to(dtype)[self.elements[0]]
+        kept: Tensor | None = self.kept(element_of, (self.elements[0], dtype))
+        return element_of(self.strength, (self.elements[0], dtype)) if kept is None else kept
 
     def kept(self, function: Callable[[Tensor, Any], Any], argument: Any) -> Any:
         """Return ``function(strength, argument)``, computed anew only after the strength has changed; None where it must not be kept.
@@ -340,7 +315,7 @@ class Drawing(RuntimeModule):
 
     def noise(self, key: Tensor, shared: tuple[int, ...] = (), window: Window | None = None) -> Noise:
         """Return the noise of this call. ``key``: int32 [streams, 2], or one row of it. ``shared`` and ``window``: as in ``Noise``."""
-        at_call = shared or window is not None or torch.compiler.is_compiling()  # asked here because Dynamo traces each function it meets
+        at_call = shared or window is not None or is_compiling()  # asked here because Dynamo traces each function it meets
         return Noise(self.row(key), shared, window, None if at_call else self._place(key))
 
     def _place(self, key: Tensor) -> CallPlace | None:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps, Units, clone, laid_out, overlaps
-from graphreg.regularizer import Splice, called, shared_axes
-from graphreg.rng import Noise, Window, recomputes
+from graphreg.regularizer import Splice, called, is_proven, shared_axes
+from graphreg.rng import CallPlace, Noise, Window, compiling, in_plain_eager, recomputes
 from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
-from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation
+from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation, element_of
 from graphreg.runtime.shards import on_shards
+from graphreg.torch_internals import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
 
@@ -65,24 +66,44 @@ class SpliceRule(Drawing):
         """
         if not (acts := self.acts()) and not self.differs_in_eval():
             return clone(z) if self.apart else z
-        if acts and clock is None and not others and self._is_quick(z):
-            return self._replaced_quickly(z, key)
+        is_quick = (
+            acts and clock is None and not others  # nothing is to be prepared for the formula: it takes a plain tensor, a weight and noise
+            and type(z) is Tensor and z.dtype in WIDE and self.regularizer.takes == _PLAIN_FORMULA
+            and not (self.cuts is None or self.cuts or self.share_axes)
+        )  # fmt: skip
+        if is_quick:
+            in_eager = in_plain_eager() and not compiling()
+            return self._replaced_in_eager(z, key) if in_eager else self._replaced_quickly(z, key)
         inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
             return on_shards(self, z, self.row(key), inputs, clock, others)
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
-    def _is_quick(self, z: Any) -> bool:
-        """Return whether nothing is to be prepared for the formula: it takes one plain tensor, a weight and noise."""
-        return (
-            type(z) is Tensor
-            and z.dtype in WIDE
-            and self.regularizer.takes == _PLAIN_FORMULA
-            and not (self.cuts is None or self.cuts or self.share_axes)
-        )
+    def _replaced_in_eager(self, z: Tensor, key: Tensor) -> Tensor:
+        """Do what ``_replaced_quickly`` does where no compiler, tracer or transform is active. Small nets spend their time here."""
+        regularizer, dtype = self.regularizer, z.dtype
+        if type(regularizer).unfit is not Splice.unfit:
+            regularizer.require_fit(z.shape, self.description)
+        weight = self.kept(element_of, (self.elements[0], dtype))
+        if weight is None:
+            weight = self.weight(dtype)
+
+        place, slot = None, self.slot
+        if key.dim() > 1:
+            source: Any = self.rules[0]._modules.get("key") if self.rules else None
+            ahead = getattr(getattr(source, "shared", (source,))[0], "ahead", None)
+            known = None if ahead is None else ahead.known
+            if known is not None and (at := known.place(key)) is not None:
+                place = CallPlace(self.ahead, known, at, slot)
+            key = key[slot]
+        noise = Noise(key, (), None, place)
+
+        y = regularizer(z=z, weight=weight, noise=noise) if is_proven(regularizer) else self._plain_formula(z, weight, noise)
+        is_alike = type(y) is Tensor and y.dtype == dtype and y.shape == z.shape
+        return y if is_alike and y.layout is z.layout is torch.strided and y.stride() == z.stride() else self._fitting(y, z)
 
     def _replaced_quickly(self, z: Tensor, key: Tensor) -> Tensor:
-        """Replace a value for which ``_is_quick`` is True, as ``replaced`` does."""
+        """Replace a value as ``replaced`` does, where nothing is to be prepared for the formula."""
         self.regularizer.require_fit(z.shape, self.description)
         weight, noise = self.weight(z.dtype), self.noise(key)
         if self.may_recompute() and recomputes():
@@ -148,7 +169,7 @@ class SpliceRule(Drawing):
         view or a copy, which makes a difference if the model then writes in place.
         """
         if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
-            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+            return y if is_compiling() else y.as_strided(z.shape, z.stride())
         if not overlaps(z):
             return laid_out(y, z)
         if self.overwritten:

@@ -112,10 +112,7 @@ class SpliceTotal(RuntimeModule):
 
     def _measured(self, held: SiteState, place: int, clock: Tensor | None) -> Tensor:
         dtype = accumulation(next((t.dtype for t in held.tensors().values() if t.is_floating_point()), torch.float32))
-        if clock is None:
-            weight = self.strength[1 + place if len(self.strength) > 1 else 0].to(dtype)
-        else:
-            weight = clock[self.elements[1 + place]].to(dtype)
+        weight = (self.strength[place] if clock is None else clock[self.elements[place]]).to(dtype)
         arguments, takes = {"state": cast(held, dtype), "weight": weight}, self.regularizer.penalty_takes
         with uncast(weight.device.type):
             value = self.regularizer.penalty(**{name: arguments[name] for name in takes})  # type: ignore[attr-defined]

@@ -23,32 +23,32 @@ class _RunningCall(threading.local):
     call: list[Back] | None = None
 
 
-_thread = _RunningCall()
+running = _RunningCall()
 
 
 @disable()
 def begin_counting() -> list[Back] | None:
     """Begin a call in this thread; return the argument for ``end_counting``."""
-    outer, _thread.call = _thread.call, []
+    outer, running.call = running.call, []
     return outer
 
 
 @disable()
 def end_counting(outer: list[Back] | None, as_part: bool = False) -> None:
     """End the call that runs. ``as_part``: whether it is a part of the call around it, so that what it counted is taken back with that."""
-    if as_part and outer is not None and _thread.call:
-        outer += _thread.call
-    _thread.call = outer
+    if as_part and outer is not None and running.call:
+        outer += running.call
+    running.call = outer
 
 
 @disable()
 def take_back() -> None:
     """Take back what the call that runs has counted, the last first."""
-    while _thread.call:
-        _thread.call.pop()()
+    while running.call:
+        running.call.pop()()
 
 
 def counted(back: Back) -> None:
     """Record that the call that runs in this thread has counted something. ``back``: takes it back."""
-    if _thread.call is not None:
-        _thread.call.append(back)
+    if running.call is not None:
+        running.call.append(back)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
-from graphreg.runtime import Scale, factors, handle_of
+from graphreg.runtime import Scale, factors
+from graphreg.session import session_of
 from graphreg.torch_internals import PipelineRun, disable, pipeline_run
 
 
@@ -39,13 +40,13 @@ class StageCalls:
         run = pipeline_run()
         if run is not None and run.schedule is not None and module.training:
             self._check(run)
-        return handle_of(module).rng_state() if run is not None and run.is_rehearsal else None
+        return session_of(module).saved() if run is not None and run.is_rehearsal else None
 
     @disable()
     def end(self, module: nn.Module, before: Mapping[str, Any] | None) -> None:
         """End a call. A call that only finds out shapes does not count: reset the noise and the clock to their state before the call."""
         if before is not None:
-            handle_of(module).set_rng_state(before)
+            session_of(module).load(before)
 
     def _check(self, run: PipelineRun) -> None:
         if (run.microbatches, run.scale_grads) != (self.microbatches, self.scale_grads):

@@ -15,7 +15,8 @@ from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
-from graphreg.runtime import RewrittenModule, Scale, check_scale, rules_of
+from graphreg.runtime import RewrittenModule, Scale, check_scale
+from graphreg.session import rules_of
 from graphreg.stages.calls import StageCalls, StageScale
 from graphreg.stages.stage_plan import plan_of_stage
 from graphreg.stages.stage_trace import named_as_in_whole
@@ -92,7 +93,7 @@ def regularize_stage(
         decided = plan_of_stage(plan, traced_whole, found, blocks)
         module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
     of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
-    rules_of(module).__dict__["stage"] = StageCalls(microbatches, scale_grads, of_parameters)
+    rules_of(module).stage_calls = StageCalls(microbatches, scale_grads, of_parameters)
     log_plan(decided, found.traced.notes)
     return compile_if_asked(module, compile)
 

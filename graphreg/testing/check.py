@@ -17,7 +17,8 @@ from graphreg.pipeline import plan, regularize
 from graphreg.recipes import recipe
 from graphreg.regularizer import Regularizer, Splice, required
 from graphreg.rewriting import strip
-from graphreg.runtime import Regularized, RewrittenModule, noise_off, rng_state, set_rng_state, set_strength, states_in, strengths
+from graphreg.runtime import Regularized, RewrittenModule, states_in
+from graphreg.session import noise_off, rng_state, set_rng_state, set_strength, strengths
 from graphreg.testing.models import Example, examples
 from graphreg.torch_internals import pytree
 from graphreg.tracing import arguments, trace

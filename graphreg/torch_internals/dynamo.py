@@ -27,6 +27,7 @@ from torch._guards import Guard
 
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost, skip_frame
 from graphreg.torch_internals.modules import COMPILED_CALL
+from graphreg.torch_internals.other_threads import is_compiling
 
 # The ``co_name`` of torch's functions that call a module's forward. Dynamo may capture one of these functions instead of the forward.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
@@ -41,7 +42,7 @@ def plain_number(value: Any) -> Any:
     Dynamo replaces a number by a symbol once the number has changed between calls. If a symbol is converted, the compiled code is valid
     for the symbol's present value only: Dynamo compiles the code again for another value.
     """
-    if torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+    if is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return torch.fx.experimental.symbolic_shapes.guard_scalar(value)  # where there are symbols, this module has been imported
     return value
 

@@ -11,6 +11,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from graphreg.torch_internals.other_threads import only_here
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import quiet
 
@@ -59,7 +60,7 @@ def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
 
 def silence_export(changes: Changes) -> None:
     """Prevent torch.export from printing its graph when it fails, until the block of ``changes`` ends. The error states the reason."""
-    changes.put(import_module(_PRINTS), "print", lambda *args, **kwargs: None)
+    changes.put(import_module(_PRINTS), "print", only_here(lambda *args, **kwargs: None, print))
 
 
 class _PythonsOperators(PythonReferenceAnalysis):

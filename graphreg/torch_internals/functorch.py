@@ -33,6 +33,7 @@ from torch.nn.utils import stateless
 from graphreg.errors import GraphRegError
 from graphreg.torch_internals.autograd import is_forward_mode
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
+from graphreg.torch_internals.other_threads import is_compiling
 
 # The next six names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
@@ -80,7 +81,7 @@ def transforms() -> bool:
 
     Under a transform, graphreg draws noise with operations that the transform can map.
     """
-    return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
+    return bool(_transforms() if is_compiling() else innermost_transform() is not None)
 
 
 # Dynamo calls this function while it traces, and takes the result as a constant. The constant is right for a transform in the traced code,
@@ -154,7 +155,7 @@ def batch_positions(level: int, device: torch.device) -> Tensor:
     0-d, because Inductor would multiply a 0-d tensor in float32. For example, torch 2.13 compiles
     ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
     """
-    if torch.compiler.is_compiling() and in_chunks():
+    if is_compiling() and in_chunks():
         positions: Tensor = _positions_in_chunk(level, device)
         return positions
     return _positions(level, device)
@@ -250,7 +251,10 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     ``holders``: how many references to the tensor the caller knows of. If there are no others, no ``functional_call`` has lent the tensor,
     because it would hold the tensor, too. Then the stack, which may be deep, is not searched.
     """
-    if sys.getrefcount(tensor) <= holders + _references_in_a_call():
+    # How many references to its argument a call has itself differs between versions of Python, and between calls: while Dynamo evaluates
+    # frames, the caller keeps a reference, too.
+    holder = {"": object()}
+    if sys.getrefcount(tensor) <= holders + _counted(holder[""]) - 1:
         return False
     frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
     while frame is not None:
@@ -260,17 +264,8 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     return False
 
 
-def _references_in_a_call() -> int:
-    """Return how many references to its argument a call like ``is_lent`` has itself.
-
-    This differs between versions of Python, and between calls: while Dynamo evaluates frames, the caller keeps a reference, too.
-    """
-
-    def count(thing: object) -> int:
-        return sys.getrefcount(thing)
-
-    holder = {"": object()}
-    return count(holder[""]) - 1
+def _counted(thing: object) -> int:
+    return sys.getrefcount(thing)
 
 
 def chunks() -> list[Chunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -19,7 +20,7 @@ is_traced: Callable[[], bool] = is_fx_symbolic_tracing
 # Converts the name of a module's class to the name of a value, as torch.fx and Dynamo do: ``MaxPool2d`` to ``max_pool2d``. graphreg also
 # uses this function for the names of sites.
 snake_case: Callable[[str], str] = _snake_case
-_TRACE = fx.Tracer.trace.__code__
+_TRACE = inspect.unwrap(fx.Tracer.trace).__code__  # Dynamo wraps the method at its first use
 
 
 def traces_here() -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from torch.nn.modules import transformer
 from torch.nn.modules.module import _has_any_global_hook
 
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
+from graphreg.torch_internals.other_threads import only_here
 from graphreg.torch_internals.patching import Changes
+
+_T = TypeVar("_T")
 
 # The base classes of torch's dropout layers, batch and instance norms, constant paddings, and convolutions. They have no public names.
 DropoutBase = nn.modules.dropout._DropoutNd
@@ -52,10 +56,45 @@ def has_users_global_hook() -> bool:
 
 
 def put_global_hooks_aside(changes: Changes) -> None:
-    """Remove the hooks of all modules until the block of ``changes`` ends."""
+    """Remove the hooks of all modules for this thread, until the block of ``changes`` ends."""
     for name in _GLOBAL_HOOKS:
-        if getattr(module_functions, name):
-            changes.put(module_functions, name, OrderedDict())
+        if hooks := getattr(module_functions, name):
+            changes.put(module_functions, name, _HooksElsewhere(hooks))
+
+
+class _HooksElsewhere(OrderedDict[int, Any]):
+    """A dict of hooks that is empty for the thread that makes it."""
+
+    def __init__(self, hooks: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._hooks, self._thread = hooks, threading.get_ident()
+
+    def _seen(self) -> Mapping[int, Any]:
+        return {} if threading.get_ident() == self._thread else self._hooks
+
+    def __len__(self) -> int:
+        return len(self._seen())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._seen())
+
+    def __getitem__(self, key: int) -> Any:
+        return self._seen()[key]
+
+    def items(self) -> Any:
+        return self._seen().items()
+
+    def values(self) -> Any:
+        return self._seen().values()
+
+
+_LISTS = "graphreg_lists"
+
+
+def lists_like(own: Callable[..., _T], listing: Callable[..., _T]) -> Callable[..., _T]:
+    """Mark a method ``named_modules`` of graphreg's that lists the same modules as ``listing``, for ``modules_by_path``; return it."""
+    setattr(own, _LISTS, getattr(listing, _LISTS, listing))
+    return own
 
 
 def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module]:
@@ -67,7 +106,8 @@ def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module
     found, seen = dict[str, nn.Module](), set[nn.Module]()
 
     def visit(module: nn.Module, path: str) -> None:
-        if type(module).named_modules is not nn.Module.named_modules:  # a class of the user's lists its modules in another way
+        listing = type(module).named_modules
+        if getattr(listing, _LISTS, listing) is not nn.Module.named_modules:  # a class of the user's lists its modules in another way
             found.update(module.named_modules(seen, path, once))
             return
         if once:
@@ -103,6 +143,11 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     """Return a module's forward hooks and forward pre-hooks. Their code is part of the model."""
     after, before = module._forward_hooks, module._forward_pre_hooks
     return own_hooks(after) + own_hooks(before) if after or before else ()
+
+
+def has_pre_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward pre-hooks, which may replace the arguments of its calls."""
+    return bool(own_hooks(module._forward_pre_hooks))
 
 
 def drop_forward_hooks(module: nn.Module) -> None:
@@ -213,13 +258,13 @@ def leave_mask_unread(changes: Changes) -> None:
         is_causal_mask: bool = original(mask, bool(is_causal), size)
         return is_causal_mask
 
-    changes.put(transformer, "_detect_is_causal_mask", detected)
+    changes.put(transformer, "_detect_is_causal_mask", only_here(detected, original))
 
 
 def plain_transformers(changes: Changes) -> None:
     """Make ``nn.TransformerEncoder`` and similar layers call their sublayers, as in train mode, until the block of ``changes`` ends.
 
-    In eval mode, these layers would call a fused kernel instead, and the values inside a kernel are not sites. The function replaces the
-    attribute that the public ``torch.backends.mha.set_fastpath_enabled`` sets, because ``changes`` can restore an attribute.
+    In eval mode, these layers would call a fused kernel instead, and the values inside a kernel are not sites. The public
+    ``torch.backends.mha.set_fastpath_enabled`` is a switch for all threads. So the function replaces the one that the layers ask.
     """
-    changes.put(torch.backends.mha, "_is_fastpath_enabled", False)
+    changes.put(torch.backends.mha, "get_fastpath_enabled", only_here(lambda: False, torch.backends.mha.get_fastpath_enabled))

@@ -45,12 +45,14 @@ class Changes:
 
     def __init__(self) -> None:
         self._made: list[_Change] = []
+        self._raised = False
 
     def __enter__(self) -> Changes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         outermost = _thread.outermost is self
+        self._raised = self._raised or kind is not None
         if outermost:
             _end_blocks(trace)
         for change in reversed(self._made):
@@ -78,9 +80,18 @@ class Changes:
             _thread.outermost._made.append(change)
         self._made.append(change)
 
+    def if_raised(self, back: Callable[[], None]) -> None:
+        """Call ``back`` at the end of the block if an exception ends it."""
+
+        def back_if_raised() -> None:
+            if self._raised:
+                back()
+
+        self.later(back_if_raised)
+
     def keep(self, place: Any, name: str) -> None:
         """Restore the present value of an attribute or a dict entry at the end of the block. ``place``: the object or the dict."""
-        self.later(partial(_put_back, place, name, there(place, name)))
+        self.later(put_back(place, name))
 
     def put(self, place: Any, name: str, value: Any) -> None:
         """Replace the value of an attribute or a dict entry until the end of the block. ``place``: the object or the dict."""
@@ -102,6 +113,11 @@ def raise_interrupt(error: BaseException | None) -> None:
         if not is_ours and not isinstance(error, (Exception, GeneratorExit)):
             raise error
         error = error.__context__
+
+
+def put_back(place: Any, name: str) -> Callable[[], None]:
+    """Return a function that restores the present value of an attribute or a dict entry."""
+    return partial(_put_back, place, name, there(place, name))
 
 
 def there(place: Any, name: str) -> Any:

@@ -251,14 +251,18 @@ def _seeds_counted() -> Iterator[None]:
 
 @contextmanager
 def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Open a block in which one of torch's loggers logs nothing below ``level``.
+    """Open a block in which one of torch's loggers logs nothing below ``level`` for this thread.
 
     The logger would log long tracebacks of errors that torch raises anyway.
     """
-    log = logging.getLogger(logger)
+    log, thread = logging.getLogger(logger), threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= level or threading.get_ident() != thread
+
     with Changes() as changes, changes:
-        changes.later(partial(log.setLevel, log.level))
-        log.setLevel(level)
+        changes.later(partial(log.removeFilter, passes))
+        log.addFilter(passes)
         yield
 
 

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 import torch.utils._python_dispatch
 from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit._script import call_prepare_scriptable_func_impl
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
+from graphreg.torch_internals.functorch import innermost_transform
+from graphreg.torch_internals.fx import traces_here
+from graphreg.torch_internals.other_threads import exports_here
 from graphreg.torch_internals.patching import Changes
 
 # Opens a block in which no dispatch mode is active, not even a tracer's, so that operators run directly on the tensors.
@@ -55,12 +59,27 @@ class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type
         return False
 
 
+@assume_constant_result
 def is_exporting() -> bool:
-    """Return whether torch.export is tracing.
+    """Return whether torch.export is tracing in this thread.
 
-    Up to torch 2.12, the public ``torch.compiler.is_exporting()`` is always True in code that Dynamo traces.
+    The public ``torch.compiler.is_exporting()`` is True in all threads meanwhile, and up to torch 2.12 in all code that Dynamo traces.
     """
-    return bool(torch.compiler._is_exporting_flag)
+    return bool(torch.compiler._is_exporting_flag) and exports_here()
+
+
+def tracer_here() -> str:
+    """Return what traces this thread, or has its tensors without data: a tracer of torch or ``FakeTensorMode``; ``""`` if nothing does."""
+    if jit_trace() is not None:
+        return "torch.jit.trace"
+    if is_exporting():
+        return "torch.export"
+    if traces_here():
+        return "a trace of torch.fx (symbolic_trace, make_fx)"
+    if innermost_transform() is not None:
+        return "a transform of torch.func"
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return "FakeTensorMode" if any(isinstance(mode, FakeTensorMode) for mode in modes) else ""
 
 
 def is_functionalized() -> bool:

@@ -14,7 +14,7 @@ from torch._ops import mode_stack_state_for_pre_dispatch
 from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 
-from graphreg.torch_internals.patching import Changes, outermost, there
+from graphreg.torch_internals.patching import Changes, outermost, put_back, there
 
 # Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one flag for each thread.
 _FLAG: tuple[Any, tuple[str, ...]] = (
@@ -37,19 +37,20 @@ _PLACES = (  # attributes that torch changes while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Restore the global state that torch changes during a trace, at the end of the block of ``changes``.
+    """Restore the global state that torch changes during a trace, if an exception ends the block of ``changes``.
 
-    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode forever. ``changes`` becomes
-    the outermost ``Changes`` of the thread. If the thread already has an outermost ``Changes``, do nothing.
+    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode forever. If the trace succeeds,
+    torch has restored all of it, and what differs is of another thread. ``changes`` becomes the outermost ``Changes`` of the thread. If the
+    thread already has an outermost ``Changes``, do nothing.
     """
     if not changes.outermost():
         return
     for place, names in _PLACES:
         for name in names:
-            changes.keep(place, name)
+            changes.if_raised(put_back(place, name))
     changes.later(partial(_modes_back, *_modes()))
     dispatches = _python_dispatch.is_in_any_mode_without_ignore_compile_internals()
-    changes.later(partial(set_is_in_mode_without_ignore_compile_internals, dispatches))
+    changes.if_raised(partial(set_is_in_mode_without_ignore_compile_internals, dispatches))
     changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
 
 

@@ -8,14 +8,13 @@ installed until the end of the trace, and the model is traced again. Then the gr
 from __future__ import annotations
 
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import CAPTURING, FORWARD_HOOKS, Changes
+from graphreg.torch_internals import CAPTURING, FORWARD_HOOKS, Changes, only_here
 
 _INSTALL = "maybe_install_capturing_hooks"  # the function of transformers that the forward calls
 _INSTALLED = "_output_capturing_hooks_installed"  # the attribute by which transformers knows that a model has its hooks
@@ -37,16 +36,16 @@ class NeedsHooks(BaseException):
 def stop_before_hooks(changes: Changes) -> None:
     """Make forwards of this thread raise NeedsHooks where they would install hooks, until the block of ``changes`` ends."""
     library: Any = sys.modules.get(CAPTURING)
-    original, thread = getattr(library, _INSTALL, None), threading.get_ident()
+    original = getattr(library, _INSTALL, None)
     if original is None:
         return
 
     def install(model: nn.Module) -> None:
-        if threading.get_ident() == thread and not getattr(model, _INSTALLED, False):
+        if not getattr(model, _INSTALLED, False):
             raise NeedsHooks(model)
         original(model)
 
-    changes.put(library, _INSTALL, install)
+    changes.put(library, _INSTALL, only_here(install, original))
 
 
 def collecting_nothing(code: Callable[..., Any]) -> Callable[..., Any]:

@@ -125,7 +125,11 @@ class EnvironmentQueries:
                 raise self._refusal(f"it sets the mode of {paths[id(attributes)] or 'the model'}, which a graph cannot do")
             attributes["training"] = mode
 
-        return property(get, set_)
+        def delete(module: nn.Module) -> None:
+            if vars(module).pop("training", None) is None:
+                raise AttributeError("training")
+
+        return property(get, set_, delete)
 
     def _current_path(self) -> str | None:
         """Return the path of the module whose code runs; None in other threads and if no traced code runs."""
@@ -142,7 +146,7 @@ class EnvironmentQueries:
 
         def ask() -> Any:
             frame = sys._getframe(1)
-            if str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
+            if threading.get_ident() != self._thread or str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
                 return function()
             if name is None:
                 return function() and "-packages" in frame.f_code.co_filename

@@ -37,6 +37,7 @@ from graphreg.ir import (
 )
 from graphreg.torch_internals import (
     Changes,
+    alone,
     at_rest,
     compiles_itself,
     deep_enough,
@@ -49,6 +50,7 @@ from graphreg.torch_internals import (
     randomness,
     restore_after_trace,
     restore_randomness,
+    tracer_here,
     warn_if_untested,
     with_draws_restored,
 )
@@ -58,7 +60,6 @@ from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
-from graphreg.tracing.proof.surroundings import ONE_AT_A_TIME
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
@@ -214,7 +215,8 @@ def traced_for_call(
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
     check_model(model)
-    with ONE_AT_A_TIME, Changes() as changes, changes:
+    with Changes() as changes, changes:
+        alone(changes)
         restore_after_trace(changes)
         put_global_hooks_aside(changes)
         at_rest(changes)
@@ -492,12 +494,18 @@ def _with_defaults(model: nn.Module, call: Arguments, specialized: Mapping[str, 
 
 
 def check_model(model: object) -> None:
-    """Raise TraceError if ``model`` cannot be traced, for example because it is wrapped, compiled, sharded or rewritten already."""
+    """Raise TraceError if a model cannot be traced: it is wrapped, compiled, sharded or rewritten already, or another tracer runs here."""
     if not isinstance(model, nn.Module):
         what = (
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
         )
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
+    if tracer := tracer_here():
+        raise TraceError(
+            f"graphreg cannot trace {type(model).__name__} within {tracer}, where tensors are no plain tensors. Call graphreg.regularize "
+            "before, outside of it, or once the model that is regularized in place. A model without memory may be on the meta device: "
+            "with torch.device('meta')."
+        )
     placed = next((path for path, inner in modules_by_path(model, once=True).items() if PLACED in vars(inner)), None)
     if placed is not None:
         what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__

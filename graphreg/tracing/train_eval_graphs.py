@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import OtherInputs
-from graphreg.ir import Literals, ModeGraphs, choose, compared, flat, label_site, name_of, scope_of
+from graphreg.ir import Literals, ModeGraphs, choose, compared, doubt_plain, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
@@ -55,12 +55,15 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         return {"both": train}
     if not mode_reads.readers and (literals := _in_mode(modes, lambda m: False, lambda: follow(train))) is not None:
         _read_modes(train, literals, {})
+        if literals:
+            doubt_plain(train, None)
         return {"both": train}
     evaluation = _in_mode(modes, lambda m: False, trace)
     same, differing = compared(train, evaluation)
     readers = mode_reads.readers
     owners, asserted = _mode_dependence(model, trace, readers, train, evaluation) if readers else ({}, [])
     if same:
+        doubt_plain(train, evaluation)
         _read_modes(train, differing, owners)
         _assert_modes(train, {path: _training_path(readers[path]) for path in asserted})
         return {"both": train}

@@ -19,18 +19,8 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, RegularizerError, first_line
 from graphreg.ir import RULES, is_native_dropout, specialized_arguments
 from graphreg.rewriting import with_native_dropout
-from graphreg.runtime import (
-    NativeDropoutRule,
-    Regularized,
-    RewrittenModule,
-    SpliceRule,
-    graphs_of,
-    in_place_handle,
-    regularized,
-    rewritten,
-    rules_of,
-    set_to_zero,
-)
+from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, set_to_zero
+from graphreg.session import graphs_of, in_place_host, regularized, rewritten, rules_of
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, alike, arguments, culprit, difference, leaves, snapshot, steps_of_graph, steps_of_model, tensors
 from graphreg.verification.copies import M, copied, own_forward, title
@@ -76,7 +66,7 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, example_inputs: A
     bare = model if (inside := original_of(model)) is None else inside
     if example_inputs is not None:
         args, kwargs = _call_of(bare, example_inputs, args, kwargs)
-    placed = in_place_handle(module)
+    placed = in_place_host(module)
     inner = rewritten(module) if placed is None else placed.graph_for(regularized(module), args, kwargs)
     if not isinstance(bare, nn.Module) or getattr(bare, RULES, None) is not None:
         raise GraphRegError(

@@ -136,7 +136,7 @@ def test_selectors_hold_for_graphs_to_come() -> None:
     """Before the first call and after it; the last selector that matches counts, and a number ends them all."""
     backend = graphreg.backend(HiddenL1(SITES, 0.5), inner="eager", missing="ignore")
     graphreg.set_strength(backend, "hidden_l1", {"**": 0.1, "tanh": 0.2})
-    assert graphreg.site_strengths(backend) == {} and graphreg.strengths(backend) == {"hidden_l1": 0.5}
+    assert graphreg.site_strengths(backend) == {} and graphreg.strengths(backend) == {"hidden_l1": 0.1}
     model = Net().eval()
     run = torch.compile(model, backend=backend)
     run(X)
@@ -185,7 +185,7 @@ def test_recipe_and_report_have_them() -> None:
     torch.compile(model, backend=backend)(X)
     graphreg.set_strength(backend, "hidden_l1", {"sigmoid": 0.1, "exp": 0.0})
     saved = graphreg.recipe(backend)
-    assert saved["strengths"] == {"hidden_l1": {"**": 0.5, "sigmoid": 0.1, "exp": 0.0}}
+    assert saved["strengths"] == {"hidden_l1": {"sigmoid": 0.1, "exp": 0.0}}
     torch.compiler.reset()
     again = graphreg.backend(recipe=saved, inner="eager")
     torch.compile(model, backend=again)(X)
@@ -195,10 +195,10 @@ def test_recipe_and_report_have_them() -> None:
     assert "strength 0 to 0.5 by site" in " ".join(str(report).split())
     assert {site.name: act.strength for site in report.sites for act in site.acts}["sigmoid"] == 0.1
     third = graphreg.backend(HiddenL1(SITES, 0.5), inner="eager", rng=0)
-    third.restore_strengths(backend.changed_strengths())
-    assert third.changed_strengths() == backend.changed_strengths() == {"hidden_l1": {"": 0.5, "sigmoid": 0.1, "exp": 0.0}}
-    third.restore_strengths({})
-    assert third.changed_strengths() == {}
+    third.session.restore_strengths(backend.session.changed_strengths())
+    assert third.session.changed_strengths() == backend.session.changed_strengths() == {"hidden_l1": {"sigmoid": 0.1, "exp": 0.0}}
+    third.session.restore_strengths({})
+    assert third.session.changed_strengths() == {}
 
 
 def test_errors() -> None:

@@ -71,13 +71,13 @@ def units_on_the_last_axis_of_a_convolution() -> Iterator[None]:
 @fault
 def a_site_strength_at_the_neighbour() -> Iterator[None]:
     def wrap(values: Any) -> Any:
-        def wrong(self: Any, chosen: Any) -> list[float]:
-            found: list[float] = values(self, chosen)
+        def wrong(self: Any, planned: Any) -> list[float]:
+            found: list[float] = values(self, planned)
             return [*found[1:], *found[:1]]
 
         return wrong
 
-    with patched("runtime.site_strengths:Places", "values", wrap):
+    with patched("session.strengths:Row", "elements", wrap):
         yield
 
 

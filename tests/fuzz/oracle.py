@@ -202,6 +202,7 @@ class Run(LaterRun):
         self.cells: dict[tuple[str, str], list[Tensor]] = {}
         self.values: dict[str, dict[str, tuple[int, Tensor]]] = {}
         self.wrt: dict[str, dict[str, Tensor]] = {}
+        self.contractions: dict[str, Tensor] = {}
 
     def see(self, site: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -255,10 +256,12 @@ class Run(LaterRun):
         tracked = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
         for name in names:
             self.wrt[name][site] = tracked
+            self._contract(name)
         return laid(tracked.clone(), x)  # a copy, for the model may write into it
 
     def differentiate(self, name: str, site: str, at: int, value: Tensor) -> None:
         self.values.setdefault(name, {})[site] = (at, value)
+        self._contract(name)
 
     def acts(self, reg: Reg) -> bool:
         return self.training or bool(reg.options.get("always"))
@@ -289,7 +292,7 @@ class Run(LaterRun):
             if reg.kind in SPLICES or reg.kind in ON_READS:
                 continue
             if reg.kind == "Contractive":
-                total = self._contraction(name, reg)
+                total = self.contractions[name] if name in self.contractions else self._contraction(name, reg)
             elif reg.kind in ON_WEIGHTS:
                 terms = [self._of_parameter(model.get_parameter(site), reg, name, site) for site in self.sites[name]]
                 total = torch.stack(terms).sum() if reg.options.get("reduction") == "sum" else torch.stack(terms).mean()
@@ -298,6 +301,11 @@ class Run(LaterRun):
             by_site = reg.kind not in ("Contractive", *STEPS)  # each term has the strength of its site in it
             found[name] = total if by_site else total * self.strengths.of(name, "")
         return found
+
+    def _contract(self, name: str) -> None:
+        """Differentiate as soon as all values are there: the model may later write into what backward needs."""
+        if len(self.values.get(name, {})) == len(self.sites[name]):
+            self.contractions[name] = self._contraction(name, self.regs[name])
 
     def _contraction(self, name: str, reg: Reg) -> Tensor:
         values, inputs = self.values.get(name, {}), self.wrt.get(name, {})

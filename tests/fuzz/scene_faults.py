@@ -91,7 +91,7 @@ def streams_that_count_what_was_made_before() -> Iterator[None]:
         made = itertools.count()
         return lambda seed, *rest: was(seed + next(made), *rest)
 
-    with patched("runtime.shared_state", "stream", wrap):
+    with patched("session.streams", "stream", wrap):
         yield
 
 

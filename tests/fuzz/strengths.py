@@ -41,7 +41,8 @@ def scheduled(schedule: Sequence[Any], call: int) -> float:
 def ramped(ends: Sequence[float], blocks: Sequence[str]) -> dict[str, float]:
     """By block, evenly spaced, of blocks in the order in which they run."""
     first, last = ends
-    return {block: first + (last - first) * i / (len(blocks) - 1) for i, block in enumerate(blocks)}
+    shares = [i / (len(blocks) - 1) for i in range(len(blocks))]
+    return {block: first * (1 - share) + last * share for block, share in zip(blocks, shares, strict=True)}  # the ends to the bit
 
 
 class Strengths:

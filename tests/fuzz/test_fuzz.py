@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fuzz import draws, matching, reading, strengths
+from fuzz import judge as judging
 from fuzz.cases import Discarded, Group, Maker, make
 from fuzz.choices import Reg
 from fuzz.faults import FAULTS, patched
@@ -103,6 +104,7 @@ def test_strengths_by_hand() -> None:
     assert [strengths.scheduled(["linear", 0.0, 0.4, 2, 1], call) for call in range(4)] == [0.0, 0.2, 0.4, 0.4]
     assert [strengths.scheduled(["piecewise", [[0, 0.1], [2, 0.5]], 2], call) for call in (0, 3, 4)] == [0.1, 0.1, 0.5]
     assert strengths.ramped([0.0, 0.4], ["a", "b", "c"]) == {"a": 0.0, "b": 0.2, "c": 0.4}
+    assert strengths.ramped([0.36, 0.0], "abcd")["d"] == 0.0  # a rate below 0 is none
     own = strengths.Strengths({"noise": 0.3}, {"noise": {"a": 0.1}}, [[1, "noise", {"b": 0.5}, {"b": 0.5}], [2, "noise", 0.7, {}]])
     assert [own.of("noise", site) for site in "abc"] == [0.1, 0.3, 0.3]
     assert own.change(1) == [("noise", {"b": 0.5})] and [own.of("noise", site) for site in "abc"] == [0.1, 0.5, 0.3]
@@ -117,6 +119,20 @@ def test_a_seed_gives_the_same_models_in_every_process() -> None:
 
 def _source(seed: int) -> str:
     return Plain(generate(seed)).text()
+
+
+@pytest.mark.parametrize(("only", "result"), [(torch.float32, "refused"), (None, "fault")])
+def test_a_slight_difference_is_no_fault_if_float64_has_none(
+    monkeypatch: pytest.MonkeyPatch, only: torch.dtype | None, result: str
+) -> None:
+    def differs(ours: torch.Tensor | None, *_: object) -> None:
+        if ours is not None and (only is None or ours.dtype == only):
+            raise judging.Fault("gradient", "by little", slight=True)
+
+    group = make(program_seed(Options(seed=2), 8), sets=1)[1]
+    assert judge(group)[0].result == "fine"
+    monkeypatch.setattr(judging, "graded", differs)
+    assert judge(group)[0].result == result
 
 
 def _failing_case() -> tuple[Maker, Group, int]:

@@ -47,7 +47,7 @@ class Begun(TrainerCallback):
     """The state of the noise as the first step begins, and the number of batches for which penalties are scaled."""
 
     def on_step_begin(self, *args: Any, model: Any, **more: Any) -> None:
-        self.state, self.batches = tensors_apart(Parts(model).state()), vars(model)["graphreg_in_place"].scale().batches
+        self.state, self.batches = tensors_apart(Parts(model).state()), vars(model)["graphreg_in_place"].session.scale.batches
 
 
 class Generates(TrainerCallback):
@@ -145,7 +145,7 @@ def test_penalties_count_once_when_the_loss_is_a_mean_over_all_words_of_a_step(t
             loss, penalties = by_hand(module, order.batches[call], order.batches[call]["num_items_in_batch"])
             (loss + penalties / len(calls)).backward()
         torch.testing.assert_close(found, {name: p.grad for name, p in module.named_parameters()})
-    assert vars(model)["graphreg_in_place"].scale() is None  # as before
+    assert vars(model)["graphreg_in_place"].session.scale is None  # as before
 
 
 def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_run_after_an_interrupted_one_goes_on(tmp_path: Path) -> None:
         again.train()
         assert_same(watch.state, before)
         before = tensors_apart(Parts(model).state())
-        assert vars(model)["graphreg_in_place"].scale() is None and watch.batches == begun
+        assert vars(model)["graphreg_in_place"].session.scale is None and watch.batches == begun
 
 
 def test_a_checkpoint_of_a_run_without_the_callback(tmp_path: Path) -> None:

@@ -810,6 +810,33 @@ def test_frozen_before_the_site() -> None:
         regularize(model, HiddenL1("#input", 0.1))
 
 
+class TrainsByAWrite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.view(-1)
+        x.mul_(self.scale)
+        return y.exp()
+
+
+class TrainsInTrainMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale).exp() if self.training else x.exp()
+
+
+@pytest.mark.parametrize("kind", [TrainsByAWrite, TrainsInTrainMode])
+def test_a_parameter_reaches_a_site_by_a_write_or_in_one_mode_alone(kind: type[nn.Module]) -> None:
+    model = kind()
+    regularize(model, HiddenL1("exp", 1.0))(torch.ones(1, 4)).penalties["hidden_l1"].backward()
+    torch.testing.assert_close(model.scale.grad, torch.full((4,), 2.0).exp() / 4)
+
+
 def test_a_model_that_fails_on_its_example_fails_with_its_own_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
     for ask in (graphreg.trace, graphreg.names, lambda model, x: regularize(model, weight_l2=0.1, example_inputs=x)):
         with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(2x9 and 4x4\)") as told:

@@ -288,7 +288,7 @@ def test_a_strength_that_is_written_in_place_is_read_anew() -> None:
     before = ours(X)[1]["hidden_l1"].item()
     with graphreg.frozen_noise(ours):
         first = ours(X)[1]["hidden_l1"]
-        ours.graphreg_rules.strengths["hidden_l1"][0].mul_(2)
+        ours.graphreg_rules.strengths["hidden_l1"].mul_(2)
         second = ours(X)[1]["hidden_l1"]
     assert before and torch.equal(second, 2 * first)
 

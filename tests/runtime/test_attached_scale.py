@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import graphreg
-from graphreg.runtime.handle import rules_of
 from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session import rules_of
 
 X = torch.ones(3, 4)
 

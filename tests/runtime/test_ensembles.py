@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, stack_module_state
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import graphreg
 from graphreg import GraphRegError
@@ -156,13 +156,16 @@ class Outer(nn.Module):
         return self.inner(x)
 
 
+AVERAGES: list[dict[str, Any]] = [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}, {"avg_fn": get_ema_avg_fn(0.9)}]
+
+
 @pytest.mark.parametrize("use_buffers", [True, False])
-@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)], ids=["swa", "ema"])
+@pytest.mark.parametrize("average", AVERAGES, ids=lambda average: next(iter(average), "swa"))
 @pytest.mark.parametrize("within", [False, True])
 def test_averages_are_those_of_the_models_own(average: Any, use_buffers: bool, within: bool) -> None:
     module, plain = made(), net()
     model = Outer(module) if within else module
-    averaged, expected = (AveragedModel(m, multi_avg_fn=average, use_buffers=use_buffers) for m in (model, plain))
+    averaged, expected = (AveragedModel(m, use_buffers=use_buffers, **average) for m in (model, plain))
     inner: Any = averaged.module.inner if within else averaged.module
     for step in range(20):
         if step == 7:
@@ -178,6 +181,7 @@ def test_averages_are_those_of_the_models_own(average: Any, use_buffers: bool, w
         averaged.update_parameters(model)
         expected.update_parameters(plain)
         assert graphreg.strengths(inner) == graphreg.strengths(module) and graphreg.rng_state(inner) == graphreg.rng_state(module)
+    assert [name for name, _ in averaged.named_buffers() if "rules" in name]  # for everything else they are buffers as others
     theirs = dict(expected.module.state_dict())
     assert all(torch.equal(value, theirs[name]) for name, value in inner.state_dict().items())
     inner.train(), module.train()

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import pickle
+import pkgutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError
+from graphreg.old_pickles import MODULES_OF_0_1, OldModules
 from graphreg.passes import BernoulliDropout
 
 DATA = Path(__file__).parents[1] / "data"
@@ -54,9 +56,20 @@ def test_the_old_modules_are_refused_as_imports_too(name: str) -> None:
     assert isinstance(caught.value, GraphRegError) and caught.value.name == f"graphreg.{name}"
 
 
-def test_another_missing_module_is_missing_as_ever() -> None:
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("graphreg.nothing")
+def test_another_missing_module_is_missing_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of another package: Python does not ask graphreg about these."""
+    asked = list[str]()
+    monkeypatch.setattr(OldModules, "find_spec", lambda self, name, target=None: asked.append(name))
+    for name in ("graphreg.nothing", "leaves", "torch.leaves"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+    assert asked == ["graphreg.nothing"]
+
+
+def test_the_packages_other_modules_are_found_as_ever() -> None:
+    importlib.invalidate_caches()
+    found = {each.name for each in pkgutil.iter_modules(graphreg.__path__)}
+    assert {"runtime", "errors"} <= found and not found & MODULES_OF_0_1
 
 
 def test_a_pickle_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

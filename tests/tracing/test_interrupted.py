@@ -30,8 +30,8 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 
 import graphreg
+from graphreg.torch_internals import Changes, alone
 from graphreg.torch_internals import patching as changes
-from graphreg.tracing.proof.surroundings import ONE_AT_A_TIME
 
 ENGINE = Path(graphreg.__file__).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (
@@ -61,12 +61,12 @@ def around(model: nn.Module) -> dict[str, Any]:
     """What a trace changes for a while, by name; equal before and after."""
     free: list[bool] = []
 
-    def acquire() -> None:
-        if ONE_AT_A_TIME.acquire(blocking=False):
-            ONE_AT_A_TIME.release()
+    def trace() -> None:
+        with Changes() as changes, changes:
+            alone(changes)
             free.append(True)
 
-    other = threading.Thread(target=acquire)
+    other = threading.Thread(target=trace)
     other.start()
     other.join()
     names = {
@@ -77,6 +77,7 @@ def around(model: nn.Module) -> dict[str, Any]:
         **{f"packing.{k}": id(v) for k, v in vars(torch.nn.utils.rnn).items()},
         **{f"Module.{k}": id(v) for k, v in vars(nn.Module).items()},
         **{f"Tracer.{k}": id(v) for k, v in vars(proxy_tensor._ModuleStackTracer).items()},
+        **{f"fx.{k}": id(v) for k, v in vars(torch.fx.Tracer).items()},
         **{f"Function.{k}": id(v) for k, v in vars(torch.autograd.Function).items()},
     }
     return names | {
@@ -86,8 +87,8 @@ def around(model: nn.Module) -> dict[str, Any]:
         "compiling": torch.compiler.is_compiling(), "exporting": torch.compiler.is_exporting(), "outermost": changes._thread.outermost,
         "modes": [m.training for m in model.modules()], "attributes": {k: id(v) for k, v in vars(model).items()},
         "lists": [list(v) for v in vars(model).values() if isinstance(v, list)], "seen": float(model.get_buffer("seen")),
-        "random": (random.getstate(), torch.get_rng_state().tolist()), "fast": torch.backends.mha._is_fastpath_enabled,
-        "print": "print" in vars(torch.export._trace), "level": logging.getLogger("torch.fx.experimental.symbolic_shapes").level,
+        "random": (random.getstate(), torch.get_rng_state().tolist()), "fast": torch.backends.mha.get_fastpath_enabled,
+        "print": "print" in vars(torch.export._trace), "level": list(logging.getLogger("torch.fx.experimental.symbolic_shapes").filters),
     }  # fmt: skip
 
 

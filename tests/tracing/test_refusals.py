@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg import TraceError
+from graphreg import GraphRegError, TraceError
 
 
 class Checkpoints(nn.Module):
@@ -84,3 +87,42 @@ def test_of_draws_from_an_argument(prove: bool) -> None:
     with pytest.raises(TraceError, match="draws from its argument generator"):
         graphreg.regularize_(DrawsFrom(), weight_l2=0.1, prove=prove)(torch.ones(2, 4), generator=generator)
     assert torch.equal(generator.get_state(), before)
+
+
+def _in_fake_mode(work: Callable[[Tensor], Any], x: Tensor) -> None:
+    with FakeTensorMode():
+        work(torch.ones(2, 4))
+
+
+WITHIN: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
+    "FakeTensorMode": _in_fake_mode,
+    "a trace of torch.fx": lambda work, x: make_fx(work)(x),
+    "torch.jit.trace": torch.jit.trace,
+    "a transform of torch.func": lambda work, x: torch.func.vmap(work)(x),
+    "torch.export": lambda work, x: torch.export.export(_Calls(work), (x,)),
+}
+
+
+class _Calls(nn.Module):
+    def __init__(self, work: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.work = work
+
+    def forward(self, x: Tensor) -> Any:
+        return self.work(x)
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+def test_within_another_tracer(within: str) -> None:
+    """Each raised an error of torch's, and the model in place had a graph from within the tracer afterwards."""
+    model, placed, x = nn.Linear(4, 4), graphreg.regularize_(nn.Linear(4, 4), weight_l2=0.1, scale=1), torch.ones(2, 4)
+    for work in (
+        lambda x: graphreg.regularize(model, weight_l2=0.1, example_inputs=x).graph and x,
+        lambda x: graphreg.regularize_(model, weight_l2=0.1, scale=1) and x,
+    ):
+        with pytest.raises(TraceError, match=f"cannot trace Linear within {within}.*regularize before, outside of it"):
+            WITHIN[within](work, x)
+    with pytest.raises(GraphRegError):
+        WITHIN[within](placed, x)
+    assert type(model) is nn.Linear and type(placed(x)) is Tensor and graphreg.strengths(placed) == {"weight_l2": 0.1}

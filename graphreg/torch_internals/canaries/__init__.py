@@ -15,6 +15,7 @@ from graphreg.torch_internals.canaries import (
     inductor,
     modules,
     operators,
+    other_threads,
     state,
     tracing,
 )
@@ -22,5 +23,5 @@ from graphreg.torch_internals.canaries.canary import CANARIES, Canary, CanaryErr
 
 __all__ = [
     "CANARIES", "Canary", "CanaryError", "autograd", "bytecode", "distributed", "dtensors", "dynamo", "dynamo_marks", "export", "inductor",
-    "modules", "operators", "state", "tracing",
+    "modules", "operators", "other_threads", "state", "tracing",
 ]  # fmt: skip

@@ -6,13 +6,15 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 import graphreg.torch_internals as door
+from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary, raising
 
 
@@ -123,12 +125,43 @@ def jit_trace() -> None:
     assert states[0] is not None and door.jit_trace() is None
 
 
-@canary("torch.export is distinguished from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting")
+@canary("torch.export is distinguished from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting",
+        "is_compiling")
 def exporting() -> None:
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if door.is_exporting() else x + 2
+            return x + 1 if door.is_exporting() else x + 2 if door.is_compiling() else x + 3
 
     assert float(torch.compile(Asks(), backend="eager")(torch.ones(()))) == 3
     assert float(torch.export.export(Asks(), (torch.ones(()),)).module()(torch.ones(()))) == 2
-    assert not door.is_exporting()
+    assert float(Asks()(torch.ones(()))) == 4
+    assert float(torch._dynamo.export(Asks())(torch.ones(())).graph_module(torch.ones(()))) == 2
+    compiler = cast(Any, torch.compiler)
+    with Changes() as changes, changes:
+        changes.put(compiler, "_is_exporting_flag", True)  # as while another thread exports
+        changes.put(compiler, "_is_compiling_flag", True)
+        assert torch.compiler.is_compiling() and not door.is_exporting() and not door.is_compiling()
+
+
+@canary("a tracer runs", "the refusals of traces within a tracer", "tracer_here")
+def tracers() -> None:
+    found = list[str]()
+
+    def note(x: Tensor) -> Tensor:
+        found.append(door.tracer_here().partition(" (")[0])
+        return x + 1
+
+    class Notes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return note(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
+        torch.jit.trace(note, torch.ones(2), check_trace=False)
+    torch.export.export(Notes(), (torch.ones(2),))
+    make_fx(note)(torch.ones(2))
+    torch.vmap(note)(torch.ones(2))
+    with door.FakeTensorMode():
+        note(torch.ones(2))
+    note(torch.ones(2))
+    assert found == ["torch.jit.trace", "torch.export", "a trace of torch.fx", "a transform of torch.func", "FakeTensorMode", ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -27,12 +26,11 @@ def note_decisions(patches: Changes, asks: Callable[[], bool], decisions: list[t
         negated: Texts of conditions that are not noted, and for which the code gets the opposite answer.
     """
     answer: Callable[[torch.SymBool], bool] = torch.SymBool.__bool__
-    thread = threading.get_ident()
 
     def decided(condition: torch.SymBool) -> bool:
         asked = condition.node.expr  # read first, because computing the answer may replace symbols of the expression
         value = answer(condition)
-        if threading.get_ident() != thread or not asks():
+        if not asks():
             return value
         if str(asked) in negated:
             return not value

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import SIZE_ATTRIBUTES, SIZES, MadeObject, making
+from graphreg.ir import SIZE_ATTRIBUTES, SIZES, CallRecord, MadeObject, making
 from graphreg.torch_internals import HigherOrderOperator
 
 PLAIN = (
@@ -127,6 +127,7 @@ class OpRecord:
             before the next. An event is a return of a module (path, class name, tensors) or a read of a size (operation, path of the
             reading module, node of the tensor). torch.export's graph has no node for a read of a size. The read is recorded because it is
             a node in a symbolic trace, so that it counts in the numbering of names.
+        module_calls: torch.export's key of each call of a submodule that is traced, and its record, with torch.export's nodes.
         abandoned: The nodes of a submodule that became opaque while it was traced.
         opaque: The opaque modules by path, with reasons.
         arguments: The model's arguments, with nodes in place of tensors.
@@ -144,6 +145,7 @@ class OpRecord:
 
     calls: dict[str, OpCall] = field(default_factory=dict)
     returns: dict[fx.Node | None, list[tuple[str, str, ReturnedTensors | fx.Node]]] = field(default_factory=dict)
+    module_calls: list[tuple[str, CallRecord]] = field(default_factory=list)
     abandoned: set[fx.Node] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     arguments: Any = None

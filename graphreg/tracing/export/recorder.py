@@ -22,11 +22,21 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import called_by_foreign_code, elements, held_objects, is_single_operation
+from graphreg.ir import (
+    CallRecord,
+    call_key,
+    called_by_foreign_code,
+    elements,
+    held_objects,
+    in_containers,
+    is_single_operation,
+    replaced_leaf,
+)
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
     has_backward_hooks,
+    has_pre_hooks,
     in_unwritten_jvp,
     innermost_transform,
     is_gradient_switch,
@@ -51,6 +61,7 @@ from graphreg.tracing.export.op_record import (
     AT,
     DIFFERENTIATES,
     RECORDED_OP,
+    SYMBOLS,
     KeepOpaque,
     OpCall,
     OpRecord,
@@ -96,6 +107,7 @@ class Recorder(TorchFunctionMode):
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
+        self._thread = threading.get_ident()
         self._running_op, self._ops, self._negated = False, 0, negated
 
     @contextmanager
@@ -148,10 +160,15 @@ class Recorder(TorchFunctionMode):
     def _transparent(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace the code of a submodule; if that cannot be done, make the submodule opaque."""
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
-        stack = dict(self._tracer.module_stack)
+        stack, keys = dict(self._tracer.module_stack), list[str]()
+
+        def keyed(*args: Any, **kwargs: Any) -> Any:
+            keys.append(next(reversed(self._tracer.module_stack)))
+            return forward(*args, **kwargs)
+
         try:
-            registered = _registered(m)
-            value = traced(forward, args, kwargs)
+            registered, inputs = _registered(m), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else self._element)
+            value = traced(keyed, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers, which a trace would freeze")
             if changed := sorted(name for name, value in _registered(m).items() if registered.get(name) is not value):
@@ -165,6 +182,7 @@ class Recorder(TorchFunctionMode):
             self.record.opaque[path] = str(reason)
             return self._opaque(path, m, traced, forward, args, kwargs)
         self.record.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._returned_tensors(value)))
+        self.record.module_calls += [(call_key(path, key), CallRecord(inputs, in_containers(value, self._element))) for key in keys[:1]]
         return value
 
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -347,10 +365,9 @@ class Recorder(TorchFunctionMode):
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
         """Make the model's code raise where it seeds a generator or adds an attribute to a tensor. No ``TorchFunctionMode`` sees this."""
-        thread = threading.get_ident()
 
         def seeded() -> None:
-            if threading.get_ident() == thread and self.is_recording():
+            if self.is_recording():
                 raise KeepOpaque("it seeds torch's generator, which a graph cannot do")
 
         def assigned(tensor: Tensor, name: str, value: Any) -> None:
@@ -362,8 +379,8 @@ class Recorder(TorchFunctionMode):
         take_assignments(patches, assigned)
 
     def is_recording(self) -> bool:
-        """Return whether the model's own code runs now and is being recorded."""
-        return bool(self._scopes) and not self._running_op
+        """Return whether the model's own code runs now, in the thread that traces, and is being recorded."""
+        return bool(self._scopes) and not self._running_op and threading.get_ident() == self._thread
 
     def _proxy(self, value: Any) -> fx.Proxy:
         """Return the proxy of a tensor or size in torch.export's graph; raise UnsupportedValue if it has none."""
@@ -375,6 +392,15 @@ class Recorder(TorchFunctionMode):
     def _node(self, value: Any) -> fx.Node:
         """Return the node of a tensor or size in torch.export's graph."""
         return self._proxy(value).node
+
+    def _element(self, value: Any) -> Any:
+        """Return the node of an element of what a call takes or returns; the element itself if it has none."""
+        if isinstance(value, torch.SymInt) and (constant := value.node.maybe_as_int()) is not None:
+            return constant
+        try:
+            return self._node(value) if isinstance(value, (Tensor, *SYMBOLS)) else value
+        except UnsupportedValue:
+            return value
 
     def _returned_tensors(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
         """Return the tensors in a module's result, with their ports."""

@@ -22,6 +22,7 @@ from graphreg.ir import (
     STACK,
     BufferConstants,
     Label,
+    Leaf,
     Namer,
     Operations,
     add_label,
@@ -33,6 +34,7 @@ from graphreg.ir import (
     label_site,
     origin_in_trace,
     own_labels,
+    record_module_calls,
     scope_of,
 )
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
@@ -126,6 +128,7 @@ class Unlifter:
         self.graph.output(self._value(self.record.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
+        record_module_calls(self.graph, [(key, record.map(self._element)) for key, record in self.record.module_calls])
         if inputs.conditions is not None:
             self.idle = inputs.conditions.idle_expands(self.graph)
         described(self.graph, [node for node, _ in inputs.places] if wide else [])
@@ -268,6 +271,11 @@ class Unlifter:
             else:
                 label_node(read, scope, self._modules, self._namer)
         return self._reads[target]
+
+    def _element(self, value: Any) -> Any:
+        """Return the graph's node, or the leaf, for one of torch.export's nodes among what a call takes or returns, if there is one."""
+        place = value.meta.get(AT, -1) if isinstance(value, fx.Node) else -1
+        return Leaf(read=self._lifted[place]) if place in self._lifted else self._made.get(place, value)
 
     # Output
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# torch.fx replaces methods of nn.Module for all threads while it traces, and torch's fast path of attention has one switch for all. What
-# changes either holds this lock: of two threads, the second one would take the state that the first one made for the state to restore.
-ONE_AT_A_TIME = threading.RLock()
+from graphreg.torch_internals import Changes, alone, plain_transformers
+
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # the layers that have a fast path
 
 
@@ -48,17 +46,16 @@ def alike(model: nn.Module) -> Iterator[Generators]:
 
     Args:
         model: The model. If it has frozen attention, the fast path is switched off: it acts where no gradient is needed, and a graph does
-            not take it. The switch is one for all threads, so it is left alone for all other models.
+            not take it.
     """
     generators = Generators()
     attention = [inner for inner in model.modules() if isinstance(inner, _FAST)]
     takes_fast_path = any(not any(parameter.requires_grad for parameter in inner.parameters()) for inner in attention)
-    with ExitStack() as stack:
+    with Changes() as changes, changes, ExitStack() as stack:
+        if takes_fast_path:
+            alone(changes)
+            plain_transformers(changes)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if takes_fast_path:
-            stack.enter_context(ONE_AT_A_TIME)
-            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(generators.rewind)
         yield generators

@@ -23,11 +23,14 @@ from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import (
     WRAPPED,
     BufferConstants,
+    CallRecord,
     Namer,
     Operations,
     building,
+    call_key,
     gives_tuple,
     held_objects,
+    in_containers,
     is_drop_path,
     is_labelled,
     is_record,
@@ -37,6 +40,8 @@ from graphreg.ir import (
     label_output,
     label_site,
     making,
+    record_module_calls,
+    replaced_leaf,
     scope_of,
 )
 from graphreg.torch_internals import (
@@ -46,6 +51,7 @@ from graphreg.torch_internals import (
     bound_call,
     collecting_hooks,
     has_backward_hooks,
+    has_pre_hooks,
     raise_interrupt,
     randomness,
     regions,
@@ -118,6 +124,7 @@ class SiteTracer(DecisionTracer):
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
+        self._records: list[tuple[str, CallRecord]] = []
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self.region = regions()
@@ -174,6 +181,7 @@ class SiteTracer(DecisionTracer):
         settle_ports(graph, self.operations)
         if not self.examples:  # with examples the types are known
             assert_guesses(graph, self.operations)
+        record_module_calls(graph, self._records)
         return graph
 
     def is_plain(self) -> bool:
@@ -287,6 +295,7 @@ class SiteTracer(DecisionTracer):
                 return self._called_whole(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
+                number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
@@ -306,6 +315,7 @@ class SiteTracer(DecisionTracer):
                 return self._called_whole(path, m, forward, args, kwargs)
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
+        self._records.append((call_key(path, f"@{number}"), CallRecord(inputs, in_containers(value, _node_in))))
         return value
 
     def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -428,12 +438,12 @@ class SiteTracer(DecisionTracer):
 
     def _mark(self) -> tuple[Any, ...]:
         """Return a mark of the present state, to which ``_roll_back`` can return."""
-        counts = len(self._calls), self.tape.mark(), len(self.refused)
+        counts = len(self._records), len(self._calls), self.tape.mark(), len(self.refused)
         return self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), *counts
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
         """Remove everything that was traced after a mark."""
-        last, names, outputs, stack, calls, tape, refused = mark
+        last, names, outputs, stack, records, calls, tape, refused = mark
         del self.refused[refused:]
         self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):
@@ -447,6 +457,7 @@ class SiteTracer(DecisionTracer):
                 del self._leaves[node.meta[LEAF]]
         self._namer.roll_back(names)
         del self._outputs[outputs:]
+        del self._records[records:]
         self.module_stack.clear()
         self.module_stack.update(stack)
         for path in self._calls[calls:]:
@@ -468,6 +479,10 @@ def unwrap_functions(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
             node.meta.pop("is_wrapped", None)
+
+
+def _node_in(value: Any) -> Any:
+    return value.node if isinstance(value, fx.Proxy) else value
 
 
 def _is_traced(value: object) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
-from graphreg.runtime.controls import noise_on
-from graphreg.runtime.module_handle import handle_of
-from graphreg.runtime.result import Regularized
+from graphreg.runtime import Regularized
+from graphreg.session.controls import noise_on
+from graphreg.session.hosts import session_of
 from graphreg.torch_internals import Changes, pytree
 from graphreg.tracing import arguments
 
@@ -66,7 +66,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
         raise RegularizerError(
             f"progress={shown(progress)} is not allowed; give True, False, or None to show a line if stderr is a terminal."
         )
-    handle_of(module).require_draws()
+    session_of(module).require_draws()
     call = arguments(inputs, "inputs")
     if call is None:
         raise RegularizerError("inputs=None is not allowed; give a tensor, a tuple (positional) or a dict (keyword).")

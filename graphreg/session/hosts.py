@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import PLACED, RULES, Missing, NativeDropout, Operations, find_native_dropouts, state_of
 from graphreg.planning import OwnDropout, Plan
 from graphreg.regularizer import Regularizer
-from graphreg.runtime.build_record import Asked, BuildRecord
-from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime import BuildRecord, RewrittenModule, Rules
+from graphreg.session.session import NO_GRAPH, Session
 from graphreg.torch_internals import original_of
 from graphreg.tracing import CapturedGraphs, captured_by
 
@@ -86,70 +84,18 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-class Handle(ABC):
-    """Reads and sets strengths and noise of a rewritten module or a backend; ``controls.py`` documents each method."""
+class BackendHost(CapturedGraphs):
+    """Base class of backends. ``subgraphs``: the graphs that Dynamo gave to the backend."""
 
-    @abstractmethod
-    def strengths(self) -> dict[str, float]: ...
-
-    @abstractmethod
-    def site_strengths(self) -> dict[str, dict[str, float]]: ...
-
-    @abstractmethod
-    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None: ...
-
-    @abstractmethod
-    def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that were set since the regularizers were made, by regularizer and site; ``OWN`` means all other sites."""
-
-    @abstractmethod
-    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
-        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
-
-    @abstractmethod
-    def rng_state(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def set_rng_state(self, state: Mapping[str, Any]) -> None: ...
-
-    @abstractmethod
-    def asked(self) -> Asked:
-        """Return the arguments that the module or backend was made with; a recipe consists of them."""
-
-    @abstractmethod
-    def reset_state(self, names: Sequence[str]) -> None: ...
-
-    @abstractmethod
-    def set_ranks(self, ranks: Any) -> None: ...
-
-    @abstractmethod
-    def frozen_noise(self) -> AbstractContextManager[None]: ...
-
-    @abstractmethod
-    def noise_on(self) -> AbstractContextManager[None]: ...
-
-    @abstractmethod
-    def noise_off(self) -> AbstractContextManager[None]: ...
-
-    @abstractmethod
-    def penalties_off(self) -> AbstractContextManager[None]: ...
-
-    @abstractmethod
-    def require_draws(self) -> None:
-        """Raise GraphRegError if the module draws no noise."""
-
-
-class BackendHandle(Handle, CapturedGraphs):
-    """Base class of backends: a backend is its own handle. ``subgraphs``: the graphs that Dynamo gave to the backend."""
-
+    session: Session
     subgraphs: list[Any]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BackendHost:
         """Return itself: ``torch.compile`` copies its arguments once ``lightning`` is imported, and compiled code refers to this object."""
         return self
 
-    def require_draws(self) -> None:
-        """Do nothing: at any later call, a backend may capture a graph that draws."""
+    @abstractmethod
+    def penalties(self) -> dict[str, Tensor]: ...
 
     @abstractmethod
     def report(self) -> Any: ...
@@ -159,12 +105,14 @@ class BackendHandle(Handle, CapturedGraphs):
         """Return what these regularizers would do in all graphs captured so far; without any, the plan of the backend's own."""
 
 
-class InPlaceHandle(Handle):
-    """Base class of the object that a model regularized in place keeps as its state. The object is also the model's handle."""
+class InPlaceHost(ABC):
+    """Base class of the object that a model regularized in place keeps as its state."""
+
+    session: Session
 
     @abstractmethod
-    def current(self) -> RewrittenModule:
-        """Return the rewritten module of the last call; raise GraphRegError if nothing was traced yet."""
+    def modules(self) -> list[RewrittenModule]:
+        """Return the rewritten modules of all structures of arguments, that of the last call first."""
 
     @abstractmethod
     def graph_for(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
@@ -174,20 +122,45 @@ class InPlaceHandle(Handle):
     def notes(self) -> list[str]:
         """Return lines for the report: one for each structure of arguments for which there is a graph."""
 
+    def current(self) -> RewrittenModule:
+        """Return the rewritten module of the last call; raise GraphRegError if nothing was traced yet."""
+        if not (modules := self.modules()):
+            raise GraphRegError(NO_GRAPH)
+        return modules[0]
 
-def in_place_handle(target: Any) -> InPlaceHandle | None:
-    """Return the handle of a model that is regularized in place, also inside compiled and distributed wrappers; None for anything else."""
+
+def session_of(target: Any) -> Session:
+    """Return the session of a rewritten module, a model in place, a backend, or what torch.compile or a wrapper made of one of them.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module.
+    """
+    host = backend_host(target) or in_place_host(target)
+    session: Session = rules_of(target).session if host is None else host.session
+    return session
+
+
+def roots_of(target: Any) -> list[fx.GraphModule]:
+    """Return the rewritten modules whose graphs run in calls of a target; none for a backend."""
+    if backend_host(target) is not None:
+        return []
+    placed = in_place_host(target)
+    return [rewritten(target)] if placed is None else [*placed.modules()]
+
+
+def in_place_host(target: Any) -> InPlaceHost | None:
+    """Return the state of a model that is regularized in place, also inside compiled and distributed wrappers; None for anything else."""
     return _placed_in(_unwrapped(target))
 
 
-def _placed_in(inner: Any) -> InPlaceHandle | None:
-    if isinstance(inner, InPlaceHandle):
+def _placed_in(inner: Any) -> InPlaceHost | None:
+    if isinstance(inner, InPlaceHost):
         return inner
     placed = vars(inner).get(PLACED) if hasattr(inner, "__dict__") else None
-    return placed if isinstance(placed, InPlaceHandle) else None
+    return placed if isinstance(placed, InPlaceHost) else None
 
 
-def backend_handle(target: object) -> BackendHandle | None:
+def backend_host(target: object) -> BackendHost | None:
     """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
     found = captured_by(target)
-    return found if isinstance(found, BackendHandle) else None
+    return found if isinstance(found, BackendHost) else None

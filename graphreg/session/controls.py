@@ -6,25 +6,42 @@ compiled with such a backend.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from graphreg.errors import RegularizerError, shown
-from graphreg.ir import RULES
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown
+from graphreg.ir import RULES, NativeDropout
+from graphreg.planning import Strengths
 from graphreg.regularizer import read_strength
-from graphreg.runtime.build_record import Asked
-from graphreg.runtime.handle import Handle, regularized
-from graphreg.runtime.module_handle import handle_of
-from graphreg.runtime.rank_mesh import RankMesh
+from graphreg.runtime import Asked, RankMesh
+from graphreg.session.hosts import (
+    BackendHost,
+    InPlaceHost,
+    backend_host,
+    in_place_host,
+    native_draws,
+    regularized,
+    rewritten,
+    roots_of,
+    rules_of,
+    session_of,
+)
+from graphreg.session.session import StrengthBuffers
+from graphreg.session.strengths import with_sites
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+log = logging.getLogger("graphreg")
+# for each graph, by its key rule or container of runtime modules: the native dropouts that frozen_noise has not warned of yet
+_unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDictionary()
 Ranks = Literal["differ", "same"]
-Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of this file take
+Regulated = nn.Module | BackendHost | InPlaceHost | Callable[..., Any]  # what the functions of this file take
 
 
 def strengths(module: Regulated) -> dict[str, float]:
@@ -33,7 +50,7 @@ def strengths(module: Regulated) -> dict[str, float]:
     If a regularizer's strength differs by site, its entry is the strength furthest from 0. If a strength has a schedule, its entry is the
     strength of the next call in train mode. Rates of native dropout that have a schedule have one entry, ``own_dropout``.
     """
-    return handle_of(module).strengths()
+    return session_of(module).values()
 
 
 def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
@@ -41,7 +58,7 @@ def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
 
     A regularizer whose formula takes all its sites at once has one strength, which ``strengths`` returns, and no entry here.
     """
-    return handle_of(module).site_strengths()
+    return session_of(module).values_by_site()
 
 
 def set_strength(module: Regulated, name: str, value: float | Mapping[str, float]) -> None:
@@ -65,17 +82,51 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
     if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str)]):
         raise RegularizerError(f"{name}: {shown(wrong[0])} is no selector; give a dict from texts to strengths: {{'layer1.*': 0.3}}.")
     by_site = {site: read_strength(each) for site, each in value.items()} if isinstance(value, Mapping) else value
-    handle_of(module).set_strength(name, by_site)
+    session_of(module).set_strength(name, by_site)
+
+
+def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
+    """Return where the strengths of a module are, for ``torch.func.functional_call``, by regularizer name.
+
+    Give ``functional_call`` one tensor under all ``names`` of a regularizer: one element for each of ``sites``, each the strength at that
+    site. So one call computes with other strengths, and ``torch.vmap`` with many at once; the strengths of the module do not change.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped. The names are those of the rewritten module's own ``named_buffers``.
+
+    Returns:
+        A record for each regularizer that was made with a number. Those with a schedule are left out: their strengths are counted.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module, or it is regularized in place or a backend, whose graphs have no such buffers.
+    """
+    if backend_host(module) is not None or in_place_host(module) is not None:
+        raise GraphRegError(
+            "strength_buffers is for what graphreg.regularize returned. A model in place and a backend have no buffers of strengths that "
+            "torch.func could replace."
+        )
+    rules, buffers = rules_of(module), dict(rewritten(module).named_buffers(remove_duplicate=False))
+    for name in tuple(rules.shared_elements):  # otherwise equal blocks (``blocks=``) would read the first element alone
+        rules.read_own_elements(name)
+    return {
+        name: StrengthBuffers(tuple(n for n, buffer in buffers.items() if buffer is tensor), tuple(rules.planned_strengths[name]) or ("",))
+        for name, tensor in rules.strengths.items()
+    }
+
+
+def strengths_now(module: Regulated) -> Strengths:
+    """Return the present strengths by regularizer name. If they differ by site, also return them by (regularizer name, site name)."""
+    return with_sites(strengths(module), site_strengths(module))
 
 
 def asked_of(module: Regulated) -> Asked:
     """Return the arguments that a rewritten module, a model regularized in place or a backend was made with."""
-    return handle_of(module).asked()
+    return session_of(module).asked_now()
 
 
 def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
     """Return the strengths set since the module was made: ``{regularizer: {site: strength}}``; the site ``""`` means all others."""
-    return handle_of(module).changed_strengths()
+    return session_of(module).changed_strengths()
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:
@@ -88,7 +139,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     that was left alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. For a module that
     draws nothing, the dict has no streams.
     """
-    return handle_of(module).rng_state()
+    return session_of(module).saved()
 
 
 def reset_state(module: Regulated, *names: str) -> None:
@@ -104,7 +155,10 @@ def reset_state(module: Regulated, *names: str) -> None:
         NoMatchError: No regularizer that keeps a state has this name.
         GraphRegError: ``module`` is a backend, whose regularizers keep no state.
     """
-    handle_of(module).reset_state(names)
+    if backend_host(module) is not None:
+        raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
+    session = session_of(module)
+    session.reset_state(names, dict(rewritten(module).named_parameters(remove_duplicate=False)) if session.states else {})
 
 
 def model_state_dict(module: nn.Module) -> dict[str, Any]:
@@ -138,7 +192,7 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     Raises:
         RegularizerError: The state is damaged, or belongs to another version or another module. The noise then stays unchanged.
     """
-    handle_of(module).set_rng_state(state)
+    session_of(module).load(state)
 
 
 def set_ranks(
@@ -175,19 +229,19 @@ def set_ranks(
         RegularizerError: An argument is not allowed, or ranks divide a value that a splice has to see as a whole.
         GraphRegError: The module draws no noise; or how ranks share a value is not known; or a penalty would measure a part of a value.
     """
-    handle = handle_of(module)
-    handle.require_draws()
+    session = session_of(module)
+    session.require_draws()
     if mesh is not None:
         if ranks is not None:
             raise RegularizerError("set_ranks takes either 'differ' or 'same', or mesh= with the dimensions data= and tensor=, not both.")
         given = {} if placements is None else placements
-        handle.set_ranks(RankMesh(mesh, _names("data", data), _names("tensor", tensor), given, one_batch))
+        session.set_ranks(RankMesh(mesh, _names("data", data), _names("tensor", tensor), given, one_batch), roots_of(module))
         return
     if data or tensor or placements or one_batch:
         raise RegularizerError("data=, tensor=, placements= and one_batch= belong to mesh=, the device mesh whose dimensions they name.")
     if ranks not in ("differ", "same"):
         raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks), 'same', or mesh=.")
-    handle.set_ranks(ranks)
+    session.set_ranks(ranks, roots_of(module))
 
 
 def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
@@ -211,7 +265,10 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     is in a block, a thread that has entered no block draws the masks of that block; if several threads are in blocks, it draws the masks
     of the block that was entered first.
     """
-    with handle_of(module).frozen_noise():
+    session = session_of(module)
+    if not session.noise_is_frozen:
+        _warn_unfrozen(module)
+    with session.frozen():
         yield
 
 
@@ -222,7 +279,9 @@ def noise_on(module: Regulated) -> Iterator[None]:
     Blocks of several threads may overlap: the noise is on until the last of them ends. A native dropout that was left to torch
     (``own_dropout="keep"``) still follows its module's mode. Raises GraphRegError for a module that draws no noise.
     """
-    with handle_of(module).noise_on():
+    session = session_of(module)
+    session.require_draws()
+    with session.noise_switched(on=True):
         yield
 
 
@@ -239,7 +298,7 @@ def noise_off(module: Regulated) -> Iterator[None]:
     blocks of several threads, the one that was entered last. The block has no effect on a module that draws nothing, has no schedule, and
     has no penalty with a state.
     """
-    with handle_of(module).noise_off():
+    with session_of(module).noise_switched(on=False):
         yield
 
 
@@ -253,5 +312,22 @@ def penalties_off(module: Regulated) -> Iterator[None]:
 
     The block has no effect on a module that has no penalty. Of blocks of several threads, the penalties are off until the last ends.
     """
-    with handle_of(module).penalties_off():
+    with session_of(module).penalties_off():
         yield
+
+
+def _warn_unfrozen(module: Regulated) -> None:
+    """Warn, once for each module, of the native dropouts that draw from torch's generator."""
+    if not (roots := roots_of(module)):
+        return
+    rules = rules_of(roots[0])
+    known = key if (key := rules._modules.get("key")) is not None else rules
+    if known not in _unfrozen:  # native_draws searches all graphs, so it is called once
+        _unfrozen[known] = native_draws(roots[0])
+    names = [each.site.name for each in _unfrozen[known] if each.when == "always" or roots[0].get_submodule(each.path).training]
+    if names:
+        _unfrozen[known] = ()
+        log.warning(
+            "frozen_noise does not freeze %s: torch draws it, not graphreg. With own_dropout='seeded', graphreg draws what it can.",
+            listed(names, 3),
+        )

@@ -1,0 +1,105 @@
+"""Warns at a call of a rewritten module about changes of the model that the module does not follow: hooks, and flags such as checkpointing.
+
+The graph contains the operations of the modules that it opens, as the model's code did them when it was traced. So it runs no hook that is
+registered on such a module later, and its code does not read such a module's flags again: ``gradient_checkpointing_enable()`` of
+transformers, and ``set_grad_checkpointing()`` of timm, set flags. A model that is regularized in place follows them, or refuses the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import getattr_static, unwrap
+from types import CodeType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from graphreg.blocks import opened
+from graphreg.errors import listed, warn
+from graphreg.ir import state_of
+from graphreg.torch_internals import CALL_HOOKS, modules_by_path, own_hooks
+
+
+class UnseenChanges:
+    """Which modules that a graph opens had no hooks when the module was made, and the flags that their code may read.
+
+    Attributes:
+        hooks: The empty dicts of hooks.
+        flags: The namespace, name and value of each flag.
+        paths: The paths of the modules, by the ids of these dicts and namespaces.
+    """
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        """Look at a rewritten module. Without one, the record is empty, as in a copy; a copied module makes a record of its own."""
+        self.hooks: list[dict[int, Any]] = []
+        self.flags: list[tuple[dict[str, Any], str, bool]] = []
+        self.paths: dict[int, str] = {}
+        if module is None or (state := state_of(module)) is None:
+            return
+        ours, models = modules_by_path(module), modules_by_path(state.root[0] if state.root else module)
+        inside = opened(state.graphs.values(), models.keys())
+        for path in inside.intersection(ours).difference(state.blocks):
+            for name in CALL_HOOKS:
+                if not (hooks := vars(ours[path])[name]):
+                    self.hooks.append(hooks)
+                    self.paths[id(hooks)] = path
+        for path in ("", *inside):
+            space, kind = vars(models[path]), type(models[path])
+            values = {name: space.get(name, getattr_static(kind, name, None)) for name in _names_read(kind)}
+            self.flags += [(space, name, value) for name, value in values.items() if type(value) is bool]
+            self.paths[id(space)] = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnseenChanges, ()
+
+    def look(self) -> None:
+        """Warn about each change since the last look. This runs at each call, so it compares, and does no more if nothing has changed."""
+        if any(self.hooks):
+            self._look_at_hooks()
+        for space, name, value in self.flags:
+            if space.get(name, value) is not value:
+                self._look_at_flags()
+                break
+
+    def _look_at_hooks(self) -> None:
+        hooked = [hooks for hooks in self.hooks if own_hooks(hooks)]
+        self.hooks = [hooks for hooks in self.hooks if not hooks]
+        if paths := list(dict.fromkeys(self.paths[id(hooks)] for hooks in hooked)):
+            warn(
+                f"{listed(paths, 3)} got a hook after graphreg.regularize, and the hook does not run when the regularized module is "
+                f"called: its graph contains the operations of {paths[0]}, and does not call it. Make such modules blocks that are called: "
+                f"graphreg.regularize(model, ..., blocks={paths[0]!r}); or register the hook on a layer that the graph calls, such as an "
+                "nn.Linear."
+            )
+
+    def _look_at_flags(self) -> None:
+        changed = [(space, name, value) for space, name, value in self.flags if space.get(name, value) is not value]
+        self.flags = [(space, name, space.get(name, value)) for space, name, value in self.flags]
+        said = [f"{self.paths[id(space)]}.{name}".lstrip(".") for space, name, _ in changed]
+        warn(
+            f"{listed(said, 3)} changed after graphreg.regularize, and the regularized module does not follow: it runs the operations that "
+            f"the model had with {changed[0][1]}={changed[0][2]}. Change it before graphreg.regularize, or use graphreg.regularize_, whose "
+            "models follow at the next call."
+        )
+
+
+_read: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def _names_read(kind: type) -> frozenset[str]:
+    """Return the names that the code of a class mentions, without the code of ``nn.Module``."""
+    if kind not in _read:
+        members = [member for base in kind.__mro__ if base not in (nn.Module, object) for member in vars(base).values()]
+        _read[kind] = frozenset(name for member in members for code in _codes(member) for name in code.co_names) - {"training"}
+    return _read[kind]
+
+
+def _codes(member: Any) -> Iterator[CodeType]:
+    """Yield the code of a member of a class: of a function, also inside decorators, and of functions that it defines."""
+    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    functions = (member, unwrap(member) if callable(member) else member)
+    found = [code for each in functions if isinstance(code := getattr(each, "__code__", None), CodeType)]
+    while found:
+        yield (code := found.pop())
+        found += [each for each in code.co_consts if isinstance(each, CodeType)]

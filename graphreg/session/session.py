@@ -1,0 +1,321 @@
+"""``Session``: how strongly a regularized model is regularized now, what it draws next, what is switched off, and what is saved.
+
+A rewritten module, a stage, a model in place and a backend each have one. What they do with it differs: they are its *readers*. A session
+tells each reader when a strength has changed, or noise or penalties have been switched.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, warn
+from graphreg.ir import Missing
+from graphreg.planning import OWN_DROPOUT, OwnDropout, Plan
+from graphreg.regularizer import Regularizer
+from graphreg.runtime import Asked, AttachRule, ClockRule, Drawing, RankMesh, Rules, State, check_scale
+from graphreg.schedules import Schedule
+from graphreg.session.saved import checked_state, clock_of_state, written_state
+from graphreg.session.streams import CallClock, Streams
+from graphreg.session.strengths import Row, no_row, table
+from graphreg.session.switches import Switches
+from graphreg.torch_internals import Changes
+
+NO_GRAPH = (
+    "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it once in train mode, or "
+    "give graphreg.regularize_ example_inputs."
+)
+
+
+class Reader(Protocol):
+    """What acts by a session: the runtime modules of a graph, a model in place, a backend."""
+
+    def strength_changed(self, row: Row) -> None: ...
+
+    def switched(self, session: Session) -> None: ...
+
+
+@dataclass(frozen=True)
+class StrengthBuffers:
+    """Where the strengths of one regularizer are in a module, for ``torch.func.functional_call``.
+
+    Attributes:
+        names: The names of the buffers, each a tensor [elements], all with the same content.
+        sites: The site of each element; ``("",)`` if one element is the strength at all sites.
+        absolute: Whether an element is the strength itself, and no ratio; always True.
+    """
+
+    names: tuple[str, ...]
+    sites: tuple[str, ...]
+    absolute: bool = True
+
+
+class Session:
+    """The state of one regularized model that users read and change while it trains.
+
+    Attributes:
+        strengths: The table of strengths, by regularizer.
+        streams: The streams of the noise.
+        clock: Counts the calls in train mode; None if no strength has a schedule.
+        states: What regularizers keep from call to call, by name.
+        noise: The open blocks of ``noise_on`` and ``noise_off``.
+        penalties: The open blocks of ``penalties_off``.
+        readers: What acts by the session.
+        complete: Whether the sites are known, so that a selector of ``set_strength`` must match one.
+        may_draw: Whether a graph may come that draws noise.
+        native: Names by which users may look for the rates of native dropout that the plan changes.
+        asked: The arguments that the host was made with; a recipe consists of them.
+        attaches: Whether penalties attach.
+        scale: The scale of attached penalties, as it was given.
+    """
+
+    asked: Asked | None = None
+
+    def __init__(
+        self, regularizers: Mapping[str, Regularizer], streams: Streams, own_dropout: OwnDropout = "keep",
+        clock: ClockRule | CallClock | None = None,
+    ) -> None:  # fmt: skip
+        self.strengths = table(regularizers, own_dropout)
+        self.streams, self.clock = streams, clock
+        self.states: dict[str, State] = {}
+        self.noise, self.penalties = Switches(), Switches()
+        self.readers: list[Reader] = []
+        self.complete, self.may_draw = False, False
+        self.native: frozenset[str] = frozenset()
+        self.attaches = False
+        self.scale: Any = None
+
+    # Strengths
+
+    def strength(self, name: str) -> Row:
+        """Return the row of a regularizer; raise NoMatchError if no strength has this name, which may be anything, not only a string."""
+        if isinstance(name, str) and name in self.strengths:
+            return self.strengths[name]
+        hint = (
+            " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate}). If it is a schedule, "
+            f"set_strength(module, {OWN_DROPOUT!r}, ...) changes it."
+        )
+        raise no_row(name, self.strengths, hint if name in self.native else "")
+
+    def now(self) -> int:
+        """Return the number of the call in train mode whose strengths count now."""
+        return 0 if self.clock is None else self.clock.present_call()
+
+    def values(self) -> dict[str, float]:
+        """Return the present strengths by regularizer name: of those at its sites, that which is furthest from 0."""
+        call = self.now()
+        return {name: row.furthest(call) for name, row in self.strengths.items()}
+
+    def values_by_site(self) -> dict[str, dict[str, float]]:
+        """Return the present strengths by regularizer name and site, without those of formulas that take all sites at once."""
+        call = self.now()
+        return {name: sites for name, row in self.strengths.items() if (sites := row.numbers(call))}
+
+    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
+        """Change a regularizer's strength: see ``graphreg.set_strength``."""
+        row = self.strength(name)
+        if isinstance(value, Mapping):
+            row.require_by_site()
+            row.set({selector: self._checked(row, each) for selector, each in value.items()}, not self.complete)
+        else:
+            row.set_all(self._checked(row, value))
+        self._tell(row)
+
+    def changed_strengths(self) -> dict[str, dict[str, float]]:
+        """Return the strengths that were set since the host was made, by regularizer and site; ``OWN`` means all other sites."""
+        return {name: changed for name, row in self.strengths.items() if (changed := row.changed())}
+
+    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
+        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
+        checked = {
+            name: {site: self._checked(row, value) for site, value in changed.get(name, {}).items()} for name, row in self.strengths.items()
+        }
+        for name, row in self.strengths.items():
+            if row.changed() != checked[name]:
+                row.restore(checked[name])
+                self._tell(row)
+
+    def _checked(self, row: Row, value: float) -> float:
+        """Return a new strength as a float, or a schedule; raise RegularizerError if it is out of range, or cannot be set."""
+        checked, name = row.checked(value), row.name
+        if isinstance(checked, Schedule):
+            if self.clock is None or not self.clock.takes(name):
+                raise RegularizerError(
+                    f"{name}: {checked!r} is not allowed, because {name} was given a number and has no clock. Give the schedule to "
+                    "regularize."
+                )
+            if len(checked.pieces) > self.clock.room:
+                raise RegularizerError(
+                    f"{name}: {checked!r} has {len(checked.pieces)} pieces, and there is room for {self.clock.room}, those of the longest "
+                    "schedule that the module was made with. Give a shorter one, or give it to regularize."
+                )
+        return checked
+
+    def _tell(self, row: Row) -> None:
+        if isinstance(self.clock, ClockRule):
+            self.clock.set(row.name, lambda element: row.at(element.site, element.planned) if element.site else row.others)
+        for reader in self.readers:
+            reader.strength_changed(row)
+
+    def learn(self, plan: Plan) -> None:
+        """Take the sites of a plan."""
+        for name, row in self.strengths.items():
+            row.learn(plan.strength_sites(name), plan.planned_strengths(name))
+        self.native |= {edit.dropout.site.name for edit in plan.native_dropout} | ({OWN_DROPOUT} if plan.native_dropout else set())
+
+    def settle(self, missing: Missing, text: Callable[[Row, str], str]) -> None:
+        """From now on, a selector of ``set_strength`` must match a site. Do as ``missing`` says for those that waited in vain.
+
+        ``text``: makes the text of the error of such a selector in a row.
+        """
+        for row in self.strengths.values():
+            for selector in row.lost():
+                if missing == "error":
+                    raise NoMatchError(text(row, selector))
+                if missing == "warn":
+                    warn(f"set_strength: {row.no_site(selector)}")
+        self.complete = True
+
+    @contextmanager
+    def unchanged_unless_done(self) -> Iterator[None]:
+        """If the with-block, which traces the model, raises: forget the sites that it has found, for the next trace may have others."""
+        before = {row: {name: copy.copy(value) for name, value in vars(row).items()} for row in self.strengths.values()}
+        complete, native = self.complete, self.native
+        try:
+            yield
+        except BaseException:
+            for row, was in before.items():
+                vars(row).update(was)
+            self.complete, self.native = complete, native
+            raise
+
+    # Attached penalties
+
+    def set_scale(self, scale: Any) -> None:
+        """Set the scale of attached penalties: a number, a 0-d tensor, a GradScaler, a function, a ``CallScale``, or None for 1."""
+        check_scale(scale)
+        self.scale = scale
+        for rules in self._graphs():
+            if isinstance(attach := rules._modules.get("attach"), AttachRule):
+                attach.scale = scale
+
+    def _graphs(self) -> list[Rules]:
+        return [reader for reader in self.readers if isinstance(reader, Rules)]
+
+    # What is saved
+
+    def saved(self) -> dict[str, Any]:
+        """Return the state of the noise: see ``graphreg.rng_state``."""
+        clock = self.clock.call() if self.clock is not None and self._saves_clock else None
+        state = {name: state.saved() for name, state in self._saved_states().items()}
+        return written_state(self.streams.form, self.streams.alike, state, clock, **self.streams.saved())
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Resume the noise at a saved state: see ``graphreg.set_rng_state``. If it does not fit, raise an error and change nothing."""
+        checked = checked_state(state, self.streams.form)
+        self.streams.check(checked)
+        call = clock_of_state(checked, self._saves_clock)
+        states, saved = self._saved_states(), checked.get("state", {})
+        if other := sorted(states.keys() ^ saved.keys()):
+            raise RegularizerError(
+                f"the state belongs to another module: only the state or only the module has tensors of {listed(other, 3)}. Build the "
+                "module as for the run that saved the state."
+            )
+        for name, each in states.items():
+            each.check(saved[name])
+        for name, each in states.items():
+            each.load(saved[name])
+        if call is not None and self.clock is not None:
+            self.clock.seek(call)
+        self.streams.load(checked)
+
+    @property
+    def _saves_clock(self) -> bool:
+        """Whether a strength has a schedule, or had one when the host was made."""
+        if self.clock is None or isinstance(self.clock, ClockRule):
+            return self.clock is not None
+        return any(row.is_scheduled or isinstance(row.own, Schedule) for row in self.strengths.values())
+
+    def _saved_states(self) -> dict[str, State]:
+        """Return the states that are saved. The others consist of parameters alone, and are in ``state_dict``."""
+        return {name: state for name, state in self.states.items() if state.is_saved}
+
+    def reset_state(self, names: Sequence[str], parameters: Mapping[str, Tensor]) -> None:
+        """Reset the states that regularizers keep: see ``graphreg.reset_state``. ``parameters``: those of the model, by name."""
+        for name in names:
+            if name not in self.states:
+                raise NoMatchError(f"no regularizer that keeps a state is named {name!r}. Names: {', '.join(self.states) or 'none'}.")
+        for name in names or self.states:
+            self.states[name].reset(parameters)
+
+    # Noise
+
+    def require_draws(self) -> None:
+        """Raise GraphRegError if the model draws no noise."""
+        if not self.may_draw and not self.streams.draws:
+            raise GraphRegError(
+                "this module draws no noise: it has no splice, so there is no noise to keep on, to sample, or to share between ranks. "
+                "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
+            )
+
+    def set_ranks(self, ranks: Any, roots: Sequence[nn.Module]) -> None:
+        """Choose whether ranks draw different masks: see ``graphreg.set_ranks``.
+
+        ``ranks``: ``"differ"``, ``"same"`` or a ``RankMesh``; ``roots``: the rewritten modules whose graphs run.
+        """
+        found = {rule: cuts for root in roots for rule, cuts in ranks.cuts(root).items()} if isinstance(ranks, RankMesh) else {}
+        self.streams.set_ranks(ranks)
+        for child in (child for rules in self._graphs() for child in rules.children()):
+            if isinstance(child, Drawing):
+                child.cuts = found.get(child, ())
+
+    def counters(self) -> list[Any]:
+        """Return what counts calls: those that draw, and those in train mode."""
+        return self.streams.counters() + ([] if self.clock is None else [self.clock])
+
+    @property
+    def noise_is_frozen(self) -> bool:
+        """Whether a block of ``frozen_noise`` is open."""
+        return any(counter.is_frozen for counter in self.streams.counters())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Draw the same masks in every call of the block: see ``graphreg.frozen_noise``."""
+        block = object()
+        with Changes() as changes, changes:
+            for counter in self.counters():
+                changes.later(partial(counter.release, block))
+                counter.freeze(block)
+            yield
+
+    def noise_switched(self, on: bool) -> AbstractContextManager[None]:
+        """Switch the noise on in all modes, or off, in a block: see ``graphreg.noise_on`` and ``graphreg.noise_off``."""
+        return self.noise.block(on, self._switched)
+
+    def penalties_off(self) -> AbstractContextManager[None]:
+        """Let no penalty act in a block: see ``graphreg.penalties_off``."""
+        return self.penalties.block(False, self._switched)
+
+    def _switched(self) -> None:
+        for reader in self.readers:
+            reader.switched(self)
+        for counter in self.counters():
+            counter.settle()
+
+    def join(self, reader: Reader) -> None:
+        """Let a reader act by the session from now on."""
+        self.readers.append(reader)
+        reader.switched(self)
+
+    def asked_now(self) -> Asked:
+        """Return the arguments with which a host of the same kind would be made, with the present seeds."""
+        if self.asked is None:
+            raise GraphRegError(NO_GRAPH)
+        return dataclasses.replace(self.asked, seeds=dict(self.streams.seeds))

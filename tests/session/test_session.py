@@ -1,0 +1,146 @@
+"""One session: what is set, saved and switched means the same to a module, a model in place and a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+import graphreg
+from graphreg import GraphRegError, schedules
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+SITES = ("1", "3")
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def as_module(**options: Any) -> tuple[Any, Callable[[], Any]]:
+    module = graphreg.regularize(net(), **options)
+    return module, lambda: module(X)
+
+
+def in_place(**options: Any) -> tuple[Any, Callable[[], Any]]:
+    model = graphreg.regularize_(net(), example_inputs=X, penalties="return", **options)
+    return model, lambda: model(X)
+
+
+def by_backend(**options: Any) -> tuple[Any, Callable[[], Any]]:
+    torch._dynamo.reset()
+    backend = graphreg.backend(inner="eager", **options)
+    run = torch.compile(net(), backend=backend)
+
+    def call() -> Any:
+        output = run(X)
+        return output, backend.penalties()
+
+    with graphreg.frozen_noise(backend):  # the first call captures the graph
+        call()
+    state = graphreg.rng_state(backend) | {"calls": {}}
+    graphreg.set_rng_state(backend, state | {"clock": 0} if "clock" in state else state)
+    return backend, call
+
+
+HOSTS = {"module": as_module, "in place": in_place, "backend": by_backend}
+number = st.sampled_from([0.0, 0.1, 0.25, 0.5])
+step = st.one_of(number, st.dictionaries(st.sampled_from([*SITES, "*", "**@ReLU"]), number, min_size=1, max_size=2))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["hidden_dropout", "hidden_l1"]), step), min_size=1, max_size=3))
+@settings(max_examples=8, deadline=None)
+def test_what_is_set_means_the_same_to_each_host(steps: list[tuple[str, Any]]) -> None:
+    found = []
+    for make in HOSTS.values():
+        host, call = make(hidden_dropout=0.3, hidden_l1=0.2, rng=0)
+        for name, value in steps:
+            graphreg.set_strength(host, name, value)
+        output, penalties = call()
+        found.append((graphreg.strengths(host), graphreg.site_strengths(host), output.detach(), penalties["hidden_l1"].item()))
+        assert found[-1][:2] == found[0][:2]
+        assert torch.equal(found[-1][2], found[0][2]) and found[-1][3] == pytest.approx(found[0][3], rel=1e-6)
+        changed = graphreg.recipe(host).get("strengths", {})
+        assert set(changed) == {name for name, _ in steps}
+
+
+def test_schedules_switches_and_frozen_noise_mean_the_same() -> None:
+    options = {"hidden_dropout": schedules.linear(0, 0.5, 4), "hidden_l1": 0.2, "rng": 0}
+    found: dict[str, list[Any]] = {}
+    for name, make in HOSTS.items():
+        host, call = make(**options)
+        seen = found.setdefault(name, [])
+        for _ in range(2):
+            seen.append(call()[0])
+        with graphreg.frozen_noise(host):
+            seen += [call()[0], call()[0]]
+        with graphreg.noise_off(host):
+            seen.append(call()[0])
+        with graphreg.penalties_off(host):
+            output, penalties = call()
+            seen += [output, penalties["hidden_l1"]]
+        seen.append(torch.tensor(graphreg.strengths(host)["hidden_dropout"]))
+        seen.append(torch.tensor(graphreg.rng_state(host)["clock"]))
+    for seen in found.values():
+        for ours, theirs in zip(seen, found["module"], strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert torch.equal(found["module"][2], found["module"][3]) and not torch.equal(found["module"][1], found["module"][2])
+
+
+def lent(module: Any, strengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``functional_call`` gets to run a module with other strengths."""
+    records = graphreg.strength_buffers(module)
+    return {name: strengths[regularizer] for regularizer in strengths for name in records[regularizer].names}
+
+
+@pytest.mark.parametrize("blocks", [None, "[13]"], ids=["flat", "blocks"])
+def test_strength_buffers_are_what_a_call_reads(blocks: str | None) -> None:
+    """By the strengths that ``set_strength`` sets, in another module of the same seed."""
+    module = graphreg.regularize(net(), hidden_dropout=0.3, hidden_l1=0.2, weight_l2=0.1, rng=0, blocks=blocks)
+    other = graphreg.regularize(net(), hidden_dropout=0.3, hidden_l1=0.2, weight_l2=0.1, rng=0)
+    records = graphreg.strength_buffers(module)
+    assert {name: record.sites for name, record in records.items()} == {
+        "hidden_dropout": SITES, "hidden_l1": SITES, "weight_l2": ("0.weight", "2.weight", "4.weight"),
+    }  # fmt: skip
+    assert all(record.absolute and len(record.names) >= 1 for record in records.values())
+    given = {"hidden_dropout": torch.tensor([0.5, 0.0]), "hidden_l1": torch.tensor([0.0, 0.7]), "weight_l2": torch.tensor([0.1, 0.2, 0.3])}
+    for name, values in given.items():
+        graphreg.set_strength(other, name, dict(zip(records[name].sites, values.tolist(), strict=True)))
+    (output, penalties), expected = functional_call(module, lent(module, given), (X,)), other(X)
+    assert torch.equal(output, expected.output)
+    torch.testing.assert_close(penalties, expected.penalties)
+    assert graphreg.strengths(module) == {"hidden_dropout": 0.3, "hidden_l1": 0.2, "weight_l2": 0.1}
+
+
+def test_many_strengths_at_once() -> None:
+    module = graphreg.regularize(net(), hidden_l1=0.2, weight_l2=0.1)
+    many = {"hidden_l1": torch.rand(5, 2), "weight_l2": torch.rand(5, 3)}
+    at_once = vmap(lambda strengths: functional_call(module, lent(module, strengths), (X,)).penalties)(many)
+    for i in range(5):
+        alone = functional_call(module, lent(module, {name: values[i] for name, values in many.items()}), (X,)).penalties
+        torch.testing.assert_close({name: values[i] for name, values in at_once.items()}, alone)
+
+
+def test_a_derivative_by_a_strength_is_that_of_its_site() -> None:
+    """Of equal strengths, too: the penalty is 0.1 times the mean of two means, so each strength has half of a mean."""
+    module = graphreg.regularize(net(), hidden_l1=0.1)
+    strengths = torch.tensor([0.1, 0.1], requires_grad=True)
+    functional_call(module, lent(module, {"hidden_l1": strengths}), (X,)).penalties["hidden_l1"].backward()
+    h = torch.tanh(module.get_submodule("0")(X))
+    relu = torch.relu(module.get_submodule("2")(h))
+    torch.testing.assert_close(strengths.grad, torch.stack([h.abs().mean(), relu.abs().mean()]) / 2)
+
+
+def test_strengths_with_a_schedule_have_no_buffers_and_other_hosts_are_refused() -> None:
+    module = graphreg.regularize(net(), hidden_l1=schedules.linear(0, 1, 3), weight_l2=0.1)
+    assert set(graphreg.strength_buffers(module)) == {"weight_l2"}
+    for host in (graphreg.regularize_(net(), hidden_l1=0.1), graphreg.backend(hidden_l1=0.1)):
+        with pytest.raises(GraphRegError, match=r"strength_buffers is for what graphreg\.regularize returned"):
+            graphreg.strength_buffers(host)
