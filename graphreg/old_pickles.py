@@ -65,5 +65,5 @@ class OldModules:
 def refuse_old_modules(path: list[str]) -> None:
     """Refuse the modules of graphreg 0.1. ``path``: the ``__path__`` of the package, to which their folder is added."""
     folder = f"{path[0]}{os.sep}modules of graphreg 0.1"
-    sys.path_importer_cache[folder] = OldModules()  # type: ignore[assignment]  # Python looks the finder of a folder up here
+    sys.path_importer_cache[folder] = OldModules()  # Python looks the finder of a folder up here
     path.append(folder)

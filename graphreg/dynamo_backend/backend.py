@@ -294,10 +294,10 @@ class Backend(BackendHost, RenamedAttributes):
 
     # what the session tells
 
-    def strength_changed(self, row: Row) -> None:
+    def on_strength_changed(self, row: Row) -> None:
         self._strengths = None
 
-    def switched(self, session: Session) -> None:
+    def on_switched(self, session: Session) -> None:
         """Do nothing: guards and calls ask the session itself."""
 
     def report(self) -> Report:

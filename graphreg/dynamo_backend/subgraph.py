@@ -152,7 +152,7 @@ class Maker:
             raise GraphRegError(shard_measured(*found))
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
-        rules.switched(session)
+        rules.on_switched(session)
         places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
         places |= {name: call.measurers[name].sites for name in weighed}
         emitted = emit(rewritten, gm, plan, weighed)

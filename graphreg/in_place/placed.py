@@ -417,10 +417,10 @@ class Placed(InPlaceHost):
         self.session.restore_strengths(original.session.changed_strengths())
         self.session.load(original.session.saved())
 
-    def strength_changed(self, row: Row) -> None:
+    def on_strength_changed(self, row: Row) -> None:
         self._failed.clear()  # a trace may have failed because a selector matched no site
 
-    def switched(self, session: Session) -> None:
+    def on_switched(self, session: Session) -> None:
         self.in_eval = self.options.eval_penalties or session.noise.state is True
 
 

@@ -148,8 +148,8 @@ def no_method(name: str, model: str) -> str:
     """Say, for the error, what to do instead of calling a method that only the model has."""
     if "checkpointing" in name and not name.startswith("is_"):  # such a method sets a flag that the forward read when it was traced
         advice = (
-            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers) then do so "
-            "here, too; a root that checkpoints its blocks (as in timm) is refused. Called now it would change nothing here."
+            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers), and blocks "
+            "that the model checkpoints (as in timm), then do so here, too. Called now it would change nothing here."
         )
     else:
         advice = (

@@ -189,7 +189,10 @@ class Total(RuntimeModule):
         if len(elements) == 1:
             weight = strengths[elements[0]]
         else:
-            weight, shares = _split(_gathered(strengths, [elements[place] for place in places] if places else elements))
+            sites = _gathered(strengths, [elements[place] for place in places] if places else elements)
+            if is_compiling():  # without a common factor, which backward would need, too
+                return self._joined(stacked * sites.to(stacked), of)
+            weight, shares = _split(sites)
             stacked = stacked * shares.to(stacked)
         total = self._joined(stacked, of)
         return weight.to(total.dtype) * total

@@ -159,7 +159,7 @@ class Rules(nn.Module):
             return brought(tensor, device)
         return strengths_on(device, self.session.strengths[name].elements(self.planned_strengths[name]))
 
-    def strength_changed(self, row: Any) -> None:
+    def on_strength_changed(self, row: Any) -> None:
         """Write the strengths of a regularizer in place. ``row``: its row in the session's table."""
         if (tensor := self.strengths.get(row.name)) is not None:
             tensor.copy_(tensor.new_tensor(row.elements(self.planned_strengths[row.name])))
@@ -171,7 +171,7 @@ class Rules(nn.Module):
         for name, element in self.shared_elements.pop(regularizer, {}).items():
             self._modules[name].elements = (element,)  # type: ignore[union-attr]
 
-    def switched(self, session: Any) -> None:
+    def on_switched(self, session: Any) -> None:
         """Let the runtime modules act as the open blocks of ``noise_on``, ``noise_off`` and ``penalties_off`` say."""
         noise, penalties = session.noise.state, session.penalties.state
         for child in self.children():

@@ -1,4 +1,4 @@
-"""Warns at a call of a rewritten module about changes of the model that the module does not follow: hooks, and flags such as checkpointing.
+"""Warns at a call of a rewritten module about changes of the model that the module does not follow: of hooks, and of flags.
 
 The graph contains the operations of the modules that it opens, as the model's code did them when it was traced. So it runs no hook that is
 registered on such a module later, and its code does not read such a module's flags again: ``gradient_checkpointing_enable()`` of
@@ -7,11 +7,7 @@ transformers, and ``set_grad_checkpointing()`` of timm, set flags. A model that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from inspect import getattr_static, unwrap
-from types import CodeType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -22,7 +18,7 @@ from graphreg.torch_internals import CALL_HOOKS, modules_by_path, own_hooks
 
 
 class UnseenChanges:
-    """Which modules that a graph opens had no hooks when the module was made, and the flags that their code may read.
+    """Which modules that a graph opens had no hooks when the module was made, and their public flags.
 
     Attributes:
         hooks: The empty dicts of hooks.
@@ -39,15 +35,14 @@ class UnseenChanges:
             return
         ours, models = modules_by_path(module), modules_by_path(state.root[0] if state.root else module)
         inside = opened(state.graphs.values(), models.keys())
-        for path in inside.intersection(ours).difference(state.blocks):
+        for path in (path for path in ours if path in inside and path not in state.blocks):
             for name in CALL_HOOKS:
                 if not (hooks := vars(ours[path])[name]):
                     self.hooks.append(hooks)
                     self.paths[id(hooks)] = path
-        for path in ("", *inside):
-            space, kind = vars(models[path]), type(models[path])
-            values = {name: space.get(name, getattr_static(kind, name, None)) for name in _names_read(kind)}
-            self.flags += [(space, name, value) for name, value in values.items() if type(value) is bool]
+        for path in (path for path in models if not path or path in inside):
+            space = vars(models[path])
+            self.flags += [(space, name, value) for name, value in (_flags(type(models[path])) | space).items() if _is_flag(name, value)]
             self.paths[id(space)] = path
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,8 +69,8 @@ class UnseenChanges:
             )
 
     def _look_at_flags(self) -> None:
-        changed = [(space, name, value) for space, name, value in self.flags if space.get(name, value) is not value]
-        self.flags = [(space, name, space.get(name, value)) for space, name, value in self.flags]
+        changed = [flag for flag in self.flags if flag[0].get(flag[1], flag[2]) is not flag[2]]
+        self.flags = [flag for flag in self.flags if not any(flag is each for each in changed)]  # said once
         said = [f"{self.paths[id(space)]}.{name}".lstrip(".") for space, name, _ in changed]
         warn(
             f"{listed(said, 3)} changed after graphreg.regularize, and the regularized module does not follow: it runs the operations that "
@@ -84,22 +79,11 @@ class UnseenChanges:
         )
 
 
-_read: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+def _flags(kind: type) -> dict[str, Any]:
+    """Return the flags of a class, which its objects may replace by flags of their own."""
+    kinds = [each for each in reversed(kind.__mro__) if each not in (nn.Module, object)]
+    return {name: value for each in kinds for name, value in vars(each).items() if _is_flag(name, value)}
 
 
-def _names_read(kind: type) -> frozenset[str]:
-    """Return the names that the code of a class mentions, without the code of ``nn.Module``."""
-    if kind not in _read:
-        members = [member for base in kind.__mro__ if base not in (nn.Module, object) for member in vars(base).values()]
-        _read[kind] = frozenset(name for member in members for code in _codes(member) for name in code.co_names) - {"training"}
-    return _read[kind]
-
-
-def _codes(member: Any) -> Iterator[CodeType]:
-    """Yield the code of a member of a class: of a function, also inside decorators, and of functions that it defines."""
-    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    functions = (member, unwrap(member) if callable(member) else member)
-    found = [code for each in functions if isinstance(code := getattr(each, "__code__", None), CodeType)]
-    while found:
-        yield (code := found.pop())
-        found += [each for each in code.co_consts if isinstance(each, CodeType)]
+def _is_flag(name: str, value: object) -> bool:
+    return type(value) is bool and not name.startswith("_") and name != "training"

@@ -37,9 +37,9 @@ NO_GRAPH = (
 class Reader(Protocol):
     """What acts by a session: the runtime modules of a graph, a model in place, a backend."""
 
-    def strength_changed(self, row: Row) -> None: ...
+    def on_strength_changed(self, row: Row) -> None: ...
 
-    def switched(self, session: Session) -> None: ...
+    def on_switched(self, session: Session) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Session:
         if isinstance(self.clock, ClockRule):
             self.clock.set(row.name, lambda element: row.at(element.site, element.planned) if element.site else row.others)
         for reader in self.readers:
-            reader.strength_changed(row)
+            reader.on_strength_changed(row)
 
     def learn(self, plan: Plan) -> None:
         """Take the sites of a plan."""
@@ -305,14 +305,14 @@ class Session:
 
     def _switched(self) -> None:
         for reader in self.readers:
-            reader.switched(self)
+            reader.on_switched(self)
         for counter in self.counters():
             counter.settle()
 
     def join(self, reader: Reader) -> None:
         """Let a reader act by the session from now on."""
         self.readers.append(reader)
-        reader.switched(self)
+        reader.on_switched(self)
 
     def asked_now(self) -> Asked:
         """Return the arguments with which a host of the same kind would be made, with the present seeds."""

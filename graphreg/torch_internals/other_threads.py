@@ -36,8 +36,9 @@ from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.fx import traces_here
 from graphreg.torch_internals.patching import Changes
 
-STILL = 5.0  # seconds after which a tracing thread that has not moved counts as one that waits
-_COMPILES, _RUNS = 300.0, 0.5  # seconds for which a trace waits for a compilation or trace elsewhere, and for a call of compiled code
+# A thread that waits looks every millisecond. It counts its looks and not the time, which tells nothing on a machine that is busy.
+STILL = 5_000  # looks after which a tracing thread that has not moved counts as one that waits
+_COMPILES, _RUNS = 300_000, 500  # looks for which a trace waits for a compilation or trace elsewhere, and for a call of compiled code
 _PAUSE = 0.001
 _FLAG, _THREADS_FLAG = "_is_fx_tracing_flag", "_is_fx_tracing_tls"  # of all threads up to torch 2.14, of each thread from 2.15 on
 _CONVERSION, _EXPORT = "torch._dynamo.convert_frame", "torch.export._trace"
@@ -62,20 +63,20 @@ class _Threads:
         self.parked: dict[int, int] = {}
         self.let_through: set[int] = set()
 
-    def begin(self, since: float) -> bool:
-        """Begin to trace, if this thread, which waits since then, may do so now; return whether it may."""
-        me, waited = get_ident(), time.monotonic() - since
+    def begin(self, looks: int) -> bool:
+        """Begin to trace, if this thread, which has looked so often, may do so now; return whether it may."""
+        me = get_ident()
         with self.lock:
             if self.tracing is not None:
                 return False
             idle, codes, frames = {me, *self.waiting, *self.parked}, _codes(), sys._current_frames()
             compiles = {thread for thread, frame in frames.items() if _compiles_in(frame, codes)}
             first = [thread for thread in self.waiting if thread in compiles] or list(self.waiting)
-            if first[0] != me or (compiles - idle and waited < _COMPILES):
+            if first[0] != me or (compiles - idle and looks < _COMPILES):
                 return False
             self.depth = int(traces_here())
             _close_calls()
-            if waited < _RUNS and any(_is_in(frame, _begins_call) for thread, frame in sys._current_frames().items() if thread not in idle):
+            if looks < _RUNS and any(_is_in(frame, _begins_call) for thread, frame in sys._current_frames().items() if thread not in idle):
                 _open_calls()
                 return False
             self.tracing = me
@@ -101,15 +102,14 @@ class _Threads:
         if self.tracing is None and _compiles_in(sys._getframe(1), _codes()):  # the trace waits until this thread has finished
             return
         with parked():
-            position, since = None, time.monotonic()
+            before, still = None, 0
             while self.tracing is not None or self.waiting:
-                frame = sys._current_frames().get(self.tracing) if self.tracing is not None else None
-                if frame is None or (now := (id(frame), frame.f_lasti)) != position:
-                    position, since = None if frame is None else now, time.monotonic()
-                elif time.monotonic() - since > STILL:
+                now = _position(self.tracing)
+                still = still + 1 if now is not None and now == before else 0
+                before = now
+                if still > STILL:
                     self.let_through.add(me)
                     return
-                del frame
                 time.sleep(_PAUSE)
 
 
@@ -142,8 +142,9 @@ def alone(changes: Changes) -> None:
         threads.waiting[me] = None
         if _Now.gates is None:
             _close()
-    since = time.monotonic()
-    while not threads.begin(since):
+    looks = 0
+    while not threads.begin(looks):
+        looks += 1
         time.sleep(_PAUSE)
 
 
@@ -174,6 +175,12 @@ def only_here(new: Callable[..., Any], original: Callable[..., Any]) -> Callable
 # What is under way
 
 
+def _position(thread: int | None) -> tuple[int, int] | None:
+    """Return where a thread is; None if there is no such thread."""
+    frame = None if thread is None else sys._current_frames().get(thread)
+    return None if frame is None else (id(frame), frame.f_lasti)
+
+
 def _codes() -> set[CodeType]:
     """Return the code that traces or compiles, of torch.fx, torch.export and Dynamo, as far as they are imported."""
     functions = [inspect.unwrap(fx.Tracer.trace)]
@@ -202,7 +209,7 @@ def is_compiling() -> bool:
 
     The public ``torch.compiler.is_compiling()`` is True in all threads while torch.export, or from torch 2.13 on Dynamo, works in one.
     """
-    return torch.compiler.is_dynamo_compiling() or (_flagged() and _compiles_in(sys._getframe(1), _codes()))
+    return _flagged() and (torch.compiler.is_dynamo_compiling() or _compiles_in(sys._getframe(1), _codes()))
 
 
 _flagged = torch.compiler.is_compiling
@@ -238,7 +245,7 @@ class _ThreadsFlag:
         vars(self)["original"] = original
 
     def __getattr__(self, name: str) -> Any:
-        if _begins_call(sys._getframe(2)):
+        if _begins_call(frame := sys._getframe(2)) or (frame.f_back is not None and _begins_call(frame.f_back)):
             _Now.threads.wait_at_gate()
         return getattr(vars(self)["original"], name)
 
@@ -338,7 +345,7 @@ def _put_trace_back(original: Any, ours: Any) -> None:
     now = vars(fx.Tracer)["trace"]
     if now is not ours and inspect.unwrap(now, stop=lambda each: each is ours) is ours:
         original = sys.modules["torch._dynamo"].disable(original)
-    fx.Tracer.trace = original
+    fx.Tracer.trace = original  # type: ignore[method-assign]
 
 
 def _own_patcher(original: Callable[..., Any]) -> Callable[..., Any]:

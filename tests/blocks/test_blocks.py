@@ -216,4 +216,4 @@ def test_the_page() -> None:
         with redirect_stdout(StringIO()) as printed:
             exec(code, space)
         assert printed.getvalue() == expected
-    assert len(pairs) == 3
+    assert len(pairs) == 4

@@ -126,7 +126,8 @@ def test_a_splice_at_the_result_is_seen(in_place: bool) -> None:
     module = regularized(in_place, hidden_dropout=None, dropout={"inner.part": 0.5})
     seen = seen_by_hooks(module, module, ("inner.part", "inner"))
     results = [each for each in seen if len(each) == 3 and not isinstance(each[2], dict)]  # of the hooks that get arguments and a result
-    inner, part = [values for path, *values in results if path == "inner"], [values[1] for path, *values in results if path == "inner.part"]
+    inner = [values for path, *values in results if path == "inner"]
+    part = [values[1] for path, *values in results if path == "inner.part"]
     assert torch.equal(inner[0][1][0], part[0]) and torch.equal(inner[0][1][2]["twice"], part[0] * 2)
     assert 0.2 < float((part[0] == 0).float().mean()) < 0.9 and torch.equal(inner[1][0][0], part[0])
 

@@ -33,7 +33,7 @@ def bases() -> None:
 
 @canary("a module keeps its hooks", "the front ends and the refusals", "CALL_HOOKS", "STATE_HOOKS", "forward_hooks", "drop_forward_hooks",
         "has_backward_hooks", "has_global_hook", "has_users_global_hook", "put_global_hooks_aside", "own_hooks", "collecting_hooks",
-        "CAPTURING", "FORWARD_HOOKS")  # fmt: skip
+        "CAPTURING", "FORWARD_HOOKS", "has_pre_hooks")  # fmt: skip
 def hooks() -> None:
     module = nn.Linear(1, 1)
     attributes: dict[str, Any] = vars(module)
@@ -43,6 +43,7 @@ def hooks() -> None:
     assert door.forward_hooks(module) == (hook,) and not door.has_backward_hooks(module)
     module.register_forward_pre_hook(hook)
     assert door.forward_hooks(module) == (hook, hook)
+    assert door.has_pre_hooks(module)
     module.register_full_backward_hook(hook)
     assert door.has_backward_hooks(module) and sum(len(attributes[name]) for name in door.CALL_HOOKS) == 3
     collecting: Any = lambda *args: None  # noqa: E731
@@ -61,6 +62,39 @@ def hooks() -> None:
     handle.remove()
     with FlopCounterMode(display=False):
         assert door.has_global_hook() and not door.has_users_global_hook()
+
+
+@canary("a module runs its hooks", "hooks on blocks", "CALL", "plain_call", "call_with_hooks", "has_users_hooks", "hooks_take_keywords",
+        "is_users_hook", "is_machinery")  # fmt: skip
+def calls_with_hooks() -> None:
+    runs: list[list[Any]] = []
+    for own in (False, True):
+        module, ran, x = nn.Identity(), list[Any](), torch.ones(1, requires_grad=True)
+        assert not door.has_users_hooks(module) and not door.hooks_take_keywords(module)
+        module.register_forward_pre_hook(lambda module, args, ran=ran: ran.append(args) or args[0] * 2)
+        added: Any = lambda module, args, kwargs, ran=ran: ran.append(kwargs) or (args, {**kwargs, "a": 1})  # noqa: E731
+        module.register_forward_pre_hook(added, with_kwargs=True)
+        module.register_forward_hook(lambda module, args, output, ran=ran: ran.append((args, output)) or output * 3)
+        module.register_forward_hook(lambda module, args, kwargs, output, ran=ran: ran.append((kwargs, output)), with_kwargs=True)
+        module.register_full_backward_hook(lambda module, inputs, outputs, ran=ran: ran.append((inputs, outputs)))
+        module.register_full_backward_pre_hook(lambda module, outputs, ran=ran: ran.append(outputs))
+        assert door.has_users_hooks(module) and door.hooks_take_keywords(module)
+        machinery: Any = lambda *args, ran=ran: ran.append("machinery")  # noqa: E731
+        machinery.__module__ = "torch.distributed.fsdp.of_a_test"
+        assert door.is_machinery(machinery) and not door.is_users_hook(machinery)
+        module.forward = lambda x, **kwargs: x + len(kwargs)  # type: ignore[method-assign]
+        if own:
+            module.register_forward_hook(machinery)
+            run: Any = lambda args, kwargs, module=module: module.forward(*args, **kwargs)  # noqa: E731
+            output = door.call_with_hooks(module, door.is_users_hook, run, (x,), {})
+        else:
+            output = door.plain_call(module, x)
+        output.sum().backward()
+        runs.append([output, *ran, x.grad])
+    assert repr(runs[0]) == repr(runs[1]) and float(runs[0][-1]) == 6
+    module = nn.Identity()
+    setattr(module, door.CALL, lambda *args: "called")
+    assert module(1) == "called"
 
 
 @canary("a module keeps hooks of its own", "blocks, which share everything except hooks with the model's modules", "renew_hooks")

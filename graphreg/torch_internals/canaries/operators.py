@@ -157,7 +157,7 @@ def tracers() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
-        torch.jit.trace(note, torch.ones(2), check_trace=False)
+        cast(Any, torch.jit.trace)(note, torch.ones(2), check_trace=False)
     torch.export.export(Notes(), (torch.ones(2),))
     make_fx(note)(torch.ones(2))
     torch.vmap(note)(torch.ones(2))

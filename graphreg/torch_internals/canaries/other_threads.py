@@ -5,6 +5,7 @@ In each ``@canary``, the first text completes "torch changed how …", the secon
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def under_way() -> None:
     kinds = list[bool]()
 
     def note(*args: Any) -> Any:
-        frame = other_threads.sys._getframe()
+        frame = sys._getframe()
         kinds.append(other_threads._compiles_in(frame, other_threads._codes()))
         return args[0]
 
@@ -74,7 +75,7 @@ def under_way() -> None:
 
     @door.disable()
     def called(x: Tensor) -> Tensor:
-        calls.append(other_threads._is_in(other_threads.sys._getframe(), other_threads._begins_call))
+        calls.append(other_threads._is_in(sys._getframe(), other_threads._begins_call))
         return x
 
     torch.compile(lambda x: called(x + 1), backend="eager")(torch.ones(1))
@@ -87,7 +88,7 @@ def averages() -> None:
     found = list[Any]()
 
     class Noting(nn.BatchNorm1d):
-        def named_modules(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:
             found.append(door.update_that_lists())
             return super().named_modules(*args, **kwargs)
 
