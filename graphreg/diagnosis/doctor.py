@@ -17,7 +17,7 @@ from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime import Drawing, clock_of, key_of
+from graphreg.runtime import DrawingRule, clock_of, key_of
 from graphreg.session import native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
@@ -66,7 +66,7 @@ def doctor(
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
     key = key_of(rules)
-    drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))
+    drawing = tuple(child.site for child in rules.children() if isinstance(child, DrawingRule))
     device = _device(inner)
     with _line(sys.stderr.isatty() if progress is None else progress) as show:
         findings, right = _run_experiments(Bench(backend, device, show), native, drawing if key is not None else None)

@@ -13,7 +13,7 @@ from torch import nn
 
 from graphreg.planning import OwnDropout
 from graphreg.regularizer import Regularizer
-from graphreg.runtime import CLOCK, ClockRule, Element, Rules, State, StateHoldingTotal
+from graphreg.runtime import CLOCK, ClockRule, Rules, ScheduledElement, State, StateHoldingTotal
 from graphreg.session import OWN, GrowingStreams, Session
 
 
@@ -37,7 +37,7 @@ class SharedSession(Session):
         self.home = Rules()
         self.home.session = self
         self.home.add_module("key", streams.key)
-        if scheduled := {Element(name, OWN, row.own): row.own for name, row in self.strengths.items() if row.has_clock}:
+        if scheduled := {ScheduledElement(name, OWN, row.own): row.own for name, row in self.strengths.items() if row.has_clock}:
             self.clock = ClockRule(scheduled, device)
             self.home.add_module(CLOCK, self.clock)
         for name, regularizer in regularizers.items():
