@@ -201,7 +201,7 @@ def test_an_argument_that_no_graph_has() -> None:
         model(X)
     assert_same(module.seen, plain.seen)
     module.inner.register_forward_hook(lambda block, args, kwargs, output: None, with_kwargs=True)
-    with pytest.raises(GraphRegError, match=r"'inner' would get a Holder, which the emitted code does not have there\. Register the hook on"):
+    with pytest.raises(GraphRegError, match=r"'inner' would get a Holder, which the emitted code does not have there\. Register"):
         module(X)
 
 

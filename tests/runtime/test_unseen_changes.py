@@ -1,4 +1,4 @@
-"""Changes of the model that a regularized module does not follow are said at its next call: checkpointing of the libraries, flags, hooks."""
+"""Changes of the model that a module does not follow are said at its next call: checkpointing of the libraries, flags, hooks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def call(module: Any, x: Any) -> Any:
 @pytest.mark.parametrize(
     ("made", "switch", "message"),
     [
-        (vit, "set_grad_checkpointing", r"grad_checkpointing changed after .*with grad_checkpointing=False\. Change it before .*regularize_"),
+        (vit, "set_grad_checkpointing", r"grad_checkpointing changed after .*grad_checkpointing=False\. Change it before .*regularize_"),
         (bert, "gradient_checkpointing_enable", r"gradient_checkpointing, encoder\.layer\.0\.gradient_checkpointing changed after"),
     ],
 )

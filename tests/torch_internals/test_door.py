@@ -38,7 +38,6 @@ ALLOWED = {
 STACK_READERS = {
     "graphreg/dynamo_backend/capture_place.py": "the name of the code of a decorated forward, which Dynamo captures first",
     "graphreg/errors.py": "the first caller outside graphreg, for the line that a warning names",
-    "graphreg/runtime/unseen_changes.py": "the names that the code of a class mentions, which are flags that it may read",
     "graphreg/tracing/reads.py": "whether it is the model's code that reads an attribute",
     "graphreg/in_place/fingerprint.py": "the variables of the functions around the model's, and the file of a function",
     "graphreg/ir/contents.py": "whether it is the model's code that asks",
