@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import graphreg
 from graphreg import GraphRegError, TraceError
 from graphreg.dynamo_backend import capture
-from graphreg.runtime import rules_of
+from graphreg.session import rules_of
 from graphreg.tracing import Traced
 
 tracing = sys.modules["graphreg.tracing.trace"]  # the file, whose name in the package is that of the function
