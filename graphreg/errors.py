@@ -1,6 +1,7 @@
 """Defines graphreg's exceptions, and functions that make parts of their messages, such as suggestions and short texts for values.
 
-The message of an error names the value that was given, the values that are allowed, and the next step for the user.
+The message of an error names the value that was given, the values that are allowed, and the next
+step for the user.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class RegularizerError(GraphRegError, ValueError):
 class RandomnessError(GraphRegError, RuntimeError):
     """Noise is drawn where it is not known which mask to draw, such as under ``torch.vmap`` with ``randomness="error"``.
 
-    With this option, the caller of ``torch.vmap`` has not said whether all rows share one mask. This exception is also a RuntimeError,
-    because torch raises a RuntimeError for its own random operations in the same place.
+    With this option, the caller of ``torch.vmap`` has not said whether all rows share one mask.
+    This exception is also a RuntimeError, because torch raises a RuntimeError for its own random
+    operations in the same place.
     """
 
 
@@ -72,9 +74,11 @@ def shown(value: object) -> str:
 def number_of(value: Any) -> float | None:
     """Return a finite real number as a float, also from a 0-d tensor or array that does not require grad; None for anything else."""
     if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # item() raises for a tensor on the meta device
+        # item() raises for a tensor on the meta device
+        with contextlib.suppress(RuntimeError, NotImplementedError):
             value = value.item()
-    with contextlib.suppress(OverflowError):  # math.isfinite raises OverflowError for an integer too large for a float
+    # math.isfinite raises OverflowError for an integer too large for a float
+    with contextlib.suppress(OverflowError):
         if isinstance(value, numbers.Real) and math.isfinite(value):
             return float(value)
     return None
@@ -84,7 +88,8 @@ def no_number(what: str, value: Any, cure: str) -> str:
     """Return the error message for a value that is not a finite number.
 
     Args:
-        what: The class and the argument that the value was given for, for example ``"WeightL2: weight"``.
+        what: The class and the argument that the value was given for, for example
+            ``"WeightL2: weight"``.
         value: The value that was given.
         cure: A sentence that says what to write instead.
     """
@@ -143,8 +148,9 @@ def first_line(error: BaseException) -> str:
 def raising(error: GraphRegError) -> Callable[..., Any]:
     """Return a function that raises ``error`` when called.
 
-    graphreg's backend returns this function to Dynamo in place of a compiled graph, so the error is raised when the graph runs. If the
-    backend raised the error itself, Dynamo would wrap it in an error of its own.
+    graphreg's backend returns this function to Dynamo in place of a compiled graph, so the error is
+    raised when the graph runs. If the backend raised the error itself, Dynamo would wrap it in an
+    error of its own.
     """
 
     def run(*values: Any) -> Any:

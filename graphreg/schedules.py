@@ -1,10 +1,12 @@
 """Schedules are strengths that change while a model trains. Give a schedule in place of a number.
 
-    module = graphreg.regularize(model, hidden_dropout=schedules.linear(0, 0.5, 10_000), weight_l2=schedules.cosine(1e-3, 0, 10_000))
+    module = graphreg.regularize(model, hidden_dropout=schedules.linear(0, 0.5, 10_000),
+    weight_l2=schedules.cosine(1e-3, 0, 10_000))
 
-A rewritten module counts its calls in train mode, from 0, and computes its strengths from this count. A call in eval mode or in a block
-of ``noise_on`` or ``noise_off`` does not count. All calls in a block of ``frozen_noise`` count as one. ``rng_state`` saves the count. With
-gradient accumulation over k calls, give ``every=k``, so that a step of the schedule is k calls.
+A rewritten module counts its calls in train mode, from 0, and computes its strengths from this
+count. A call in eval mode or in a block of ``noise_on`` or ``noise_off`` does not count. All calls
+in a block of ``frozen_noise`` count as one. ``rng_state`` saves the count. With gradient
+accumulation over k calls, give ``every=k``, so that a step of the schedule is k calls.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _MOST_STEPS = 2**53  # float64 represents every whole number up to this one exac
 class Piece(NamedTuple):
     """A part of a schedule. The strength goes from ``start`` at step ``begin`` to ``stop`` at step ``begin + steps``, and then stays.
 
-    ``bends``: whether the strength follows half a cosine wave, and not a straight line. The piece ends where the next piece begins.
+    ``bends``: whether the strength follows half a cosine wave, and not a straight line. The piece
+    ends where the next piece begins.
     """
 
     begin: int
@@ -46,13 +49,17 @@ class VaryingStrength(float):
 class Schedule(VaryingStrength):
     """A strength that depends on the number of calls in train mode; ``linear``, ``cosine`` and ``piecewise`` make one.
 
-    A schedule prints as the call that made it. Python arithmetic with a schedule raises an error. Where Python or torch needs a number,
-    as in ``abs`` or in an operation with a tensor, the number is the value of the schedule that is furthest from 0.
+    A schedule prints as the call that made it. Python arithmetic with a schedule raises an error.
+    Where Python or torch needs a number, as in ``abs`` or in an operation with a tensor, the number
+    is the value of the schedule that is furthest from 0.
 
     Attributes:
-        kind: The name of the function that makes the schedule: ``"linear"``, ``"cosine"`` or ``"piecewise"``.
-        values: The first and the last value; for ``piecewise``, all values in the order of their steps.
-        steps: The number of steps from the first value to the last, in a tuple; for ``piecewise``, the step from which on each value holds.
+        kind: The name of the function that makes the schedule: ``"linear"``, ``"cosine"`` or
+            ``"piecewise"``.
+        values: The first and the last value; for ``piecewise``, all values in the order of their
+            steps.
+        steps: The number of steps from the first value to the last, in a tuple; for ``piecewise``,
+            the step from which on each value holds.
         every: The number of calls in train mode that are one step.
     """
 
@@ -116,7 +123,8 @@ class Schedule(VaryingStrength):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.__getnewargs__() == other.__getnewargs__()
 
-    def __ne__(self, other: object) -> bool:  # without this, float.__ne__ would compare only the numbers
+    # without this, float.__ne__ would compare only the numbers
+    def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
@@ -138,7 +146,8 @@ def linear(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule
         start: The strength in the first call in train mode.
         stop: The strength from step ``steps`` on.
         steps: A whole number, 1 or more.
-        every: The number of calls in train mode that are one step: k for gradient accumulation over k calls.
+        every: The number of calls in train mode that are one step: k for gradient accumulation over
+            k calls.
 
     Raises:
         RegularizerError: An argument is not allowed.
@@ -149,7 +158,8 @@ def linear(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule
 def cosine(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule:
     """Return a strength that goes from ``start`` to ``stop`` in ``steps`` steps, along half a wave of the cosine, and then stays.
 
-    At step t < steps, the strength is start + (stop - start) (1 - cos(pi t / steps)) / 2. It changes slowly at both ends.
+    At step t < steps, the strength is start + (stop - start) (1 - cos(pi t / steps)) / 2. It
+    changes slowly at both ends.
 
     The arguments are those of ``linear``.
 
@@ -163,8 +173,10 @@ def piecewise(values: Mapping[int, float], *, every: int = 1) -> Schedule:
     """Return a strength that changes at given steps: ``piecewise({0: 0.0, 1000: 0.1, 5000: 0.2})``.
 
     Args:
-        values: A dict of steps to strengths. A strength holds from its step until the next step in the dict. One of the steps is 0.
-        every: The number of calls in train mode that are one step: k for gradient accumulation over k calls.
+        values: A dict of steps to strengths. A strength holds from its step until the next step in
+            the dict. One of the steps is 0.
+        every: The number of calls in train mode that are one step: k for gradient accumulation over
+            k calls.
 
     Raises:
         RegularizerError: An argument is not allowed.
@@ -212,7 +224,8 @@ def of_plain(data: Any) -> Schedule | None:
 def combined(first: float, last: float, function: Callable[[float, float], float]) -> float:
     """Apply an affine function to two strengths, numbers or schedules of one form, and return the resulting number or schedule.
 
-    The function is applied to the values of the schedules. Because the function is affine, the result holds at each step.
+    The function is applied to the values of the schedules. Because the function is affine, the
+    result holds at each step.
     """
     model = next((each for each in (first, last) if isinstance(each, Schedule)), None)
     if model is None:

@@ -41,7 +41,7 @@ def outlined(
     Returns:
         Graphs in the form of ``sources``, with calls of the blocks.
     """
-    outliner, emitter = Outliner(root, blocks), _Emitter()
+    outliner, emitter = Outliner(root, blocks), _FunctionMaker()
     variants: dict[str, list[Variant]] = {path: [] for path in blocks}
     prefixes = _prefixes(root, blocks, owner) if owner else {}
     with_checkpoint = functools.cache(checkpointed)  # equal blocks keep equal code
@@ -117,7 +117,7 @@ def checkpointed(code: Callable[..., Any], use_reentrant: bool) -> Callable[...,
     return run
 
 
-class _Emitter:
+class _FunctionMaker:
     """Makes functions from graphs. Graphs with equal code get the same function, so that Dynamo compiles the function once."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from graphreg.blocks.homes import homes
-from graphreg.blocks.shown_call import KEYS, VARIANT, Element, Shape, ShownCall
+from graphreg.blocks.shown_call import KEYS, VARIANT, CallElement, Shape, ShownCall
 from graphreg.errors import TraceError
 from graphreg.ir import (
     COUNTED,
@@ -326,13 +326,13 @@ class _Outlining:
         given: dict[Any, int] = {value: i for i, value in enumerate((*border.reads, *border.attributes))}
         left = {node: i for i, node in enumerate(border.leaves)}
 
-        def element(leaf: Leaf, returned: bool) -> Element:
+        def element(leaf: Leaf, returned: bool) -> CallElement:
             node, target = self._present(leaf), self._read_by(leaf)
             if returned and node in left:
-                return Element(left=left[node])
+                return CallElement(left=left[node])
             if (place := given.get(target or node)) is not None:
-                return Element(given=place, fixed=returned or bool(target))
-            return Element(plain=leaf.plain, kind=leaf.kind or ("a value" if leaf.node or leaf.read else ""))
+                return CallElement(given=place, fixed=returned or bool(target))
+            return CallElement(plain=leaf.plain, kind=leaf.kind or ("a value" if leaf.node or leaf.read else ""))
 
         record = self.records[call]
         inputs, output = (

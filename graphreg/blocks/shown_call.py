@@ -31,7 +31,7 @@ Code = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Element:
+class CallElement:
     """An element of the arguments or of the result of a call in the model.
 
     Attributes:
@@ -53,7 +53,7 @@ class Element:
 class Shape:
     """Nested containers with elements in them: those of the arguments or of the result of a call."""
 
-    elements: tuple[Element, ...]
+    elements: tuple[CallElement, ...]
     structure: pytree.TreeSpec
 
     @classmethod
@@ -71,7 +71,7 @@ class Shape:
         return next((element.kind for element in self.elements if element.kind), "")
 
 
-def _found(element: Element, given: Sequence[Any], left: Sequence[Any]) -> Any:
+def _found(element: CallElement, given: Sequence[Any], left: Sequence[Any]) -> Any:
     if element.left is not None:
         return left[element.left]
     return element.plain if element.given is None else given[element.given]

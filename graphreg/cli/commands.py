@@ -1,6 +1,7 @@
 """Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, and ``doctor``.
 
-``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what it calls.
+``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what
+it calls.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Given:
     Attributes:
         native_dropout: The value of ``--own-dropout``, as ``regularize`` takes it.
         recipe: The recipe, without the regularizers that options replace; None if there is none.
-        nothing: Whether there is no recipe, and no option gives a regularizer or changes native dropout.
+        nothing: Whether there is no recipe, and no option gives a regularizer or changes native
+            dropout.
     """
 
     native_dropout: OwnDropout

@@ -18,8 +18,9 @@ class UsageError(GraphRegError):
 def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) -> str:
     """Return an error's text on one line, with commands in place of Python calls.
 
-    ``model``: the model as it was given on the command line. ``inputs``: whether example inputs were given; if not, and the text asks for
-    ``example_inputs``, the line says which option gives them.
+    ``model``: the model as it was given on the command line. ``inputs``: whether example inputs
+    were given; if not, and the text asks for ``example_inputs``, the line says which option gives
+    them.
     """
     text = " ".join(str(error).split())
     for code, command in COMMANDS_FOR_CODE.items():
@@ -32,7 +33,8 @@ def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) ->
 def raised(error: BaseException, file: str | None = None) -> str:
     """Summarize an error that the user's code raised: ``ValueError: message (net.py, line 3)``.
 
-    The place in parentheses is the last entry for ``file`` in the traceback. It is left out if there is no such entry, or ``file`` is None.
+    The place in parentheses is the last entry for ``file`` in the traceback. It is left out if
+    there is no such entry, or ``file`` is None.
     """
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Loads what a command works on: the model, given as ``module:callable`` or ``file.py:callable``, and its example inputs.
 
-Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote (``--inputs FILE``).
+Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote
+(``--inputs FILE``).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from graphreg.errors import suggestions_text
 def load(text: str, kwargs: str | None) -> nn.Module:
     """Load the model that ``text`` names as ``module:callable`` or ``file.py:callable``.
 
-    The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a ``torch.nn.Module`` itself, it is the model.
+    The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a
+    ``torch.nn.Module`` itself, it is the model.
 
     Raises:
-        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; the import or the call raises an error; or the
-            callable does not return a ``torch.nn.Module``.
+        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; the
+            import or the call raises an error; or the callable does not return a
+            ``torch.nn.Module``.
     """
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
@@ -39,19 +42,23 @@ def load(text: str, kwargs: str | None) -> nn.Module:
         package, _, last = text.rpartition(".")
         example = f"{package}:{last}" if package and last != "py" else f"{text}:build" if last == "py" else "torchvision.models:resnet18"
         raise UsageError(f"{text!r} names no model; write module:callable or file.py:callable, e.g. {example}.")
+
     module = _file(place) if place.endswith(".py") else _module(place)
     target = _attribute(module, place, name)
+
     if isinstance(target, nn.Module):
         if options:
             raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
         return target
     if not callable(target):
         raise UsageError(f"{text} is of type {type(target).__name__}; name a torch.nn.Module, or a callable that returns one.")
+
     try:
         model = target(**options)
     except (Exception, SystemExit) as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UsageError(f"{text} called with ({arguments}) raised {raised(error, module.__file__)}") from error
+
     if not isinstance(model, nn.Module):
         raise UsageError(f"{text} gives something of type {type(model).__name__}; it must give a torch.nn.Module.")
     return model
@@ -75,14 +82,17 @@ def _file(place: str) -> ModuleType:
     if not path.is_file():
         others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
         raise UsageError(f"there is no file {place}.{suggestions_text(place, others, 'Near files')}")
+
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
             return loaded
         raise UsageError(f"{place} has the name of a module that is loaded already, {path.stem}. Rename the file.")
+
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{place} is no file that Python can import.")
+
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
@@ -101,16 +111,13 @@ def _module(name: str) -> ModuleType:
         absent = error.name or ""
         if absent != name and not name.startswith(f"{absent}."):
             raise UsageError(f"importing {name} raised {raised(error)}") from error
-        raise UsageError(f"there is no module {absent}.{suggestions_text(absent, _modules_beside(absent), 'Near modules')}") from None
+        # suggest one of the modules in the same package, or of all top-level modules
+        package = absent.rpartition(".")[0]
+        paths = getattr(sys.modules.get(package), "__path__", None) if package else None
+        beside = [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
+        raise UsageError(f"there is no module {absent}.{suggestions_text(absent, beside, 'Near modules')}") from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} raised {raised(error)}") from error
-
-
-def _modules_beside(name: str) -> list[str]:
-    """Return the names of the modules in the same package, or of all top-level modules, to suggest one of them."""
-    package = name.rpartition(".")[0]
-    paths = getattr(sys.modules.get(package), "__path__", None) if package else None
-    return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
 
 
 def _attribute(module: ModuleType, place: str, name: str) -> Any:
@@ -125,7 +132,9 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
 
 
 GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
-BELOW = 2  # without a bound, integers are 0 or 1, which are valid in a mask and as indices into a table of 2 rows or more
+# without a bound, integers are 0 or 1, which are valid in a mask and as indices into a table of 2
+# rows or more
+BELOW = 2
 EXAMPLE = "write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224, 8x16:float64, 'input_ids=1x16:int64<100'"
 KINDS = re.compile(r"bool|bfloat16|float(16|32|64)|complex(64|128)|int(8|16|32|64)|uint8")
 DTYPES: dict[str, torch.dtype] = {name: value for name, value in vars(torch).items() if KINDS.fullmatch(name)}
@@ -139,7 +148,8 @@ def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
         file: The value of ``--inputs``.
 
     Returns:
-        A tuple of tensors, or a dict if the inputs are named; or the content of the file; None if neither option is given.
+        A tuple of tensors, or a dict if the inputs are named; or the content of the file; None if
+        neither option is given.
 
     Raises:
         UsageError: Both are given, a shape is wrong, or the file cannot be read.
@@ -166,20 +176,23 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
     match = GRAMMAR.fullmatch(text)
     if match is None:
         raise UsageError(f"--input {text!r} is no shape; {EXAMPLE}.")
+
     name, dtype_name, bound = match["name"], match["dtype"] or "float32", match["bound"]
     if dtype_name not in DTYPES:
         suggested = suggestions_text(dtype_name, DTYPES)
         raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{suggested} All: {', '.join(DTYPES)}.")
+
     dtype, shape = DTYPES[dtype_name], tuple(map(int, match["shape"].split("x")))
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:
         raise UsageError(
-            f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write "
-            f":int64<{bound}."
+            f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write :int64<{bound}."
         )
+
     largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
     if bound is not None and not 0 < int(bound) <= largest:
         raise UsageError(f"--input {text!r}: the bound of {dtype_name} is from 1 to {largest}.")
+
     try:
         if integers:
             return name, torch.randint(BELOW if bound is None else int(bound), shape, generator=draws).to(dtype)

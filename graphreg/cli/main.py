@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for a GraphRegError or an OSError, such as a wrong command line, with one line on stderr; 1 for any other error, and
-        if ``doctor`` or ``audit`` finds a fault; 130 when interrupted; 141 when stdout is closed.
+        0 on success; 2 for a GraphRegError or an OSError, such as a wrong command line, with one
+        line on stderr; 1 for any other error, and if ``doctor`` or ``audit`` finds a fault; 130
+        when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:
@@ -40,15 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _argcomplete().autocomplete(grammar)
         args = grammar.parse_args(argv)
-        with _collector_at_rest(), _short_warnings():  # importing torch takes a third less time without garbage collection
+        # importing torch takes a third less time without garbage collection
+        with _collector_at_rest(), _short_warnings():
             return _run(args)
     except BrokenPipeError:
-        _close_stdout()
+        # Python flushes stdout at exit, and would report the closed pipe again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GraphRegError, OSError) as error:
-        return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
+        has_inputs = bool(getattr(args, "input", None) or getattr(args, "inputs", None))
+        return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), has_inputs))
     except SystemExit as end:  # --help and --version raise it
         return int(end.code or 0)
     except Exception as error:
@@ -69,8 +74,9 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # From here on, torch or an optional package is imported; --help and --version end before this line. At exit, gc.freeze excludes all
-    # objects from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
+    # From here on, torch or an optional package is imported; --help and --version end before this
+    # line. At exit, gc.freeze excludes all objects from Python's last garbage collection, which
+    # would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -79,9 +85,11 @@ def _run(args: Namespace) -> int:
     if args.command == "completion":
         text = _argcomplete().shellcode(["graphreg"], shell=args.shell)
     else:
-        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
+        # stdout is for the result alone
+        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # str() has colours if stdout is a terminal
+        # str() has colours if stdout is a terminal
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)
     print(text, flush=True)
     return FAILED if args.command in ("doctor", "audit") and not result.ok else 0
 
@@ -97,17 +105,13 @@ def _argcomplete() -> Any:
 def _short_warnings() -> Iterator[None]:
     """Within a block, print each warning as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_one_line(message)}", file=sys.stderr)
+
+        def show(message: Warning | str, *place: Any, **more: Any) -> None:
+            text = " ".join(str(message).split()).removeprefix("graphreg: ")
+            print(f"graphreg: warning: {text}", file=sys.stderr)
+
+        warnings.showwarning = show
         yield
-
-
-def _one_line(message: Warning | str) -> str:
-    """Return a warning's text on one line, without the prefix ``graphreg:``, which the caller adds."""
-    return " ".join(str(message).split()).removeprefix("graphreg: ")
-
-
-def _has_inputs(args: Namespace) -> bool:
-    return bool(getattr(args, "input", None) or getattr(args, "inputs", None))
 
 
 def _print_error(error: Exception, args: Namespace, status: int, text: str) -> int:
@@ -115,9 +119,3 @@ def _print_error(error: Exception, args: Namespace, status: int, text: str) -> i
         traceback.print_exception(error)
     print(f"graphreg: {text}", file=sys.stderr)
     return status
-
-
-def _close_stdout() -> None:
-    """Redirect stdout to the null device, because Python flushes it at exit and would report the closed pipe again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

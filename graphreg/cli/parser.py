@@ -35,7 +35,8 @@ SHELLS = ("bash", "zsh", "fish")
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError and does not exit. For a command with regularizers, any option may name one.
 
-    An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
+    An option that is no built-in key, such as a class name or a misspelt key, is looked up later,
+    when torch has been imported.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -78,9 +79,13 @@ def parser() -> Parser:
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
     for command in ("names", "plan", "report", "diff", "draw", "audit"):
         text = COMMANDS[command]
-        subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
+        file = " FILE" if command == "draw" else ""
+        regularizers = "" if command in ("names", "audit") else "[--REGULARIZER STRENGTH ...] "
+        usage = f"graphreg {command} MODEL{file} {regularizers}[options]"
+        subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=usage)
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
@@ -88,6 +93,7 @@ def parser() -> Parser:
             subparser.add_argument("--against", metavar="FILE", help="compare with what this recipe does: what is more, less, otherwise")
             subparser.add_argument("--values", metavar="FILE", help="show what graphreg.monitor(..., file=FILE) wrote, on an .html page")
             subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
+
         _add_model_options(subparser)
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
@@ -101,20 +107,19 @@ def parser() -> Parser:
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
         if command in ("report", "diff"):
             subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
+
+    # The commands that take no model.
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     made = ", ".join("make demo" if name == DEMOS[0] else f"make demo-{name}" for name in DEMOS)
+
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description=f"Run a demo ({made}).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
+
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
     completion.add_argument("shell", choices=SHELLS)
     return top
-
-
-def _usage(command: str) -> str:
-    file = " FILE" if command == "draw" else ""
-    return f"graphreg {command} MODEL{file} {'' if command in ('names', 'audit') else '[--REGULARIZER STRENGTH ...] '}[options]"
 
 
 def _add_model_options(subparser: argparse.ArgumentParser) -> None:
@@ -139,7 +144,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     group = subparser.add_argument_group(
         "regularizers",
         """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number,
-a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'"""
+a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'""",
     )
     for key, line in written_keys().items():
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))

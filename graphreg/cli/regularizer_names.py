@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-GROUP = "graphreg.passes"  # as in the registry, which cannot be imported here because it imports torch
+# as in the registry, which cannot be imported here because it imports torch
+GROUP = "graphreg.passes"
 
 HELP = {
     "dropout": "rate of dropout at the sites that GLOB names; without a GLOB, at the hidden values",
@@ -19,8 +20,9 @@ HELP = {
 def written_keys() -> dict[str, str]:
     """Return a line of help for every key.
 
-    The keys are ``dropout`` and ``noise``, each alone and with a role in front (``hidden_dropout``), and the keys of every class. The
-    classes are those of ``graphreg.passes`` and of installed packages that announce regularizers by an entry point.
+    The keys are ``dropout`` and ``noise``, each alone and with a role in front
+    (``hidden_dropout``), and the keys of every class. The classes are those of ``graphreg.passes``
+    and of installed packages that announce regularizers by an entry point.
     """
     keys = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
     keys |= HELP
@@ -56,7 +58,8 @@ def _keys_in(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each key in ``class WeightL2(Penalty, keys=("weight_l2", ...))``, with the first line of the class's docstring."""
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # in a file of another package; the registry warns of it when it imports the package
+    except SyntaxError:
+        # in a file of another package; the registry warns of it when it imports the package
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):

@@ -1,18 +1,22 @@
 """Inductor passes that graphreg adds where Inductor compiles a graph that draws noise or has penalties.
 
-While Dynamo traces a draw or a penalty, it calls ``improve_graph`` or ``improve_derivatives``, which adds a pass to the options with which
-this one graph will be compiled. So it does not matter how the user calls torch.compile, and no other graph is affected. The backend
-``graphreg.backend`` calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that graphreg uses
-(``SLOT`` and ``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
+While Dynamo traces a draw or a penalty, it calls ``improve_graph`` or ``improve_derivatives``,
+which adds a pass to the options with which this one graph will be compiled. So it does not matter
+how the user calls torch.compile, and no other graph is affected. The backend ``graphreg.backend``
+calls Inductor itself, and adds the pass then. A pass of the user's in one of the two slots that
+graphreg uses (``SLOT`` and ``JOINT_GRAPH_SLOT``) stays, and graphreg's is left out.
 
-On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), even if ``x`` is the
-result of an elementwise operation and nothing else reads ``x``. Then ``x`` is written to memory, copied into the result, and read again.
-Backward of a penalty on a linear layer's weight has this form: the layer's weight gradient is ``mm(a, b)``, and the penalty's
-gradient is ``x``. With ``addmm``, the penalty on a 512 x 512 weight adds 0.25 ms to a step; with ``mm`` and a fused addition, 0.1 ms.
+On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its
+post_grad.py), even if ``x`` is the result of an elementwise operation and nothing else reads ``x``.
+Then ``x`` is written to memory, copied into the result, and read again. Backward of a penalty on a
+linear layer's weight has this form: the layer's weight gradient is ``mm(a, b)``, and the penalty's
+gradient is ``x``. With ``addmm``, the penalty on a 512 x 512 weight adds 0.25 ms to a step; with
+``mm`` and a fused addition, 0.1 ms.
 
-On a GPU, Inductor keeps ``mm`` and the addition separate if only elementwise operations read the sum (``should_prefer_unfused_addmm``),
-whatever computes ``x``. On a CPU, the pass ``unfuse`` separates them if an elementwise operation computes ``x``, whatever reads the sum.
-Inductor then fuses the addition with that operation.
+On a GPU, Inductor keeps ``mm`` and the addition separate if only elementwise operations read the
+sum (``should_prefer_unfused_addmm``), whatever computes ``x``. On a CPU, the pass ``unfuse``
+separates them if an elementwise operation computes ``x``, whatever reads the sum. Inductor then
+fuses the addition with that operation.
 
 The same pass gives elements of small tensors buffers of their own; ``own_elements.py`` says why.
 """

@@ -1,25 +1,31 @@
 """Passes on the joint graph of forward and backward, for penalties that differentiate the model.
 
-They run before the graph is partitioned into forward and backward. On a CPU, second derivatives cost more than their arithmetic, for
-five reasons:
+They run before the graph is partitioned into forward and backward. On a CPU, second derivatives
+cost more than their arithmetic, for five reasons:
 
-- torch computes the sums in batch norm's second derivative one axis at a time (``sum_exclude_dim1``). Inductor stores each partial
-  sum and cannot fuse the sums. ``merge_sums`` merges them.
-- Some of these sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not notice: the
-  graph of the first derivative sums with ``keepdim``, and uses other operations to give the statistics four axes. ``same_forms`` writes
-  the sums of both derivatives in one form, so that equal sums are merged.
-- The mask of a ReLU (``output <= 0``) is needed in the penalty's vector-Jacobian product (vjp), in the derivative of the vjp, and in
-  the backward of the loss. A partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs
-  12 ns to store a bool, and 0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which
-  is saved in any case. Eager does the same.
-- The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this operator the memory layout that they
-  have in eager (channels first), while the convolutions around it use another layout, so the values are copied between layouts. A
-  ``convolution`` needs no such copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
-- In the derivative of the vjp, torch computes the gradient of a convolution's weight as a convolution of transposed values
-  (``_convolution_double_backward``), and copies the values to transpose them. ``weight_gradients`` replaces that convolution by
-  ``convolution_backward``, which needs no copy.
+- torch computes the sums in batch norm's second derivative one axis at a time
+  (``sum_exclude_dim1``). Inductor stores each partial sum and cannot fuse the sums. ``merge_sums``
+  merges them.
+- Some of these sums equal sums of the first derivative, but common-subexpression elimination
+  (``fx_graph_cse``) does not notice: the graph of the first derivative sums with ``keepdim``, and
+  uses other operations to give the statistics four axes. ``same_forms`` writes the sums of both
+  derivatives in one form, so that equal sums are merged.
+- The mask of a ReLU (``output <= 0``) is needed in the penalty's vector-Jacobian product (vjp), in
+  the derivative of the vjp, and in the backward of the loss. A partitioner that minimizes bytes
+  saves the mask for backward, as a bool tensor. On a CPU, Inductor needs 12 ns to store a bool, and
+  0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's
+  output, which is saved in any case. Eager does the same.
+- The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this
+  operator the memory layout that they have in eager (channels first), while the convolutions around
+  it use another layout, so the values are copied between layouts. A ``convolution`` needs no such
+  copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
+- In the derivative of the vjp, torch computes the gradient of a convolution's weight as a
+  convolution of transposed values (``_convolution_double_backward``), and copies the values to
+  transpose them. ``weight_gradients`` replaces that convolution by ``convolution_backward``, which
+  needs no copy.
 
-The passes write sizes into the graph. So they leave operations alone whose sizes are symbols, as with ``dynamic=True``.
+The passes write sizes into the graph. So they leave operations alone whose sizes are symbols, as
+with ``dynamic=True``.
 """
 
 from __future__ import annotations
@@ -64,21 +70,25 @@ def merge_sums(graph: fx.Graph) -> int:
 def same_forms(graph: fx.Graph) -> int:
     """Replace each way to add axes of length 1 (``unsqueeze``, ``keepdim``) by a ``view``. Return how many nodes were replaced."""
     count = 0
-    for node in reversed(list(graph.nodes)):  # in reverse: when the last of several ``unsqueeze`` is replaced, nothing reads the others
+    # in reverse: when the last of several ``unsqueeze`` is replaced, nothing reads the others
+    for node in reversed(list(graph.nodes)):
         value, base = _value(node), node
         while base.target is aten.unsqueeze.default:
             base = base.args[0]
         if base is not node and not node.users:
             graph.erase_node(node)
             continue
+
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keepdim(node)
         if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)) or not _fixed(node):
             continue
+
         with graph.inserting_before(node):
             if sums:
                 base = graph.call_function(node.target, node.args[:2])
                 base.meta.update(node.meta, val=value.squeeze([d % value.dim() for d in node.args[1]]))
             view = graph.call_function(aten.view.default, (base, list(value.shape)))
+
         view.meta.update(node.meta)
         node.replace_all_uses_with(view)
         graph.erase_node(node)
@@ -189,14 +199,15 @@ def _result(node: fx.Node) -> fx.Node | None:
 
 def recompute_masks(graph: fx.Graph) -> int:
     """Mark each comparison of a floating-point CPU value with a number, so that backward recomputes it. Return how many were marked."""
-    comparisons = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _reads_cpu_floats(node)]
+    comparisons = list[Any]()
+    for node in graph.nodes:
+        value = _value(node.args[0]) if node.op == "call_function" and node.target in _COMPARISONS else None
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_floating_point():
+            comparisons.append(node)
+
     for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-        if node.args[0].target is aten.relu.default:  # otherwise backward could recompute the ReLU, too, and store the mask
+        # otherwise backward could recompute the ReLU, too, and store the mask
+        if node.args[0].target is aten.relu.default:
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
     return len(comparisons)
-
-
-def _reads_cpu_floats(node: fx.Node) -> bool:
-    value = _value(node.args[0])
-    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_floating_point()

@@ -1,10 +1,12 @@
 """A pass that gives keys and strengths on a CPU a buffer each, so that Inductor compiles one kernel for sites that are alike.
 
-All sites share a few small tensors: the keys of a call, the rates, the strengths. The kernel of a site reads its own element, so the
-kernels of twelve equal blocks differ in one number, and Inductor hands twelve sources to the C++ compiler, which takes most of the time to
-compile. Inductor compiles equal sources once. The pass replaces ``select`` by the operator ``graphreg::element``, whose result Inductor
-writes to a buffer. One kernel at the start of the graph then writes all these buffers, and the kernels of the sites are equal. A GPU
-would have to launch that kernel, so the pass leaves other devices alone.
+All sites share a few small tensors: the keys of a call, the rates, the strengths. The kernel of a
+site reads its own element, so the kernels of twelve equal blocks differ in one number, and Inductor
+hands twelve sources to the C++ compiler, which takes most of the time to compile. Inductor compiles
+equal sources once. The pass replaces ``select`` by the operator ``graphreg::element``, whose result
+Inductor writes to a buffer. One kernel at the start of the graph then writes all these buffers, and
+the kernels of the sites are equal. A GPU would have to launch that kernel, so the pass leaves other
+devices alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor, fx
 
 from graphreg.torch_internals import lower, pointwise
 
-FEW = 4096  # elements of the tensor that is read; for more, one loop that writes them all would take long to compile
+# elements of the tensor that is read; for more, one loop that writes them all would take long to
+# compile
+FEW = 4096
 KEY = 2  # elements of a result: a key has two words, a strength is one number
 _SELECT = torch.ops.aten.select.int
 
@@ -44,7 +48,8 @@ def give_buffers(graph: fx.Graph) -> int:
         return 0
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for tensor, nodes in shared.items():
-        # side by side, because Inductor puts loops into one kernel only if few operations are between them
+        # side by side, because Inductor puts loops into one kernel only if few operations are
+        # between them
         with graph.inserting_after(inputs[-1] if tensor.op == "placeholder" else tensor):
             for node in nodes:
                 own = graph.call_function(torch.ops.graphreg.element.default, node.args)

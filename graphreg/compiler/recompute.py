@@ -1,15 +1,19 @@
 """Decides whether a compiled splice saves its result for backward or recomputes it. The result is the same; only the cost differs.
 
-Some operations, such as ReLU, sigmoid and softmax, compute their derivative from their output. Without a splice, the operation and the
-matrix product that reads its output save the same tensor for backward. With a splice in between, the product saves the spliced
-value. For a ReLU, a partitioner that minimizes bytes then also saves ``output <= 0``, as a bool tensor. On a CPU, Inductor needs 12 ns
-to store a bool, and 0.1 ns to store a float: a ReLU of 131k elements took 1.5 ms instead of 0.03 ms.
+Some operations, such as ReLU, sigmoid and softmax, compute their derivative from their output.
+Without a splice, the operation and the matrix product that reads its output save the same tensor
+for backward. With a splice in between, the product saves the spliced value. For a ReLU, a
+partitioner that minimizes bytes then also saves ``output <= 0``, as a bool tensor. On a CPU,
+Inductor needs 12 ns to store a bool, and 0.1 ns to store a float: a ReLU of 131k elements took 1.5
+ms instead of 0.03 ms.
 
-So after such an operation, backward recomputes the splice from the operation's output and the draws (an int8 mask). The forward then
-saves the operation's output, as it would without a splice, and the draws, but not the spliced value.
+So after such an operation, backward recomputes the splice from the operation's output and the draws
+(an int8 mask). The forward then saves the operation's output, as it would without a splice, and the
+draws, but not the spliced value.
 
-If such an operation follows a normalization, backward can recompute the operation's output from the tensors that the normalization
-keeps. Recomputing the splice would then save no memory, so ``recomputed`` returns False.
+If such an operation follows a normalization, backward can recompute the operation's output from the
+tensors that the normalization keeps. Recomputing the splice would then save no memory, so
+``recomputed`` returns False.
 """
 
 from __future__ import annotations
@@ -37,12 +41,9 @@ def recomputed(node: fx.Node, operations: Operations, replaced: Container[fx.Nod
 
     ``replaced``: the nodes whose values splices have replaced.
     """
-    return _name(node, operations) in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
-
-
-def _name(node: fx.Node, operations: Operations) -> str:
     module = operations.module(node)
-    return type(module).__name__.lower() if module is not None else function_name(node)
+    name = type(module).__name__.lower() if module is not None else function_name(node)
+    return name in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
 
 
 def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:
@@ -50,7 +51,9 @@ def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.
     waiting, visited = list(node.all_input_nodes), {node}
     while waiting:
         source = waiting.pop()
-        if source in replaced:  # the reader gets the splice's result; a splice is neither a normalization nor in _ELEMENTWISE
+        # the reader gets the splice's result; a splice is neither a normalization nor in
+        # _ELEMENTWISE
+        if source in replaced:
             continue
         if operations.is_norm(source):
             return True
@@ -65,10 +68,11 @@ def recompute_in_backward(
 ) -> Tensor:
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
-    The formula is called twice: first outside the recomputed region, only to get its draws (the compiler removes the other operations of
-    this call), then inside the region, with these draws, to compute the value. With ``redraws``, the formula is called once, in the region,
-    and backward draws again from the key. This is for splices on parameters: the parameter is in memory anyway, so no further tensor as
-    large as the parameter has to be saved.
+    The formula is called twice: first outside the recomputed region, only to get its draws (the
+    compiler removes the other operations of this call), then inside the region, with these draws,
+    to compute the value. With ``redraws``, the formula is called once, in the region, and backward
+    draws again from the key. This is for splices on parameters: the parameter is in memory anyway,
+    so no further tensor as large as the parameter has to be saved.
     """
     if redraws:
         return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared, noise.window)), z, weight, noise.key)
@@ -95,7 +99,8 @@ def _in_region(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
 def _marked() -> Iterator[None]:
     """Mark the operations in the block as Dynamo marks those of a checkpointed region.
 
-    This is for splices that AOTAutograd traces without Dynamo, such as those in the graphs of ``graphreg.backend``.
+    This is for splices that AOTAutograd traces without Dynamo, such as those in the graphs of
+    ``graphreg.backend``.
     """
     with Changes() as changes, changes:
         changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)

@@ -1,12 +1,14 @@
 """The custom operator ``graphreg::recurrent``, which runs a whole recurrent layer and has a backward, for torch.compile.
 
-Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). Inductor unrolls the time steps of ``aten.lstm``: 60
-steps take two minutes to compile, and another length is compiled anew. This operator runs torch's fused kernels, as eager does.
+Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). Inductor unrolls
+the time steps of ``aten.lstm``: 60 steps take two minutes to compile, and another length is
+compiled anew. This operator runs torch's fused kernels, as eager does.
 
-The forward saves the autograd graph that the kernel records, as eager does. So backward does not run the forward again, and uses the
-same masks of the layer's native dropout. The autograd graph lives exactly as long as the storage of the output tensor ``saved``. If that
-storage is gone, because a hook copied autograd's saved tensors elsewhere and back, backward runs the forward again; if the layer has
-dropout and is in train mode, backward raises instead.
+The forward saves the autograd graph that the kernel records, as eager does. So backward does not
+run the forward again, and uses the same masks of the layer's native dropout. The autograd graph
+lives exactly as long as the storage of the output tensor ``saved``. If that storage is gone,
+because a hook copied autograd's saved tensors elsewhere and back, backward runs the forward again;
+if the layer has dropout and is in train mode, backward raises instead.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ def recurrent(
         x: the input, [time, batch, features].
         states: h_0, and for an LSTM also c_0.
         weights: the layer's flat weights, in torch's order.
-        call: a new tensor for each call. Without it, a compiler would merge two calls with equal arguments, though each call draws
-            other dropout masks.
+        call: a new tensor for each call. Without it, a compiler would merge two calls with equal
+            arguments, though each call draws other dropout masks.
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
         layers: the number of stacked layers.
         biases: whether the layer has biases.
@@ -69,25 +71,30 @@ def recurrent(
         autocast: the dtype of autocast; None if autocast is off.
 
     Returns:
-        The output; the last h; the last c, empty if the layer is no LSTM; a copy of x for backward; and the tensor ``saved``. The copy and
-        ``saved`` are empty if no gradient is wanted.
+        The output; the last h; the last c, empty if the layer is no LSTM; a copy of x for backward;
+        and the tensor ``saved``. The copy and ``saved`` are empty if no gradient is wanted.
     """
     kernel = mode, layers, biases, dropout, training, bidirectional, autocast
     if not any(wanted):
         with torch.no_grad():
             out, *last = _run(x, states, weights, *kernel)
         return out.contiguous(), last[0].clone(), last[1].clone() if len(last) > 1 else _none(x), _none(x), _none(x, torch.int64)
+
     if dropout and training and in_backward():
         raise GraphRegError(
             "a recurrent layer with dropout was run a second time within a backward pass, and would draw other masks than the "
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
             "defaults, and do not checkpoint a part of the model that contains the layer."
         )
-    # Copy inputs and outputs: the compiler does not know that the autograd graph refers to them, and may reuse their memory.
+
+    # Copy inputs and outputs: the compiler does not know that the autograd graph refers to them,
+    # and may reuse their memory.
     copied = x.clone(memory_format=torch.contiguous_format)
     saved, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
-    number = torch.frombuffer(saved, dtype=torch.int64)  # this tensor keeps ``saved`` and its attributes alive
+
+    # this tensor keeps ``saved`` and its attributes alive
+    number = torch.frombuffer(saved, dtype=torch.int64)
     number[0] = next(_numbers)
     _saved[int(number)] = saved
     return out, last[0], last[1] if len(last) > 1 else _none(x), copied, number
@@ -106,11 +113,13 @@ def _recorded(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
 ) -> tuple[SavedGraph, tuple[Tensor, ...]]:
     """Run the kernel under autograd. Return what the kernel's backward needs, and the kernel's outputs, detached."""
-    # torch runs a custom operator with autograd's dispatch key excluded. Without recorded_in_operator nothing would be recorded.
+    # torch runs a custom operator with autograd's dispatch key excluded. Without
+    # recorded_in_operator nothing would be recorded.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
-        # Pass views of x and the states, not the leaves. Autocast converts a leaf only once, so the gradients of its uses would be summed
-        # in the lower precision. It converts any other tensor at each use.
+        # Pass views of x and the states, not the leaves. Autocast converts a leaf only once, so the
+        # gradients of its uses would be summed in the lower precision. It converts any other tensor
+        # at each use.
         inputs = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
         outputs = _run(inputs[0], inputs[1:], leaves[len(inputs) :], *kernel)
         saved = SavedGraph(8)

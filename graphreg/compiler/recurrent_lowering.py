@@ -1,8 +1,8 @@
 """Replaces recurrent layers by the operator ``graphreg::recurrent`` in a copy of the graph, which torch.compile compiles.
 
-The graph that users see, and that eager runs, still calls the layer. Dynamo refuses to read the layer (``self.lstm``) or an attribute
-of it (``self.lstm.weight_hh_l0``). So the lowered graph calls stand-ins instead, which this file defines. A stand-in reads what it needs
-from ``vars(layer)``.
+The graph that users see, and that eager runs, still calls the layer. Dynamo refuses to read the
+layer (``self.lstm``) or an attribute of it (``self.lstm.weight_hh_l0``). So the lowered graph calls
+stand-ins instead, which this file defines. A stand-in reads what it needs from ``vars(layer)``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from graphreg.ir import LAYER, PACKS, Kind, addition_of, call_with, freeze, func
 from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, modules_by_path, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
-LOWERED = "graphreg_recurrent"  # the module's attribute for the stand-ins; its value is no module, so no state_dict contains it
+# the module's attribute for the stand-ins; its value is no module, so no state_dict contains it
+LOWERED = "graphreg_recurrent"
 
 
 def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
     """Return why a recurrent layer cannot be lowered, and what to do; ``""`` if it can be. Torch's unmodified layers can be lowered.
 
-    Dynamo traces this function, so it takes the layer's class and ``vars(layer)`` instead of the layer.
+    Dynamo traces this function, so it takes the layer's class and ``vars(layer)`` instead of the
+    layer.
     """
     if kind not in KINDS:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
@@ -41,7 +43,8 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 
 def refusal(path: str, kind: type, why: str) -> str:
     """Return the message that says that the layer at ``path`` is not lowered, and why."""
-    # The quotes are written out: Dynamo of torch 2.10 on Python 3.13 formats ``{path!r}`` without them.
+    # The quotes are written out: Dynamo of torch 2.10 on Python 3.13 formats ``{path!r}`` without
+    # them.
     return (
         f"graphreg does not lower the {kind.__name__} '{path}': {why}, or compile without fullgraph, where the layer runs in eager. "
         "torch.compile(fullgraph=True) refuses a recurrent layer that is not lowered."
@@ -103,7 +106,7 @@ class StandIns:
     """The namespace of the stand-ins, which the lowered code calls as ``self.graphreg_recurrent.<name>``."""
 
 
-class Lowering:
+class LayerLowering:
     """Finds the recurrent layers of a module and makes the lowered copies of its graphs.
 
     Attributes:
@@ -151,7 +154,8 @@ class Lowering:
                 node.op, node.target = "call_module", f"{LOWERED}.{self._name(_called(node) or str(node.target), stand_in)}"
                 node.kwargs = {name: value for name, value in node.kwargs.items() if name != LAYER}
         for node in reversed(copy.nodes):
-            if is_kind(node, Kind.LAYER) and not node.users:  # Dynamo refuses to read a recurrent layer
+            # Dynamo refuses to read a recurrent layer
+            if is_kind(node, Kind.LAYER) and not node.users:
                 copy.erase_node(node)
         return copy
 
@@ -185,16 +189,19 @@ def _called(node: fx.Node) -> str:
 def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], input: Tensor, hx: Any = None) -> Any:
     """Call the operator with the arguments that the layer's forward would give its kernel.
 
-    ``layer``: ``vars`` of the layer. ``replaced``: the weights to use instead of the layer's own, by name.
+    ``layer``: ``vars`` of the layer. ``replaced``: the weights to use instead of the layer's own,
+    by name.
     """
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input
+
     if hx is None:
         sizes = [layer["proj_size"] or layer["hidden_size"], layer["hidden_size"]][: 1 + lstm]
         states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
     else:
         states = [state.unsqueeze(1) if unbatched else state for state in (hx if lstm else [hx])]
+
     weights = [replaced[name] if name in replaced else layer["_parameters"][name] for name in weight_names(layer)]
     records = torch.is_grad_enabled()
     wanted = [records and t.requires_grad for t in (x, *states, *weights)]
@@ -204,6 +211,7 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
         x, states, weights, torch.empty(0, device="cpu"), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"],
         layer["training"], layer["bidirectional"], wanted, autocast,
     )  # fmt: skip
+
     if unbatched:
         out, h, c = out.squeeze(1), h.squeeze(1), c.squeeze(1) if lstm else c
     elif layer["batch_first"]:

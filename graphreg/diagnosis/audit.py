@@ -1,13 +1,14 @@
 """``graphreg.audit`` finds mistakes in a model's own dropout, and in the weight decay of the model's optimizer.
 
-``audit`` reads the traced graph and the parameter groups of the optimizer. It trains nothing and changes nothing.
+``audit`` reads the traced graph and the parameter groups of the optimizer. It trains nothing and
+changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ from graphreg.tracing import FrontEnd, Traced, trace_to_show
 
 RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")  # the kinds of dropout that drop elements or channels of a value
-_SHIFTS = ("element", "channel")  # the kinds that change the variance of a value; alpha dropout keeps the variance
+# the kinds of dropout that drop elements or channels of a value
+_OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")
+# the kinds that change the variance of a value; alpha dropout keeps the variance
+_SHIFTS = ("element", "channel")
 _SRIVASTAVA = "Srivastava et al., JMLR 15 (2014), section 4"
 
 
@@ -89,9 +92,10 @@ def audit(
 ) -> Audit:
     """Look over a model's own dropout, and over an optimizer's weight decay.
 
-    A remark is made on dropout that acts in eval mode, never acts, drops everything, has rate 0, feeds a batch norm, or follows another
-    dropout of the same value. A remark is made on weight decay of biases, of the parameters of norms, and of other parameters with fewer
-    than two dims. The model is not changed.
+    A remark is made on dropout that acts in eval mode, never acts, drops everything, has rate 0,
+    feeds a batch norm, or follows another dropout of the same value. A remark is made on weight
+    decay of biases, of the parameters of norms, and of other parameters with fewer than two dims.
+    The model is not changed.
 
     Args:
         model: The model, or a trace of it.
@@ -100,7 +104,8 @@ def audit(
         front_end: As in ``trace``.
 
     Returns:
-        An ``Audit`` with the remarks, which prints as text. ``bool(audit)`` is True if there is nothing to do.
+        An ``Audit`` with the remarks, which prints as text. ``bool(audit)`` is True if there is
+        nothing to do.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -212,12 +217,20 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
             name = names.get(id(parameter))
             known |= name is not None
             decays = bool(group.get("weight_decay")) and parameter.requires_grad
-            if name is not None and decays and _is_bias_or_norm(name, parameter, traced.operations.modules):
+            if name is None or not decays:
+                continue
+
+            path, _, own = name.rpartition(".")
+            is_of_norm = isinstance(traced.operations.modules.get(path), NORM_MODULES)
+            # scales and shifts have fewer than two dims
+            if is_of_norm or "bias" in own or parameter.dim() < 2:
                 decayed[group["weight_decay"]].append(name)
+
     if not known:
         raise RegularizerError(
             f"optimizer={type(optimizer).__name__}(...) has none of the parameters of {traced.title}. Give the model's own optimizer."
         )
+
     for rate, found in decayed.items():
         yield Remark(
             "weight decay", tuple(found), f"weight_decay={rate:g} on {len(found)} parameter{'s' * (len(found) != 1)}",
@@ -225,12 +238,6 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
             "give them a parameter group of their own: {'params': biases_and_norms, 'weight_decay': 0}",
             "He et al., Bag of tricks for image classification with convolutional neural networks, CVPR 2019, section 3.1",
         )  # fmt: skip
-
-
-def _is_bias_or_norm(name: str, parameter: nn.Parameter, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a parameter belongs to a norm, has ``bias`` in its name, or has fewer than two dims, as scales and shifts have."""
-    path, _, own = name.rpartition(".")
-    return isinstance(modules.get(path), NORM_MODULES) or "bias" in own or parameter.dim() < 2
 
 
 def _idle(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:

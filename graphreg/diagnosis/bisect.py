@@ -10,7 +10,7 @@ import torch
 
 from graphreg.compiler import Setting, changed, defaults, patched_settings, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
-from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
+from graphreg.diagnosis.probes import InnerBackend, Probed, measure, measure_order, measure_streams
 from graphreg.ir import DropoutKind, NativeDropout
 from graphreg.torch_internals import INDUCTOR
 
@@ -20,8 +20,9 @@ Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 def by_kind(operations: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
     """Group the model's own random operations by the experiment that tests them.
 
-    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. This dropout needs no experiment, because the
-    backward pass of the layer raises an error if the masks of the forward are gone.
+    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. This
+    dropout needs no experiment, because the backward pass of the layer raises an error if the masks
+    of the forward are gone.
     """
     kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for operation in operations:
@@ -37,16 +38,17 @@ class Bench:
     Attributes:
         backend: A backend of torch.compile, by name or as a callable.
         device: The device on which the experiments run.
-        show: A function that shows progress. It is called with a description of each experiment before the experiment runs.
+        show: A function that shows progress. It is called with a description of each experiment
+            before the experiment runs.
     """
 
-    backend: Backend
+    backend: InnerBackend
     device: torch.device
     show: Callable[[str], None]
 
     def native(self, kinds: Kinds) -> list[Finding]:
         """Test the model's own random operations, kind by kind, and return the findings."""
-        wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Measured]]] = {}
+        wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Probed]]] = {}
         unlike = list[tuple[DropoutKind, float]]()
         for kind in kinds:
             again = partial(measure, kind, self.backend, self.device)
@@ -70,11 +72,12 @@ class Bench:
         shown = result.error or f"graphreg's masks differ for {result.backward:.0%} of elements in backward, {result.eager:.0%} compiled"
         return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
 
-    def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
+    def blame(self, again: Callable[[], Probed]) -> tuple[Setting, ...]:
         """Return the settings that cause a fault, as few as the search can find; () if torch's defaults do not cure the fault.
 
-        The search starts with all settings that are not at their default. A setting is left out if the defaults of the remaining settings
-        still cure the fault. ``again``: repeats the experiment that shows the fault.
+        The search starts with all settings that are not at their default. A setting is left out if
+        the defaults of the remaining settings still cure the fault. ``again``: repeats the
+        experiment that shows the fault.
         """
         needed = changed()
         if not needed or not self._cured(needed, again):
@@ -85,12 +88,12 @@ class Bench:
                 needed = fewer
         return tuple(needed)
 
-    def _cured(self, set_back: Sequence[Setting], again: Callable[[], Measured]) -> bool:
+    def _cured(self, set_back: Sequence[Setting], again: Callable[[], Probed]) -> bool:
         with defaults(set_back):
             result = self._try(f"the same with {', '.join(each.name for each in set_back)} at the default", again)
         return not result.wrong
 
-    def _try(self, what: str, experiment: Callable[[], Measured]) -> Measured:
+    def _try(self, what: str, experiment: Callable[[], Probed]) -> Probed:
         self.show(what)
         return experiment()
 
@@ -123,7 +126,7 @@ class Bench:
         return [Finding("differs", why, observed, _names(operations), seed(operations), ISSUES["order"])]
 
 
-def _wrong(error: str, blamed: Sequence[Setting], results: Sequence[tuple[DropoutKind, Measured]], kinds: Kinds) -> Finding:
+def _wrong(error: str, blamed: Sequence[Setting], results: Sequence[tuple[DropoutKind, Probed]], kinds: Kinds) -> Finding:
     operations = [operation for kind, _ in results for operation in kinds[kind]]
     if error:
         return Finding("refused", cause(blamed), error, _names(operations), set_back(blamed), upstream(blamed))

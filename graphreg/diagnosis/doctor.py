@@ -12,12 +12,12 @@ from torch import nn
 
 from graphreg.diagnosis.bisect import Bench, by_kind
 from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
-from graphreg.diagnosis.probes import Backend
+from graphreg.diagnosis.probes import InnerBackend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime import Drawing, clock_of, key_of
+from graphreg.runtime import DrawingRule, clock_of, key_of
 from graphreg.session import native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
@@ -27,7 +27,7 @@ def doctor(
     module: nn.Module | None = None,
     step: Callable[[], Any] | None = None,
     *,
-    backend: Backend = "inductor",
+    backend: InnerBackend = "inductor",
     progress: bool | None = None,
 ) -> Diagnosis:
     """Test under torch's present settings whether backward has the masks of the forward, and compiled code the masks of eager.
@@ -66,7 +66,7 @@ def doctor(
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
     key = key_of(rules)
-    drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))
+    drawing = tuple(child.site for child in rules.children() if isinstance(child, DrawingRule))
     device = _device(inner)
     with _line(sys.stderr.isatty() if progress is None else progress) as show:
         findings, right = _run_experiments(Bench(backend, device, show), native, drawing if key is not None else None)
@@ -88,9 +88,7 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
-def _run_experiments(
-    bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None
-) -> tuple[list[Finding], list[str]]:
+def _run_experiments(bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
     """Run the experiments. Return the findings, and sentences about the masks that were tested and are right.
 
     ``native``: the model's random operations that draw from torch's generator. ``drawing``: the sites that draw from graphreg's streams;

@@ -1,12 +1,13 @@
 """Experiments that compile tiny functions under torch's present settings, and compare the masks that forward, backward and eager draw.
 
-``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
-gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of
-them in backward. ``measure_order`` compares two draws in one compiled graph with the same draws in eager.
+``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the
+masks of the forward, an element's gradient is nonzero exactly if no draw dropped the element. The
+chain has several draws, because the partitioner may recompute only some of them in backward.
+``measure_order`` compares two draws in one compiled graph with the same draws in eager.
 
-An experiment has no side effects. Its functions have code objects of their own, so the experiment does not change the code that Dynamo has
-cached for other functions. (``torch._dynamo.reset`` would clear that cache.) The random generators are restored. The process caches the
-measurements.
+An experiment has no side effects. Its functions have code objects of their own, so the experiment
+does not change the code that Dynamo has cached for other functions. (``torch._dynamo.reset`` would
+clear that cache.) The random generators are restored. The process caches the measurements.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ from graphreg.rewriting import rewrite
 from graphreg.torch_internals import with_own_code
 from graphreg.tracing import trace
 
-Backend = str | Callable[..., Any]
+InnerBackend = str | Callable[..., Any]
 P, SHAPE, LINKS = 0.25, (32, 64), 4
 
 
 @dataclass(frozen=True)
-class Measured:
+class Probed:
     """The outcome of one experiment.
 
     Attributes:
-        backward: The share of elements, in [0, 1], whose mask in backward differs from their mask in the forward.
-        eager: The share of elements, in [0, 1], whose mask in compiled code differs from their mask in eager.
+        backward: The share of elements, in [0, 1], whose mask in backward differs from their mask
+            in the forward.
+        eager: The share of elements, in [0, 1], whose mask in compiled code differs from their mask
+            in eager.
         error: The error with which the function failed to compile or run; ``""`` if it ran.
     """
 
@@ -95,7 +98,8 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
         kept = torch.ones_like(x, dtype=torch.bool)
         for _ in range(LINKS):
             x = draw(torch.tanh(x))
-            kept = kept & (x > 0)  # alpha dropout sets a dropped element to a number below 0; a kept element stays above 0
+            # alpha dropout sets a dropped element to a number below 0; a kept element stays above 0
+            kept = kept & (x > 0)
         return x, kept
 
     return with_own_code(chain)
@@ -109,37 +113,37 @@ def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
     return first.sum() + second.sum(), second
 
 
-_measured: dict[tuple[Any, ...], Measured] = {}
+_measured: dict[tuple[Any, ...], Probed] = {}
 
 
-def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measured:
+def measure(kind: DropoutKind, backend: InnerBackend, device: torch.device) -> Probed:
     """Measure a chain of random operations of one kind under the present settings."""
     return _once(("chain", DRAWS[kind], backend, device), lambda: _of_chain(_chain(DRAWS[kind]), backend, device))
 
 
-def measure_order(backend: Backend, device: torch.device) -> Measured:
-    """Measure whether a compiled graph makes two draws in the order of eager. ``Measured.eager`` is about the mask of the second draw."""
+def measure_order(backend: InnerBackend, device: torch.device) -> Probed:
+    """Measure whether a compiled graph makes two draws in the order of eager. ``Probed.eager`` is about the mask of the second draw."""
     return _once(("order", backend, device), lambda: _of_order(backend, device))
 
 
-def measure_streams(backend: Backend, device: torch.device) -> Measured:
+def measure_streams(backend: InnerBackend, device: torch.device) -> Probed:
     """Measure a chain of dropouts that draw from graphreg's streams, not from torch's generator."""
     return _once(("streams", backend, device), lambda: _of_streams(backend, device))
 
 
-def _once(key: tuple[Any, ...], experiment: Callable[[], Measured]) -> Measured:
-    """Return the result of an experiment under the present settings, from the cache or by running it. Errors go to ``Measured.error``."""
+def _once(key: tuple[Any, ...], experiment: Callable[[], Probed]) -> Probed:
+    """Return the result of an experiment under the present settings, from the cache or by running it. Errors go to ``Probed.error``."""
     full = (*key, snapshot())
     if full not in _measured:
         with _apart(key[-1]):
             try:
                 _measured[full] = experiment()
             except Exception as error:
-                _measured[full] = Measured(error=first_line(getattr(error, "inner_exception", error)))
+                _measured[full] = Probed(error=first_line(getattr(error, "inner_exception", error)))
     return _measured[full]
 
 
-def _of_chain(chain: Callable[[Tensor], tuple[Tensor, Tensor]], backend: Backend, device: torch.device) -> Measured:
+def _of_chain(chain: Callable[[Tensor], tuple[Tensor, Tensor]], backend: InnerBackend, device: torch.device) -> Probed:
     compiled = torch.compile(chain, fullgraph=True, backend=backend)
     torch.manual_seed(0)
     eager = chain(_ones(device))[1]
@@ -147,10 +151,10 @@ def _of_chain(chain: Callable[[Tensor], tuple[Tensor, Tensor]], backend: Backend
     torch.manual_seed(0)
     y, kept = compiled(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    return Measured(_share(kept, gradient != 0), _share(kept, eager))
+    return Probed(_share(kept, gradient != 0), _share(kept, eager))
 
 
-def _of_order(backend: Backend, device: torch.device) -> Measured:
+def _of_order(backend: InnerBackend, device: torch.device) -> Probed:
     function = with_own_code(_branches)
     compiled: Any = torch.compile(function, fullgraph=True, backend=backend)
     inputs = torch.ones(1024, 512, device=device), torch.ones(8, 8, device=device)
@@ -158,10 +162,10 @@ def _of_order(backend: Backend, device: torch.device) -> Measured:
     _, eager = function(*inputs)
     torch.manual_seed(0)
     _, second = compiled(*inputs)
-    return Measured(eager=_share(second != 0, eager != 0))
+    return Probed(eager=_share(second != 0, eager != 0))
 
 
-class _Chain(nn.Module):
+class _DropoutChain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.drops = nn.ModuleList(nn.Dropout(P) for _ in range(LINKS))
@@ -174,14 +178,14 @@ class _Chain(nn.Module):
         return x, kept
 
 
-def _of_streams(backend: Backend, device: torch.device) -> Measured:
-    traced = trace(_Chain())
+def _of_streams(backend: InnerBackend, device: torch.device) -> Probed:
+    traced = trace(_DropoutChain())
     eager, twin = (rewrite(traced, plan(traced, [], own_dropout="seeded"), 0).to(device) for _ in range(2))
     x = _ones(device)
     expected = eager(_ones(device)).output[1]
     y, kept = torch.compile(twin, fullgraph=True, backend=backend)(x).output
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    return Measured(_share(kept, gradient != 0), _share(kept, expected))
+    return Probed(_share(kept, gradient != 0), _share(kept, expected))
 
 
 def _ones(device: torch.device) -> Tensor:

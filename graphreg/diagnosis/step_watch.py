@@ -1,10 +1,11 @@
 """Runs a training step that the user gives, and detects whether a backward pass of the step draws new random numbers.
 
-A backward pass that recomputes parts of the forward must draw the same numbers as the forward. Such a pass leaves torch's generators
-unchanged, because a checkpoint with ``preserve_rng_state`` restores them. The pass also leaves the counter of graphreg's noise unchanged.
-Under ``frozen_noise`` the counter may change, because every call then draws the same masks. Any other change of a generator or of the
-counter means that the pass drew new numbers. The comparison works for compiled code, too. Only the generators of the CPU and of CUDA
-devices are compared.
+A backward pass that recomputes parts of the forward must draw the same numbers as the forward. Such
+a pass leaves torch's generators unchanged, because a checkpoint with ``preserve_rng_state``
+restores them. The pass also leaves the counter of graphreg's noise unchanged. Under
+``frozen_noise`` the counter may change, because every call then draws the same masks. Any other
+change of a generator or of the counter means that the pass drew new numbers. The comparison works
+for compiled code, too. Only the generators of the CPU and of CUDA devices are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Observed:
     Attributes:
         backwards: The number of backward passes.
         forward: The number of calls that advanced the counter and are not counted in ``again``.
-        again: The number of calls within a backward pass that advanced the counter. Calls under ``frozen_noise`` are not counted here.
+        again: The number of calls within a backward pass that advanced the counter. Calls under
+            ``frozen_noise`` are not counted here.
         moved: The number of backward passes that changed the state of a generator of torch.
     """
 
@@ -42,7 +44,8 @@ class Observed:
 def observe(module: nn.Module, counters: Sequence[Counter], step: Callable[[], Any]) -> Observed:
     """Run the step once and count its calls; restore parameters, buffers, gradients, modes and generators afterwards.
 
-    ``counters``: the module's ``KeyRule`` and ``ClockRule``, if the module has them. Only the first of them is compared.
+    ``counters``: the module's ``KeyRule`` and ``ClockRule``, if the module has them. Only the first
+    of them is compared.
     """
     seen, counter = Observed(), next(iter(counters), None)
     before = _call(counter)
@@ -92,11 +95,12 @@ def _generators() -> list[Tensor]:
 def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[None]:
     """Restore modes, parameters, buffers, gradients and generators at the end of the block.
 
-    ``counters``: as in ``observe``. If ``module`` is a graph of a model that is regularized in place, the counters are not submodules of
-    ``module``, because all graphs of the model share them.
+    ``counters``: as in ``observe``. If ``module`` is a graph of a model that is regularized in
+    place, the counters are not submodules of ``module``, because all graphs of the model share
+    them.
 
-    Both the tensor objects and their values are restored. A compiled forward assigns new buffers, and batch norm and optimizers write into
-    tensors.
+    Both the tensor objects and their values are restored. A compiled forward assigns new buffers,
+    and batch norm and optimizers write into tensors.
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]

@@ -10,10 +10,11 @@ import networkx as nx
 
 from graphreg.drawing.view import Viewed
 
-State = Literal["", "added", "removed", "changed"]
-PASSED = ("splice", "track", "clone", "copy", "parameter", "replaced", "attach", "attached")  # what reads them reads what they read
+DiffState = Literal["", "added", "removed", "changed"]
+# what reads them reads what they read
+PASSED = ("splice", "track", "clone", "copy", "parameter", "replaced", "attach", "attached")
 _COUNTED = ("splice", "measure", "read")
-_SIGNS: dict[State, str] = {"": "", "added": "+ ", "removed": "− ", "changed": ""}
+_SIGNS: dict[DiffState, str] = {"": "", "added": "+ ", "removed": "− ", "changed": ""}
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,14 @@ class Badge:
 
     Attributes:
         regularizer: The regularizer's name.
-        label: What acts, without its strength: the regularizer's name, after the name of the parameter if it acts on one.
+        label: What acts, without its strength: the regularizer's name, after the name of the
+            parameter if it acts on one.
         strength: The present strength as text; ``""`` if the badge has none.
         site: The name of the site.
-        counted: Whether it counts as an action at a site. A value that a derivative is taken with respect to does not.
-        state: In a comparison, what the second drawing has that the first has not, or the other way round.
+        counted: Whether it counts as an action at a site. A value that a derivative is taken with
+            respect to does not.
+        state: In a comparison, what the second drawing has that the first has not, or the other way
+            round.
     """
 
     regularizer: str
@@ -34,7 +38,7 @@ class Badge:
     strength: str
     site: str
     counted: bool = True
-    state: State = ""
+    state: DiffState = ""
 
     @property
     def text(self) -> str:

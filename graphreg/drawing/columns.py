@@ -1,17 +1,19 @@
 """Wraps the layout of a high box into columns, which are read from top to bottom and from left to right.
 
-A line from one column to the next goes to the gap between the columns, up in it, and into the next column from above.
+A line from one column to the next goes to the gap between the columns, up in it, and into the next
+column from above.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graphreg.drawing.scene import OUT, Link
+from graphreg.drawing.scene import OUT, BoxLink
 
 Point = tuple[float, float]
 Points = tuple[Point, ...]
-Laid = tuple[float, float, dict[str, Point], list[tuple[Link, Points]]]  # width, height, centres by key, and the curve of each line
+# width, height, centres by key, and the curve of each line
+Laid = tuple[float, float, dict[str, Point], list[tuple[BoxLink, Points]]]
 LANE, GAP = 7.0, 14.0  # pixels: between two lines in a gap, and beside them
 MOST = 8  # lines that may go from one column to the next
 
@@ -21,18 +23,22 @@ def in_columns(laid: Laid, sizes: Mapping[str, tuple[float, float]], high: float
     tall, spots, splines = laid[1:]
     if tall <= 1.3 * high:
         return laid
+
     downward = [(link, points[::-1] if link.back else points) for link, points in splines]
     cuts = _cuts(tall, spots, sizes, [points for _, points in downward], high)
     if not cuts:
         return laid
+
     bounds = [*zip([0.0, *cuts], [*cuts, tall], strict=True)]
     pieces = [_split(points, cuts) for _, points in downward]
     lanes = [sum(len(piece) > 0 and i + 1 in piece and i in piece for piece in pieces) for i in range(len(cuts))]
     moves, bottoms, width, height = _placed(bounds, spots, sizes, pieces, lanes)
+
     moved = {}
     for key, (x, y) in spots.items():
         dx, dy = moves[_column(y, cuts)]
         moved[key] = (x + dx, height if key == OUT else y + dy)
+
     used = [0] * len(cuts)
     curves = []
     for (link, _), piece in zip(downward, pieces, strict=True):

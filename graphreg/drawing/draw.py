@@ -102,22 +102,28 @@ def draw(
 
     Args:
         module: What to draw.
-        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page, a click unfolds a module. None
-            returns a ``Drawing``, which a notebook shows as such a page.
+        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page,
+            a click unfolds a module. None returns a ``Drawing``, which a notebook shows as such a
+            page.
         plan: With a model or a trace: draw it as if this plan were applied.
-        example_inputs: With a model: example inputs, as in ``trace``. Without them, those that ``names`` uses.
-        level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds one depth after the other, as long as
-            at most 60 nodes are visible, and leaves repeated blocks folded.
+        example_inputs: With a model: example inputs, as in ``trace``. Without them, those that
+            ``names`` uses.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds
+            one depth after the other, as long as at most 60 nodes are visible, and leaves repeated
+            blocks folded.
         mode: Which forward to draw, ``"train"`` or ``"eval"``, if the two differ.
-        against: Another plan or rewritten module for the same model. The drawing shows what it has more, less and otherwise.
-        values: For a page: a file that ``monitor(..., file=...)`` has written. The page shows the values on the drawing.
+        against: Another plan or rewritten module for the same model. The drawing shows what it has
+            more, less and otherwise.
+        values: For a page: a file that ``monitor(..., file=...)`` has written. The page shows the
+            values on the drawing.
 
     Returns:
         The path of the file; without ``path``, a ``Drawing``.
 
     Raises:
-        GraphRegError: The extension is unknown, the file cannot be written, a package that the format needs is not installed, an option
-            is not allowed, what was given has no graph, or an ``.svg`` or ``.png`` could not be read on a screen.
+        GraphRegError: The extension is unknown, the file cannot be written, a package that the
+            format needs is not installed, an option is not allowed, what was given has no graph, or
+            an ``.svg`` or ``.png`` could not be read on a screen.
     """
     check_level(level)
     file = None if path is None else _file(path, tuple(FORMATS))

@@ -10,8 +10,11 @@ import networkx as nx
 
 FoldKind = Literal["repeats", "item", "arithmetic", "part"]
 SMALL = 40  # a drawing of at most this many nodes shows repeats and sequences as they are
-LEAST, LONGEST = 3, 24  # the repetitions that a fold has at least, and the nodes and modules of one repetition at most
-PART, PARTS, CROWDED = 16, 20, 32  # the children of a part, the parts of a sequence, and the children that a box may have without parts
+# the repetitions that a fold has at least, and the nodes and modules of one repetition at most
+LEAST, LONGEST = 3, 24
+# the children of a part, the parts of a sequence, and the children that a box may have without
+# parts
+PART, PARTS, CROWDED = 16, 20, 32
 CHAIN = 2  # the operations on integers and masks that are folded, at least
 
 
@@ -20,8 +23,9 @@ class Fold:
     """A box that is no module.
 
     Attributes:
-        kind: ``"repeats"``: equal blocks; ``"item"``: one repetition of several children; ``"arithmetic"``: operations on integers and
-            masks; ``"part"``: a part of a long sequence.
+        kind: ``"repeats"``: equal blocks; ``"item"``: one repetition of several children;
+            ``"arithmetic"``: operations on integers and masks; ``"part"``: a part of a long
+            sequence.
         label: The first line of the folded box.
         members: The keys of its children.
     """
@@ -36,7 +40,8 @@ class Folder:
     """Folds the children of every module.
 
     Attributes:
-        children: The children of each module by key, in the order of the graph; changed as they are folded.
+        children: The children of each module by key, in the order of the graph; changed as they are
+            folded.
         ops: The class or function of each child, by key.
         marks: What else tells children apart, by key: the regularizers that act there.
         pairs: For each module, the pairs of its children that a line connects.
@@ -58,7 +63,11 @@ class Folder:
         modules = list(self.children)
         signed = {key: (self._signature(key, True), self._signature(key, False)) for kids in self.children.values() for key in kids}
         for chain in chains:
-            self._take(next(box for box in modules if chain[0] in self.children[box]), chain)
+            box = next(box for box in modules if chain[0] in self.children[box])
+            kids, taken = self.children[box], set(chain)
+            key = self._make(box, "arithmetic", "integer and mask arithmetic", [kid for kid in kids if kid in taken])
+            self.children[box] = [key if kid == chain[0] else kid for kid in kids if kid == chain[0] or kid not in taken]
+
         for box in modules if large else ():
             kids = self._repeats(box, self.children[box], signed)
             self.children[box] = self._parts(box, box, kids)
@@ -80,12 +89,6 @@ class Folder:
         self.children[key] = members
         return key
 
-    def _take(self, box: str, chain: Sequence[str]) -> None:
-        """Put children of a module into a box of their own, at the place of the first."""
-        kids, taken = self.children[box], set(chain)
-        key = self._make(box, "arithmetic", "integer and mask arithmetic", [kid for kid in kids if kid in taken])
-        self.children[box] = [key if kid == chain[0] else kid for kid in kids if kid == chain[0] or kid not in taken]
-
     def _repeats(self, box: str, kids: list[str], signed: Mapping[str, tuple[int, int]]) -> list[str]:
         strict, loose = (runs([signed[kid][i] if kid in signed else -1 - j for j, kid in enumerate(kids)]) for i in (0, 1))
         found = loose if len(strict) > 8 and len(strict) > 1.5 * len(loose) else strict
@@ -96,16 +99,14 @@ class Folder:
                 made += kids[start : start + period * count]
                 continue
             starts = range(start, start + period * count, period)
-            items = [self._item(box, kids[i : i + period]) for i in starts]
+            parts = [kids[i : i + period] for i in starts]
+            items = [part[0] if len(part) == 1 else self._make(box, "item", self._unit(part), part) for part in parts]
             label = f"{self._unit(one)} × {count}"
             if period * count == len(kids) and box != "/":
                 self.repeated[box] = label
                 return items
             made.append(self._make(box, "repeats", label, self._parts(box, box, items)))
         return made
-
-    def _item(self, box: str, kids: list[str]) -> str:
-        return kids[0] if len(kids) == 1 else self._make(box, "item", self._unit(kids), kids)
 
     def _unit(self, kids: Sequence[str]) -> str:
         ops = [self.ops.get(kid, "") for kid in kids]
@@ -173,11 +174,13 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
         acts: Whether a regularizer acts at a node.
     """
     nodes, known, folded = graph.nodes, set(parameters), set[str]()
-    for key in graph:  # in the order of the graph, so that what a node reads was looked at before the node
+    # in the order of the graph, so that what a node reads was looked at before the node
+    for key in graph:
         a, reads = nodes[key], list(graph.predecessors(key))
         dtype = a.get("dtype", "")
         if a["kind"] != "site" or a["call"] not in ("call_function", "call_method") or not dtype or acts(key) or a.get("role"):
             continue
+
         plain = [nodes[read].get("dtype", "") for read in reads]
         data = any(
             nodes[read]["kind"] in ("addition", "call") or nodes[read].get("target") in known
@@ -186,6 +189,7 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
         )  # fmt: skip
         if not data and (not dtype.startswith(FLOATING) or any(read in folded for read in reads)):
             folded.add(key)
+
     within: nx.Graph[str] = nx.Graph()
     within.add_nodes_from(key for key in graph if key in folded)
     within.add_edges_from((a, b) for a, b in graph.edges if a in folded and b in folded and nodes[a]["box"] == nodes[b]["box"])

@@ -1,6 +1,7 @@
 """Converts a graph to a networkx.DiGraph, with names, operations, shapes and modules of nodes, and with what each regularizer added.
 
-All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON can store the graph.
+All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON
+can store the graph.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
-from torch import fx, nn
+from torch import fx
 
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
 from graphreg.errors import GraphRegError
@@ -34,7 +35,7 @@ from graphreg.ir import (
 from graphreg.planning import Plan
 from graphreg.torch_internals import collector_at_rest
 
-Attributes = dict[str, Any]
+NodeAttributes = dict[str, Any]
 _FX = {"placeholder": "input", "get_attr": "read", "output": "output"}
 
 
@@ -44,12 +45,13 @@ def to_networkx(
 ) -> nx.DiGraph[str]:
     """Convert a model, a trace, a plan or a rewritten module to a ``networkx.DiGraph``.
 
-    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of the torch.fx node. docs/drawing.md lists
-    the attributes.
+    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of
+    the torch.fx node. docs/drawing.md lists the attributes.
 
     Args:
         module: What to convert.
-        level: Fold each module at this depth into one node. A whole number, 1 or more; None folds nothing.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None folds
+            nothing.
         plan: With a model or a trace: convert it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
         mode: Which forward to convert, ``"train"`` or ``"eval"``, if the two differ.
@@ -81,7 +83,13 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     for node in seen.graph.nodes:
         if not is_added(node) and (labels := labels_of(node, operations)):
             keys[node] = labels[0].text
-    classes = _classes(seen)
+
+    # The class of a module that the forward calls comes from its label, because in a GraphModule
+    # the object at that path may be a plain ``nn.Module`` that only holds parameters and
+    # submodules.
+    classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
+    classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
+
     boxes: dict[str, str] = {}
     called = {str(node.target) for node in seen.graph.nodes if node.op == "call_module"}
     for node in seen.graph.nodes:
@@ -100,17 +108,6 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
             _add_edge(graph, keys[read], keys[node], i)
     graph.graph["modules"] = "\n".join(f"{path}\t{classes[path]}" for path in _prefixes(boxes.values()) if path in classes)
     return graph
-
-
-def _classes(seen: Viewed) -> dict[str, str]:
-    """Return the class of each module, by path.
-
-    The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
-    ``nn.Module`` that only holds parameters and submodules.
-    """
-    classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
-    classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
-    return classes
 
 
 def _prefixes(paths: Any) -> list[str]:
@@ -141,23 +138,18 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
     graph.add_edge(read, reader, argument=place, value=value["name"], regularizer=added, **carried)
 
 
-def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """Return the path of the module that a node belongs to.
-
-    Return ``""`` if the recorded path names no module of the model, as may happen with torch.export.
-    """
-    path = scope_of(node)
-    return path if path in modules else ""
-
-
-def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
+def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
-    path = _scope(node, modules)
-    addition = addition_of(node)  # not None if graphreg changed the call of the model's node, such as the call of a native dropout
+    # torch.export may record a path that names no module of the model
+    path = scope if (scope := scope_of(node)) in modules else ""
+    # not None if graphreg changed the call of the model's node, such as the call of a native
+    # dropout
+    addition = addition_of(node)
     op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
-    attributes: Attributes = {
+
+    attributes: NodeAttributes = {
         "name": site.name if site else labels[0].text if labels else node.name,
         "kind": "site" if site else _FX.get(op, "call" if labels else "other"),
         "op": site.op if site else labels[0].op if labels else op if op == "output" else function_name(node) or target_text(target),
@@ -166,6 +158,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
         "module": path,
         "box": path.rpartition(".")[0] if op == "call_module" else path,
     }
+
     if site:
         attributes |= {"names": ", ".join(site.names), "role": site.role, "branch": site.branch, "selectable": site.selectable}
         attributes["why_not"] = site.why_not
@@ -175,6 +168,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
         if (native := seen.native_dropout.get(site.name)) is not None and native.rate is not None and native.when != "never":
             attributes["own_rate"] = native.rate
+
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
     if seen.plan and addition is not None and addition.kind == Kind.NATIVE:
@@ -187,10 +181,11 @@ def target_text(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> Attributes:
+def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str], called: Collection[str]) -> NodeAttributes:
     """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in.
 
-    ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the graph calls.
+    ``boxes``: the boxes of the nodes so far, by key. ``called``: the paths of the modules that the
+    graph calls.
     """
     plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
@@ -198,14 +193,17 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":
-        # If the graph calls the module that has the parameter, or a module around it, the node is drawn next to the outermost module that
-        # is called; otherwise inside the module that has the parameter.
+        # If the graph calls the module that has the parameter, or a module around it, the node is
+        # drawn next to the outermost module that is called; otherwise inside the module that has
+        # the parameter.
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
-    attributes: Attributes = {
+
+    attributes: NodeAttributes = {
         "name": node.name, "kind": "addition", "added": kind, "regularizer": name, "site": place, "call": node.op,
         "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": kind,
     }  # fmt: skip
+
     regularizer = plan.regularizers.get(name) if plan else None
     if regularizer is not None:
         attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths.get((name, place), seen.strengths[name])}
@@ -218,8 +216,14 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
     """Fold each module at the depth ``level`` into a single node; its attribute ``nodes`` is the number of nodes folded into it."""
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
-    folded = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
-    inside: dict[str, list[Attributes]] = {}
+
+    folded = dict[str, str]()
+    for key, attributes in graph.nodes(data=True):
+        names = attributes["box"].split(".") if attributes["box"] else []
+        # a module's key ends in a slash, because a site may have the module's path as its name
+        folded[key] = f"{'.'.join(names[:level])}/" if len(names) >= level else key
+
+    inside: dict[str, list[NodeAttributes]] = {}
     for key, attributes in graph.nodes(data=True):
         inside.setdefault(folded[key], []).append(attributes)
     for key, attributes in graph.nodes(data=True):
@@ -238,19 +242,10 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
     return made
 
 
-def _at_depth(key: str, box: str, level: int) -> str:
-    """Return the key of the module that a node is folded into, or the node's own key if it is not folded.
-
-    A module's key ends in a slash, because a site may have the module's path as its name.
-    """
-    names = box.split(".") if box else []
-    return f"{'.'.join(names[:level])}/" if len(names) >= level else key
-
-
-def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
+def _module(path: str, inside: list[NodeAttributes], classes: Mapping[str, str]) -> NodeAttributes:
     """Return the attributes of a folded module; its shape and dtype are those of the value that it returns."""
     added = Counter(a["regularizer"] for a in inside if a.get("added") in ("splice", "measure", "read") and a["regularizer"])
-    attributes: Attributes = {
+    attributes: NodeAttributes = {
         "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],
         "nodes": len(inside), "acts": ", ".join(f"{name} ({count})" for name, count in added.items()),
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
-The wheel of pygraphviz contains dot. When a module is laid out, each module directly inside it is one node of fixed size.
+The wheel of pygraphviz contains dot. When a module is laid out, each module directly inside it is
+one node of fixed size.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphreg.drawing.columns import Laid, Point, in_columns
-from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
+from graphreg.drawing.scene import IN, OUT, Box, BoxLink, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
-PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: a box's margin, its title, the room for lines at its border; an inch
+# pixels: a box's margin, its title, the room for lines at its border; an inch
+PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0
 NARROWEST = 50.0  # pixels: a node without its margins; a page writes numbers into nodes
 BADGE = 15.0  # pixels: the height of a badge
-SCREEN, SCALE = 1920.0, 4 / 3  # pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9 points
+# pixels: a screen's width; how much larger a drawing is than its layout, so that 9 pixels are 9
+# points
+SCREEN, SCALE = 1920.0, 4 / 3
 WIDEST = SCREEN / SCALE - 32.0  # the widest layout whose smallest text has 9 points on a screen
 RANKS, NODES = 26.0, 16.0  # pixels between two ranks, and between two neighbours in a rank
 
@@ -38,7 +42,7 @@ class Rectangle:
 class Curve:
     """A cubic Bézier curve: a first point, then three points for each piece. ``arrow``: whether it ends in an arrowhead."""
 
-    link: Link
+    link: BoxLink
     points: tuple[Point, ...]
     arrow: bool
 
@@ -80,7 +84,8 @@ def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
     return min([whole, *(one for one in tried if one.width <= WIDEST)], key=lambda one: one.height)
 
 
-HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0  # pixels: heights of columns to try, and that of a screen
+# pixels: heights of columns to try, and that of a screen
+HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
@@ -105,12 +110,11 @@ def header_width(box: Box) -> float:
     return 1.1 * text_width(f"▾ {box.name} {box.repeats or box.op}") + 20
 
 
-def _box(
-    shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: float | None, known: dict[Any, Laid]
-) -> Arrangement:
+def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: float | None, known: dict[Any, Laid]) -> Arrangement:
     """Lay out an open box by itself, with its upper left corner at 0, 0.
 
-    ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid out already.
+    ``high``: the height from which on a box is wrapped into columns. ``known``: what dot has laid
+    out already.
     """
     inner = {key: _box(shown, shown.boxes[key], opened, pgv, high, known) for key in box.children if key in opened}
     sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}
@@ -118,18 +122,22 @@ def _box(
     if what not in known:
         known[what] = laid_out(box, sizes, pgv)
     wide, tall, spots, splines = known[what] if high is None else in_columns(known[what], sizes, high)
+
+    # The box: its title, room for the lines at its border, and what dot has placed.
     top = HEADER if box.path else 0.0
     band_in, band_out = (BAND if any(pin in (a.start, a.end) for a in box.links) else 0.0 for pin in (IN, OUT))
     width = max(wide + 2 * PAD, header_width(box) if box.path else 0.0)
     left, above = (width - wide) / 2, top + band_in + PAD / 2
     height = above + tall + PAD / 2 + band_out
+
     places = {box.key: Rectangle(0, 0, width, height)}
     curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
+
     for key, (x, y) in spots.items():
         if key == IN:
-            curves.insert(0, Curve(Link(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
+            curves.insert(0, Curve(BoxLink(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
         elif key == OUT:
-            curves.append(Curve(Link(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
+            curves.append(Curve(BoxLink(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
         elif key in inner:
             dx, dy = x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2
             places |= {name: place.moved(dx, dy) for name, place in inner[key].places.items()}
@@ -151,19 +159,24 @@ def laid_out(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> La
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
     for key, (width, height) in sizes.items():
         graph.add_node(ids[key], label="", shape="box", fixedsize="true", width=width / INCH, height=height / INCH)
+
     pins = {pin for link in box.links for pin in (link.start, link.end) if pin in (IN, OUT)}
     for pin in sorted(pins):
         graph.add_node(ids[pin], label="", shape="point", width=0.01, height=0.01)
         graph.add_subgraph([ids[pin]], rank="source" if pin == IN else "sink")
+
+    # Lines run downwards, so that dot puts the end of a line below its start.
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         graph.add_edge(
             ids[upper], ids[lower], key=str(i), arrowhead="none", weight=3,
             **({} if upper == IN else {"tailport": "s"}), **({} if lower == OUT else {"headport": "n"}),
         )  # fmt: skip
+
     graph.layout(prog="dot")
     left, bottom, right, top = map(float, graph.graph_attr["bb"].split(","))
     spots = {key: _point(graph.get_node(ids[key]).attr["pos"], left, top) for key in [*sizes, *sorted(pins)]}
+
     curves = []
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)

@@ -17,7 +17,8 @@ from graphreg.errors import GraphRegError
 MARGIN, ROW = 16.0, 18.0
 LARGEST = 16384  # pixels: many viewers do not open a .png with a longer side
 FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
-# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow; ``_further`` computes more.
+# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow;
+# ``_further`` computes more.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = f"""
 text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
@@ -55,7 +56,10 @@ def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
     """Return the whole drawing as SVG text, with a legend of the regularizers above it."""
-    legend = [(name, _shortened(f"{name}: {text}")) for name, text in shown.regularizers.items()]
+    most = int(WIDEST / text_width("x") / 1.1) - 4  # what fits on a screen
+    legend = [(name, f"{name}: {text}") for name, text in shown.regularizers.items()]
+    legend = [(name, line if len(line) <= most else f"{line[: most - 1]}…") for name, line in legend]
+
     head = MARGIN + ROW * (1 + len(legend)) + 6
     width = max(arranged.width, 1.3 * text_width(shown.title), *(1.1 * text_width(text) + 20 for _, text in legend)) + 2 * MARGIN
     left = (width - arranged.width) / 2
@@ -78,17 +82,12 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
     return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
-def _shortened(text: str) -> str:
-    """Shorten a line of the legend to what fits on a screen."""
-    most = int(WIDEST / text_width("x") / 1.1) - 4
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def png(text: str) -> bytes:
     """Render SVG text as a PNG, larger than the SVG by a half, or less so if a side would have more than ``LARGEST`` pixels.
 
     Raises:
-        GraphRegError: resvg-py or a font is not installed, or the PNG would have to be smaller than the SVG.
+        GraphRegError: resvg-py or a font is not installed, or the PNG would have to be smaller than
+            the SVG.
     """
     try:
         import resvg_py  # noqa: PLC0415
@@ -181,7 +180,7 @@ def _badge(shown: Picture, badge: Badge, place: Rectangle, y: float) -> str:
     """Draw a badge within its node, with its upper border at y."""
     wide = 0.9 * text_width(badge.text) + 16
     x = place.x + (place.width - wide) / 2
-    pill = _rect(Rectangle(x, y, wide, BADGE - 2), f'{_solid(shown, badge.regularizer)}{_MARKS[badge.state]}', 6.0)
+    pill = _rect(Rectangle(x, y, wide, BADGE - 2), f"{_solid(shown, badge.regularizer)}{_MARKS[badge.state]}", 6.0)
     return f'<g class="badge {badge.state}">{pill}{_text(x + wide / 2, y + 9.7, badge.text, "small", middle=True)}</g>'
 
 
@@ -217,7 +216,12 @@ def dot(shown: Picture, opened: Collection[str]) -> str:
         f'  graph [label="{_escaped(shown.title)}{legend}\\l", labelloc=t, labeljust=l, fontname="monospace", compound=true]',
         '  node [shape=box, style=rounded, fontname="monospace", fontsize=11]',
     ]
-    return "\n".join([*head, *_content(shown, "/", opened, "  "), *_lines(shown, opened), "}", ""])
+
+    # one line for each pair of visible nodes and folded modules
+    visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
+    pairs = dict.fromkeys((visible[start], visible[end]) for start, end in shown.edges)
+    lines = [f"  {quoted(start)} -> {quoted(end)}" for start, end in pairs if start != end]
+    return "\n".join([*head, *_content(shown, "/", opened, "  "), *lines, "}", ""])
 
 
 def quoted(text: str) -> str:
@@ -245,10 +249,3 @@ def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> 
         acts = "".join(f"\\n[{_escaped(badge.text)}]" for badge in shown.badges.get(child, ()))
         folded = ", peripheries=2" if child in shown.boxes else ""
         yield f'{indent}{quoted(child)} [label={quoted(first)[:-1]}\\n{_escaped(second)}{acts}"{fill}{folded}]'
-
-
-def _lines(shown: Picture, opened: Collection[str]) -> Iterator[str]:
-    """Yield the edges between visible nodes and folded modules, one for each pair."""
-    visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
-    pairs = dict.fromkeys((visible[start], visible[end]) for start, end in shown.edges)
-    yield from (f"  {quoted(start)} -> {quoted(end)}" for start, end in pairs if start != end)

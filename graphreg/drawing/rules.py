@@ -19,8 +19,10 @@ class Profiles:
     """Why regularizers refuse sites. Most sites of a model have the same reasons, so the page has each set of reasons once.
 
     Attributes:
-        texts: The sets: for each, by the number of the regularizer, the error with ``{}`` in place of the site's name.
-        of: The number of a site's set, by the site's name. A site that no regularizer refuses has none.
+        texts: The sets: for each, by the number of the regularizer, the error with ``{}`` in place
+            of the site's name.
+        of: The number of a site's set, by the site's name. A site that no regularizer refuses has
+            none.
     """
 
     texts: tuple[Mapping[int, str], ...]
@@ -33,9 +35,12 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
     rules, by_site = dict[type[Regularizer], dict[str, Any]](), dict[str, dict[int, str]]()
     for cls in registered().values():
         key = cls.keys[0] if cls.keys else cls.__name__
-        built = next((one for weight in _weights(cls) if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
+        # a usual one, and others in case that it is not allowed
+        weights = (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
+        built = next((one for weight in weights if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
         if cls in rules or built is None:
             continue
+
         options = _options(key, built)
         usual = _built(key, float(built.weight), "*")
         default = matching_sites(traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
@@ -47,14 +52,11 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
             "default": [places[site.name] for site in default], "needs": "" if isinstance(usual, Regularizer) else usual,
             "unsure": bool({"steps", "previous"} & set(built.takes) or built.engine_options.share_axes),
         }  # fmt: skip
+
+    # Many sites are refused for the same reasons: each set of reasons is written once.
     numbers: dict[tuple[tuple[int, str], ...], int] = {}
     of = {name: numbers.setdefault(tuple(texts.items()), len(numbers)) for name, texts in by_site.items()}
     return list(rules.values()), Profiles(tuple(map(dict, numbers)), of)
-
-
-def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
-    """Return a usual weight, and then weights to try for a regularizer that does not allow the usual one."""
-    return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
 
 
 def _built(key: str, weight: float, pattern: str, **options: Any) -> Regularizer | str:

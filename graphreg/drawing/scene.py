@@ -1,7 +1,8 @@
 """Chooses what of a graph is drawn, and groups it into boxes (modules within modules) with the lines at each level.
 
-No line crosses the border of a box: a line ends at the border (``IN`` or ``OUT``), and another line continues on the other side. So each
-module is laid out by itself, and folding a module changes nothing inside another.
+No line crosses the border of a box: a line ends at the border (``IN`` or ``OUT``), and another line
+continues on the other side. So each module is laid out by itself, and folding a module changes
+nothing inside another.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 
 IN, OUT = "<", ">"
-ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
-Chains = dict[str, tuple[str, ...]]
+# by default, whole depths of modules are unfolded as long as no more nodes than this are visible
+ROOM = 60
+BoxPaths = dict[str, tuple[str, ...]]
 WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
 
 @dataclass(frozen=True)
-class Link:
+class BoxLink:
     """A line between two children of a box, or between a child and the box's border.
 
     Attributes:
@@ -49,23 +51,26 @@ class Box:
 
     Attributes:
         path: The module's path; for a fold, the path of the module that it is in.
-        name: The module's path within the module of the box around it; ``""`` for the whole model and for a fold.
+        name: The module's path within the module of the box around it; ``""`` for the whole model
+            and for a fold.
         op: The name of the module's class; for a fold, what it holds.
         children: The keys of the nodes and boxes directly in the box, in the order of the graph.
         links: The lines between the children, and between children and the border.
-        acts: For each regularizer, by name, the number of sites in the box, at any depth, at which it acts.
+        acts: For each regularizer, by name, the number of sites in the box, at any depth, at which
+            it acts.
         nodes: The number of nodes in the box, at any depth.
         key: Its key: for a module, its path and a slash.
         kind: ``"module"``, or the kind of the fold.
         repeats: For a module that holds nothing but equal modules: what they are, and how many.
-        stubs: The keys of the values from outside that a child reads, where a stub with their names stands in place of a line.
+        stubs: The keys of the values from outside that a child reads, where a stub with their names
+            stands in place of a line.
     """
 
     path: str
     name: str
     op: str
     children: list[str] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
+    links: list[BoxLink] = field(default_factory=list)
     acts: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
     key: str = ""
@@ -100,7 +105,7 @@ class Picture:
     edges: tuple[tuple[str, str], ...]
     regularizers: Mapping[str, str]
     badges: Mapping[str, tuple[Badge, ...]]
-    chains: Chains
+    chains: BoxPaths
     layers: Layers
 
     @cached_property
@@ -146,14 +151,18 @@ def picture(seen: Viewed) -> Picture:
     shown = badges(graph, seen, layers)
     if seen.against is not None:
         shown = compared(graph, shown, seen.against)
+
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph, shown)
     called = {path for _, a in graph.nodes(data=True) for path in (*a.get("module_output", "").split(", "), a["module"])}
     chains = _chains(drawn, called)
     folder = _folder(drawn, chains, classes, shown)
+
+    # Fold what would crowd the drawing, and count in each box what acts inside.
     parameters = [name for site in seen.traced.parameters for name in site.names]
     integers = [[key for key in chain if key in drawn] for chain in arithmetic(graph, parameters, lambda key: key in shown)]
     folder.fold([chain for chain in integers if len(chain) >= CHAIN], len(drawn) > SMALL)
+
     parents = {child: key for key, kids in folder.children.items() for child in kids}
     boxes = _boxes(seen.title, folder, classes, parents)
     chains = {key: _up(key, parents) for key in drawn}
@@ -163,6 +172,7 @@ def picture(seen: Viewed) -> Picture:
             for badge in shown.get(key, ()):
                 if badge.counted:
                     boxes[box].acts[badge.regularizer] += 1
+
     _link(drawn, boxes, chains)
     edges = tuple((start, end) for start, end in drawn.edges)
     nodes = {key: drawn.nodes[key] for key in drawn}
@@ -170,11 +180,12 @@ def picture(seen: Viewed) -> Picture:
     return Picture(heading(seen), nodes, boxes, edges, legend(seen), badged, chains, layers)
 
 
-def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> Chains:
+def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> BoxPaths:
     """Return the keys of the boxes around each node, from the outermost, and the node's own key.
 
-    A module that is never called, such as a ModuleList, has no box if something else runs between its parts: the parts are then drawn
-    among what runs between them. In a box, they would seem to run at once, with lines that lead out of the box and back into it.
+    A module that is never called, such as a ModuleList, has no box if something else runs between
+    its parts: the parts are then drawn among what runs between them. In a box, they would seem to
+    run at once, with lines that lead out of the box and back into it.
 
     Args:
         drawn: The nodes; the attribute ``box`` becomes the path of the innermost box that is drawn.
@@ -187,7 +198,7 @@ def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> Chains:
             if box[:-1] not in called:
                 inside.setdefault(box, set()).add(key)
     split = {box for box, keys in inside.items() if any(key in keys for key in _after(drawn, keys))}
-    chains: Chains = {}
+    chains: BoxPaths = {}
     for key, boxes in around.items():
         chains[key] = (*(box for box in boxes if box not in split), key)
         drawn.nodes[key]["box"] = chains[key][-2][:-1]
@@ -206,7 +217,7 @@ def _after(drawn: nx.DiGraph[str], keys: Collection[str]) -> Iterator[str]:
 
 
 def _folder(
-    drawn: nx.DiGraph[str], chains: Chains, classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]
+    drawn: nx.DiGraph[str], chains: BoxPaths, classes: Mapping[str, str], shown: Mapping[str, tuple[Badge, ...]]
 ) -> Folder:  # fmt: skip
     """Return the modules with their children, before anything is folded."""
     children: dict[str, dict[str, None]] = {"/": {}}
@@ -244,11 +255,12 @@ def _boxes(title: str, folder: Folder, classes: Mapping[str, str], parents: Mapp
     return boxes
 
 
-def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> None:
+def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: BoxPaths) -> None:
     """Add the lines to the boxes that they lie in, and the stubs in place of lines."""
     place = {child: i for box in boxes.values() for i, child in enumerate(box.children)}
     links: dict[str, dict[tuple[str, str], None]] = {key: {} for key in boxes}
-    entering: dict[str, dict[str, dict[str, None]]] = {key: {} for key in boxes}  # by box and child: the values from outside the box
+    # by box and child: the values from outside the box
+    entering: dict[str, dict[str, dict[str, None]]] = {key: {} for key in boxes}
     for start, end in drawn.edges:
         for box, pair in _levels(chains[start], chains[end]):
             links[box][pair] = None
@@ -259,7 +271,7 @@ def _link(drawn: nx.DiGraph[str], boxes: Mapping[str, Box], chains: Chains) -> N
         for start, end in pieces:
             back = start != IN and end != OUT and place[start] > place[end]
             if start != IN or end not in boxes[key].stubs:
-                boxes[key].links.append(Link(start, end, back))
+                boxes[key].links.append(BoxLink(start, end, back))
 
 
 SHARED = 4  # as many blocks as this read a value from outside: most of its lines become stubs
@@ -268,7 +280,8 @@ SHARED = 4  # as many blocks as this read a value from outside: most of its line
 def _stubs(box: Box, pieces: Collection[tuple[str, str]], entering: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
     """Find the blocks to which no line from the border is drawn, with the keys of the values that they read from outside the box.
 
-    They are blocks that follow one another and read the same values, such as a mask: a line to each would run past all blocks before it.
+    They are blocks that follow one another and read the same values, such as a mask: a line to each
+    would run past all blocks before it.
     """
     between = [pair for pair in pieces if IN not in pair and OUT not in pair]
     if not (box.repeats or box.kind in ("repeats", "part")) or len(between) > 2 * len(box.children):
@@ -304,7 +317,8 @@ def _drawn(graph: nx.DiGraph[str], shown: Mapping[str, tuple[Badge, ...]]) -> nx
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
     """Split a line between two nodes into pieces that each lie within one box. Return the box's key and the two ends of each piece."""
     shared = 0
-    while start[shared + 1] == end[shared + 1]:  # this ends at the last keys at the latest, because they differ
+    # this ends at the last keys at the latest, because they differ
+    while start[shared + 1] == end[shared + 1]:
         shared += 1
     pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
     pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
@@ -315,8 +329,8 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
     """Return the keys of the boxes to unfold.
 
-    ``level``: unfold the modules above this depth, and what repeats in them. With None, unfold as many whole depths as ``ROOM`` allows,
-    but no repeats.
+    ``level``: unfold the modules above this depth, and what repeats in them. With None, unfold as
+    many whole depths as ``ROOM`` allows, but no repeats.
     """
     boxes = shown.boxes
     if level is not None:
@@ -339,33 +353,36 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
             return f"{box.name} {box.repeats or box.op}".strip(), f"{box.nodes} inside"
         names = [shown.span(child) for child in (box.children[0], box.children[-1])]
         return box.op, f"{names[0][0]} … {names[1][1]}"
+
     attributes = shown.nodes[key]
     if attributes["kind"] == "addition":
         strength = f" {attributes['strength']:g}" if "strength" in attributes else ""
         return attributes["regularizer"] or attributes["added"], f"{attributes['site'] or attributes['op']}{strength}"
-    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a get_attr is shown by what it reads
+
+    # a get_attr is shown by what it reads
+    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
     if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
-        name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
+        # a module's first output; the call of the module is drawn too, by the bare name
+        name += ":out"
+
     op = attributes["op"] if attributes["op"] != name else ""
-    return name, " ".join(filter(None, [op, attributes.get("shape", ""), *_native(attributes)]))
-
-
-def _native(attributes: Mapping[str, Any]) -> list[str]:
-    """Return what the second line of a node says about native dropout: its rate, and what happens to it."""
-    rate = [f"rate {attributes['own_rate']:g}"] if "own_rate" in attributes else []
-    return [*rate, f"native: {attributes['own_dropout']}"] if "own_dropout" in attributes else rate
+    # of native dropout, with what happens to it
+    rate = f"rate {attributes['own_rate']:g}" if "own_rate" in attributes else ""
+    native = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
+    return name, " ".join(filter(None, [op, attributes.get("shape", ""), rate, native]))
 
 
 def stub_text(shown: Picture, key: str, width: float = float("inf")) -> str:
     """Return the names of the values that the stub at a block stands for; ``""`` if it has no stub.
 
-    ``width``: the block's; the last parts of the names are shortened to half of it, for the line in the middle.
+    ``width``: the block's; the last parts of the names are shortened to half of it, for the line in
+    the middle.
     """
     names = [str(shown.nodes[value]["name"]) for value in shown.stub(key)]
     text = ", ".join(names if width == float("inf") else [name.rpartition(".")[2] for name in names])
     most = max(4.0, (width / 2 - 13) / 0.9 / WIDE)
-    return text if len(text) <= most else f"{text[:int(most) - 1]}…"
+    return text if len(text) <= most else f"{text[: int(most) - 1]}…"
 
 
 def text_width(text: str) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from graphreg.ir import RULES, Kind, addition_of, is_kind
 from graphreg.planning import Plan
 from graphreg.rewriting import measures
-from graphreg.runtime import AllSitesTotal, Drawing, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total
+from graphreg.runtime import AllSitesTotal, DrawingRule, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total
 from graphreg.session import graphs_of
 from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without_source
 
@@ -197,7 +197,7 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
     streams = []
     for name in key.names if isinstance(key, KeyRule) else ():
         module = rules.get_submodule(name)
-        streams.append((name, not isinstance(module, Drawing) or module.always or module.forced or module.owner[0].training))
+        streams.append((name, not isinstance(module, DrawingRule) or module.always or module.forced or module.owner[0].training))
     return streams
 
 

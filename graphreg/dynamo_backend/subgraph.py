@@ -21,7 +21,7 @@ from graphreg.planning import Edit, OwnDropout, Plan, check_model_inputs, decide
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
-from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules, is_dtensor, lead, shard_measured
+from graphreg.runtime import DrawingRule, KeyRule, RewrittenModule, Rules, is_dtensor, lead, shard_measured
 from graphreg.session import CountedStream, Session, StreamName, graphs_of
 from graphreg.torch_internals import is_distributed, without_autograd_cache
 from graphreg.tracing import Traced
@@ -151,7 +151,7 @@ class Maker:
         if (found := measured_shard(graphs_of(rewritten)["both"], _returns_shard)) is not None:
             raise GraphRegError(shard_measured(*found))
         rules: Rules = getattr(rewritten, RULES)
-        drawing = [module for module in rules.children() if isinstance(module, Drawing)]
+        drawing = [module for module in rules.children() if isinstance(module, DrawingRule)]
         rules.on_switched(session)
         places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
         places |= {name: call.measurers[name].sites for name in weighed}

@@ -3,7 +3,7 @@
 Compared are all modules with their registries; the plain containers that a forward can reach, with all their items; classes and the
 functions that they define; and of other objects, such as a configuration or a Trainer, what the trace read (``reads.py``).
 
-There are two comparisons. ``_Watch`` compares identities, with C functions only, because each call does it. Only if an identity has
+There are two comparisons. ``_ModelWatch`` compares identities, with C functions only, because each call does it. Only if an identity has
 changed, the model is described once more, and the two descriptions are compared: a new number that equals the old one, or a wrapper of
 activation checkpointing around a block, is no change. No comparison runs code of the user.
 """
@@ -70,12 +70,12 @@ class Fingerprint:
         self._live = {id(tensor): tensor for tensor in live}
         self._now = self._watch(model)
         self._then = self._now.description
-        self._other: _Watch | None = None  # the last state of the model that is not the one at the trace
+        self._other: _ModelWatch | None = None  # the last state of the model that is not the one at the trace
 
-    def _watch(self, model: nn.Module) -> _Watch:
+    def _watch(self, model: nn.Module) -> _ModelWatch:
         """Describe the present state, also within a tracer or a transform, which would otherwise see how contents of tensors are read."""
         with without_transforms(), without_functions(), without_modes():
-            return _Watch(model, self._reads, self._live)
+            return _ModelWatch(model, self._reads, self._live)
 
     def same(self) -> bool:
         """Whether the model is as it was at the trace."""
@@ -101,7 +101,7 @@ class Fingerprint:
         return "" if first is None else (then if len(then) >= len(now) else now)[first][0]
 
 
-class _Watch:
+class _ModelWatch:
     """A state of a model: a description of it, and all that shows that the model is still in this state.
 
     Attributes:

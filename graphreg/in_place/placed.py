@@ -55,14 +55,14 @@ class _ForOneValue(GraphRegError):
     """No graph was found that takes the loosened arguments of a call as numbers that may change."""
 
 
-class _Thread(threading.local):
+class _CallInThread(threading.local):
     """The call that runs in this thread."""
 
     # the state of the called model, the structure of the arguments, and the graphs that are not stale; None outside of ``Placed.call``
     call: tuple[Placed, str, list[StructureGraph]] | None = None
 
 
-_thread = _Thread()
+_thread = _CallInThread()
 
 
 class Graphs:

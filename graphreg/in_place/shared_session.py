@@ -5,15 +5,17 @@ It has a container of runtime modules of its own, for what counts calls and keep
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from graphreg.planning import OwnDropout
 from graphreg.regularizer import Regularizer
-from graphreg.runtime import CLOCK, ClockRule, Element, Rules, State, StateHoldingTotal
+from graphreg.runtime import CLOCK, ClockRule, Rules, ScheduledElement, State, StateHoldingTotal
 from graphreg.session import OWN, GrowingStreams, Session
 
 
@@ -37,7 +39,7 @@ class SharedSession(Session):
         self.home = Rules()
         self.home.session = self
         self.home.add_module("key", streams.key)
-        if scheduled := {Element(name, OWN, row.own): row.own for name, row in self.strengths.items() if row.has_clock}:
+        if scheduled := {ScheduledElement(name, OWN, row.own): row.own for name, row in self.strengths.items() if row.has_clock}:
             self.clock = ClockRule(scheduled, device)
             self.home.add_module(CLOCK, self.clock)
         for name, regularizer in regularizers.items():
@@ -47,6 +49,13 @@ class SharedSession(Session):
         for child in self.home.children():
             child.rules = (self.home,)  # type: ignore[assignment]
         self.join(self.home)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedSession:
+        """Return the session of one graph that is copied, as ``verify`` does. It has nothing to do with the model and its other graphs."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name != "readers"})
+        twin.readers = [twin.home, *(memo[id(reader)] for reader in self.readers if reader is not self.home and id(reader) in memo)]
+        return twin
 
     def copied(self) -> SharedSession:
         """Return a session for a copy of the model: it has the same strengths, seeds, states and calls, and no graph yet."""

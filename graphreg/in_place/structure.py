@@ -27,8 +27,8 @@ from graphreg.ir import (
     RULES,
     SIZE_ASSERTIONS,
     Missing,
+    ModuleRecord,
     Selector,
-    State,
     copied_contents,
     is_in_place,
     is_pythons,
@@ -436,7 +436,7 @@ def _models_hooks(model: nn.Module, hooks: Sequence[tuple[Mapping[int, Any], str
     return tuple(hook for hook, function in functions if id(getattr(function, "__self__", None)) in held)
 
 
-def _record(module: RewrittenModule) -> State:
+def _record(module: RewrittenModule) -> ModuleRecord:
     record = state_of(module)
     assert record is not None
     return record

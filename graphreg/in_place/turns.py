@@ -54,12 +54,12 @@ class _Turns:
         return self.tracing is None and self.parked.issuperset(others)
 
 
-class _Now:
+class _TurnsNow:
     turns = _Turns()
 
 
 def _renew() -> None:
-    _Now.turns = _Turns()  # in a forked child, none of the other threads exists
+    _TurnsNow.turns = _Turns()  # in a forked child, none of the other threads exists
 
 
 if hasattr(os, "register_at_fork"):
@@ -69,7 +69,7 @@ if hasattr(os, "register_at_fork"):
 @disable()
 def begin_turn(model: Any) -> None:
     """Begin a call of a model, when no other thread traces the model or waits to do so. ``model``: its state, a ``Placed``."""
-    turns = _Now.turns
+    turns = _TurnsNow.turns
     with turns.lock:
         mine = turns.inside.setdefault(get_ident(), [])
         if turns.tracing is not None or turns.wanted:
@@ -80,7 +80,7 @@ def begin_turn(model: Any) -> None:
 @disable()
 def end_turn() -> None:
     """End the call that this thread began last."""
-    turns = _Now.turns
+    turns = _TurnsNow.turns
     with turns.lock:
         if mine := turns.inside.get(get_ident()):  # None in a child that was forked within the call
             mine.pop()
@@ -93,7 +93,7 @@ def end_turn() -> None:
 @contextmanager
 def tracing_turn(model: Any) -> Iterator[None]:
     """Within the context, no other thread traces, and no other thread runs a call of ``model``."""
-    turns, me = _Now.turns, get_ident()
+    turns, me = _TurnsNow.turns, get_ident()
     with turns.lock:
         before = turns.tracing
         if before is None or before[0] != me:
@@ -114,14 +114,14 @@ def tracing_turn(model: Any) -> Iterator[None]:
 
 def wait_for_trace() -> None:
     """Wait until no other thread traces a model."""
-    turns = _Now.turns
+    turns = _TurnsNow.turns
     with turns.lock:
         _wait(turns, lambda: turns.tracing is None or turns.tracing[0] == get_ident())
 
 
 def traces_here() -> bool:
     """Return whether this thread traces a model."""
-    tracing = _Now.turns.tracing
+    tracing = _TurnsNow.turns.tracing
     return tracing is not None and tracing[0] == get_ident()
 
 

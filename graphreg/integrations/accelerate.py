@@ -13,9 +13,10 @@ from graphreg.integrations.parts import Parts, TrainerScale
 class RegularizerState:
     """The noise and the strengths of a model, for ``accelerator.register_for_checkpointing(RegularizerState(model, accelerator))``.
 
-    ``accelerator.save_state`` then saves both, and ``load_state`` restores both. ``accelerator.backward`` divides the loss by
-    ``gradient_accumulation_steps``, and multiplies it by the factor of the GradScaler if it has one (fp16). The gradients of attached
-    penalties get the same factors, unless you have given a ``scale=`` yourself.
+    ``accelerator.save_state`` then saves both, and ``load_state`` restores both.
+    ``accelerator.backward`` divides the loss by ``gradient_accumulation_steps``, and multiplies it
+    by the factor of the GradScaler if it has one (fp16). The gradients of attached penalties get
+    the same factors, unless you have given a ``scale=`` yourself.
     """
 
     def __init__(self, model: nn.Module, accelerator: Any = None) -> None:

@@ -17,11 +17,13 @@ except ImportError as error:
 class RegularizerCallback(Callback):
     """Saves and restores noise and strengths in Lightning's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Give the callback to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. Before training, regularize the LightningModule in
-    place, or regularize a module in it. ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
+    Give the callback to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. Before
+    training, regularize the LightningModule in place, or regularize a module in it.
+    ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
 
-    The gradients of the penalties are divided by ``accumulate_grad_batches``, as Lightning divides the loss, and multiplied by the factor
-    of the scaler for mixed precision, unless you have given a ``scale=`` yourself.
+    The gradients of the penalties are divided by ``accumulate_grad_batches``, as Lightning divides
+    the loss, and multiplied by the factor of the scaler for mixed precision, unless you have given
+    a ``scale=`` yourself.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:

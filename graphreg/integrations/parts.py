@@ -247,14 +247,14 @@ def tensors_replaced(modules: Mapping[str, Any], of: Callable[[str, Any], Any]) 
     return done
 
 
-Strengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
+SavedStrengths = Mapping[str, Mapping[str, Any]]  # from the name of a regularizer, then of a site, to the strength
 
 
-def _plain(strengths: Strengths) -> dict[str, dict[str, Any]]:
+def _plain(strengths: SavedStrengths) -> dict[str, dict[str, Any]]:
     """Return strengths as plain data: each schedule is replaced by its plain form."""
     return {n: {s: v.to_plain() if isinstance(v, Schedule) else v for s, v in sites.items()} for n, sites in strengths.items()}
 
 
-def _read(strengths: Strengths) -> dict[str, dict[str, Any]]:
+def _read(strengths: SavedStrengths) -> dict[str, dict[str, Any]]:
     """Return the strengths, with their schedules, from the result of ``_plain``."""
     return {n: {s: v if (made := of_plain(v)) is None else made for s, v in sites.items()} for n, sites in strengths.items()}

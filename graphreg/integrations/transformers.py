@@ -24,30 +24,37 @@ except ImportError as error:
 class RegularizerCallback(TrainerCallback, ExportableState):
     """Saves and restores noise and strengths in the Trainer's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Into each checkpoint's folder it writes ``graphreg_recipe.json``, from which ``graphreg.regularize_(model, recipe=...)`` regularizes a
-    model as this one was. A module in the model has its path in the file's name: ``graphreg_recipe.student.json``. The tensors that
-    regularizers keep from call to call, such as the start of ``l2_sp``, are in ``graphreg_state.ID.pt`` in the same folder.
+    Into each checkpoint's folder it writes ``graphreg_recipe.json``, from which
+    ``graphreg.regularize_(model, recipe=...)`` regularizes a model as this one was. A module in the
+    model has its path in the file's name: ``graphreg_recipe.student.json``. The tensors that
+    regularizers keep from call to call, such as the start of ``l2_sp``, are in
+    ``graphreg_state.ID.pt`` in the same folder.
 
-    Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Before training, regularize the model, or
-    any module in it. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
+    Give the callback to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``.
+    Before training, regularize the model, or any module in it. Each log of training has
+    ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
 
-    A step has the mean of the penalties over its batches, unless you have given a ``scale=`` yourself. If neither the Trainer nor the model
-    divides the loss of a batch, so that a step of k batches has k times the loss, it has k times the penalties, too.
+    A step has the mean of the penalties over its batches, unless you have given a ``scale=``
+    yourself. If neither the Trainer nor the model divides the loss of a batch, so that a step of k
+    batches has k times the loss, it has k times the penalties, too.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
         """``watch``: a selector of values. ``kept/SITE/NAME``, the share of such a value that a splice has kept, is logged, too."""
         self.watch = watch
-        self._saved: dict[str, Any] | None = None  # the states of the modules that ``state`` returned last
+        # the states of the modules that ``state`` returned last
+        self._saved: dict[str, Any] | None = None
         self._parts: Parts | None = None
-        self._run: tuple[Any, Any] | None = None  # the arguments and the state of the Trainer that trains
+        # the arguments and the state of the Trainer that trains
+        self._run: tuple[Any, Any] | None = None
         self._scale = _Scale()
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer puts into the JSON of a checkpoint: the noise and the strengths. Write the tensors into its folder.
 
-        The Trainer calls this method while it saves a checkpoint, before it deletes the oldest one. So at each moment there is a checkpoint
-        that has all its files. It also calls this method at the start of training.
+        The Trainer calls this method while it saves a checkpoint, before it deletes the oldest one.
+        So at each moment there is a checkpoint that has all its files. It also calls this method at
+        the start of training.
         """
         self._saved, tensors = None, {"file": "", "folder": ""}
         if self._parts is not None and self._run is not None:
@@ -56,7 +63,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             if kept and folder.is_dir():
                 tensors = {"file": f"graphreg_state.{uuid4().hex[:12]}.pt", "folder": str(folder.resolve())}
                 torch.save(kept, folder / tensors["file"])
-        watch = () if self.watch is None else strings(self.watch)  # (): a function, which JSON cannot hold
+        # (): a function, which JSON cannot hold
+        watch = () if self.watch is None else strings(self.watch)
         return {"args": {"watch": list(watch)} if watch else {}, "attributes": {"saved": self._saved, "tensors": tensors}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -72,7 +72,7 @@ from graphreg.ir.module_record import (
     RULES,
     STATE,
     ModelFacts,
-    State,
+    ModuleRecord,
     check_names,
     plain,
     registered,
@@ -106,7 +106,7 @@ from graphreg.ir.operations import (
     nodes_in,
     stacks,
 )
-from graphreg.ir.parameter_reads import ParameterRead, Reads, alias_paths, parameter_reads
+from graphreg.ir.parameter_reads import ParameterRead, ParameterReads, alias_paths, parameter_reads
 from graphreg.ir.precision import brought, has_float64, widest, with_values
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
@@ -125,36 +125,47 @@ from graphreg.ir.selector import (
     unmatched,
 )
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
-from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Assert, Place, assert_sizes, described, fixed, has_keys, specialized_to
+from graphreg.ir.shape_guards import (
+    ASSERTIONS,
+    SIZE_ASSERTIONS,
+    Assert,
+    InputPlace,
+    assert_sizes,
+    described,
+    fixed,
+    has_keys,
+    specialized_to,
+)
 from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
-from graphreg.ir.terminal import Block, Lines, Printed, check_width, coloured, html, marked, paint, text, width_now
+from graphreg.ir.terminal import Lines, Paragraph, Printed, check_width, coloured, html, marked, paint, text, width_now
 from graphreg.ir.text_table import Table
 from graphreg.ir.time_steps import Steps, mean_over_counted, mean_over_pairs
-from graphreg.ir.train_eval import Graphs, choose
+from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.ir.units import Units
 from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "FOREIGN", "IGNORED", "IN_PLACE_NAMES", "LAYER", "LIBRARY_FOLDERS", "NORM_MODULES",
     "ORIGINAL", "PACKS", "PARAMETERS", "PLACED", "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES",
-    "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "Block", "BufferConstants", "CallRecord",
-    "CallStructures", "CallText", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Leaf", "Lines", "Literals", "MadeObject", "Missing",
-    "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "ParameterRead", "Pattern",
-    "Place", "Printed", "Reads", "Role", "Selector", "Site", "State", "Steps", "Table", "TensorKind", "Units", "add_label", "addition_of",
-    "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_key", "call_with",
-    "called_by_foreign_code", "calling_module", "calls_of", "carries_derivative", "cell_call", "chains", "check_arguments", "check_names",
-    "check_width", "choose", "clone", "coloured", "compared", "complain", "contents_of", "convolution", "copied", "copied_contents",
-    "declared", "deep_nodes", "described", "described_node", "detached", "difference", "digest", "doubt_plain", "dtype_text", "elements",
-    "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64",
-    "has_keys", "held_objects", "html", "identifier", "in_containers", "instead_of", "is_added", "is_drop_path", "is_dropout_module",
-    "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_pythons",
-    "is_record", "is_region", "is_replaced_call", "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site",
-    "labels_of", "laid_out", "literals_apart", "loss_of", "making", "mark", "marked", "may_change", "mean_over_counted", "mean_over_pairs",
-    "measured_shard", "name_of", "nodes_in", "number_kind", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of",
-    "overlaps", "own_labels", "own_name", "paint", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_module_calls",
-    "record_stacks", "recorded_calls", "registered", "rename_in_calls", "replaced_leaf", "reserved", "scope_of", "select", "select_among",
-    "shape_text", "short", "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled",
-    "stacks", "state_before", "state_of", "strings", "strings_of", "surrounding_calls", "text", "thaw", "traced_model", "unmark",
-    "unmatched", "unshared", "value_sites", "widest", "width_now", "with_values",
+    "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "BufferConstants", "CallRecord", "CallStructures",
+    "CallText", "DropoutKind", "Effects", "InputPlace", "Kind", "Label", "Leaf", "Lines", "Literals", "MadeObject", "Missing", "ModeGraphs",
+    "ModelFacts", "ModuleCall", "ModuleCalls", "ModuleRecord", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Paragraph",
+    "ParameterRead", "ParameterReads", "Pattern", "Printed", "Role", "Selector", "Site", "Steps", "Table", "TensorKind", "Units",
+    "add_label", "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_key",
+    "call_with", "called_by_foreign_code", "calling_module", "calls_of", "carries_derivative", "cell_call", "chains", "check_arguments",
+    "check_names", "check_width", "choose", "clone", "coloured", "compared", "complain", "contents_of", "convolution", "copied",
+    "copied_contents", "declared", "deep_nodes", "described", "described_node", "detached", "difference", "digest", "doubt_plain",
+    "dtype_text", "elements", "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
+    "gives_tuple", "has_float64", "has_keys", "held_objects", "html", "identifier", "in_containers", "instead_of", "is_added",
+    "is_drop_path", "is_dropout_module", "is_elementwise", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan",
+    "is_native_dropout", "is_port", "is_pythons", "is_record", "is_region", "is_replaced_call", "is_single_operation", "is_size",
+    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "literals_apart", "loss_of", "making", "mark",
+    "marked", "may_change", "mean_over_counted", "mean_over_pairs", "measured_shard", "name_of", "nodes_in", "number_kind", "of_body",
+    "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "paint", "parameter_reads",
+    "plain", "rate_of", "reached", "record_calls", "record_module_calls", "record_stacks", "recorded_calls", "registered",
+    "rename_in_calls", "replaced_leaf", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
+    "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before", "state_of",
+    "strings", "strings_of", "surrounding_calls", "text", "thaw", "traced_model", "unmark", "unmatched", "unshared", "value_sites",
+    "widest", "width_now", "with_values",
 ]  # fmt: skip

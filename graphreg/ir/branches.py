@@ -1,9 +1,10 @@
 """Finds residual branches: values that a sum adds to the value that they were computed from. That value is the trunk of the sum.
 
-In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such as a linear layer, must lie between the
-two: ``x + 0.04 * x ** 3`` has no branch.
-In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more products,
-and the operations of both lie in the module whose forward computes the sum.
+In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such
+as a linear layer, must lie between the two: ``x + 0.04 * x ** 3`` has no branch. In
+``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most
+one product, ``f`` has more products, and the operations of both lie in the module whose forward
+computes the sum.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from graphreg.ir.metadata import scope_of
 from graphreg.ir.operations import Operations, function_name, is_integer, nodes_in
 
 SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
-_PICKS = {"select", "unbind"}  # operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
+# operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
+_PICKS = {"select", "unbind"}
 
-_MOST = 32  # a sum with more summands gets no branches; otherwise, a loop that adds to one value would be searched again at each step
-_LONGEST = 32  # a shortcut with a projection has at most so many nodes; this keeps the search linear in the size of the graph
+# a sum with more summands gets no branches; otherwise, a loop that adds to one value would be
+# searched again at each step
+_MOST = 32
+# a shortcut with a projection has at most so many nodes; this keeps the search linear in the size
+# of the graph
+_LONGEST = 32
 
 
 def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
@@ -52,12 +58,13 @@ def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx
 
 
 @dataclass(frozen=True)
-class _Chain:
+class _SummandChain:
     """The nodes from a summand back to an earlier value, where each node but the last has the next node as its only signal operand.
 
     Attributes:
         nodes: The nodes of the chain; the summand comes first.
-        direct: How many nodes, counted from the summand, have the same value as the summand up to views and dropout.
+        direct: How many nodes, counted from the summand, have the same value as the summand up to
+            views and dropout.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -89,13 +96,22 @@ class _Finder:
     def _judge(self, node: fx.Node) -> None:
         """Record the branches of a sum.
 
-        An inner sum that only this sum reads is replaced by its summands. The first attempt does so only if the inner sum has no branch
-        itself. If no branch is found, the second attempt does so in any case.
+        An inner sum that only this sum reads is replaced by its summands. The first attempt does so
+        only if the inner sum has no branch itself. If no branch is found, the second attempt does
+        so in any case.
         """
         for through in (False, True):
             summands = self._summands(node, through)
-            if of_sum := self._of_two(node, *summands) if len(summands) == 2 else self._of_several(summands):
-                self.found.update(of_sum)
+            if len(summands) == 2:
+                # The branch is the one with more products on the way from a common value, which may
+                # be the other summand itself.
+                one, two = summands
+                trunks = ((one, two), (two, one))
+                branches = [branch for trunk, branch in trunks if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
+            else:
+                branches = self._of_several(summands)
+            if branches:
+                self.found.update(branches)
                 self.residual.add(node)
                 return
 
@@ -118,29 +134,27 @@ class _Finder:
     def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
         """Return the branches of a sum of several values.
 
-        The trunk is the summand that was computed first. Views and dropout at the end of a summand's computation do not count.
+        The trunk is the summand that was computed first. Views and dropout at the end of a
+        summand's computation do not count.
         """
         trunks = {summand: list(self._peeled(summand))[-1] for summand in summands}
         if len(trunks) < 2:
             return []
         first = min(trunks, key=lambda summand: self.order[trunks[summand]])
         trunk = trunks[first]
-        return [other for other in summands if other is not first and self._is_deeper(other, trunk)]
 
-    def _is_deeper(self, value: fx.Node, trunk: fx.Node) -> bool:
-        """Return whether a value was computed from the trunk through one product or more."""
-        before = self._before(value, self.order[trunk])
-        return trunk in before and any(each in self.products for each in _from(trunk, before))
+        branches = []
+        for other in summands:
+            if other is first:
+                continue
+            before = self._before(other, self.order[trunk])
+            # a product or more on the way from the trunk makes a summand a branch; without one, it
+            # is another trunk
+            if trunk in before and any(each in self.products for each in _from(trunk, before)):
+                branches.append(other)
+        return branches
 
-    def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
-        """Return a list with the branch of a sum of two values; an empty list if it has none.
-
-        A summand is the branch if both summands were computed from a common value, with more products on the way to this summand than on
-        the way to the other. The common value may be the other summand itself.
-        """
-        return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
-
-    def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:
+    def _leads(self, node: fx.Node, chain: _SummandChain, branch: fx.Node) -> bool:
         """Return whether the branch was computed from a node of the chain, through more products than the chain has before that node."""
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
@@ -158,7 +172,7 @@ class _Finder:
             node = operands[0]
             yield node
 
-    def _chain(self, summand: fx.Node, scope: str) -> _Chain:
+    def _chain(self, summand: fx.Node, scope: str) -> _SummandChain:
         nodes = list(self._peeled(summand))
         direct, passed = len(nodes), 0
         while len(nodes) < _LONGEST and len(operands := self._operands(nodes[-1])) == 1:
@@ -166,7 +180,7 @@ class _Finder:
             if passed > 1 or not _is_within(scope_of(nodes[-1]), scope) or self._picks(nodes[-1]) or self.operations.is_loss(nodes[-1]):
                 break
             nodes.append(operands[0])
-        return _Chain(tuple(nodes), direct)
+        return _SummandChain(tuple(nodes), direct)
 
     def _picks(self, node: fx.Node) -> bool:
         """Return whether an operation takes an element out of a tuple or along an axis."""

@@ -1,7 +1,8 @@
 """Finds the values that a forward computes from buffers alone. Such a value is no site and gets no name.
 
-torch.fx, and therefore torchvision's feature extraction, computes these values while it traces, and has no nodes for them. If they took
-names, the numbers in the names of later values would differ from torchvision's.
+torch.fx, and therefore torchvision's feature extraction, computes these values while it traces, and
+has no nodes for them. If they took names, the numbers in the names of later values would differ
+from torchvision's.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ class CallText:
         self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
         fixed = {name: value for name, value in self.defaults.items() if name not in self.inputs}
         self.fixed = {name: f"{name}={contents_of(value, (), False)}" for name, value in fixed.items()}
-        texts = [self.text(*self._call(given)) for given in structures.given]
+
+        texts = list[str]()
+        for given in structures.given:
+            args = [given.get(name, self.defaults.get(name)) for name in self.names]
+            texts.append(self.text((*args, *given.get(str(self.rest), ())), dict(given.get(str(self.named), {}))))
         structures.accepted.update(dict.fromkeys(texts, True))
         self.first = texts[0]
-
-    def _call(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args = [given.get(name, self.defaults.get(name)) for name in self.names]
-        return (*args, *given.get(str(self.rest), ())), dict(given.get(str(self.named), {}))
 
     def text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the text of a call's structure."""

@@ -19,7 +19,8 @@ def state_before(node: fx.Node, operations: Operations) -> fx.Node | None:
     """Return the state that a cell got as an argument when it returned the state at ``node``; None if the call starts from zeros.
 
     Raises:
-        LookupError: The two states of an LSTM cell were passed as one object, and the graph does not show them separately.
+        LookupError: The two states of an LSTM cell were passed as one object, and the graph does
+            not show them separately.
     """
     call = cell_call(node, operations)
     assert call is not None

@@ -1,7 +1,7 @@
 """Fixes the emitted code for names that torch.fx writes wrongly: keywords, quotes, paths too deep for Python's parser.
 
-torch.fx writes ``self.class`` for a layer called ``class``. For a path of two hundred numbers (``0.0.0...``) it writes two hundred nested
-calls of ``getattr``, which Python's parser rejects.
+torch.fx writes ``self.class`` for a layer called ``class``. For a path of two hundred numbers
+(``0.0.0...``) it writes two hundred nested calls of ``getattr``, which Python's parser rejects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def spelled(graph: fx.Graph) -> fx.Graph:
 
     Return the graph itself if it has no such path.
     """
-    paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
+    paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")))
+    paths = [path for path in paths if len(names := path.split(".")) > _DEEP or any(map(_is_misread, names))]
     if not paths:
         return graph
     copy = copied(graph)
@@ -44,17 +45,12 @@ def spelled(graph: fx.Graph) -> fx.Graph:
     return copy
 
 
-def _is_odd(path: str) -> bool:
-    names = path.split(".")
-    return len(names) > _DEEP or any(_is_misread(name) for name in names)
-
-
 @lru_cache(maxsize=4096)
 def _is_misread(name: str) -> bool:
     """Return whether torch.fx writes the name so that Python rejects it or reads another name.
 
-    This happens to keywords, and to names that contain a double quote, a backslash, a line break, or a character such as ``ﬁ``, which
-    Python reads as ``fi``.
+    This happens to keywords, and to names that contain a double quote, a backslash, a line break,
+    or a character such as ``ﬁ``, which Python reads as ``fi``.
     """
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 
@@ -73,13 +69,15 @@ def _text(root: str, path: str) -> str:
 def _reads(code: str, name: str) -> int:
     """Return how often the code reads a name.
 
-    The code reads an argument with the name of a builtin only once, because torch.fx first assigns it to another name
-    (``input_1 = input``).
+    The code reads an argument with the name of a builtin only once, because torch.fx first assigns
+    it to another name (``input_1 = input``).
     """
     occurrence = re.compile(rf"\b{name}\b")
-    if len(occurrence.findall(code)) < 3:  # one occurrence is in the signature, the other in the assignment
+    # one occurrence is in the signature, the other in the assignment
+    if len(occurrence.findall(code)) < 3:
         return 1
-    # Only the lines that contain the name are parsed: parsing all the code of a large model would take longer than the rest of emission.
+    # Only the lines that contain the name are parsed: parsing all the code of a large model would
+    # take longer than the rest of emission.
     lines = [line.strip() for line in code.splitlines() if occurrence.search(line)]
     try:
         parsed = [ast.parse(f"{line} pass" if line.endswith(":") else line) for line in lines]

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
-from graphreg.ir.train_eval import Graphs
+from graphreg.ir.train_eval import ModeGraphs
 
-Literals = dict[int, tuple[Any, Any]]  # position in the result of ``flat`` -> (literal in the first graph, literal in the second)
+# position in the result of ``flat`` -> (literal in the first graph, literal in the second)
+Literals = dict[int, tuple[Any, Any]]
 
 
 def name_of(node: fx.Node) -> str:
@@ -33,8 +34,9 @@ def flat(node: fx.Node) -> list[Any]:
 def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    Return None unless both are the same operation with the same structure of arguments. If the nodes read different values, for example
-    because an operation before them depends on the mode, return only the literals of type bool, such as ``training=``.
+    Return None unless both are the same operation with the same structure of arguments. If the
+    nodes read different values, for example because an operation before them depends on the mode,
+    return only the literals of type bool, such as ``training=``.
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
@@ -51,7 +53,7 @@ def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] 
             return None
         if isinstance(x, fx.Node):
             same = same and name_of(x) == name_of(y)
-        elif not _equal(x, y):
+        elif type(x) is not type(y) or not (x == y or (is_nan(x) and is_nan(y))):
             differing[i] = x, y
     return (differing if same else {i: pair for i, pair in differing.items() if type(pair[0]) is type(pair[1]) is bool}), same
 
@@ -63,10 +65,6 @@ def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literal
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
     same = same and all(each is not None and each[1] for each in differing.values())
     return same, {name: each[0] for name, each in differing.items() if each is not None and each[0]}
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b or (is_nan(a) and is_nan(b)))
 
 
 def is_nan(value: Any) -> bool:
@@ -94,7 +92,7 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
     return "", "the second trace has other operations"
 
 
-def digest(graphs: Graphs, constants: Mapping[str, Tensor]) -> str:
+def digest(graphs: ModeGraphs, constants: Mapping[str, Tensor]) -> str:
     """Return a digest of the graphs of a model and of the constants that they read. Within a process, equal digests mean equal graphs."""
     made = hashlib.blake2b(digest_size=16)
     for mode, graph in graphs.items():

@@ -1,7 +1,8 @@
 """Finds the call by which a graph builds a container of a subclass, and the loss in an output.
 
-torch.fx turns containers such as OrderedDict and the outputs of transformers into plain dicts, lists or tuples, so the graph must build
-them again. Of the subclasses of dict, list and tuple, torch.fx itself keeps only named tuples.
+torch.fx turns containers such as OrderedDict and the outputs of transformers into plain dicts,
+lists or tuples, so the graph must build them again. Of the subclasses of dict, list and tuple,
+torch.fx itself keeps only named tuples.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ def building(value: Any) -> Building | None:
     """Find the call that rebuilds a container from its elements.
 
     Returns:
-        The function, its arguments and keywords; None if torch.fx rebuilds the container itself, or if the value is no container.
+        The function, its arguments and keywords; None if torch.fx rebuilds the container itself, or
+        if the value is no container.
 
     Raises:
-        NotImplementedError: No call rebuilds the container. torch.fx would turn it into a plain dict, list or tuple without a warning.
+        NotImplementedError: No call rebuilds the container. torch.fx would turn it into a plain
+            dict, list or tuple without a warning.
     """
     kind = type(value)
     if isinstance(value, _UNSUPPORTED):
         raise NotImplementedError(f"a {kind.__name__}, which a graph of torch.fx cannot hold. {_INSTEAD}")
-    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # a named tuple, which torch.fx rebuilds itself
+    # a named tuple, which torch.fx rebuilds itself
+    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
+
     if isinstance(value, defaultdict) and kind is defaultdict:
         name = next((name for name, factory in _FACTORIES.items() if value.default_factory is factory), None)
         if name is None:
@@ -49,15 +54,19 @@ def building(value: Any) -> Building | None:
                 "dict()"
             )
         return made_defaultdict, (name, dict(value)), {}
+
+    # A call of the class with its elements, if that gives the same value again.
     call: Building
     if isinstance(value, dict):  # outputs of transformers are both dataclasses and dicts
         call = (kind, (), dict(value)) if is_dataclass(value) else (kind, (dict(value),), {})
     else:
         call = kind, (list(value),), {}
+
     try:
         same = _content(kind(*call[1], **call[2])) == _content(value)
     except Exception:  # a user's class may raise anything
         same = False
+
     if not same:
         raise NotImplementedError(f"a {kind.__name__}, which calling {kind.__name__} with its elements does not rebuild. {_INSTEAD}")
     return call
@@ -82,7 +91,9 @@ def end_of(output: fx.Node) -> fx.Node:
 def loss_of(output: fx.Node) -> fx.Node | None:
     """Return the node of the output's ``loss``; None if the output has no loss."""
     end, value = end_of(output), output.args[0]
-    if end is not output:  # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from a dict
+    # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from
+    # a dict
+    if end is not output:
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
         mapping = next((arg for arg in end.args if isinstance(arg, dict)), None)
         value = dict(zip(names, end.args, strict=False)) | end.kwargs if mapping is None else mapping

@@ -1,6 +1,7 @@
 """The contents of an argument that is not a tensor: as text, to compare them between calls, and as a copy, to keep them.
 
-A graph is made for the contents that an argument had when the model was traced. The same object may have other contents at a later call.
+A graph is made for the contents that an argument had when the model was traced. The same object may
+have other contents at a later call.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from torch.fx import Proxy
 from graphreg.errors import shown
 from graphreg.torch_internals import graph_break, plain_number, pytree, traces_objects
 
-# Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the proxy's class; if a model's code asks,
-# the trace raises an error. functools is left out, because singledispatch checks classes on behalf of the model.
+# Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the
+# proxy's class; if a model's code asks, the trace raises an error. functools is left out, because
+# singledispatch checks classes on behalf of the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
-_DECIMAL = 1 << 60  # Python refuses to write whole numbers of thousands of digits in decimal; these are written in hexadecimal
+# Python refuses to write whole numbers of thousands of digits in decimal; these are written in
+# hexadecimal
+_DECIMAL = 1 << 60
 _FIXED = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, range, type, types.FunctionType)
 _NO_CONTENTS = (type, nn.Module, Tensor, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _ITEMS = (list, tuple, deque)
 _SETS = (set, frozenset)
 _BUFFERS = (bytearray, array.array)
-# the classes that tracers, transforms and meshes of devices give a tensor that is a plain one for the model's code
+# the classes that tracers, transforms and meshes of devices give a tensor that is a plain one for
+# the model's code
 _STAND_INS = frozenset({"FakeTensor", "FunctionalTensor", "ProxyTensor", "DTensor", "AsyncCollectiveTensor", "NestedTensor", "Proxy"})
 _CALLS = (types.MethodType, functools.partial)
 _WRITTEN = (bool, str, torch.dtype, torch.device)
@@ -52,7 +57,8 @@ def called_by_foreign_code() -> bool:
 def calling_module(depth: int) -> str:
     """Return the name of the Python module whose code is ``depth`` frames up the stack.
 
-    The functions by which a trace records reads of attributes stand between the code that reads and a property, and do not count.
+    The functions by which a trace records reads of attributes stand between the code that reads and
+    a property, and do not count.
     """
     frame: types.FrameType | None = sys._getframe(depth)
     while frame is not None and frame.f_globals.get("__name__") == _RECORDER:
@@ -60,7 +66,8 @@ def calling_module(depth: int) -> str:
     return "" if frame is None else str(frame.f_globals.get("__name__", ""))
 
 
-Seen = list[Any] | dict[int, int]  # objects in order; or, quicker, but not for Dynamo, the number of each by its id
+# objects in order; or, quicker, but not for Dynamo, the number of each by its id
+Seen = list[Any] | dict[int, int]
 
 
 class TensorKind:
@@ -74,7 +81,8 @@ class TensorKind:
 
     def __reduce__(self) -> tuple[Any, ...]:
         kind = self.kind
-        if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:  # pickle would not find the class
+        # pickle would not find the class
+        if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
             kind = _Elsewhere
         return TensorKind, (kind, self.dtype, self.dims)
 
@@ -101,15 +109,17 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     Args:
         value: The argument, or something in it.
         within: The containers and objects that contain the value, the outermost first.
-        is_data: Whether tensors in the value are inputs of the graph. The text of an input has only its class, dtype and number of
-            dimensions; the text of any other tensor also has its ``id``.
-        seen: The tensors and objects that came before the value in the same call, to which those of the value are added. The text of one
-            of them has its number in the list.
-        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these, the dtypes of inputs and the values of
-            numbers, 0 for nothing.
+        is_data: Whether tensors in the value are inputs of the graph. The text of an input has only
+            its class, dtype and number of dimensions; the text of any other tensor also has its
+            ``id``.
+        seen: The tensors and objects that came before the value in the same call, to which those of
+            the value are added. The text of one of them has its number in the list.
+        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these, the
+            dtypes of inputs and the values of numbers, 0 for nothing.
     """
     if isinstance(value, (Tensor, TensorKind)):
         return _again(value, seen) or _tensor(value, is_data, loose)
+
     if value is None or type(value) in _WRITTEN:
         return repr(value)
     if isinstance(value, _NUMBERS) and not isinstance(value, Enum):
@@ -122,6 +132,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return f"<{_class(type(value))} {value.name}>"
     if isinstance(value, (str, bytes)):  # of a subclass, whose repr may be anything
         return f"<{_class(type(value))} {str.__repr__(value) if isinstance(value, str) else bytes.__repr__(value)}>"
+
+    # What contains other values. One that contains itself would never end.
     if True in (around := [value is each for each in within]):
         return f"<no. {around.index(True)} around it>"
     if isinstance(value, slice):
@@ -130,17 +142,22 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
         return f"<{type(value).__name__} {_call(value, within, seen)}>"
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
         return _items(value, (*within, value), is_data, seen, loose)
+
+    # Objects: by their memory, by their text if it says all, or by their attributes.
     kind = _class(type(value))
     if _has_memory(value):
-        memory = value.tobytes() if hasattr(value, "tobytes") else bytes(value)  # bytes(n) of a number of numpy would be n zeros
+        # bytes(n) of a number of numpy would be n zeros
+        memory = value.tobytes() if hasattr(value, "tobytes") else bytes(value)
         return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(memory)}>"
     if _is_fixed_value(value):
         return f"<{kind} {value!r}>"
+
     names = _attributes(value)
     if names is None:
         return f"<{kind} {id(value)}>"
     if again := _again(value, seen):
         return again
+
     is_data = is_data and type(value) in pytree.SUPPORTED_NODES
     parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data, seen, loose if is_data else 0)}" for name in names]
     return f"<{kind} {', '.join(parts)}>"
@@ -252,8 +269,10 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
 
     Args:
         value: The value.
-        copies: The copies made so far, by the id of what was copied, to which those of the value are added.
-        is_data: Whether to put a ``TensorKind`` in place of each tensor that is an input of the graph.
+        copies: The copies made so far, by the id of what was copied, to which those of the value
+            are added.
+        is_data: Whether to put a ``TensorKind`` in place of each tensor that is an input of the
+            graph.
     """
     copies = {} if copies is None else copies
     if id(value) in copies:
@@ -262,12 +281,15 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
         return TensorKind(value.kind, value.dtype, value.dims)
     if is_data and isinstance(value, Tensor):
         return copies.setdefault(id(value), TensorKind(type(value), value.dtype, value.dim()))
+
     if isinstance(value, slice):
         return slice(*(copied_contents(part, copies, is_data) for part in (value.start, value.stop, value.step)))
     if isinstance(value, tuple):
         return _copied_tuple(value, [copied_contents(item, copies, is_data) for item in value])
+
     if isinstance(value, (*_FIXED, *_NO_CONTENTS, *_CALLS, TensorKind)) or _is_fixed_value(value):
         return value
+
     if isinstance(value, (list, deque, dict, *_SETS)) or _has_memory(value):
         new = copies[id(value)] = copy.copy(value)
         if isinstance(value, dict):
@@ -276,6 +298,7 @@ def copied_contents(value: Any, copies: dict[int, Any] | None = None, is_data: b
             for i, item in enumerate(value):
                 new[i] = copied_contents(item, copies, is_data)
         return new
+
     names = _attributes(value)
     if names is None:
         return value

@@ -12,7 +12,8 @@ from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-# The functions of Python's ``operator`` that have another name in aten: name in ``operator`` -> name in aten.
+# The functions of Python's ``operator`` that have another name in aten: name in ``operator`` ->
+# name in aten.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
 _LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)

@@ -1,7 +1,8 @@
 """Functions that a graph calls where a splice replaces a parameter: ``call_with`` calls a layer, ``instead_of`` returns the replacement.
 
-A graph calls ``instead_of`` where a ``get_attr`` node fetches the parameter. ``call_with`` calls the layer itself, with its hooks, and the
-layer keeps its parameters. Pickled graphs contain the names of both functions.
+A graph calls ``instead_of`` where a ``get_attr`` node fetches the parameter. ``call_with`` calls
+the layer itself, with its hooks, and the layer keeps its parameters. Pickled graphs contain the
+names of both functions.
 """
 
 from __future__ import annotations
@@ -18,27 +19,29 @@ from torch.func import functional_call
 
 from graphreg.torch_internals import is_compiling, read_weights_again
 
-LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"  # keywords of ``call_with`` that no layer's forward has
+# keywords of ``call_with`` that no layer's forward has
+LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"
 
 
-class _Thread(threading.local):
+class _Replacements(threading.local):
     """The tensors that replace parameters in this thread.
 
-    ``replaced``: a dict. Each key is the ``id`` of a module's ``_PerThread``; the value maps names of parameters to their replacements.
+    ``replaced``: a dict. Each key is the ``id`` of a module's ``_PerThread``; the value maps names
+    of parameters to their replacements.
     """
 
     def __init__(self) -> None:
         self.replaced: dict[int, Mapping[str, Tensor]] = {}
 
 
-_thread = _Thread()
+_thread = _Replacements()
 
 
 class _PerThread(dict[str, Any]):
     """The dict that a module has as ``_parameters`` while threads call the module with replaced parameters.
 
-    Each of these threads reads its own replacements, and every other thread reads the parameters. ``calls``: how many calls with replaced
-    parameters are running.
+    Each of these threads reads its own replacements, and every other thread reads the parameters.
+    ``calls``: how many calls with replaced parameters are running.
     """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -53,7 +56,8 @@ class _PerThread(dict[str, Any]):
 class _Locks:
     """Locks: ``guard`` is held while a module's ``_parameters`` is exchanged; ``recurrent`` has a lock for each recurrent layer.
 
-    A recurrent layer is locked for the whole call, because its kernel reads a list of weights that all threads share.
+    A recurrent layer is locked for the whole call, because its kernel reads a list of weights that
+    all threads share.
     """
 
     guard = threading.Lock()
@@ -61,7 +65,8 @@ class _Locks:
 
 
 def _new_locks() -> None:
-    _Locks.guard, _Locks.recurrent = threading.Lock(), WeakKeyDictionary()  # a thread of the parent process may have held the old locks
+    # a thread of the parent process may have held the old locks
+    _Locks.guard, _Locks.recurrent = threading.Lock(), WeakKeyDictionary()
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,8 +79,8 @@ def call_with(*args: Any, graphreg_layer: nn.Module, graphreg_parameters: Mappin
     Args:
         args: The layer's positional arguments.
         graphreg_layer: The layer.
-        graphreg_parameters: A dict. Each key is the name of a parameter in the layer; the value is the tensor to use instead. A value
-            that is the parameter itself has no effect.
+        graphreg_parameters: A dict. Each key is the name of a parameter in the layer; the value is
+            the tensor to use instead. A value that is the parameter itself has no effect.
         kwargs: The layer's keyword arguments.
     """
     if is_compiling():  # in compiled code, functional_call changes no module
@@ -120,7 +125,8 @@ def _put_back(owner: nn.Module, parameters: _PerThread, before: Mapping[str, Ten
     with _Locks.guard:
         parameters.calls -= 1
         if parameters.calls == 0:
-            parameters.parameters.update(parameters)  # keep parameters that a hook has registered during the calls
+            # keep parameters that a hook has registered during the calls
+            parameters.parameters.update(parameters)
             owner.__dict__["_parameters"] = parameters.parameters
 
 

@@ -1,7 +1,8 @@
 """Memory layout of tensors: density, overlap, and copies that preserve strides.
 
-Strides decide whether ``contiguous``, ``reshape`` or ``to`` return a view or a copy, and therefore which values a later write changes.
-``torch.clone`` keeps the strides of dense tensors only: its copy of a slice or of an expanded tensor has other strides.
+Strides decide whether ``contiguous``, ``reshape`` or ``to`` return a view or a copy, and therefore
+which values a later write changes. ``torch.clone`` keeps the strides of dense tensors only: its
+copy of a slice or of an expanded tensor has other strides.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def overlaps(z: Tensor) -> bool:
 def _axes_are_separate(z: Tensor, gaps: bool) -> bool:
     """Return whether no two elements share a place in memory and, unless ``gaps`` are allowed, no place between them is empty.
 
-    In order of increasing stride, the stride of each axis must be the extent of the axes before it, or more if ``gaps`` are allowed.
-    The axes are compared in pairs, because Dynamo can compare symbolic sizes, but cannot sort them.
+    In order of increasing stride, the stride of each axis must be the extent of the axes before it,
+    or more if ``gaps`` are allowed. The axes are compared in pairs, because Dynamo can compare
+    symbolic sizes, but cannot sort them.
     """
     axes = [(stride, size) for stride, size in zip(z.stride(), z.shape, strict=True) if size != 1]
     for i, (stride, _) in enumerate(axes):
@@ -47,7 +49,8 @@ def laid_out(y: Tensor, z: Tensor) -> Tensor:
 def apart(y: Tensor, z: Tensor) -> Tensor:
     """Return a copy of ``y``, the replacement of ``z``.
 
-    If ``y`` is ``z`` itself, nothing is replaced. Then return ``z`` without a copy, because a later write must still reach its storage.
+    If ``y`` is ``z`` itself, nothing is replaced. Then return ``z`` without a copy, because a later
+    write must still reach its storage.
     """
     return y if y is z else clone(y)
 

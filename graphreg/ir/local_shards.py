@@ -9,8 +9,10 @@ from torch import fx
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import Kind, addition_of, own_name
 
-Returns = Callable[[fx.Node], bool | None]  # whether a node returns a local shard; None if it computes one from one
-Crosses = Callable[[fx.Node, fx.Node], bool | None]  # whether the second node gets a local shard from the first; None if it gets its value
+# whether a node returns a local shard; None if it computes one from one
+Returns = Callable[[fx.Node], bool | None]
+# whether the second node gets a local shard from the first; None if it gets its value
+Crosses = Callable[[fx.Node, fx.Node], bool | None]
 
 
 def no_border(source: fx.Node, reader: fx.Node) -> None:

@@ -1,6 +1,7 @@
 """Objects that a model makes and returns, such as a cache of transformers: a graph makes them anew from what their attributes hold.
 
-What pickle and copy do with an object of a plain class is the rule: they make one without calling ``__init__``, and fill its ``__dict__``.
+What pickle and copy do with an object of a plain class is the rule: they make one without calling
+``__init__``, and fill its ``__dict__``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class MadeObject:
 
     def __init__(self, template: Template) -> None:
         self.template = template
-        self.__name__ = self.__qualname__ = f"made_{template[2].__name__}"  # torch.fx writes it into the code
+        # torch.fx writes it into the code
+        self.__name__ = self.__qualname__ = f"made_{template[2].__name__}"
 
     def __call__(self, *values: Any) -> Any:
         return _make(self.template, values, {})
@@ -52,9 +54,10 @@ def making(value: object, is_traced: Callable[[object], bool], held: Collection[
     Args:
         value: The object. Something in it must be traced.
         is_traced: Whether something is a value that a graph computes.
-        held: The ids of objects that were there before the forward, which returns these objects themselves.
+        held: The ids of objects that were there before the forward, which returns these objects
+            themselves.
     """
-    found = _Search(is_traced, held)
+    found = _TemplateWriter(is_traced, held)
     try:
         template = found.template(value)
     except _NotMade:
@@ -66,27 +69,32 @@ class _NotMade(Exception):
     """Something is no traced value, no plain data, and no object of a plain class."""
 
 
-class _Search:
+class _TemplateWriter:
     """Goes through an object, and writes its template."""
 
     def __init__(self, is_traced: Callable[[object], bool], held: Collection[int]) -> None:
         self.is_traced, self.held = is_traced, held
         self.values: list[Any] = []
-        self.numbers: dict[int, int] = {}  # of each list, dict and object, by its id, in the order in which they are met
+        # of each list, dict and object, by its id, in the order in which they are met
+        self.numbers: dict[int, int] = {}
 
     def template(self, value: Any) -> Template:
         kind = type(value)
         if self.is_traced(value):
             self.values.append(value)
             return "value", len(self.values) - 1
+
         if kind in (tuple, torch.Size):
             return "tuple", kind, tuple(map(self.template, value))
         if kind in _PLAIN or isinstance(value, type):
-            return "plain", kind, repr(value), value  # by the text, 0.0 is not -0.0, and by the class, 1 is not True
+            # by the text, 0.0 is not -0.0, and by the class, 1 is not True
+            return "plain", kind, repr(value), value
+
         if id(value) in self.numbers:
             return "again", self.numbers[id(value)]
         if id(value) in self.held:
             raise _NotMade
+
         number = self.numbers[id(value)] = len(self.numbers)
         if kind is list:
             return "list", number, tuple(map(self.template, value))
@@ -127,8 +135,11 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
         return part[3]
     if kind == "again":
         return made[part[1]]
+
     if kind == "tuple":
         return part[1]([_make(item, values, made) for item in part[2]])
+
+    # A list, a dict or an object is known before its items are made, because they may hold it again.
     if kind == "list":
         items: list[Any] = []
         made[part[1]] = items
@@ -141,6 +152,7 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
         for key, item in part[2]:
             entries[key] = _make(item, values, made)
         return entries
+
     value = object.__new__(part[2])
     made[part[1]] = value
     for name, item in part[3]:

@@ -1,8 +1,9 @@
 """Reads and writes graphreg's metadata of nodes: the labels of their values, and what graphreg did at the nodes.
 
-``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]`` is a dict of plain data, and
-``node.meta["calls"]`` has the calls of submodules during which the value was made. All three survive copying, pickling and passes that copy
-``node.meta``. No other file accesses them, except ``serialize.py``, which pickles them.
+``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]``
+is a dict of plain data, and ``node.meta["calls"]`` has the calls of submodules during which the
+value was made. All three survive copying, pickling and passes that copy ``node.meta``. No other
+file accesses them, except ``serialize.py``, which pickles them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from graphreg.ir.site import Label
 SITE = "site"
 ADDITION = "graphreg"
 CALLS = "calls"
-ModuleCalls = tuple[tuple[str, int], ...]  # (path of a module, number of its call in the graph, from 0), outermost first
+# (path of a module, number of its call in the graph, from 0), outermost first
+ModuleCalls = tuple[tuple[str, int], ...]
 _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
 
 
@@ -27,11 +29,15 @@ class Kind(StrEnum):
 
     KEY = "key"  # returns the noise keys of a call
     CLOCK = "clock"  # returns the strengths of a call that have a schedule
-    NATIVE = "own"  # a native dropout that calls a runtime module now; the text is "own", because pickled graphs contain it
+    # a native dropout that calls a runtime module now; the text is "own", because pickled graphs
+    # contain it
+    NATIVE = "own"
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty
     TRACK = "track"  # makes autograd record a value that a derivative is taken with respect to
-    CLONE = "clone"  # a copy of a splice's or track node's result; the model's operations read this copy and may write into it
+    # a copy of a splice's or track node's result; the model's operations read this copy and may
+    # write into it
+    CLONE = "clone"
     COPY = "copy"  # a copy for penalties, made before the model writes into the value
     READ = "read"  # reads a parameter for a penalty
     TOTAL = "total"  # combines the measurements of a penalty at its sites
@@ -50,9 +56,12 @@ class Addition:
 
     Attributes:
         kind: The node's purpose.
-        regularizer: The name of the regularizer that the node is for; None if the node is not for exactly one regularizer.
-        site: The name of the site that the node is for; None if the node is not for exactly one site.
-        was: For a node of the model whose call graphreg replaced, the ``op`` and the ``target`` that the node had before.
+        regularizer: The name of the regularizer that the node is for; None if the node is not for
+            exactly one regularizer.
+        site: The name of the site that the node is for; None if the node is not for exactly one
+            site.
+        was: For a node of the model whose call graphreg replaced, the ``op`` and the ``target``
+            that the node had before.
     """
 
     kind: Kind
@@ -75,8 +84,8 @@ def scope_of(node: fx.Node) -> str:
 def own_labels(node: fx.Node) -> tuple[Label, ...]:
     """Return the labels of the node's value; () if it has none.
 
-    A value that is an element of another node's tuple may have more labels, made from that tuple's labels: ``labels_of`` in ``roles.py``
-    returns these, too.
+    A value that is an element of another node's tuple may have more labels, made from that tuple's
+    labels: ``labels_of`` in ``roles.py`` returns these, too.
     """
     labels: tuple[Label, ...] = node.meta.get(SITE, _UNNAMED)[1]
     return labels

@@ -26,7 +26,7 @@ class ModuleCall:
 
 
 @dataclass(frozen=True)
-class Block:
+class ModuleBlock:
     """The nodes that were made during one module call. ``leaving``: those nodes among them whose values are used outside the call."""
 
     call: ModuleCall
@@ -34,7 +34,7 @@ class Block:
     leaving: tuple[fx.Node, ...]
 
 
-def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]]) -> Iterator[Block]:
+def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]]) -> Iterator[ModuleBlock]:
     """Yield a block for each module call of a graph, in the order in which the calls return.
 
     ``calls_of`` returns the calls during which a node was made. If a single value leaves a call, it is the module's output. If several
@@ -52,7 +52,7 @@ def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]])
 
     for call in sorted(members, key=end):
         inside = members[call]
-        yield Block(call, tuple(inside), tuple(node for node in inside if any(user not in inside for user in node.users)))
+        yield ModuleBlock(call, tuple(inside), tuple(node for node in inside if any(user not in inside for user in node.users)))
 
 
 def record_stacks(graph: fx.Graph) -> None:

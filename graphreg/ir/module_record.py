@@ -49,7 +49,7 @@ class ModelFacts:
 
 
 @dataclass
-class State:
+class ModuleRecord:
     """The record that graphreg stores in the ``__dict__`` of a rewritten module.
 
     Attributes:
@@ -82,10 +82,10 @@ class State:
         return "both" if "both" in self.graphs else "train" if training else "eval"
 
 
-def state_of(module: nn.Module) -> State | None:
+def state_of(module: nn.Module) -> ModuleRecord | None:
     """Return the record of a rewritten module; None for any other module."""
     state = module.__dict__.get(STATE)
-    return state if isinstance(state, State) else None
+    return state if isinstance(state, ModuleRecord) else None
 
 
 def specialized_arguments(module: nn.Module) -> dict[str, Any]:

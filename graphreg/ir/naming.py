@@ -51,7 +51,8 @@ class Namer:
         for name in self._order[mark:]:
             self._used.discard(name)
             base, _, count = name.rpartition("_")
-            if base in self._next and count.isdigit():  # the number in the name may be handed out again
+            # the number in the name may be handed out again
+            if base in self._next and count.isdigit():
                 self._next[base] = max(1, min(self._next[base], int(count)))
         del self._order[mark:]
 
@@ -74,12 +75,14 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
         path = str(node.target)
         label = Label(namer.module(path), type(modules[path]).__name__, module=path)
         scope = path
-    elif node.op == "placeholder":  # named by its target: fx gives the node of an argument ``input`` another name
+    elif node.op == "placeholder":
+        # named by its target: fx gives the node of an argument ``input`` another name
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = COUNTED.sub("", node.name)
         op = "parameter" if node.op == "get_attr" else function_name(node).strip("_") or base
-        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` is named like ``+``, as in torchvision
+        # ``+=`` is named like ``+``, as in torchvision
+        if node.op == "call_function" and op in IN_PLACE_NAMES:
             base, op = re.sub("^i", "", base), op[1:]
         label = Label(namer.operation(scope, base), op)
     label_site(node, scope, label)
@@ -110,11 +113,14 @@ def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], An
         items = [(str(i), element) for i, element in enumerate(value)]
     else:
         return
+
     plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
     for key, element in items:
-        proxy = isinstance(element, fx.Proxy)  # ``isinstance(proxy, tuple)`` may be true for a traced tuple
+        # ``isinstance(proxy, tuple)`` may be true for a traced tuple
+        proxy = isinstance(element, fx.Proxy)
         if not proxy and (isinstance(element, (tuple, list, dict)) or (is_dataclass(element) and not isinstance(element, type))):
             yield from elements(element, f"{prefix}{key}.")
         else:
-            first = plain and not prefix and key == "0"  # the selectors ``name`` and ``name:out`` select the first element
+            # the selectors ``name`` and ``name:out`` select the first element
+            first = plain and not prefix and key == "0"
             yield ((("out", "0") if first else (prefix + key,)), element, first or prefix + key == "out")

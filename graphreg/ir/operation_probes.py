@@ -1,9 +1,11 @@
 """Finds which arguments a call aliases or writes into, from torch's schemas (``declared``) or by a call on meta tensors (``probe``).
 
-A schema declares whether an operator returns a view and whether it writes. A function composed of several operators has no such
-declaration: an ``einsum`` that only permutes returns a view, and a dropout in eval mode returns its input. Such a function is called
-on meta tensors, which have shapes and storages but no data, while a dispatch mode records which arguments it writes into.
+A schema declares whether an operator returns a view and whether it writes. A function composed of
+several operators has no such declaration: an ``einsum`` that only permutes returns a view, and a
+dropout in eval mode returns its input. Such a function is called on meta tensors, which have shapes
+and storages but no data, while a dispatch mode records which arguments it writes into.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -36,8 +38,10 @@ from graphreg.torch_internals import (
 TRIES = 400  # the most calls of a probe; many of them raise
 _OPERATORS = 2000  # the most operators that one probed call may run
 _RANKS = (2, 4, 3, 1, 5, 0)
-_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # tried for an argument that is not a tensor
-_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # the usual size of an axis, a size with room for sliding windows, the largest size
+# tried for an argument that is not a tensor
+_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))
+# the usual size of an axis, a size with room for sliding windows, the largest size
+_SMALL, _LONG, _MANY = 4, 64, 1 << 16
 PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
 Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
@@ -60,10 +64,11 @@ class Hole:
     dtype: torch.dtype | None = None
 
     def __repr__(self) -> str:
-        return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"  # quick, because it is a part of the key of each probe
+        # quick, because it is a part of the key of each probe
+        return f"Hole({self.index}, {self.kind}, {self.specs}, {self.dtype})"
 
 
-class Seen(NamedTuple):
+class ProbedCall(NamedTuple):
     """What probed calls did to their arguments. An argument is given by the ``index`` of its hole.
 
     Attributes:
@@ -85,14 +90,15 @@ def probe(
     kwargs: Mapping[str, Any],
     known_shapes: Sequence[tuple[int, ...]] = (),
     enough: int = TRIES,
-) -> Seen | None:
+) -> ProbedCall | None:
     """Call a function with meta tensors of many shapes in the holes of its arguments, and return what it did to storage.
 
     Args:
         call: The function.
         args: Its positional arguments, with holes.
         kwargs: Its keyword arguments, with holes.
-        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an argument often has to fit one of them.
+        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an
+            argument often has to fit one of them.
         enough: The number of calls without an error after which to stop.
 
     Returns:
@@ -100,7 +106,8 @@ def probe(
     """
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
-    seen_calls, tries = list[Seen](), 0
+    seen_calls, tries = list[ProbedCall](), 0
+
     state = torch.get_rng_state()  # a composed function may draw random numbers
     with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo():
         warnings.simplefilter("ignore")
@@ -108,7 +115,8 @@ def probe(
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to a tensor's own dtype makes no copy: try other dtypes
+                # a cast to a tensor's own dtype makes no copy: try other dtypes
+                if seen and not seen_calls and not known_shapes:
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -116,17 +124,19 @@ def probe(
                     break
             if seen_calls:
                 break
+
     torch.set_rng_state(state)
     return together(seen_calls) if seen_calls else None
 
 
-def together(calls: Sequence[Seen]) -> Seen:
+def together(calls: Sequence[ProbedCall]) -> ProbedCall:
     """Combine what several calls did. An alias or a write counts if any call makes it, a definite write only if all calls make it."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
-    return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
+    return ProbedCall(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Filling = Mapping[int, tuple[Spec, ...] | Any]  # index of a hole -> the specs of its tensors, or a value that is not a tensor
+# index of a hole -> the specs of its tensors, or a value that is not a tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
@@ -142,7 +152,8 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
 def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
     """Yield groups of fillings to try: tensors with the usual size in all axes, and tensors with sizes from ``shapes``.
 
-    ``fits``: whether to try the sizes from ``shapes`` first, as for a layer, whose input has to fit the shapes of its weights.
+    ``fits``: whether to try the sizes from ``shapes`` first, as for a layer, whose input has to fit
+    the shapes of its weights.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
@@ -157,7 +168,8 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
         yield fillings([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
-    sizes += [n * n for n in sizes if n < _LONG]  # for an axis that is divided by n twice, such as by a pixel shuffle
+    # for an axis that is divided by n twice, such as by a pixel shuffle
+    sizes += [n * n for n in sizes if n < _LONG]
     ends = [shape for shape in shapes if len(shape) > 1][:4]
     named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
     plain = [_same(_SMALL, 1)]
@@ -215,9 +227,9 @@ def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
     yield torch.bool, torch.bool
 
 
-def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[Seen]:
+def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[ProbedCall]:
     """Make the call with contiguous and then with permuted tensors; return what each call did, up to the first that raised."""
-    seen = list[Seen]()
+    seen = list[ProbedCall]()
     axes = any(len(shape) > 1 for specs in filling.values() if _are_specs(specs) for shape, _ in specs)
     for permuted in (False, True)[: 1 + axes]:
         holes: dict[int, list[Tensor]] = {}
@@ -228,7 +240,8 @@ def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
             if leaf.kind == "number":
                 return filling[leaf.index]
             if leaf.index not in holes:
-                holes[leaf.index] = [_made(shape, dtype, permuted) for shape, dtype in filling[leaf.index]]
+                made = [torch.empty(shape[:: -1 if permuted else 1], dtype=dtype, device="meta") for shape, dtype in filling[leaf.index]]
+                holes[leaf.index] = [z.permute(*reversed(range(z.dim()))) for z in made] if permuted else made
             return holes[leaf.index][0] if leaf.kind == "tensor" else list(holes[leaf.index])
 
         try:
@@ -251,18 +264,12 @@ def _are_specs(value: Any) -> bool:
     return type(value) is tuple
 
 
-def _made(shape: tuple[int, ...], dtype: torch.dtype, permuted: bool) -> Tensor:
-    if permuted:
-        return torch.empty(shape[::-1], dtype=dtype, device="meta").permute(*range(len(shape) - 1, -1, -1))
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> Seen:
+def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> ProbedCall:
     owners = dict[int, set[int]]()
     for index, tensors in holes.items():
         for tensor in tensors:
             owners.setdefault(storage_number(tensor), set()).add(index)
-    with _Watch(owners) as watch:
+    with _SchemaWatch(owners) as watch:
         result = call(*args, **kwargs)
     # the call may have given an argument another storage
     for index, tensors in holes.items():
@@ -276,10 +283,10 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
             dense &= bool(shared) or is_dense(leaf)
         elif not isinstance(leaf, PLAIN):
             shares |= set(holes)  # an object that may hold any tensor
-    return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
+    return ProbedCall(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
 
 
-class _Watch(TorchDispatchMode):
+class _SchemaWatch(TorchDispatchMode):
     """Records into which arguments the operators of a call write, according to the operators' schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:
@@ -317,9 +324,7 @@ def leaves(value: Any) -> list[Any]:
     return pytree.tree_leaves(value, is_leaf=lambda v: v is None) if not isinstance(value, slice) else [value.start, value.stop, value.step]
 
 
-
-
-Place = tuple[int, str]  # an argument: its position and its name
+ArgumentPlace = tuple[int, str]  # an argument: its position and its name
 
 
 class Declared(NamedTuple):
@@ -328,12 +333,13 @@ class Declared(NamedTuple):
     Attributes:
         shares: The arguments that the result aliases according to at least one overload.
         writes: The arguments that the operator writes into according to at least one overload.
-        complete: Whether the declarations are complete, so that what is not declared does not happen.
+        complete: Whether the declarations are complete, so that what is not declared does not
+            happen.
         silent: Whether an overload may write without declaring it.
     """
 
-    shares: tuple[Place, ...]
-    writes: tuple[Place, ...]
+    shares: tuple[ArgumentPlace, ...]
+    writes: tuple[ArgumentPlace, ...]
     complete: bool
     silent: bool
 
@@ -344,7 +350,7 @@ def declared(operator: str | OpOverload) -> Declared | None:
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
-    shares, writes = dict[Place, None](), dict[Place, None]()
+    shares, writes = dict[ArgumentPlace, None](), dict[ArgumentPlace, None]()
     for overload in overloads:
         schema = schema_of(overload)
         noted = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info is not None and not a.kwarg_only]
@@ -352,44 +358,39 @@ def declared(operator: str | OpOverload) -> Declared | None:
         if any(r.alias_info is not None for r in schema.returns):
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
-    # an overload that is composed of another one has the same effects: ``add.Scalar`` calls ``add.Tensor``
+    # an overload that is composed of another one has the same effects: ``add.Scalar`` calls
+    # ``add.Tensor``
     complete = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
     return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
 
 
 def _overloads(name: str) -> list[OpOverload]:
-    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not _is_internal(name) else None
+    is_internal = not name.isidentifier() or name.startswith("__") or is_name_of_namespace(name)
+    packet = None if is_internal else getattr(torch.ops.aten, name, None)
     if not isinstance(packet, OpOverloadPacket):
         return []
     overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-    return [overload for overload in overloads if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
+    overloads = [overload for overload in overloads if _takes_tensors(overload)]
 
-
-def _is_internal(name: str) -> bool:
-    return name.startswith("__") or is_name_of_namespace(name)
+    # Without those with ``out=``, those of named tensors, and those that only TorchScript can call
+    # (``sort.Tensor`` sorts a list).
+    overloads = [overload for overload in overloads if not any(a.kwarg_only and is_written(a) for a in schema_of(overload).arguments)]
+    return [overload for overload in overloads if "name" not in overload_name(overload).lower() and has_kernel(overload)]
 
 
 def _takes_tensors(overload: OpOverload) -> bool:
     return any("Tensor" in str(argument.type) for argument in schema_of(overload).arguments)
 
 
-def _is_callable(overload: OpOverload) -> bool:
-    """Return False for overloads that only TorchScript can call (``sort.Tensor`` sorts a list), and for those of named tensors."""
-    return "name" not in overload_name(overload).lower() and has_kernel(overload)
-
-
-def _is_out(overload: OpOverload) -> bool:
-    return any(argument.kwarg_only and is_written(argument) for argument in schema_of(overload).arguments)
-
-
 def _kind(overload: OpOverload) -> str:
     """Return how the operator is implemented.
 
-    ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd (``CompositeImplicitAutograd``,
-    ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one for meta tensors among them. ``"real"``: it has kernels, but none for
-    meta tensors. Such an operator may do what its schema does not declare: given a float tensor, ``dequantize``
-    returns the tensor itself.
+    ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd
+    (``CompositeImplicitAutograd``, ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one
+    for meta tensors among them. ``"real"``: it has kernels, but none for meta tensors. Such an
+    operator may do what its schema does not declare: given a float tensor, ``dequantize`` returns
+    the tensor itself.
     """
     for kind in ("Implicit", "Explicit"):
         if has_kernel(overload, f"Composite{kind}Autograd"):

@@ -1,8 +1,9 @@
 """Classifies the operation of an fx node or module: product, view, norm, dropout, in-place write, size, tuple, torch's own layer.
 
-The first part is about nodes. The second part is about modules: torch's stacks of layers, layers that are recorded as one operation, and
-dropout. Nothing here changes a node.
+The first part is about nodes. The second part is about modules: torch's stacks of layers, layers
+that are recorded as one operation, and dropout. Nothing here changes a node.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -16,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
-from graphreg.ir.operation_probes import Declared, Place, declared
+from graphreg.ir.operation_probes import ArgumentPlace, Declared, declared
 from graphreg.torch_internals import (
     BatchNormBase,
     ConstantPadBase,
@@ -28,13 +29,15 @@ from graphreg.torch_internals import (
     schema_of,
 )
 
-# Products mix units through weights. A value that depends on one product and is read by another has the role ``hidden``.
+# Products mix units through weights. A value that depends on one product and is read by another has
+# the role ``hidden``.
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
     "multi_head_attention_forward", "__matmul__", "imatmul",
 }  # fmt: skip
-# Operations that only select, reorder, reshape or convert elements: dropout before one of them is the same as dropout after it.
+# Operations that only select, reorder, reshape or convert elements: dropout before one of them is
+# the same as dropout after it.
 VIEWS = {
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes",
     "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
@@ -65,7 +68,8 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ConstantPadBase)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
-# Functions that make a tensor of given sizes. If a size is a proxy, they raise unless the trace wraps them.
+# Functions that make a tensor of given sizes. If a size is a proxy, they raise unless the trace
+# wraps them.
 FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
     torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
@@ -91,7 +95,8 @@ class Operations:
         """Return whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything."""
         if node.op == "call_module" and (module := self.module(node)) is not None:
             return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
-        if node.op != "call_function" or isinstance(node.target, type):  # making a dataclass or named tuple only stores the arguments
+        # making a dataclass or named tuple only stores the arguments
+        if node.op != "call_function" or isinstance(node.target, type):
             return False
         home = getattr(node.target, "__module__", None) or "torch"
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
@@ -125,7 +130,8 @@ class Operations:
         module = self.module(node)
         if module is not None:
             return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
-        if is_port(node, self):  # a part of a split tensor is a view of the tensor; an element of another tuple is no view
+        # a part of a split tensor is a view of the tensor; an element of another tuple is no view
+        if is_port(node, self):
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
         return function_name(node) in _PASSED_THROUGH
 
@@ -139,8 +145,11 @@ class Operations:
         if module is not None or node.op not in ("call_function", "call_method"):
             return False
         name = function_name(node)
-        if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
-            return True
+        if name in ("max", "min", "median", "mode", "kthvalue"):
+            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            # over all axes, these return one tensor
+            if isinstance(axis, int) and not isinstance(axis, bool):
+                return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
         return name in LISTS or name == "multi_head_attention_forward"
@@ -183,7 +192,8 @@ def is_in_place(node: fx.Node) -> bool:
 def in_place_argument(node: fx.Node) -> list[fx.Node]:
     """Return a list with the argument that an operation without a schema writes into; an empty list if it writes into none.
 
-    It writes into its first argument if its name ends in ``_``, or if it is called with ``inplace=True``.
+    It writes into its first argument if its name ends in ``_``, or if it is called with
+    ``inplace=True``.
     """
     name = function_name(node)
     if is_pythons(node):
@@ -209,8 +219,9 @@ def is_pythons(node: fx.Node) -> bool:
 def declared_effects(node: fx.Node) -> Declared | None:
     """Return what torch's schemas declare for the operator that has the name of the called function; None if there is no such operator.
 
-    For functions of ``operator``, ``builtins`` and ``math``, return None, too. Also return None for a function written in Python, because
-    it may do more than the operator, unless it is a method whose operator returns a view of an argument.
+    For functions of ``operator``, ``builtins`` and ``math``, return None, too. Also return None for
+    a function written in Python, because it may do more than the operator, unless it is a method
+    whose operator returns a view of an argument.
     """
     target = node.target
     if isinstance(target, OpOverload):
@@ -222,13 +233,13 @@ def declared_effects(node: fx.Node) -> Declared | None:
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     known = declared(function_name(node))
     if isinstance(function, (FunctionType, MethodType, partial)):
-        # a method written in Python is trusted to pass its arguments on to the operator, but only if the operator returns a view
-        # (``Tensor.split``)
+        # a method written in Python is trusted to pass its arguments on to the operator, but only
+        # if the operator returns a view (``Tensor.split``)
         return known if node.op == "call_method" and known is not None and known.shares else None
     return known
 
 
-def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
+def placed(node: fx.Node, places: Iterable[ArgumentPlace]) -> list[fx.Node]:
     """Return the nodes that a call passes as certain arguments of its operator. ``places``: the positions and names of these arguments."""
     arguments = []
     for position, name in places:
@@ -250,7 +261,8 @@ def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
 
     This is known from the value for the example inputs, or else from the function's annotation.
     """
-    # ``node.meta["value"]`` is a tuple (shape, dtype) if the value is a tensor, and a list of such entries if it is a tuple or list
+    # ``node.meta["value"]`` is a tuple (shape, dtype) if the value is a tensor, and a list of such
+    # entries if it is a tuple or list
     value = node.meta.get("value")
     if isinstance(value, (list, tuple)):
         return isinstance(value, list)
@@ -273,11 +285,6 @@ def _only_indexed(node: fx.Node) -> bool:
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
     )
-
-
-def _reduces_one_axis(node: fx.Node) -> bool:
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return isinstance(axis, int) and not isinstance(axis, bool)
 
 
 def port_path(node: fx.Node) -> tuple[int, ...]:
@@ -335,10 +342,8 @@ def is_integer(node: fx.Node) -> bool:
     return any(isinstance(a, torch.dtype) and a in _INTEGER_TYPES for a in arguments)
 
 
-
-
-# Layers that contain layers. A graph of torch.fx has one node for such a layer, because its forward branches on masks. torch.export traces
-# into it.
+# Layers that contain layers. A graph of torch.fx has one node for such a layer, because its forward
+# branches on masks. torch.export traces into it.
 STACKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return a tuple
 
@@ -374,19 +379,20 @@ def _is_torchs(m: nn.Module) -> bool:
     return type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
 
 
-
 DROPOUTS = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
     "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
 }  # fmt: skip
 _PASSED_THROUGH = VIEWS | MOVES | DROPOUTS
-DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  # by name, because timm may not be installed
+# by name, because timm may not be installed
+DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}
 
 
 def is_drop_path(module: nn.Module) -> bool:
     """Return whether the module is timm's stochastic depth.
 
-    It is recorded as one operation, because its graphs in train and in eval mode would differ if it were traced into.
+    It is recorded as one operation, because its graphs in train and in eval mode would differ if it
+    were traced into.
     """
     return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
 

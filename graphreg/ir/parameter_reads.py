@@ -15,14 +15,16 @@ from graphreg.ir.site import Site
 class ParameterRead:
     """One read of a parameter.
 
-    If a graph returns a parameter, that is no read: the graph always returns the parameter itself, never a replacement.
+    If a graph returns a parameter, that is no read: the graph always returns the parameter itself,
+    never a replacement.
 
     Attributes:
-        node: The node that reads: the call of a module that contains the parameter, or a node that has the parameter as an argument.
+        node: The node that reads: the call of a module that contains the parameter, or a node that
+            has the parameter as an argument.
         source: The ``get_attr`` node that fetches this argument; None for the call of a module.
         name: For the call of a module, the parameter's name within the called module; else ``""``.
-        module: For the call of a module, the path of the module that owns the parameter: the called module or a submodule of it. Else, the
-            path of the module whose forward made ``node``.
+        module: For the call of a module, the path of the module that owns the parameter: the called
+            module or a submodule of it. Else, the path of the module whose forward made ``node``.
     """
 
     node: fx.Node
@@ -33,17 +35,18 @@ class ParameterRead:
     def is_by(self, readers: frozenset[str] | None) -> bool:
         """Return whether one of the modules with the paths ``readers`` makes the read; None stands for all modules.
 
-        A read through a ``get_attr`` node is made by the module whose forward made the reading node, and by every module around that one.
+        A read through a ``get_attr`` node is made by the module whose forward made the reading
+        node, and by every module around that one.
         """
         if readers is None or self.module in readers:
             return True
         return self.source is not None and any(path == "" or self.module.startswith(f"{path}.") for path in readers)
 
 
-Reads = Mapping[str, tuple[ParameterRead, ...]]
+ParameterReads = Mapping[str, tuple[ParameterRead, ...]]
 
 
-def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
+def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> ParameterReads:
     """Return the reads of each parameter in a traced graph, in the order of the graph. The keys are the names of the parameters' sites."""
     owner: dict[str, str] = {}  # any name of a parameter -> the name of its site
     inside: dict[str, list[str]] = {}  # the path of a module -> the names of the parameters in it
@@ -53,6 +56,7 @@ def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
             names = label.name.split(".")
             for depth in range(1, len(names)):
                 inside.setdefault(".".join(names[:depth]), []).append(label.name)
+
     reads: dict[str, list[ParameterRead]] = {}
     for node in graph.nodes:
         if node.op == "call_module":

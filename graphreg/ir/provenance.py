@@ -13,7 +13,8 @@ from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.views_and_writes import Effects
 
-Chains = Mapping[str, str]  # the name of each call of a module -> the name of the first call in its chain
+# the name of each call of a module -> the name of the first call in its chain
+Chains = Mapping[str, str]
 
 
 def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Chains:
@@ -29,29 +30,35 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     effects = Effects(operations)
     first: dict[str, str] = {}
     order: dict[str, int] = {}
-    latest: dict[fx.Node, tuple[str, ...]] = {}  # the last two calls that a node depends on; one of them may be the call that made it
+    # the last two calls that a node depends on; one of them may be the call that made it
+    latest: dict[fx.Node, tuple[str, ...]] = {}
+
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        labels = (*labels_of(node, operations), *own_labels(node))  # labels_of gives none for a tuple whose first element is read
+        # labels_of gives none for a tuple whose first element is read
+        labels = (*labels_of(node, operations), *own_labels(node))
         made_by = next((label.name for label in labels if label.module == path), None)
         if made_by is not None:
             order.setdefault(made_by, len(order))
             before = [call for call in reads if call != made_by]
-            if before and first.get(made_by, made_by) == made_by:  # unless an earlier value of this call has set the entry
+            # unless an earlier value of this call has set the entry
+            if before and first.get(made_by, made_by) == made_by:
                 first[made_by] = first[before[-1]]
             first.setdefault(made_by, made_by)
         if reads or made_by is not None:
             latest[node] = tuple(reads) if made_by is None else (*before[-1:], made_by)
-            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states may be written into a tensor, step by step
+            # states may be written into a tensor, step by step
+            latest.update(dict.fromkeys(effects.writes(node), latest[node]))
     return first
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
     """Group those sites of ``among`` that hold the same value up to scale. A group has two sites or more, in the order of the forward.
 
-    Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
-    multiplication by something that does not depend on an input. A norm counts as such an operation although it
-    also shifts, because the shift does not bring back elements that a splice has zeroed.
+    Only operations that multiply or rearrange elements may lie between two sites of a group: views,
+    native dropout, identities, and multiplication by something that does not depend on an input. A
+    norm counts as such an operation although it also shifts, because the shift does not bring back
+    elements that a splice has zeroed.
     """
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}

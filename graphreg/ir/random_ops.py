@@ -1,7 +1,8 @@
 """Finds native dropout: every operation of the model itself that draws random numbers. Nothing here changes a graph.
 
-torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they can draw from graphreg's streams
-instead of torch's generator. Any other random operation is listed with the reason why it cannot be moved.
+torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they
+can draw from graphreg's streams instead of torch's generator. Any other random operation is listed
+with the reason why it cannot be moved.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import fx, nn
 from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
-from graphreg.ir.train_eval import Graphs, choose
+from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.torch_internals import forward_hooks
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
@@ -59,13 +60,15 @@ class NativeDropout:
 
     Attributes:
         site: The operation's output.
-        kind: What it drops. ``"layer"`` stands for dropout inside a recurrent layer, for other random operations, and for an opaque
-            module that draws random numbers.
+        kind: What it drops. ``"layer"`` stands for dropout inside a recurrent layer, for other
+            random operations, and for an opaque module that draws random numbers.
         rate: The rate, in [0, 1]; None if the graph does not show it, or if there is none.
-        when: ``"mode"`` if it acts when the module at ``path`` is in train mode, else ``"always"`` or ``"never"``.
+        when: ``"mode"`` if it acts when the module at ``path`` is in train mode, else ``"always"``
+            or ``"never"``.
         path: The path of the module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
-        function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
+        function: The bare name of the function, if the dropout is a function call that can be
+            moved; else ``""``.
         names: The names of that function's parameters.
     """
 
@@ -86,7 +89,7 @@ class NativeDropout:
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
-def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
+def find_native_dropouts(graphs: ModeGraphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
     """Return the native dropouts in graph order, each once. ``opaque``: path of each opaque module -> the reason why it is opaque."""
     dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():

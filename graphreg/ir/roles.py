@@ -16,21 +16,25 @@ from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
-from graphreg.ir.train_eval import Graphs
+from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
-CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that recurrent cells call
-# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this key. Its value says whether the input
-# depends on a product of data with weights or, if that is not known, whether the input requires a gradient. An output node has this key
-# if its values go on to another subgraph.
+# functions that recurrent cells call
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
+# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this
+# key. Its value says whether the input depends on a product of data with weights or, if that is not
+# known, whether the input requires a gradient. An output node has this key if its values go on to
+# another subgraph.
 BOUNDARY = "graph_break_boundary"
-_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a user's own norm is recognized by the name of its class
+# a user's own norm is recognized by the name of its class
+_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
-CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
+# of nn.LSTMCell
+CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}
 
 
-def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
+def value_sites(model: nn.Module, graphs: ModeGraphs) -> tuple[Site, ...]:
     """Return the value sites of all graphs. A value that several graphs have is one site, with its role in the first of them."""
     operations = Operations(model)
     sites: dict[str, Site] = {}
@@ -48,22 +52,29 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     """Return a node's labels.
 
-    If the node is an element of a tuple, labels made from the tuple's name and the element's place come first: ``rnn:h_n`` before
-    ``getitem_1``.
+    If the node is an element of a tuple, labels made from the tuple's name and the element's place
+    come first: ``rnn:h_n`` before ``getitem_1``.
     """
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
+
     if operations.is_list(node):
-        # the module's name stands for its first output; the getitem node of that output has the label, so the tuple has none
-        return () if operations.module(node) is not None and _has_first_port(node) else labels
+        # the module's name stands for its first output; the getitem node of that output has the
+        # label, so the tuple has none
+        has_first_port = any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
+        return () if operations.module(node) is not None and has_first_port else labels
+
     if not is_port(node, operations):
         return labels
+
+    # A port: the names of the layer that returned the tuple, and the port by its name or its number.
     path, source = port_path(node), node.args[0]
     while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
         source = source.args[0]
     if not isinstance(source, fx.Node) or not is_labelled(source):
         return labels
+
     module = operations.module(source)
     of_module = module is not None
     plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
@@ -71,16 +82,6 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     ports = known.get(path, plain)
     named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in own_labels(source))
     return (*named, *labels)
-
-
-def _has_first_port(node: fx.Node) -> bool:
-    return any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
-
-
-def _lengths(node: fx.Node) -> list[fx.Node]:
-    """Return a list with the node that a call of ``pack_padded_sequence`` reads lengths from; an empty list for any other call."""
-    lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
-    return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
 
 def _in_output(value: object) -> Iterator[fx.Node]:
@@ -121,23 +122,34 @@ class _Judge:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)
         held = ((path, name, value) for path, module in operations.modules.items() for name, value in module._parameters.items())
         self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
+
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
-        self.data: set[fx.Node] = set()  # depends on an input through tensors, not only through sizes
+        # depends on an input through tensors, not only through sizes
+        self.data: set[fx.Node] = set()
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
-        self.filled: set[fx.Node] = set()  # data was written into the value, so a later node that reads it is data, too
-        self.filled_deep: set[fx.Node] = set()  # a deep value was written into it, so a later node that reads it is deep, too
+        # data was written into the value, so a later node that reads it is data, too
+        self.filled: set[fx.Node] = set()
+        # a deep value was written into it, so a later node that reads it is deep, too
+        self.filled_deep: set[fx.Node] = set()
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
-        self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
-        self.spatial: dict[fx.Node, int] = {}  # for each value with a convolution's axes: how many are spatial
+        # a PackedSequence, also one that a recurrent layer returns
+        self.packed: set[fx.Node] = set()
+        # for each value with a convolution's axes: how many are spatial
+        self.spatial: dict[fx.Node, int] = {}
         self.products: set[fx.Node] = set()  # products of data with weights
-        self.reads: dict[fx.Node, str] = {}  # for each embedding: the name of the model's input that has the indices
+        # for each embedding: the name of the model's input that has the indices
+        self.reads: dict[fx.Node, str] = {}
+
         for node in graph.nodes:
             self._walk(node)
+
         end = graph.output_node()
         self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args[0]))
         self.loss = loss_of(end)
+
+        # A node is used if the output depends on it, or if it writes into something.
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
             if not self.used.isdisjoint(node.users) or node.target is operator.setitem:
@@ -160,40 +172,48 @@ class _Judge:
         if is_size(node, self.sizes.__contains__):
             self.sizes.add(node)
             return
+
         if function_name(node) in PACKS or (self._of_packed(node) and port_path(node) in ((), (0,))):
             self.packed.add(node)
-            self.integers.update(_lengths(node))
+            lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
+            if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node):
+                self.integers.add(lengths)
         if is_integer(node):
             self.integers.add(node)
+
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
         data = [n for n in tensors if n in self.data or n in self.filled]
         if data or (not tensors and node.op == "call_module"):
             self.data.add(node)
         elif any(n in self.weights for n in tensors):
             self.weights.add(node)
-        if self._is_product(node, data):
+
+        is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))
+        if is_product and (node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)):
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
             self.products.add(node)
-            indices = self._indices(node, data)
-            self.integers.update(indices)
-            self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
             self.deep.add(node)
+            # an embedding's input is indices, in whatever dtype
+            is_embedding = isinstance(self.operations.module(node), (nn.Embedding, nn.EmbeddingBag))
+            if is_embedding or function_name(node) in ("embedding", "embedding_bag"):
+                indices = [self._origin(n) for n in data]
+                self.integers.update(indices)
+                self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
         elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
         self._fill(node)
-        if dims := spatial_dims(node, self.operations) or self._spatial_dims_kept(node):
-            self.spatial[node] = dims
 
-    def _spatial_dims_kept(self, node: fx.Node) -> int:
-        if not self.spatial:
-            return 0
-        return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
+        dims = spatial_dims(node, self.operations)
+        if not dims and self.spatial:
+            dims = max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
+        if dims:
+            self.spatial[node] = dims
 
     def _fill(self, node: fx.Node) -> None:
         """If the node's value is data, mark each value that the node writes into as filled with data.
 
-        Also mark every value that a marked value may be a view of. If the node's value is deep, mark all of these as filled with a deep
-        value, too.
+        Also mark every value that a marked value may be a view of. If the node's value is deep,
+        mark all of these as filled with a deep value, too.
         """
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
@@ -211,19 +231,10 @@ class _Judge:
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
         return recurrent and bool(node.args) and node.args[0] in self.packed
 
-    def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
-        if not data or not (self.operations.is_product(node) or acts_as_opaque(node)):
-            return False
-        return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
-
-    def _indices(self, node: fx.Node, data: list[fx.Node]) -> list[fx.Node]:
-        module = self.operations.module(node)
-        reads_indices = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or function_name(node) in ("embedding", "embedding_bag")
-        return [self._origin(n) for n in data] if reads_indices else []
-
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):
-            # a tensor that the forward creates has no site name, but a view of it may have one: stop at the view
+            # a tensor that the forward creates has no site name, but a view of it may have one:
+            # stop at the view
             if is_labelled(node.args[0]) and not own_labels(node.args[0]):
                 break
             node = node.args[0]
@@ -252,8 +263,9 @@ class _Judge:
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
         """Return whether the value is the output sequence of a recurrent layer, and with which order of axes, or a state of such a layer.
 
-        ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
-        ``"state"`` if it is another output of the layer; else ``""``.
+        ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after
+        dropout or ``pad_packed_sequence``; ``"state"`` if it is another output of the layer; else
+        ``""``.
         """
         if function_name(node) not in ("getitem", "__getitem__") and not self.operations.is_dropout(node):
             return ""
@@ -275,7 +287,8 @@ class _Judge:
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)
-        is_element = node.op != "placeholder" and labels and labels[0].op == "input"  # an element of an argument that is a tuple or dict
+        # an element of an argument that is a tuple or dict
+        is_element = node.op != "placeholder" and labels and labels[0].op == "input"
         if is_element or (node.op == "placeholder" and BOUNDARY not in node.meta):
             return "input"
         if node in self.hidden:

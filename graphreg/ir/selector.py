@@ -1,8 +1,8 @@
 """Finds sites by selector: a string, a sequence of strings, or a function of a site.
 
-A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. If it matches a module's name, it selects the module's output, but not the
-values inside the module; with ``**``, it selects these values, too. A backslash makes the next character part of the name:
-``block\\@1``.
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. If it matches a module's name, it selects
+the module's output, but not the values inside the module; with ``**``, it selects these values,
+too. A backslash makes the next character part of the name: ``block\\@1``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _GRAMMAR = re.compile(
     r"(?P<exclude>!?)(?P<name>(?:\\.|[^@:#\\])*)(?:@(?P<op>(?:\\.|[^:#\\])+))?(?::(?P<port>(?:\\.|[^#\\])+))?(?:#(?P<role>.*))?", re.DOTALL
 )
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
-_ONE_OF = re.compile(r"\[([^]!])\]")  # a character class with one character, as which a glob writes a character that matches itself
+# a character class with one character, as which a glob writes a character that matches itself
+_ONE_OF = re.compile(r"\[([^]!])\]")
 _SPECIAL = re.compile(r"[\\@:#*?\[]|^!|^\s|\s$")
 
 
@@ -82,19 +83,10 @@ class Pattern:
 
     def names(self, label: Label, site: Site) -> bool:
         """Return whether the pattern matches the name of a label."""
-        if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
+        # a parameter has no port: ':' is part of its name
+        if site.kind == "parameter" and self.port is not None:
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
         return label.name == self.literal if self.literal is not None else bool(self._glob(label.name))
-
-    def filters(self, label: Label, site: Site) -> bool:
-        """Return whether the pattern matches the label's op, and the site's role or one of its marks."""
-        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
-
-    def takes_port(self, label: Label) -> bool:
-        """Return whether the pattern matches the port of a label. A pattern without a port matches the default port."""
-        if self.port is None:
-            return label.default
-        return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
 
     def find(self, sites: Iterable[Site]) -> list[Site]:
         """Return the sites that the pattern matches, selectable or not."""
@@ -102,8 +94,15 @@ class Pattern:
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
         """Return the matching labels with their sites. A pattern without ``**`` matches no values inside a module whose name it matches."""
-        named = [(label, site) for label, site in _candidates(self, sites) if self.filters(label, site) and self.names(label, site)]
-        matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
+
+        def filters(label: Label, site: Site) -> bool:
+            return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
+
+        def takes_port(label: Label) -> bool:
+            return label.default if self.port is None else any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
+
+        named = [(label, site) for label, site in _candidates(self, sites) if filters(label, site) and self.names(label, site)]
+        matching = [(label, site) for label, site in named if site.kind == "parameter" or takes_port(label)]
         if "**" not in self.name:
             modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
             matching = [(label, site) for label, site in matching if site.kind == "parameter" or not _within(label.name, modules)]
@@ -129,7 +128,8 @@ def _candidates(pattern: Pattern, sites: Iterable[Site]) -> Iterable[tuple[Label
     if not isinstance(sites, SitesByName) or literal is None or (port is not None and set(port).intersection("*?[")):
         return ((label, site) for site in sites for label in site.labels)
     named = sites.by_name.get(literal, ())
-    if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):  # ":" may also be a part of a parameter's name
+    # ":" may also be a part of a parameter's name
+    if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):
         return named
     return sorted((*named, *parameters), key=lambda labelled: sites.index(labelled[1]))
 
@@ -151,7 +151,8 @@ def escaped(name: str) -> str:
 
 
 def _taken_as_is(match: re.Match[str]) -> str:
-    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # brackets, because white space around a selector is stripped
+    # brackets, because white space around a selector is stripped
+    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
@@ -184,10 +185,12 @@ def strings(selector: Selector) -> tuple[str, ...]:
             f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. {quoted}"
             "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
         )
+
     if not texts or not all(isinstance(text, str) for text in texts):
         number = next((text for text in texts if type(text) is int), None)
         quoted = f" If {number} is a name, put it in quotes: '{number}'." if number is not None else ""
         raise RegularizerError(f"a selector is one string or several, not {selector!r}.{quoted} '*' means the default sites.")
+
     for text in texts:
         Pattern.parse(str(text))
     return tuple(str(text) for text in texts)
@@ -217,7 +220,8 @@ def select(
         missing: What to do when the selector, or one of its strings, matches nothing.
         who: The regularizer or option that the selector belongs to, for messages.
         usual: The default sites in words, for messages.
-        elsewhere: Sites of the other kind (values or parameters). It is no error if a string with ``!`` matches only these.
+        elsewhere: Sites of the other kind (values or parameters). It is no error if a string with
+            ``!`` matches only these.
         hint: Returns a sentence to append to the error about a string that matches nothing.
 
     Returns:
@@ -258,8 +262,8 @@ def _by_strings(
 ) -> tuple[dict[int, str], set[int]]:
     """Return the ids of the sites that the strings select, each with its string, and the ids of the sites that they exclude.
 
-    ``why`` returns the message for a string that matches nothing. If all strings begin with ``!``, the selection is the default sites
-    without those that the strings match.
+    ``why`` returns the message for a string that matches nothing. If all strings begin with ``!``,
+    the selection is the default sites without those that the strings match.
     """
     patterns = [Pattern.parse(text) for text in texts]
     wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
@@ -345,15 +349,21 @@ def _nothing(
     """Return the message for a string that matches nothing: the likely reason, and suggestions."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
+
+    # It matches what cannot be regularized.
     if matched:
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in matched[:3])
         elements = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
         elements_text = f" Write a part of it: {', '.join(elements[:6])}." if elements and pattern.port is None else ""
         return f"{start} It finds only what cannot be regularized: {reasons}.{elements_text}{end}"
+
+    # It means something else than it says: a name with special characters.
     bare = pattern.text.strip().removeprefix("!")
     if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
         exact = exactly(literal[0])
         return f"{start} A site has that very name: write {exact} (in Python r'{exact}'), for {bare} asks for something else.{end}"
+
+    # The name is there, but not with this op, port or role.
     named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
     if pattern.role and sites and sites[0].kind == "parameter":
         return f"{start} #{pattern.role} is a role of values, and {who} acts on a {what}; leave the role out.{end}"
@@ -363,12 +373,16 @@ def _nothing(
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
         roles = ", ".join(sorted({mark for _, site in named for mark in site.marked})) or "none"
         return f"{start} The name exists, but not with this op, port or role. It has: ops {ops}; ports {ports}; roles {roles}.{end}"
+
     if named:
         texts = ", ".join(exactly(label) for label, _ in named[:6])
         return f"{start} It has several ports; write one of {texts}.{end}"
+
+    # Nothing has the name here, but something elsewhere may.
     others = pattern.find(elsewhere)
     if others:
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
+
     known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
     return f"{start}{suggestions_text(pattern.name, strings_of(known))}{end}"

@@ -19,7 +19,7 @@ from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals import evaluated, example_sizes
 
-Place = tuple[fx.Node, str]  # an input in the graph, and its name for messages
+InputPlace = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
 
 @has_side_effect
@@ -79,7 +79,8 @@ def specialized_to(value: Any, name: str, expected: Any) -> None:
 
 
 _Dimension = tuple[fx.Node, int, str]  # an input, an axis of it, the name of the input
-Assert = Callable[[Iterable[Any]], None]  # appends assertions of conditions, which are sympy expressions in size symbols
+# appends assertions of conditions, which are sympy expressions in size symbols
+Assert = Callable[[Iterable[Any]], None]
 _Derived = tuple[fx.Node, int, str, Any]  # a dimension and the expression of its size
 
 SIZE_ASSERTIONS = (sized, alike, same_decision)  # these raise OtherInputs
@@ -97,10 +98,11 @@ def fixed(graph: fx.Graph) -> list[str]:
     return lines
 
 
-def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
+def assert_sizes(graph: fx.Graph, inputs: Sequence[InputPlace], guards: Iterable[Any], no_zero: bool = False) -> Assert:
     """Append to a graph assertions about the sizes of its inputs. Return a function that appends assertions of further conditions.
 
-    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether to assert that no variable size is 0.
+    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``:
+    whether to assert that no variable size is 0.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     derived = []
@@ -111,6 +113,7 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
             if isinstance(symbol, int) or symbol.is_number:
                 sizes.append(int(symbol))
                 continue
+
             sizes.append(None)
             if symbol in first:
                 other, at, called = first[symbol]
@@ -120,9 +123,11 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
             else:
                 derived.append((node, axis, name, symbol))
         _unnamed(graph, sized, node, name, tuple(sizes))
+
     for node, axis, name in first.values() if no_zero else ():
         size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
         _unnamed(graph, same_decision, _unnamed(graph, operator.ge, size, 1), f"{name}.shape[{axis}] >= 1")
+
     insert = _assert_derived(graph, first, derived)
     insert(guards)
     return insert
@@ -131,8 +136,9 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
 def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived]) -> Assert:
     """Append an assertion that each size in ``derived`` equals its expression. Return a function that appends assertions of guards.
 
-    A size is derived if torch.export expresses it by the symbol of another size: if the forward asks ``a.shape[0] == 2 * b.shape[0]``, the
-    size of ``b`` has a symbol ``s``, and the size of ``a`` is the expression ``2*s``.
+    A size is derived if torch.export expresses it by the symbol of another size: if the forward
+    asks ``a.shape[0] == 2 * b.shape[0]``, the size of ``b`` has a symbol ``s``, and the size of
+    ``a`` is the expression ``2*s``.
     """
     tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
     shown_as = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
@@ -155,13 +161,15 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
 
     def shown(expression: Any) -> str:
         relation = getattr(expression, "rel_op", "")
-        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # str() of "a != b" is "Ne(a, b)"
+        # str() of "a != b" is "Ne(a, b)"
+        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)
         return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), text)
 
     for node, axis, name, expression in derived:
         size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
         equal = _unnamed(graph, operator.eq, size, value(expression).node)
         _unnamed(graph, same_decision, equal, f"{name}.shape[{axis}] == {shown(expression)}")
+
     def insert(guards: Iterable[Any]) -> None:
         for guard in dict.fromkeys(guards):
             condition = value(guard)
@@ -181,8 +189,8 @@ def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
 def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
     """Write each node's ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
-    The entry is left out if a size depends on data. ``ones``: the inputs whose batch of one was widened to two for the trace; if there
-    are any, all shapes are written for a batch of one.
+    The entry is left out if a size depends on data. ``ones``: the inputs whose batch of one was
+    widened to two for the trace; if there are any, all shapes are written for a batch of one.
     """
     batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
     if any(not isinstance(size, torch.SymInt) for size in batches):

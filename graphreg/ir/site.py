@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from graphreg.ir.terminal import Block, Lines, Printed
+from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
 
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
-MARKS = ("branch",)  # a selector asks for a mark by ``#``, as for a role; a site has at most one role, but any number of marks
+# a selector asks for a mark by ``#``, as for a role; a site has at most one role, but any number of
+# marks
+MARKS = ("branch",)
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class Label:
 
     Attributes:
         name: The name without the port.
-        op: What ``@`` in a selector matches: the name of the function or of the module's class; ``input`` for an argument.
-        ports: If the value is one of several outputs of its module or function, the names that a selector may use after ``:`` for this
-            output, such as ``("h_n", "1")``; ``("out",)`` if it is the only output.
+        op: What ``@`` in a selector matches: the name of the function or of the module's class;
+            ``input`` for an argument.
+        ports: If the value is one of several outputs of its module or function, the names that a
+            selector may use after ``:`` for this output, such as ``("h_n", "1")``; ``("out",)`` if
+            it is the only output.
         default: Whether a selector without a port selects this output.
         module: The path of the module whose output the value is; None if it is no module's output.
     """
@@ -49,19 +53,27 @@ class Site:
         labels: Its labels; the first gives its ``name``.
         kind: ``"value"`` or ``"parameter"``.
         role: ``"input"``, ``"hidden"``, ``"output"``, or ``""``.
-        selectable: Whether a regularizer can act on the site; if not, ``why_not`` says why. Sizes, tuples and integers,
-            for example, are not selectable. Nor is the value of a node that fetches a parameter: select the parameter instead.
+        selectable: Whether a regularizer can act on the site; if not, ``why_not`` says why. Sizes,
+            tuples and integers, for example, are not selectable. Nor is the value of a node that
+            fetches a parameter: select the parameter instead.
         norm: Whether it is the output of a normalization.
-        loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss function, or an output without dims.
-        module: For a value, the path of the module in whose forward it is made; for a parameter, the path of the module that holds it.
-        shape: Its shape; None if it is not known, as for tuples, or for all values if no example inputs were given.
+        loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss
+            function, or an output without dims.
+        module: For a value, the path of the module in whose forward it is made; for a parameter,
+            the path of the module that holds it.
+        shape: Its shape; None if it is not known, as for tuples, or for all values if no example
+            inputs were given.
         dtype: Its dtype; None if it is not known.
-        sequence: For the output sequence of a recurrent layer, also after dropout, the order of its axes: ``"batch first"`` or
-            ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
-        spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
-        branch: Whether it is a residual branch: a value that a sum adds to the value that it was computed from.
-        reads: For the output of an embedding, the name of the model's input that holds the indices. A plan sets this field for the
-            embedding's table (a parameter), too, because splices on the table need it. ``""`` for any other site.
+        sequence: For the output sequence of a recurrent layer, also after dropout, the order of its
+            axes: ``"batch first"`` or ``"time first"``; ``"state"`` for a final state; ``""`` for
+            any other value.
+        spatial: The number of spatial dims of a value that has the axes of a convolution's output,
+            [batch, channels, ...]; else 0.
+        branch: Whether it is a residual branch: a value that a sum adds to the value that it was
+            computed from.
+        reads: For the output of an embedding, the name of the model's input that holds the indices.
+            A plan sets this field for the embedding's table (a parameter), too, because splices on
+            the table need it. ``""`` for any other site.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """
@@ -131,7 +143,7 @@ class Names(Printed, Sequence[str]):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         rows = [
             (s.name, s.op, shape_text(s), dtype_text(s), ", ".join(s.marked) or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
             for s in self.sites

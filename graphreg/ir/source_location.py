@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 Origin = tuple[str, int]
-LIBRARY_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's and graphreg's
+# torch's and graphreg's
+LIBRARY_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
 _FRONT_END = "graphreg.tracing.symbolic.symbolic"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -25,7 +26,8 @@ def _is_users(file: str) -> bool:
 def origin_now() -> Origin | None:
     """Return the innermost running line of code outside torch and graphreg; None if no such line runs within the trace."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # the frames beyond it belong to the tracer's caller
+    # the frames beyond it belong to the tracer's caller
+    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:
         if _is_users(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back

@@ -26,13 +26,14 @@ class Lines:
     style: str = ""
 
 
-Block = Table | Lines
+Paragraph = Table | Lines
 
 
 def width_now() -> int | None:
     """Return the width to wrap at, 40 or more; None to wrap nothing.
 
-    This is the environment variable COLUMNS if it is a positive number, else the terminal's width, else None.
+    This is the environment variable COLUMNS if it is a positive number, else the terminal's width,
+    else None.
     """
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked) > 0:
@@ -66,19 +67,20 @@ def check_width(width: object) -> None:
 class Printed:
     """The base of what prints as tables: names, plans, reports.
 
-    ``str()`` has colours on a terminal. It is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is
-    wrapped. A name is never broken. A notebook shows HTML.
+    ``str()`` has colours on a terminal. It is as wide as the terminal or the environment variable
+    COLUMNS says; without either, nothing is wrapped. A name is never broken. A notebook shows HTML.
     """
 
     _gap: ClassVar[str] = "\n"
 
-    def _blocks(self) -> Iterable[Block]:
+    def _blocks(self) -> Iterable[Paragraph]:
         raise NotImplementedError
 
     def text(self, width: int | None = None) -> str:
         """Return the plain text, without colours.
 
-        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
+        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises
+        RegularizerError for any other value.
         """
         return text(self._blocks(), width, gap=self._gap)
 
@@ -92,16 +94,17 @@ class Printed:
         return html(self._blocks())
 
 
-def text(blocks: Iterable[Block], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
+def text(blocks: Iterable[Paragraph], width: int | None, colours: bool = False, gap: str = "\n\n") -> str:
     """Lay out the blocks as text, with ``gap`` between two blocks. Empty blocks are left out.
 
-    ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
+    ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError
+    for any other value.
     """
     check_width(width)
     return gap.join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
 
-def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
+def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
     if isinstance(block, Lines):
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
@@ -135,24 +138,24 @@ _CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-fam
 _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "rgba(56,139,253,0.15)"}
 
 
-def html(blocks: Iterable[Block]) -> str:
+def html(blocks: Iterable[Paragraph]) -> str:
     """Lay out the blocks as HTML tables and paragraphs. Every text is escaped."""
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
-def _block(block: Block) -> str:
+def _block(block: Paragraph) -> str:
     if isinstance(block, Lines):
         lines = "<br>".join(map(escape, block.lines))
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
     if not block.full[0]:
         return ""
-    head, *rows = ["".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row) for tag, row in _tagged(block.full)]
+
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        return "".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row)
+
+    head, rows = cells("th", block.full[0]), [cells("td", row) for row in block.full[1:]]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
-    return [("td" if i else "th", row) for i, row in enumerate(full)]
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_BREAK = re.compile(r"(?<= )(?=[^ %])")  # a line ends at a blank; never within a name, so that names can be copied
+# a line ends at a blank; never within a name, so that names can be copied
+_BREAK = re.compile(r"(?<= )(?=[^ %])")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Table:
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
     """Return the widths of the columns, which are two blanks apart.
 
-    While the table is wider than ``width``, narrow the column in which the fewest cells need the full width. Return None if the table
-    stays too wide, because no column can be narrower than its longest unbreakable piece.
+    While the table is wider than ``width``, narrow the column in which the fewest cells need the
+    full width. Return None if the table stays too wide, because no column can be narrower than its
+    longest unbreakable piece.
     """
     cells = [[row[i] for row in rows] for i in range(len(rows[0]))]
     widths = [max(map(len, column)) for column in cells]
@@ -64,4 +66,3 @@ def _broken(cell: str, width: int) -> list[str]:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]
-

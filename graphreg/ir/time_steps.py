@@ -21,11 +21,14 @@ from graphreg.torch_internals import assert_async, is_compiling
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Return the mean over all pairs of neighbouring steps that both count; 0 if there is no such pair, for example for a single step.
 
-    This is one mean over the pairs of all sequences, so a long sequence weighs more than a short one.
+    This is one mean over the pairs of all sequences, so a long sequence weighs more than a short
+    one.
 
     Args:
-        values: [time - 1, batch, ...], one entry for each pair, in the order of ``steps.diff(dim=0)``.
-        lengths: int64 [batch]; the pair (t, t + 1) counts if t + 1 < length. None if every step counts.
+        values: [time - 1, batch, ...], one entry for each pair, in the order of
+            ``steps.diff(dim=0)``.
+        lengths: int64 [batch]; the pair (t, t + 1) counts if t + 1 < length. None if every step
+            counts.
 
     Returns:
         A 0-d tensor.
@@ -42,8 +45,8 @@ def mean_over_counted(values: Tensor, counted: Tensor | None = None, dim: int | 
 
     Args:
         values: [any shape].
-        counted: bool, True at elements that count. Its axes are the first axes of ``values``, each of the same size or of size 1. None if
-            all elements count.
+        counted: bool, True at elements that count. Its axes are the first axes of ``values``, each
+            of the same size or of size 1. None if all elements count.
         dim: The axis over which to take the mean; None for all axes.
 
     Returns:
@@ -64,9 +67,11 @@ class Steps:
 
     Attributes:
         axis: The axis of time in the value, or in the stacked values of ``calls``.
-        calls: The sites of a cell's calls, if each call is a step; empty if the value of one site is the sequence.
+        calls: The sites of a cell's calls, if each call is a step; empty if the value of one site
+            is the sequence.
         unbatched: Whether a value without the batch axis is a sequence, too.
-        lengths: The name of the model's input that holds the lengths of sequences; None if every step counts.
+        lengths: The name of the model's input that holds the lengths of sequences; None if every
+            step counts.
         hint: A sentence to append to the error for a value that is no sequence.
     """
 
@@ -88,7 +93,8 @@ class Steps:
     def counted(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor]:
         """Return the value, with the calls of a cell stacked, and a bool tensor that is True at the steps that count.
 
-        The tensor has as many axes as the value; all but the axes of time and of the batch have the size 1.
+        The tensor has as many axes as the value; all but the axes of time and of the batch have the
+        size 1.
         """
         value = self._stacked(value, who)
         lengths, is_mask = self._read(lengths, value, who)
@@ -131,7 +137,8 @@ class Steps:
     @staticmethod
     def _is_mask(shape: Sequence[int], dtype: torch.dtype, value: Sequence[int]) -> bool:
         """Whether what has this shape and dtype is a mask of steps, and not lengths, for a value of shape ``value``."""
-        if len(value) == 2:  # the sequence has no batch axis, so lengths are one number, in a tensor of 0 dims or of 1
+        # the sequence has no batch axis, so lengths are one number, in a tensor of 0 dims or of 1
+        if len(value) == 2:
             return dtype == torch.bool or len(shape) == 2 or (len(shape) == 1 and shape[0] != 1)
         return dtype == torch.bool or len(shape) == 2
 
@@ -177,9 +184,11 @@ class Steps:
         """
         time, batch = self.time_and_batch(value)
         mask = self._is_mask(shape, dtype, value)
-        if len(value) == 2 and len(shape) == mask:  # neither the sequence nor its lengths have a batch axis
+        # neither the sequence nor its lengths have a batch axis
+        if len(value) == 2 and len(shape) == mask:
             shape = (1, *shape)
-        if not (mask or _is_integer(dtype)) or tuple(shape) != ((batch, time) if mask else (batch,)):
+        is_integer = not dtype.is_floating_point and not dtype.is_complex
+        if not (mask or is_integer) or tuple(shape) != ((batch, time) if mask else (batch,)):
             fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
@@ -192,7 +201,8 @@ class Steps:
 
         Return ``""`` if there are none, or if a recurrent layer or a cell fixes the axis of time.
         """
-        if self.calls or self.unbatched or len(shape) < 3 or is_compiling():  # sizes of a compiled graph may be symbols
+        # sizes of a compiled graph may be symbols
+        if self.calls or self.unbatched or len(shape) < 3 or is_compiling():
             return ""
         time = self.axis % len(shape)
         batch = next(axis for axis in range(len(shape)) if axis != time)
@@ -217,8 +227,8 @@ def require_tensor(value: Any, who: str) -> None:
 def _counted(steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
-    ``mean_over_pairs`` ignores the other steps, but they must be zero: a padded step may be nan (attention over nothing), and then backward
-    computes 0 * nan, which is nan.
+    ``mean_over_pairs`` ignores the other steps, but they must be zero: a padded step may be nan
+    (attention over nothing), and then backward computes 0 * nan, which is nan.
     """
     time = steps.shape[0]
     if lengths.dtype == torch.bool:
@@ -226,10 +236,6 @@ def _counted(steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         steps, lengths = steps.gather(0, order[..., None].expand_as(steps)), lengths.sum(1)
     counts = torch.arange(time, device=steps.device)[:, None] < lengths
     return torch.where(counts[..., None], steps, 0), lengths
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def _mask(given: Tensor, what: str) -> Tensor:
@@ -240,7 +246,8 @@ def _mask(given: Tensor, what: str) -> Tensor:
     wrong = ~mask & (given != 0)
     if is_compiling():
         assert_async(~wrong.any(), f"{what} must be 0 or 1, if it is a mask of steps")
-    elif type(given) is Tensor and given.device.type != "meta" and bool(wrong.any()):  # not fake tensors, which have no values to read
+    elif type(given) is Tensor and given.device.type != "meta" and bool(wrong.any()):
+        # not fake tensors, which have no values to read
         raise RegularizerError(
             f"{what} has {given[wrong][0].item():g}; a mask of steps is 1 or True where a step counts, and 0 or False elsewhere. Name the "
             "input that has such a mask, such as 'attention_mask' of a tokenizer."
@@ -253,7 +260,8 @@ def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], 
     wrong = (lengths < 0) | (lengths > time)
     if is_compiling():
         assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
-    elif type(lengths) is Tensor and bool(wrong.any()):  # not fake tensors, which have no values to read
+    elif type(lengths) is Tensor and bool(wrong.any()):
+        # not fake tensors, which have no values to read
         raise RegularizerError(
             f"{what} has {int(lengths[wrong][0])} for a sequence of {time} steps; a length is a whole number from 0 to {time}."
             + fits(int(lengths.max()))

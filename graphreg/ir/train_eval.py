@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": graph}
+ModeGraphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": graph}
 
 
 def choose(training: bool, in_train: Any, in_eval: Any) -> Any:

@@ -1,13 +1,14 @@
 """Finds what each operation of a graph does to storage: which arguments its output may alias, and into which arguments it writes.
 
-The answer comes from torch's schemas, or else from a call on tensors without data (`operation_probes.py`). An operation that runs code
-outside torch is assumed to alias and write into all its arguments; only a dropout, recognized by its name, is assumed not to write.
+The answer comes from torch's schemas, or else from a call on tensors without data
+(`operation_probes.py`). An operation that runs code outside torch is assumed to alias and write
+into all its arguments; only a dropout, recognized by its name, is assumed not to write.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_added
-from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, Seen, probe, together
+from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, ProbedCall, probe, together
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
@@ -39,10 +40,11 @@ _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
     "or_", "pow", "rshift", "sub", "truediv", "xor",
 }  # fmt: skip
-# A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that its result aliases, and of those that
-# it writes into.
+# A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that
+# its result aliases, and of those that it writes into.
 REGION = "region"
-_SEEN: dict[tuple[Any, ...], Seen | None] = {}  # the results of probes, kept for the whole process
+# the results of probes, kept for the whole process
+_SEEN: dict[tuple[Any, ...], ProbedCall | None] = {}
 
 
 class Effects:
@@ -52,13 +54,15 @@ class Effects:
         self.operations = operations
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
-        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes of all graphs seen so far, and which of them are sizes
+        # the nodes of all graphs seen so far, and which of them are sizes
+        self._known, self._sizes = set[fx.Node](), set[fx.Node]()
         self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, is_definite: bool = False) -> tuple[fx.Node, ...]:
         """Return the arguments whose storage the operation may write into; with ``is_definite``, those that it definitely writes into.
 
-        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True`` declares it, or if every probed call made it.
+        A write is definite if a schema, the operation's name (``add_``) or ``inplace=True``
+        declares it, or if every probed call made it.
         """
         if node not in self._writes:
             self._writes[node] = self._written(node)
@@ -76,7 +80,14 @@ class Effects:
     def _shared(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if node not in self._shares:
             shares, dense = self._sharing(node)
-            self._shares[node] = tuple(each for each in shares if not self._is_plain(each)), dense
+            kept = []
+            for each in shares:
+                owner, _, name = str(each.target).rpartition(".") if each.op == "get_attr" else ("", "", "")
+                value = getattr(self.operations.modules.get(owner), name, None) if name else None
+                # such an attribute, like ``training``, has no storage
+                if not isinstance(value, (bool, int, float, str)):
+                    kept.append(each)
+            self._shares[node] = tuple(kept), dense
         return self._shares[node]
 
     # Writes
@@ -114,8 +125,16 @@ class Effects:
     def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         module = self.operations.module(node)
         assert module is not None
-        if not any(_is_set(inner, "inplace") for inner in _within(module)):
+
+        # most layers have no modules in them, and ``modules()`` is slow; so is ``getattr`` for an
+        # attribute that is not there
+        for inner in module.modules() if module._modules else (module,):
+            own = vars(inner)
+            if own["inplace"] if "inplace" in own else getattr(type(inner), "inplace", False):
+                break
+        else:
             return (), ()
+
         if next(module.children(), None) is None:
             return _twice(first_argument(node))
         seen, inputs = self._probed(node, quick=True), node.all_input_nodes
@@ -133,12 +152,16 @@ class Effects:
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False
+
         if node.op == "call_module":
             if self.writes(node):
                 return self.writes(node), False
             return self._seen_to_share(node)
+
         if is_pythons(node):
             return self._of_python(node, function_name(node))
+
+        # Operators of torch, as far as their schemas say what they do; the rest is tried out.
         known, out = declared_effects(node), tuple(nodes_in(node.kwargs.get("out")))
         if function_name(node) == "set_":
             return _inputs(node), False
@@ -157,17 +180,15 @@ class Effects:
         if name == "getattr":
             return ((), True) if node.args[1] in SIZE_ATTRIBUTES else (first, False)
         if name in ("getitem", "__getitem__"):
-            return ((), True) if not listed and self._picks(node.args[1]) else (first or _inputs(node), False)
+            items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+            # an index that contains a tensor or a list makes a copy
+            copies = any(isinstance(i, list) or (isinstance(i, fx.Node) and isinstance(i.meta.get("value"), tuple)) for i in items)
+            return ((), True) if copies and not listed else (first or _inputs(node), False)
         if node.target in IN_PLACE_OPERATORS:
             return (_inputs(node) if listed else first), False
         if getattr(node.target, "__module__", "") == "math" or (name in _ARITHMETIC and not listed):
             return (), True
         return _inputs(node), False
-
-    def _picks(self, index: object) -> bool:
-        """Return whether an index definitely makes a copy: it contains a tensor or a list."""
-        items = index if isinstance(index, tuple) else (index,)
-        return any(isinstance(item, list) or (isinstance(item, fx.Node) and isinstance(item.meta.get("value"), tuple)) for item in items)
 
     def _seen_to_share(self, node: fx.Node, out: tuple[fx.Node, ...] = ()) -> tuple[tuple[fx.Node, ...], bool]:
         seen, inputs = self._probed(node), node.all_input_nodes
@@ -186,18 +207,24 @@ class Effects:
     def _runs_others(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             module = self.operations.module(node)
-            return module is None or self.operations.is_opaque(node) or any(map(_is_foreign, _inner(module)))
+            if module is None or self.operations.is_opaque(node):
+                return True
+            # parametrizations compute weights, and are not called on data
+            inner = module.named_modules() if module._modules else [("", module)]
+            return any(_is_foreign(m) for name, m in inner if "parametrizations" not in name.split("."))
         owner = getattr(node.target, "__self__", None)
         function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
             return True
-        return node.op == "call_method" and not hasattr(Tensor, str(node.target))  # a method of a dict, for example
+        # a method of a dict, for example
+        return node.op == "call_method" and not hasattr(Tensor, str(node.target))
 
-    def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
+    def _probed(self, node: fx.Node, quick: bool = False) -> ProbedCall | None:
         """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.
 
-        Guessed shapes are tried first, and the shapes of the example inputs only if every guess raises: later inputs may have other
-        shapes, and nodes that share a guess share its cached result.
+        Guessed shapes are tried first, and the shapes of the example inputs only if every guess
+        raises: later inputs may have other shapes, and nodes that share a guess share its cached
+        result.
         """
         for known in (False, True):
             holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
@@ -206,7 +233,7 @@ class Effects:
                 return seen
         return None
 
-    def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> Seen | None:
+    def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> ProbedCall | None:
         module = self.operations.module(node)
         key = (_settings(module) if module is not None else node.target, repr((args, kwargs)))
         for cached in ((*key, False), (*key, quick)):
@@ -218,7 +245,8 @@ class Effects:
         if module is not None:
             seen = _of_module(module, args, kwargs, enough)
         elif node.op == "call_method":
-            seen = probe(_method(str(node.target)), args, kwargs, (), enough)
+            name = str(node.target)
+            seen = probe(lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs), args, kwargs, (), enough)
         else:
             seen = probe(node.target, args, kwargs, (), enough)  # type: ignore[arg-type]
         _SEEN[*key, quick] = seen
@@ -226,8 +254,11 @@ class Effects:
 
     def _hole(self, node: fx.Node, index: int, known: bool) -> Hole:
         if node.op == "get_attr":
-            tensor = self._attribute(str(node.target))
-            return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),)) if tensor is not None else Hole(index)
+            owner, _, name = str(node.target).rpartition(".")
+            tensor = getattr(self.operations.modules.get(owner), name, None)
+            if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
+                return Hole(index)
+            return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),))
         if "value" not in node.meta:
             return Hole(index, "number" if self._is_size(node) else "list" if self.operations.is_list(node) else "tensor")
         value = node.meta["value"]
@@ -238,16 +269,6 @@ class Effects:
         if known and _is_spec(value):
             return Hole(index, "tensor", (value,))
         return Hole(index, "tensor", (), None if value[1].is_floating_point else value[1])
-
-    def _attribute(self, target: str) -> Tensor | None:
-        owner, _, name = target.rpartition(".")
-        value = getattr(self.operations.modules.get(owner), name, None)
-        return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
-
-    def _is_plain(self, node: fx.Node) -> bool:
-        """Return whether the node reads a number, a flag or a text of the model, such as ``training``: these have no storage."""
-        owner, _, name = str(node.target).rpartition(".") if node.op == "get_attr" else ("", "", "")
-        return isinstance(getattr(self.operations.modules.get(owner), name, None), (bool, int, float, str)) if name else False
 
     def _is_size(self, node: fx.Node) -> bool:
         if node not in self._known:
@@ -292,30 +313,24 @@ def _is_spec(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype) and min(value[0], default=0) >= 0
 
 
-def _method(name: str) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
-
-
 # Modules
 
 
-def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen | None:
+def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> ProbedCall | None:
     """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or every call raises."""
     try:
         twin = _twin(module)
     except Exception:  # copying a module may raise anything
         return None
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states, which have other sizes and only enter products
+    # without the states, which have other sizes and only enter products
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
-    sizes = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
+    settings = [value if isinstance(value, tuple) else (value,) for value in vars(module).values()]
+    # what may be sizes
+    sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]
+    sizes += [tuple(p.shape) for p in twin.parameters()]
     seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
     return together(seen) if seen else None
-
-
-def _shapes(values: Iterable[Any]) -> list[tuple[int, ...]]:
-    """Return the settings of a layer that may be sizes: integers and tuples of integers."""
-    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [shape for shape in tuples if shape and all(type(n) is int for n in shape)]
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -330,24 +345,6 @@ def _twin(module: nn.Module) -> nn.Module:
     for inner in twin.modules():
         drop_forward_hooks(inner)
     return twin
-
-
-def _within(module: nn.Module) -> Iterable[nn.Module]:
-    """Return the module and the modules in it. Most have none, and ``modules()`` is slow."""
-    return module.modules() if module._modules else (module,)
-
-
-def _is_set(module: nn.Module, name: str) -> bool:
-    """Return whether an attribute of a module, or of its class, is true. ``getattr`` is slow for a module that lacks the attribute."""
-    own = vars(module)
-    return bool(own[name] if name in own else getattr(type(module), name, False))
-
-
-def _inner(module: nn.Module) -> Sequence[nn.Module]:
-    """Return the modules that the forward may call on data, without those that compute weights (``torch.nn.utils.parametrize``)."""
-    if not module._modules:
-        return (module,)
-    return [inner for name, inner in module.named_modules() if "parametrizations" not in name.split(".")]
 
 
 def _is_foreign(module: nn.Module) -> bool:

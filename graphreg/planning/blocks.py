@@ -16,8 +16,8 @@ from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the paths of the blocks, in the order of their first calls; and the paths of those that no string of the selector matches.
 
-    A module that checkpoints its own forward, or whose caller checkpoints it, is a block in any case, because a graph that does not call
-    the module would not checkpoint.
+    A module that checkpoints its own forward, or whose caller checkpoints it, is a block in any
+    case, because a graph that does not call the module would not checkpoint.
 
     Args:
         traced: The traced model.
@@ -55,7 +55,8 @@ def check_blocks(selector: Selector) -> None:
 def check_layers(replacing: Iterable[tuple[Site, str, Readers]], blocks: Sequence[str]) -> None:
     """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer.
 
-    ``replacing``: the site of each splice on a parameter, the regularizer's name, and the modules whose reads the splice replaces.
+    ``replacing``: the site of each splice on a parameter, the regularizer's name, and the modules
+    whose reads the splice replaces.
     """
     for site, name, readers in replacing if blocks else ():
         every = [label.name.rpartition(".")[0] for label in site.labels] if readers is None else readers
@@ -110,8 +111,9 @@ def _modules(traced: Traced) -> list[Site]:
 def matching_modules(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
     """Return the paths that a selector matches before the model is traced; modules without a forward, such as an nn.ModuleList, left out.
 
-    The paths may differ from those of ``called_blocks``, which knows the calls: a string that matches a called module matches no module
-    inside it, but if the model never calls the module, the string may match modules inside it.
+    The paths may differ from those of ``called_blocks``, which knows the calls: a string that
+    matches a called module matches no module inside it, but if the model never calls the module,
+    the string may match modules inside it.
     """
     sites = [_site(path, module) for path, module in modules.items() if path and type(module).forward is not nn.Module.forward]
     return [site.name for site in select(selector, sites, sites, what="module", model="", missing="ignore", who="blocks=")]

@@ -32,9 +32,12 @@ class DependenceSlice:
 
     Attributes:
         wrt: The sites whose values the penalty differentiates with respect to.
-        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivatives of these sites are 0.
-        suspects: The names of operations in the slice that torch may not be able to differentiate twice.
-        attends: Whether an operation in the slice is attention, or may contain attention. Fused attention has no second derivative.
+        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivatives
+            of these sites are 0.
+        suspects: The names of operations in the slice that torch may not be able to differentiate
+            twice.
+        attends: Whether an operation in the slice is attention, or may contain attention. Fused
+            attention has no second derivative.
     """
 
     wrt: tuple[Site, ...]
@@ -75,10 +78,16 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
         after = downstream([nodes[s.name] for s in wrt_sites if s.name in nodes], traced.operations)
         before = upstream([nodes[s.name] for s in sites if s.name in nodes])
         apart -= {s.name for s in sites if nodes.get(s.name) in after}
-        between |= {_name(node): node for node in graph.nodes if node in after and node in before}
-    suspects = tuple(name for name, node in between.items() if _is_suspect(node, traced.operations))
+        between |= {own_name(node) or node.name: node for node in graph.nodes if node in after and node in before}
+
+    suspects = list[str]()
+    for name, node in between.items():
+        module = traced.operations.module(node)
+        is_loss = isinstance(module, nn.CTCLoss) or function_name(node) == "ctc_loss"
+        if is_loss or isinstance(module, nn.RNNBase) or _may_attend(node, traced.operations):
+            suspects.append(name)
     attends = any(_may_attend(node, traced.operations) for node in between.values())
-    return DependenceSlice(wrt_sites, tuple(s.name for s in sites if s.name in apart), suspects, attends)
+    return DependenceSlice(wrt_sites, tuple(s.name for s in sites if s.name in apart), tuple(suspects), attends)
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
@@ -90,16 +99,6 @@ def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Return ``nodes`` and all nodes that one of them depends on."""
     return reached(nodes, lambda node: node.all_input_nodes)
-
-
-def _name(node: fx.Node) -> str:
-    return own_name(node) or node.name
-
-
-def _is_suspect(node: fx.Node, operations: Operations) -> bool:
-    module = operations.module(node)
-    losses = isinstance(module, nn.CTCLoss) or function_name(node) == "ctc_loss"
-    return losses or isinstance(module, nn.RNNBase) or _may_attend(node, operations)
 
 
 def _may_attend(node: fx.Node, operations: Operations) -> bool:

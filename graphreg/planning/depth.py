@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from graphreg.errors import RegularizerError
 from graphreg.ir import Site, own_name
 from graphreg.regularizer import ByDepth, Regularizer
@@ -42,14 +40,12 @@ def block_of(traced: Traced, site: Site) -> str:
     path = site.module
     while path:
         module, outer = modules.get(path), modules.get(path.rpartition(".")[0])
-        if module is not None and outer is not None and any(module.children()) and _is_repeated(module, outer):
+        siblings = outer.children() if module is not None and outer is not None and any(module.children()) else ()
+        # the module itself is one of them
+        if sum(type(sibling) is type(module) for sibling in siblings) > 1:
             return path
         path = path.rpartition(".")[0]
     return site.name
-
-
-def _is_repeated(module: nn.Module, outer: nn.Module) -> bool:
-    return sum(type(beside) is type(module) for beside in outer.children()) > 1
 
 
 def _order(traced: Traced) -> dict[str, int]:

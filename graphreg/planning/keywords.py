@@ -1,6 +1,7 @@
 """Turns keywords such as ``hidden_dropout=0.1, weight_l2=0.1`` into regularizers.
 
-The rules are those of ``from_kwargs`` in theanets, but an unknown keyword or a value that is not allowed raises an error.
+The rules are those of ``from_kwargs`` in theanets, but an unknown keyword or a value that is not
+allowed raises an error.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     A value of a keyword may be:
 
     - a number, the weight or rate; 0, None and False give no regularizer;
-    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number, also as plain data: ``{"linear": [0, 0.5, 1000]}``,
-      ``{"by_depth": [0, 0.2]}``; a schedule gives a regularizer even if all its values are 0;
-    - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
-      ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
-    - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
+    - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number, also as
+      plain data: ``{"linear": [0, 0.5, 1000]}``, ``{"by_depth": [0, 0.2]}``; a schedule gives a
+      regularizer even if all its values are 0;
+    - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight
+      is 0: ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
+    - a dict of options, which is recognized by an option among its keys:
+      ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
 
     Args:
-        model_or_traced: A model, which is traced without example inputs, or what ``graphreg.trace`` returned.
-        **keywords: The keywords, as in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of instances, or a dict of
-            further keywords. If a keyword is also in this dict, the dict's value is used and a warning is logged.
+        model_or_traced: A model, which is traced without example inputs, or what ``graphreg.trace``
+            returned.
+        **keywords: The keywords, as in ``graphreg.regularize``. ``regularizers=`` takes an
+            instance, a sequence of instances, or a dict of further keywords. If a keyword is also
+            in this dict, the dict's value is used and a warning is logged.
 
     Raises:
         NoMatchError: A keyword is unknown.
@@ -65,8 +70,9 @@ def _traced_without_inputs(model: nn.Module) -> Traced:
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
     """Return what ``from_kwargs`` returns, for a model with these sites; raise the same errors.
 
-    One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names exactly the sites of a role takes the place
-    of that role's keyword, such as ``hidden_dropout``. Without sites, as when there is no model yet, this rule does not apply.
+    One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names
+    exactly the sites of a role takes the place of that role's keyword, such as ``hidden_dropout``.
+    Without sites, as when there is no model yet, this rule does not apply.
     """
     keywords = merged(keywords)
     regularizers = keywords.pop("regularizers", None)
@@ -140,7 +146,8 @@ def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> 
     for role in ROLES:
         keyword = f"{role}_{family}"
         pattern = "*" if role == "hidden" else f"**#{role}"
-        # as in theanets, a tuple that names exactly the sites of a role takes the place of the keyword of that role
+        # as in theanets, a tuple that names exactly the sites of a role takes the place of the
+        # keyword of that role
         taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, sites)]
         entries = [entry for entry in entries if entry not in taking]
         if taking:
@@ -187,7 +194,8 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
     """Yield a regularizer for each entry, even for weight 0.
 
-    An entry with None or False is skipped, but still counted for the names of later entries: the third entry is ``dropout_2``.
+    An entry with None or False is skipped, but still counted for the names of later entries: the
+    third entry is ``dropout_2``.
     """
     left_out = False
     for place, (selector, weight) in enumerate(entries):

@@ -13,7 +13,8 @@ from graphreg.planning.parameter_splices import with_reads
 from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes, units_at
 from graphreg.tracing import Traced
 
-_OF_ATTENTION = ("softmax", "attn", "attention", "prob")  # words by which a selector may mean the weights of attention
+# words by which a selector may mean the weights of attention
+_OF_ATTENTION = ("softmax", "attn", "attention", "prob")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def check_sites(regularizer: Regularizer, sites: Iterable[Site]) -> None:
 def refusals(traced: Traced, regularizer: Regularizer) -> dict[str, str]:
     """Return the error of ``plan`` for each site that a selector may match and where the regularizer cannot act, by the site's name.
 
-    Only what the site itself shows is known here: a site that is no sequence, or not the state of a cell, is not among them.
+    Only what the site itself shows is known here: a site that is no sequence, or not the state of a
+    cell, is not among them.
     """
     refused: dict[str, str] = {}
     cls, by_shape = type(regularizer), isinstance(regularizer, Splice) and type(regularizer).unfit is not Splice.unfit
@@ -157,7 +159,8 @@ def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], l
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
     if isinstance(regularizer, Splice) and on_parameters:
         sites = with_reads(traced, regularizer, sites)
-    elif isinstance(regularizer, Splice):  # a splice at a value that nothing reads would silently do nothing
+    elif isinstance(regularizer, Splice):
+        # a splice at a value that nothing reads would silently do nothing
         sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
     return sites, regularizer.defaults([site for site in sites if site.selectable])
 

@@ -18,11 +18,13 @@ def check_model_inputs(traced: Traced, regularizer: Regularizer, chosen: Mapping
     Args:
         traced: The traced model.
         regularizer: The regularizer.
-        chosen: The selected sites, each with the string that matched it and how its value is read as a sequence.
+        chosen: The selected sites, each with the string that matched it and how its value is read
+            as a sequence.
 
     Raises:
         NoMatchError: There is no input of this name.
-        RegularizerError: An input is no tensor, or, for lengths, of another shape or dtype than the sequences need.
+        RegularizerError: An input is no tensor, or, for lengths, of another shape or dtype than the
+            sequences need.
     """
     nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
     inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}

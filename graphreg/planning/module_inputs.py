@@ -26,7 +26,8 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
         The dict; an empty dict if the regularizer does not take ``module_input``.
 
     Raises:
-        RegularizerError: A site is not the output of a module, or it is not certain which single value the module gets.
+        RegularizerError: A site is not the output of a module, or it is not certain which single
+            value the module gets.
     """
     if "module_input" not in regularizer.takes:
         return {}
@@ -40,7 +41,8 @@ def check_cells(traced: Traced, regularizer: Regularizer, sites: Sequence[Site])
     """Check the sites of a regularizer that takes ``previous``.
 
     Raises:
-        RegularizerError: A site is not a state that one of torch's cells returns, or the graph does not show which state the cell got.
+        RegularizerError: A site is not a state that one of torch's cells returns, or the graph does
+            not show which state the cell got.
     """
     for site in sites:
         who = f"{type(regularizer).__name__} at {site.name}"
@@ -67,22 +69,26 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
         raise RegularizerError(
             f"{who}: {text!r} selects a value that is no module's output. Name a module: its input takes the place of its output."
         )
+
     path = min(paths, key=len)
     calls = [each.name for each in traced.values for label in each.labels if label.module == path and label.default]
     if len(calls) > 1:
         raise RegularizerError(f"{who}: {path} is called {len(calls)} times, and its calls cannot be told apart. Leave it out.")
+
     found = {name: None for graph in traced.graphs.values() for name in _entering(traced, graph, path, site.name)}
     if len(found) != 1:
         what = f"several values ({listed(list(found), 4)})" if found else "no value"
         raise RegularizerError(
             f"{who}: {path} gets {what} from the rest of the model, so it is not certain what takes the place of its output. Leave it out."
         )
+
     name = next(iter(found))
     if name == _NAMELESS:
         raise RegularizerError(
             f"{who}: {path} gets a value that has no name, such as a tensor that the forward itself makes (torch.zeros), so this value "
             "cannot be passed to the formula. Leave the module out."
         )
+
     shape = next((each.shape for each in traced.values if each.name == name), None)
     if shape is not None and site.shape is not None and shape != site.shape:
         raise RegularizerError(
@@ -94,8 +100,8 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
 def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str]:
     """Return the names of the values that a module gets in a graph.
 
-    If the graph calls the module, this is the module's first argument. Otherwise these are the values from outside the module that
-    operations inside the module read.
+    If the graph calls the module, this is the module's first argument. Otherwise these are the
+    values from outside the module that operations inside the module read.
     """
     node = site_nodes(graph, traced.operations).get(site)
     if node is None:  # only the graph of the other mode has the site

@@ -1,6 +1,7 @@
 """Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits, without changing the model.
 
-Native dropout is every random operation that the model itself contains: dropout, stochastic depth, attention dropout, and others.
+Native dropout is every random operation that the model itself contains: dropout, stochastic depth,
+attention dropout, and others.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
-from graphreg.ir import Block, Lines, Missing, NativeDropout, Pattern, Site, Table, complain, select, strings_of, unmatched
+from graphreg.ir import Lines, Missing, NativeDropout, Paragraph, Pattern, Site, Table, complain, select, strings_of, unmatched
 from graphreg.regularizer import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]
-OwnDropout = Choice | float | Mapping[Any, Any]  # from selectors to choices and rates, or a schedule as plain data
+# from selectors to choices and rates, or a schedule as plain data
+OwnDropout = Choice | float | Mapping[Any, Any]
 CHOICES = ("keep", "seeded", "off")
-OWN_DROPOUT = "own_dropout"  # the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
+# the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
+OWN_DROPOUT = "own_dropout"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class NativeDropoutEdit:
 
     Attributes:
         dropout: The native dropout.
-        rate: Its new rate, a number or a schedule. None keeps the model's rate; 0 turns the dropout off.
+        rate: Its new rate, a number or a schedule. None keeps the model's rate; 0 turns the dropout
+            off.
         matched: The selector that matched the dropout.
     """
 
@@ -60,7 +64,8 @@ def decide(
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
-        elsewhere: All values of the model. A string that excludes, such as ``!layer4.*``, may match values that are no dropouts.
+        elsewhere: All values of the model. A string that excludes, such as ``!layer4.*``, may match
+            values that are no dropouts.
 
     Returns:
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
@@ -71,18 +76,26 @@ def decide(
     """
     if option == "keep":
         return (), ()
+
     choices: dict[str, tuple[Any, str]] = {}
     by_selector = isinstance(option, Mapping)
     for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
         if not dropouts:
-            complain(_none(title, selector if by_selector else None), missing)
+            what = f"own_dropout: {selector!r} names no dropout of {title}" if by_selector else "own_dropout has nothing to act on"
+            cure = "Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
+            complain(f"{what}, because {title} contains no dropout. {cure}", missing)
         for site, text in _matching(selector, dropouts, title, missing, elsewhere) if dropouts else ():
             choices[site.name] = (value, text)
+
     chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
     chosen = [choice for choice in chosen if choice[1] != "keep"]
     unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
     movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
-    edits = tuple(NativeDropoutEdit(dropout, _rate(value), text) for dropout, value, text in movable)
+
+    fixed = {"seeded": None, "off": 0.0}
+    rates = [fixed[each] if isinstance(each, str) else each if isinstance(each, Schedule) else float(each) for _, each, _ in movable]
+    edits = tuple(NativeDropoutEdit(dropout, rate, text) for (dropout, _, text), rate in zip(movable, rates, strict=True))
+
     if unmovable and not edits:
         raise RegularizerError(
             f"own_dropout={option!r} cannot be applied to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
@@ -90,10 +103,6 @@ def decide(
             "and attention dropout, and only where it can trace them."
         )
     return edits, unmovable
-
-
-def _rate(value: Choice | float) -> float | None:
-    return None if value == "seeded" else 0.0 if value == "off" else value if isinstance(value, Schedule) else float(value)
 
 
 def _matching(
@@ -120,16 +129,12 @@ def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: S
     return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
 
 
-def _none(title: str, selector: Any) -> str:
-    what = f"own_dropout: {selector!r} names no dropout of {title}" if selector is not None else "own_dropout has nothing to act on"
-    return f"{what}, because {title} contains no dropout. Leave own_dropout at 'keep', or add dropout: hidden_dropout=0.1."
-
-
 def read_option(option: Any) -> Any:
     """Return the value of ``own_dropout=``, with schedules in place of plain data that stands for them.
 
     Raises:
-        RegularizerError: The value is not one of ``CHOICES``, a rate in [0, 1), a schedule of rates, or a dict of selectors to these.
+        RegularizerError: The value is not one of ``CHOICES``, a rate in [0, 1), a schedule of
+            rates, or a dict of selectors to these.
     """
     option = read_strength(option)
     if isinstance(option, Mapping):
@@ -159,7 +164,7 @@ def rates_are_scheduled(option: OwnDropout) -> bool:
     return any(isinstance(value, Schedule) for value in (option.values() if isinstance(option, Mapping) else (option,)))
 
 
-def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Block]:
+def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Paragraph]:
     """Yield what a plan shows about native dropout."""
     if not edits and not unmovable:
         return

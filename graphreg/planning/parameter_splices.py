@@ -14,14 +14,16 @@ from graphreg.planning.native_dropout import NativeDropoutEdit
 from graphreg.regularizer import Splice
 from graphreg.tracing import Traced
 
-Readers = frozenset[str] | None  # the paths of the modules at whose reads a splice acts; None for every reader
+# the paths of the modules at whose reads a splice acts; None for every reader
+Readers = frozenset[str] | None
 
 
 def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Site]:
     """Return copies of parameter sites, in which ``selectable``, ``why_not`` and ``reads`` are set as this splice needs them.
 
-    ``Site.reads`` of an embedding's table is the name of the input that holds the indices. A parameter is not selectable if no operation
-    reads it, or if no module that has it is of a class in the splice's ``readers``.
+    ``Site.reads`` of an embedding's table is the name of the input that holds the indices. A
+    parameter is not selectable if no operation reads it, or if no module that has it is of a class
+    in the splice's ``readers``.
     """
     read = {name for reads in traced.parameter_reads.values() for name in reads}
     inputs = {value.module: value.reads for value in traced.values if value.reads}
@@ -48,12 +50,14 @@ def _owner(label: Label) -> str:
 def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
     """Return the paths of the modules at whose reads of a selected parameter the splice acts; None if it acts at every read.
 
-    The selector ``*``, a function, and a string with ``**`` and without ``@`` mean every read. Any other string means the reads of the
-    module in which it matches the parameter: if the parameter is tied, the reads of other modules are not replaced. The splice's
-    ``readers`` may exclude more reads.
+    The selector ``*``, a function, and a string with ``**`` and without ``@`` mean every read. Any
+    other string means the reads of the module in which it matches the parameter: if the parameter
+    is tied, the reads of other modules are not replaced. The splice's ``readers`` may exclude more
+    reads.
 
     Raises:
-        RegularizerError: None of these modules reads the parameter, or the splice cannot act at one of the reads.
+        RegularizerError: None of these modules reads the parameter, or the splice cannot act at one
+            of the reads.
     """
     readers = _readers(traced, splice, site)
     reads = list(_reads_of(traced, site))
@@ -104,13 +108,15 @@ def _check_read(traced: Traced, read: ParameterRead, who: str) -> None:
         )
 
 
-Acting = tuple[Site, str, Readers]  # the site, the name of the splice, and the readers at whose reads it acts
+# the site, the name of the splice, and the readers at whose reads it acts
+Acting = tuple[Site, str, Readers]
 
 
 def check_order(traced: Traced, splices: Sequence[Acting]) -> None:
     """Raise RegularizerError if a splice acts at a read of a parameter where an earlier splice at the same parameter does not.
 
-    The later splice would then need two results: one computed after the earlier splice, and one computed without it.
+    The later splice would then need two results: one computed after the earlier splice, and one
+    computed without it.
     """
     for (site, first, earlier), (_, second, later) in _pairs(splices):
         for read in _reads_of(traced, site):
@@ -144,7 +150,8 @@ def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[Nati
 def replaced_reads(traced: Traced, splice: Splice, site: Site) -> tuple[Readers, tuple[str, ...]] | None:
     """Return the readers at whose reads of a parameter the splice acts, and the paths of the modules that read the original parameter.
 
-    Return None if ``traced`` is one of several graphs that Dynamo captured of a model, and the splice acts at no read in this graph.
+    Return None if ``traced`` is one of several graphs that Dynamo captured of a model, and the
+    splice acts at no read in this graph.
     """
     readers = _readers(traced, splice, site)
     if traced.whole or any(read.is_by(readers) for read in _reads_of(traced, site)):

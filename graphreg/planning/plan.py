@@ -12,7 +12,21 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import Block, Lines, Missing, NativeDropout, Printed, Selector, Site, Steps, Table, Units, dtype_text, escaped, shape_text
+from graphreg.ir import (
+    Lines,
+    Missing,
+    NativeDropout,
+    Paragraph,
+    Printed,
+    Selector,
+    Site,
+    Steps,
+    Table,
+    Units,
+    dtype_text,
+    escaped,
+    shape_text,
+)
 from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
@@ -229,7 +243,7 @@ class Plan(Printed, RenamedAttributes):
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         count, edits = len(self.regularizers), f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         yield Lines((f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}",), "bold")
         rows = ((*_site(e), f"{type(e.regularizer).__name__} {e.name}", f"{e.weight:g}", e.matched) for e in self.edits)

@@ -1,6 +1,7 @@
 """Finds penalties whose strength is so small that they change nothing.
 
-The usual cause is a strength that was chosen as a weight decay, for a penalty that is a mean over many elements.
+The usual cause is a strength that was chosen as a weight decay, for a penalty that is a mean over
+many elements.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from graphreg.errors import listed
 from graphreg.ir import Site
 from graphreg.regularizer import Penalty, Regularizer
 
-# A weight decay of 1e-7 shrinks a weight by 1 % in a million steps of SGD at a learning rate of 0.1.
+# A weight decay of 1e-7 shrinks a weight by 1 % in a million steps of SGD at a learning rate of
+# 0.1.
 FAINTEST = 1e-7
 
 
@@ -22,21 +24,27 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
 
     Args:
         regularizer: The regularizer.
-        strengths: The sites of the penalty, each with its strength. Where the strength is 0, the penalty is off on purpose.
+        strengths: The sites of the penalty, each with its strength. Where the strength is 0, the
+            penalty is off on purpose.
         of: Over how many sites the penalty is a mean; None for the number of ``strengths``.
     """
     if not isinstance(regularizer, Penalty) or regularizer.is_scheduled:
         return ""
+
     is_mean = regularizer.engine_options.reduction == "mean"
     faint = dict[str, float]()
     for site, strength in strengths:
-        count = _elements(site)
+        # What a mean over many units takes from the pull at one of them, the many weights that make
+        # the unit add again: for a value, the mean weakens nothing. For a parameter it does, by the
+        # number of its elements; None if its shape is unknown.
+        count = 1 if site.kind == "value" else None if site.shape is None else math.prod(site.shape)
         slope = None if count is None else regularizer.slope(count)
         if slope is None:
             return ""
         pull = abs(strength) * slope / ((of or len(strengths)) if is_mean else 1)
         if 0 < pull < FAINTEST:
             faint[site.name] = pull
+
     if not faint:
         return ""
     kind, pulled = regularizer.on, "a weight" if regularizer.on == "parameters" else "a value"
@@ -44,13 +52,3 @@ def practically_off(regularizer: Regularizer, strengths: Sequence[tuple[Site, fl
     most = f"{where} it pulls {pulled} of 1 like a weight_decay of {max(faint.values()):.2g} in SGD, or less"
     has_sum = is_mean and any(field.name == "reduction" for field in fields(regularizer))
     return f"practically off{most}; give a larger weight" + ", or reduction='sum'" * has_sum
-
-
-def _elements(site: Site) -> int | None:
-    """Return over how many elements a mean weakens the pull; None for a parameter of unknown shape.
-
-    For a value, this is 1: what a mean over many units takes from the pull at one of them, the many weights that make the unit add again.
-    """
-    if site.kind == "value":
-        return 1
-    return None if site.shape is None else math.prod(site.shape)

@@ -1,7 +1,8 @@
 """Finds values that splices of one kind act on several times in a row, for example dropout before and after a view.
 
-This is rarely intended. A plan and a report show the effect. ``plan`` also warns, and suggests a selector that matches each value once.
-Native dropout that does the same to a value as a splice counts, too; of that, the plan, the report and the log tell.
+This is rarely intended. A plan and a report show the effect. ``plan`` also warns, and suggests a
+selector that matches each value once. Native dropout that does the same to a value as a splice
+counts, too; of that, the plan, the report and the log tell.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _SHOWN = 3  # how many repeats a plan or a report shows
 _NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # the number of a layer in a path
 
 
-Strengths = Mapping[Any, float]  # by regularizer name; strengths that differ by site also by (regularizer name, site name)
+# by regularizer name; strengths that differ by site also by (regularizer name, site name)
+Strengths = Mapping[Any, float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Repeat:
     """One value that several splices of one kind act on, one after another, or splices and native dropout.
 
     Attributes:
-        sites: The names of the value's sites, in order. Only views, dropout, norms and multiplications lie between them.
+        sites: The names of the value's sites, in order. Only views, dropout, norms and
+            multiplications lie between them.
         acts: For each splice, the names of its site and of its regularizer.
         native: The native dropouts, each with the rate that the plan gives it.
     """
@@ -104,7 +107,8 @@ def _native(dropouts: Sequence[NativeDropout], kind: type[Regularizer], rates: M
 def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
     """Return the lines that a plan and a report show.
 
-    Of splices alone: one for each of the first three repeats, then the number of other repeats. Then those of ``lines_beside_native``.
+    Of splices alone: one for each of the first three repeats, then the number of other repeats.
+    Then those of ``lines_beside_native``.
     """
     texts = [text for repeat in repeated if not repeat.native and (text := repeat.text(regularizers, strengths))]
     more = [f"and so on at {len(texts) - _SHOWN} more places"] if len(texts) > _SHOWN else []

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.planning import merged
-from graphreg.recipes.files import Source, read
+from graphreg.recipes.files import RecipeFile, read
 from graphreg.recipes.recipe import Recipe
 
 R = TypeVar("R")
@@ -19,12 +19,14 @@ RecipeLike = Mapping[str, Any] | str | os.PathLike[str] | Recipe
 def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     """Call a function again, with the arguments that its ``recipe=`` stands for, and set the recipe's strengths.
 
-    The caller's other arguments take precedence over the recipe. An option that is not at its default replaces the recipe's option, and a
-    keyword replaces the recipe's regularizers of that name, also if it is in a dict ``regularizers={...}``.
+    The caller's other arguments take precedence over the recipe. An option that is not at its
+    default replaces the recipe's option, and a keyword replaces the recipe's regularizers of that
+    name, also if it is in a dict ``regularizers={...}``.
 
     Args:
         function: One of the functions that take ``recipe=``.
-        arguments: The arguments of the call that has ``recipe=``, by the names of the function's parameters.
+        arguments: The arguments of the call that has ``recipe=``, by the names of the function's
+            parameters.
     """
     by_kind: dict[Any, dict[str, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -44,7 +46,7 @@ def opened(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return Recipe.of(Source(recipe))
+        return Recipe.of(RecipeFile(recipe))
     if isinstance(recipe, (str, os.PathLike)):
         return Recipe.of(read(recipe))
     raise RegularizerError(f"recipe={shown(recipe)} is not allowed; give what graphreg.recipe returned, or the path of a recipe's file.")

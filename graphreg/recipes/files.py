@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, shown
-from graphreg.recipes.lines import Place, line_of
+from graphreg.recipes.lines import KeyPath, line_of
 from graphreg.recipes.toml_text import toml_text
 
 SUFFIXES = ".json, .toml, .yaml or .yml"
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeFile:
     """The data of a recipe, and the file that it was read from, for errors.
 
     Attributes:
@@ -32,7 +32,7 @@ class Source:
     path: Path | None = None
     text: str = ""
 
-    def where(self, place: Place) -> str:
+    def where(self, place: KeyPath) -> str:
         """Describe a place in the recipe: the file, the line, and the keys that lead there."""
         keys = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
         if self.path is None:
@@ -40,17 +40,17 @@ class Source:
         line = line_of(self.text, self.data, place)
         return f"{self.path}" + f", line {line}" * (line is not None) + f", at {keys}" * bool(keys)
 
-    def error(self, place: Place, message: str, kind: type[GraphRegError] = RegularizerError) -> GraphRegError:
+    def error(self, place: KeyPath, message: str, kind: type[GraphRegError] = RegularizerError) -> GraphRegError:
         """Return an error about a place in the recipe."""
         return kind(f"{self.where(place)}: {message}")
 
-    def at(self, place: Place, error: GraphRegError) -> GraphRegError:
+    def at(self, place: KeyPath, error: GraphRegError) -> GraphRegError:
         """Return ``error`` with a message that begins with the place in the recipe."""
         kind = NoMatchError if isinstance(error, NoMatchError) else RegularizerError
         return self.error(place, str(error), kind)
 
 
-def read(path: str | os.PathLike[str]) -> Source:
+def read(path: str | os.PathLike[str]) -> RecipeFile:
     """Read a recipe's file.
 
     Raises:
@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> Source:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RegularizerError(f"the recipe {file} cannot be read: {error}.") from None
-    return Source(parse(text, file), file, text)
+    return RecipeFile(parse(text, file), file, text)
 
 
 def write(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:

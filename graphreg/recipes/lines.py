@@ -1,7 +1,8 @@
 """Finds the line of a recipe's file that an error is about.
 
-The parsers of JSON and TOML say where a file is malformed, but not where a value stands. The data keeps the order of the file, so the n-th
-key of some name in the data is the n-th key of that name in the text.
+The parsers of JSON and TOML say where a file is malformed, but not where a value stands. The data
+keeps the order of the file, so the n-th key of some name in the data is the n-th key of that name
+in the text.
 """
 
 from __future__ import annotations
@@ -10,31 +11,33 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+KeyPath = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 
-def line_of(text: str, data: Any, place: Place) -> int | None:
+def line_of(text: str, data: Any, place: KeyPath) -> int | None:
     """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if the line cannot be found."""
     while place and not isinstance(place[-1], str):
         found = _at(data, place)
-        place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # of a list's entry, the first key
+        # of a list's entry, the first key
+        place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]
     if not place:
         return None
     key = str(place[-1])
     before = [found for found in _places(data) if found[-1] == key]
     matches = list(_keys(text, key))
-    if place not in before or len(matches) != len(before):  # the counts differ, for example, if a quoted text looks like a key
+    # the counts differ, for example, if a quoted text looks like a key
+    if place not in before or len(matches) != len(before):
         return None
     return text.count("\n", 0, matches[before.index(place)]) + 1
 
 
-def _at(data: Any, place: Place) -> Any:
+def _at(data: Any, place: KeyPath) -> Any:
     for step in place:
         data = data[step]
     return data
 
 
-def _places(data: Any, place: Place = ()) -> Iterator[Place]:
+def _places(data: Any, place: KeyPath = ()) -> Iterator[KeyPath]:
     """Yield the place of each key, in the order of the text."""
     if isinstance(data, Mapping):
         for key, value in data.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
 from graphreg.planning import Plan, check_missing, from_keywords, named_once, read_option
-from graphreg.recipes.files import Source, read, write
+from graphreg.recipes.files import RecipeFile, read, write
 from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, find, read_strength, registered
 from graphreg.rewriting import check_rng
 from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, check_penalties, check_scale
@@ -167,14 +167,14 @@ class Recipe:
         strengths: The strengths to set, by the regularizer's name: a number, a schedule, or a dict of selectors to these.
     """
 
-    source: Source
+    source: RecipeFile
     regularizers: list[Regularizer] = field(default_factory=list)
     keywords: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     strengths: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Source) -> Recipe:
+    def of(cls, source: RecipeFile) -> Recipe:
         """Read the data of a recipe. Raises GraphRegError for what is not allowed."""
         made = cls(source)
         if not isinstance(source.data, Mapping):
@@ -236,9 +236,13 @@ class Recipe:
             if value != VERSION or isinstance(value, bool):
                 raise self.source.error((key,), f"the version is {shown(value)}; this graphreg reads version {VERSION}.")
         elif key == "regularizers":
-            self.regularizers = self._list(value)
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise self.source.error((key,), f"this must be a list of dicts, each with a 'key', not {shown(value)}.")
+            self.regularizers = [self._made((key, i), entry) for i, entry in enumerate(value)]
         elif key == "strengths":
-            self.strengths = self._strengths(value)
+            if not isinstance(value, Mapping):
+                raise self.source.error((key,), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
+            self.strengths = {name: self._strength((key, name), strength) for name, strength in value.items()}
         elif key in _CHECKS:
             self.options[key] = self._checked((key,), _CHECKS[key], value)
         else:
@@ -254,11 +258,6 @@ class Recipe:
         self.keywords[key] = self._checked((key,), _read, value)
         self._checked((key,), lambda given: from_keywords({key: given}), self.keywords[key])
 
-    def _list(self, value: Any) -> list[Regularizer]:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise self.source.error(("regularizers",), f"this must be a list of dicts, each with a 'key', not {shown(value)}.")
-        return [self._made(("regularizers", i), entry) for i, entry in enumerate(value)]
-
     def _made(self, place: tuple[str | int, ...], entry: Any) -> Regularizer:
         if not isinstance(entry, Mapping) or "key" not in entry:
             raise self.source.error(place, f"{shown(entry)} is not a dict with a 'key', which says which regularizer it is.")
@@ -269,11 +268,6 @@ class Recipe:
         except GraphRegError as error:
             at = _faulty(kind, options)
             raise self.source.at(place if at is None else (*place, at), error) from None
-
-    def _strengths(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self.source.error(("strengths",), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
-        return {name: self._strength(("strengths", name), strength) for name, strength in value.items()}
 
     def _strength(self, place: tuple[str, ...], value: Any) -> Any:
         """Return a strength to set: a number, a schedule, or a dict of selectors to these."""

@@ -6,42 +6,53 @@
 
 The names of the arguments of ``__call__`` say what the engine passes to it:
 
-- ``z``: the value at a site; ``w``: a parameter. A splice on parameters runs once in each call, and replaces ``w`` where it is read.
+- ``z``: the value at a site; ``w``: a parameter. A splice on parameters runs once in each call, and
+  replaces ``w`` where it is read.
 - ``values``: the values, or parameters, of all selected sites, in a dict by the sites' names.
 - ``weight``: the strength, a 0-d tensor.
 - ``noise``, for a splice: the object that draws random numbers, see ``Noise``.
-- ``lengths``, for a splice: the number of valid (not padded) steps of each example, int64 [batch], or None. The option ``lengths`` names
-  the model's input that carries these numbers, or a mask of steps.
-- ``module_input``, for a splice at the output of a module: the value that the module got as its input, in the shape of ``z``.
-- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got; zeros if the cell got none.
-- ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
-  or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
-- ``counted``, for a penalty that takes ``z`` or ``units`` and has the option ``lengths``: bool, True at the steps that count, with the axes
-  of ``z``, of which all but time and batch have the size 1, or [samples]; None if the option is None. ``z`` or ``units`` is zero at the
-  other steps. ``mean_over_counted`` averages over what counts.
-- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. If
-  it is None, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
-  For a splice: the value with the axis of units moved to the end, [..., units]; the formula returns the same shape.
-- ``state``, for a formula that takes one site at a time: tensors by name that are kept for this site from call to call. ``init_state``
-  makes them. Those that are ``nn.Parameter`` are trained; the formula may replace the others, by returning ``(value, new_state)``.
-- the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``: the tensor that the call of the model
-  has for the argument that the option names, or None if the option is None. If the tensor is floating-point, it comes in the dtype in
-  which the formula computes.
-- ``vjp``, for a penalty: a function that computes vector-Jacobian products of the values at all selected sites, with respect to the
-  values that the option ``wrt`` selects, see ``Vjp``.
+- ``lengths``, for a splice: the number of valid (not padded) steps of each example, int64 [batch],
+  or None. The option ``lengths`` names the model's input that carries these numbers, or a mask of
+  steps.
+- ``module_input``, for a splice at the output of a module: the value that the module got as its
+  input, in the shape of ``z``.
+- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got;
+  zeros if the cell got none.
+- ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of
+  valid steps of each example, int64 [batch] or None. The options ``time_axis`` and ``lengths`` say
+  how to read a value as a sequence.
+- ``counted``, for a penalty that takes ``z`` or ``units`` and has the option ``lengths``: bool,
+  True at the steps that count, with the axes of ``z``, of which all but time and batch have the
+  size 1, or [samples]; None if the option is None. ``z`` or ``units`` is zero at the other steps.
+  ``mean_over_counted`` averages over what counts.
+- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis
+  that the option ``axis`` gives. If it is None, they lie along axis 1 of a convolution's value, and
+  along the last axis of any other value. All other axes become samples. For a splice: the value
+  with the axis of units moved to the end, [..., units]; the formula returns the same shape.
+- ``state``, for a formula that takes one site at a time: tensors by name that are kept for this
+  site from call to call. ``init_state`` makes them. Those that are ``nn.Parameter`` are trained;
+  the formula may replace the others, by returning ``(value, new_state)``.
+- the name of an option that is annotated ``ModelInput``, for example ``mask: ModelInput = None``:
+  the tensor that the call of the model has for the argument that the option names, or None if the
+  option is None. If the tensor is floating-point, it comes in the dtype in which the formula
+  computes.
+- ``vjp``, for a penalty: a function that computes vector-Jacobian products of the values at all
+  selected sites, with respect to the values that the option ``wrt`` selects, see ``Vjp``.
 
-A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
-mode. The arguments of ``in_eval`` mean the same as those of ``__call__``: it takes ``z`` or ``units``, and may take ``weight``, ``state``,
-``previous``, ``module_input`` and inputs of the model. If its class has a method ``penalty``, the splice has a penalty of its own,
-which this method computes from ``state``.
+A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by
+the result of this method in eval mode. The arguments of ``in_eval`` mean the same as those of
+``__call__``: it takes ``z`` or ``units``, and may take ``weight``, ``state``, ``previous``,
+``module_input`` and inputs of the model. If its class has a method ``penalty``, the splice has a
+penalty of its own, which this method computes from ``state``.
 
-The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
-``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes
-care of precision and of train and eval mode. A regularizer never sees an fx node.
+The engine averages the results of a penalty over its sites, or adds them if the option
+``reduction`` is ``"sum"``; a formula that takes ``values`` or ``vjp`` gives one result for all
+sites. Then the engine multiplies by the strength. For all regularizers, the engine takes care of
+precision and of train and eval mode. A regularizer never sees an fx node.
 
-The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis`` and
-``share_axes``; see ``EngineOptions``. Declare such an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the
-class alone.
+The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``,
+``lengths``, ``wrt``, ``always``, ``axis`` and ``share_axes``; see ``EngineOptions``. Declare such
+an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the class alone.
 """
 
 from __future__ import annotations
@@ -80,24 +91,29 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``),
-            or one of these as plain data, such as ``{"linear": [0, 0.5, 1000]}``.
-        name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or
+            a schedule (``graphreg.schedules``), or one of these as plain data, such as
+            ``{"linear": [0, 0.5, 1000]}``.
+        name: The name in penalties, strengths, report and diff; None to derive it from the keyword
+            or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
         takes: The names of the arguments of ``__call__``, which say what the engine supplies.
         takes_vjp: Whether ``__call__`` takes the argument ``vjp``.
         input_options: The options that are annotated ``ModelInput``.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
-        default_role: The role of the default sites of a class that acts on values. If it is ``"output"``, losses are left out.
+        default_role: The role of the default sites of a class that acts on values. If it is
+            ``"output"``, losses are left out.
         usual: The default sites in words, for messages.
         may_act_on: The kinds of site that a subclass may choose for ``on``.
-        must_take: The name of an argument that ``__call__`` must have; ``""`` if there is no such argument.
+        must_take: The name of an argument that ``__call__`` must have; ``""`` if there is no such
+            argument.
         min_dims: The least number of dims that a parameter must have for the class to act on it.
         min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
         min_units: For a formula that takes ``units``: the fewest units that it accepts.
-        over_batch: For a penalty on values: whether the penalty of a batch is not the mean of the penalties of its parts. It is not if the
-            formula is a function of means over the batch, as a covariance is. The report says so where each rank has its own batch.
+        over_batch: For a penalty on values: whether the penalty of a batch is not the mean of the
+            penalties of its parts. It is not if the formula is a function of means over the batch,
+            as a covariance is. The report says so where each rank has its own batch.
     """
 
     pattern: Selector = "*"
@@ -119,31 +135,37 @@ class Regularizer:
     min_samples: ClassVar[int] = 1
     min_units: ClassVar[int] = 1
     over_batch: ClassVar[bool] = False
-    _model_inputs: ClassVar[Mapping[str, str]] = {}  # what ``model_inputs`` returns; each instance has its own
+    # what ``model_inputs`` returns; each instance has its own
+    _model_inputs: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         if "key" in more:
             key = more["key"]
             right = key if isinstance(key, tuple) else (key,)
             raise RegularizerError(f"{cls.__name__}: key={key!r} is not allowed; write keys={right!r}.")
+
         super().__init_subclass__(**more)
         dataclass(frozen=True)(cls)
         cls.on = on or cls.on
         if cls.on not in cls.may_act_on:
             raise RegularizerError(f"{cls.__name__}: on={cls.on!r} is not allowed; it is {' or '.join(map(repr, cls.may_act_on))}.")
+
         if isinstance(keys, str):
             raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
+
         if "usual" not in cls.__dict__ and cls.on == "parameters":
             cls.usual = f"the parameters of {cls.min_dims} dims or more"
         elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
             cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
         cls.keys, cls.input_options = tuple(keys), input_options(cls)
+
         if "__call__" in cls.__dict__:
             makes_state = cls.init_state is not Regularizer.init_state
             cls.takes = formula_arguments(cls, issubclass(cls, Splice), [field.name for field in fields(cls)], makes_state)
             cls.takes_vjp = not set(VJP_NAMES).isdisjoint(cls.takes)
             if cls.must_take not in ("", *cls.takes) and not cls.has_penalty():
                 raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
+
         check_input_options(cls)
         registry.register(cls)
 
@@ -155,12 +177,14 @@ class Regularizer:
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
         object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
+
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
             raise RegularizerError(
                 f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword."
             )
+
         if type(self).__call__ is Regularizer.__call__:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
@@ -169,6 +193,7 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
+
         check_given_inputs(self)
         object.__setattr__(self, "_model_inputs", named_inputs(self))
         self._check_weight(self.weight)
@@ -197,12 +222,14 @@ class Regularizer:
     def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the state of a site before the first call, and after a reset: tensors by name, on the device of ``like``.
 
-        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a parameter of the rewritten module. If
-        the formula returns a new state, it must have the names and shapes of those tensors in this dict that are not ``nn.Parameter``.
+        A class must have this method if its formula takes ``state``. An ``nn.Parameter`` becomes a
+        parameter of the rewritten module. If the formula returns a new state, it must have the
+        names and shapes of those tensors in this dict that are not ``nn.Parameter``.
 
         Args:
-            like: If the site is a parameter, its values. If it is a value, zeros of the shape and dtype that the value had when the model
-                was traced; if the formula takes ``units``, with the axis of units at the end; if it takes ``steps``, the sequence.
+            like: If the site is a parameter, its values. If it is a value, zeros of the shape and
+                dtype that the value had when the model was traced; if the formula takes ``units``,
+                with the axis of units at the end; if it takes ``steps``, the sequence.
         """
         raise NotImplementedError(f"{type(self).__name__} has no init_state: write it, and return the state that the formula takes.")
 
@@ -274,7 +301,8 @@ class Regularizer:
     def to_dict(self) -> dict[str, Any]:
         """Return the name of the class and the options as plain data.
 
-        Texts, numbers, tuples and None are left unchanged. A schedule, a ``by_depth(...)`` and any other object become their ``repr``.
+        Texts, numbers, tuples and None are left unchanged. A schedule, a ``by_depth(...)`` and any
+        other object become their ``repr``.
         """
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, VaryingStrength) else repr(v) for k, v in options.items()}
@@ -293,17 +321,22 @@ class Regularizer:
 class Splice(Regularizer):
     """A regularizer that replaces a value or a parameter in train mode.
 
-    ``__call__`` takes ``z`` or ``w``, and returns a tensor of the same shape and dtype. A parameter is replaced only where the forward
-    reads it. The parameter itself does not change, and penalties measure the parameter, not its replacement.
+    ``__call__`` takes ``z`` or ``w``, and returns a tensor of the same shape and dtype. A parameter
+    is replaced only where the forward reads it. The parameter itself does not change, and penalties
+    measure the parameter, not its replacement.
 
     Attributes:
-        rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
-        readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
+        rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of
+            the rewritten module's seed.
+        readers: A splice on parameters acts only where a module of one of these classes reads the
+            parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
-        native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"`` for the dropout of single elements:
-            a plan tells where one acts on a value that the splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
-        separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis 0), or ``"nothing"``. If ranks divide
-            a value among themselves, each can then replace its own part. The draws must have the shape of z, or share axes by ``shared=``.
+        native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"``
+            for the dropout of single elements: a plan tells where one acts on a value that the
+            splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
+        separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis
+            0), or ``"nothing"``. If ranks divide a value among themselves, each can then replace
+            its own part. The draws must have the shape of z, or share axes by ``shared=``.
     """
 
     _: KW_ONLY
@@ -311,8 +344,10 @@ class Splice(Regularizer):
 
     must_take: ClassVar[str] = "weight"
     readers: ClassVar[tuple[type[nn.Module], ...]] = ()
-    takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
-    penalty_takes: ClassVar[tuple[str, ...]] = ()  # the argument names of ``penalty``; empty for a class without that method
+    # the argument names of ``in_eval``; empty for a class without that method
+    takes_in_eval: ClassVar[tuple[str, ...]] = ()
+    # the argument names of ``penalty``; empty for a class without that method
+    penalty_takes: ClassVar[tuple[str, ...]] = ()
     off_at_zero: ClassVar[bool] = True
     native_kinds: ClassVar[tuple[DropoutKind, ...]] = ()
     separable: ClassVar[Separable] = "nothing"
@@ -341,8 +376,9 @@ class Splice(Regularizer):
     def unfit(self, shape: Sequence[int]) -> str:
         """Return why the formula cannot take a value of this shape, and what to do about it; ``""`` if it can.
 
-        The engine calls this method with each shape that the plan knows, and again with the value's shape at each call where the splice
-        acts. If the result is not ``""``, the engine raises RegularizerError with it.
+        The engine calls this method with each shape that the plan knows, and again with the value's
+        shape at each call where the splice acts. If the result is not ``""``, the engine raises
+        RegularizerError with it.
         """
         return ""
 
@@ -362,13 +398,15 @@ class Splice(Regularizer):
 class Penalty(Regularizer):
     """A regularizer that measures values or parameters: ``__call__`` returns the measurement, a 0-d tensor.
 
-    The engine averages the measurements of all sites. A subclass may have an option ``reduction``, ``"mean"`` or ``"sum"``, which says
-    whether they are averaged or added.
+    The engine averages the measurements of all sites. A subclass may have an option ``reduction``,
+    ``"mean"`` or ``"sum"``, which says whether they are averaged or added.
 
     Attributes:
-        clean: Whether to measure the value that the model computed, before the splices at the same site act on it.
-        value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks the value
-            at each call; in compiled code, an assertion in the graph checks it.
+        clean: Whether to measure the value that the model computed, before the splices at the same
+            site act on it.
+        value_range: The least and the greatest number that a measured value may have; None for any
+            numbers. The engine checks the value at each call; in compiled code, an assertion in the
+            graph checks it.
     """
 
     _: KW_ONLY
@@ -386,7 +424,8 @@ class Penalty(Regularizer):
     def slope(self, elements: int) -> float | None:
         """Return the derivative of the formula by one of ``elements`` elements, where that is 1; None if it is not known.
 
-        For a penalty on values, ``elements`` is 1: then it is the derivative by a number that all elements of the value have.
+        For a penalty on values, ``elements`` is 1: then it is the derivative by a number that all
+        elements of the value have.
 
         By it, a plan and the report say when a penalty's strength is practically off.
         """

@@ -50,18 +50,20 @@ class ByDepth(VaryingStrength):
 def by_depth(first: float, last: float) -> ByDepth:
     """Return a strength that differs by depth, for the ``weight`` of any regularizer whose formula takes one site at a time.
 
-    The blocks in which the regularizer has a site are numbered in the order in which they run. The strength is ``first`` in the first of
-    these blocks, ``last`` in the last one, and evenly spaced between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's
-    ``drop_path_rate=0.2``.
+    The blocks in which the regularizer has a site are numbered in the order in which they run. The
+    strength is ``first`` in the first of these blocks, ``last`` in the last one, and evenly spaced
+    between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's ``drop_path_rate=0.2``.
 
-    A block is a module that has submodules and a sibling of the same class, such as a layer of a transformer. A site belongs to the
-    innermost block around it; a site outside of all blocks counts as a block of its own.
+    A block is a module that has submodules and a sibling of the same class, such as a layer of a
+    transformer. A site belongs to the innermost block around it; a site outside of all blocks
+    counts as a block of its own.
 
-    One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then the strengths are evenly spaced
-    at each step.
+    One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then
+    the strengths are evenly spaced at each step.
 
     Raises:
-        RegularizerError: ``first`` or ``last`` is not a finite number, or they are schedules of different kinds or steps.
+        RegularizerError: ``first`` or ``last`` is not a finite number, or they are schedules of
+            different kinds or steps.
     """
     ends = tuple(given if isinstance(given, Schedule) else number_of(given) for given in (first, last))
     for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):
@@ -79,7 +81,8 @@ def by_depth(first: float, last: float) -> ByDepth:
 def read_strength(value: Any) -> Any:
     """Return the strength that plain data stands for: a schedule, ``{"linear": [0, 0.5, 1000]}``, or ``{"by_depth": [0, 0.2]}``.
 
-    Any other value is returned unchanged: a number, and also a dict of selectors such as ``{"linear": 0.1}``, whose values are no lists.
+    Any other value is returned unchanged: a number, and also a dict of selectors such as
+    ``{"linear": 0.1}``, whose values are no lists.
 
     Raises:
         RegularizerError: The data has the form of a strength, but something in it is not allowed.

@@ -18,12 +18,15 @@ class EngineOptions:
     Attributes:
         reduction: How measurements of several sites become one penalty: ``"mean"`` or ``"sum"``.
         time_axis: The axis of time in a value, for a regularizer that reads values as sequences.
-        lengths: The name of the model's input that carries the lengths of sequences; None if every step is valid.
-        wrt: The selector of the values that a penalty with ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
+        lengths: The name of the model's input that carries the lengths of sequences; None if every
+            step is valid.
+        wrt: The selector of the values that a penalty with ``vjp`` differentiates with respect to;
+            ``"*"`` means floating-point inputs.
         always: Whether a penalty that takes ``vjp`` acts in eval mode, too.
-        axis: For a penalty that takes ``units``: the axis of units in a value. None means axis 1 of a convolution's value, and the last
-            axis of any other value.
-        share_axes: The axes along which a splice has one draw for all elements: ``"time"``, ``"batch"``, or numbers.
+        axis: For a penalty that takes ``units``: the axis of units in a value. None means axis 1 of
+            a convolution's value, and the last axis of any other value.
+        share_axes: The axes along which a splice has one draw for all elements: ``"time"``,
+            ``"batch"``, or numbers.
     """
 
     reduction: str = "mean"

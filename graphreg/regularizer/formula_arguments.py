@@ -13,9 +13,11 @@ from graphreg.regularizer.sequences import check_arguments
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 OF_SPLICES = {"values": ("noise", "units", "state", "lengths", "module_input", "previous"), "parameters": ("noise", "state")}
 OF_PENALTIES = {"values": ("steps", "lengths", "units", "counted", "vjp", "state"), "parameters": ("state",)}
-IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")  # the arguments that a method ``in_eval`` may have
+# the arguments that a method ``in_eval`` may have
+IN_EVAL = ("z", "weight", "previous", "module_input", "units", "state")
 IN_PENALTY = ("state", "weight")  # the arguments that a method ``penalty`` of a splice may have
-VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1
+# two names for one argument of a formula: "pull" is its name in graphreg 0.1
+VJP_NAMES = ("vjp", "pull")
 
 
 def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_state: bool) -> tuple[str, ...]:
@@ -31,6 +33,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
     supplied = SUPPLIED[cls.on] + (OF_SPLICES if is_splice else OF_PENALTIES)[cls.on]
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, *input_options(cls), *((vjp,) if "vjp" in supplied else ())}
+
     if unknown := [name for name in names if name not in allowed]:
         hint = f" For an input of the model, declare an option of this name: {unknown[0]}: ModelInput = None."
         raise RegularizerError(
@@ -38,6 +41,8 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
         )
     if vjp == "pull":
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
+
+    # Arguments that do not go together.
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     if "state" in names and cls.on == "values" and (all_at_once := {"values", *VJP_NAMES}.intersection(names)):
@@ -49,6 +54,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
         raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes the state.")
     if is_splice and "units" in names and "share_axes" in options:
         raise RegularizerError(f"{cls.__name__}: share_axes numbers the axes of z, and __call__ takes units, whose axes lie otherwise.")
+
     check_arguments(cls.__name__, names, options, is_splice)
     return names
 

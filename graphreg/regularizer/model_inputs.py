@@ -1,7 +1,7 @@
 """The inputs of the model that a formula takes. An option that is annotated ``ModelInput`` has the name of such an input.
 
-The option ``lengths`` names an input, too. Unlike others, its input is checked and converted before the formula gets it
-(``ir/time_steps.py``).
+The option ``lengths`` names an input, too. Unlike others, its input is checked and converted before
+the formula gets it (``ir/time_steps.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ModelInput: TypeAlias = Annotated[str | None, "the name of an input of the model
 """
 
 LENGTHS = "lengths"
-# names that mean something else: what the engine supplies to a formula, or passes to a runtime module
+# names that mean something else: what the engine supplies to a formula, or passes to a runtime
+# module
 RESERVED = (
     "z", "w", "values", "weight", "noise", "units", "state", "module_input", "previous", "steps", "counted", "vjp", "pull", "clock",
     "places", "of", "self",

@@ -1,8 +1,9 @@
 """Checks that a formula is pure: it draws from ``noise`` alone, writes into no tensor it was given, and keeps no state between calls.
 
-With an impure formula, frozen noise would not be frozen, a mask recomputed in backward would differ from the first, and compiled code
-would give other results than eager code. A dispatch mode examines each operation while the formula runs: the operation's tags say
-whether it may draw random numbers, and its schema says which arguments it writes into.
+With an impure formula, frozen noise would not be frozen, a mask recomputed in backward would differ
+from the first, and compiled code would give other results than eager code. A dispatch mode examines
+each operation while the formula runs: the operation's tags say whether it may draw random numbers,
+and its schema says which arguments it writes into.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from graphreg.rng import compiling
 from graphreg.torch_internals import TorchDispatchMode, is_compiling, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
-# the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under ``watched`` since
+# the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under
+# ``watched`` since
 unproven: WeakSet[type] = WeakSet()
 
 
@@ -63,19 +65,22 @@ def state_error(regularizer: Regularizer, what: str) -> ImpureError:
     )
 
 
-class Watch(TorchDispatchMode):
+class PurityWatch(TorchDispatchMode):
     """A dispatch mode that raises ImpureError when a formula draws random numbers, or writes into a tensor that it did not make."""
 
     def __init__(self, regularizer: Regularizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.regularizer = regularizer
-        self.error: ImpureError | None = None  # the error that was raised, stored because the formula may catch it
-        self.made: set[int] = set()  # the storages that the formula made, each as its ``storage_number``
+        # the error that was raised, stored because the formula may catch it
+        self.error: ImpureError | None = None
+        # the storages that the formula made, each as its ``storage_number``
+        self.made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         schema = schema_of(func)
-        if schema is None:  # a higher-order operator has no schema; the operators that it runs have one
+        # a higher-order operator has no schema; the operators that it runs have one
+        if schema is None:
             return func(*args, **kwargs)
         name = schema.name.rpartition("::")[2]
         if any(storage not in self.made for tensor in _written(schema, args, kwargs) for storage in _storages(tensor)):
@@ -86,7 +91,8 @@ class Watch(TorchDispatchMode):
             self._refuse(draw_error(self.regularizer, self._described(name)))
         inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
         new = {storage for each in _tensors(out) for storage in _storages(each)}
-        # torch.tensor(1.) calls lift_fresh on the tensor that it has just made, so the storage of this input is new, too
+        # torch.tensor(1.) calls lift_fresh on the tensor that it has just made, so the storage of
+        # this input is new, too
         self.made |= new if name == "lift_fresh" else new - inputs
         return out
 
@@ -97,7 +103,8 @@ class Watch(TorchDispatchMode):
     def _described(self, operation: str) -> str:
         """Describe the operation, and the user's line that ran it.
 
-        The name of the operation alone may not help the user: ``F.dropout``, for example, is dispatched as ``bernoulli_``.
+        The name of the operation alone may not help the user: ``F.dropout``, for example, is
+        dispatched as ``bernoulli_``.
         """
         frame = sys._getframe(2)
         while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
@@ -107,14 +114,14 @@ class Watch(TorchDispatchMode):
 
 
 @contextmanager
-def watched(regularizer: Regularizer) -> Iterator[Watch]:
+def watched(regularizer: Regularizer) -> Iterator[PurityWatch]:
     """Watch the formula that runs in the block.
 
     Raises:
-        ImpureError: The formula draws random numbers, or writes into a tensor that it did not make. The error is raised even if the
-            formula catches it.
+        ImpureError: The formula draws random numbers, or writes into a tensor that it did not make.
+            The error is raised even if the formula catches it.
     """
-    watch = Watch(regularizer)
+    watch = PurityWatch(regularizer)
     with watch:
         yield watch
     if watch.error is not None:
@@ -137,9 +144,11 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
         The result of the formula.
 
     Raises:
-        ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
+        ImpureError: The call is watched, and the formula draws random numbers or writes into a
+            tensor that it did not make.
     """
-    if is_compiling() or is_proven(regularizer) or compiling():  # in this order: Dynamo traces what it meets
+    # in this order: Dynamo traces what it meets
+    if is_compiling() or is_proven(regularizer) or compiling():
         return regularizer(**arguments)
     with watched(regularizer):
         result = regularizer(**arguments)
@@ -152,24 +161,27 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
 def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
     """Run a formula twice on the same arguments, and raise ImpureError if the two runs show that it is impure.
 
-    The two results must be equal. A run must change neither the states of Python's and numpy's generators, nor the attributes of the
-    regularizer and its classes.
+    The two results must be equal. A run must change neither the states of Python's and numpy's
+    generators, nor the attributes of the regularizer and its classes.
 
     Args:
         regularizer: The regularizer whose formula to run.
         run: Runs the formula; it gives the formula the same arguments each time.
 
     Raises:
-        ImpureError: The formula is impure. An exception that the formula raises itself is raised, too.
+        ImpureError: The formula is impure. An exception that the formula raises itself is raised,
+            too.
     """
     states, results = [_python_states()], []
     for _ in range(2):
         attributes = _attributes(regularizer)
         with watched(regularizer):
             given: Any = run()
-            results.append(given[0] if isinstance(given, tuple) and "state" in regularizer.takes else given)  # without the new state
+            # without the new state
+            results.append(given[0] if isinstance(given, tuple) and "state" in regularizer.takes else given)
         states.append(_python_states())
-    if states[0] != states[1] != states[2]:  # changed by both runs: a change during one run alone may come from another thread
+    # changed by both runs: a change during one run alone may come from another thread
+    if states[0] != states[1] != states[2]:
         raise draw_error(regularizer, "by Python's random or numpy.random")
     if changed := [name for name, what in _attributes(regularizer).items() if attributes.get(name) != what]:
         raise state_error(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
@@ -186,7 +198,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def _storages(tensor: Tensor) -> list[int]:
     try:
         return [storage_number(tensor)]
-    except (RuntimeError, NotImplementedError):  # sparse tensors and some subclasses have no storage
+    except (RuntimeError, NotImplementedError):
+        # sparse tensors and some subclasses have no storage
         return []
 
 
@@ -201,9 +214,10 @@ def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
     """Return the states of the default generators, to compare before and after a call.
 
-    The tag of random operations does not show that a call drew: attention and recurrent layers have the tag even if they draw nothing.
-    A generator that the formula passes as an argument is not included, because the formula may seed it in each call, for example for
-    a fixed projection. If the formula does not seed it, two calls give different results, which ``twice`` detects.
+    The tag of random operations does not show that a call drew: attention and recurrent layers have
+    the tag even if they draw nothing. A generator that the formula passes as an argument is not
+    included, because the formula may seed it in each call, for example for a fixed projection. If
+    the formula does not seed it, two calls give different results, which ``twice`` detects.
     """
     devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
     states = [torch.get_rng_state()]
@@ -232,7 +246,8 @@ def put_back() -> Iterator[None]:
 def _attributes(regularizer: Regularizer) -> dict[str, Any]:
     """Return the identity of each attribute of the regularizer and its classes, by name; for a container, also those of its items.
 
-    A comparison of the results from before and after a call shows which attributes the call changed.
+    A comparison of the results from before and after a call shows which attributes the call
+    changed.
     """
     attributes: dict[str, Any] = {}
     for kind in reversed(type(regularizer).__mro__):

@@ -19,24 +19,28 @@ from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
 
-# common shapes: the output of a dense layer, a sequence, small images, and images that a window of size 7 fits into
+# common shapes: the output of a dense layer, a sequence, small images, and images that a window of
+# size 7 fits into
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4), (2, 3, 8, 8))
-_SMALL = 1 << 12  # the full shapes of sites are tried if they have at most this many elements in total
+# the full shapes of sites are tried if they have at most this many elements in total
+_SMALL = 1 << 12
 _SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
 _InputLike = tuple[int | None, torch.dtype]
-# samples of an input of the model, for a value [batch, ...]: one like the value, a mask, labels, tokens, weights of examples or steps
+# samples of an input of the model, for a value [batch, ...]: one like the value, a mask, labels,
+# tokens, weights of examples or steps
 _INPUTS: tuple[_InputLike, ...] = (
     (None, torch.float32), (None, torch.bool), (1, torch.int64), (2, torch.int64), (1, torch.bool), (2, torch.bool), (1, torch.float32),
     (2, torch.float32),
 )  # fmt: skip
-_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the combinations of options that were tried
+# by class, the combinations of options that were tried
+_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
     """Raise if a formula draws random numbers without its noise, writes into its arguments, or keeps state between calls.
 
-    Each class is tried once for each combination of options. A formula that runs on none of the sample tensors, because it needs other
-    shapes, is watched at its first eager call instead.
+    Each class is tried once for each combination of options. A formula that runs on none of the
+    sample tensors, because it needs other shapes, is watched at its first eager call instead.
 
     Args:
         regularizer: The regularizer whose formula to try.
@@ -76,7 +80,8 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
     """Yield dicts of shapes to try. Each dict has a shape for every value that the formula gets, by name.
 
-    If the shapes of the sites are known, they come first: with each axis cut to 4, then uncut if they are small. Common shapes follow.
+    If the shapes of the sites are known, they come first: with each axis cut to 4, then uncut if
+    they are small. Common shapes follow.
     """
     if "units" in regularizer.takes:
         yield {"units": (5, 3)}

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import warnings
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +80,11 @@ def _discover() -> None:
         importlib.import_module(f"{GROUP}.{module.name}")
     for entry in entry_points(group=GROUP):
         try:
-            _load(entry)
-        except (Exception, SystemExit) as error:  # a faulty package of a third party must not break graphreg
+            loaded = entry.load()
+            if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
+                found = f"{entry.value} is {loaded!r}"
+                raise RegularizerError(f"{found}; an entry point must name a module, or a Regularizer class that has keys.")
+        except (Exception, SystemExit) as error:
+            # a faulty package of a third party must not break graphreg
             owner = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
             warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{owner} was not loaded: {error!r}", stacklevel=3)
-
-
-def _load(entry: EntryPoint) -> None:
-    """Import the object that an entry point names: a module that defines regularizers, or a regularizer class."""
-    loaded = entry.load()
-    if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
-        raise RegularizerError(f"{entry.value} is {loaded!r}; an entry point must name a module, or a Regularizer class that has keys.")

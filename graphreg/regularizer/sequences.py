@@ -10,10 +10,12 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
+from graphreg.ir import Label, ModeGraphs, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
-Port = tuple[str, tuple[str, ...]]  # one output of a module: the module's path, and the names of the output (``Label.ports``)
-Sequences = dict[Site, tuple[str, Steps]]  # by site: the string that selected it, and how to read its value
+# one output of a module: the module's path, and the names of the output (``Label.ports``)
+Port = tuple[str, tuple[str, ...]]
+# by site: the string that selected it, and how to read its value
+Sequences = dict[Site, tuple[str, Steps]]
 
 
 def require_selector(regularizer: Any) -> None:
@@ -50,9 +52,11 @@ def check_options(regularizer: Any) -> None:
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
     """Raise RegularizerError if arguments of ``__call__`` contradict each other or the class's options.
 
-    ``steps`` excludes ``units``, and both exclude ``z`` and ``values``. In a splice, the argument ``lengths`` and the option ``lengths``
-    need each other. In a penalty, the argument ``lengths`` needs the argument ``steps``; if the formula takes ``steps``, the option
-    ``lengths`` needs the argument ``lengths``. The argument ``counted`` needs the option ``lengths``, and ``z`` or ``units``.
+    ``steps`` excludes ``units``, and both exclude ``z`` and ``values``. In a splice, the argument
+    ``lengths`` and the option ``lengths`` need each other. In a penalty, the argument ``lengths``
+    needs the argument ``steps``; if the formula takes ``steps``, the option ``lengths`` needs the
+    argument ``lengths``. The argument ``counted`` needs the option ``lengths``, and ``z`` or
+    ``units``.
 
     Args:
         kind: The name of the class.
@@ -79,12 +83,15 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_
         raise RegularizerError(f"{kind} has the option lengths, but its __call__ does not take lengths: the option would do nothing.")
 
 
-def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
+def sequences(
+    matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs
+) -> Sequences:
     """Group the selected sites into sequences.
 
-    If a selector string matches the path of a recurrent cell, the calls of the cell are steps: a call that reads the output of an earlier
-    call continues its sequence. The same holds for a module that a cell calls in each step. For any other module, each call is a sequence
-    of its own. A selector that is a function selects single calls.
+    If a selector string matches the path of a recurrent cell, the calls of the cell are steps: a
+    call that reads the output of an earlier call continues its sequence. The same holds for a
+    module that a cell calls in each step. For any other module, each call is a sequence of its own.
+    A selector that is a function selects single calls.
 
     Args:
         matched: The selected sites, each with the string that selected it.
@@ -94,8 +101,8 @@ def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Si
         graphs: The graphs by mode.
 
     Returns:
-        A dict. Each key is a selected site; the value is the string that selected the site, and how to read the site's value. For a
-        sequence of calls, only the site of the first call is a key.
+        A dict. Each key is a selected site; the value is the string that selected the site, and how
+        to read the site's value. For a sequence of calls, only the site of the first call is a key.
 
     Raises:
         RegularizerError: A value is no sequence, as far as shapes are known.
@@ -126,12 +133,14 @@ class _Calls:
     Attributes:
         operations: The operations of the graphs.
         graphs: The model's graphs.
-        of: A dict. Each key is an output of a module; the value is the list of its sites, one for each call of the module.
-        chains: A function that takes a module's path and returns a dict. Each key is a call of the module; the value is the first call of
-            its chain, in which each call reads the output of an earlier one.
+        of: A dict. Each key is an output of a module; the value is the list of its sites, one for
+            each call of the module.
+        chains: A function that takes a module's path and returns a dict. Each key is a call of the
+            module; the value is the first call of its chain, in which each call reads the output of
+            an earlier one.
     """
 
-    def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
+    def __init__(self, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> None:
         self.operations, self.graphs = operations, tuple(graphs.values())
         self.of: dict[Port, list[Site]] = {}
         for site in (value for value in values if value.selectable):
@@ -147,7 +156,8 @@ class _Calls:
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
 
-        The module is one of torch's cells, or is called several times. Of several such outputs, the one with the most calls is returned.
+        The module is one of torch's cells, or is called several times. Of several such outputs, the
+        one with the most calls is returned.
         """
         if site.sequence:  # a recurrent layer: each call is a sequence
             return None
@@ -160,11 +170,12 @@ class _Calls:
     def cell(self, path: str) -> str | None:
         """Return the path of the cell of which the module's calls are the steps; None if they are not the steps of a cell.
 
-        A cell is one of torch's cells, or a module whose calls read its earlier outputs. The cell may be the module itself, or a module
-        that contains it and is called as often.
+        A cell is one of torch's cells, or a module whose calls read its earlier outputs. The cell
+        may be the module itself, or a module that contains it and is called as often.
         """
         count = len(self.chains(path))
-        while path and len(chain := self.chains(path)) in (0, count):  # 0: a ModuleList or the like, which is never called
+        # 0: a ModuleList or the like, which is never called
+        while path and len(chain := self.chains(path)) in (0, count):
             if chain and (self._of_torch(path) or len(set(chain.values())) < count):
                 return path
             path = path.rpartition(".")[0]
@@ -177,14 +188,16 @@ class _Calls:
     def runs(self, port: Port) -> list[list[Site]]:
         """Return the sites at which a module's calls return the output ``port``, grouped into runs. Each run is a sequence.
 
-        In a run of a cell, each call but the first reads an output of an earlier call. If the module's calls are not the steps of a cell,
-        each call is a run of its own.
+        In a run of a cell, each call but the first reads an output of an earlier call. If the
+        module's calls are not the steps of a cell, each call is a run of its own.
         """
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
         call_names, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
-        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state: no call reads another's output; all are one run
+        # a torch cell that is called without a state: no call reads another's output; all are one
+        # run
+        if len(set(firsts)) == len(firsts):
             return [calls]
         first_of = dict(zip(call_names, firsts, strict=True))
         by_first: dict[str, list[Site]] = {}
@@ -194,11 +207,12 @@ class _Calls:
         return list(by_first.values())
 
 
-def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Steps | None:
+def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> Steps | None:
     """Return how a splice reads the value of a site as a sequence; None if the splice uses neither the axis of time nor that of the batch.
 
     Raises:
-        RegularizerError: The splice needs the axis of time, and the value is no sequence, as far as its shape is known.
+        RegularizerError: The splice needs the axis of time, and the value is no sequence, as far as
+            its shape is known.
     """
     options = regularizer.engine_options
     if not (options.lengths is not None and "lengths" in regularizer.takes) and not {"time", "batch"}.intersection(options.share_axes):
@@ -266,7 +280,8 @@ def _hint(site: Site, calls: _Calls, splice: bool) -> str:
 def _layer_axis(site: Site, regularizer: Any) -> int:
     """Return the axis of time in the output of a recurrent layer. Raises RegularizerError if ``time_axis`` gives another axis."""
     given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
-    if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1 is the default, so it may not have been given
+    # 1 is the default, so it may not have been given
+    if site.sequence != "state" and given not in (1, axis, axis - 3):
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
             f"{axis} (batch_first={axis == 1}). Leave time_axis out: graphreg reads it from the layer."

@@ -13,7 +13,8 @@ def share_axes(splice: Any) -> tuple[str | int, ...]:
     """Return the option ``share_axes`` of a splice as a tuple.
 
     Raises:
-        RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number, or, on parameters, is not a number.
+        RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number, or, on
+            parameters, is not a number.
     """
     given = splice.share_axes
     axes = (given,) if isinstance(given, (str, int)) else tuple(given) if isinstance(given, Sequence) else None

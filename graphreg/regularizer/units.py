@@ -22,23 +22,27 @@ def check_axis(regularizer: Any) -> None:
 def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
-    The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value that has the axes of a convolution's
-    output are its channels, and the units of any other value lie along the last axis.
+    The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value
+    that has the axes of a convolution's output are its channels, and the units of any other value
+    lie along the last axis.
 
     Args:
         sites: The selected sites.
-        regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and units its formula needs.
+        regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and
+            units its formula needs.
 
     Returns:
         A dict. Each key is a site; the value says how to read the site's value.
 
     Raises:
-        RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or too few units.
+        RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or
+            too few units.
     """
     read_as, given = {}, regularizer.engine_options.axis
     for site in sites:
         channels = given is None and site.spatial > 0
-        # the axis of the channels is counted from the end, so that it is right for a value without the batch axis, too
+        # the axis of the channels is counted from the end, so that it is right for a value without
+        # the batch axis, too
         axis = given if given is not None else -1 - site.spatial
         read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)
         if site.shape is not None:

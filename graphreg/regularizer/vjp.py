@@ -1,11 +1,12 @@
 """The vector-Jacobian product (vjp) of sites with respect to the values that ``wrt`` selects, through the forward that runs anyway.
 
-``tracked`` makes autograd record the values of ``wrt`` from where they are produced, and ``torch.autograd.grad`` goes back to them from
-the sites. No second forward runs, so the product is computed with the masks and the batch statistics of the model's own forward. No
-operation of the model's graph is replaced.
+``tracked`` makes autograd record the values of ``wrt`` from where they are produced, and
+``torch.autograd.grad`` goes back to them from the sites. No second forward runs, so the product is
+computed with the masks and the batch statistics of the model's own forward. No operation of the
+model's graph is replaced.
 
-Dynamo does not trace ``autograd.grad``. But it treats a function that was passed to ``allow_in_graph`` as one opaque call, and AOTAutograd
-then differentiates through this call.
+Dynamo does not trace ``autograd.grad``. But it treats a function that was passed to
+``allow_in_graph`` as one opaque call, and AOTAutograd then differentiates through this call.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from graphreg.torch_internals import (
     transform_level,
 )
 
-LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each is a backward pass, and a compiled graph holds all
+# the most rows of an exact Jacobian: each is a backward pass, and a compiled graph holds all
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity, because Dynamo of torch 2.12 hashes the object before its fields are set
+# hashed by identity, because Dynamo of torch 2.12 hashes the object before its fields are set
+@dataclass(frozen=True, eq=False)
 class Vjp:
     """The vector-Jacobian product that a formula gets as its argument ``vjp``; call it with cotangents.
 
@@ -45,7 +48,8 @@ class Vjp:
         noise: The noise to draw from for each site, by name.
         caller: The penalty that computes the product, for messages.
         suspects: Operations that may have no second derivative, for messages.
-        proven: Whether all operations are known to have a second derivative, so that it need not be checked.
+        proven: Whether all operations are known to have a second derivative, so that it need not be
+            checked.
     """
 
     sites: Mapping[str, Tensor]
@@ -59,12 +63,12 @@ class Vjp:
         """Multiply the cotangent of each site by the Jacobian of the site's value, and add the products of all sites.
 
         Args:
-            cotangents: A dict. Each key is the name of a site; the value is a tensor in the shape of the site's value. Sites may be left
-                out.
+            cotangents: A dict. Each key is the name of a site; the value is a tensor in the shape
+                of the site's value. Sites may be left out.
 
         Returns:
-            A dict. Each key is a name in ``wrt``; the value is the sum, in the shape of the tensor in ``wrt``, or zeros if no
-            site depends on that tensor.
+            A dict. Each key is a name in ``wrt``; the value is the sum, in the shape of the tensor
+            in ``wrt``, or zeros if no site depends on that tensor.
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
@@ -114,7 +118,8 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        # Pass on the same anchor. Autograd would record a new one at a lower level, as if that level differentiated, too.
+        # Pass on the same anchor. Autograd would record a new one at a lower level, as if that
+        # level differentiated, too.
         return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod
@@ -158,7 +163,8 @@ def gradients(
         A gradient for each input.
 
     Raises:
-        GraphRegError: ``torch.vmap`` is active, or, with ``prove``, an operation has no second derivative.
+        GraphRegError: ``torch.vmap`` is active, or, with ``prove``, an operation has no second
+            derivative.
     """
     if torch.compiler.is_dynamo_compiling():
         _known_to_dynamo()
@@ -176,12 +182,15 @@ def _gradients(
         )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
+
     prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
-    # a once_differentiable function shows that it has no second derivative only if its incoming gradient requires grad
+    # a once_differentiable function shows that it has no second derivative only if its incoming
+    # gradient requires grad
     cotangents = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
     results = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), cotangents, **options))
+
     if prove and (culprit := once_only(results, before)):
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(
@@ -205,8 +214,9 @@ def history(values: Sequence[Tensor]) -> set[Any]:
 def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
     """Return the name of an operation in the history of ``values`` that has no derivative; ``""`` if all operations have one.
 
-    ``before``: the history of the values that were differentiated. This part is not searched, because the autograd
-    functions of parameters are in it, and under torch.compile these have no derivative.
+    ``before``: the history of the values that were differentiated. This part is not searched,
+    because the autograd functions of parameters are in it, and under torch.compile these have no
+    derivative.
     """
     waiting, seen = [(value.grad_fn, "") for value in values], set(before)
     while waiting:
@@ -218,15 +228,12 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
         if name in ("NotImplemented", "Error", "DelayedError"):
             return f"the operation whose derivative {user} reads" if user else "an operation"
         if name.startswith("GeneratedBackwardFor") and has_no_formula(function):
-            return _operator(name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward"))
+            operator = name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward")
+            # autograd writes ``_`` in place of ``::``
+            known = {each.replace("::", "_"): each for each in custom_operators()}
+            return known.get(operator, operator)
         waiting += [(following, name) for following, _ in function.next_functions]
     return ""
-
-
-def _operator(name: str) -> str:
-    """Return the qualified name of a custom operator. ``name``: autograd's name for it, which has ``_`` in place of ``::``."""
-    known = {each.replace("::", "_"): each for each in custom_operators()}
-    return known.get(name, name)
 
 
 @assume_constant_result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from graphreg.ir import NativeDropout, Site, dtype_text, strings
@@ -11,12 +11,16 @@ from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, co
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
 
-# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those with requires_grad, then the frozen ones.
+# The names of the parameters that a penalty's value depends on (gradient_reach.py): first those
+# with requires_grad, then the frozen ones.
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
-_WITH_COLUMN = ("pattern", "weight", "name")  # fields with columns of their own in a report, which "options" leaves out
-# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices have.
+# fields with columns of their own in a report, which "options" leaves out
+_WITH_COLUMN = ("pattern", "weight", "name")
+# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices
+# have.
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
-_OF_LENGTHS = {"lengths", "time_axis"}  # of a penalty that takes ``counted``, they mean nothing without lengths
+# of a penalty that takes ``counted``, they mean nothing without lengths
+_OF_LENGTHS = {"lengths", "time_axis"}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
@@ -31,12 +35,15 @@ def entry(
         regularizer: The regularizer.
         sites: The sites.
         strength: The present strength.
-        totals: How many values and parameters of the model can be selected, and how many elements these have.
-        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that the penalty trains, and the frozen
-            ones. None if the regularizer has no penalty, or if the parameters are not known.
+        totals: How many values and parameters of the model can be selected, and how many elements
+            these have.
+        trained: The parameters that the regularizer's penalty depends on, in two tuples: those that
+            the penalty trains, and the frozen ones. None if the regularizer has no penalty, or if
+            the parameters are not known.
         notes: Remarks; empty ones are left out.
         by_site: The strengths as text, such as ``0 to 0.2``, if they differ by site; else ``""``.
-        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage; else 1.
+        here: For a stage of a pipeline, the share of the penalty's sites that are in this stage;
+            else 1.
     """
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
@@ -52,8 +59,8 @@ def entry(
 def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[str, str]], graph: int | None = None) -> list[Acted]:
     """Make a record of each site that has an edit. The record lists the regularizers in the order in which they act.
 
-    ``there``: the pairs (regularizer, site) whose nodes are still in the graph. ``graph``: the number of the graph that has the sites, if a
-    torch.compile backend captured several graphs.
+    ``there``: the pairs (regularizer, site) whose nodes are still in the graph. ``graph``: the
+    number of the graph that has the sites, if a torch.compile backend captured several graphs.
     """
     by_site: dict[str, list[Edit]] = {}
     for edit in edits:
@@ -69,7 +76,9 @@ def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[s
 
 def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
     strength = strengths.get((edit.name, edit.site.name), strengths[edit.name])
-    return Act(edit.name, _does(edit.regularizer), strength, edit.matched, gone)
+    is_clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
+    does: Does = "replaces" if not isinstance(edit.regularizer, Penalty) else "measures first" if is_clean else "measures"
+    return Act(edit.name, does, strength, edit.matched, gone)
 
 
 def native_dropout_rows(
@@ -77,20 +86,14 @@ def native_dropout_rows(
 ) -> tuple[NativeDropoutRow, ...]:
     """Make the records of native dropouts: first of those that ``own_dropout=`` selected, then of the others.
 
-    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of each native dropout whose rate has a
-    schedule, by the name of its site.
+    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of
+    each native dropout whose rate has a schedule, by the name of its site.
     """
     rows = []
     for e in edits:
         site, now = e.dropout.site, f", now {rates[e.dropout.site.name]:g}" if rates and e.dropout.site.name in rates else ""
         rows.append(NativeDropoutRow(site.name, site.op, e.dropout.rate, e.dropout.when, e.action + now, e.matched))
     return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
-
-
-def _does(regularizer: Regularizer) -> Does:
-    if not isinstance(regularizer, Penalty):
-        return "replaces"
-    return "measures first" if regularizer.clean else "measures"
 
 
 def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
@@ -103,12 +106,10 @@ def options_of(regularizer: Regularizer) -> dict[str, Any]:
     idle = _OF_LENGTHS if "counted" in regularizer.takes and regularizer.engine_options.lengths is None else set[str]()
     options = [field for field in fields(regularizer) if field.name not in {*_WITH_COLUMN, *idle}]
     values = {field.name: getattr(regularizer, field.name) for field in options}
-    shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
+    factories = {field.name: field.default_factory for field in options if field.default_factory is not MISSING}
+    defaults = {field.name: factories[field.name]() if field.name in factories else field.default for field in options}
+    shown = [name for name, value in values.items() if name not in _SHARED or value != defaults[name]]
     return {name: _plain(values[name]) for name in shown}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _plain(value: Any) -> Any:

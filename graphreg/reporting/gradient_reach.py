@@ -14,8 +14,9 @@ from graphreg.runtime import owned_by
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
     """Return, for each penalty, the names of the parameters in its gradient reach: those that are trained, and those that are frozen.
 
-    The keys are the names of regularizers. A splice is among them if it has a method ``penalty``. A parameter is frozen if its
-    ``requires_grad`` is False. The names of parameters are in the order of ``module.named_parameters()``.
+    The keys are the names of regularizers. A splice is among them if it has a method ``penalty``. A
+    parameter is frozen if its ``requires_grad`` is False. The names of parameters are in the order
+    of ``module.named_parameters()``.
     """
     operations = Operations(module)
     names = {id(parameter): name for name, parameter in module.named_parameters()}

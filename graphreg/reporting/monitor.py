@@ -12,18 +12,23 @@ from typing import TextIO
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
-from graphreg.ir import RULES, Block, Lines, Printed, Selector, Table, select, value_sites
+from graphreg.ir import RULES, Lines, Paragraph, Printed, Selector, Table, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
 from graphreg.runtime import RewrittenModule
 from graphreg.session import Regulated, backend_host, graphs_of, record_of, rewritten, rules_of
 from graphreg.torch_internals import disable, in_backward
 
 Log = Callable[[str, float, int], object]
-Target = str | os.PathLike[str]
 
 
 def monitor(
-    module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3, file: Target | None = None
+    module: Regulated,
+    pattern: Selector = "*",
+    *,
+    every: int = 1,
+    log: Log | None = None,
+    near: float = 1e-3,
+    file: str | os.PathLike[str] | None = None,
 ) -> Monitor:
     """Watch a rewritten module in train mode: its penalties, its scheduled strengths, and statistics of the values at selected sites.
 
@@ -145,7 +150,7 @@ class Monitor(Printed):
         pairs = zip(self._watches, taken, strict=True)
         return {name: value for watch, last in pairs if last is not None for name, value in zip(watch.names, last.tolist(), strict=True)}
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         yield Lines((f"monitor of {len(self.sites)} site{'s' * (len(self.sites) != 1)}, {self.calls} calls so far",), "bold")
         yield Table(("name", "value"), tuple((name, f"{value:.4g}") for name, value in self.values().items()))
 

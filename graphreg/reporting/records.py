@@ -1,8 +1,10 @@
 """Defines the records of a report, and ``Report``, which prints them as tables.
 
-The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a native
-dropout, and ``Cost`` for the cost. ``entries.py`` makes all records except ``Cost``, which ``cost.py`` makes.
+The records are ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act
+there, ``NativeDropoutRow`` for a native dropout, and ``Cost`` for the cost. ``entries.py`` makes
+all records except ``Cost``, which ``cost.py`` makes.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from graphreg.ir import Block, Lines, Printed, Table
+from graphreg.ir import Lines, Paragraph, Printed, Table
 
 KEPT = "kept"
-Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at the same site
+# "measures first": before the splices at the same site
+Does = Literal["replaces", "measures", "measures first"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class Entry:
         selector: The strings of its selector; the name of the selector if it is a function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: The number of values of the model (of parameters, if it acts on parameters) that can be selected.
-        share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
-            is not known.
+        of: The number of values of the model (of parameters, if it acts on parameters) that can be
+            selected.
+        share: The number of elements at its sites, divided by the number of elements at all ``of``
+            sites, in [0, 1]; None if some shape is not known.
         penalty: Whether it is a penalty, and not a splice.
-        trains: The parameters that receive a gradient from its penalty. None if it has no penalty, or if the parameters are not known.
-        frozen: The parameters that would receive a gradient from its penalty if their ``requires_grad`` were not False.
+        trains: The parameters that receive a gradient from its penalty. None if it has no penalty,
+            or if the parameters are not known.
+        frozen: The parameters that would receive a gradient from its penalty if their
+            ``requires_grad`` were not False.
         notes: Remarks, one clause each.
     """
 
@@ -59,7 +65,8 @@ class Act:
 
     Attributes:
         regularizer: The regularizer's name.
-        does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice replaces the value.
+        does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice
+            replaces the value.
         strength: The present weight or rate.
         matched: The string of the selector that matched the site.
         gone: Whether a later torch.fx pass removed the node of this action from the graph.
@@ -83,8 +90,10 @@ class Acted:
         shape: The shape of the value or parameter; None if not known.
         dtype: The dtype of the value or parameter; None if not known.
         acts: The actions at the site, in the order in which they run.
-        calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls; otherwise 1.
-        graph: For a torch.compile backend, the index of the captured graph that has the site; otherwise None.
+        calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls;
+            otherwise 1.
+        graph: For a torch.compile backend, the index of the captured graph that has the site;
+            otherwise None.
     """
 
     name: str
@@ -105,9 +114,11 @@ class NativeDropoutRow:
         site: Its site's name.
         op: The name of the function that it calls, or of the class of the module that it calls.
         rate: Its rate when the model was traced; None if not known.
-        acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or ``"never"``.
-        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a rate with a schedule is followed by the
-            present rate. ``"kept"`` if it still draws from torch's generator.
+        acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or
+            ``"never"``.
+        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a
+            rate with a schedule is followed by the present rate. ``"kept"`` if it still draws from
+            torch's generator.
         matched: The selector of ``own_dropout=`` that matched it; empty if no selector did.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can be moved.
     """
@@ -126,11 +137,12 @@ class Cost:
     """The cost of the additions in one forward pass in train mode, in eager.
 
     Attributes:
-        operations: The number of added operations, by regularizer. Operations that serve no single regularizer are counted by kind, such
-            as ``"keys"`` or ``"copies"``. A matrix product or convolution counts its multiplications and additions. Any other operation
-            counts one for each element of its largest tensor.
-        kept: Additional bytes that autograd saves for backward, by the same names. A number is negative if autograd saves fewer bytes
-            than without additions.
+        operations: The number of added operations, by regularizer. Operations that serve no single
+            regularizer are counted by kind, such as ``"keys"`` or ``"copies"``. A matrix product or
+            convolution counts its multiplications and additions. Any other operation counts one for
+            each element of its largest tensor.
+        kept: Additional bytes that autograd saves for backward, by the same names. A number is
+            negative if autograd saves fewer bytes than without additions.
         model_operations: The operations of the model without additions.
         model_kept: The bytes that autograd saves for backward in the model without additions.
     """
@@ -150,20 +162,23 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 class Report(Printed):
     """The result of ``graphreg.report``: where each regularizer acts, which parameters its penalty trains, and what it costs.
 
-    ``str(report)`` is as wide as the terminal or the environment variable COLUMNS says; without either, nothing is wrapped. ``text(width)``
-    has no colours. ``to_dict()`` returns all attributes.
+    ``str(report)`` is as wide as the terminal or the environment variable COLUMNS says; without
+    either, nothing is wrapped. ``text(width)`` has no colours. ``to_dict()`` returns all
+    attributes.
 
     Attributes:
         title: The name of the model's class.
         made: How the graph was made, such as ``"traced by the symbolic front end"``.
         regularizers: The regularizers, in the order of the plan.
-        sites: The sites where a regularizer acts: values in the order of the graph, then parameters.
+        sites: The sites where a regularizer acts: values in the order of the graph, then
+            parameters.
         own_dropout: The native dropouts.
         graphs: For a torch.compile backend, the captured graphs: index, code and modes of each.
         parameters: The number of parameter tensors of the model.
         cost: The cost of the additions; None if not known.
         no_cost: Why the cost is not known.
-        missed: A dict. Each key is the name of a regularizer; the value has the strings of its selector that match nothing.
+        missed: A dict. Each key is the name of a regularizer; the value has the strings of its
+            selector that match nothing.
         notes: Remarks, one a line.
     """
 
@@ -188,7 +203,7 @@ class Report(Printed):
         """Return the report as JSON; ``indent`` is that of ``json.dumps``."""
         return json.dumps(self.to_dict(), indent=indent)
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Paragraph]:
         yield Lines((self._heading(),), "bold")
         yield Table(("graph", "code", "modes"), self.graphs)
         yield _regularizers(self.regularizers)
@@ -196,7 +211,15 @@ class Report(Printed):
         yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
         yield from _native_dropout(self.own_dropout)
         yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
-        yield Lines((*_missed(self.missed), *self._unknown(), *self.notes))
+
+        missed = [f"matches nothing: {text!r} of {name}" for name, texts in self.missed.items() for text in texts]
+        cure = "with example_inputs= shapes, dtypes, share and cost are shown"
+        unknown = (
+            []
+            if all(site.shape is not None for site in self.sites)
+            else [f"{UNKNOWN}: the model was traced without example inputs; {cure}"]
+        )
+        yield Lines((*missed, *unknown, *self.notes))
 
     def _heading(self) -> str:
         what = []
@@ -214,22 +237,14 @@ class Report(Printed):
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"
             named = f"{', '.join(entry.trains)} ({of})" if 0 < len(entry.trains) <= _SHOWN else of
-            notes.insert(0, f"trains {named if entry.trains else 'nothing'}{_frozen(entry.frozen)}")
+            more = f" and {len(entry.frozen) - _SHOWN} more" if len(entry.frozen) > _SHOWN else ""
+            frozen = f"; frozen: {', '.join(entry.frozen[:_SHOWN])}{more}" if entry.frozen else ""
+            notes.insert(0, f"trains {named if entry.trains else 'nothing'}{frozen}")
         return f"{entry.name}: {'; '.join(notes)}" if notes else ""
-
-    def _unknown(self) -> list[str]:
-        if all(site.shape is not None for site in self.sites):
-            return []
-        return [f"{UNKNOWN}: the model was traced without example inputs; with example_inputs= shapes, dtypes, share and cost are shown"]
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _frozen(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"; frozen: {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def _regularizers(entries: Sequence[Entry]) -> Table:
@@ -261,7 +276,7 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
             yield (*(columns if i == 0 else ("",) * 5), act.regularizer + strength + " (gone)" * act.gone, act.matched)
 
 
-def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
+def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Paragraph]:
     if not rows:
         return
     cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
@@ -275,7 +290,7 @@ def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
     yield Lines(tuple(lines))
 
 
-def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
+def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Paragraph]:
     if cost is None:
         if why_not and acts:
             yield Lines((f"cost: not known, because {why_not}",))
@@ -291,10 +306,6 @@ def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
 
 def _beside(added: int, base: int) -> str:
     return f" ({'+' * (added >= 0)}{percent(added / base)})" if base else ""
-
-
-def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
-    return [f"matches nothing: {text!r} of {name}" for name, texts in missed.items() for text in texts]
 
 
 def percent(share: float) -> str:

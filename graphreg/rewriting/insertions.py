@@ -67,7 +67,7 @@ class Insertion:
         return text + (f", replaces {self.replaces.name}{only}" if self.replaces is not None else "")
 
 
-Value = fx.Node | Insertion
+ValueSource = fx.Node | Insertion
 
 
 def _text(arg: Any) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Container
 
 from torch import fx
 
-from graphreg.ir import LAYER, PARAMETERS, Kind, ParameterRead, Reads, addition_of, call_with, instead_of, is_kind
+from graphreg.ir import LAYER, PARAMETERS, Kind, ParameterRead, ParameterReads, addition_of, call_with, instead_of, is_kind
 from graphreg.planning import Edit, Plan
 from graphreg.rewriting.placement import fail, failed
 
 
-def check_parameters(graph: fx.Graph, original: fx.Graph, reads: Reads, plan: Plan) -> None:
+def check_parameters(graph: fx.Graph, original: fx.Graph, reads: ParameterReads, plan: Plan) -> None:
     """Raise GraphRegError unless the splices on parameters act at the reads that the plan selects, in the plan's order.
 
     Args:

@@ -1,8 +1,8 @@
 """Decides which nodes the rewrite inserts for splices on parameters.
 
-``chain_at`` finds the chain of splices at one parameter in one graph, and the reads that get their results. ``insert_chains`` makes the
-insertions for all chains. The call of a layer becomes a call of the same layer with other tensors in place of some of its parameters
-(``ir/layer_calls.py``).
+``chain_at`` finds the chain of splices at one parameter in one graph, and the reads that get their
+results. ``insert_chains`` makes the insertions for all chains. The call of a layer becomes a call
+of the same layer with other tensors in place of some of its parameters (``ir/layer_calls.py``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import fx
 from graphreg.errors import TraceError
 from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
-from graphreg.rewriting.insertions import Insertion, Position, Value
+from graphreg.rewriting.insertions import Insertion, Position, ValueSource
 
-Ends = Mapping[ParameterRead, int]  # for each read: how many splices are applied to the parameter before this read
+# for each read: how many splices are applied to the parameter before this read
+Ends = Mapping[ParameterRead, int]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class ParameterChain:
     Attributes:
         site: The name of the parameter's site.
         edits: The splices that act in this graph, each with its index in the plan.
-        ends: For each read that gets a replacement, the number of splices that are applied before this read: 1 if it gets the result of
-            the first splice.
-        first: The first node of the graph that reads a replaced parameter: the splices stand before it.
-        source: A ``get_attr`` node before ``first`` from which a replaced read takes the parameter; the first splice reads this node. None
-            if there is no such node.
+        ends: For each read that gets a replacement, the number of splices that are applied before
+            this read: 1 if it gets the result of the first splice.
+        first: The first node of the graph that reads a replaced parameter: the splices stand before
+            it.
+        source: A ``get_attr`` node before ``first`` from which a replaced read takes the parameter;
+            the first splice reads this node. None if there is no such node.
     """
 
     site: str
@@ -52,7 +54,8 @@ class ParameterChain:
     def fetched(self) -> dict[tuple[fx.Node, int], list[fx.Node]]:
         """Return the nodes that read the parameter from a ``get_attr`` node, in the order of the graph.
 
-        Each key of the dict is that ``get_attr`` node and the number in ``ends`` that the reads of these nodes have.
+        Each key of the dict is that ``get_attr`` node and the number in ``ends`` that the reads of
+        these nodes have.
         """
         fetched: dict[tuple[fx.Node, int], list[fx.Node]] = {}
         for read, end in self.ends.items():
@@ -73,7 +76,8 @@ def chain_at(site: str, reads: Sequence[ParameterRead], edits: Sequence[tuple[in
     return ParameterChain(site, tuple(acting), ends, first, source)
 
 
-AddBefore = Callable[..., Insertion]  # inserts directly before a node, after all insertions that stand there already
+# inserts directly before a node, after all insertions that stand there already
+AddBefore = Callable[..., Insertion]
 
 
 def insert_chains(
@@ -82,11 +86,13 @@ def insert_chains(
 ) -> Iterator[Insertion]:  # fmt: skip
     """Insert the splices on parameters. Yield the insertions that take the places of calls of layers.
 
-    ``read_by``: returns the keyword arguments by which the runtime module of an edit gets the clock and inputs of the model.
+    ``read_by``: returns the keyword arguments by which the runtime module of an edit gets the clock
+    and inputs of the model.
 
     Raises TraceError if the forward writes into one of the parameters.
     """
-    calls: dict[fx.Node, dict[str, Insertion]] = {}  # for each call of a layer: by parameter name, the replacement
+    # for each call of a layer: by parameter name, the replacement
+    calls: dict[fx.Node, dict[str, Insertion]] = {}
     for chain in chains:
         _require_unwritten(chain, aliases)
         results = _splices(chain, add_before, names, key, read_by)
@@ -110,7 +116,7 @@ def _splices(
     read_by: Callable[[Edit], Mapping[str, Any]],
 ) -> list[Insertion]:  # fmt: skip
     """Insert the splices at one parameter, each reading the result of the one before, and return them."""
-    value: Value
+    value: ValueSource
     if chain.source is not None:
         value = chain.source
     else:

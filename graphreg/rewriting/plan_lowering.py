@@ -11,11 +11,11 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, state_before
+from graphreg.ir import RULES, Kind, ParameterReads, apart, end_of, identifier, loss_of, nodes_in, own_name, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rewriting.graph_facts import GraphFacts
-from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
+from graphreg.rewriting.insertions import Insertion, Insertions, Position, ValueSource
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
 from graphreg.runtime import CLOCK, Penalties
@@ -66,7 +66,7 @@ def lower(
 
 
 @dataclass
-class _Chain:
+class _InsertionChain:
     """The insertions at one site, each after the previous one.
 
     Attributes:
@@ -79,9 +79,9 @@ class _Chain:
 
     site: str
     node: fx.Node
-    point: Value
-    value: Value
-    read: Value
+    point: ValueSource
+    value: ValueSource
+    read: ValueSource
 
 
 class _Lowering:
@@ -94,14 +94,14 @@ class _Lowering:
         self.native = {name: node for node in self.graph.nodes if (name := own_name(node))}
         self.take_name = node_namer(node.name for node in self.graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
-        self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
+        self.present: dict[fx.Node, ValueSource] = {}  # by replaced node: what later nodes of the model read instead
         # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
-        self.top: Value | None = next(reversed(self.inputs.values()), None)
+        self.top: ValueSource | None = next(reversed(self.inputs.values()), None)
         self.key: Insertion | None = None
         self.clock: Insertion | None = None
-        self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
-        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
-        self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
+        self.calls: dict[int, dict[str, ValueSource]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
+        self.measured: dict[str, dict[str, ValueSource]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
+        self.wrt: dict[str, ValueSource] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart, self.in_whole = list[str](), list[str](), list[str](), plan.in_whole.get(mode, {})
 
     def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
@@ -125,7 +125,9 @@ class _Lowering:
 
     # Places for insertions
 
-    def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
+    def _add(
+        self, behind: ValueSource, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any
+    ) -> Insertion:
         """Insert directly after ``behind``, a node or another insertion. Insertions that already follow ``behind`` then come later."""
         anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
         return self._put(position, anchor, behind, kind, name, target, args, **more)
@@ -138,7 +140,7 @@ class _Lowering:
         return self._put(Position.BEFORE, anchor, there[-1] if there else anchor, kind, name, target, args, **more)
 
     def _put(
-        self, position: Position, anchor: fx.Node, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any],
+        self, position: Position, anchor: fx.Node, behind: ValueSource, kind: Kind, name: str, target: str | Callable[..., Any],
         args: tuple[Any, ...], op: str = "call_module", **more: Any,
     ) -> Insertion:  # fmt: skip
         insertion = Insertion(self.take_name(name), kind, position, anchor, op, target, args, **more)
@@ -148,7 +150,7 @@ class _Lowering:
             self.present[insertion.replaces] = insertion
         return insertion
 
-    def _order(self, value: Value) -> tuple[int, int]:
+    def _order(self, value: ValueSource) -> tuple[int, int]:
         """Return a key that sorts values in the order of the emitted graph, given the insertions so far."""
         if isinstance(value, fx.Node):
             return self.aliases.order[value], 0
@@ -225,7 +227,7 @@ class _Lowering:
         saved for backward.
         """
         node = self.where[name]
-        chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
+        chain = _InsertionChain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
         is_external = (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
@@ -247,7 +249,7 @@ class _Lowering:
         if written and (spliced or tracked):
             self._copy(chain, Kind.CLONE, apart_from=node if is_external else None)
 
-    def _copy(self, chain: _Chain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
+    def _copy(self, chain: _InsertionChain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
         """Insert a copy of the chain's value.
 
         ``apart_from``: the original value, if its storage may belong to the caller or the model. At a call in which
@@ -259,7 +261,7 @@ class _Lowering:
         chain.point = copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
         return copy
 
-    def _splice(self, chain: _Chain, edits: Edits) -> None:
+    def _splice(self, chain: _InsertionChain, edits: Edits) -> None:
         splices = [(self.names[i], edit) for i, edit in edits if isinstance(edit.regularizer, Splice)]
         if splices and recomputed(chain.node, self.operations, self.present):
             self.recomputed += [name for name, _ in splices]
@@ -273,7 +275,7 @@ class _Lowering:
         self.overwritten += splices
         self.apart += splices[:1] if apart else []
 
-    def _measure(self, chain: _Chain, edits: Edits, clean: bool) -> None:
+    def _measure(self, chain: _InsertionChain, edits: Edits, clean: bool) -> None:
         """Insert the measurements of the penalties with this ``clean``. For penalties that are computed later, note the value to read."""
         for i, edit in edits:
             if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
@@ -288,7 +290,7 @@ class _Lowering:
             chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", (chain.read,), **self._measured_by(edit))
             self.measured[edit.name][chain.site] = chain.point
 
-    def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, Value]:
+    def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, ValueSource]:
         """Return those of the arguments ``module_input`` and ``previous`` that the splice takes, by name.
 
         They are the values that the site's module or cell reads, after the splices at these values.
@@ -317,7 +319,7 @@ class _Lowering:
 
     # Splices on parameters
 
-    def parameter_chains(self, reads: Reads) -> list[ParameterChain]:
+    def parameter_chains(self, reads: ParameterReads) -> list[ParameterChain]:
         """Return a chain for each parameter that splices replace in this graph."""
         by_parameter: dict[str, list[tuple[int, Edit]]] = {}
         for i, edit in enumerate(self.plan.edits):
@@ -340,7 +342,7 @@ class _Lowering:
         end = end_of(output)
         return (output, None) if end in self.present else (end, loss_of(output))
 
-    def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
+    def add_total(self, name: str, measured: Mapping[str, ValueSource], end: fx.Node) -> Insertion:
         """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
@@ -356,7 +358,7 @@ class _Lowering:
         more |= {"places": tuple(there)} if some else {}
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
 
-    def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
+    def _add_derivative(self, name: str, values: Mapping[str, ValueSource], end: fx.Node) -> Insertion:
         """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}

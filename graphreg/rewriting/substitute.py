@@ -1,7 +1,7 @@
 """Restores the model's own calls that graphreg has replaced: calls of native dropout, and of layers whose parameters splices replace.
 
-A replaced call has the arguments of the original call, and some keyword arguments of graphreg's. So it is enough to restore the op and the
-target, and to remove these keyword arguments.
+A replaced call has the arguments of the original call, and some keyword arguments of graphreg's. So
+it is enough to restore the op and the target, and to remove these keyword arguments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from torch import fx
 
 from graphreg.ir import LAYER, PARAMETERS, Kind, copied, is_kind, is_replaced_call, unmark
 
-_OURS = {Kind.NATIVE: ("noise", "clock"), Kind.CALL: (LAYER, PARAMETERS)}  # the keyword arguments that a replaced call has in addition
+# the keyword arguments that a replaced call has in addition
+_OURS = {Kind.NATIVE: ("noise", "clock"), Kind.CALL: (LAYER, PARAMETERS)}
 
 
 def restore(node: fx.Node) -> None:

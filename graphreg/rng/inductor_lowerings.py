@@ -15,8 +15,9 @@ from graphreg.torch_internals import assume_constant_result, lower, pointwise, s
 def lowers() -> bool:
     """Register the lowerings, and return whether that was possible.
 
-    This function runs when a graph is traced, not at import, because importing Inductor takes a second. It returns False if the
-    Inductor of this torch lacks a name that graphreg uses; the draws are then traced as ordinary operators.
+    This function runs when a graph is traced, not at import, because importing Inductor takes a
+    second. It returns False if the Inductor of this torch lacks a name that graphreg uses; the
+    draws are then traced as ordinary operators.
     """
     ours = torch.ops.graphreg
     return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})

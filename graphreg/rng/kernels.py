@@ -1,6 +1,7 @@
 """Finds the Triton kernels for a draw in eager code on a GPU. Without them, a draw takes some twenty small operators there.
 
-A launch takes longer than the arithmetic of most draws, so one kernel takes about as long as one of torch's operators.
+A launch takes longer than the arithmetic of most draws, so one kernel takes about as long as one of
+torch's operators.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from graphreg.rng.hash import launches, words
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes of masks that the kernel writes
+# the dtypes of masks that the kernel writes
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @cache

@@ -1,9 +1,10 @@
 """The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
 
-A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner must handle each one.
-Each time Inductor adds an operator to an expression that it fuses, it traces the whole expression again (``inner_fn_opcount``, called by
-``has_exceeded_max_reads``). For the masks of four sites, that was a quarter of the compile time. Backends other than Inductor run the
-custom operators as defined here.
+A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the
+partitioner must handle each one. Each time Inductor adds an operator to an expression that it
+fuses, it traces the whole expression again (``inner_fn_opcount``, called by
+``has_exceeded_max_reads``). For the masks of four sites, that was a quarter of the compile time.
+Backends other than Inductor run the custom operators as defined here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
 from graphreg.torch_internals import Changes, assume_constant_result, inductor_option, is_compiling, is_exporting, transforms
 
-LIMIT = 1 << 31  # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
+# elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
+LIMIT = 1 << 31
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())
@@ -60,10 +62,11 @@ def _(tensor: Tensor) -> Tensor:
 def between_calls(tensor: Tensor) -> Tensor:
     """Return a tensor that one call leaves to the next; call this function where it is left, and where the next call takes it.
 
-    Under CUDA graphs (``torch.compile(mode="reduce-overhead")``), the result is a copy that no CUDA graph has as an input or output.
-    Inductor's CUDA graphs overwrite their outputs at the next call, so torch raises an error if an output is then an input, and they are
-    recorded again for each new address of a buffer. A write in place would keep the address, but then a backward that recomputes values
-    would read what the next call needs, without an error. See docs/gpu.md.
+    Under CUDA graphs (``torch.compile(mode="reduce-overhead")``), the result is a copy that no CUDA
+    graph has as an input or output. Inductor's CUDA graphs overwrite their outputs at the next
+    call, so torch raises an error if an output is then an input, and they are recorded again for
+    each new address of a buffer. A write in place would keep the address, but then a backward that
+    recomputes values would read what the next call needs, without an error. See docs/gpu.md.
     """
     if tensor.device.type not in RECORDED_ON or not torch.compiler.is_dynamo_compiling() or transforms() or not _records():
         return tensor
@@ -114,8 +117,9 @@ def compiling() -> bool:
 def recomputes() -> bool:
     """Return whether a compiler is tracing that can recompute results in backward: Dynamo, or the inner compiler of graphreg's backend.
 
-    Return False under a transform of torch.func, which does not support checkpoints. Under Dynamo, also return False if gradients are
-    disabled: there is no backward then, and up to torch 2.11 AOTAutograd warns of nodes that are marked to be recomputed.
+    Return False under a transform of torch.func, which does not support checkpoints. Under Dynamo,
+    also return False if gradients are disabled: there is no backward then, and up to torch 2.11
+    AOTAutograd warns of nodes that are marked to be recomputed.
     """
     return ((torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()) or _Within.on) and not transforms()
 
@@ -123,8 +127,8 @@ def recomputes() -> bool:
 def fuses() -> bool:
     """Return whether to trace a draw as one custom operator, which Inductor lowers.
 
-    Return False for an exported program, which must contain torch's operators only, and under a transform of torch.func, which cannot map
-    the custom operators.
+    Return False for an exported program, which must contain torch's operators only, and under a
+    transform of torch.func, which cannot map the custom operators.
     """
     traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not is_exporting())
     return traced and not transforms() and lowers()

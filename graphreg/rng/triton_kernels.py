@@ -1,6 +1,7 @@
 """The draws as Triton kernels, for eager code on a GPU: one launch instead of some twenty. The arithmetic is that of ``hash.py``.
 
-This file imports Triton. ``kernels.py`` imports this file where a draw needs it, because Triton is an optional extra.
+This file imports Triton. ``kernels.py`` imports this file where a draw needs it, because Triton is
+an optional extra.
 """
 
 # No postponed annotations: Triton reads ``tl.constexpr`` from them.

@@ -30,13 +30,14 @@ class Window:
         """Return, for each element of the draw for the part, its row-major index in the draw for the whole value: int64 [sizes].
 
         Args:
-            sizes: The shape of the draw for the part: the part's own shape, but with length 1, if it is not empty, along the axes in
-                ``shared``.
+            sizes: The shape of the draw for the part: the part's own shape, but with length 1, if
+                it is not empty, along the axes in ``shared``.
             shared: The axes along which all elements share one draw.
             device: The device of the result.
 
         Raises:
-            RandomnessError: ``sizes`` is any other shape. Then it is not known which elements of the whole value the draw is for.
+            RandomnessError: ``sizes`` is any other shape. Then it is not known which elements of
+                the whole value the draw is for.
         """
         expected = tuple(min(size, 1) if axis in shared else size for axis, size in enumerate(self.sizes))
         if tuple(sizes) != expected:

@@ -18,7 +18,7 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.parameter_identity import require_same_parameters
 from graphreg.runtime.result import Regularized
-from graphreg.runtime.runtime_module import Drawing
+from graphreg.runtime.runtime_module import DrawingRule
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.runtime.unfinished import running, take_back
@@ -129,7 +129,7 @@ for _method in (AroundCall.__init__, AroundCall.__enter__, AroundCall.after, Aro
 def refuse_backward(rules: nn.Module) -> None:
     """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did, or have other strengths."""
     key = rules._modules.get("key")
-    always = any(child.always for child in rules.children() if isinstance(child, Drawing))
+    always = any(child.always for child in rules.children() if isinstance(child, DrawingRule))
     if isinstance(key, (KeyRule, SharedKeyRule)) and key.draws(always):
         key.refuse_backward()
     clock = rules._modules.get(CLOCK)

@@ -14,7 +14,8 @@ from graphreg.planning import OwnDropout, Plan
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
-PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has no version, and is refused
+# the version of the pickled form of a rewritten module: 2 in graphreg 0.2; a pickle of 0.1 has none
+PICKLE_VERSION = 3
 VERSION: str = sys.modules["graphreg"].__version__  # not imported: a room may import only rooms above it, not the whole package
 
 

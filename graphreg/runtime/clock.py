@@ -25,7 +25,7 @@ CLOCK = "clock"  # the name of the runtime module, and of the argument by which 
 
 
 @dataclass(frozen=True)
-class Element:
+class ScheduledElement:
     """What a scheduled strength is for.
 
     Attributes:
@@ -80,20 +80,20 @@ class ClockRule(Counter):
     numbers: Tensor
     now: Tensor
 
-    def __init__(self, schedules: Mapping[Element, float], device: torch.device | None = None) -> None:
+    def __init__(self, schedules: Mapping[ScheduledElement, float], device: torch.device | None = None) -> None:
         super().__init__("the clock of the schedules")
-        self.names: tuple[Element, ...] = ()
+        self.names: tuple[ScheduledElement, ...] = ()
         self.schedules: tuple[Schedule, ...] = ()
         self.to(device or torch.device("cpu"))
         for name in ("numbers", "now"):
             self.register_buffer(name, None, persistent=False)
         self.extend(schedules)
 
-    def places(self, elements: Iterable[Element]) -> tuple[int, ...]:
+    def places(self, elements: Iterable[ScheduledElement]) -> tuple[int, ...]:
         """Return where elements are in what the clock returns."""
         return tuple(map(self.names.index, elements))
 
-    def extend(self, schedules: Mapping[Element, float]) -> None:
+    def extend(self, schedules: Mapping[ScheduledElement, float]) -> None:
         """Add those elements that are new. A number is a schedule with one value."""
         new = {element: constant(value) for element, value in schedules.items() if element not in self.names}
         if new or not self.names:
@@ -109,7 +109,7 @@ class ClockRule(Counter):
         """Whether the strengths of a regularizer may be schedules."""
         return any(element.regularizer == name for element in self.names)
 
-    def set(self, name: str, value: Callable[[Element], float]) -> None:
+    def set(self, name: str, value: Callable[[ScheduledElement], float]) -> None:
         """Replace the schedules of a regularizer. Nothing is recompiled, unless a schedule has more pieces than ``room``.
 
         ``value``: the new strength of an element.
@@ -186,11 +186,11 @@ def clock_of(rules: Any) -> ClockRule | None:
     return clock if isinstance(clock, ClockRule) else None
 
 
-def scheduled_elements(rules: Any) -> dict[str, list[Element]]:
+def scheduled_elements(rules: Any) -> dict[str, list[ScheduledElement]]:
     """Return the elements of the clock's result that a graph reads, by regularizer, given the container of its runtime modules."""
     rows = rules.session.strengths
     return {
-        name: [Element(name, site, each) for site, each in planned.items()] or [Element(name, "", rows[name].own)]
+        name: [ScheduledElement(name, site, each) for site, each in planned.items()] or [ScheduledElement(name, "", rows[name].own)]
         for name, planned in rules.planned_strengths.items() if name not in rules.strengths
     }  # fmt: skip
 

@@ -42,33 +42,34 @@ from graphreg.torch_internals import (
 )
 
 
-class _Lock:
+class _CounterLock:
     """One lock for all modules, held for microseconds. A lock in each module would have to be left out of every copy and pickle."""
 
     now = threading.Lock()
 
 
 def _new_lock() -> None:
-    _Lock.now = threading.Lock()  # the old lock may be held by a thread that exists only in the parent process, and never releases it
+    # the old lock may be held by a thread that exists only in the parent process, and never releases it
+    _CounterLock.now = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
-class _Thread(threading.local):
+class _ThreadToken(threading.local):
     """Identifies each thread by an object of its own, because Python reuses the ident of a thread that has ended."""
 
     def __init__(self) -> None:
         self.token = object()
 
 
-_thread = _Thread()
+_thread = _ThreadToken()
 
 
 def taking() -> AbstractContextManager[Any]:
     """Return the lock under which a call takes its number, so that two threads do not take the same number."""
-    return _Lock.now
+    return _CounterLock.now
 
 
 class Counter(RuntimeModule):
@@ -193,12 +194,12 @@ class Counter(RuntimeModule):
 
         beyond = self.beyond
         if innermost_transform() is None:
-            with _Lock.now:
+            with _CounterLock.now:
                 step = self._buffers["step"]
                 needed = self._counted()
         else:
             rows = chunks()
-            with _Lock.now, without_transforms():
+            with _CounterLock.now, without_transforms():
                 if rows and self.frozen_call is None:
                     self._rejoin(rows)
                 step, beyond = self._buffers["step"], self.beyond

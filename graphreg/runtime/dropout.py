@@ -22,7 +22,7 @@ from graphreg.ir import rate_of
 from graphreg.planning import NativeDropoutEdit
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.rank_layout import is_dtensor, window
-from graphreg.runtime.runtime_module import Drawing, accumulation
+from graphreg.runtime.runtime_module import DrawingRule, accumulation
 from graphreg.torch_internals import safe_softmax
 
 _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this number before it rescales; Klambauer et al. 2017
@@ -46,7 +46,7 @@ def scaled(mask: Tensor, scale: Rate) -> Tensor:
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
-class NativeDropoutRule(Drawing):
+class NativeDropoutRule(DrawingRule):
     """Replaces one native dropout. The rate is that of the original, or the rate that ``own_dropout=`` gives; 0 turns dropout off.
 
     Attributes:

@@ -16,7 +16,7 @@ from graphreg.runtime.noise_keys import key_of
 from graphreg.runtime.penalty import Measure, Total
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unequal, Unknown, has_parallel_layers, sharings
-from graphreg.runtime.runtime_module import Drawing, Rules
+from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.runtime.sharding import parallelized_uncalled
 from graphreg.runtime.splice import SpliceRule
 from graphreg.torch_internals import BatchNormBase, world_size
@@ -103,7 +103,7 @@ class RankMesh:
         """The dimensions along which ranks draw different masks: none with ``one_batch``, where they draw parts of the same masks."""
         return () if self.one_batch else self.data
 
-    def cuts(self, root: nn.Module) -> dict[Drawing, tuple[Cut, ...]]:
+    def cuts(self, root: nn.Module) -> dict[DrawingRule, tuple[Cut, ...]]:
         """Return, for each runtime module that draws, the axes of its value that ranks divide. ``root``: the rewritten module.
 
         Raises:
@@ -113,10 +113,10 @@ class RankMesh:
         """
         if self.tensor and (uncalled := parallelized_uncalled(root)):
             raise GraphRegError(uncalled)
-        found, chosen = dict[Drawing, tuple[Cut, ...]](), self._chosen(_sites(root))
+        found, chosen = dict[DrawingRule, tuple[Cut, ...]](), self._chosen(_sites(root))
         for rule, site, sharing in self._shared(root):
             axes = self._axes(rule, site, sharing, chosen.get(site))
-            if isinstance(rule, Drawing):
+            if isinstance(rule, DrawingRule):
                 cuts = [self._cut(name, 0) for name in self._ordered(self.data) if self.one_batch]
                 found[rule] = (*cuts, *(self._cut(name, axis) for name, axis in axes.items()))
                 _require(rule, found[rule])
@@ -126,7 +126,7 @@ class RankMesh:
             found[rule] = ()
         return found
 
-    def _shared(self, root: nn.Module) -> Iterator[tuple[Drawing | Measure | Total, str, Sharing]]:
+    def _shared(self, root: nn.Module) -> Iterator[tuple[DrawingRule | Measure | Total, str, Sharing]]:
         """Yield each runtime module that reads values, the name of each value's site, and how ranks share the value."""
         state = state_of(root)
         for graph in state.graphs.values() if state is not None else ():
@@ -136,7 +136,7 @@ class RankMesh:
                 if addition is None or node.op != "call_module":
                     continue
                 rule = root.get_submodule(str(node.target))
-                if isinstance(rule, Drawing) and not (isinstance(rule, SpliceRule) and rule.on_parameter):
+                if isinstance(rule, DrawingRule) and not (isinstance(rule, SpliceRule) and rule.on_parameter):
                     yield rule, rule.site, known(node.all_input_nodes[0])
                 elif isinstance(rule, (Measure, Total)) and rule.regularizer.on == "values":
                     for read in filter(_is_value, node.all_input_nodes):
@@ -153,7 +153,7 @@ class RankMesh:
         return sharings(root, graph, self.tensor[0]).__getitem__
 
     def _axes(
-        self, rule: Drawing | Measure | Total, site: str, sharing: Sharing, given: Mapping[str, Any] | None
+        self, rule: DrawingRule | Measure | Total, site: str, sharing: Sharing, given: Mapping[str, Any] | None
     ) -> dict[str, int]:
         """Return which axes of the value at a site ranks divide, by the dimension of the mesh.
 
@@ -179,7 +179,7 @@ class RankMesh:
             "part. Leave the site out; or let the layer return a DTensor (use_local_output=False), which is measured as a whole."
         )
 
-    def _ask(self, rule: Drawing | Measure | Total, site: str, sharing: Unknown) -> str:
+    def _ask(self, rule: DrawingRule | Measure | Total, site: str, sharing: Unknown) -> str:
         each = ", ".join(f"{name!r}: Shard(-1)" for name in self.tensor)
         return (
             f"{rule.description}: how the ranks of {listed(list(self.tensor))} share the value is not known: it {sharing.why}. Say it: "
@@ -217,7 +217,7 @@ def rank_notes(rules: Rules) -> list[str]:
         return ["ranks: all draw the same masks"]
     sites: dict[str, list[str]] = {}
     for child in rules.children():
-        if isinstance(child, Drawing) and child.cuts:
+        if isinstance(child, DrawingRule) and child.cuts:
             dimensions = [f"{cut.name!r} (axis {cut.axis})" for cut in child.cuts]
             sites.setdefault(" and ".join(dimensions), []).append(child.site)
     lines = [f"ranks: at {', '.join(at)}, the ranks of {ranks} draw parts of one mask" for ranks, at in sites.items()]
@@ -251,7 +251,7 @@ def batch_notes(module: nn.Module, rules: Rules, plan: Plan) -> list[str]:
 def unplace(rules: Rules) -> None:
     """For a graph that was made after ``set_ranks`` was called: let all that draws raise an error until ``set_ranks`` is called again."""
     for child in rules.children():
-        if isinstance(child, Drawing):
+        if isinstance(child, DrawingRule):
             child.cuts = None
 
 
@@ -275,7 +275,7 @@ def _sites(root: nn.Module) -> list[Site]:
     return list(dict.fromkeys([*sites, *(native.dropout.site for native in plan.native_dropout)]))
 
 
-def _require(rule: Drawing, cuts: Sequence[Cut]) -> None:
+def _require(rule: DrawingRule, cuts: Sequence[Cut]) -> None:
     """Raise RegularizerError if a runtime module cannot draw for a part of its value. ``cuts``: how ranks divide the value."""
     if not cuts:
         return

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor, fx, nn
 
 from graphreg.blocks import new_owner, opened, outlined, with_blocks
-from graphreg.compiler import LOWERED, Lowering
+from graphreg.compiler import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import (
     IGNORED,
@@ -27,7 +27,7 @@ from graphreg.ir import (
     CallStructures,
     CallText,
     ModelFacts,
-    State,
+    ModuleRecord,
     check_arguments,
     check_names,
     freeze,
@@ -84,7 +84,7 @@ class RewrittenModule(fx.GraphModule):
         structures: CallStructures | None = None,
         checkpoints: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
-        """``owner``, ``structures`` and ``checkpoints`` are as in ``State``.
+        """``owner``, ``structures`` and ``checkpoints`` are as in ``ModuleRecord``.
 
         If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
@@ -146,7 +146,7 @@ class RewrittenModule(fx.GraphModule):
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 
-    def lowering(self) -> Lowering:
+    def lowering(self) -> LayerLowering:
         """Return how the module's recurrent layers are lowered when it is compiled."""
         return lowering(self)
 
@@ -298,26 +298,26 @@ def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule
     return _blank(class_name)
 
 
-def lowering(module: RewrittenModule) -> Lowering:
+def lowering(module: RewrittenModule) -> LayerLowering:
     """Return how a module's recurrent layers are lowered when it is compiled."""
-    return Lowering(module, _known(module).graphs.values())
+    return LayerLowering(module, _known(module).graphs.values())
 
 
-def _known(module: nn.Module) -> State:
+def _known(module: nn.Module) -> ModuleRecord:
     state = state_of(module)
     if state is None:
         raise GraphRegError("this module is incomplete: torch.fx or pickle is still constructing it.")
     return state
 
 
-def _state(model: nn.Module, specialized: dict[str, Any]) -> State:
+def _state(model: nn.Module, specialized: dict[str, Any]) -> ModuleRecord:
     if (existing := state_of(model)) is not None:
-        return State(dataclasses.replace(existing.model, specialized=specialized), (model,))
+        return ModuleRecord(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
     # If the root overrides train(), for example to keep a backbone frozen, RewrittenModule.train calls the root's method.
     trainer = (model,) if kind.train is not nn.Module.train else ()
-    return State(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
+    return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:

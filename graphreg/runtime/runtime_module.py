@@ -1,4 +1,4 @@
-"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``Drawing``, the base of those that draw.
+"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``DrawingRule``, the base of those that draw.
 
 A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
 strengths as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
@@ -109,7 +109,7 @@ class Rules(nn.Module):
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
             # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
-            key.always = any(child.always for child in placed if not isinstance(child, Drawing))
+            key.always = any(child.always for child in placed if not isinstance(child, DrawingRule))
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Add the parameters of regularizers alone: the rest of the user's state_dict and its metadata stay as they are."""
@@ -299,7 +299,7 @@ class RuntimeModule(nn.Module):
         return self
 
 
-class Drawing(RuntimeModule):
+class DrawingRule(RuntimeModule):
     """A runtime module that draws at a site. ``slot``: its row of the keys; ``path``: the path of the module whose mode it follows."""
 
     site: str

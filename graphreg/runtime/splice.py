@@ -15,14 +15,14 @@ from graphreg.regularizer import Splice, called, is_proven, shared_axes
 from graphreg.rng import CallPlace, Noise, Window, compiling, in_plain_eager, recomputes
 from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
-from graphreg.runtime.runtime_module import WIDE, Drawing, LayerMode, accumulation, element_of
+from graphreg.runtime.runtime_module import WIDE, DrawingRule, LayerMode, accumulation, element_of
 from graphreg.runtime.shards import on_shards
 from graphreg.torch_internals import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
 
 
-class SpliceRule(Drawing):
+class SpliceRule(DrawingRule):
     """Runs a splice at a site. The splice acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
 
     It does not act in a block of ``noise_off``.

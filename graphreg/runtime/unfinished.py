@@ -17,13 +17,13 @@ from graphreg.torch_internals import disable
 Back = Callable[[], None]
 
 
-class _Thread(threading.local):
+class _RunningCall(threading.local):
     """``call``: what the call that runs in this thread has counted, as functions that take it back; None if no call runs."""
 
     call: list[Back] | None = None
 
 
-running = _Thread()
+running = _RunningCall()
 
 
 @disable()

@@ -20,7 +20,7 @@ from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, liste
 from graphreg.ir import Missing
 from graphreg.planning import OWN_DROPOUT, OwnDropout, Plan
 from graphreg.regularizer import Regularizer
-from graphreg.runtime import Asked, AttachRule, ClockRule, Drawing, RankMesh, Rules, State, check_scale
+from graphreg.runtime import Asked, AttachRule, ClockRule, DrawingRule, RankMesh, Rules, State, check_scale
 from graphreg.schedules import Schedule
 from graphreg.session.saved import checked_state, clock_of_state, written_state
 from graphreg.session.streams import CallClock, Streams
@@ -273,7 +273,7 @@ class Session:
         found = {rule: cuts for root in roots for rule, cuts in ranks.cuts(root).items()} if isinstance(ranks, RankMesh) else {}
         self.streams.set_ranks(ranks)
         for child in (child for rules in self._graphs() for child in rules.children()):
-            if isinstance(child, Drawing):
+            if isinstance(child, DrawingRule):
                 child.cuts = found.get(child, ())
 
     def counters(self) -> list[Any]:

@@ -14,7 +14,7 @@ from graphreg.stages.counterparts import Found, counterparts, read_in_whole
 from graphreg.stages.paths import Paths, tensor_names
 from graphreg.tracing import Traced
 
-Names = Mapping[str, str | None]  # names in a stage -> names in the whole model; None for a value that the whole model does not have
+WholeNames = Mapping[str, str | None]  # names in a stage -> names in the whole model; None for a value that the whole model does not have
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StageTrace:
     opaque: tuple[str, ...]
 
 
-def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
+def named_as_in_whole(stage: Traced, whole: Traced, names: WholeNames) -> StageTrace:
     """Name the values and parameters of a stage as in the whole model. The labels of the nodes of ``stage`` are changed.
 
     Raises:
@@ -63,7 +63,7 @@ def named_as_in_whole(stage: Traced, whole: Traced, names: Names) -> StageTrace:
     return StageTrace(traced, frozenset(found.received), reads, found.uncertain, found.strange, tuple(found.opaque))
 
 
-def _told_apart(stage: Traced, whole: Traced, names: Names) -> tuple[dict[str, str], Names]:
+def _told_apart(stage: Traced, whole: Traced, names: WholeNames) -> tuple[dict[str, str], WholeNames]:
     """Split ``names`` into the entries for modules and tensors, and the entries for values."""
     ours, theirs = ({*each.operations.modules, *tensor_names(each.model)} for each in (stage, whole))
     our_values, their_values = ({own_name(n) for graph in each.graphs.values() for n in graph.nodes} - {""} for each in (stage, whole))
@@ -107,7 +107,7 @@ def _shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
 class _Names:
     """Labels the graphs of a stage. ``names``: the values whose names the user has given."""
 
-    def __init__(self, stage: Traced, whole: Traced, paths: Paths, names: Names) -> None:
+    def __init__(self, stage: Traced, whole: Traced, paths: Paths, names: WholeNames) -> None:
         self.stage, self.whole, self.paths, self.names = stage, whole, paths, names
         self.constants = {*stage.constants, *whole.constants}
         self.values = {site.name: site for site in stage.values}

@@ -34,7 +34,7 @@ def perceptron() -> Example:
     return Example(nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)), torch.randn(5, 4))
 
 
-class Reader(nn.Module):
+class TokenReader(nn.Module):
     """Embeds tokens and runs a recurrent layer. Sites: word, rnn, head."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def convolution() -> Example:
 MADE: tuple[Callable[[], Example], ...] = (
     perceptron,
     convolution,
-    lambda: Example(Reader(), torch.tensor([[0, 1, 2, 3], [4, 5, 6, 8], [1, 1, 7, 0]])),
+    lambda: Example(TokenReader(), torch.tensor([[0, 1, 2, 3], [4, 5, 6, 8], [1, 1, 7, 0]])),
     lambda: Example(Loop(), torch.randn(5, 4)),
     lambda: Example(Residual(), torch.randn(5, 4)),
     lambda: Example(Attention(), torch.randn(3, 4, 4)),

@@ -15,7 +15,7 @@ from graphreg.torch_internals.other_threads import only_here
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import quiet
 
-ModuleCall = Callable[..., Any]  # a method ``call_module``, with the arguments (tracer, module, forward, args, kwargs)
+CallModule = Callable[..., Any]  # a method ``call_module``, with the arguments (tracer, module, forward, args, kwargs)
 
 _PRINTS = "torch.export._trace"  # imported when it is needed, because it imports Dynamo, which takes a second
 
@@ -25,7 +25,7 @@ SPECIALIZED_LOGGER = "torch._export.non_strict_utils"  # logs each size that tor
 SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs each failure of torch's solver of inequalities
 
 
-def take_module_calls(changes: Changes, around: Callable[[ModuleCall], ModuleCall]) -> None:
+def take_module_calls(changes: Changes, around: Callable[[CallModule], CallModule]) -> None:
     """Replace the method ``call_module`` of torch.export's tracer by ``around(call_module)``, until the block of ``changes`` ends.
 
     graphreg must know which operators belong to the call of a module. torch.export's graph contains only operators, and torch.export has no

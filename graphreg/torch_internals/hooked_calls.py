@@ -25,7 +25,7 @@ plain_call: Callable[..., Any] = nn.Module._call_impl
 # and gathers them when the gradient of any result comes. The composable checkpoint calls the module again in backward.
 _MACHINERY = (CAPTURING, "torch.distributed.fsdp", "torch.distributed._composable")
 Hook = Callable[..., Any]
-Chosen = Callable[[Hook], bool]
+HookChoice = Callable[[Hook], bool]
 
 
 def is_users_hook(hook: Hook) -> bool:
@@ -60,7 +60,7 @@ def hooks_take_keywords(module: nn.Module) -> bool:
     return bool(module._forward_hooks_with_kwargs or module._forward_pre_hooks_with_kwargs or globally)
 
 
-def call_with_hooks(module: nn.Module, chosen: Chosen, call: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
+def call_with_hooks(module: nn.Module, chosen: HookChoice, call: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
     """Return ``call(args, kwargs)``, with those hooks of a module around it that ``chosen`` chooses."""
     before = _chosen(chosen, module_functions._global_forward_pre_hooks, module._forward_pre_hooks)
     after = _chosen(chosen, module_functions._global_forward_hooks, module._forward_hooks)
@@ -103,5 +103,5 @@ def call_with_hooks(module: nn.Module, chosen: Chosen, call: Callable[[Any, Any]
         raise
 
 
-def _chosen(chosen: Chosen, *hooks: Mapping[int, Hook]) -> list[tuple[int, Hook]]:
+def _chosen(chosen: HookChoice, *hooks: Mapping[int, Hook]) -> list[tuple[int, Hook]]:
     return [(key, hook) for key, hook in chain.from_iterable(each.items() for each in hooks) if chosen(hook)]

@@ -20,12 +20,12 @@ from typing import Any
 _MISSING = object()
 
 
-class _Thread(threading.local):
+class _CurrentChanges(threading.local):
     outermost: Changes | None = None
     handled: BaseException | None = None  # the exception that was being handled when ``outermost`` was set
 
 
-_thread = _Thread()
+_thread = _CurrentChanges()
 
 
 class _Change:

@@ -32,7 +32,7 @@ def regions() -> tuple[bool, ...]:
     return _grad(), _inference(), _autocast("cpu"), _autocast("cuda")
 
 
-class _Thread(threading.local):
+class _ThreadDraws(threading.local):
     """Counts of a thread's draws and seedings. In each pair, the first entry is for Python's generator, the second for torch's.
 
     Attributes:
@@ -52,12 +52,12 @@ class _Thread(threading.local):
     in_doubt: bool | None = None
 
 
-_thread = _Thread()
+_thread = _ThreadDraws()
 
 
 @dataclass(frozen=True, eq=False)
 class Randomness:
-    """A record of the present states of Python's and torch's generators, and of this thread's counts (see ``_Thread``).
+    """A record of the present states of Python's and torch's generators, and of this thread's counts (see ``_ThreadDraws``).
 
     The counts are needed because all threads share the generators: a changed state does not show which thread has drawn. Two records are
     equal if, between them, this thread has drawn from neither generator, and has not seeded torch's generator.

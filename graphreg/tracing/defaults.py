@@ -19,8 +19,9 @@ _WITH_TEXT = (float, int, bool, complex, str, bytes, type(None), torch.dtype, to
 def placeholder_default(parameter: inspect.Parameter) -> tuple[Any, ...]:
     """Return the default of a placeholder, as the arguments of its node: none if the parameter has no default.
 
-    The emitted code must write it as text, and a tensor, a function or an object has none. Such a default becomes None. That is only for
-    show: an argument whose default is a tensor gets it from ``keep_default``, and the others are specialized.
+    The emitted code must write it as text, and a tensor, a function or an object has none. Such a
+    default becomes None. That is only for show: an argument whose default is a tensor gets it from
+    ``keep_default``, and the others are specialized.
     """
     if parameter.default is parameter.empty:
         return ()
@@ -36,9 +37,11 @@ def keep_default(placeholder: fx.Node, parameter: inspect.Parameter) -> None:
 def plain_value(value: Any) -> Any:
     """Return what a number or string of a class of its own, such as one of numpy, is to an operation; None for any other value.
 
-    The code of a graph writes values as ``repr`` does, and for such a value that may be a name that the code does not know.
+    The code of a graph writes values as ``repr`` does, and for such a value that may be a name that
+    the code does not know.
     """
-    if isinstance(value, Enum) or type(value) is ChangingNumber:  # whose plain value no graph may have
+    # whose plain value no graph may have
+    if isinstance(value, Enum) or type(value) is ChangingNumber:
         return None
     if type(value).__module__ == "numpy" and isinstance(value, Number):
         return value.item()  # type: ignore[attr-defined]

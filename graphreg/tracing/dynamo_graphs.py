@@ -10,7 +10,8 @@ from torch import nn
 from graphreg.torch_internals import backend_in, compile_record_of, function_in
 from graphreg.tracing.trace import Traced
 
-# torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the object has the backend.
+# torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the
+# object has the backend.
 BACKEND = "graphreg_backend"
 
 

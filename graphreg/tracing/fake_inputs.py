@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call
@@ -33,7 +33,8 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
     """Turn example inputs into positional and keyword arguments. Return None for None.
 
     Args:
-        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg also a ``GivenCall``.
+        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None; within graphreg
+            also a ``GivenCall``.
         called: The name of the option, for errors.
 
     Raises:
@@ -51,14 +52,12 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
             + (" torch.as_tensor converts an array to a tensor." if hasattr(example_inputs, "__array__") else "")
         )
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
-    if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) and not _is_numpy_number(value) for value in values):
-        raise TraceError(f"{called} carry an array that is not a tensor. Convert it with torch.as_tensor.")
+    for value in values:
+        # A number of numpy cannot change, and is specialized as a number of Python is.
+        is_number = any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__)
+        if hasattr(value, "__array__") and not isinstance(value, torch.Tensor) and not is_number:
+            raise TraceError(f"{called} carry an array that is not a tensor. Convert it with torch.as_tensor.")
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
-
-
-def _is_numpy_number(value: Any) -> bool:
-    """Return whether a value is a number of numpy, which cannot change, and is specialized as a number of Python is."""
-    return any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__)
 
 
 def no_shape(call: Arguments) -> str:
@@ -69,7 +68,9 @@ def no_shape(call: Arguments) -> str:
     return f" They are the arguments of a call, such as torch.randn({', '.join(map(str, values))}), and not the shape of one."
 
 
-def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
+def propagate(
+    model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]
+) -> None:
     """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
     Args:
@@ -140,7 +141,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         with fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
-            _ShapeRecorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
+            _ShapeRecorder(twin.eval() if mode == "eval" else twin, graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
     return True
@@ -156,11 +157,6 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
             f"({first_line(error)}). Its forward takes a decision that a trace cannot follow, such as isinstance on a value. Move that "
             "step into a submodule of its own, which then becomes an opaque module."
         ) from error
-
-
-def _in_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Put a model in eval mode if ``mode`` is ``"eval"``, and return the model."""
-    return model.eval() if mode == "eval" else model
 
 
 class _ShapeRecorder(fx.Interpreter):

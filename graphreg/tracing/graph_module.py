@@ -1,8 +1,9 @@
 """Takes the graph of a GraphModule that the user gives, and names its values as in the model from which it was traced.
 
-torch.fx writes to each node the stack of module calls in which the node was made. The stacks show in which module a function was called
-(``layer1.0.add``), and which value is the output of a module that has no node of its own (``layer1.0``). A value that a later pass over
-the graph added has no stack, so its name is that of its operation.
+torch.fx writes to each node the stack of module calls in which the node was made. The stacks show
+in which module a function was called (``layer1.0.add``), and which value is the output of a module
+that has no node of its own (``layer1.0``). A value that a later pass over the graph added has no
+stack, so its name is that of its operation.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import fx, nn
 
 from graphreg.ir import (
     BufferConstants,
-    Graphs,
     Label,
+    ModeGraphs,
     ModuleCall,
     Namer,
     add_label,
@@ -29,26 +30,21 @@ from graphreg.ir import (
 )
 
 
-def labelled_graphs(model: fx.GraphModule) -> Graphs:
+def labelled_graphs(model: fx.GraphModule) -> ModeGraphs:
     """Return copies of the module's graphs in which every node is labelled. Labels that an earlier trace wrote stay."""
-    _settle_modes(model)
+    # In place of each submodule that the graph does not call as a whole, a GraphModule has a plain
+    # nn.Module. torch.fx leaves it in train mode even if the model is in eval mode, but a splice in
+    # the submodule must follow the submodule's own mode: that of its children.
+    for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
+        within = [child.training for child in module.children()] or [model.training]
+        module.training = module.training and any(within)
+
     state = state_of(model)
     graphs = state.graphs if state is not None else {"both": model.graph}
     copies = {mode: copy.deepcopy(graph) for mode, graph in graphs.items()}
     for graph in copies.values():
         _label(graph, model)
     return copies
-
-
-def _settle_modes(model: fx.GraphModule) -> None:
-    """Put each plain ``nn.Module`` into eval mode if all its children are in eval mode, or if it has none and the model is in eval mode.
-
-    In a GraphModule, torch.fx puts such a module in place of each submodule that the graph does not call as a whole. It leaves the plain
-    module in train mode even if the model is in eval mode. But a splice in the submodule must follow the submodule's own mode.
-    """
-    for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
-        within = [child.training for child in module.children()] or [model.training]
-        module.training = module.training and any(within)
 
 
 def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
@@ -58,8 +54,11 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
     constants = BufferConstants({name for name, _ in model.named_buffers(remove_duplicate=False)})
     named = {node for node in graph.nodes if _keeps_labels(node, namer)}
     for node in graph.nodes:
-        if node in named or node.op == "output" or _reads_mode(node):
+        # What reads a mode, or chooses a literal by it, is no value of the model: a trace adds it.
+        reads_mode = node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
+        if node in named or node.op == "output" or reads_mode:
             continue
+
         calls = _calls(node)
         scope = calls[-1].path if calls and node.op != "call_module" else ""
         if constants.take(node):
@@ -73,11 +72,6 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
     """Return whether a node has labels that no earlier node has. A pass may have copied a node together with its labels."""
     return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
-
-
-def _reads_mode(node: fx.Node) -> bool:
-    """Return whether a node reads a mode, or chooses a literal by it. Such nodes are no values of the model: a trace adds them."""
-    return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 
 def _calls(node: fx.Node) -> list[ModuleCall]:

@@ -40,7 +40,8 @@ def model_globals(root: nn.Module) -> list[Globals]:
 def isinstance_answered(places: Iterable[Globals], answer: Callable[[object, Any], bool] | None = None) -> Iterator[None]:
     """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
 
-    They do so in code whose globals are in ``places``. ``isinstance`` also works in ``torch.is_tensor`` and ``torch.jit.isinstance``.
+    They do so in code whose globals are in ``places``. ``isinstance`` also works in
+    ``torch.is_tensor`` and ``torch.jit.isinstance``.
 
     ``answer``: what code calls in place of ``isinstance``, by default ``traced_isinstance``.
     """
@@ -104,7 +105,8 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
     """Return the global namespaces of this code, and further ones that the variables in these namespaces lead to.
 
-    A further namespace must belong to a package of this code, to a package of a function or class in its namespaces, or to no package.
+    A further namespace must belong to a package of this code, to a package of a function or class
+    in its namespaces, or to no package.
     """
     waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
     imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not issubclass(type(v), types.ModuleType))
@@ -112,7 +114,8 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
     namespaces = {id(place): place for place in waiting}
     seen = set(namespaces)
     while waiting:
-        # A namespace may have thousands of entries, but they lead to few namespaces: find these first.
+        # A namespace may have thousands of entries, but they lead to few namespaces: find these
+        # first.
         for place in _distinct_globals(list(waiting.pop().values())):
             if id(place) not in seen:
                 seen.add(id(place))
@@ -140,7 +143,8 @@ def _is_foreign(place: Globals) -> bool:
 
 def _globals_of(thing: Any) -> Globals | None:
     """Return the namespace of a module, the globals of a function (unwrapped), or those of the module that defines a class."""
-    # by ``type``, because ``isinstance`` may run code of the user's: a ``__class__`` that is a property
+    # by ``type``, because ``isinstance`` may run code of the user's: a ``__class__`` that is a
+    # property
     if issubclass(type(thing), types.ModuleType):
         variables: Globals = vars(thing)
         return variables
@@ -167,7 +171,8 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    # Here the name of the attribute tells the type. To read ``traced.node``, as below, would add a node to the graph.
+    # Here the name of the attribute tells the type. To read ``traced.node``, as below, would add a
+    # node to the graph.
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)

@@ -5,32 +5,34 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, shown
 from graphreg.ir import Names, Selector, Site, fixed, select, strings
+from graphreg.regularizer import On
 from graphreg.torch_internals import collector_at_rest, raise_interrupt
 from graphreg.tracing.dynamo_graphs import CapturedGraphs, captured_by
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.trace import FrontEnd, Traced, trace
 
-On = Literal["values", "parameters"]
-
 
 def trace_to_show(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
     """Trace a model to list or draw it. Without example inputs, use those that its library gives, if the model runs on them.
 
-    A module that is trained should not be made from such a trace, because its arguments are fixed to those of the library's inputs.
+    A module that is trained should not be made from such a trace, because its arguments are fixed
+    to those of the library's inputs.
     """
     usual = usual_inputs(model) if example_inputs is None else None
     if usual is not None:
         inputs, what = usual
         try:
-            traced = trace(model, inputs, front_end, prove=False)  # these inputs may be large, and nothing is trained with the graph
-        except Exception as error:  # the model may be built for other inputs, and then fails in its own way
+            # these inputs may be large, and nothing is trained with the graph
+            traced = trace(model, inputs, front_end, prove=False)
+        except Exception as error:
+            # the model may be built for other inputs, and then fails in its own way
             raise_interrupt(error)
         else:
             return replace(traced, notes=(*traced.notes, f"example inputs: {what}"), unproved={})
@@ -40,7 +42,8 @@ def trace_to_show(model: nn.Module, example_inputs: Any = None, front_end: Front
 def usual_inputs(model: nn.Module) -> tuple[Any, str] | None:
     """Return the inputs that a model's library gives for it, and where they are from; None if there are none that its forward takes.
 
-    They are ``model.dummy_inputs`` of transformers, and a tensor of the size in ``model.default_cfg`` of timm.
+    They are ``model.dummy_inputs`` of transformers, and a tensor of the size in
+    ``model.default_cfg`` of timm.
     """
     try:
         dummy, config = getattr(model, "dummy_inputs", None), getattr(model, "default_cfg", None)
@@ -72,15 +75,18 @@ def names(
     """List the sites of a model with name, op, shape, dtype and role.
 
     Args:
-        model_or_traced: The model, or a trace of it; or what ``torch.compile`` made of a model with a backend of graphreg's, or this
+        model_or_traced: The model, or a trace of it; or what ``torch.compile`` made of a model with
+            a backend of graphreg's, or this
             backend: then, the sites of the graphs that were captured so far.
-        example_inputs: As in ``trace``. Without them, a model of transformers is traced with its ``dummy_inputs``, and a model of timm
-            with the input size in its ``default_cfg``.
+        example_inputs: As in ``trace``. Without them, a model of transformers is traced with its
+            ``dummy_inputs``, and a model of timm with the input size in its ``default_cfg``.
         front_end: As in ``trace``.
-        backend: With ``graphreg.backend()``, list the sites of the graphs that torch.compile captures in one call of a copy of the model
-            with the example inputs, in the mode in which the model is.
-        select: List only the sites that this selector selects: a string, several strings, or a function of a site. A lone ``"*"`` means
-            the hidden values; with ``on="parameters"``, all parameters.
+        backend: With ``graphreg.backend()``, list the sites of the graphs that torch.compile
+            captures in one call of a copy of the model with the example inputs, in the mode in
+            which the model is.
+        select: List only the sites that this selector selects: a string, several strings, or a
+            function of a site. A lone ``"*"`` means the hidden values; with ``on="parameters"``,
+            all parameters.
         on: With ``select``: select only among ``"values"`` or only among ``"parameters"``.
         all: List also what is no tensor, such as sizes, which no regularizer can act on.
 

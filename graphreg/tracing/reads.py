@@ -21,7 +21,8 @@ from graphreg.torch_internals import Changes, skip_frame
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_own, reachable_code
 from graphreg.tracing.side_effects.state_places import content
 
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # the attributes that every module has; none of them is recorded
+# the attributes that every module has; none of them is recorded
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 WHOLE = "__dict__"  # stands for all attributes of an object
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _NOT_ENTERED = (
@@ -36,18 +37,20 @@ _NOT_ENTERED = (
     bytes,
     enum.Enum,
 )
-_CHANGEABLE = 1 << 9, 1 << 8  # the flags of a class that Python code made, and of a class whose attributes cannot be set
-# The code of these packages reads much and decides nothing, or nothing but by what is compared anyway: registries and classes.
+# the flags of a class that Python code made, and of a class whose attributes cannot be set
+_CHANGEABLE = 1 << 9, 1 << 8
+# The code of these packages reads much and decides nothing, or nothing but by what is compared
+# anyway: registries and classes.
 _TRACERS = ("graphreg.", "torch.fx", "torch.export", "torch._", "torch.utils", "torch.nn.modules.module")
 _ANSWERING = ("graphreg.tracing.isinstance_patch", "graphreg.tracing.symbolic.questions")
 _COPIERS = ("copy", "copyreg", "pickle")
 
 
-class _Thread(threading.local):
+class _Recording(threading.local):
     paused = False  # whether the code that runs is that of a proof, and not of a trace
 
 
-_thread = _Thread()
+_thread = _Recording()
 
 
 @contextmanager
@@ -69,10 +72,12 @@ class Reads:
 
     def __init__(self) -> None:
         self.code = ReachableCode()
-        self._read: dict[int, set[str]] = {}  # by the id of the owner; a name that was absent counts as read, too
+        # by the id of the owner; a name that was absent counts as read, too
+        self._read: dict[int, set[str]] = {}
         self._written: dict[int, set[str]] = {}
         self._refused: set[type] = set()
-        self._owners: dict[int, Any] = {}  # keeps the owners alive, so that no other object gets their ids
+        # keeps the owners alive, so that no other object gets their ids
+        self._owners: dict[int, Any] = {}
 
     def of(self, owner: Any) -> frozenset[str]:
         """Return the names that code read before it wrote them. ``WHOLE`` is among them if it read the whole ``__dict__``."""
@@ -105,7 +110,8 @@ class Reads:
                 try:
                     changes.put(kind, "__getattribute__", self._reading(cast(Any, kind).__getattribute__, watch, thread))
                     changes.put(kind, "__setattr__", self._writing(cast(Any, kind).__setattr__, thread))
-                except (AttributeError, TypeError):  # its metaclass does not let anybody set attributes
+                except (AttributeError, TypeError):
+                    # its metaclass does not let anybody set attributes
                     self._refused.add(kind)
 
             watch(nn.Module)
@@ -173,7 +179,8 @@ def inside(value: Any) -> list[Any]:
     """
     kind = type(value)
     if issubclass(kind, dict):
-        base = OrderedDict if issubclass(kind, OrderedDict) else dict  # only its own methods know its order
+        # only its own methods know its order
+        base = OrderedDict if issubclass(kind, OrderedDict) else dict
         return [*base.keys(value), *base.values(value)]
     for each in _SEQUENCES:
         if issubclass(kind, each):
@@ -206,12 +213,14 @@ def _held(value: Any) -> list[Any]:
 def _decides(name: str, frame: types.FrameType) -> bool:
     """Return whether an access counts: one by the code that is traced, and not by a tracer, a copy or a pickle.
 
-    The whole ``__dict__`` is read by much of Python's and torch's own code, and then decides nothing.
+    The whole ``__dict__`` is read by much of Python's and torch's own code, and then decides
+    nothing.
     """
     if _thread.paused:
         return False
     reader = str(frame.f_globals.get("__name__", ""))
-    while reader.startswith(_ANSWERING) and frame.f_back is not None:  # ``hasattr`` and the like, which a trace replaces
+    # ``hasattr`` and the like, which a trace replaces
+    while reader.startswith(_ANSWERING) and frame.f_back is not None:
         frame = frame.f_back
         reader = str(frame.f_globals.get("__name__", ""))
     if name == WHOLE and frame.f_code.co_name == "__dir__":  # dir(module)

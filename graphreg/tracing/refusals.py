@@ -29,15 +29,19 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
             "deeply, or a function calls itself until a tensor has a certain value, and a trace has no values. If the depth is intended, "
             "raise the limit (sys.setrecursionlimit)."
         )
+
     why = str(error).strip() or type(error).__name__
     if why == CHECKPOINTS:
         return f"{begin} ({why}). {CURE[0].upper()}{CURE[1:]}."
-    if isinstance(error, fx.proxy.TraceError):  # the other sentences explain torch.fx.Proxy, which a user of graphreg does not see
+    # the other sentences explain torch.fx.Proxy, which a user of graphreg does not see
+    if isinstance(error, fx.proxy.TraceError):
         why = why.partition(". ")[0]
+
     step = (
         "ove that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "
         "If the step branches on a tensor's values, branch on a constant instead."
     )
+
     if examples:
         return f"{begin} ({why}). M{step}"
     return (

@@ -1,6 +1,7 @@
 """Decisions on shapes: if a forward needs a size as a Python number (``if h != w``, ``range(n)``), it gets that of the example inputs.
 
-The graph asserts the value that Python got. For inputs that give another value, it raises an error instead of taking the wrong branch.
+The graph asserts the value that Python got. For inputs that give another value, it raises an error
+instead of taking the wrong branch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ KINDS: dict[str, type] = {
 class NeedsFunctionTable(BaseException):
     """Ends a trace that needs fake tensors before Dynamo's function table exists. The caller makes the table and traces again.
 
-    ``make_function_table`` says why. This is a BaseException, so that an ``except Exception`` in the forward does not catch it.
+    ``make_function_table`` says why. This is a BaseException, so that an ``except Exception`` in
+    the forward does not catch it.
     """
 
 
@@ -131,7 +133,8 @@ def in_parts(value: Any, name: str) -> None:
         )
 
 
-DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute)  # these raise OtherInputs
+# these raise OtherInputs
+DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute)
 
 
 def decisions(graph: fx.Graph) -> list[str]:
@@ -156,9 +159,12 @@ class DecisionTracer(fx.Tracer):
     Attributes:
         examples: The example inputs by argument name.
         sizes: The nodes whose values are numbers or shapes.
-        evaluating: Whether operations and modules run now to compute an answer, so that they must not be traced.
-        refused: The errors for questions that the trace could not answer, where the model's code may have caught them.
-        assumed_tensors: The names of arguments without an example that were assumed to be tensors, as the keys of a dict, in order.
+        evaluating: Whether operations and modules run now to compute an answer, so that they must
+            not be traced.
+        refused: The errors for questions that the trace could not answer, where the model's code
+            may have caught them.
+        assumed_tensors: The names of arguments without an example that were assumed to be tensors,
+            as the keys of a dict, in order.
     """
 
     def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
@@ -209,7 +215,8 @@ class DecisionTracer(fx.Tracer):
     def unpack(self, obj: fx.Proxy, count: int, is_caught: bool) -> Iterator[Any]:
         """Return the items of a value that the forward unpacks into ``count`` variables. The graph asserts that there are as many.
 
-        ``is_caught``: whether the forward may catch the error for another number, so that it decides something by it.
+        ``is_caught``: whether the forward may catch the error for another number, so that it
+        decides something by it.
         """
         if is_caught:
             return iter([obj[i] for i in range(self.length(obj))])  # type: ignore[index]  # fx sets its methods at run time
@@ -295,7 +302,8 @@ class DecisionTracer(fx.Tracer):
 
     def assert_attribute(self, node: fx.Node, name: str, expected: bool) -> None:
         """Make the graph assert whether a value has an attribute."""
-        if node.op == "get_attr" or self._depends_on_input(node):  # somebody may set it on a tensor of the model later
+        # somebody may set it on a tensor of the model later
+        if node.op == "get_attr" or self._depends_on_input(node):
             self._add_unnamed(decided_attribute, node, name, expected)
 
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
@@ -312,7 +320,8 @@ class DecisionTracer(fx.Tracer):
         """Return the value that a proxy has for the examples; the graph asserts it. Call ``refuse`` if it is unknown or of another type."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
-            read = self._parameter(str(source.target)) if source.op == "get_attr" else None
+            owner, _, name = str(source.target).rpartition(".")
+            read = self.root.get_submodule(owner)._parameters.get(name) if source.op == "get_attr" else None
             # Whether a value that is no parameter requires gradients depends on the call.
             return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
@@ -320,11 +329,6 @@ class DecisionTracer(fx.Tracer):
             return refuse()
         self._assert(obj.node, value)
         return value
-
-    def _parameter(self, target: str) -> Any:
-        """Return the parameter at a path, or None."""
-        owner, _, name = target.rpartition(".")
-        return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
         """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""
@@ -359,7 +363,8 @@ class DecisionTracer(fx.Tracer):
         self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):  # UNKNOWN is stored, too, so that each node runs only once
+                # UNKNOWN is stored, too, so that each node runs only once
+                for each in _needed(node, self._values):
                     self._values[each] = self._attempt(each)
             return self._values[node]
         finally:
@@ -371,7 +376,9 @@ class DecisionTracer(fx.Tracer):
             return UNKNOWN
         try:
             return self._run(node)
-        except Exception:  # the node depends on data, or has no fake kernel: the trace fails only if the user's code needs the value
+        except Exception:
+            # the node depends on data, or has no fake kernel: the trace fails only if the user's
+            # code needs the value
             return UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from graphreg.torch_internals import VERSION, is_wrapped, storage_number, version_of, without_functions
 
 StorageKey = int  # identifies a storage
-# attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward), or on whether gradients are recorded
+# attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward),
+# or on whether gradients are recorded
 LEFT_IN_TENSORS = {VERSION, "grad", "grad_fn", "is_leaf", "output_nr", "retains_grad"}
 
 
@@ -27,8 +28,8 @@ class TensorState:
 
     Attributes:
         key: The key of the tensor's storage.
-        geometry: The tensor's shape, strides and offset. Only the shape if the tensor is not strided or if a transform of torch.func has
-            wrapped it; nothing if it is uninitialized.
+        geometry: The tensor's shape, strides and offset. Only the shape if the tensor is not
+            strided or if a transform of torch.func has wrapped it; nothing if it is uninitialized.
         version: torch's version counter of the tensor, which each write in place increases.
     """
 
@@ -65,7 +66,8 @@ class SavedTensor:
     """A copy of the content and geometry that a tensor has before an operation that may write into the tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
-        with without_functions(), torch.no_grad():  # in this order: otherwise torch.export would record the no_grad region
+        # in this order: otherwise torch.export would record the no_grad region
+        with without_functions(), torch.no_grad():
             self.tensor, self.content = tensor, tensor.detach().clone()
             self.shape, self.stride, self.version = tensor.shape, tensor.stride(), version_of(tensor)
             self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0

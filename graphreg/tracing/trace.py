@@ -16,11 +16,11 @@ from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_
 from graphreg.ir import (
     PLACED,
     RULES,
-    Graphs,
     Label,
+    ModeGraphs,
     NativeDropout,
     Operations,
-    Reads,
+    ParameterReads,
     Site,
     check_names,
     contents_of,
@@ -98,7 +98,7 @@ class Traced(RenamedAttributes):
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
     model: nn.Module
-    graphs: Graphs
+    graphs: ModeGraphs
     values: tuple[Site, ...]
     opaque_modules: Mapping[str, str] = field(default_factory=dict)
     specialized: Mapping[str, Any] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Traced(RenamedAttributes):
         return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
 
     @cached_property
-    def parameter_reads(self) -> Mapping[str, Reads]:
+    def parameter_reads(self) -> Mapping[str, ParameterReads]:
         """Where each graph reads the model's parameters: by mode, then by the name of the parameter's site."""
         return {mode: parameter_reads(graph, self.parameters) for mode, graph in self.graphs.items()}
 
@@ -231,17 +231,13 @@ def traced_for_call(
                     traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
                 except NeedsHooks as needed:
                     install_hooks(needed.model, changes)
-        if names := [name.removeprefix("self.") for name in assigned if not _within(name.removeprefix("self."), traced.opaque_modules)]:
+        inside = tuple(f"{path}." for path in traced.opaque_modules)
+        if names := [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():
             record_stacks(graph)
     return traced
-
-
-def _within(name: str, paths: Collection[str]) -> bool:
-    """Return whether an attribute belongs to a module at one of the paths, or inside it."""
-    return any(name.startswith(f"{path}.") for path in paths)
 
 
 def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str]) -> Traced:
@@ -393,7 +389,12 @@ def _traced_by_fx(
 ) -> Traced:
     """Trace with torch.fx. ``watch_draws``: as in ``SiteTracer``."""
     constants = dict[str, torch.Tensor]()
-    shares = _one_twice(bound, specialized)
+
+    # whether two of the example inputs, or of the tensors in them, are one object
+    inputs = [value for name, value in bound.items() if name not in specialized]
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    shares = len(set(map(id, tensors))) < len(tensors)
+
     with model_restored(model) as before:
         found = symbolic(model, specialized, constants, bound, before, watch_draws, False if shares else None)
         if shares:  # the forward may ask whether arguments are one object, which a proxy cannot notice
@@ -464,13 +465,6 @@ def _trace_by_export(
             "graph: torch.compile(model, backend=graphreg.backend(...))."
         ) from error
     return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
-
-
-def _one_twice(bound: Mapping[str, Any], specialized: Mapping[str, Any]) -> bool:
-    """Return whether two of the example inputs, or of the tensors in them, are one object."""
-    inputs = [value for name, value in bound.items() if name not in specialized]
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    return len(set(map(id, tensors))) < len(tensors)
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
@@ -555,16 +549,11 @@ def check_model(model: object) -> None:
         )
 
 
-def _is_empty(value: Any) -> bool:
-    """Return whether a value is an empty container."""
-    return isinstance(value, (tuple, list, dict)) and not value
-
-
 def _is_data(value: Any) -> bool:
     """Return whether an example input holds tensors or is an empty container. If so, it becomes an input of the graph."""
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
-        return any(map(_is_data, items)) or _is_empty(value)
+        return not value or any(map(_is_data, items))
     return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import OtherInputs
-from graphreg.ir import Graphs, Literals, choose, compared, doubt_plain, flat, label_site, name_of, scope_of
+from graphreg.ir import Literals, ModeGraphs, choose, compared, doubt_plain, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
@@ -32,7 +32,7 @@ def _never(graph: fx.Graph) -> None:
     """Stands for a ``Follow`` that is never certain."""
 
 
-def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never) -> Graphs:
+def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never) -> ModeGraphs:
     """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
     For each of the two traces, *every* submodule is put into the mode of the trace, to find everything that depends on a mode. But some
@@ -122,7 +122,7 @@ def _compared_turned(
 def trace_both_modes(
     model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
     earlier: Snapshot | None = None, follow: Follow = _never,
-) -> Graphs:  # fmt: skip
+) -> ModeGraphs:  # fmt: skip
     """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 
     Args:

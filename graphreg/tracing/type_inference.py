@@ -15,15 +15,19 @@ ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
     "ndim": int,
 }  # fmt: skip
-INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # operators that return an integer if all arguments are integers
+# operators that return an integer if all arguments are integers
+INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # operations whose result is a tensor or a bool
+# operations whose result is a tensor or a bool
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
 }  # fmt: skip  # operators that return a tensor if an argument is a tensor
-_PARTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes")  # keywords that say into how many parts
-SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
+# keywords that say into how many parts
+_PARTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes")
+# options that make an operation return several tensors
+SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}
 
 
 def definite_type(node: fx.Node, tracer: Any) -> type | None:
@@ -56,9 +60,16 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
-    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with only a condition, ``where`` returns a tuple of indices
+    # with only a condition, ``where`` returns a tuple of indices
+    if name == "where" and len(node.args) + len(node.kwargs) > 1:
         return torch.Tensor
-    return _type_from_schemas(name) or _type_from_annotation(node.target)
+    if (kind := _type_from_schemas(name)) is not None:
+        return kind
+
+    # a function of torch may be annotated to return a tensor
+    is_torchs = str(getattr(node.target, "__module__", "")).startswith("torch.")
+    annotation = getattr(node.target, "__annotations__", {}).get("return") if is_torchs else None
+    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None
 
 
 def fixed_count(node: fx.Node, operations: Operations) -> int | None:
@@ -96,7 +107,8 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
     """Return the type of a layer's result."""
     if gives_tuple(node, tracer.operations.modules):
         return tuple
-    if isinstance(module, nn.Identity) or is_dropout_module(module):  # such a layer may return its input, whatever that is
+    # such a layer may return its input, whatever that is
+    if isinstance(module, nn.Identity) or is_dropout_module(module):
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
     several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
     if not is_single_operation(module) or several:
@@ -107,8 +119,9 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
 def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
     """Return the type of an item of a value.
 
-    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except in two cases: attention weights may be None, and a
-    recurrent layer that gets a packed sequence returns one.
+    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except in two
+    cases: attention weights may be None, and a recurrent layer that gets a packed sequence returns
+    one.
     """
     source, index = node.args
     if not isinstance(source, fx.Node) or isinstance(index, (str, fx.Node)):
@@ -151,10 +164,3 @@ def _type_from_schemas(name: str) -> type | None:
         return torch.Tensor
     several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in returned]
     return tuple if several and all(several) else None
-
-
-def _type_from_annotation(target: Any) -> type | None:
-    """Return Tensor if a function of torch is annotated to return one, else None."""
-    is_torchs = str(getattr(target, "__module__", "")).startswith("torch.")
-    annotation = getattr(target, "__annotations__", {}).get("return") if is_torchs else None
-    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None

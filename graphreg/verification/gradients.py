@@ -18,11 +18,13 @@ def freed_if_equal(
 ) -> Iterator[None]:
     """In the block, free each parameter's gradient, and the gradient that is expected for it, as soon as the two are found equal.
 
-    Both are None afterwards. Gradients that differ are kept, because the error describes the difference.
+    Both are None afterwards. Gradients that differ are kept, because the error describes the
+    difference.
 
     Args:
         parameters: The parameters by name; a tied one by all its names.
-        expected: The expected gradients. The key of each is ``"the gradient of "`` followed by the parameter's name.
+        expected: The expected gradients. The key of each is ``"the gradient of "`` followed by the
+            parameter's name.
         near: Whether to allow differences by rounding.
     """
     places: dict[nn.Parameter, list[str]] = {}
@@ -36,8 +38,9 @@ def freed_if_equal(
         given, ours = expected[names[0]], parameter.grad
         if ours is None:
             return
-        # The gradient was equal and was freed, but a checkpoint with use_reentrant=True may add to it later. Zeros change nothing and are
-        # freed, too; anything else is a difference and stays.
+        # The gradient was equal and was freed, but a checkpoint with use_reentrant=True may add to
+        # it later. Zeros change nothing and are freed, too; anything else is a difference and
+        # stays.
         if names[0] in freed:
             parameter.grad = None if not ours.any() else ours
         elif given is not None and not difference(given, ours, near):

@@ -1,10 +1,12 @@
 """Tells a difference between two gradients that is one of rounding from one that is not.
 
-Autograd adds the gradients that reach a value in the order in which the value's readers ran. A sum of three has another rounding in another
-order, and the order may change where a splice separates what was one tensor: its result is another one than its input, while a dropout
-in eval mode or an ``nn.Identity`` returns its input itself. So a graph that is the model may have other last bits in its gradients. The
-rounding of a sum depends on the precision, and a fault does not. So the calls are repeated in another precision, and the difference of a
-gradient must shrink, or grow, as the precision does.
+Autograd adds the gradients that reach a value in the order in which the value's readers ran. A sum
+of three has another rounding in another order, and the order may change where a splice separates
+what was one tensor: its result is another one than its input, while a dropout in eval mode or an
+``nn.Identity`` returns its input itself. So a graph that is the model may have other last bits in
+its gradients. The rounding of a sum depends on the precision, and a fault does not. So the calls
+are repeated in another precision, and the difference of a gradient must shrink, or grow, as the
+precision does.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ def in_precision(twin: nn.Module, dtype: torch.dtype) -> nn.Module:
 def is_rounding(here: tuple[Tensor, Tensor], there: tuple[Tensor | None, Tensor | None] | None) -> bool:
     """Return whether the difference between the numbers of two gradients is one of rounding.
 
-    Rounding changes as the epsilon of the dtype does, a fault not at all; the limit lies between the two, at the square root. If the calls
-    could not be repeated, or the difference has vanished in a narrower dtype, the difference must be within ``NEAR`` of ``values.py``.
+    Rounding changes as the epsilon of the dtype does, a fault not at all; the limit lies between
+    the two, at the square root. If the calls could not be repeated, or the difference has vanished
+    in a narrower dtype, the difference must be within ``NEAR`` of ``values.py``.
 
     Args:
         here: The model's gradient, and the module's.

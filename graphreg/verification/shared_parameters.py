@@ -1,7 +1,8 @@
 """Lets the copies of a model and of its rewritten module share one set of parameters, because parameters take most of a copy's memory.
 
-A forward seldom writes into parameters. After each call, the shared parameters are compared with those of the user's model. If the model
-has written into one, ``verify`` restores them all, and from then on each copy gets parameters of its own.
+A forward seldom writes into parameters. After each call, the shared parameters are compared with
+those of the user's model. If the model has written into one, ``verify`` restores them all, and from
+then on each copy gets parameters of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class SharedParameters:
     """The parameters of one copy of the model, which all copies that ``verify`` runs may share.
 
     Attributes:
-        on: Whether the copies share these parameters. False if one of them is lazy, and after ``turn_off``.
+        on: Whether the copies share these parameters. False if one of them is lazy, and after
+            ``turn_off``.
     """
 
     def __init__(self, given: nn.Module, copy: nn.Module, module: nn.Module) -> None:

@@ -104,7 +104,7 @@ def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, exampl
 
 
 @dataclass
-class Call:
+class ComparedCall:
     """The results of one call and its backward pass.
 
     Attributes:
@@ -204,7 +204,7 @@ class Validation:
 
     # a call
 
-    def _expected(self, model: nn.Module, number: int) -> Call | None:
+    def _expected(self, model: nn.Module, number: int) -> ComparedCall | None:
         """Call the model and return the results; None if it does not accept the batch in reverse order."""
         try:
             return self._call_twin(model, number, None)
@@ -216,7 +216,7 @@ class Validation:
             error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.{_packed(self.call)}")
             raise
 
-    def _call_twin(self, twin: nn.Module, number: int, expected: Call | None, dtype: torch.dtype | None = None) -> Call:
+    def _call_twin(self, twin: nn.Module, number: int, expected: ComparedCall | None, dtype: torch.dtype | None = None) -> ComparedCall:
         """Return the results of one call and its backward pass.
 
         ``expected``: the model's results if ``twin`` is the rewritten module; None if ``twin`` is the model. ``dtype``: the dtype of
@@ -230,7 +230,7 @@ class Validation:
         _seed(number)
         value = twin(*args, **kwargs)
         output = value.output if isinstance(value, Regularized) else value
-        call = Call({place: snapshot(leaf) for place, leaf in leaves(output, "output")})
+        call = ComparedCall({place: snapshot(leaf) for place, leaf in leaves(output, "output")})
         for place, leaf in [*leaves(args, "args"), *leaves(kwargs, "kwargs")]:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
@@ -278,7 +278,7 @@ class Validation:
 
     # what differs
 
-    def _differing(self, expected: Call, actual: Call, place: tuple[str, Form, int] | None = None) -> str:
+    def _differing(self, expected: ComparedCall, actual: ComparedCall, place: tuple[str, Form, int] | None = None) -> str:
         """Describe the first difference between two calls; ``""`` if there is none.
 
         ``place``: the mode, the form and the number of the calls, to repeat them for gradients that may differ by rounding; None where

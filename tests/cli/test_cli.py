@@ -9,6 +9,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -606,7 +607,7 @@ def test_keys_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "their_package" / "inner.py").write_text(code.format("inner_lasso"))
     (tmp_path / "their_fault.py").write_text("class :\n")
     names = ["their_alone", "their_package.inner", "their_absent", "their_fault"]
-    entries = [registry.EntryPoint(name, name, registry.GROUP) for name in names]
+    entries = [EntryPoint(name, name, registry.GROUP) for name in names]
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cli_keys, "entry_points", lambda group: entries)
     found = cli_keys.written_keys()

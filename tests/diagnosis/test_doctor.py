@@ -24,7 +24,7 @@ from torchvision.ops import StochasticDepth
 import graphreg
 from graphreg import Diagnosis, GraphRegError, RegularizerError, doctor
 from graphreg.compiler.settings import NAMES, changed, setting, snapshot
-from graphreg.diagnosis.probes import Measured, measure
+from graphreg.diagnosis.probes import Probed, measure
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
 BUDGET = "torch._functorch.config.activation_memory_budget"
@@ -482,7 +482,7 @@ def test_an_experiment_has_code_of_its_own() -> None:
     for i in range(limit + 2):
         with functorch.patch(activation_memory_budget=i / 1000), torch._dynamo.config.patch(recompile_limit=limit):
             seen.append(measure("element", "aot_eager", torch.device("cpu")))
-    assert all(isinstance(each, Measured) and each.backward > 0 for each in seen)
+    assert all(isinstance(each, Probed) and each.backward > 0 for each in seen)
 
 
 def test_a_copy_of_a_module_is_diagnosed_alike() -> None:

@@ -130,12 +130,12 @@ def test_a_high_drawing_has_columns() -> None:
 
 def test_columns_of_a_chain_by_hand() -> None:
     """Four nodes of 20 by 10, one below the other, 30 apart: two columns of two."""
-    from graphreg.drawing.scene import Link  # noqa: PLC0415
+    from graphreg.drawing.scene import BoxLink  # noqa: PLC0415
 
     spots = {name: (10.0, 5.0 + 30 * i) for i, name in enumerate("abcd")}
     sizes = dict.fromkeys("abcd", (20.0, 10.0))
     heights = [tuple(y + 30 * i for y in (10.0, 16.7, 23.3, 30.0)) for i in range(3)]
-    straight = [(Link(a, b), tuple((10.0, y) for y in ys)) for (a, b), ys in zip(("ab", "bc", "cd"), heights, strict=True)]
+    straight = [(BoxLink(a, b), tuple((10.0, y) for y in ys)) for (a, b), ys in zip(("ab", "bc", "cd"), heights, strict=True)]
     width, height, moved, curves = in_columns((20.0, 100.0, spots, straight), sizes, 50.0)
     assert moved["a"] == (10.0, 5.0) and moved["b"] == (10.0, 35.0)
     assert moved["c"][0] == moved["d"][0] > 50 and moved["d"][1] - moved["c"][1] == 30

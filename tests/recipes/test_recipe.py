@@ -26,7 +26,8 @@ from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pip
 from graphreg.recipes import Recipe, files
 from graphreg.recipes.lines import line_of
 from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, written
-from graphreg.runtime import OWN, Asked
+from graphreg.runtime import Asked
+from graphreg.session import OWN
 from pages import DOCS, run_page
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -157,7 +158,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
     ]:  # fmt: skip
         read = parsed(text)
         assert read == stored
-        recipe = Recipe.of(files.Source(read))
+        recipe = Recipe.of(files.RecipeFile(read))
         assert recipe.regularizers == [made]
         assert recipe.options["rng"] == seeds[""]
         assert recipe.options["penalties"] == asked.penalties

@@ -73,18 +73,18 @@ def test_the_packages_other_modules_are_found_as_ever() -> None:
 
 
 def test_a_pickle_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphreg.runtime.rewritten_module.PICKLE_VERSION", 3)
+    monkeypatch.setattr("graphreg.runtime.rewritten_module.PICKLE_VERSION", 2)  # that of graphreg 0.2
     monkeypatch.setattr("graphreg.runtime.rewritten_module.VERSION", "0.9")
     data = pickle.dumps(module())
-    with pytest.raises(GraphRegError, match=r"made by graphreg 0\.9, in format version 3; graphreg .* reads version 2\. .*state_dict"):
+    with pytest.raises(GraphRegError, match=r"made by graphreg 0\.9, in format version 2; graphreg .* reads version 3\. .*state_dict"):
         pickle.loads(data)
 
 
 def test_a_record_of_another_version_is_refused_by_itself() -> None:
     record = module().graphreg_rules.build_record
     assert pickle.loads(pickle.dumps(record)) == record
-    with pytest.raises(GraphRegError, match=r"made by graphreg 0\.9, in format version 3"):
-        pickle.loads(pickle.dumps(replace(record, version=3, made_with="0.9")))
+    with pytest.raises(GraphRegError, match=r"made by graphreg 0\.9, in format version 2"):
+        pickle.loads(pickle.dumps(replace(record, version=2, made_with="0.9")))
 
 
 def test_a_pickle_of_this_version_loads() -> None:

@@ -19,25 +19,29 @@ from graphreg.tracing.side_effects.retrace import same_graph
 class BatchOfOne:
     """Handles the conditions on sizes that the forward asks about and that have another answer for a batch of one.
 
-    Models of the library transformers compare the size of the batch with that of an axis of size 1, and call ``expand`` if the two differ.
-    With a batch of one, ``expand`` would change nothing. So the graph holds for a batch of one if a trace with the opposite answers gives
-    the same graph, except for such calls of ``expand``.
+    Models of the library transformers compare the size of the batch with that of an axis of size 1,
+    and call ``expand`` if the two differ. With a batch of one, ``expand`` would change nothing. So
+    the graph holds for a batch of one if a trace with the opposite answers gives the same graph,
+    except for such calls of ``expand``.
     """
 
     def __init__(self, wide: bool) -> None:
         """Prepare. ``wide``: whether the example is a batch of one that was widened to two."""
         self.wide = wide
-        self._known: list[tuple[fx.Graph, Collection[str], bool]] = []  # (graph, texts of conditions, whether the graph holds)
+        # (graph, texts of conditions, whether the graph holds)
+        self._known: list[tuple[fx.Graph, Collection[str], bool]] = []
 
     def settle(self, made: Unlifter, again: Callable[[Collection[str]], Unlifter]) -> None:
         """Make the graph assert the conditions that are false for a batch of one, unless the graph holds for a batch of one all the same.
 
         Args:
             made: The ``Unlifter`` that made the graph.
-            again: Traces the same mode again, and negates the answers to the conditions with the given texts.
+            again: Traces the same mode again, and negates the answers to the conditions with the
+                given texts.
 
         Raises:
-            GraphRegError: The graph does not hold for a batch of one, and the example is a batch of one.
+            GraphRegError: The graph does not hold for a batch of one, and the example is a batch of
+                one.
         """
         conditions = made.inputs.conditions if made.inputs is not None else None
         if made.inputs is None or conditions is None or not (asked := conditions.fail_for_one):

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import (
     FAKE_LOGGER,
     SOLVER_LOGGER,
@@ -38,7 +38,7 @@ from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
-def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor]) -> Graphs:
+def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor]) -> ModeGraphs:
     """Trace a model with torch.export.
 
     Args:
@@ -59,7 +59,8 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         if wide is not None:
             try:
                 return _export_modes(model, wide, opaque, constants, wide=True)
-            except Exception as error:  # the export with a batch of two fails: try the original batch
+            except Exception as error:
+                # the export with a batch of two fails: try the original batch
                 raise_interrupt(error)
                 opaque.clear()
                 constants.clear()
@@ -69,9 +70,11 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
     except Exception as error:
         raise_interrupt(error)
         failure = error
+
     if not isinstance(failure, UntraceableModel):
         run_model(model, call, {})  # raises the model's own error, if it has one
         check_works()
+
     why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
     raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
 
@@ -97,9 +100,10 @@ def check_works() -> None:
 
 def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
-) -> Graphs:
+) -> ModeGraphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
-    # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value for a constant, such as a random number.
+    # ``any=True``: both modes are always traced. The graphs differ where torch.export took a value
+    # for a constant, such as a random number.
     mode_reads = ModeReads(any=True)
     batch = BatchOfOne(wide)
 
@@ -113,6 +117,7 @@ def _export_modes(
 
         batch.settle(made, partial(again, {}))
         graph = made.graph
+
         def same(answers: Answers) -> bool:
             return same_graph(graph, lambda: again(answers).graph)
 
@@ -151,8 +156,9 @@ def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> 
 def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, because values inside a kernel cannot be sites.
 
-    torch's solver of inequalities logs a message where it gives up. torch.export logs each size that it fixes, and prints its graph to
-    stderr if it fails. These messages are not needed: the error that is raised says what failed, and a listing says which sizes are fixed.
+    torch's solver of inequalities logs a message where it gives up. torch.export logs each size
+    that it fixes, and prints its graph to stderr if it fails. These messages are not needed: the
+    error that is raised says what failed, and a listing says which sizes are fixed.
     """
     with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(SPECIALIZED_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)

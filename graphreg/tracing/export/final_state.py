@@ -1,7 +1,8 @@
 """Records what an exported forward leaves in attributes for its next call, in a form that outlives the export.
 
-torch.export restores the attributes of modules. Once it has ended, its tensors do not show what they were computed from. But the next
-trace must find what the forward left in attributes, because that trace shows whether the next call would compute something else.
+torch.export restores the attributes of modules. Once it has ended, its tensors do not show what
+they were computed from. But the next trace must find what the forward left in attributes, because
+that trace shows whether the next call would compute something else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Space = dict[str, Any]
 def final_state(model: nn.Module, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> list[tuple[Space, Space]]:
     """Return each namespace in which the forward may leave something, with its present content.
 
-    ``proxy_of``: returns a tensor's proxy in the graph if the tensor was computed from the inputs' data, else None.
+    ``proxy_of``: returns a tensor's proxy in the graph if the tensor was computed from the inputs'
+    data, else None.
     """
     return [(space, {name: _lasting(value, proxy_of) for name, value in space.items()}) for space in _spaces(model)]
 
@@ -40,7 +42,8 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
     """Return a value, with proxies in place of tensors computed from the inputs' data. Of containers, only tuples are searched.
 
-    A tuple without such tensors is returned itself: a copy would count as a change, and each change takes another export.
+    A tuple without such tensors is returned itself: a copy would count as a change, and each change
+    takes another export.
     """
     if type(value) is tuple:
         items = tuple(_lasting(item, proxy_of) for item in value)

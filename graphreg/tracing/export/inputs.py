@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Assert, Label, Place, assert_sizes, has_keys, label_site, specialized_to
+from graphreg.ir import Assert, InputPlace, Label, assert_sizes, has_keys, label_site, specialized_to
 from graphreg.torch_internals import Changes
 from graphreg.tracing.defaults import keep_default, placeholder_default
 from graphreg.tracing.export.conditions import Conditions
@@ -23,7 +23,8 @@ class Inputs:
 
     Attributes:
         graph: The graph.
-        made: The nodes of input tensors, by the place (``meta[AT]``) of torch.export's node for the same tensor.
+        made: The nodes of input tensors, by the place (``meta[AT]``) of torch.export's node for the
+            same tensor.
         places: The nodes of input tensors, each with the name that errors use.
         conditions: The conditions on sizes that the graph asserts; None if there are no tensors.
     """
@@ -45,20 +46,23 @@ class Inputs:
         Raises:
             GraphRegError: The graph of the batch of two does not hold for the batch of one.
         """
-        self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
+        self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[InputPlace]()
         signature = inspect.signature(model.forward)
         args, kwargs = record.arguments
         bound = signature.bind(*args, **kwargs).arguments
+
         placeholders = {}
         for name, parameter in signature.parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             placeholders[name] = graph.create_node("placeholder", star + name, placeholder_default(parameter))
             keep_default(placeholders[name], parameter)
             label(placeholders[name])
+
         for name, parameter in signature.parameters.items():
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
+
         environment = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
         if environment is None:
             assert_sizes(graph, self.places, ())

@@ -47,7 +47,7 @@ class UnsupportedValue(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class OpCall:
     """One operation of the user's code.
 
     Attributes:
@@ -143,7 +143,7 @@ class OpRecord:
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, OpCall] = field(default_factory=dict)
     returns: dict[fx.Node | None, list[tuple[str, str, ReturnedTensors | fx.Node]]] = field(default_factory=dict)
     module_calls: list[tuple[str, CallRecord]] = field(default_factory=list)
     abandoned: set[fx.Node] = field(default_factory=set)
@@ -212,7 +212,7 @@ def switches_gradients(function: Callable[..., Any], args: Any, kwargs: Any) -> 
     return bool(args[0].requires_grad) != bool(wanted)
 
 
-def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call | None:
+def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> OpCall | None:
     """Return the call as torch.fx would record it, or None for a function that is not recorded, such as one that returns a number.
 
     Args:
@@ -223,22 +223,22 @@ def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call
     name = getattr(function, "__name__", "")
     if name == "__get__":
         attribute = getattr(getattr(function, "__self__", None), "__name__", "")
-        return Call("call_function", getattr, scope, more=(attribute,)) if attribute in TENSOR_ATTRIBUTES else None
+        return OpCall("call_function", getattr, scope, more=(attribute,)) if attribute in TENSOR_ATTRIBUTES else None
     if name in PYTHON_RESULTS or not name:
         return None
     if not is_tensor_method_or_property(function) and getattr(function, "__objclass__", None) is None:
-        return Call("call_function", function, scope)
+        return OpCall("call_function", function, scope)
     if name.startswith("__"):
         bare = {"div": "truediv", "idiv": "itruediv", "rdiv": "rtruediv"}.get(name.strip("_"), name.strip("_"))
         bare = {"and": "and_", "or": "or_", "rand": "rand_", "ror": "ror_"}.get(bare, bare)
         if hasattr(operator, bare):
-            return Call("call_function", getattr(operator, bare), scope)
+            return OpCall("call_function", getattr(operator, bare), scope)
         if bare.startswith("r") and hasattr(operator, bare[1:]):
-            return Call("call_function", getattr(operator, bare[1:]), scope, swapped=True)
+            return OpCall("call_function", getattr(operator, bare[1:]), scope, swapped=True)
         return None
     if by_operator and name in OPERATOR_NAMES:
-        return Call("call_function", getattr(operator, OPERATOR_NAMES[name]), scope)
-    return Call("call_method", name, scope)
+        return OpCall("call_function", getattr(operator, OPERATOR_NAMES[name]), scope)
+    return OpCall("call_method", name, scope)
 
 
 class TensorMap:

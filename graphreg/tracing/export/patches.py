@@ -23,7 +23,8 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
         changes: Restores the functions when its block ends.
         is_recording: Whether the model's code runs and is being recorded.
     """
-    # ``apply`` is a Python classmethod up to torch 2.14 and a C one from 2.15 on. Both are descriptors, so __get__ works for both.
+    # ``apply`` is a Python classmethod up to torch 2.14 and a C one from 2.15 on. Both are
+    # descriptors, so __get__ works for both.
     inherited = inspect.getattr_static(torch.autograd.Function, "apply")
 
     def refuse_checkpoint() -> None:
@@ -51,7 +52,8 @@ def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]
     """Return replacements, which record a call as one operation, for torchvision's operations and functions marked with ``torch.fx.wrap``.
 
     Args:
-        function: Records a call of a function, given the function, whether the user's code wrote an operator (``+``), and the arguments.
+        function: Records a call of a function, given the function, whether the user's code wrote an
+            operator (``+``), and the arguments.
 
     Returns:
         For each function, the Python module that has it, its name there, and the replacement.

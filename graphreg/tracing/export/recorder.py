@@ -62,8 +62,8 @@ from graphreg.tracing.export.op_record import (
     DIFFERENTIATES,
     RECORDED_OP,
     SYMBOLS,
-    Call,
     KeepOpaque,
+    OpCall,
     OpRecord,
     TensorMap,
     UnsupportedValue,
@@ -226,7 +226,7 @@ class Recorder(TorchFunctionMode):
         with self._decisions_of_op():
             try:
                 run = partial(recurrent_value, m) if isinstance(m, nn.RNNBase) else forward
-                return self._record_op(Call("call_module", path, path), run, args, kwargs)
+                return self._record_op(OpCall("call_module", path, path), run, args, kwargs)
             except UnsupportedValue:
                 return traced(forward, args, kwargs)
             finally:
@@ -330,7 +330,7 @@ class Recorder(TorchFunctionMode):
             self._ops -= 1
         self.record.op_guards.update(range(before, len(decisions)))
 
-    def _record_op(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _record_op(self, call: OpCall, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation while torch.export records nothing, and record it as one node."""
         positional, keywords = TensorMap(self._proxy, strict=True).of((args, kwargs))
         self._running_op = True

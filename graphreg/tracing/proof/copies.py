@@ -19,8 +19,8 @@ from graphreg.tracing.tensors import with_attributes
 def tensor_copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Return a detached copy of each tensor, by the id of the tensor.
 
-    Copies have the strides and attributes of the originals, and share storage as they do. A copy requires gradients where the original
-    does, and is a leaf of autograd where the original is one.
+    Copies have the strides and attributes of the originals, and share storage as they do. A copy
+    requires gradients where the original does, and is a leaf of autograd where the original is one.
     """
     originals = {id(tensor): tensor for tensor in tensors}
     storages = Counter(number for each in originals.values() if (number := _storage(each)) is not None)
@@ -38,6 +38,7 @@ def _storage(tensor: Tensor) -> int | None:
 def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
     if tensor.is_nested:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
     if _storage(tensor) is None or tensor.is_quantized:
         with suppress(Exception):
             return copy.deepcopy(tensor.detach() if type(tensor) is Tensor else tensor, memo)
@@ -47,13 +48,16 @@ def _copied(tensor: Tensor, shares: bool, memo: dict[int, Any]) -> Tensor:
                 clone.__dict__.update(tensor.__dict__)
                 return clone
         return tensor  # a tensor of a class that cannot be copied: both runs get the original
+
     plain = tensor.detach()
     if shares:
         new: Tensor = copy.deepcopy(plain, memo)
     else:
-        # the smallest stretch of memory that has all elements: a batch may be a view of a whole data set
+        # the smallest stretch of memory that has all elements: a batch may be a view of a whole
+        # data set
         extent = 1 + sum((size - 1) * stride for size, stride in zip(plain.shape, plain.stride(), strict=True)) if plain.numel() else 0
         new = plain.as_strided((extent,), (1,)).clone().as_strided(plain.shape, plain.stride(), 0)
+
     if tensor.requires_grad:
         new = new.requires_grad_() if tensor.is_leaf else new.requires_grad_().clone()
     return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new

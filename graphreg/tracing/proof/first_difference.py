@@ -1,8 +1,9 @@
 """Finds the first node of a graph whose value differs from the model's. The errors of the proof and of ``verify`` name this node.
 
-The model and the graph are run once more, and the result of each torch operation is recorded, with the path of the module or the name of
-the node that ran it. Operations of the two runs are matched by their results, so the search usually succeeds even if one run has operations
-that the other does not have.
+The model and the graph are run once more, and the result of each torch operation is recorded, with
+the path of the module or the name of the node that ran it. Operations of the two runs are matched
+by their results, so the search usually succeeds even if one run has operations that the other does
+not have.
 """
 
 from __future__ import annotations
@@ -107,12 +108,14 @@ class GraphRun(fx.Interpreter):
         return tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # fx.Interpreter would give a placeholder ``*args`` all remaining inputs
+        # fx.Interpreter would give a placeholder ``*args`` all remaining inputs
+        return next(self.args_iter)
 
 
 def _plain(value: Any) -> Any:
     kind = type(value)
-    if kind is immutable_list:  # a list of the graph; a list that a node gave is the same object for all that read it
+    # a list of the graph; a list that a node gave is the same object for all that read it
+    if kind is immutable_list:
         return list(map(_plain, value))
     if kind is immutable_dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -134,7 +137,8 @@ def steps_of_graph(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> l
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
     """Return a sentence that names the first node whose value differs; if none differs, the first operation that only the model runs.
 
-    The result is ``""`` if neither exists, or if the operation that differs belongs to no node of ``graph``.
+    The result is ``""`` if neither exists, or if the operation that differs belongs to no node of
+    ``graph``.
 
     Args:
         theirs: The operations that the model ran.

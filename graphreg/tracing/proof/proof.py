@@ -1,10 +1,12 @@
 """``prove`` runs a traced graph and the model's own forward on the inputs at hand, and raises unless both give the same.
 
-A trace replaces tensors by stand-ins, and the forward may ask a stand-in something that it answers wrongly. Then the graph is another
-function than the model. No list of such questions is complete, so the graph is compared with the model itself before it is used.
+A trace replaces tensors by stand-ins, and the forward may ask a stand-in something that it answers
+wrongly. Then the graph is another function than the model. No list of such questions is complete,
+so the graph is compared with the model itself before it is used.
 
-Both run on the model's parameters and on copies of everything else that they may write into, from equal random states. What they change
-(buffers, attributes, containers, generators, parameters) is put back. The user's hooks do not run.
+Both run on the model's parameters and on copies of everything else that they may write into, from
+equal random states. What they change (buffers, attributes, containers, generators, parameters) is
+put back. The user's hooks do not run.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs
+from graphreg.ir import ModeGraphs
 from graphreg.torch_internals import (
     CALL_HOOKS,
     Changes,
@@ -75,12 +77,12 @@ class Claim:
         constants: The tensors that the graphs read and the model does not have, by name.
         specialized: The specialized arguments by name.
         front_end: The front end that made the graphs. Those of torch.export may differ by rounding.
-        captured: The graph that Dynamo captured, if the claim is about it and not about the model's own forward: its call takes the values
-            of its placeholders.
+        captured: The graph that Dynamo captured, if the claim is about it and not about the model's
+            own forward: its call takes the values of its placeholders.
     """
 
     model: nn.Module
-    graphs: Graphs
+    graphs: ModeGraphs
     constants: Mapping[str, Tensor]
     specialized: Mapping[str, Any]
     front_end: str
@@ -90,12 +92,6 @@ class Claim:
     def title(self) -> str:
         return type(self.model).__name__.removesuffix("Impl")
 
-    def in_mode(self, mode: str) -> AbstractContextManager[None]:
-        """Put the model into a mode within the block that is returned. In the mode that it has, each submodule keeps its own."""
-        as_given = self.model.training == (mode == "train")
-        modes = {} if as_given else {module: module.training for module in self.model.modules()}
-        return modes_set(modes, lambda module: mode == "train")
-
 
 @dataclass(frozen=True)
 class Proving:
@@ -104,7 +100,8 @@ class Proving:
     Attributes:
         modes: The modes to prove.
         around: Opens the block in which both run, for example with the autocast of the caller.
-        at_call: Whether a call of the module is running. Other ranks may then not prove their graphs now, so nothing may communicate.
+        at_call: Whether a call of the module is running. Other ranks may then not prove their
+            graphs now, so nothing may communicate.
     """
 
     modes: Sequence[str] = MODES
@@ -179,7 +176,8 @@ def _is_within(path: str, called: set[str]) -> bool:
 
 _BUFFER = "the buffer "
 _ATTEMPTS = 4
-Places = dict[str, tuple[dict[str, Any], str, Tensor]]  # by place: the dict that holds a tensor, its key there, and the tensor
+# by place: the dict that holds a tensor, its key there, and the tensor
+TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
 
 
 @dataclass
@@ -194,15 +192,17 @@ class _Communicates(Exception):
     """Raised in place of a collective operation."""
 
 
-class _Watch(TorchDispatchMode):
+class _WriteWatch(TorchDispatchMode):
     """Saves each parameter before an operation first writes into it, so that it can be put back. Refuses collective operations if asked."""
 
     supports_higher_order_operators = True
-    _kinds: dict[Any, str] = {}  # for each operator: "" if it only computes, "writes", or "communicates"
+    # for each operator: "" if it only computes, "writes", or "communicates"
+    _kinds: dict[Any, str] = {}
 
     def __init__(self, parameters: Mapping[str, Tensor], alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # by name: the parameter, and its content before the run
+        # by name: the parameter, and its content before the run
+        self.saved: dict[str, tuple[Tensor, Tensor]] = {}
         self._alone, self._names = alone, dict[int, str]()
         for name, parameter in parameters.items():
             if parameter.layout is torch.strided:
@@ -250,7 +250,8 @@ class _Trial:
     def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
         self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
         self.near = claim.front_end == "export"
-        self._takes_apart = False  # whether the forward reads what autograd has saved, because it computes gradients itself
+        # whether the forward reads what autograd has saved, because it computes gradients itself
+        self._takes_apart = False
 
     def run(self) -> str:
         """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel if they differ."""
@@ -260,13 +261,18 @@ class _Trial:
             return COMMUNICATES
         if theirs.error is not None:
             return f"the model itself raises {first_line(theirs.error)}"
+
         ours = self._ran(partial(self._run_graph, graph))
         if not (what := _differing(theirs, ours, self.near)):
             return ""
+
+        # They differ. That is a fault of the trace unless the model differs from itself from run to run.
         reason = f"on these inputs, in {self.mode} mode, its graph does not give the model's result ({what})."
         cause = "The forward does something that a trace cannot follow."
         same, unlike = list[bool](), ""
-        for _ in range(_ATTEMPTS):  # other threads may draw from the same generators meanwhile, so a difference counts if it stays the same
+        # other threads may draw from the same generators meanwhile, so a difference counts if it
+        # stays the same
+        for _ in range(_ATTEMPTS):
             again, ours_again = self._ran(self._call_model), self._ran(partial(self._run_graph, graph))
             same.append(not _differing(again, ours_again, self.near))
             unlike, moved = _differing(theirs, again, False), _differing(ours, ours_again, False)
@@ -276,6 +282,7 @@ class _Trial:
                 return f"from run to run, {unlike}, so the graph was compared within rounding"
             if not unlike and (ours_again.error is not None or not moved):
                 break
+
         if all(same):
             return ""
         if unlike and _differing(theirs, again, True):
@@ -283,6 +290,7 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+
         how = "by torch.export" if self.near else "symbolically"
         raise NotTheModel(
             f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
@@ -318,12 +326,18 @@ class _Trial:
     def _ran_once(self, forward: Callable[[Arguments], Any], forgets: bool) -> tuple[Run, bool]:
         """Run a forward.
 
-        ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the forward computes gradients itself, it
-        reads what was kept: then the second item of the result is True, and the first one is worth nothing.
+        ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the
+        forward computes gradients itself, it reads what was kept: then the second item of the
+        result is True, and the first one is worth nothing.
         """
         ran, read_saved = Run(), list[bool]()
-        watch = _Watch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
-        forgetting = saved_tensors_hooks(lambda tensor: None, lambda nothing: _refuse(read_saved)) if forgets else nullcontext()
+        watch = _WriteWatch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
+
+        def refuse(nothing: Any) -> Any:
+            read_saved.append(True)
+            raise RuntimeError("the forward computes gradients itself")
+
+        forgetting = saved_tensors_hooks(lambda tensor: None, refuse) if forgets else nullcontext()
         with self._apart() as (call, places):
             try:
                 with watch, forgetting:
@@ -333,7 +347,8 @@ class _Trial:
                     if isinstance(leaf, Tensor):
                         ran.values[f"{place} after the call"] = snapshot(leaf.detach())
                 for place, (space, name, copied) in places.items():
-                    # a buffer that the forward assigns is a tensor of its own there, and a graph writes into the one that was there
+                    # a buffer that the forward assigns is a tensor of its own there, and a graph
+                    # writes into the one that was there
                     now = space.get(name) if place.startswith(_BUFFER) else copied
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
             except Exception as error:
@@ -344,14 +359,17 @@ class _Trial:
         return ran, bool(read_saved)
 
     @contextmanager
-    def _apart(self) -> Iterator[tuple[Arguments, Places]]:
+    def _apart(self) -> Iterator[tuple[Arguments, TensorPlaces]]:
         """Open a block in which the model may run: what it changes is put back.
 
-        The context manager yields a copy of the arguments, and the model's tensors that it may write into, by place.
+        The context manager yields a copy of the arguments, and the model's tensors that it may
+        write into, by place.
         """
-        model = self.claim.model
+        model, mode = self.claim.model, self.mode == "train"
+        # in the mode that the model has, each submodule keeps its own
+        modes = {} if model.training == mode else {module: module.training for module in model.modules()}
         try:
-            with self.claim.in_mode(self.mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
+            with modes_set(modes, lambda module: mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
                 yield copied_call(self.call, copies), places
         finally:
             self.before.restore()
@@ -365,14 +383,10 @@ class _Trial:
             with self._apart() as (call, _):
                 actual = steps_of_graph(self.claim.model, graph, self._inputs(graph, call))
             return culprit(expected, actual, graph, self.near)
-        except Exception as error:  # this adds detail to an error: a failure here must not replace that error
+        except Exception as error:
+            # this adds detail to an error: a failure here must not replace that error
             raise_interrupt(error)
             return ""
-
-
-def _refuse(read: list[bool]) -> Any:
-    read.append(True)
-    raise RuntimeError("the forward computes gradients itself")
 
 
 def _differing(expected: Run, ours: Run, near: bool) -> str:
@@ -388,11 +402,11 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
 
 
 @contextmanager
-def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[Places, dict[int, Tensor]]]:
+def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tuple[TensorPlaces, dict[int, Tensor]]]:
     """Within the block, the model has copies of its buffers and tensor attributes, and also the constants of its graph.
 
-    The context manager yields by place where each copy is, and the copy, for the comparison, and what stands for each of the model's
-    tensors, by the tensor's id.
+    The context manager yields by place where each copy is, and the copy, for the comparison, and
+    what stands for each of the model's tensors, by the tensor's id.
     """
     found: list[tuple[dict[str, Any], str, str]] = []  # (dict that holds the tensor, key, place)
     for path, module in modules_by_path(model, once=True).items():
@@ -404,7 +418,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
             if isinstance(value, Tensor):
                 found.append((vars(module), name, f"the attribute {prefix}{name}"))
     copies = tensor_copies(space[name] for space, name, _ in found)
-    places: Places = {}
+    places: TensorPlaces = {}
     with Changes() as changes, changes:
         for name, constant in constants.items():
             changes.put(vars(model), name, constant)
@@ -419,7 +433,8 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     """Within the block, no module has hooks of the user's: they may print, log or capture, and do not run an extra time.
 
-    Those by which transformers collects outputs stay. A call may install more of them, in dicts that last as long as the block.
+    Those by which transformers collects outputs stay. A call may install more of them, in dicts
+    that last as long as the block.
     """
     with Changes() as changes, changes:
         put_global_hooks_aside(changes)

@@ -49,7 +49,8 @@ def alike(model: nn.Module) -> Iterator[Generators]:
             not take it.
     """
     generators = Generators()
-    takes_fast_path = any(isinstance(inner, _FAST) and not _trains(inner) for inner in model.modules())
+    attention = [inner for inner in model.modules() if isinstance(inner, _FAST)]
+    takes_fast_path = any(not any(parameter.requires_grad for parameter in inner.parameters()) for inner in attention)
     with Changes() as changes, changes, ExitStack() as stack:
         if takes_fast_path:
             alone(changes)
@@ -58,7 +59,3 @@ def alike(model: nn.Module) -> Iterator[Generators]:
         stack.enter_context(torch.enable_grad())
         stack.callback(generators.rewind)
         yield generators
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from graphreg.ir import is_nan
 
-# The tolerance relative to a tensor's largest value, where operations may run in another order than in the model: if torch.export traced
-# the model, and for the gradients of parameters that splices replace.
+# The tolerance relative to a tensor's largest value, where operations may run in another order than
+# in the model: if torch.export traced the model, and for the gradients of parameters that splices
+# replace.
 NEAR = 1e-6
 
 
@@ -56,7 +57,8 @@ def _contents(value: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
     plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
-    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # an object such as a distribution or a cache
+    # an object such as a distribution or a cache
+    return None if plain else {f".{name}": item for name, item in vars(value).items()}
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -74,7 +76,8 @@ def difference(expected: Any, ours: Any, near: bool = False) -> str:
 
     Objects of classes that this function does not know differ only if their classes do.
 
-    ``near``: whether to allow numbers in tensors to differ by ``NEAR``, or by rounding if the dtype is too coarse for that.
+    ``near``: whether to allow numbers in tensors to differ by ``NEAR``, or by rounding if the dtype
+    is too coarse for that.
     """
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
         if expected.is_nested and ours.is_nested and expected.layout == ours.layout:
@@ -118,7 +121,8 @@ def _dense(tensor: Tensor) -> Tensor:
 def _different_numbers(expected: Tensor, ours: Tensor, near: bool) -> str:
     if expected.device.type == "meta":  # a meta tensor has no numbers
         return ""
-    if torch.equal(expected, ours):  # quick, and takes no further memory; but it never holds for tensors with NaN
+    # quick, and takes no further memory; but it never holds for tensors with NaN
+    if torch.equal(expected, ours):
         return ""
     same = (expected == ours) | (expected.isnan() & ours.isnan())
     if bool(same.all()):

@@ -1,4 +1,4 @@
-"""Further kinds of places that a forward may change (``Place``): byte arrays, random generators, context variables, iterators."""
+"""Further kinds of places that a forward may change (``StatePlace``): byte arrays, random generators, context variables, iterators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, Place
+from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, StatePlace
 
 
-class ByteArray(Place):
+class ByteArray(StatePlace):
     """The content of a bytearray or array.array."""
 
     def read(self) -> Any:
@@ -29,14 +29,17 @@ class ByteArray(Place):
             self.owner[:] = self.content
 
 
-class RandomGenerator(Place):
+class RandomGenerator(StatePlace):
     """The state of a random generator that the model's code can reach."""
 
     def read(self) -> bytes:
         source = self.owner
         if issubclass(type(source), torch.Generator):
             return bytes(source.get_state().numpy().tobytes())
-        return pickle.dumps(source.getstate() if issubclass(type(source), random.Random) else _numpy_state(source))
+        if issubclass(type(source), random.Random):
+            return pickle.dumps(source.getstate())
+        # numpy's older generators have ``get_state``, its newer ones a bit generator
+        return pickle.dumps(source.get_state(legacy=False) if hasattr(source, "get_state") else source.bit_generator.state)
 
     def prepare_retrace(self) -> Iterator[str]:
         if self.read() != self.content:
@@ -55,7 +58,7 @@ class RandomGenerator(Place):
             self.owner.bit_generator.state = pickle.loads(self.content)
 
 
-class ContextVariable(Place):
+class ContextVariable(StatePlace):
     """The value of a context variable."""
 
     def read(self) -> Any:
@@ -70,7 +73,7 @@ class ContextVariable(Place):
             self.owner.set(self.content)
 
 
-class IteratorPosition(Place):
+class IteratorPosition(StatePlace):
     """The position of an iterator that is an attribute or variable. ``restore`` replaces the iterator by a copy made before the forward."""
 
     def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:
@@ -121,7 +124,8 @@ def _copied(value: Any) -> Any:
     memo: dict[int, Any] = {}
     try:
         twin = copy.deepcopy(value, memo)
-    except Exception:  # the iterator is a generator, a file or, from Python 3.14 on, one of itertools
+    except Exception:
+        # the iterator is a generator, a file or, from Python 3.14 on, one of itertools
         return NOTHING
     return NOTHING if any(isinstance(each, (torch.Tensor, nn.Module)) for each in memo.values()) else twin
 
@@ -134,8 +138,3 @@ def _position(value: Any) -> Any:
     if issubclass(type(value), tuple):
         return tuple(map(_position, value))
     return value if issubclass(type(value), PLAIN) else (type(value), len(value) if hasattr(value, "__len__") else 0)
-
-
-def _numpy_state(source: Any) -> Any:
-    """Return the state of one of numpy's generators."""
-    return source.get_state(legacy=False) if hasattr(source, "get_state") else source.bit_generator.state

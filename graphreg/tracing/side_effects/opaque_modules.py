@@ -1,7 +1,8 @@
 """Hides the state that opaque modules change. One more trace then shows whether traced code reads that state.
 
-An opaque module may change state at each call of the graph. If traced code reads this state, the graph contains the value from the trace,
-and is wrong at later calls. A value is hidden by replacing it: if code reads the replacement, the trace raises or gives another graph.
+An opaque module may change state at each call of the graph. If traced code reads this state, the
+graph contains the value from the trace, and is wrong at later calls. A value is hidden by replacing
+it: if code reads the replacement, the trace raises or gives another graph.
 """
 
 from __future__ import annotations

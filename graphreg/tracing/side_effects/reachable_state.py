@@ -1,8 +1,8 @@
 """Finds what a model's code can reach outside the model's modules (globals, closures, functions, classes), and what the code assigns.
 
-The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So the
-search finds more code than runs in a call. The search itself calls nothing. The state that it finds is only compared before and after a
-trace.
+The search follows names, not values: a function that mentions ``step`` may call any method of that
+name in the model's classes. So the search finds more code than runs in a call. The search itself
+calls nothing. The state that it finds is only compared before and after a trace.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from graphreg.ir import FOREIGN
 from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.state_places import content
 
-_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # modules whose functions return another value at each call
+# modules whose functions return another value at each call
+_CLOCKS = {"time", "datetime", "uuid", "secrets"}
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
-# Special methods that the search leaves out, unless the code mentions their names. It assumes that a forward may call any other special
-# method implicitly, through an operator or a built-in function.
+# Special methods that the search leaves out, unless the code mentions their names. It assumes that
+# a forward may call any other special method implicitly, through an operator or a built-in
+# function.
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
 _MUTATORS = {
     "append", "appendleft", "extend", "insert", "pop", "popleft", "popitem", "remove", "clear", "update", "setdefault", "add", "discard",
@@ -40,7 +42,8 @@ class Assigned:
     Attributes:
         attributes: The names of attributes.
         variables: The names of global and closure variables.
-        items: The names of variables and attributes whose items the code may change, such as the elements of a list.
+        items: The names of variables and attributes whose items the code may change, such as the
+            elements of a list.
     """
 
     attributes: frozenset[str] = frozenset()
@@ -57,12 +60,12 @@ class ReachableCode:
 
     Attributes:
         functions: The functions by id.
-        variables: A dict. Each key is the id of a global namespace; the value is the namespace, and those of its names that the code
-            mentions.
+        variables: A dict. Each key is the id of a global namespace; the value is the namespace, and
+            those of its names that the code mentions.
         classes: The classes.
         mentioned: All names that the code mentions.
-        clocks: Whether a forward, or a function that it calls by name, mentions a Python module such as ``time`` or ``uuid``, or a function
-            or class from such a module.
+        clocks: Whether a forward, or a function that it calls by name, mentions a Python module
+            such as ``time`` or ``uuid``, or a function or class from such a module.
     """
 
     functions: dict[int, types.FunctionType] = field(default_factory=dict)
@@ -102,17 +105,20 @@ def is_own(value: Any) -> bool:
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
     """Return what can be reached from the modules' forwards, from their hooks, and from the functions in their attributes."""
-    return _Search().run(modules)
+    return _StateSearch().run(modules)
 
 
-class _Search:
+class _StateSearch:
     """A search that follows names, from modules to everything that their code can reach."""
 
     def __init__(self) -> None:
         self.code = ReachableCode()
-        self._methods: dict[str, list[Any]] = defaultdict(list)  # the methods of the classes known so far, by name
+        # the methods of the classes known so far, by name
+        self._methods: dict[str, list[Any]] = defaultdict(list)
         self._kinds, self._waiting = set[type](), list[types.FunctionType]()
-        self._direct: set[int] = set()  # ids of forwards, of functions in modules' attributes, and of functions that these call by name
+        # ids of forwards, of functions in modules' attributes, and of functions that these call by
+        # name
+        self._direct: set[int] = set()
 
     def run(self, modules: Iterable[nn.Module]) -> ReachableCode:
         """Follow the modules' code, and the code that it mentions, until nothing new is found."""
@@ -188,7 +194,10 @@ class _Search:
             direct: Whether that function is a forward, or a forward calls it by name.
         """
         if direct:
-            self.code.clocks |= _module_name(value) in _CLOCKS
+            has_module = issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type))
+            module = value.__name__ if issubclass(type(value), types.ModuleType) else str(value.__module__) if has_module else ""
+            self.code.clocks |= module in _CLOCKS
+
         if issubclass(type(value), types.ModuleType):
             if not _is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
@@ -210,12 +219,6 @@ class _Search:
             if name in space:
                 names_read.add(name)
                 self._value(space[name], names, direct)
-
-
-def _module_name(value: Any) -> str:
-    """Return the name of a Python module; for a function or class, the name of the module that defines it; for anything else ``""``."""
-    named = issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type))
-    return value.__name__ if issubclass(type(value), types.ModuleType) else str(value.__module__) if named else ""
 
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:
@@ -253,11 +256,13 @@ def _mentioned_names(code: types.CodeType) -> frozenset[str]:
 @lru_cache(8192)
 def assigned_by(code: types.CodeType) -> Assigned:
     """Return what code and its inner functions assign."""
-    # if the code mentions one of these, any of its string constants may be the name of an attribute that it assigns
+    # if the code mentions one of these, any of its string constants may be the name of an attribute
+    # that it assigns
     dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()
+
     for step in dis.get_instructions(code):
         kind, name = step.opname, str(step.argval)
         if kind == "STORE_ATTR":
@@ -273,6 +278,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
             named.add(name)
         elif kind not in ("PUSH_NULL", "CACHE", "PRECALL"):
             loaded = ""
+
     outer = Assigned(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
     inner = (assigned_by(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return functools.reduce(Assigned.__or__, inner, outer)

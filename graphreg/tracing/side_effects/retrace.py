@@ -1,7 +1,7 @@
 """Traces a forward a second time if its next call may compute something else, and refuses the forward if the graphs differ.
 
-A graph computes the same at each call. A forward may compute something else at its next call if it reads what its earlier calls left
-behind, or what an opaque module changes when it runs.
+A graph computes the same at each call. A forward may compute something else at its next call if it
+reads what its earlier calls left behind, or what an opaque module changes when it runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _ANY = 30  # from so many attributes on, an error names the modules that have th
 def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterator[Snapshot]:
     """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach.
 
-    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another one.
+    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another
+    one.
     """
     before = earlier if earlier is not None and earlier.serves_again() else Snapshot(model)
     with Changes() as changes, changes:
@@ -49,7 +50,8 @@ def trace_repeatable(
     Args:
         model: The model.
         trace: Traces the model.
-        opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are added.
+        opaque: The opaque modules by path, with reasons. Modules that turn out to be opaque are
+            added.
         mode_reads: Filled with the modes (``training``) that the forward reads.
         run: Whether opaque modules run during a trace.
         earlier: As in ``model_restored``.
@@ -64,9 +66,15 @@ def trace_repeatable(
         known = len(opaque)
         graph = trace()
         mode_reads.any = mode_reads.any or reads_modes_unseen(model, before.code.mentioned)
-        if len(opaque) > known:  # the caller traces again, without the code of the new opaque modules
+        # the caller traces again, without the code of the new opaque modules
+        if len(opaque) > known:
             return graph
-        if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:
+
+        # Code that is not traced may have drawn, or another thread: both are no draws of the graph.
+        drawn_generators = [name for name in before.drawn_generators() if _modules_mentioning(model, opaque, _last_name(name))]
+        if threading.active_count() > 1:
+            drawn_generators = [name for name in drawn_generators if name != "numpy.random"]
+        if drawn_generators:
             raise StatefulForward(model, drawn_generators, opaque, "")
         if registered := before.registered():
             raise StatefulForward(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
@@ -92,7 +100,9 @@ def _check_next_call(
     except Exception as error:
         raise_interrupt(error)
         raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
-    if len(opaque) > known:  # a submodule could not be traced from the state that the first trace left behind; it has become opaque
+    # a submodule could not be traced from the state that the first trace left behind; it has become
+    # opaque
+    if len(opaque) > known:
         return
     if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward(model, reassigned, opaque, "")
@@ -119,7 +129,9 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     modules = untraced_modules(model, opaque)
     if not modules:
         return
-    with assignments_noted(), model_restored(model) as before:  # what is hidden is not assigned by the forward
+
+    # what is hidden is not assigned by the forward
+    with assignments_noted(), model_restored(model) as before:
         hidden, known = OpaqueState(before).hide(modules), len(opaque)
         if not hidden:
             return
@@ -132,9 +144,12 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     owners = [f"self.{path} ({opaque[path]})" for path in opaque if any(name.startswith(f"self.{path}.") for name in hidden)]
     # code that assigns by ``setattr`` or the like may change any attribute, and a list of all would say nothing
     names = listed(owners if owners and len(hidden) > _ANY else hidden, _SHOWN)
+
     reason = reason or (f" ({differing[1]})" if differing else "")
-    if differing is None or len(opaque) > known:  # no traced code reads the state, or the submodule that reads it has become opaque
+    # no traced code reads the state, or the submodule that reads it has become opaque
+    if differing is None or len(opaque) > known:
         return
+
     if differing[0] and differing[0] not in opaque and differing[0] in dict(model.named_modules()):
         opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
         return
@@ -173,7 +188,8 @@ class StatefulForward(TraceError):
     """A forward changes what its next call reads.
 
     Attributes:
-        paths: The paths of the submodules that change such state; empty if code outside of submodules changes some, too.
+        paths: The paths of the submodules that change such state; empty if code outside of
+            submodules changes some, too.
     """
 
     def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
@@ -181,7 +197,8 @@ class StatefulForward(TraceError):
 
         Args:
             model: The model.
-            changed: The names of the state that changes; empty if no change was found, as when the forward reads a clock.
+            changed: The names of the state that changes; empty if no change was found, as when the
+                forward reads a clock.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
@@ -211,13 +228,6 @@ def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str
     return owners
 
 
-def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
-    """Return whether code that is not traced, or another thread, may have drawn from the random generator named ``stream``."""
-    if stream == "numpy.random" and threading.active_count() > 1:
-        return True
-    return not _modules_mentioning(model, opaque, _last_name(stream))
-
-
 def _last_name(name: str) -> str:
     """Return the name by which code mentions a place, such as ``step`` for ``self.head.step``."""
     return name.partition(",")[0].rpartition(".")[2]
@@ -229,9 +239,6 @@ def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> s
     for module in model.modules():
         if type(module) not in known:
             known[type(module)] = key in reachable_code([module]).mentioned
-    return {path for path, module in model.named_modules() if known[type(module)] and not _within(path, opaque)}
-
-
-def _within(path: str, opaque: dict[str, str]) -> bool:
-    """Return whether a path is that of an opaque module or of a module inside one."""
-    return any(path == each or path.startswith(f"{each}.") for each in opaque)
+    inside = tuple(f"{path}." for path in opaque)
+    traced = {path: module for path, module in model.named_modules() if path not in opaque and not path.startswith(inside)}
+    return {path for path, module in traced.items() if known[type(module)]}

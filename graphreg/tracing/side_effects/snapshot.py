@@ -1,8 +1,9 @@
 """Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, which changes this state. The graph will not change it, and tracing must leave the model as it was, so the state
-is restored. Before it is restored, a second trace may start from the state that the first trace left behind. If the two graphs differ, the
-first one would be wrong from the second call on.
+A trace runs the forward, which changes this state. The graph will not change it, and tracing must
+leave the model as it was, so the state is restored. Before it is restored, a second trace may start
+from the state that the first trace left behind. If the two graphs differ, the first one would be
+wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -42,26 +43,29 @@ from graphreg.tracing.side_effects.state_places import (
     Container,
     Items,
     Memory,
-    Place,
     Slots,
+    StatePlace,
     Variables,
     is_same,
     own_attributes,
 )
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
-_NUMBERS_AND_TEXT = frozenset(PLAIN)  # to look up exact types, which is quick: a model may have tables of thousands of numbers
+# classes of Python's library whose attributes are state
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)
+# to look up exact types, which is quick: a model may have tables of thousands of numbers
+_NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
-class _Thread(threading.local):
-    assigned: dict[str, None] | None = None  # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
+class _Assignments(threading.local):
+    # the attributes of modules that forwards have assigned; None outside of ``assignments_noted``
+    assigned: dict[str, None] | None = None
 
 
-_thread = _Thread()
+_thread = _Assignments()
 
 
 @contextmanager
@@ -79,18 +83,20 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: A dict of state that cannot be restored, such as the position of a Python generator. Each key is the full name of the
-            state; the value is the name of the attribute or variable that holds it, or ``""``.
+        irreversible: A dict of state that cannot be restored, such as the position of a Python
+            generator. Each key is the full name of the state; the value is the name of the
+            attribute or variable that holds it, or ``""``.
         code: What the model's code can reach.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Take the snapshot."""
-        self.places: list[Place] = []
+        self.places: list[StatePlace] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
-        self._empty: list[tuple[int, Any, Attributes, str]] = []  # (place in ``places``, container, what holds it, key) of each empty one
+        # (place in ``places``, container, what holds it, key) of each empty one
+        self._empty: list[tuple[int, Any, Attributes, str]] = []
         named = list(modules_by_path(model, once=True).items())
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for _, m in named]
@@ -122,7 +128,8 @@ class Snapshot:
             kind = type(value)
             if kind in _NUMBERS_AND_TEXT or kind is bool:
                 continue
-            if kind in _CONTAINERS and not value:  # a module has twelve of these, of which a forward changes none
+            # a module has twelve of these, of which a forward changes none
+            if kind in _CONTAINERS and not value:
                 if id(value) not in self._seen:
                     self._seen.add(id(value))
                     self._empty.append((len(self.places), value, place, key))
@@ -162,9 +169,11 @@ class Snapshot:
         elif issubclass(type(value), functools.partial):
             self._add_value(value.args, name, depth)
             self._add_value(value.keywords, name, depth)
+
         if type(value) is StaleValue or issubclass(type(value), PLAIN) or id(value) in self._seen or issubclass(type(value), _NOT_ENTERED):
             return
         self._seen.add(id(value))
+
         if issubclass(type(value), (list, dict, set, deque)):
             self.places.append(Items(value, name) if issubclass(type(value), dict) else Container(value, name))
         if issubclass(type(value), (list, tuple, dict, deque)):
@@ -175,7 +184,8 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:  # a variable that is not set yet cannot be restored
+        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:
+            # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -199,7 +209,7 @@ class Snapshot:
         opened = [each for each in self._empty if every or each[1]]
         if not opened:
             return
-        self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[Place]]()
+        self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[StatePlace]]()
         for i, value, holder, key in opened:
             place = Items(value, holder.label(key)) if issubclass(type(value), dict) else Container(value, holder.label(key))
             place.content = type(place.content)()
@@ -229,8 +239,9 @@ class Snapshot:
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read this state. Another trace cannot use the proxies that the last trace left behind. So each proxy is replaced
-        by a ``StaleValue``, or by the content from before the forward.
+        A later call may read this state. Another trace cannot use the proxies that the last trace
+        left behind. So each proxy is replaced by a ``StaleValue``, or by the content from before
+        the forward.
         """
         self._note_assigned()
         if not self._found_same:
@@ -278,7 +289,13 @@ class Snapshot:
         """Note what the forward has assigned or put into containers: of modules of the user's classes and in their attributes."""
         if _thread.assigned is None:
             return
-        names = [name for place in self.places if _is_within_the_model(place) for name in _changed_in(place)]
+
+        names = list[str]()
+        for place in filter(_is_within_the_model, self.places):
+            if isinstance(place, Attributes):
+                names += [place.label(key) for key in place.changed()]
+            elif isinstance(place, Container) and not place.same():
+                names.append(place.name)
         names += [place.label(key) for _, container, place, key in self._empty if container and _is_within_the_model(place)]
         shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
         _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
@@ -293,16 +310,10 @@ class Snapshot:
                     now.update(content)
 
 
-def _is_within_the_model(place: Place) -> bool:
+def _is_within_the_model(place: StatePlace) -> bool:
     if not (place.name == "self" or place.name.startswith("self.")):
         return False
     return not (isinstance(place.owner, nn.Module) and is_foreign_class(type(place.owner)))
-
-
-def _changed_in(place: Place) -> list[str]:
-    if isinstance(place, Attributes):
-        return [place.label(key) for key in place.changed()]
-    return [place.name] if isinstance(place, Container) and not place.same() else []
 
 
 def _unwrapped(value: Any) -> Any:

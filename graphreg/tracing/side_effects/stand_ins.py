@@ -21,7 +21,8 @@ class StaleValue:
     def __class__(self) -> type:
         """The class that ``isinstance`` sees. Reading the class raises TypeError in the model's code, but not in torch.fx."""
         frame = sys._getframe(1)
-        # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's code.
+        # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's
+        # code.
         while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
@@ -49,7 +50,8 @@ class ChangingNumber(int):
 
 
 _COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"}
-# All members with which an int computes, decides or converts refuse. With the other members, an int is printed and copied.
+# All members with which an int computes, decides or converts refuse. With the other members, an int
+# is printed and copied.
 for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys() - {"__format__", "__getnewargs__"} | _COMPARISONS:
     _refusal: Any = ChangingNumber._refuse
     setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))

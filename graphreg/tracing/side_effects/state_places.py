@@ -22,10 +22,11 @@ PLAIN = (int, float, complex, str, bytes, type(None))
 NOTHING = object()  # stands for a value that does not exist
 
 
-_DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)  # what gives an object's attributes
+# what gives an object's attributes
+_DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
-class Place:
+class StatePlace:
     """Something that a forward may change (attributes, variables, a container, a generator), with the content from before the forward.
 
     Attributes:
@@ -46,7 +47,8 @@ class Place:
     def prepare_retrace(self) -> Iterator[str]:
         """Prepare the place for another trace.
 
-        Numbers and strings stay as the forward left them. A ``StaleValue`` or the earlier content replaces each proxy.
+        Numbers and strings stay as the forward left them. A ``StaleValue`` or the earlier content
+        replaces each proxy.
 
         Yields:
             The names of the attributes, variables and containers that stay changed.
@@ -63,16 +65,19 @@ class Place:
 
 def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
     """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
-    if not issubclass(type(now), dict):  # a module of torch.jit has a mapping of its own, which cannot be iterated
+    # a module of torch.jit has a mapping of its own, which cannot be iterated
+    if not issubclass(type(now), dict):
         now = dict(now.items())
     return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
 
 
-class Attributes(Place):
+class Attributes(StatePlace):
     """The attributes of a module, class, object or function."""
 
-    retained: Mapping[str, Any] = {}  # after ``prepare_retrace``: the numbers and strings that stay as the forward left them
-    tensors: Mapping[str, torch.Tensor] = {}  # after ``prepare_retrace``: the tensors that the forward made and assigned
+    # after ``prepare_retrace``: the numbers and strings that stay as the forward left them
+    retained: Mapping[str, Any] = {}
+    # after ``prepare_retrace``: the tensors that the forward made and assigned
+    tensors: Mapping[str, torch.Tensor] = {}
 
     def read(self) -> dict[str, Any]:
         now = dict(own_attributes(self.owner) or {})
@@ -107,20 +112,27 @@ class Attributes(Place):
 
     def prepare_retrace(self) -> Iterator[str]:
         changed = self.changed()
-        if not changed and not self.retained and not self.tensors:  # so it is for almost all places of almost all models
+        # so it is for almost all places of almost all models
+        if not changed and not self.retained and not self.tensors:
             return
         self.retained, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
         now = self.read()
         for key in changed:
             value = now.get(key, NOTHING)
-            if _is_table(value) and not issubclass(type(self.content.get(key)), torch.Tensor):
+            is_tensor, was_tensor = issubclass(type(value), torch.Tensor), issubclass(type(self.content.get(key)), torch.Tensor)
+
+            # Real zeros replace a fake tensor of fixed size: the model's code can read the numbers
+            # of real tensors only.
+            if is_tensor and not was_tensor and is_fake(value) and all(type(size) is int for size in value.shape):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not issubclass(type(self.owner), type):
-                self.tensors[key] = value  # the forward made this tensor; ``reassigned`` finds out if it is a fixed table or a running sum
+                # the forward made this tensor; ``reassigned`` finds out if it is a fixed table or a
+                # running sum
+                self.tensors[key] = value
                 continue
             if is_plain(value):
                 self.retained[key] = value
-            elif not issubclass(type(self.owner), type) and (_is_state(value) or _both_tensors(value, self.content.get(key))):
+            elif not issubclass(type(self.owner), type) and (_is_state(value) or (is_tensor and was_tensor)):
                 self.set(key, StaleValue())
             else:
                 self._restore_key(key)
@@ -235,7 +247,7 @@ class Items(Attributes):
         base.update(self.owner, content)
 
 
-class Container(Place):
+class Container(StatePlace):
     """The items of a list, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
 
     def read(self) -> list[Any]:
@@ -274,7 +286,7 @@ def _base(value: Any) -> Any:
     return next(kind for kind in (list, set, deque) if issubclass(type(value), kind))
 
 
-class Memory(Place):
+class Memory(StatePlace):
     """The memory of a tensor or array. A trace cannot follow a write into this memory unless an operation of torch makes the write."""
 
     def read(self) -> bytes:
@@ -312,7 +324,8 @@ def own_attributes(value: Any) -> Any:
         found: Any = vars(kind).get("__dict__")
         if type(found) in _DICTS:
             return found.__get__(value)
-    return vars(value) if issubclass(type(value), threading.local) else None  # whose class has no such descriptor
+    # whose class has no such descriptor
+    return vars(value) if issubclass(type(value), threading.local) else None
 
 
 def _slot(value: Any, name: str) -> Any:
@@ -350,23 +363,11 @@ def _is_state(value: Any) -> bool:
     return own and any(map(_is_state, (own_attributes(value) or {}).values()))
 
 
-def _is_table(value: Any) -> bool:
-    """Return whether a value is a fake tensor of fixed size.
-
-    For the next trace, real zeros replace it, because the model's code can read the numbers of real tensors only.
-    """
-    return issubclass(type(value), torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
-
-
-def _both_tensors(value: Any, before: Any) -> bool:
-    return issubclass(type(value), torch.Tensor) and issubclass(type(before), torch.Tensor)
-
-
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
     """Return whether a value depends on the content of the graph's inputs, and not only on their sizes and dtypes.
 
-    While torch.export traces, parameters and buffers are inputs of its graph, too, and no name distinguishes them from the model's inputs.
-    So they count as inputs.
+    While torch.export traces, parameters and buffers are inputs of its graph, too, and no name
+    distinguishes them from the model's inputs. So they count as inputs.
 
     Args:
         node: The node of the value.

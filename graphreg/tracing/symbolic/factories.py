@@ -1,8 +1,9 @@
 """Decides which of the tensors that a forward makes must be made anew at each call, and adds nodes that make them.
 
-Such a tensor stays a constant of the graph unless one of these holds: the forward writes into it after the graph first reads it; the
-caller gets it as an output; or it is computed from a tensor of the model, or from a tensor that must be made anew. As constants, these
-tensors would keep what earlier calls wrote into them, and all calls would return the same tensor.
+Such a tensor stays a constant of the graph unless one of these holds: the forward writes into it
+after the graph first reads it; the caller gets it as an output; or it is computed from a tensor of
+the model, or from a tensor that must be made anew. As constants, these tensors would keep what
+earlier calls wrote into them, and all calls would return the same tensor.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
 def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey]) -> None:
     """Raise TraceError if the tape has not seen how a tensor was made or changed.
 
-    This concerns tensors that must be made at each call, and tensors of the model that have got another storage.
+    This concerns tensors that must be made at each call, and tensors of the model that have got
+    another storage.
     """
     known = tape.known
     for tensor in tensors:
@@ -164,7 +166,8 @@ class _FactoryWriter:
     def __init__(self, graph: fx.Graph, tape: Tape) -> None:
         self.graph, self.tape = graph, tape
         self._nodes: dict[int, fx.Node] = {}  # the node of each tensor, by the tensor's id
-        self._last: dict[fx.Node | None, fx.Node] = {}  # for each node after which operations ran: the last node added there
+        # for each node after which operations ran: the last node added there
+        self._last: dict[fx.Node | None, fx.Node] = {}
         self._new: dict[fx.Node, TapeEntry] = {}
 
     def run(self, entries: Iterable[TapeEntry], read: dict[fx.Node, Tensor]) -> None:
@@ -211,7 +214,8 @@ class _FactoryWriter:
 
     def _annotated(self, node: fx.Node, entry: TapeEntry) -> fx.Node:
         """Write the entry's line of code and its stack of module calls to a node."""
-        label_site(node, entry.scope)  # the node gets no label, so that the labels of other values stay as they are
+        # the node gets no label, so that the labels of other values stay as they are
+        label_site(node, entry.scope)
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry
         return node

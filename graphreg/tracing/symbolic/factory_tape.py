@@ -1,17 +1,18 @@
 """The tape: records what a forward does during a trace with the tensors that it makes itself.
 
-torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph, where all calls share it. So a call would
-find what earlier calls wrote into the tensor. With the tape, such operations still run during the trace, because the forward may read
-their results. But the tape records each operation with its place in the graph, and ``factories.py`` decides which of them the graph must
-repeat at each call.
+torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph,
+where all calls share it. So a call would find what earlier calls wrote into the tensor. With the
+tape, such operations still run during the trace, because the forward may read their results. But
+the tape records each operation with its place in the graph, and ``factories.py`` decides which of
+them the graph must repeat at each call.
 
-As soon as a traced value may have been written into a tensor, the tensor's content is unknown. From then on, each operation on the tensor,
-or on a view of it, becomes a node of the graph.
+As soon as a traced value may have been written into a tensor, the tensor's content is unknown. From
+then on, each operation on the tensor, or on a view of it, becomes a node of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ from graphreg.tracing.tensors import (
     tensors_in,
 )
 
-# Attributes, methods and functions whose result does not depend on a tensor's content, so that no write changes it.
+# Attributes, methods and functions whose result does not depend on a tensor's content, so that no
+# write changes it.
 FACTS = {
     "shape", "ndim", "dtype", "device", "layout", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__",
     "is_floating_point", "is_complex", "is_contiguous", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_signed",
@@ -66,9 +68,10 @@ class Tape(TorchFunctionMode):
         entries: The recorded operations in order.
         known: Facts about storages.
         effects: Tells which arguments a node may share storage with, and which it writes into.
-        moved: A dict. Each key is the id of a tensor of the model that has got another storage; the value is the line where the tape
-            noticed this.
-        owned: A dict. Each key is the storage of a tensor of the model; the value is the tensor's name.
+        moved: A dict. Each key is the id of a tensor of the model that has got another storage; the
+            value is the line where the tape noticed this.
+        owned: A dict. Each key is the storage of a tensor of the model; the value is the tensor's
+            name.
     """
 
     def __init__(self, tracer: Any, root: nn.Module) -> None:
@@ -76,11 +79,15 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.tracer, self.entries, self.known = tracer, list[TapeEntry](), StorageFacts()
         self.effects = Effects(tracer.operations)
-        self._undo: list[tuple[dict[Any, Any], Any]] = []  # (dict of facts, key) of each fact, in the order in which they were added
-        self._alive: list[Tensor] = []  # keeps tensors alive, so that their ids and storages are not used again
-        self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that the tape has seen, with its last known state
+        # (dict of facts, key) of each fact, in the order in which they were added
+        self._undo: list[tuple[dict[Any, Any], Any]] = []
+        # keeps tensors alive, so that their ids and storages are not used again
+        self._alive: list[Tensor] = []
+        # by id: each tensor that the tape has seen, with its last known state
+        self._states: dict[int, tuple[Tensor, TensorState]] = {}
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
+
         mine: list[tuple[str, Any]] = [
             (f"{path}.{name}" if path else name, value)
             for path, module in modules_by_path(root, once=True).items()
@@ -106,7 +113,8 @@ class Tape(TorchFunctionMode):
         if has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
-        if name.partition(".")[0] == "set_":  # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
+        # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
+        if name.partition(".")[0] == "set_":
             return func(*args, **kwargs)
         if any(storage_key(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
@@ -131,7 +139,8 @@ class Tape(TorchFunctionMode):
         """Notice changes that no function mode sees: those by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.
 
         Args:
-            tensors: The tensors to compare with their last known states. None means all tensors that the tape has seen.
+            tensors: The tensors to compare with their last known states. None means all tensors
+                that the tape has seen.
         """
         asked = [tensor for tensor, _ in self._states.values()] if tensors is None else list(tensors)
         for tensor, now in zip(asked, TensorState.all_of(asked), strict=True):
@@ -164,7 +173,8 @@ class Tape(TorchFunctionMode):
         if not sources:
             return
         definite, possible, shares = self._effects_of(node)
-        # if it is unknown which arguments an in-place operation writes into, assume that it writes into all, such as the tensors of a list
+        # if it is unknown which arguments an in-place operation writes into, assume that it writes
+        # into all, such as the tensors of a list
         definite = definite or tuple(sources if is_in_place(node) else ())
         for written in {**dict.fromkeys(possible), **dict.fromkeys(definite)}:
             for key in holding.get(written, ()):
@@ -177,7 +187,8 @@ class Tape(TorchFunctionMode):
     def _effects_of(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
         """Return the nodes that a node writes into, may write into, and shares storage with.
 
-        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not record these operations.
+        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not
+        record these operations.
         """
         before, self.tracer.evaluating = self.tracer.evaluating, True
         try:
@@ -188,7 +199,8 @@ class Tape(TorchFunctionMode):
     def module_output(self, value: Any) -> Any:
         """Return a module's result, with a new node in place of each tensor that may hold traced values.
 
-        The node is an alias, so that it has the content that the tensor has at this place of the graph.
+        The node is an alias, so that it has the content that the tensor has at this place of the
+        graph.
         """
         kind = type(value)
         if issubclass(kind, Tensor) and storage_key(value) in self.known.traced:
@@ -224,11 +236,20 @@ class Tape(TorchFunctionMode):
         arguments = _copied((args, kwargs))
         result = func(*args, **kwargs)
         written = {storage_key(tensor) for tensor, version in before if version_of(tensor) != version}
-        written.update(map(storage_key, _written_by_schema(name, args, kwargs)))
+
+        # Version counters do not show all writes: under a dispatch mode, such as the one that
+        # counts random draws, ``torch._foreach_add_`` does not increase them. Its schema tells what
+        # it writes into.
+        schema = declared(name)
+        for position, argument in schema.writes if schema is not None else ():
+            given = args[position] if position < len(args) else kwargs.get(argument)
+            written.update(map(storage_key, tensors_in(given)))
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
             written.add(storage_key(tensors[0]))
         overwritten = [saved for saved in saved_tensors if storage_key(saved.tensor) in written]
-        if overwritten:  # only the graph may write into tensors that the forward did not make: undo the writes, and make a node
+        # only the graph may write into tensors that the forward did not make: undo the writes, and
+        # make a node
+        if overwritten:
             for saved in overwritten:
                 saved.restore()
             self._update_states(tensors, written)
@@ -246,22 +267,29 @@ class Tape(TorchFunctionMode):
         keys = frozenset(storage_key(tensor) for tensor in tensors_in(arguments))
         self._alive += tensors_in(arguments)
         results = list(tensors_by_path(result))
+
         if name in EXPOSING:
             for key in keys:
                 self._add(self.known.exposed, key, name)
+
         if not results and not written:
             if keys:
                 self._add(self.known.python_reads, len(self.known.python_reads), (keys, _location()))
             return
+
         representable = _is_representable((args, kwargs))
         if not representable and (keys or name in SHARING):
-            return  # record nothing: a graph cannot hold the arguments, and a copy of the result would not share their memory
+            # record nothing: a graph cannot hold the arguments, and a copy of the result would not
+            # share their memory
+            return
+
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
         if not representable:
             entry.copy = result.detach().clone() if isinstance(result, Tensor) else None
         self.entries.append(entry)
+
         for key in written:
             if key in self.known.touched:
                 self._add(self.known.rewritten, key)
@@ -346,17 +374,6 @@ def _copied(value: Any) -> Any:
         items: Iterable[Any] = map(_copied, value)
         return list(items) if kind is list else tuple(items)
     return {key: _copied(item) for key, item in value.items()} if kind is dict else value
-
-
-def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an operation writes into according to its schema.
-
-    Version counters do not show all writes: under a dispatch mode, such as the one that counts random draws, ``torch._foreach_add_``
-    does not increase them.
-    """
-    schema = declared(name)
-    for position, argument in schema.writes if schema is not None else ():
-        yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
 def operation_name(func: Any) -> str:

@@ -1,7 +1,8 @@
 """The proxies of arguments that are containers, such as a batch that is a dict.
 
-What a container holds besides tensors and numbers is known from the example inputs, and so are its keys and its length: the structure of a
-call's arguments includes them (``CallStructures``). So the forward gets them as they are, and only tensors and numbers are proxies.
+What a container holds besides tensors and numbers is known from the example inputs, and so are its
+keys and its length: the structure of a call's arguments includes them (``CallStructures``). So the
+forward gets them as they are, and only tensors and numbers are proxies.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from graphreg.torch_internals import pytree, unpacked
 from graphreg.tracing.frames import is_caught
 from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
 
-LEAF = "graphreg_leaf"  # in a node's ``meta``: the id of the example input that the node's value stands for
-_EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"  # in ``__dict__``, where no field has such a name
-_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__  # reads the attributes of a proxy itself
+# in a node's ``meta``: the id of the example input that the node's value stands for
+LEAF = "graphreg_leaf"
+# in ``__dict__``, where no field has such a name
+_EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"
+# reads the attributes of a proxy itself
+_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
 _PLAIN = (list, tuple, Mapping)
 _CHANGING = frozenset({
     "append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "setdefault", "sort", "reverse", "move_to_end",
@@ -111,7 +115,9 @@ class Holder(Value):
             return iter(list(known))
         frame = sys._getframe(1)
         if not isinstance(known, (list, tuple)) or (unpacked(frame) == len(known) and not is_caught(frame)):
-            return super().__iter__()  # asserts the number of unpacked items, as a trace without examples does, for one graph of both
+            # asserts the number of unpacked items, as a trace without examples does, for one graph
+            # of both
+            return super().__iter__()
         return iter([self[i] for i in range(len(known))])
 
     def __len__(self) -> int:
@@ -137,11 +143,8 @@ class Holder(Value):
     def _values(self) -> list[Any]:
         return [self[key] for key in _own(self)[_EXAMPLE]]
 
-    def _items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in _own(self)[_EXAMPLE]]
-
     def _copy(self) -> dict[Any, Any]:
-        return dict(self._items())
+        return {key: self[key] for key in _own(self)[_EXAMPLE]}
 
 
 @Mapping.register

@@ -1,8 +1,9 @@
 """Traces a model in the other mode along the graph of the first, which takes half the time of a trace.
 
-Most forwards perform the same operations in both modes, and only pass other literals to them (``training=``). ``ModeFollower`` runs the
-forward in the other mode, and compares each operation with the next node of the graph, in place of making a node. As soon as anything
-is different or out of the ordinary, it gives up, and the caller traces the other mode from the beginning.
+Most forwards perform the same operations in both modes, and only pass other literals to them
+(``training=``). ``ModeFollower`` runs the forward in the other mode, and compares each operation
+with the next node of the graph, in place of making a node. As soon as anything is different or out
+of the ordinary, it gives up, and the caller traces the other mode from the beginning.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Departs(BaseException):
 def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer, before: Snapshot) -> dict[str, Literals] | None:
     """Return the literals that differ in the model's present mode from those of a graph, by name of the node that takes them.
 
-    Return None unless it is certain that a trace in the present mode would give the same graph but for these literals, and would have
-    left nothing behind.
+    Return None unless it is certain that a trace in the present mode would give the same graph but
+    for these literals, and would have left nothing behind.
 
     Args:
         model: The model, in another mode than that in which the graph was traced.
@@ -50,6 +51,7 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
         return None
     if leader.graph is not graph or not leader.is_plain():
         return None
+
     with model_restored(model, before):
         follower = ModeFollower(leader)
         try:
@@ -58,11 +60,13 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
                 return None
         except Departs:
             return None
-        except Exception as error:  # the trace from the beginning finds out whether this is an error
+        except Exception as error:
+            # the trace from the beginning finds out whether this is an error
             raise_interrupt(error)
             return None
         finally:
-            unwrap_functions(graph)  # torch.fx notes at a node, here one of the graph, that it has wrapped its function
+            # torch.fx notes at a node, here one of the graph, that it has wrapped its function
+            unwrap_functions(graph)
     return None if follower.departed or follower.environment.queries or follower.environment.mode_reads.readers else follower.literals
 
 
@@ -85,7 +89,8 @@ class ModeFollower(SiteTracer):
     """Runs a forward, and compares what it does with a graph that another tracer has made of the same forward in another mode.
 
     Attributes:
-        literals: The literals that differ: by node name, then by position, the literal of the graph and that of the present mode.
+        literals: The literals that differ: by node name, then by position, the literal of the graph
+            and that of the present mode.
         departed: Whether the forward did something that the graph does not have.
     """
 
@@ -148,6 +153,7 @@ class ModeFollower(SiteTracer):
             path = self.path_of_module(m)
         except NameError:
             return forward(*args, **kwargs)
+
         self._scopes.append(path)
         if self.is_leaf_module(m, path):
             value: Any = self.create_proxy("call_module", path, args, kwargs)
@@ -183,7 +189,8 @@ class ModeFollower(SiteTracer):
         """Return the graph's next node, which asserts something."""
         return self.create_node("call_function", function, args, {})
 
-    # These methods of the base class compute answers for the forward, and may add nodes that assert them.
+    # These methods of the base class compute answers for the forward, and may add nodes that assert
+    # them.
     _answer = _length = _value = kind = requires_grad_of = alias = _depart  # type: ignore[assignment]
 
 

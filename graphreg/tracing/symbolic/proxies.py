@@ -23,7 +23,8 @@ from graphreg.tracing.type_inference import ATTRIBUTES
 def _tests_class(frame: types.FrameType) -> bool:
     """Return whether the Python code of a frame, in which ``__class__`` was read, may be checking a class.
 
-    Otherwise the reader was torch's argument parser, C++ code without a frame of its own, which must get the proxy's class.
+    Otherwise the reader was torch's argument parser, C++ code without a frame of its own, which
+    must get the proxy's class.
     """
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
@@ -31,7 +32,8 @@ def _tests_class(frame: types.FrameType) -> bool:
 
 
 _FIELDS = ("tracer", "node")
-_HOLDERS = "graphreg.tracing.symbolic.holders"  # whose proxies read attributes on behalf of the model's code
+# whose proxies read attributes on behalf of the model's code
+_HOLDERS = "graphreg.tracing.symbolic.holders"
 _COMPARED = ("dtype", "layout", "is_cuda")  # attributes with values that code may compare by ``is``
 
 
@@ -52,7 +54,8 @@ def _attribute(value: Any, name: str) -> Any:
     frame = _asking(sys._getframe(2))
     require_attribute(value, name, frame)
     tracer = value.tracer
-    if name == "index" and getattr(value, "attr", "") == "device":  # often None, which code tells from others by ``is``
+    # often None, which code tells from others by ``is``
+    if name == "index" and getattr(value, "attr", "") == "device":
         return tracer.concrete(AttributeProxy(value, name), "a device's index", (int, type(None)))
     if name in ATTRIBUTES and name in _COMPARED and "identity" in tracer.asked and not is_foreign(frame):
         return tracer.concrete(AttributeProxy(value, name), "an operand of `is`", (ATTRIBUTES[name],))
@@ -103,7 +106,8 @@ class _Asked:
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("the forward copies a traced value by copy.deepcopy; use x.clone()")
 
-    # Methods that Python calls on a number or a shape, and that torch.fx does not support; see ``shape_decisions.py``.
+    # Methods that Python calls on a number or a shape, and that torch.fx does not support; see
+    # ``shape_decisions.py``.
     def __index__(self) -> int:
         return int(self._concrete("an index", int))
 
@@ -145,8 +149,9 @@ class AttributeProxy(_Asked, Attribute):
 class Value(_Asked, fx.Proxy):
     """The proxy of a value. It records ``+=`` and other in-place operators as in-place.
 
-    Without methods for them, Python would fall back to ``+``, which makes a new value. The write would not reach other uses of the same
-    tensor (a skip connection, a view, the caller's variable), and torch.fx would silently trace another function than the model's.
+    Without methods for them, Python would fall back to ``+``, which makes a new value. The write
+    would not reach other uses of the same tensor (a skip connection, a view, the caller's
+    variable), and torch.fx would silently trace another function than the model's.
     """
 
     @classmethod
@@ -160,8 +165,8 @@ class Value(_Asked, fx.Proxy):
     def __class__(self) -> type:
         """The class that ``isinstance`` sees.
 
-        ``isinstance_patch.py`` answers ``isinstance`` and ``type`` in the model's code. Other class checks of the model (``match``, code
-        that the patch did not find) read this property.
+        ``isinstance_patch.py`` answers ``isinstance`` and ``type`` in the model's code. Other class
+        checks of the model (``match``, code that the patch did not find) read this property.
         """
         return _class(self, sys._getframe(1))
 
@@ -177,7 +182,8 @@ class Value(_Asked, fx.Proxy):
         return {}
 
     def __getattr__(self, k: str) -> Any:
-        if k in LEFT_IN_TENSORS:  # not an AttributeError, because getattr() with a default would catch it
+        # not an AttributeError, because getattr() with a default would catch it
+        if k in LEFT_IN_TENSORS:
             raise TypeError(reads_what_is_left(k))
         return _attribute(self, k)
 
@@ -194,12 +200,14 @@ class Value(_Asked, fx.Proxy):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(_assignment_message(name, "deletes"))
 
-    keys = property(lambda self: _attribute(self, "keys"))  # torch.fx defines it for all values, and a tensor has none
+    # torch.fx defines it for all values, and a tensor has none
+    keys = property(lambda self: _attribute(self, "keys"))
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator."""
         if self.node in getattr(self.tracer, "sizes", ()):
-            return NotImplemented  # the value is a number: Python falls back to ``+``, which is right for numbers
+            # the value is a number: Python falls back to ``+``, which is right for numbers
+            return NotImplemented
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -221,7 +229,8 @@ class Value(_Asked, fx.Proxy):
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
 
-_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__  # reads the attributes of a proxy itself
+# reads the attributes of a proxy itself
+_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
 
 
 def _add_in_place_operators() -> None:
@@ -274,7 +283,8 @@ class SequenceAttribute(AttributeProxy):
 class SequenceValue(Value):
     """The proxy of a tuple or list, or of a value of unknown type, for code that compares it with the pattern of a sequence.
 
-    Python asks the class whether it may be a sequence, and then the value for its length, which raises if it is unknown.
+    Python asks the class whether it may be a sequence, and then the value for its length, which
+    raises if it is unknown.
     """
 
 
@@ -282,5 +292,6 @@ class SequenceValue(Value):
 class UnknownMapping(Value):
     """The proxy of a value of unknown type, for code that compares it with the pattern of a mapping (``case {"q": q}:``).
 
-    Python asks the class whether it may be a mapping, and then the value for its length, which raises.
+    Python asks the class whether it may be a mapping, and then the value for its length, which
+    raises.
     """

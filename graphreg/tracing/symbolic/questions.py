@@ -1,7 +1,8 @@
 """Answers what a forward asks of a traced value, as the value itself would: whether it has an attribute, its class, its text.
 
-Where the answer is certain for the operation that made the value, nothing else is needed. Otherwise the answer is that of the example
-inputs, and the graph asserts it. If neither tells, the question raises TypeError: it would be answered wrongly.
+Where the answer is certain for the operation that made the value, nothing else is needed. Otherwise
+the answer is that of the example inputs, and the graph asserts it. If neither tells, the question
+raises TypeError: it would be answered wrongly.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
         frame: The frame that asks for it.
 
     Raises:
-        AttributeError: The value has no such attribute. The graph asserts that, if it is not certain.
+        AttributeError: The value has no such attribute. The graph asserts that, if it is not
+            certain.
         TypeError: It is not known whether it has.
     """
     home = home_of(frame)
@@ -70,13 +72,18 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
         return
     plain = reads_attribute(frame)  # and no function such as hasattr
     if plain and not is_guarded(frame) and (name in _OF_TENSORS or not is_caught(frame, by_with=True)):
-        return  # nothing is decided: where the value has no such attribute, the graph raises as the model does
+        # nothing is decided: where the value has no such attribute, the graph raises as the model
+        # does
+        return
+
     kind = _certain_class(value)
-    own = kind is not None and issubclass(kind, torch.Tensor) and value.node.op == "get_attr"  # the model's, which may have any attribute
+    # the model's, which may have any attribute
+    own = kind is not None and issubclass(kind, torch.Tensor) and value.node.op == "get_attr"
     if kind is not None and not (own and not _class_has(kind, name)):
         if not _class_has(kind, name):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
         return
+
     asked = not plain or is_caught(frame, by_with=True)
     there, known = _example_has(value, name)
     if not known:
@@ -86,6 +93,7 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
             why = f"the forward asks whether {value.node.name!r} has the attribute {name!r}, and the trace cannot tell"
             value.tracer.refuse(TypeError(why))
         there = name in _OF_TENSORS
+
     if asked:
         value.tracer.assert_attribute(value.node, name, there)
     if not there:
@@ -116,7 +124,8 @@ def _certain_class(value: Any) -> type | None:
         return ATTRIBUTES[value.attr] if _is_certain_tensor(value.root, tracer) else None
     node = value.node
     kind = definite_type(node, tracer)
-    if kind is None or (kind is tuple and not tracer.is_tuple(node)):  # it may be a named tuple of torch, as that of torch.max
+    # it may be a named tuple of torch, as that of torch.max
+    if kind is None or (kind is tuple and not tracer.is_tuple(node)):
         return None
     return kind
 

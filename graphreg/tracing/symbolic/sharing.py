@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import Graphs, described_node, is_labelled
+from graphreg.ir import ModeGraphs, described_node, is_labelled
 from graphreg.tracing.shape_decisions import DECISIONS
 from graphreg.tracing.symbolic.holders import LEAF
 
 
-def same_apart_from_sharing(apart: Graphs, shared: Graphs) -> bool:
+def same_apart_from_sharing(apart: ModeGraphs, shared: ModeGraphs) -> bool:
     """Return whether two traces compute the same, given that the arguments are one tensor."""
     return apart.keys() == shared.keys() and all(_described(graph) == _described(shared[mode]) for mode, graph in apart.items())
 
@@ -17,7 +17,8 @@ def same_apart_from_sharing(apart: Graphs, shared: Graphs) -> bool:
 def _described(graph: fx.Graph) -> list[str]:
     """Return a text for each node, with the number of the node for its name, and that of the tensor for a node that stands for an input.
 
-    Assertions are left out, as are the nodes that only assertions read: each of two proxies of one tensor has assertions of its own.
+    Assertions are left out, as are the nodes that only assertions read: each of two proxies of one
+    tensor has assertions of its own.
     """
     left_out: set[fx.Node] = set()
     for node in reversed(graph.nodes):

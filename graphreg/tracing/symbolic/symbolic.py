@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import Graphs, Literals
+from graphreg.ir import Literals, ModeGraphs
 from graphreg.torch_internals import asks, make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
@@ -37,7 +37,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
     watch_draws: bool, shares: bool | None = None,
-) -> tuple[Graphs, dict[str, str], list[str], dict[str, bool]]:
+) -> tuple[ModeGraphs, dict[str, str], list[str], dict[str, bool]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
     Args:
@@ -50,11 +50,13 @@ def symbolic(
         shares: As in ``SiteTracer``.
 
     Returns:
-        The graphs of both modes, the opaque modules with reasons, the arguments that were assumed to be tensors, and the modules whose
-        callers checkpoint them, with whether the checkpoint is reentrant.
+        The graphs of both modes, the opaque modules with reasons, the arguments that were assumed
+        to be tensors, and the modules whose callers checkpoint them, with whether the checkpoint is
+        reentrant.
 
     Raises:
-        TraceError: The model cannot be traced. If a line of the user's code is the cause, the message names it.
+        TraceError: The model cannot be traced. If a line of the user's code is the cause, the
+            message names it.
         DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
     asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
@@ -83,7 +85,8 @@ def symbolic(
         return literals_in_other_mode(model, graph, last[0], before)
 
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)  # this also fills ``opaque`` and ``assumed``
+        # this also fills ``opaque`` and ``assumed``
+        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)
         return graphs, opaque, list(assumed), checkpoints
     except GraphRegError:
         raise

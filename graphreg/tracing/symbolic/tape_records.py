@@ -27,8 +27,9 @@ class TapeEntry:
         result: What the function returned.
         written_storages: The storages that the operation wrote into.
         region: Whether grad mode, inference mode and autocast were on when the operation ran.
-        copy: A copy of the result, which the graph clones instead of repeating the operation. It is None unless the result is a tensor and
-            there are arguments that a graph cannot hold (an object, a numpy array).
+        copy: A copy of the result, which the graph clones instead of repeating the operation. It is
+            None unless the result is a tensor and there are arguments that a graph cannot hold (an
+            object, a numpy array).
     """
 
     function: Callable[..., Any]
@@ -59,20 +60,23 @@ class StorageFacts:
     """Facts about storages. Facts are only added; the tape remembers in which order, so that a trace can be rolled back.
 
     Attributes:
-        made: A dict. Each key is the id of a tensor; the value is the entry that made the tensor, and the tensor's path in the entry's
-            result.
+        made: A dict. Each key is the id of a tensor; the value is the entry that made the tensor,
+            and the tensor's path in the entry's result.
         fresh: Storages that the forward made.
         read: A dict. Each key is a ``get_attr`` node; the value is the tensor that the node reads.
         touched: Storages that the graph reads, directly or through a view.
         traced: Storages into which a traced value may have been written.
         rewritten: Storages that the forward wrote into after the graph had read them.
-        exposed: Storages into which code can write unseen by the tape, each with the name of the function that gave access to it, such as
-            ``numpy``.
-        python_reads: For each operation that read tensors but returned no tensor, such as ``bool(t)``: the storages that it read, and the
-            line of code. The keys are only running numbers.
-        holding: A dict. Each key is a node; the value has the storages in which the node's result may lie.
-        untracked: For each storage with a change that no function mode sees, the line where the tape noticed the change: a tensor in the
-            storage has changed, or a tensor has got the storage or lost it.
+        exposed: Storages into which code can write unseen by the tape, each with the name of the
+            function that gave access to it, such as ``numpy``.
+        python_reads: For each operation that read tensors but returned no tensor, such as
+            ``bool(t)``: the storages that it read, and the line of code. The keys are only running
+            numbers.
+        holding: A dict. Each key is a node; the value has the storages in which the node's result
+            may lie.
+        untracked: For each storage with a change that no function mode sees, the line where the
+            tape noticed the change: a tensor in the storage has changed, or a tensor has got the
+            storage or lost it.
     """
 
     made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)

@@ -15,7 +15,8 @@ from graphreg.tracing.shape_decisions import in_parts
 def settle_ports(graph: fx.Graph, operations: Operations) -> None:
     """Merge nodes that take the same item out of a tuple (``parts[0]`` twice) into one node with all of their labels.
 
-    The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model passes the whole tuple on.
+    The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model
+    passes the whole tuple on.
     """
     first: dict[tuple[Any, ...], fx.Node] = {}
     for node in graph.nodes:
