@@ -3,7 +3,7 @@
 Some of the functions exported here are torch's own functions under a new name. graphreg calls these functions too often for a slower Python
 wrapper, or Dynamo must trace or recognize them.
 
-After an upgrade of torch, run ``tests/torch_internals/test_canaries.py``. It tests each wrapper on a tiny example, and a failure names the
+After an upgrade of torch, run ``tests/torch_internals``. It tests each wrapper on a tiny example, and a failure names the
 wrapper to repair.
 """
 
@@ -257,7 +257,7 @@ from graphreg.torch_internals.torch_modes import (
     without_proxies,
 )
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
-from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
+from graphreg.torch_internals.versions import known_versions, warn_if_untested
 
 __all__ = [
     "CALL", "CALLERS_OF_FORWARD", "CALL_HOOKS", "CAPTURING", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "DEFAULT", "DYNAMO",
@@ -286,7 +286,7 @@ __all__ = [
     "parked", "pipeline_run", "plain_call", "plain_number", "plain_transformers", "pointwise", "proxy_of", "put_global_hooks_aside",
     "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "read_weights_again", "reads_attribute",
     "recorded_in_operator", "regions", "renew_hooks", "replicated", "restore_after_trace", "restore_fx_patches",
-    "restore_randomness", "returns_shard", "run_canaries", "runs_compiled", "safe_softmax", "same_view", "scale_tensor",
+    "restore_randomness", "returns_shard", "runs_compiled", "safe_softmax", "same_view", "scale_tensor",
     "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "show_parameters_of", "silence_export",
     "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp",
     "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version",
