@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from graphreg.torch_internals import hooked_calls, modules, patching
+from graphreg.torch_internals import hooked_calls, modules
 from graphreg.torch_internals.patching import Changes
-
-if dist.is_available():
-    pass
 
 
 def test_bases() -> None:
@@ -51,7 +47,7 @@ def test_hooks() -> None:
     before = modules.has_global_hook()
     handle = nn.modules.module.register_module_forward_hook(hook)
     assert modules.has_global_hook() and modules.has_users_global_hook() and not before
-    with patching.Changes() as changes, changes:
+    with Changes() as changes, changes:
         modules.put_global_hooks_aside(changes)
         assert not modules.has_global_hook() and not modules.has_users_global_hook()
     handle.remove()
@@ -137,6 +133,7 @@ def test_compiled_modules() -> None:
     module = nn.Linear(1, 1)
     assert not modules.compiles_itself(module) and modules.original_of(module) is None
     assert modules.original_of(torch.compile(module, backend="eager")) is module
+    assert getattr(torch.compile(module, backend="eager"), modules.COMPILED_MODULE) is module
     module.compile(backend="eager")
     assert modules.compiles_itself(module) and vars(module)[modules.COMPILED_CALL] is not None
 
