@@ -1,6 +1,6 @@
 """Checks that every edit of a plan acts at its site, in the plan's order, and that the model reads only the value after the last splice.
 
-``placed_in`` looks at a rewritten graph, and ``Placed.check`` compares what it found with the plan. ``invariants.py`` calls both.
+``placed_in`` looks at a rewritten graph, and ``Placed.check`` compares what it found with the plan.
 """
 
 from __future__ import annotations
@@ -11,31 +11,20 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
-from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.instantiate import measures
+from graphreg.rewriting.invariants import fail
 from graphreg.tracing import Traced
 
 
-def failed(sentence: str) -> GraphRegError:
-    """Return the error for a check that failed; ``sentence`` says what is wrong."""
-    return GraphRegError(f"a rewritten graph failed its check: {sentence}")
-
-
-def fail(sentence: str) -> None:
-    """Raise the error that ``failed`` returns."""
-    raise failed(sentence)
-
-
-def placed_in(graph: fx.Graph, original: GraphFacts, traced: Traced, plan: Plan) -> Placed:
+def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
     """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
     Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
-    first, aliases = original.where, original.aliases
+    first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
     sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
     definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
     written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}
@@ -228,7 +217,7 @@ class Placed:
         node = self.added.get((edit.name, edit.site.name))
         ordered = tuple(values[site.name] for site in edit.sites if site.name in values)
         if node is None or node.args[:1] != ((ordered if steps.calls else ordered[0]),):
-            raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
+            fail(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
         for value in ordered:
             self._in_time(edit, value, node)
         return 1
@@ -260,7 +249,7 @@ class Placed:
         """Return the node of an edit; raise GraphRegError unless it reads ``value``."""
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
-            raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+            fail(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
         self._in_time(edit, value, node)
         return node
 
