@@ -14,14 +14,14 @@ import re
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._guards import Guard
 
@@ -295,21 +295,13 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
     return getattr(source, "local_name", ""), keys
 
 
-def copy_source(node: fx.Node, twin: fx.Node) -> None:
+def copy_source(node: fx.Node | None, twin: fx.Node) -> None:
     """Copy Dynamo's record of the origin of an input from ``node`` to ``twin``, the same input in another graph.
 
-    AOTAutograd reads the record.
+    AOTAutograd reads the record of each input, and accepts None. ``node``: None for an input that Dynamo does not know.
     """
-    if hasattr(node, "_dynamo_source"):
-        twin._dynamo_source = node._dynamo_source
-
-
-def without_source(twin: fx.Node) -> None:
-    """Mark an input that graphreg has added to a graph as one without an origin in Dynamo.
-
-    AOTAutograd requires the attribute ``_dynamo_source`` on each input, and accepts None.
-    """
-    twin._dynamo_source = None
+    if node is None or hasattr(node, "_dynamo_source"):
+        twin._dynamo_source = node._dynamo_source if node is not None else None
 
 
 def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
@@ -352,6 +344,25 @@ def _of_one_module(builder: Any, guard: Guard) -> None:
     builder.EQUALS_MATCH(guard)
     holder = builder.get(guard.originating_source.base)  # type: ignore[attr-defined]
     builder.id_matched_objs["graphreg"] = weakref.ref(holder)
+
+
+def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Return a function that takes these tensors and returns True only if their shapes, dtypes and devices are as they are now.
+
+    It may return False although these are the same, for example under another autocast. None if torch has no such function for them.
+    """
+    unique = len(set(map(id, tensors))) == len(tensors)
+    if not unique or not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors):
+        return None
+    try:
+        from torch._C._dynamo.guards import TensorGuards  # noqa: PLC0415  # a private name, which a version of torch may lack
+
+        sizes: Any = [list(tensor.shape) for tensor in tensors]
+        strides: Any = [[None] * tensor.dim() for tensor in tensors]
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        return check if check(*tensors) else None
+    except Exception:  # a version of torch with another form of guards: the caller then compares in Python
+        return None
 
 
 def strict_limit() -> AbstractContextManager[None]:

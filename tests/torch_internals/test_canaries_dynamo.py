@@ -13,7 +13,7 @@ import torch._dynamo.config as dynamo_config
 from torch import Tensor, fx, nn
 
 from canary import compiled, nothing
-from graphreg.torch_internals import dynamo, dynamo_marks, tensor_guards
+from graphreg.torch_internals import dynamo, dynamo_marks
 
 
 class Breaks(nn.Module):
@@ -137,7 +137,7 @@ def test_sources() -> None:
                 assert hasattr(node, "_dynamo_source") and not hasattr(twin, "_dynamo_source")
                 dynamo.copy_source(node, twin)
                 assert twin._dynamo_source is node._dynamo_source
-                dynamo.without_source(twin)
+                dynamo.copy_source(None, twin)
                 assert twin._dynamo_source is None
         module = fx.GraphModule(gm, graph)
         dynamo.copy_notes(gm, module)
@@ -287,7 +287,7 @@ def test_runs_compiled() -> None:
 def test_tensor_guard() -> None:
     """How Dynamo's guard compares shapes, dtypes and devices of tensors. It concerns changes of a model that is regularized in place."""
     parameter = nn.Parameter(torch.ones(2, 3))
-    same = tensor_guards.tensor_guard([parameter])
+    same = dynamo.tensor_guard([parameter])
     others = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     assert same is not None and [same(each) for each in (parameter, *others)] == [True, True, False, False]
-    assert tensor_guards.tensor_guard([parameter, parameter]) is None
+    assert dynamo.tensor_guard([parameter, parameter]) is None

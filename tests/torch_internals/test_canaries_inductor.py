@@ -20,9 +20,9 @@ def test_settings() -> None:
         config.DYNAMO: ("suppress_errors", False),
     }
     for place, (name, default) in known.items():
-        assert config.has_setting(place, name) and not config.has_setting(place, "no_such_setting")
+        assert config.setting_of(place, "no_such_setting") is None
         with config.compiler_config(place).patch(**{name: 0.5 if default else True}):
-            assert config.default_of(place, name) == default != getattr(config.compiler_config(place), name)
+            assert config.setting_of(place, name) == (getattr(config.compiler_config(place), name), default) != (default, default)
             assert name in config.compiler_config(place).codegen_config()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from canary import Seen, compiled
-from graphreg.torch_internals import emitted_code, functorch, node_names, torch_modes, trace_state
+from graphreg.torch_internals import emitted_code, functorch, torch_modes, trace_state
 from graphreg.torch_internals import fx as fx_internals
 from graphreg.torch_internals.patching import Changes
 
@@ -268,7 +268,7 @@ def test_node_namer() -> None:
             graph.create_node("placeholder", "x", name=draw.choice(CANDIDATES))
         for node in graph.nodes:
             copy.node_copy(node)
-        namer = node_names.node_namer(node.name for node in graph.nodes)
+        namer = fx_internals.node_namer(node.name for node in graph.nodes)
         for name in draw.choices(CANDIDATES, k=6):
             assert namer(name) == copy.create_node("placeholder", "x", name=name).name, f"seed {seed}"
 
