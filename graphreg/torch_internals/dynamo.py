@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._guards import Guard
 
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost, skip_frame
+from graphreg.torch_internals.interpreter import outwards
 from graphreg.torch_internals.modules import COMPILED_CALL
 from graphreg.torch_internals.other_threads import is_compiling
 
@@ -129,7 +129,7 @@ class CompiledCall:
 
 def compiled_call() -> CompiledCall | None:
     """Return the innermost compiled call that is running; None if no compiled call runs, or if this torch has other internals."""
-    for frame in _outwards(sys._getframe(1)):
+    for frame in outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
             variables = frame.f_locals  # a dict up to Python 3.12; then a proxy whose keys() is a list, not a set
             if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
@@ -144,18 +144,12 @@ def first_arguments() -> Iterator[Any]:
     The first argument of a method is ``self``. So the caller finds the module whose method is running, even if no local variable of the
     captured code holds the module.
     """
-    for frame in _outwards(sys._getframe(1)):
+    for frame in outwards(sys._getframe(1)):
         code = frame.f_code
         if code.co_name == _ENTRY:
             return
         if code.co_argcount:
             yield frame.f_locals.get(code.co_varnames[0])
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def compile_record_of(compiled: object) -> object:
@@ -254,7 +248,7 @@ def splits_for_ddp() -> bool:
     Dynamo does so for a model inside DistributedDataParallel whose gradients fill several buckets, while
     ``torch._dynamo.config.optimize_ddp`` is on. The inputs of a part are copies, so that the parameters among them cannot be recognized.
     """
-    frames = (frame for frame in _outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
+    frames = (frame for frame in outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
     return any(type(frame.f_locals.get("self")).__name__ == "SubmodCompiler" for frame in frames)
 
 
