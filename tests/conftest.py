@@ -14,9 +14,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from browser import quit_chromium
+from lowering_check import check_each_rewrite
 from slow import first_cases, is_slow, unmatched
 
 torch.set_num_threads(1)
+check_each_rewrite()
 os.environ.pop("COLUMNS", None)  # a shell may say how wide to print; the tests say it themselves
 # Dynamo times the guards of each graph that it compiles, for its log, and empties the processor's caches for it: nearly 30 ms a graph.
 torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0

@@ -45,9 +45,9 @@ has torch for Linux as a CUDA build, which is 3 GB to download and 7 GB on disk.
 on a GPU.
 
 With any other torch, run `python -m graphreg doctor --torch`, or `graphreg.doctor()` in Python. It tests each part of graphreg on a tiny \
-example, and each private part of torch that graphreg uses, in a separate process; this takes about ten seconds. With a torch newer than \
-all tested ones, the first trace warns, once. `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences \
-the warning.
+example, in a separate process; this takes about ten seconds. In a checkout, `pytest tests/torch_internals` tests each private part of \
+torch that graphreg uses. With a torch newer than all tested ones, the first trace warns, once. \
+`warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences the warning.
 """
 
 

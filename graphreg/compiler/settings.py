@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from graphreg.torch_internals import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, default_of, has_setting
+from graphreg.torch_internals import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, setting_of
 
 # The settings that decide which operations backward runs again, in which order operations run, and from which generator they draw.
 NAMES = {
@@ -50,7 +50,8 @@ class Setting:
 
 def setting(place: str, name: str) -> Setting | None:
     """Return a setting as it is now; None if the installed torch does not have it."""
-    return Setting(place, name, getattr(compiler_config(place), name), default_of(place, name)) if has_setting(place, name) else None
+    values = setting_of(place, name)
+    return Setting(place, name, *values) if values is not None else None
 
 
 def changed() -> list[Setting]:

@@ -38,8 +38,7 @@ def doctor(
     whose defaults cure the fault. The process caches the measurements for each combination of settings. The module, its gradients, the
     generators, the settings and all compiled code stay as they are.
 
-    Without a module, ``doctor`` tests in a separate process which parts of graphreg work with the installed torch, and whether the private
-    parts of torch that graphreg uses have changed.
+    Without a module, ``doctor`` tests in a separate process which parts of graphreg work with the installed torch.
 
     Args:
         module: The module that ``regularize`` returned; None tests torch.
@@ -50,7 +49,7 @@ def doctor(
         progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
 
     Returns:
-        A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong, refused, broken or changed.
+        A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong, refused or broken.
 
     Raises:
         GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or the backward pass calls the module again

@@ -22,16 +22,15 @@ class Finding:
     Attributes:
         kind: ``"wrong"``: backward has other masks than the forward, or graphreg's masks differ between eager and compiled code.
             ``"refused"``: an operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
-            than eager, which is not an error. Without a module, ``doctor`` makes findings of two other kinds. ``"broken"``: a part of
-            graphreg does not work with the installed torch. ``"changed"``: a private part of torch is not as graphreg expects it.
-        cause: The settings to blame, with their values, or the fault of the step; without a module, the part that is broken or changed.
-        observed: The measurements, in numbers; without a module, the error, or a sentence that says what has changed.
+            than eager, which is not an error. ``"broken"``, without a module: a part of graphreg does not work with the installed torch.
+        cause: The settings to blame, with their values, or the fault of the step; without a module, the part that is broken.
+        observed: The measurements, in numbers; without a module, the error.
         sites: The names of the sites that the finding concerns.
         cure: What to do.
         upstream: The address of torch's issue, or a text that says that no issue was found; ``""`` if torch is not at fault.
     """
 
-    kind: Literal["wrong", "refused", "differs", "broken", "changed"]
+    kind: Literal["wrong", "refused", "differs", "broken"]
     cause: str
     observed: str
     sites: tuple[str, ...]
@@ -49,7 +48,7 @@ class Diagnosis(RenamedAttributes):
 
     Attributes:
         subject: The module, torch's version, the backend and the device, as text; without a module, the versions of torch and Python.
-        findings: The findings, by kind: wrong, then refused, then differs; without a module, broken, then changed.
+        findings: The findings, by kind: wrong, then refused, then differs; without a module, broken.
         right: Sentences about everything that was tested and is right.
     """
 
@@ -60,7 +59,7 @@ class Diagnosis(RenamedAttributes):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong, refused, broken or changed; findings of the kind ``"differs"`` do not count."""
+        """Whether nothing is wrong, refused or broken; findings of the kind ``"differs"`` do not count."""
         return all(finding.kind == "differs" for finding in self.findings)
 
     def __bool__(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from graphreg.diagnosis.findings import NONE, Diagnosis, Finding
+from graphreg.diagnosis.findings import Diagnosis, Finding
 from graphreg.torch_internals import known_versions
 
 TRIALS = "graphreg.diagnosis.torch_parts"
@@ -34,11 +34,10 @@ def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
         module: The Python module that the process runs.
 
     Returns:
-        A diagnosis. ``bool(diagnosis)`` is True if every part works and no private part of torch has changed.
+        A diagnosis. ``bool(diagnosis)`` is True if every part works.
     """
     path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
-    # PYTHONOPTIMIZE would remove the assert statements of the canaries.
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", module]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment) as child:
         assert child.stdout is not None
@@ -66,7 +65,7 @@ def _ended(status: int, last: str) -> str:
 
 
 def _findings(lines: Iterable[dict[str, Any]], ended: str) -> tuple[list[Finding], list[str]]:
-    broken, changed, right = list[Finding](), list[Finding](), list[str]()
+    broken, right = list[Finding](), list[str]()
     trying, done = "graphreg itself", False
     for line in lines:
         trying, done = line.get("trying", trying), done or "done" in line
@@ -74,13 +73,9 @@ def _findings(lines: Iterable[dict[str, Any]], ended: str) -> tuple[list[Finding
             broken.append(_broken(line["part"], line["error"]))
         elif "part" in line:
             right.append(f"{line['part']} work{'s' * (not line['part'].startswith(PLURAL))}")
-        elif "canary" in line:
-            changed.append(Finding("changed", "torch has changed a private part", line["canary"], (), "report it, with this text", NONE))
-        elif "done" in line and not changed:
-            right.append(f"the private parts of torch that graphreg uses are as it expects them ({line['done']} tested)")
     if not done:
         broken.append(_broken(trying, ended))
-    return [*broken, *changed], right
+    return broken, right
 
 
 PLURAL = ("attached penalties", "penalties", "recurrent layers")

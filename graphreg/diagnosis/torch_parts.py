@@ -1,7 +1,6 @@
 """Tries each part of graphreg with the installed torch. ``torch_check.py`` runs this file in a separate process.
 
-A trial is a tiny example from end to end. After the trials, the canaries of ``torch_internals`` test each private part of torch that
-graphreg uses, so that a failed trial can be explained.
+A trial is a tiny example from end to end.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from graphreg.diagnosis.probes import measure_streams
 from graphreg.errors import GraphRegError, first_line
 from graphreg.pipeline import regularize
 from graphreg.session import backend_host
-from graphreg.torch_internals import run_canaries
 
 MARK = "graphreg: "  # begins each line of the report, because torch may print other lines
 CPU = torch.device("cpu")
@@ -158,19 +156,13 @@ def outcomes() -> Iterator[tuple[str, str | None]]:
 
 
 def main() -> None:
-    """Print the report, one JSON object a line: ``{"trying": …}``, ``{"part": …, "error": …}``, ``{"canary": …}``, ``{"done": …}``."""
+    """Print the report, one JSON object a line: ``{"trying": …}``, ``{"part": …, "error": …}``, at last ``{"done": true}``."""
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part, error in outcomes():
             _print({"trying": part} if error is None else {"part": part, "error": error})
-        _print({"trying": "torch's private parts"})
-        tried = 0
-        for sentence in run_canaries():
-            tried += 1
-            if sentence:
-                _print({"canary": sentence})
-    _print({"done": tried})
+    _print({"done": True})
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from graphreg.planning import Plan
 from graphreg.rewriting import measures
 from graphreg.runtime import AllSitesTotal, DrawingRule, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total
 from graphreg.session import graphs_of
-from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without_source
+from graphreg.torch_internals import copy_notes, copy_source, fake_mode
 
 
 class Bound(nn.Module):
@@ -156,7 +156,7 @@ class _Emitter:
 
     def _added(self, name: str) -> fx.Node:
         twin = self.graph.create_node("placeholder", name, name=name)
-        without_source(twin)
+        copy_source(None, twin)
         return twin
 
     def _runtime_module(self, node: fx.Node) -> RuntimeModule | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -87,14 +86,6 @@ class Aliases:
         With ``is_definite``, return whether such an operation definitely writes into it.
         """
         return any(writes[-1].order > self.order[node] for writes in self._writes(node, is_definite))
-
-    def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
-        """Return whether an operation after ``node`` and before ``reader`` may write into the value of ``node``."""
-        for writes in self._writes(node):
-            after = bisect_right(writes, self.order[node], key=lambda write: write.order)
-            if after < len(writes) and writes[after].order < self.order[reader]:
-                return True
-        return False
 
     def sources(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """Return ``nodes`` and all nodes that one of them depends on, also through definite in-place writes."""

@@ -37,14 +37,12 @@ class ModelFacts:
         class_name: The name of the model's class.
         methods: The names of that class's methods, which the rewritten module does not have.
         specialized: The specialized arguments by name, with the values at which the graph fixes them.
-        is_graph: Whether the model was a GraphModule. Such a model is not traced; its graph is used.
         trainer: A tuple that contains the model, if its class overrides ``train()``; else an empty tuple.
     """
 
     class_name: str
     methods: frozenset[str]
     specialized: dict[str, Any]
-    is_graph: bool
     trainer: tuple[nn.Module, ...]
 
 

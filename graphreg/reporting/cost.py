@@ -23,7 +23,7 @@ from graphreg.planning import OWN_DROPOUT, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
 from graphreg.session import graphs_of
-from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, number_of_storage, packet_of, pytree
+from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, packet_of, pytree, storage_number
 
 # Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
@@ -162,7 +162,7 @@ class _Pass(fx.Interpreter):
         self.saved: dict[int, list[str]] = {}  # key: the number of a storage; value: the nodes that saved the storage for backward
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
-        self.free = {number_of_storage(storage): storage for storage in storages}  # saving a parameter or a buffer needs no more memory
+        self.free = {storage_number(storage): storage for storage in storages}  # saving a parameter or a buffer needs no more memory
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return next(self.args_iter)  # for ``*args``, fx.Interpreter would return a list of all remaining inputs
@@ -184,12 +184,12 @@ class _Pass(fx.Interpreter):
     def made_by_now(self, value: Any) -> None:
         for tensor in _tensors(value):
             storage = _storage(tensor)
-            maker, _ = self.made.setdefault(number_of_storage(storage), (self.now, storage))
+            maker, _ = self.made.setdefault(storage_number(storage), (self.now, storage))
             self.holders.setdefault(maker, {})[self.now] = None
 
     def save(self, tensor: Tensor) -> Tensor:
         storage = _storage(tensor)
-        if (number := number_of_storage(storage)) not in self.free:
+        if (number := storage_number(storage)) not in self.free:
             self.made.setdefault(number, (self.now, storage))
             self.saved.setdefault(number, []).append(self.now)
         return tensor

@@ -2,9 +2,9 @@
 
 No other room edits an fx graph of the model. Open ``rewrite.py`` first. ``instantiate.py`` makes the runtime modules of a plan.
 ``plan_lowering.py`` decides which nodes are inserted, and where; ``insertions.py`` has the records that describe these nodes.
-``invariants.py`` and ``placement.py`` check every rewritten module against the traced model and the plan. ``substitute.py`` restores the
-model's own calls, such as those of native dropout, and ``monitor_watches.py`` places the watches of a monitor. ``first_call.py`` proves the
-graph of a model that was traced without inputs.
+``invariants.py`` checks every rewritten module against the traced model. ``substitute.py`` restores the model's own calls, such as those of
+native dropout, and ``monitor_watches.py`` places the watches of a monitor. ``first_call.py`` proves the graph of a model that was traced
+without inputs.
 """
 
 from graphreg.rewriting.first_call import is_eager, may_be_proved, prove_mode

@@ -1,200 +1,38 @@
-"""Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. The checks change nothing.
+"""Checks, after every rewrite, that the module without its additions is the traced model. The checks change nothing.
 
-A GraphRegError from these checks means that graphreg has a fault, or that somebody has edited the graph by hand. Only RegularizerError has
-another cause: no trainable parameter reaches the sites of a penalty.
+Whether the additions are those of the plan follows from the lowering alone, and is checked after each rewrite of the tests
+(``tests/lowering_check/``). A GraphRegError from ``check`` means that graphreg has a fault.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-import torch
 from torch import fx, nn
 
 from graphreg.blocks import original
-from graphreg.errors import RegularizerError
-from graphreg.ir import (
-    BOUNDARY,
-    RULES,
-    Aliases,
-    Kind,
-    Operations,
-    addition_of,
-    apart,
-    clone,
-    is_kind,
-    is_marked,
-    is_nan,
-    is_native_dropout,
-    own_name,
-    site_nodes,
-    state_before,
-)
-from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.rewriting.graph_facts import GraphFacts
-from graphreg.rewriting.instantiate import measures
-from graphreg.rewriting.parameter_checks import check_parameters
-from graphreg.rewriting.placement import Placed, fail, placed_in
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import BOUNDARY, RULES, Aliases, Kind, addition_of, is_kind, is_marked, is_nan
+from graphreg.planning import Plan
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, owned_by
+from graphreg.runtime import Regularized, RewrittenModule, owned_by
 from graphreg.session import graphs_of
 from graphreg.tracing import Traced
 
 
-def check(module: RewrittenModule, traced: Traced, plan: Plan, facts: Mapping[str, GraphFacts] | None = None) -> None:
-    """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else.
-
-    ``facts``: the facts about the traced graphs, by mode, if they are known already.
-    """
+def check(module: RewrittenModule, traced: Traced) -> None:
+    """Raise GraphRegError unless the module without the additions is the traced model."""
     _same_owner(module, traced.model)
-    trains: dict[str, bool] = {}  # by penalty: whether, in one of the graphs, a parameter that can train reaches it
-    for mode, emitted in graphs_of(module).items():
-        _lint(emitted)
-        _native_dropouts(emitted, module, plan)
-        graph = restored(emitted)  # the checks below look at the model's own calls
-        original = traced.graphs[mode]
-        _contracts(graph, original)
-        placed = placed_in(graph, facts[mode] if facts is not None else GraphFacts.of(original, traced), traced, plan)
-        placed.check()
-        check_parameters(emitted, original, traced.parameter_reads[mode], plan)
-        _runtime_modules(graph, module, plan)
-        for name, some in _reaches(graph, module, plan, placed).items():
-            trains[name] = some or trains.get(name, False)
-    may_be_constant = not traced.whole or plan.in_whole or plan.adapters_off  # without adapters, nothing may train for a while
-    for name in (name for name, some in trains.items() if not (some or may_be_constant)):
-        raise RegularizerError(
-            f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
-            "parameter, or leave the penalty out."
-        )
+    for mode, graph in graphs_of(module).items():
+        _lint(graph)
+        _contracts(restored(graph), traced.graphs[mode])
 
 
-def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
-    """Check that each native dropout in the plan calls its runtime module, with the key of the call if it draws."""
-    planned = {edit.dropout.site.name: edit for edit in plan.native_dropout}
-    for node in graph.nodes:
-        name = own_name(node)
-        if not is_native_dropout(node):
-            if name in planned and not is_marked(node):
-                fail(f"{node.name} still calls the native dropout.")
-            continue
-        rule, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
-        if edit is None or not isinstance(rule, NativeDropoutRule) or rule.site != name or rule.rate != edit.rate:
-            fail(f"{node.name} does not do what was planned.")
-        elif edit.draws != (isinstance(key, fx.Node) and is_kind(key, Kind.KEY)):
-            fail(f"{node.name} does not take the key of the call.")
-        elif edit.is_scheduled != _takes_clock(node):
-            fail(f"{node.name} does not take the strengths of the call from the clock.")
-
-
-def _takes_clock(node: fx.Node) -> bool:
-    """Whether a node gets what the clock returns."""
-    clock = node.kwargs.get(CLOCK)
-    return isinstance(clock, fx.Node) and is_kind(clock, Kind.CLOCK)
-
-
-def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
-    """Check that each addition calls the runtime module that was made for it."""
-    planned = {(e.name, e.site.name): e for e in plan.edits}
-    acted = {site.name for e in plan.edits for site in e.sites}
-    for node in graph.nodes:
-        added = addition_of(node)
-        if added is None:
-            continue
-        kind, place = added.kind, added.site
-        runtime_module = module.get_submodule(node.target) if node.op == "call_module" else None
-        if kind in (Kind.SPLICE, Kind.MEASURE):
-            edit = planned.get((str(added.regularizer), str(place)))
-            ok = edit is not None and _runs(node, runtime_module, edit) and _reads_others(node, edit, module)
-        elif kind == Kind.TRACK:
-            ok = place in plan.tracked and isinstance(runtime_module, Track) and runtime_module.site == place
-        elif kind == Kind.TOTAL:
-            ok = node.target == f"{RULES}.{added.regularizer}"
-        elif kind in (Kind.KEY, Kind.CLOCK, Kind.ATTACH):
-            ok = node.target == f"{RULES}.{kind}"
-        elif kind in (Kind.CLONE, Kind.COPY):
-            ok = node.target in (torch.clone, clone, apart) and place in acted | plan.tracked.keys()
-        else:
-            ok = True
-        if not ok:
-            fail(f"{node.name} does not do what was planned.")
-        if kind in (Kind.SPLICE, Kind.MEASURE, Kind.TOTAL):
-            _takes_inputs(node, plan.regularizers[str(added.regularizer)], kind)
-        if kind in (Kind.SPLICE, Kind.TOTAL) and plan.regularizers[str(added.regularizer)].is_scheduled != _takes_clock(node):
-            fail(f"{node.name} does not take the strengths of the call from the clock.")
-        if kind == Kind.ATTACH:
-            totals = [(n, a.regularizer) for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL]
-            order = [n for name in plan.regularizers for n, of in totals if of == name]
-            if list(node.args[1]) != order:
-                fail("the penalties are attached in another order.")
-
-
-def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
-    """Whether the node calls the runtime module that was made for an edit, with as many arguments as this module takes."""
-    if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != 1 + is_kind(node, Kind.SPLICE):
-        return False
-    return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name
-
-
-def _takes_inputs(node: fx.Node, regularizer: Regularizer, kind: Kind) -> None:
-    """Check that a node that runs a formula gets those inputs of the model that the regularizer's options name, and a total no others."""
-    wanted = regularizer.model_inputs if kind != Kind.TOTAL or _measures_in_total(regularizer) else {}
-    for option, name in wanted.items():
-        value = node.kwargs.get(option)
-        if not isinstance(value, fx.Node) or value.op != "placeholder" or value.target != name:
-            fail(f"{node.name} does not take the input {name!r} as {option}.")
-    if kind == Kind.TOTAL and (strange := node.kwargs.keys() - {CLOCK, "places", "of", *wanted}):
-        fail(f"{node.name} takes {min(strange)}, which is not in the plan.")
-
-
-def _measures_in_total(regularizer: Regularizer) -> bool:
-    return isinstance(regularizer, Penalty) and not measures(regularizer)
-
-
-def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a node has the right values as keyword arguments ``module_input`` and ``previous``, as far as its formula takes these.
-
-    If the formula takes neither, the node may have no keyword argument except ``clock`` and the inputs of the model.
-
-    ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
-    cell got.
-    """
-    value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
-    if not {"module_input", "previous"}.intersection(takes):
-        return not node.kwargs.keys() - {CLOCK, *edit.regularizer.model_inputs}
-    operations = Operations(module)
-    wanted = state_before(site_nodes(node.graph, operations)[edit.site.name], operations) if "previous" in takes else None
-    if node.kwargs.get("previous") is not wanted:
-        return False
-    if edit.module_input is None:
-        return value is None
-    while isinstance(value, fx.Node) and (earlier := replaced_by(value)) is not None:
-        value = earlier
-    return value is site_nodes(node.graph, operations).get(edit.module_input)
-
-
-def replaced_by(node: fx.Node) -> fx.Node | None:
-    """Return the value that an addition replaces, which another addition may have made; None if it replaces no value."""
-    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
-        value = node.args[0]
-    elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
-        value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
-    else:
-        return None
-    return value if isinstance(value, fx.Node) else None
-
-
-def _lint(graph: fx.Graph) -> None:
-    """Check what torch.fx demands of a graph, such as that each node comes after the nodes that it reads, so that there is no cycle."""
-    doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
-    if doubled:
-        fail(f"two nodes are called {doubled[0]!r}.")
-    try:
-        graph.lint()
-    except (RuntimeError, ValueError) as error:
-        fail(str(error).splitlines()[0])
+def fail(sentence: str) -> NoReturn:
+    """Raise the error for a check that failed; ``sentence`` says what is wrong."""
+    raise GraphRegError(f"a rewritten graph failed its check: {sentence}")
 
 
 def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
@@ -215,6 +53,17 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
                 fail(f"the submodule {f'{path}.{name}' if path else name!r} is not the user's own.")
             elif child is not other:  # an object that stands for a block; all that is in one and the same module is the same
                 waiting.append((f"{path}.{name}" if path else name, child, other))
+
+
+def _lint(graph: fx.Graph) -> None:
+    """Check what torch.fx demands of a graph, such as that each node comes after the nodes that it reads, so that there is no cycle."""
+    doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
+    if doubled:
+        fail(f"two nodes are called {doubled[0]!r}.")
+    try:
+        graph.lint()
+    except (RuntimeError, ValueError) as error:
+        fail(str(error).splitlines()[0])
 
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
@@ -256,83 +105,34 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-_NEED_NO_READER = (
-    Kind.KEY, Kind.CLOCK, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER,
-)  # fmt: skip
-
-
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed) -> dict[str, bool]:
-    """Check that additions and penalties are connected to the rest of the graph.
-
-    Measurements, penalties and the nodes that attach them must reach the output, each splice must take the key of the call, and the output
-    must have each penalty.
-
-    Return, for each penalty that has a site in this graph, whether a trainable parameter reaches it.
-    """
-    output = graph.output_node()
-    upstream = _upstream(graph)
-    additions = [(node, added) for node in graph.nodes if (added := addition_of(node)) is not None]
-    keys = {node for node, added in additions if added.kind == Kind.KEY}
-    if sum(added.kind == Kind.CLOCK for _, added in additions) != plan.is_scheduled:
-        fail("it does not have one clock for its schedules.")
-    totals: dict[str, fx.Node] = {}
-    for node, added in additions:
-        if (
-            added.kind not in _NEED_NO_READER
-            and node not in upstream
-            and _used_site(node, upstream)
-        ):
-            fail(f"{node.name} does not reach the output.")
-        if added.kind == Kind.SPLICE and (len(keys) != 1 or node.args[1] not in keys):
-            fail(f"{node.name} does not take the key of the call.")
-        if added.kind == Kind.TOTAL:
-            totals[str(added.regularizer)] = node
-    wanted = [name for name, r in plan.regularizers.items() if r.has_penalty()]
-    returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
-    if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
-        fail(f"the output does not carry exactly the penalties {wanted}.")
-    for name, node in totals.items():
-        _counts(node, name, plan, placed)
-    trained = _trained(graph, module, placed.aliases)
-    return {name: node in trained for name, node in totals.items() if node.args and node.args[0] != {}}
-
-
-def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
-    """Check that a penalty's total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
-    regularizer = plan.regularizers[name]
-    edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
-    if isinstance(regularizer, Splice):
-        right = not node.args and not node.kwargs.keys() - {CLOCK, "of"}
-    elif name in plan.slices:
-        right = node.args == placed.derivative(name, edits)
-    elif "values" in regularizer.takes:
-        expected = {e.site.name: placed.read(e) for e in edits}
-        right = node.args == (expected,)
+def replaced_by(node: fx.Node) -> fx.Node | None:
+    """Return the value that an addition replaces, which another addition may have made; None if it replaces no value."""
+    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
+        value = node.args[0]
+    elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
+        value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
     else:
-        right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
-    if not right:
-        fail(f"{name} does not add up each of its {len(edits)} sites once.")
-    if node.kwargs.get("of") not in ([counts.get(name) for counts in plan.in_whole.values()] or [None]):
-        fail(f"{name} is not averaged over its sites in the whole model.")
+        return None
+    return value if isinstance(value, fx.Node) else None
 
 
-def _upstream(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that the output depends on. ``_lint`` has made sure that a walk from the end meets readers first."""
-    upstream = {graph.output_node()}
-    for node in reversed(graph.nodes):
-        if node in upstream:
-            upstream.update(node.all_input_nodes)
-    return upstream - {graph.output_node()}
-
-
-def _used_site(node: fx.Node, upstream: set[fx.Node]) -> bool:
-    """Whether the model uses the value that an addition replaces; True for an addition that replaces no value."""
-    if not is_kind(node, Kind.SPLICE, Kind.CLONE):
-        return True
-    value = replaced_by(node)
-    while value is not None and is_marked(value):
-        value = replaced_by(value)
-    return value is None or value in upstream
+def require_trained(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
+    """Raise RegularizerError unless a trainable parameter reaches each penalty, in one of the graphs."""
+    if not traced.whole or plan.in_whole or plan.adapters_off:  # without adapters, nothing may train for a while
+        return
+    trains = dict[str, bool]()
+    for emitted in graphs_of(module).values() if any(each.has_penalty() for each in plan.regularizers.values()) else ():
+        graph = restored(emitted)
+        trained = _trained(graph, module, Aliases(graph, traced.operations))
+        for node in graph.nodes:
+            addition = addition_of(node)
+            if addition is not None and addition.kind == Kind.TOTAL and node.args and node.args[0] != {}:
+                trains[str(addition.regularizer)] = node in trained or trains.get(str(addition.regularizer), False)
+    for name in (name for name, some in trains.items() if not some):
+        raise RegularizerError(
+            f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
+            "parameter, or leave the penalty out."
+        )
 
 
 def _trained(graph: fx.Graph, module: RewrittenModule, aliases: Aliases) -> set[fx.Node]:

@@ -11,10 +11,22 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Kind, ParameterReads, apart, end_of, identifier, loss_of, nodes_in, own_name, state_before
+from graphreg.ir import (
+    RULES,
+    Aliases,
+    Kind,
+    ParameterReads,
+    apart,
+    end_of,
+    identifier,
+    loss_of,
+    nodes_in,
+    own_name,
+    site_nodes,
+    state_before,
+)
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, ValueSource
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
@@ -26,9 +38,8 @@ Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
 
 
 def lower(
-    graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return",
-    facts: GraphFacts | None = None,
-) -> Insertions:  # fmt: skip
+    graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return"
+) -> Insertions:
     """Decide what to insert into one of the traced graphs. Neither the graph nor the plan is changed.
 
     Args:
@@ -37,7 +48,6 @@ def lower(
         plan: The plan for it.
         names: The names of the runtime modules, from ``runtime_module_names(plan)``.
         penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
-        facts: The facts about the graph, if they are known already.
 
     Raises:
         TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads the storage
@@ -45,7 +55,7 @@ def lower(
             option such as ``lengths=`` names, the input of a module or cell, a parameter.
     """
     mode = next(mode for mode, each in traced.graphs.items() if each is graph)
-    work = _Lowering(facts or GraphFacts.of(graph, traced), traced, plan, names, mode)
+    work = _Lowering(graph, traced, plan, names, mode)
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(traced.parameter_reads[mode])
@@ -87,8 +97,8 @@ class _InsertionChain:
 class _Lowering:
     """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
-    def __init__(self, facts: GraphFacts, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
-        self.graph, self.aliases, self.where = facts.graph, facts.aliases, facts.where
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], mode: str) -> None:
+        self.graph, self.aliases, self.where = graph, Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
         self.plan, self.names, self.operations = plan, names, traced.operations
         self.inputs = {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
         self.native = {name: node for node in self.graph.nodes if (name := own_name(node))}

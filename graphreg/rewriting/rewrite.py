@@ -31,10 +31,9 @@ from graphreg.ir import (
 )
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.first_call import prove_call
-from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
-from graphreg.rewriting.invariants import check
+from graphreg.rewriting.invariants import check, require_trained
 from graphreg.rewriting.plan_lowering import lower
 from graphreg.runtime import (
     AttachRule,
@@ -84,8 +83,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     require_sites(plan, traced)
     names = runtime_module_names(plan)
     rules = make_rules(traced.model, plan, names, noise)
-    facts = {mode: GraphFacts.of(graph, traced) for mode, graph in traced.graphs.items()}
-    lowered = {mode: lower(graph, traced, plan, names, penalties, facts[mode]) for mode, graph in traced.graphs.items()}
+    lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         reads = frozenset(traced.specialized).union(*(insertions.reads for insertions in lowered.values()))
@@ -107,7 +105,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
         unseen = UnseenChanges(module)
         rules.unseen = unseen if unseen.hooks or unseen.flags else None
     rules.train(module.training)
-    check(module, traced, plan, facts)
+    check(module, traced)
+    require_trained(module, traced, plan)
     return module
 
 

@@ -317,7 +317,7 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> ModuleRecord:
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
     # If the root overrides train(), for example to keep a backbone frozen, RewrittenModule.train calls the root's method.
     trainer = (model,) if kind.train is not nn.Module.train else ()
-    return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
+    return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, trainer), (model,))
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:

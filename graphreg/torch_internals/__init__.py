@@ -3,7 +3,7 @@
 Some of the functions exported here are torch's own functions under a new name. graphreg calls these functions too often for a slower Python
 wrapper, or Dynamo must trace or recognize them.
 
-After an upgrade of torch, run ``tests/torch_internals/test_canaries.py``. It tests each wrapper on a tiny example, and a failure names the
+After an upgrade of torch, run ``tests/torch_internals``. It tests each wrapper on a tiny example, and a failure names the
 wrapper to repair.
 """
 
@@ -25,7 +25,6 @@ from graphreg.torch_internals.autograd import (
     is_plain_view,
     materialized,
     number_of_node,
-    number_of_storage,
     recorded_in_operator,
     same_view,
     scale_tensor,
@@ -37,7 +36,7 @@ from graphreg.torch_internals.autograd import (
 from graphreg.torch_internals.averaging import update_that_lists
 from graphreg.torch_internals.bytecode import asks, is_guarded, matches_class, only_tells, reads_attribute, unpacked
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, before_checkpoints, checkpoint_wrapped, next_region, through_checkpoints
-from graphreg.torch_internals.config import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, default_of, has_setting
+from graphreg.torch_internals.config import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, setting_of
 from graphreg.torch_internals.distributed import (
     communicates,
     has_process_group,
@@ -80,9 +79,9 @@ from graphreg.torch_internals.dynamo import (
     strict_limit,
     tells_result,
     tells_skipped_code,
+    tensor_guard,
     traces_objects,
     translator,
-    without_source,
 )
 from graphreg.torch_internals.dynamo_marks import (
     allow_in_graph,
@@ -143,6 +142,7 @@ from graphreg.torch_internals.fx import (
     define_named_tuples,
     defines_named_tuples,
     is_traced,
+    node_namer,
     share_emitter,
     snake_case,
     take_as_one,
@@ -206,7 +206,6 @@ from graphreg.torch_internals.modules import (
     weight_names,
     wrapped_module,
 )
-from graphreg.torch_internals.node_names import node_namer
 from graphreg.torch_internals.operators import (
     HigherOrderOperator,
     OpOverload,
@@ -233,7 +232,6 @@ from graphreg.torch_internals.random_state import (
     restore_randomness,
     with_draws_restored,
 )
-from graphreg.torch_internals.tensor_guards import tensor_guard
 from graphreg.torch_internals.tensor_parallel import (
     Layout,
     has_parallel_hooks,
@@ -257,42 +255,40 @@ from graphreg.torch_internals.torch_modes import (
     without_proxies,
 )
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
-from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
+from graphreg.torch_internals.versions import known_versions, warn_if_untested
 
 __all__ = [
     "CALL", "CALLERS_OF_FORWARD", "CALL_HOOKS", "CAPTURING", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "DEFAULT", "DYNAMO",
     "FAKE_LOGGER", "FORWARD_HOOKS", "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE",
-    "SOLVER_LOGGER", "SPECIALIZED_LOGGER", "STATE_HOOKS", "TENSOR_REGISTRIES", "VERSION", "WRAPPED_MODULE", "BatchNormBase",
-    "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode",
-    "FakeTensorMode", "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload", "OpOverloadPacket", "PipelineRun",
-    "TorchDispatchMode", "add_inductor_options", "allow_in_graph", "alone", "asking_wrapper", "asks", "assert_async",
-    "assume_constant_result", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",
-    "before_checkpoints", "bound_call", "call_with_hooks", "captured_code", "checkpoint_wrapped", "chunks", "collecting_hooks",
-    "collector_at_rest", "communicates", "compile_record_of", "compiled_call", "compiler_config", "compiles_itself", "copy_notes",
-    "copy_source", "custom_operators", "deep_enough", "default_of", "define_in_copies", "define_named_tuples",
-    "defines_named_tuples", "disable", "draws_watched", "drop_forward_hooks", "enters_levels", "evaluated", "example_sizes",
-    "excludes_one", "fake_mode", "first_arguments", "first_scale", "forward_hooks", "function_in", "function_of",
-    "generate_forward", "give_proxy", "graph_break", "graph_pass", "guard_identity", "guard_value", "has_backward_hooks",
+    "SOLVER_LOGGER", "SPECIALIZED_LOGGER", "STATE_HOOKS", "TENSOR_REGISTRIES", "VERSION", "WRAPPED_MODULE", "BatchNormBase", "CapturedCode",
+    "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode",
+    "HigherOrderOperator", "Layout", "ModuleStack", "OpOverload", "OpOverloadPacket", "PipelineRun", "TorchDispatchMode",
+    "add_inductor_options", "allow_in_graph", "alone", "asking_wrapper", "asks", "assert_async", "assume_constant_result", "at_rest",
+    "backend_in", "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints", "bound_call", "call_with_hooks",
+    "captured_code", "checkpoint_wrapped", "chunks", "collecting_hooks", "collector_at_rest", "communicates", "compile_record_of",
+    "compiled_call", "compiler_config", "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough",
+    "define_in_copies", "define_named_tuples", "defines_named_tuples", "disable", "draws_watched", "drop_forward_hooks", "enters_levels",
+    "evaluated", "example_sizes", "excludes_one", "fake_mode", "first_arguments", "first_scale", "forward_hooks", "function_in",
+    "function_of", "generate_forward", "give_proxy", "graph_break", "graph_pass", "guard_identity", "guard_value", "has_backward_hooks",
     "has_function_table", "has_global_hook", "has_hook", "has_kernel", "has_no_formula", "has_parallel_hooks", "has_pre_hooks",
-    "has_process_group", "has_saved_tensor_hooks", "has_setting", "has_users_global_hook", "has_users_hooks", "hooks_take_keywords",
-    "in_backward", "in_chunks", "in_unwritten_jvp", "inductor_option", "inductor_with", "innermost_transform", "input_layout",
-    "is_compiling", "is_differentiated", "is_distributed", "is_exporting", "is_fake", "is_forward_mode", "is_functionalized",
-    "is_gradient_switch", "is_guarded", "is_lent", "is_machinery", "is_name_of_namespace", "is_plain_view", "is_scripted_within",
-    "is_traced", "is_transform_step", "is_users_hook", "is_wrapped", "jit_namespace", "jit_trace", "kernel_weights",
-    "known_versions", "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lists_like", "lower",
-    "make_function_table", "matches_class", "materialized", "module_behind", "modules_by_path", "name_in", "next_region",
-    "node_namer", "number_of_node", "number_of_storage", "on_all_ranks", "on_compilation_start", "on_seeding", "one_level_below",
-    "only_here", "only_tells", "operator_modes", "original_of", "output_layout", "overload_name", "own_hooks", "packet_of",
-    "parked", "pipeline_run", "plain_call", "plain_number", "plain_transformers", "pointwise", "proxy_of", "put_global_hooks_aside",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "read_weights_again", "reads_attribute",
-    "recorded_in_operator", "regions", "renew_hooks", "replicated", "restore_after_trace", "restore_fx_patches",
-    "restore_randomness", "returns_shard", "run_canaries", "runs_compiled", "safe_softmax", "same_view", "scale_tensor",
-    "schema_of", "sharded_parameters", "shards", "shards_passed", "share_emitter", "show_parameters_of", "silence_export",
-    "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp",
-    "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version",
-    "taken_by_fsdp", "tells_result", "tells_skipped_code", "tensor_guard", "through_checkpoints", "tracer_here", "traces_here",
-    "traces_objects", "transform_level", "transforms", "translator", "unpacked", "unwrapped", "update_that_lists", "uses_fsdp",
-    "value_name", "version_of", "vmaps", "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code",
-    "without_autograd_cache", "without_functions", "without_importing_dynamo", "without_modes", "without_partial_sums",
-    "without_proxies", "without_source", "without_transforms", "world_size", "wrap_engine", "wrapped_functions", "wrapped_module",
+    "has_process_group", "has_saved_tensor_hooks", "has_users_global_hook", "has_users_hooks", "hooks_take_keywords", "in_backward",
+    "in_chunks", "in_unwritten_jvp", "inductor_option", "inductor_with", "innermost_transform", "input_layout", "is_compiling",
+    "is_differentiated", "is_distributed", "is_exporting", "is_fake", "is_forward_mode", "is_functionalized", "is_gradient_switch",
+    "is_guarded", "is_lent", "is_machinery", "is_name_of_namespace", "is_plain_view", "is_scripted_within", "is_traced",
+    "is_transform_step", "is_users_hook", "is_wrapped", "jit_namespace", "jit_trace", "kernel_weights", "known_versions",
+    "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lists_like", "lower", "make_function_table", "matches_class",
+    "materialized", "module_behind", "modules_by_path", "name_in", "next_region", "node_namer", "number_of_node", "on_all_ranks",
+    "on_compilation_start", "on_seeding", "one_level_below", "only_here", "only_tells", "operator_modes", "original_of", "output_layout",
+    "overload_name", "own_hooks", "packet_of", "parked", "pipeline_run", "plain_call", "plain_number", "plain_transformers", "pointwise",
+    "proxy_of", "put_global_hooks_aside", "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "read_weights_again",
+    "reads_attribute", "recorded_in_operator", "regions", "renew_hooks", "replicated", "restore_after_trace", "restore_fx_patches",
+    "restore_randomness", "returns_shard", "runs_compiled", "safe_softmax", "same_view", "scale_tensor", "schema_of", "setting_of",
+    "sharded_parameters", "shards", "shards_passed", "share_emitter", "show_parameters_of", "silence_export", "size_decisions",
+    "skip_as_outermost", "skip_frame", "skipped_code", "snake_case", "source_of", "splits_for_ddp", "storage_number", "strict_limit",
+    "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "taken_by_fsdp", "tells_result",
+    "tells_skipped_code", "tensor_guard", "through_checkpoints", "tracer_here", "traces_here", "traces_objects", "transform_level",
+    "transforms", "translator", "unpacked", "unwrapped", "update_that_lists", "uses_fsdp", "value_name", "version_of", "vmaps",
+    "warn_if_untested", "weight_names", "will_run", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions",
+    "without_importing_dynamo", "without_modes", "without_partial_sums", "without_proxies", "without_transforms", "world_size",
+    "wrap_engine", "wrapped_functions", "wrapped_module",
 ]  # fmt: skip

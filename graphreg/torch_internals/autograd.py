@@ -82,8 +82,8 @@ def is_forward_mode() -> bool:
     return bool(forward_ad._current_level >= 0)
 
 
-def storage_number(tensor: Tensor) -> int:
-    """Return a number that identifies the storage of a tensor: tensors that share storage have the same number.
+def storage_number(of: Tensor | torch.UntypedStorage) -> int:
+    """Return a number that identifies a storage, or that of a tensor: tensors that share storage have the same number.
 
     Once a storage is freed, a new storage may get the same number. ``data_ptr()`` cannot identify a storage, because it is 0 for fake, meta
     and empty tensors.
@@ -91,12 +91,7 @@ def storage_number(tensor: Tensor) -> int:
     Raises:
         NotImplementedError, RuntimeError: The tensor has no storage. Sparse tensors, for example, have none.
     """
-    return int(tensor.untyped_storage()._cdata)
-
-
-def number_of_storage(storage: Any) -> int:
-    """Return the number that ``storage_number`` returns for the tensors of this storage."""
-    return int(storage._cdata)
+    return int((of.untyped_storage() if isinstance(of, Tensor) else of)._cdata)
 
 
 def version_of(tensor: Tensor) -> int:

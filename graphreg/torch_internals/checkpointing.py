@@ -30,7 +30,7 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
 
         return call
 
-    for name, original in begins().items():
+    for name, original in _begins().items():
         changes.put(checkpointing, name, preceded(original))
     function = checkpointing.CheckpointFunction
     changes.put(function, "apply", preceded(function.apply))
@@ -63,14 +63,14 @@ def through_checkpoints(changes: Changes, begin: Callable[[bool], Callable[[], N
         end()
         return value
 
-    for name, original in begins().items():
+    for name, original in _begins().items():
         changes.put(checkpointing, name, through(original))
     function = checkpointing.CheckpointFunction
     reentrant: Any = function.apply
     changes.put(function, "apply", apply)
 
 
-def begins() -> dict[str, Any]:
+def _begins() -> dict[str, Any]:
     """Return torch's functions that start a non-reentrant checkpoint, by name: one up to torch 2.14, two from 2.15 on."""
     return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
 

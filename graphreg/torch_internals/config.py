@@ -20,11 +20,10 @@ def compiler_config(place: str) -> Any:
     return import_module(place)
 
 
-def has_setting(place: str, name: str) -> bool:
-    """Return whether the installed torch has a setting: not every version has every setting. ``place``: as for ``compiler_config``."""
-    return hasattr(compiler_config(place), name)
+def setting_of(place: str, name: str) -> tuple[Any, Any] | None:
+    """Return the present value of a setting and torch's own default; None if the installed torch does not have the setting.
 
-
-def default_of(place: str, name: str) -> Any:
-    """Return torch's own default of a setting, whatever its present value. ``place``: as for ``compiler_config``."""
-    return compiler_config(place)._config[name].default
+    ``place``: as for ``compiler_config``.
+    """
+    config = compiler_config(place)
+    return (getattr(config, name), config._config[name].default) if hasattr(config, name) else None

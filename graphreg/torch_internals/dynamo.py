@@ -14,18 +14,18 @@ import re
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._guards import Guard
 
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost, skip_frame
+from graphreg.torch_internals.interpreter import outwards
 from graphreg.torch_internals.modules import COMPILED_CALL
 from graphreg.torch_internals.other_threads import is_compiling
 
@@ -129,7 +129,7 @@ class CompiledCall:
 
 def compiled_call() -> CompiledCall | None:
     """Return the innermost compiled call that is running; None if no compiled call runs, or if this torch has other internals."""
-    for frame in _outwards(sys._getframe(1)):
+    for frame in outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
             variables = frame.f_locals  # a dict up to Python 3.12; then a proxy whose keys() is a list, not a set
             if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
@@ -144,18 +144,12 @@ def first_arguments() -> Iterator[Any]:
     The first argument of a method is ``self``. So the caller finds the module whose method is running, even if no local variable of the
     captured code holds the module.
     """
-    for frame in _outwards(sys._getframe(1)):
+    for frame in outwards(sys._getframe(1)):
         code = frame.f_code
         if code.co_name == _ENTRY:
             return
         if code.co_argcount:
             yield frame.f_locals.get(code.co_varnames[0])
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def compile_record_of(compiled: object) -> object:
@@ -254,7 +248,7 @@ def splits_for_ddp() -> bool:
     Dynamo does so for a model inside DistributedDataParallel whose gradients fill several buckets, while
     ``torch._dynamo.config.optimize_ddp`` is on. The inputs of a part are copies, so that the parameters among them cannot be recognized.
     """
-    frames = (frame for frame in _outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
+    frames = (frame for frame in outwards(sys._getframe(1)) if frame.f_globals.get("__name__") == _SPLITTING)
     return any(type(frame.f_locals.get("self")).__name__ == "SubmodCompiler" for frame in frames)
 
 
@@ -295,21 +289,13 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
     return getattr(source, "local_name", ""), keys
 
 
-def copy_source(node: fx.Node, twin: fx.Node) -> None:
+def copy_source(node: fx.Node | None, twin: fx.Node) -> None:
     """Copy Dynamo's record of the origin of an input from ``node`` to ``twin``, the same input in another graph.
 
-    AOTAutograd reads the record.
+    AOTAutograd reads the record of each input, and accepts None. ``node``: None for an input that Dynamo does not know.
     """
-    if hasattr(node, "_dynamo_source"):
-        twin._dynamo_source = node._dynamo_source
-
-
-def without_source(twin: fx.Node) -> None:
-    """Mark an input that graphreg has added to a graph as one without an origin in Dynamo.
-
-    AOTAutograd requires the attribute ``_dynamo_source`` on each input, and accepts None.
-    """
-    twin._dynamo_source = None
+    if node is None or hasattr(node, "_dynamo_source"):
+        twin._dynamo_source = node._dynamo_source if node is not None else None
 
 
 def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
@@ -352,6 +338,25 @@ def _of_one_module(builder: Any, guard: Guard) -> None:
     builder.EQUALS_MATCH(guard)
     holder = builder.get(guard.originating_source.base)  # type: ignore[attr-defined]
     builder.id_matched_objs["graphreg"] = weakref.ref(holder)
+
+
+def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Return a function that takes these tensors and returns True only if their shapes, dtypes and devices are as they are now.
+
+    It may return False although these are the same, for example under another autocast. None if torch has no such function for them.
+    """
+    unique = len(set(map(id, tensors))) == len(tensors)
+    if not unique or not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors):
+        return None
+    try:
+        from torch._C._dynamo.guards import TensorGuards  # noqa: PLC0415  # a private name, which a version of torch may lack
+
+        sizes: Any = [list(tensor.shape) for tensor in tensors]
+        strides: Any = [[None] * tensor.dim() for tensor in tensors]
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        return check if check(*tensors) else None
+    except Exception:  # a version of torch with another form of guards: the caller then compares in Python
+        return None
 
 
 def strict_limit() -> AbstractContextManager[None]:

@@ -33,6 +33,7 @@ from torch.nn.utils import stateless
 from graphreg.errors import GraphRegError
 from graphreg.torch_internals.autograd import is_forward_mode
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
+from graphreg.torch_internals.interpreter import outwards
 from graphreg.torch_internals.other_threads import is_compiling
 
 # The next six names are torch's own functions, without Python wrappers: graphreg calls them often, and Dynamo can trace them.
@@ -256,7 +257,7 @@ def is_lent(tensor: Tensor, holders: int = -1) -> bool:
     holder = {"": object()}
     if sys.getrefcount(tensor) <= holders + _counted(holder[""]) - 1:
         return False
-    frame: Any = sys._getframe(1)  # not ``_frames``, because each call of a module comes here
+    frame: Any = sys._getframe(1)  # not ``outwards``, because each call of a module comes here
     while frame is not None:
         if frame.f_code is _FUNCTIONAL and any(each is tensor for each in frame.f_locals["parameters_and_buffers"].values()):
             return True
@@ -279,7 +280,8 @@ def chunks() -> list[Chunk]:
 def _chunks() -> list[tuple[int, Chunk]]:
     """Return a pair for each running chunk: the level of its vmap, and the chunk. The frame of torch's loop shows the chunk's index."""
     chunks_now: list[tuple[int, Chunk]] = []
-    for frame in _frames():
+    frame: Any
+    for frame in outwards(sys._getframe(1)):
         caller = frame.f_back
         if frame.f_code is _CODES["_flat_vmap"] and caller.f_code is _CODES["_chunked_vmap"]:
             inner, options = caller.f_locals, caller.f_back.f_locals
@@ -300,7 +302,7 @@ def in_chunks() -> bool:
     If Dynamo inlines torch's loop over the chunks, the loop has no frame on Python's stack. Then the stack has a frame of the translator
     with which Dynamo traces the loop, so this function searches for both frames.
     """
-    tracers = (frame.f_locals.get("self") for frame in _frames())
+    tracers = (frame.f_locals.get("self") for frame in outwards(sys._getframe(1)))
     return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())
 
 
@@ -313,10 +315,3 @@ CHUNKED = (
 @disable(CHUNKED)
 def _positions_in_chunk(level: int, device: torch.device) -> Tensor:
     return _positions(level, device)
-
-
-def _frames() -> Iterator[Any]:
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

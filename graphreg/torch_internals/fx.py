@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
-from torch.fx.graph import CodeGen, PythonCode, _register_custom_builtin, _snake_case
+from torch.fx.graph import CodeGen, PythonCode, _illegal_names, _Namespace, _register_custom_builtin, _snake_case
 from torch.fx.node import _get_qualified_name
 
 # Returns whether torch.fx is tracing. Up to torch 2.14, the result is True while any thread traces, because all threads share one flag.
@@ -62,6 +62,34 @@ def share_emitter(graph: fx.Graph, copy: fx.Graph) -> None:
 def value_name(graph: fx.Graph, function_name: str) -> str:
     """Return torch.fx's name for the result of a function, without the number that makes the name unique in the graph."""
     return graph._target_to_str(function_name)
+
+
+def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
+    """Return a function that predicts the name of a new node: it takes a candidate, and returns the name that torch.fx would choose.
+
+    ``fx.Graph`` chooses a name only when it makes the node. graphreg needs the names of several new nodes before it makes the first.
+    So the function treats each name that it has returned as taken.
+
+    Args:
+        taken: The names of the nodes of the graph, in the order in which torch.fx chose them.
+    """
+    names_taken, names = dict.fromkeys(taken), list[_Namespace]()
+
+    def name(candidate: str) -> str:
+        free = candidate not in names_taken and candidate not in _illegal_names and candidate.isascii() and candidate.isidentifier()
+        if names:
+            free_name = names[0].create_name(candidate, None)
+        elif free:
+            free_name = candidate
+        else:  # torch.fx appends a number that depends on all earlier names; replaying them takes long, so only this branch does so
+            names.append(_Namespace())
+            for each in names_taken:
+                names[0].create_name(each, None)
+            free_name = names[0].create_name(candidate, None)
+        names_taken[free_name] = None
+        return free_name
+
+    return name
 
 
 class _Probe(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphreg.torch_internals.config import INDUCTOR, compiler_config, default_of
+from graphreg.torch_internals.config import INDUCTOR, compiler_config, setting_of
 from graphreg.torch_internals.dynamo import translator
 
 Lowering = Callable[..., Any]
@@ -113,7 +113,8 @@ def _with_options(compiler: Any, options: Mapping[str, Any]) -> Any:
     """Return a compiler, which may be wrapped, that has the options. Return the compiler itself if it is not Inductor."""
     if isinstance(compiler, torch._TorchCompileInductorWrapper):
         present = compiler.config
-        added = {name: value for name, value in options.items() if name not in present and _is_default(name)}
+        settings = {name: setting_of(INDUCTOR, name) for name in options if name not in present}
+        added = {name: options[name] for name, setting in settings.items() if setting is None or setting[0] == setting[1]}
         return _changed(compiler, "config", {**present, **added})
     # what Dynamo wraps around a backend in order to debug it; what splits graphs for DistributedDataParallel
     if (inner := getattr(compiler, "_torchdynamo_orig_backend", None)) is not None:
@@ -129,10 +130,6 @@ def _changed(holder: Any, name: str, value: Any) -> Any:
     copied = copy.copy(holder)
     setattr(copied, name, value)
     return copied
-
-
-def _is_default(option: str) -> bool:
-    return bool(getattr(compiler_config(INDUCTOR), option) == default_of(INDUCTOR, option))
 
 
 def without_autograd_cache() -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Python's interpreter: pauses the garbage collector, raises the recursion limit, and copies functions with their code objects."""
+"""Python's interpreter: walks the stack, pauses the garbage collector, raises the recursion limit, copies functions with their code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals.patching import Changes
+
+
+def outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    """Yield a frame of Python's stack, then the frame that called it, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
+
+from graphreg.torch_internals.interpreter import outwards
 
 _STAGES, _SCHEDULES = "torch.distributed.pipelining.stage", "torch.distributed.pipelining.schedules"
 # The names of torch's functions that run a stage to find out the shapes of its values: in torch 2.13 the first one; in torch 2.10 to 2.12
@@ -47,12 +48,10 @@ def pipeline_run() -> PipelineRun | None:
     if _STAGES not in sys.modules:
         return None
     is_rehearsal: bool | None = None
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in outwards(sys._getframe(1)):
         where = frame.f_globals.get("__name__")
         if where == _STAGES:
             is_rehearsal = bool(is_rehearsal) or frame.f_code.co_name in _REHEARSALS
         elif where == _SCHEDULES and is_rehearsal is not None and hasattr(schedule := frame.f_locals.get("self"), "scale_grads"):
             return PipelineRun(is_rehearsal, schedule)
-        frame = frame.f_back
     return None if is_rehearsal is None else PipelineRun(is_rehearsal)

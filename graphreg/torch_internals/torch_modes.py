@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, disable
 from graphreg.torch_internals.functorch import innermost_transform
 from graphreg.torch_internals.fx import traces_here
+from graphreg.torch_internals.interpreter import outwards
 from graphreg.torch_internals.other_threads import exports_here
 from graphreg.torch_internals.patching import Changes
 
@@ -37,9 +38,8 @@ def jit_namespace() -> dict[str, Any]:
 
 def is_scripted_within() -> bool:
     """Return whether torch.jit.script compiles a module that contains another one, whose ``__prepare_scriptable__`` calls this function."""
-    code, frame = call_prepare_scriptable_func_impl.__code__, sys._getframe(1)
-    while frame.f_code is not code and frame.f_back is not None:
-        frame = frame.f_back
+    code = call_prepare_scriptable_func_impl.__code__
+    frame = next(frame for frame in outwards(sys._getframe(1)) if frame.f_code is code or frame.f_back is None)
     return frame.f_back is not None and frame.f_back.f_code is code
 
 

@@ -1,11 +1,9 @@
-"""Supported versions of torch: a warning about newer versions, and the canaries, small tests that find changes in torch's private parts."""
+"""The versions of torch that graphreg supports, and a warning about others."""
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
-from collections.abc import Iterator
 
 import torch
 
@@ -48,19 +46,3 @@ def warn_if_untested() -> None:
 
 def _dotted(numbers: tuple[int, int]) -> str:
     return ".".join(map(str, numbers))
-
-
-def run_canaries() -> Iterator[str]:
-    """Run each canary. Yield ``""`` if the canary passes, else a sentence that says what torch has changed.
-
-    The canaries may leave changes in the process.
-    """
-    # not imported at the top of the file, because the canaries define operators, which only processes that run canaries should have
-    canaries = importlib.import_module("graphreg.torch_internals.canaries")
-    for canary in canaries.CANARIES:
-        try:
-            canary.run()
-        except canaries.CanaryError as error:
-            yield str(error)
-        else:
-            yield ""

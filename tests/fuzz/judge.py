@@ -21,7 +21,9 @@ from fuzz.choices import ON_READS, SPLICES
 from fuzz.formulas import Unfit
 from fuzz.oracle import Run
 from graphreg.errors import GraphRegError, NoMatchError
+from lowering_check import check_each_rewrite
 
+check_each_rewrite()
 CALLS = ("train", "train", "eval", "eval", "train")
 
 _MADE = re.compile(r"torch\.(zeros|ones|full|empty|arange|eye|linspace|tensor)\(|new_(zeros|ones|full|empty)")  # made by a forward

@@ -46,7 +46,7 @@ def the_power_iteration_forgets() -> Iterator[None]:
 
 @fault
 def the_power_iteration_moves_in_eval_mode() -> Iterator[None]:
-    with patched("runtime.stateful", "moves_on", lambda was: lambda *args: True):
+    with patched("runtime.penalty", "moves_on", lambda was: lambda *args: True):
         yield
 
 

@@ -11,7 +11,7 @@ from transformers.integrations.neftune import neftune_post_forward_hook
 import graphreg
 from graphreg import GraphRegError
 from graphreg.passes import NEFTune
-from graphreg.rewriting.invariants import check
+from lowering_check import check
 from spliced import acts_in_train_mode_alone, formula, refuses, refuses_value, same_compiled, spliced
 from two_layers import text
 

@@ -22,11 +22,12 @@ from graphreg.errors import GraphRegError
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
 from graphreg.planning.plan import Plan
 from graphreg.regularizer.base import Penalty, Regularizer
-from graphreg.rewriting.invariants import check, replaced_by
+from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.rewrite import Penalties
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.tracing.trace import Traced
+from lowering_check import check
 
 
 class Spread(Penalty):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import GraphRegError, Noise, NoMatchError, Regularizer, RegularizerError, Splice, TraceError
 from graphreg.passes import BernoulliDropout, WeightL2, WeightNoise
-from graphreg.rewriting.invariants import check
+from lowering_check import check
 from pages import run_page
 
 

@@ -18,8 +18,8 @@ from torchvision.ops import StochasticDepth
 
 import graphreg
 from graphreg.passes import BernoulliDropout, HiddenL1
-from graphreg.rewriting.invariants import check
 from graphreg.rewriting.substitute import restore
+from lowering_check import check
 
 P = 0.3
 TORCH: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {  # module, input, the mask's shape

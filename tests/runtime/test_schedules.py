@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, schedules
 from graphreg.passes import L2SP, BernoulliDropout, ConcreteDropout, Contractive, DropPath, HiddenL1, L0Gates, WeightL1, WeightL2
-from graphreg.rewriting.invariants import check
 from graphreg.runtime.clock import _table, strengths_at
+from lowering_check import check
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 RATES, WEIGHTS = schedules.linear(0, 0.5, 4), schedules.piecewise({0: 0.0, 2: 2.0})

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-import graphreg.torch_internals as door
-from graphreg.torch_internals.canaries.canary import canary
+from graphreg.torch_internals import bytecode, torch_modes
 
 
 class _Watched:
@@ -46,24 +45,23 @@ class _Disguised:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        _Disguised.found.append(door.matches_class(sys._getframe(1)))
+        _Disguised.found.append(bytecode.matches_class(sys._getframe(1)))
         return int
 
 
-@canary("Python's code reads, unpacks and matches values", "questions that a forward asks of a stand-in", "reads_attribute", "unpacked",
-        "matches_class", "is_guarded")  # fmt: skip
-def steps() -> None:
-    value = _Watched(door.reads_attribute)
+def test_steps() -> None:
+    """How Python's code reads, unpacks and matches values. It concerns questions that a forward asks of a stand-in."""
+    value = _Watched(bytecode.reads_attribute)
     value.shape  # noqa: B018
     getattr(value, "shape")  # noqa: B009
     assert value.found == [True, False]
 
-    value = _Watched(door.unpacked)
+    value = _Watched(bytecode.unpacked)
     _first, _second = value
     list(value)
     assert value.found == [2, None]
 
-    value = _Watched(door.is_guarded)
+    value = _Watched(bytecode.is_guarded)
     value.shape  # noqa: B018
     try:
         value.shape  # noqa: B018
@@ -78,9 +76,9 @@ def steps() -> None:
     assert isinstance(_Disguised(), int) and _Disguised.found == [True, False]
 
 
-@canary("Python's code makes texts", "texts of sizes in a forward", "only_tells")
-def texts() -> None:
-    value = _Watched(door.only_tells)
+def test_texts() -> None:
+    """How Python's code makes texts. It concerns texts of sizes in a forward."""
+    value = _Watched(bytecode.only_tells)
     torch._assert(True, f"{value} and {value}")  # type: ignore[no-untyped-call]
     torch._assert(True, "%s" % (value,))  # type: ignore[no-untyped-call]  # noqa: UP031
     print(str(value), end="")
@@ -89,9 +87,9 @@ def texts() -> None:
     assert value.found == [True, True, True, True, False, False]
 
 
-@canary("Python's code compares by identity and by patterns", "stand-ins of dtypes, dicts and sequences", "asks",
-        "jit_namespace")  # fmt: skip
-def questions() -> None:
+def test_questions() -> None:
+    """How Python's code compares by identity and by patterns. It concerns stand-ins of dtypes, dicts and sequences."""
+
     def by_identity(x: Any) -> bool:
         return x.dtype is torch.float64
 
@@ -101,6 +99,6 @@ def questions() -> None:
                 return True
         return x is None
 
-    assert door.asks(by_identity.__code__) == {"identity"} and door.asks(by_pattern.__code__) == {"sequence", "mapping"}
-    assert "_isinstance" in door.jit_namespace()
+    assert bytecode.asks(by_identity.__code__) == {"identity"} and bytecode.asks(by_pattern.__code__) == {"sequence", "mapping"}
+    assert "_isinstance" in torch_modes.jit_namespace()
     assert torch.jit.isinstance(1, int)  # type: ignore[no-untyped-call]

@@ -1,8 +1,4 @@
-"""Canaries of torch's wrappers and pipelines for training on several devices.
-
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names. If
-torch was built without torch.distributed, these canaries test nothing, and pass.
-"""
+"""Canaries of torch's wrappers and pipelines for training on several devices."""
 
 from __future__ import annotations
 
@@ -17,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-import graphreg.torch_internals as door
-from graphreg.torch_internals import PipelineRun
-from graphreg.torch_internals.canaries.canary import canary, compiled
+from canary import compiled
+from graphreg.torch_internals import distributed, dynamo, modules, pipelining, torch_modes
+from graphreg.torch_internals.pipelining import PipelineRun
 
 if dist.is_available():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -47,13 +43,13 @@ class _Stage(nn.Module):
         self.seen: list[PipelineRun | None] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(door.pipeline_run())
+        self.seen.append(pipelining.pipeline_run())
         return self.layer(x)  # type: ignore[no-any-return]
 
 
-@canary("torch.distributed.pipelining calls a stage", "the stages of pipelines", "PipelineRun", "pipeline_run")
-def pipeline() -> None:
-    assert door.pipeline_run() is None
+def test_pipeline() -> None:
+    """How torch.distributed.pipelining calls a stage. It concerns the stages of pipelines."""
+    assert pipelining.pipeline_run() is None
     if not dist.is_available():
         return
     x = torch.ones(4, 2)
@@ -69,45 +65,45 @@ def pipeline() -> None:
             assert {(run.microbatches, run.scale_grads, run.splits_backward) for run in runs[1:]} == {(2, whole, splits)}
 
 
-@canary("a wrapper holds its module", "the names in graphreg's backend", "wrapped_module")
-def wrappers() -> None:
+def test_wrappers() -> None:
+    """How a wrapper holds its module. It concerns the names in graphreg's backend."""
     if not dist.is_available():
         return
     module = nn.Linear(2, 2)
     with _group():
         made: tuple[Any, ...] = (DistributedDataParallel(module), DataParallel(module), checkpoint_wrapper(module), torch.compile(module))
         for wrapper in made:
-            assert door.wrapped_module(wrapper) is module, type(wrapper).__name__
+            assert modules.wrapped_module(wrapper) is module, type(wrapper).__name__
     sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # its constructor needs an accelerator
     nn.Module.__init__(sharded)
     setattr(sharded, FSDP_WRAPPED_MODULE, module)
-    assert door.wrapped_module(sharded) is module and door.wrapped_module(nn.Sequential(module)) is None
+    assert modules.wrapped_module(sharded) is module and modules.wrapped_module(nn.Sequential(module)) is None
 
 
-@canary("Dynamo splits a graph for DistributedDataParallel", "the error of graphreg's backend about optimize_ddp", "splits_for_ddp")
-def buckets() -> None:
+def test_buckets() -> None:
+    """How Dynamo splits a graph for DistributedDataParallel. It concerns the error of graphreg's backend about optimize_ddp."""
     seen: list[bool] = []
     if not dist.is_available():
         return
     for size, optimize, parts in ((8, True, [False]), (520, True, [True, True]), (520, False, [False])):
         model, x = nn.Sequential(nn.Linear(8, size), nn.Linear(size, size), nn.Linear(size, 2)), torch.ones(2, 8)
         with _group(), mock.patch.object(torch._dynamo.config, "optimize_ddp", optimize):
-            DistributedDataParallel(compiled(model, lambda gm, inputs: seen.append(door.splits_for_ddp())))(x)
+            DistributedDataParallel(compiled(model, lambda gm, inputs: seen.append(dynamo.splits_for_ddp())))(x)
         assert seen == parts, (size, optimize)
         seen.clear()
         torch.compiler.reset()
 
 
-@canary("operators that communicate are named", "the proof of a graph at a call", "communicates")
-def collectives() -> None:
-    assert not door.communicates(torch.ops.aten.add.Tensor) and not door.communicates(torch.ops.aten.add_.Tensor)
+def test_collectives() -> None:
+    """How operators that communicate are named. It concerns the proof of a graph at a call."""
+    assert not distributed.communicates(torch.ops.aten.add.Tensor) and not distributed.communicates(torch.ops.aten.add_.Tensor)
     if not dist.is_available():
         return
     found = set[str]()
 
-    class Watch(door.TorchDispatchMode):
+    class Watch(torch_modes.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if door.communicates(func):
+            if distributed.communicates(func):
                 found.add(str(func).split(".")[1].rstrip("_"))
             return func(*args, **(kwargs or {}))
 

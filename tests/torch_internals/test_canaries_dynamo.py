@@ -1,7 +1,4 @@
-"""Canaries of Dynamo.
-
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
-"""
+"""Canaries of Dynamo."""
 
 from __future__ import annotations
 
@@ -10,12 +7,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch._dynamo.config as dynamo_config
 from torch import Tensor, fx, nn
 
-import graphreg.torch_internals as door
-from graphreg.torch_internals.canaries.canary import canary, compiled, nothing, raising
+from canary import compiled, nothing
+from graphreg.torch_internals import dynamo, dynamo_marks
 
 
 class Breaks(nn.Module):
@@ -27,12 +25,12 @@ class Breaks(nn.Module):
         return y * 2
 
 
-@canary("a call of a compiled function runs", "the backend", "compiled_call", "CompiledCall", "tells_result")
-def compiled_call() -> None:
+def test_compiled_call() -> None:
+    """How a call of a compiled function runs. It concerns the backend."""
     found, told, results = list[Any](), list[str](), list[Any]()
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
-        call = door.compiled_call()
+        call = dynamo.compiled_call()
         assert call is not None and call.result is None
         found.append(call)
         call.at_each_call(begin)
@@ -43,7 +41,7 @@ def compiled_call() -> None:
 
     def end() -> None:
         told.append("end")
-        call = door.compiled_call()
+        call = dynamo.compiled_call()
         assert call is not None
         results.append(call.result)
 
@@ -52,16 +50,17 @@ def compiled_call() -> None:
 
     x, function = torch.ones(1), compiled(add, look)
     function(x)
-    assert told == ["begin", "end"] and isinstance(found[0], door.CompiledCall)
+    assert told == ["begin", "end"] and isinstance(found[0], dynamo.CompiledCall)
     assert found[0].function is add and found[0].arguments[0] is x
     function(x)
     assert told == ["begin", "end"] * 2
-    assert results == ([torch.tensor([2.0])] * 2 if door.tells_result() else [None, None])
-    assert found[0].record is door.compile_record_of(function) and door.compiled_call() is None
+    assert results == ([torch.tensor([2.0])] * 2 if dynamo.tells_result() else [None, None])
+    assert found[0].record is dynamo.compile_record_of(function) and dynamo.compiled_call() is None
 
 
-@canary("torch.compile keeps its backend", "the handle of a backend", "compile_record_of", "backend_in", "function_in")
-def backend_in() -> None:
+def test_backend_in() -> None:
+    """How torch.compile keeps its backend. It concerns the handle of a backend."""
+
     class Given:
         def __call__(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
             return gm.forward
@@ -70,72 +69,62 @@ def backend_in() -> None:
     itself.compile(backend=given)
     for made in (torch.compile(nn.Linear(1, 1), backend=given), torch.compile(lambda x: x + 1, backend=given), itself):
         for _ in range(2):
-            inner = door.backend_in(door.compile_record_of(made))
-            assert given in (inner, door.function_in(inner))
+            inner = dynamo.backend_in(dynamo.compile_record_of(made))
+            assert given in (inner, dynamo.function_in(inner))
             made(torch.ones(1))
-    assert door.compile_record_of(nn.Linear(1, 1)) is None and door.compile_record_of(3) is None and door.backend_in(None) is None
+    assert dynamo.compile_record_of(nn.Linear(1, 1)) is None and dynamo.compile_record_of(3) is None and dynamo.backend_in(None) is None
 
 
-@canary(
-    "torch.compile calls a backend that it was given by name",
-    "backend='graphreg'",
-    "asking_wrapper",
-    "backend_named",
-    "name_in",
-    "function_in",
-)
-def asking_wrapper() -> None:
+def test_asking_wrapper() -> None:
+    """How torch.compile calls a backend that it was given by name. It concerns backend='graphreg'."""
     asked = list[Any]()
 
     @torch._dynamo.register_backend(name="graphreg_canary")
     def canary_backend(gm: fx.GraphModule, inputs: list[Any], **options: Any) -> Callable[..., Any]:
-        asked.append((door.asking_wrapper(), options))
+        asked.append((dynamo.asking_wrapper(), options))
         return gm.forward
 
     functions = [torch.compile(function, backend="graphreg_canary", options={"a": 1}) for function in (Breaks(), nn.Linear(1, 1))]
     for function in functions:
         function(torch.ones(1))
     (first, options), (second, _), (other, _) = asked
-    assert options == {"options": {"a": 1}} and door.name_in(first) == "graphreg_canary"
-    assert door.function_in(first) is canary_backend and door.name_in(len) is None and door.function_in(len) is None
-    assert first is second and first is not other and first is door.backend_in(door.compile_record_of(functions[0]))
-    assert door.backend_named("graphreg_canary") is canary_backend and callable(door.backend_named("eager"))
+    assert options == {"options": {"a": 1}} and dynamo.name_in(first) == "graphreg_canary"
+    assert dynamo.function_in(first) is canary_backend and dynamo.name_in(len) is None and dynamo.function_in(len) is None
+    assert first is second and first is not other and first is dynamo.backend_in(dynamo.compile_record_of(functions[0]))
+    assert dynamo.backend_named("graphreg_canary") is canary_backend and callable(dynamo.backend_named("eager"))
 
 
-@canary("Dynamo captures code, and the rest of it after a graph break", "names of sites in the backend", "captured_code", "CapturedCode",
-        "translator", "function_of", "first_arguments")  # fmt: skip
-def captured_code() -> None:
-    codes, running = list[door.CapturedCode](), list[Any]()
+def test_captured_code() -> None:
+    """How Dynamo captures code, and the rest of it after a graph break. It concerns names of sites in the backend."""
+    codes, running = list[dynamo.CapturedCode](), list[Any]()
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
-        codes.append(door.captured_code(door.translator(), gm))
-        running.extend(each for each in door.first_arguments() if isinstance(each, Breaks))
+        codes.append(dynamo.captured_code(dynamo.translator(), gm))
+        running.extend(each for each in dynamo.first_arguments() if isinstance(each, Breaks))
 
     module = Breaks()
     compiled(module, look)(torch.ones(1))
     first, rest = codes
-    assert isinstance(first, door.CapturedCode)
+    assert isinstance(first, dynamo.CapturedCode)
     begin = Breaks.forward.__code__.co_firstlineno
     assert (first.name, first.resumed, first.broken, first.line) == ("forward", False, True, begin + 2)
     assert (rest.name, rest.resumed, rest.broken) == ("forward", True, False)
     assert first.values["self"] is module and running and all(each is module for each in running)
 
 
-@canary("Dynamo names the rest of a function after a graph break", "the error for code that is left to eager", "function_of")
-def function_of() -> None:
-    assert door.function_of("torch_dynamo_resume_in_forward_at_12") == "forward" and door.function_of("forward") == "forward"
+def test_function_of() -> None:
+    """How Dynamo names the rest of a function after a graph break. It concerns the error for code that is left to eager."""
+    assert dynamo.function_of("torch_dynamo_resume_in_forward_at_12") == "forward" and dynamo.function_of("forward") == "forward"
 
 
-@canary("a module's call reaches its forward", "names of sites in the backend", "CALLERS_OF_FORWARD")
-def callers_of_forward() -> None:
+def test_callers_of_forward() -> None:
+    """How a module's call reaches its forward. It concerns names of sites in the backend."""
     codes = {each.co_name for each in nn.Module._call_impl.__code__.co_consts if isinstance(each, types.CodeType)}
-    assert set(door.CALLERS_OF_FORWARD) <= codes | {nn.Module._call_impl.__name__, nn.Module._wrapped_call_impl.__name__}
+    assert set(dynamo.CALLERS_OF_FORWARD) <= codes | {nn.Module._call_impl.__name__, nn.Module._wrapped_call_impl.__name__}
 
 
-@canary(
-    "Dynamo records where an input comes from", "names of inputs in the backend", "source_of", "copy_source", "without_source", "copy_notes"
-)
-def sources() -> None:
+def test_sources() -> None:
+    """How Dynamo records where an input comes from. It concerns names of inputs in the backend."""
     found = list[tuple[str, list[str]]]()
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
@@ -144,14 +133,14 @@ def sources() -> None:
             twin: Any = graph.node_copy(node, twins.__getitem__)
             twins[node] = twin
             if node.op == "placeholder":
-                found.append(door.source_of(node))
+                found.append(dynamo.source_of(node))
                 assert hasattr(node, "_dynamo_source") and not hasattr(twin, "_dynamo_source")
-                door.copy_source(node, twin)
+                dynamo.copy_source(node, twin)
                 assert twin._dynamo_source is node._dynamo_source
-                door.without_source(twin)
+                dynamo.copy_source(None, twin)
                 assert twin._dynamo_source is None
         module = fx.GraphModule(gm, graph)
-        door.copy_notes(gm, module)
+        dynamo.copy_notes(gm, module)
         assert module.compile_subgraph_reason is gm.compile_subgraph_reason and module._param_name_to_source is gm._param_name_to_source
 
     def add(x: Tensor, more: dict[str, Any]) -> Tensor:
@@ -176,7 +165,7 @@ def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None]
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
         graphs.append(1)
-        guard(door.translator(), boxes[0])
+        guard(dynamo.translator(), boxes[0])
 
     function = compiled(lambda box, x: x + 1, look)
     for box in boxes:
@@ -185,8 +174,8 @@ def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None]
     return len(graphs)
 
 
-@canary("Dynamo guards", "the backend, whose graphs depend on the module and on modes", "guard_identity", "guard_value")
-def guards() -> None:
+def test_guards() -> None:
+    """How Dynamo guards. It concerns the backend, whose graphs depend on the module and on modes."""
     for by_module in (False, True):
         torch.compiler.reset()
         _guarded(by_module)
@@ -196,23 +185,19 @@ def _guarded(by_module: bool) -> None:
     one, other = Box(), Box()
 
     def value(translator: Any, box: Box) -> None:
-        door.guard_value(translator, "__graphreg_canary", box, "now", by_module)
+        dynamo.guard_value(translator, "__graphreg_canary", box, "now", by_module)
 
     def count(box: Box) -> None:
         box.now += 1
 
     assert _graphs_of(lambda translator, box: None, count, [one, other, one]) == 1
-    assert _graphs_of(lambda translator, box: door.guard_identity("box"), lambda box: None, [one, one, other]) == 2
+    assert _graphs_of(lambda translator, box: dynamo.guard_identity("box"), lambda box: None, [one, one, other]) == 2
     assert _graphs_of(value, lambda box: None, [one, one, one]) == 1
     assert _graphs_of(value, count, [one, one, one]) == 3
 
 
-@canary(
-    "Dynamo gives up past its limit of recompilations",
-    "the error when code is compiled too often, which Dynamo would otherwise run in eager unnoticed",
-    "strict_limit",
-)
-def strict_limit() -> None:
+def test_strict_limit() -> None:
+    """How Dynamo gives up past its limit of recompilations. It concerns the error for code that is compiled too often."""
     graphs = list[int]()
     quiet, strict = (compiled(eval("lambda x, n: x + n"), lambda gm, inputs: graphs.append(1), dynamic=False) for _ in range(2))
     with dynamo_config.patch(recompile_limit=1):
@@ -220,13 +205,12 @@ def strict_limit() -> None:
             function(torch.ones(1), 1)
         quiet(torch.ones(1), 2)
         assert graphs == [1, 1]
-        with door.strict_limit(), raising(torch._dynamo.exc.FailOnRecompileLimitHit):
+        with dynamo.strict_limit(), pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             strict(torch.ones(1), 2)
 
 
-@canary("Dynamo reports what it compiles and skips", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager",
-        "skipped_code", "tells_skipped_code")  # fmt: skip
-def left_to_eager() -> None:
+def test_left_to_eager() -> None:
+    """How Dynamo reports what it compiles and skips. It concerns the error for a call that is left to eager."""
     told = list[Any]()
 
     def looped(x: Tensor) -> Tensor:
@@ -236,24 +220,24 @@ def left_to_eager() -> None:
         return x
 
     for _ in range(2):
-        door.on_compilation_start(told.append)
-    before = dict(door.left_to_eager())
+        dynamo.on_compilation_start(told.append)
+    before = dict(dynamo.left_to_eager())
     compiled(looped, nothing)(torch.ones(1))
-    new = [text for text, count in door.left_to_eager().items() if count > before.get(text, 0)]
-    places = [place for text in new for place in door.skipped_code(text)]
-    assert told and new and (not door.tells_skipped_code() or ("looped", __file__, str(looped.__code__.co_firstlineno)) in places)
+    new = [text for text, count in dynamo.left_to_eager().items() if count > before.get(text, 0)]
+    places = [place for text in new for place in dynamo.skipped_code(text)]
+    assert told and new and (not dynamo.tells_skipped_code() or ("looped", __file__, str(looped.__code__.co_firstlineno)) in places)
     torch.compiler.reset()
     told.clear()
     compiled(lambda x: x + 1, nothing)(torch.ones(1))
     assert not told
 
 
-@canary("Dynamo traces numbers that have changed", "the structure of a call; messages from compiled code", "plain_number")
-def plain_number() -> None:
+def test_plain_number() -> None:
+    """How Dynamo traces numbers that have changed. It concerns the structure of a call; messages from compiled code."""
     graphs = list[Any]()
 
     def text(x: Tensor, number: float) -> tuple[Tensor, str]:
-        return x * number, f"{door.plain_number(number)!r} {door.plain_number(x.shape[0])}"
+        return x * number, f"{dynamo.plain_number(number)!r} {dynamo.plain_number(x.shape[0])}"
 
     call = compiled(text, lambda gm, inputs: graphs.append(gm), fullgraph=True)
     for size, number in ((1, 1.5), (2, 2.5), (3, 2.5), (3, -0.25), (3, 7)):
@@ -268,8 +252,9 @@ class Attributes:
         self.a, self.b = 1, 2
 
 
-@canary("Dynamo traces objects", "objects among the arguments or outputs of compiled code", "traces_objects")
-def objects() -> None:
+def test_objects() -> None:
+    """How Dynamo traces objects. It concerns objects among the arguments or outputs of compiled code."""
+
     def read(x: Tensor, value: Attributes) -> Tensor:
         twin = copy.copy(value)
         twin.a = 10
@@ -277,21 +262,21 @@ def objects() -> None:
         return x + total
 
     def told(x: Tensor) -> Tensor:
-        return x + door.traces_objects()
+        return x + dynamo.traces_objects()
 
-    if door.traces_objects():
+    if dynamo.traces_objects():
         assert compiled(read, nothing, fullgraph=True)(torch.ones(1), Attributes()) == 16
-    assert compiled(told, nothing, fullgraph=True)(torch.zeros(1)) == door.traces_objects()
+    assert compiled(told, nothing, fullgraph=True)(torch.zeros(1)) == dynamo.traces_objects()
 
 
-@canary("a call knows whether Dynamo is active", "structures of arguments of compiled modules", "runs_compiled")
-def runs_compiled() -> None:
+def test_runs_compiled() -> None:
+    """How a call knows whether Dynamo is active. It concerns structures of arguments of compiled modules."""
     module, found = nn.Linear(2, 2), list[bool]()
 
     def look(given: nn.Module) -> None:
-        found.append(door.runs_compiled(given))
+        found.append(dynamo.runs_compiled(given))
 
-    door.skip_frame(look)
+    dynamo_marks.skip_frame(look)
     look(module)
     torch.compile(look, backend="eager")(module)
     module.compile(backend="eager")
@@ -299,10 +284,10 @@ def runs_compiled() -> None:
     assert found == [False, True, True]
 
 
-@canary("Dynamo's guard compares shapes, dtypes and devices of tensors", "changes of a model that is regularized in place", "tensor_guard")
-def tensor_guard() -> None:
+def test_tensor_guard() -> None:
+    """How Dynamo's guard compares shapes, dtypes and devices of tensors. It concerns changes of a model that is regularized in place."""
     parameter = nn.Parameter(torch.ones(2, 3))
-    same = door.tensor_guard([parameter])
+    same = dynamo.tensor_guard([parameter])
     others = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     assert same is not None and [same(each) for each in (parameter, *others)] == [True, True, False, False]
-    assert door.tensor_guard([parameter, parameter]) is None
+    assert dynamo.tensor_guard([parameter, parameter]) is None

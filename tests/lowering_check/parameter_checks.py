@@ -8,7 +8,7 @@ from torch import fx
 
 from graphreg.ir import LAYER, PARAMETERS, Kind, ParameterRead, ParameterReads, addition_of, call_with, instead_of, is_kind
 from graphreg.planning import Edit, Plan
-from graphreg.rewriting.placement import fail, failed
+from graphreg.rewriting.invariants import fail
 
 
 def check_parameters(graph: fx.Graph, original: fx.Graph, reads: ParameterReads, plan: Plan) -> None:
@@ -81,9 +81,9 @@ def _fetched(twin: fx.Node, read: ParameterRead, site: str, source: fx.Node, use
             used.add(each)
             found.append(each.args[1])  # type: ignore[arg-type]
     if len(found) > 1:
-        raise failed(f"{twin.name} reads the parameter {site} in {len(found)} forms.")
+        fail(f"{twin.name} reads the parameter {site} in {len(found)} forms.")
     if found and source in twin.all_input_nodes:
-        raise failed(f"{twin.name} reads both the parameter {site} and its replacement.")
+        fail(f"{twin.name} reads both the parameter {site} and its replacement.")
     return found[0] if found else None
 
 
@@ -93,7 +93,7 @@ def _follow(value: fx.Node | None, wanted: list[Edit], read: ParameterRead, site
     for edit in reversed(wanted):
         addition = addition_of(value) if value is not None else None
         if value is None or addition is None or (addition.kind, addition.regularizer, addition.site) != (Kind.SPLICE, edit.name, site):
-            raise failed(f"{edit.name} does not act on the parameter {site} where {read.node.name} reads it.")
+            fail(f"{edit.name} does not act on the parameter {site} where {read.node.name} reads it.")
         nodes.append(value)
         value = value.args[0] if isinstance(value.args[0], fx.Node) else None
     if not wanted:
@@ -103,7 +103,7 @@ def _follow(value: fx.Node | None, wanted: list[Edit], read: ParameterRead, site
     own = value is not None and is_kind(value, Kind.PARAMETER)
     names = {site} if own or read.source is None else {str(read.source.target), site}
     if value is None or value.op != "get_attr" or not (str(value.target) in names or (not own and addition_of(value) is None)):
-        raise failed(f"{wanted[0].name} does not read the parameter {site}.")
+        fail(f"{wanted[0].name} does not read the parameter {site}.")
     return [*nodes, value]
 
 
@@ -113,7 +113,7 @@ def _layer(call: fx.Node) -> list[fx.Node]:
     was = addition.was if addition is not None else None
     fetches = isinstance(layer, fx.Node) and is_kind(layer, Kind.LAYER) and layer.op == "get_attr"
     if not isinstance(layer, fx.Node) or not fetches or call.target is not call_with or was != ("call_module", layer.target):
-        raise failed(f"{call.name} does not call the layer that it calls in the model.")
+        fail(f"{call.name} does not call the layer that it calls in the model.")
     return [layer]
 
 

@@ -1,7 +1,4 @@
-"""Canaries of DTensors, of FSDP2, and of torch's tensor parallelism. They make a process group of this one process.
-
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
-"""
+"""Canaries of DTensors, of FSDP2, and of torch's tensor parallelism. They make a process group of this one process."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor import parallel as styles
 
-import graphreg.torch_internals as door
-from graphreg.torch_internals.canaries.canary import canary
+from graphreg.torch_internals import distributed, tensor_parallel
 
 
 @contextmanager
@@ -36,55 +32,60 @@ def alone() -> Iterator[Any]:
             sys.excepthook = hook
 
 
-@canary("a DTensor is made, read and reduced", "penalties on DTensors", "has_process_group", "is_distributed", "on_all_ranks", "replicated",
-        "shards", "without_partial_sums", "world_size")  # fmt: skip
-def tensors() -> None:
+def test_tensors() -> None:
+    """How a DTensor is made, read and reduced. It concerns penalties on DTensors."""
     with alone() as mesh:
         whole = torch.arange(6.0).view(3, 2)
         sharded: Any = distribute_tensor(whole, mesh, [Shard(0)])
-        assert door.has_process_group() and door.world_size() == 1 and door.is_distributed(sharded) and not door.is_distributed(whole)
-        assert door.is_distributed(nn.Parameter(sharded)) and door.shards(sharded) == [(0, 1)]
-        assert torch.compile(door.is_distributed, backend="eager", fullgraph=True)(sharded)
-        copied = door.replicated(whole, sharded)
-        assert copied.placements == (Replicate(),) and door.shards(copied) == [] and torch.equal(copied.full_tensor(), whole)
+        assert (
+            distributed.has_process_group()
+            and distributed.world_size() == 1
+            and distributed.is_distributed(sharded)
+            and not distributed.is_distributed(whole)
+        )
+        assert distributed.is_distributed(nn.Parameter(sharded)) and distributed.shards(sharded) == [(0, 1)]
+        assert torch.compile(distributed.is_distributed, backend="eager", fullgraph=True)(sharded)
+        copied = distributed.replicated(whole, sharded)
+        assert copied.placements == (Replicate(),) and distributed.shards(copied) == [] and torch.equal(copied.full_tensor(), whole)
         summed = DTensor.from_local(whole, mesh, [Partial()], run_check=False)
-        assert door.shards(summed) is None and door.without_partial_sums(summed).placements == (Replicate(),)
-        assert door.without_partial_sums(sharded) is sharded
-        assert door.on_all_ranks(True, sharded) and not door.on_all_ranks(False, sharded)
+        assert distributed.shards(summed) is None and distributed.without_partial_sums(summed).placements == (Replicate(),)
+        assert distributed.without_partial_sums(sharded) is sharded
+        assert distributed.on_all_ranks(True, sharded) and not distributed.on_all_ranks(False, sharded)
 
 
-@canary("FSDP2 keeps the parameters that it shards", "penalties on parameters under FSDP2", "sharded_parameters",
-        "taken_by_fsdp", "uses_fsdp")  # fmt: skip
-def fsdp() -> None:
+def test_fsdp() -> None:
+    """How FSDP2 keeps the parameters that it shards. It concerns penalties on parameters under FSDP2."""
     with alone() as mesh:
         seen = list[tuple[Tensor, bool]]()
 
         class Layer(nn.Linear):
             def forward(self, x: Tensor) -> Tensor:
-                seen.append((self.weight, door.taken_by_fsdp(self.weight)))
+                seen.append((self.weight, distributed.taken_by_fsdp(self.weight)))
                 return super().forward(x)
 
         layer = Layer(2, 2)
-        assert not door.uses_fsdp() and not door.taken_by_fsdp(layer.weight)
+        assert not distributed.uses_fsdp() and not distributed.taken_by_fsdp(layer.weight)
         fully_shard(layer, mesh=mesh)
         own = layer.weight
         layer(torch.ones(1, 2))
         gathered, was_taken = seen[0]
-        assert door.uses_fsdp() and not door.is_distributed(gathered) and door.sharded_parameters()[id(gathered)] is own
-        assert not was_taken and door.taken_by_fsdp(own) and door.taken_by_fsdp(gathered)
-        function = torch.compile(lambda weight: (door.taken_by_fsdp(weight), weight * 2), backend="eager", fullgraph=True)
+        assert (
+            distributed.uses_fsdp() and not distributed.is_distributed(gathered) and distributed.sharded_parameters()[id(gathered)] is own
+        )
+        assert not was_taken and distributed.taken_by_fsdp(own) and distributed.taken_by_fsdp(gathered)
+        function = torch.compile(lambda weight: (distributed.taken_by_fsdp(weight), weight * 2), backend="eager", fullgraph=True)
         assert function(own)[0] and not function(torch.ones(2))[0]
 
 
-@canary("parallelize_module converts what a layer takes and returns", "penalties under tensor parallelism", "has_parallel_hooks",
-        "returns_shard", "shards_passed")  # fmt: skip
-def parallel() -> None:
+def test_parallel() -> None:
+    """How parallelize_module converts what a layer takes and returns. It concerns penalties under tensor parallelism."""
     with alone() as mesh:
+
         def returns(style: Any, layer: nn.Module) -> bool | None:
-            assert not door.has_parallel_hooks(layer) and door.returns_shard(layer) is None
+            assert not tensor_parallel.has_parallel_hooks(layer) and tensor_parallel.returns_shard(layer) is None
             styles.parallelize_module(layer, mesh, style)
-            assert door.has_parallel_hooks(layer)
-            return door.returns_shard(layer)
+            assert tensor_parallel.has_parallel_hooks(layer)
+            return tensor_parallel.returns_shard(layer)
 
         assert returns(styles.ColwiseParallel(), nn.Linear(2, 2)) is True
         assert returns(styles.ColwiseParallel(use_local_output=False), nn.Linear(2, 2)) is False
@@ -98,13 +99,12 @@ def parallel() -> None:
         layer = nn.Identity()
         moved = (Shard(1), None, Replicate())
         entry = styles.PrepareModuleInput(input_layouts=moved, desired_input_layouts=moved, use_local_output=True)
-        assert returns(entry, layer) is None and door.shards_passed(layer) == ((True, False, False), frozenset())
-        assert door.shards_passed(nn.Identity()) == ((), frozenset())
+        assert returns(entry, layer) is None and tensor_parallel.shards_passed(layer) == ((True, False, False), frozenset())
+        assert tensor_parallel.shards_passed(nn.Identity()) == ((), frozenset())
 
 
-@canary("a parallel layer keeps its style in its hooks", "set_ranks, which infers how tensor-parallel ranks share values", "Layout",
-        "input_layout", "output_layout")  # fmt: skip
-def layouts() -> None:
+def test_layouts() -> None:
+    """How a parallel layer keeps its style in its hooks. It concerns set_ranks, which infers how tensor-parallel ranks share values."""
     given: dict[str, Any] = {
         "0": styles.ColwiseParallel(),
         "1": styles.RowwiseParallel(output_layouts=Shard(1)),
@@ -117,10 +117,15 @@ def layouts() -> None:
     with alone() as mesh:
         styles.parallelize_module(nn.Sequential(*layers), mesh, given)
         distribute_module(layers[6], mesh, output_fn=lambda module, result, mesh: result)  # a style that torch does not have
-    local = [door.Layout((placement,), is_local=True) for placement in (Shard(-1), Shard(1), Shard(1))]
-    assert [door.output_layout(layer) for layer in layers] == [
-        *local, door.Layout((Shard(-1),), is_local=False), None, door.Layout((Replicate(),), is_local=True),
-        door.Layout((), is_local=True), None,
+    local = [tensor_parallel.Layout((placement,), is_local=True) for placement in (Shard(-1), Shard(1), Shard(1))]
+    assert [tensor_parallel.output_layout(layer) for layer in layers] == [
+        *local, tensor_parallel.Layout((Shard(-1),), is_local=False), None, tensor_parallel.Layout((Replicate(),), is_local=True),
+        tensor_parallel.Layout((), is_local=True), None,
     ]  # fmt: skip
-    assert [door.input_layout(layer) for layer in layers[4:]] == [door.Layout((None, Replicate()), is_local=False), None, None, None]
-    assert [door.has_parallel_hooks(layer) for layer in layers] == [True] * 7 + [False]
+    assert [tensor_parallel.input_layout(layer) for layer in layers[4:]] == [
+        tensor_parallel.Layout((None, Replicate()), is_local=False),
+        None,
+        None,
+        None,
+    ]
+    assert [tensor_parallel.has_parallel_hooks(layer) for layer in layers] == [True] * 7 + [False]

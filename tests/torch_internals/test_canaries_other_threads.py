@@ -1,7 +1,4 @@
-"""Canaries of what a trace changes for all threads, and of ``AveragedModel``.
-
-In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
-"""
+"""Canaries of what a trace changes for all threads, and of ``AveragedModel``."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ import torch.export
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
-import graphreg.torch_internals as door
-from graphreg.torch_internals import Changes, other_threads
-from graphreg.torch_internals.canaries.canary import canary
+from graphreg.torch_internals import averaging, dynamo_marks, modules
+from graphreg.torch_internals import other_threads as other_threads
+from graphreg.torch_internals.patching import Changes
 
 
 @contextmanager
@@ -34,7 +31,7 @@ def _elsewhere(work: Callable[[], Any]) -> Iterator[list[Any]]:
 def _waits(work: Callable[[], Any]) -> bool:
     """Return whether another thread's ``work`` waits for the trace of this one."""
     with Changes() as changes, changes:
-        door.alone(changes)
+        other_threads.alone(changes)
         with _elsewhere(work) as found:
             while not (waits := bool(other_threads._Now.threads.parked)) and not found:
                 pass
@@ -42,8 +39,8 @@ def _waits(work: Callable[[], Any]) -> bool:
     return waits and len(found) == 1
 
 
-@canary("it traces and compiles", "traces beside other threads", "alone", "parked", "only_here")
-def gates() -> None:
+def test_gates() -> None:
+    """How it traces and compiles. It concerns traces beside other threads."""
     compiled = torch.compile(lambda x: x + 1, backend="eager")
     for _ in range(2):  # the first call compiles
         assert _waits(lambda: compiled(torch.ones(1)))
@@ -53,8 +50,8 @@ def gates() -> None:
     assert not torch.fx._symbolic_trace.is_fx_symbolic_tracing()
 
 
-@canary("it traces and compiles", "traces beside other threads", "alone")
-def under_way() -> None:
+def test_under_way() -> None:
+    """How it traces and compiles. It concerns traces beside other threads."""
     kinds = list[bool]()
 
     def note(*args: Any) -> Any:
@@ -73,7 +70,7 @@ def under_way() -> None:
     assert all(kinds) and len(kinds) >= 3
     calls = list[bool]()
 
-    @door.disable()
+    @dynamo_marks.disable()
     def called(x: Tensor) -> Tensor:
         calls.append(other_threads._is_in(sys._getframe(), other_threads._begins_call))
         return x
@@ -83,13 +80,13 @@ def under_way() -> None:
     assert calls == [True, False]
 
 
-@canary("an average is updated", "strengths and noise of averages", "update_that_lists", "lists_like")
-def averages() -> None:
+def test_averages() -> None:
+    """How an average is updated. It concerns strengths and noise of averages."""
     found = list[Any]()
 
     class Noting(nn.BatchNorm1d):
         def named_modules(self, *args: Any, **kwargs: Any) -> Any:
-            found.append(door.update_that_lists())
+            found.append(averaging.update_that_lists())
             return super().named_modules(*args, **kwargs)
 
     model = nn.Sequential(Noting(1))
@@ -100,4 +97,4 @@ def averages() -> None:
     averaged.update_parameters(model)
     assert [each.buffers for each in found] == [False, False, True, True]
     assert all(each.averaged is averaged and each.model is model for each in found)
-    assert list(door.modules_by_path(nn.Sequential(Noting(1)))) == ["", "0"]
+    assert list(modules.modules_by_path(nn.Sequential(Noting(1)))) == ["", "0"]

@@ -1,6 +1,6 @@
 """Checks that every edit of a plan acts at its site, in the plan's order, and that the model reads only the value after the last splice.
 
-``placed_in`` looks at a rewritten graph, and ``Placed.check`` compares what it found with the plan. ``invariants.py`` calls both.
+``placed_in`` looks at a rewritten graph, and ``Placed.check`` compares what it found with the plan.
 """
 
 from __future__ import annotations
@@ -11,47 +11,40 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
-from graphreg.rewriting.graph_facts import GraphFacts
 from graphreg.rewriting.instantiate import measures
+from graphreg.rewriting.invariants import fail
 from graphreg.tracing import Traced
 
 
-def failed(sentence: str) -> GraphRegError:
-    """Return the error for a check that failed; ``sentence`` says what is wrong."""
-    return GraphRegError(f"a rewritten graph failed its check: {sentence}")
-
-
-def fail(sentence: str) -> None:
-    """Raise the error that ``failed`` returns."""
-    raise failed(sentence)
-
-
-def placed_in(graph: fx.Graph, original: GraphFacts, traced: Traced, plan: Plan) -> Placed:
+def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
     """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
     Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
-    first, aliases = original.where, original.aliases
+    first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
     sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
     definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
     written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}
     overwritten = {name for name in sites if aliases.written_later(first[name])}
     added, tracks = _added(graph)
+    here = Aliases(graph, traced.operations)
     return Placed(
         graph,
         plan,
         where={name: node for name, node in site_nodes(graph, traced.operations).items() if not is_marked(node)},
-        aliases=Aliases(graph, traced.operations),
+        aliases=here,
         written=written,
         overwritten=overwritten,
         clones={name: aliases.clone_of(first[name]) for name in overwritten},
         external={n for n in written if (plan.splices(n) or n in plan.tracked) and aliases.is_external(first[n])},
         added=added,
         tracks=tracks,
+        writers=[
+            (node, frozenset[fx.Node]().union(*map(here.bases, into))) for node in graph.nodes if (into := here.effects.writes(node))
+        ],
     )
 
 
@@ -91,6 +84,7 @@ class Placed:
         external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
+        writers: The nodes that may write into a value of ``graph``, each with the bases of what it writes into.
         needed_copies: The copies that the checks so far have found to be needed.
         reads: A dict for penalties on sequences. Each key is a penalty's name and its edit's site; the value is a dict from each site of
             the sequence to the node that the penalty must read there.
@@ -106,6 +100,7 @@ class Placed:
     external: set[str]
     added: dict[tuple[str, str], fx.Node]
     tracks: dict[str, fx.Node]
+    writers: list[tuple[fx.Node, frozenset[fx.Node]]]
     needed_copies: set[fx.Node] = field(default_factory=set)
     reads: dict[tuple[str, str], dict[str, fx.Node]] = field(default_factory=dict)
 
@@ -158,7 +153,7 @@ class Placed:
         self._check_layout(node, name, copies, clones, aside)
         self._check_written(name, edits, start, value, protecting, aside)
         for copy in (*copies, *aside):
-            if self.aliases.written_between(node, copy):
+            if self._written_between(node, copy):
                 fail(f"{copy.name} copies {node.name} after it was overwritten.")
         count += self._measured(name, edits, copies[0] if copies else value, aside[0] if aside else start)
         value = clones[0] if clones else value
@@ -228,7 +223,7 @@ class Placed:
         node = self.added.get((edit.name, edit.site.name))
         ordered = tuple(values[site.name] for site in edit.sites if site.name in values)
         if node is None or node.args[:1] != ((ordered if steps.calls else ordered[0]),):
-            raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
+            fail(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
         for value in ordered:
             self._in_time(edit, value, node)
         return 1
@@ -260,13 +255,18 @@ class Placed:
         """Return the node of an edit; raise GraphRegError unless it reads ``value``."""
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
-            raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+            fail(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
         self._in_time(edit, value, node)
         return node
 
+    def _written_between(self, node: fx.Node, reader: fx.Node) -> bool:
+        """Return whether an operation after ``node`` and before ``reader`` may write into the value of ``node``."""
+        order, bases = self.aliases.order, self.aliases.bases(node)
+        return any(order[node] < order[writer] < order[reader] and not bases.isdisjoint(written) for writer, written in self.writers)
+
     def _in_time(self, edit: Edit, value: fx.Node, node: fx.Node) -> None:
         """Check that nothing writes into ``value`` before ``node`` reads it."""
-        if self.aliases.written_between(value, node):
+        if self._written_between(value, node):
             fail(f"{edit.name} reads {value.name} after it was overwritten.")
 
     def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
