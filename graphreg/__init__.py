@@ -11,22 +11,37 @@ if TYPE_CHECKING:
     from typing import Any
 
     from graphreg import schedules
-    from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark, audit, doctor
-    from graphreg.drawing import draw, to_networkx
-    from graphreg.dynamo_backend import Backend, backend, backend_of
+    from graphreg.diagnosis.audit import Audit, Remark, audit
+    from graphreg.diagnosis.doctor import doctor
+    from graphreg.diagnosis.findings import Diagnosis, Finding
+    from graphreg.drawing.draw import draw
+    from graphreg.drawing.graph import to_networkx
+    from graphreg.dynamo_backend.backend import Backend
+    from graphreg.dynamo_backend.options import backend, backend_of
     from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
-    from graphreg.in_place import regularize_, strip_
-    from graphreg.ir import Selector, Site, mean_over_counted, mean_over_pairs
+    from graphreg.in_place.in_place import regularize_, strip_
+    from graphreg.ir.selector import Selector
+    from graphreg.ir.site import Site
+    from graphreg.ir.time_steps import mean_over_counted, mean_over_pairs
     from graphreg.pipeline import as_pass, plan, regularize
-    from graphreg.planning import Plan, from_kwargs
-    from graphreg.recipes import load_recipe, recipe, save_recipe
-    from graphreg.regularizer import ModelInput, Penalty, Regularizer, Splice, Vjp, build, by_depth, registered, required
-    from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
-    from graphreg.rewriting import rewrite, strip
-    from graphreg.rng import Noise
-    from graphreg.runtime import Regularized
-    from graphreg.session import (
-        Samples,
+    from graphreg.planning.keywords import from_kwargs
+    from graphreg.planning.plan import Plan
+    from graphreg.recipes.recipe import load_recipe, recipe, save_recipe
+    from graphreg.regularizer.base import Penalty, Regularizer, Splice
+    from graphreg.regularizer.by_depth import by_depth
+    from graphreg.regularizer.model_inputs import ModelInput
+    from graphreg.regularizer.options import required
+    from graphreg.regularizer.registry import build, registered
+    from graphreg.regularizer.vjp import Vjp
+    from graphreg.reporting.diff import Diff, diff
+    from graphreg.reporting.monitor import Monitor, monitor
+    from graphreg.reporting.records import Report
+    from graphreg.reporting.report import report
+    from graphreg.rewriting.rewrite import rewrite
+    from graphreg.rewriting.strip import strip
+    from graphreg.rng.noise import Noise
+    from graphreg.runtime.result import Regularized
+    from graphreg.session.controls import (
         frozen_noise,
         model_state_dict,
         noise_off,
@@ -34,7 +49,6 @@ if TYPE_CHECKING:
         penalties_off,
         reset_state,
         rng_state,
-        sample,
         set_ranks,
         set_rng_state,
         set_strength,
@@ -42,9 +56,11 @@ if TYPE_CHECKING:
         strength_buffers,
         strengths,
     )
-    from graphreg.stages import regularize_stage
-    from graphreg.tracing import Traced, names, trace
-    from graphreg.verification import verify
+    from graphreg.session.sampling import Samples, sample
+    from graphreg.stages.stage import regularize_stage
+    from graphreg.tracing.listing import names
+    from graphreg.tracing.trace import Traced, trace
+    from graphreg.verification.verify import verify
 
 # If this import stood above the TYPE_CHECKING block, mypy would take the names that the block imports for modules.
 from graphreg.old_pickles import refuse_old_modules
@@ -52,30 +68,48 @@ from graphreg.old_pickles import refuse_old_modules
 __version__ = "0.3.0"
 refuse_old_modules(__path__)
 
-_ROOMS = {
-    "diagnosis": ("Audit", "Diagnosis", "Finding", "Remark", "audit", "doctor"),
-    "drawing": ("draw", "to_networkx"),
-    "dynamo_backend": ("Backend", "backend", "backend_of"),
+_FILES = {
+    "diagnosis.audit": ("Audit", "Remark", "audit"),
+    "diagnosis.doctor": ("doctor",),
+    "diagnosis.findings": ("Diagnosis", "Finding"),
+    "drawing.draw": ("draw",),
+    "drawing.graph": ("to_networkx",),
+    "dynamo_backend.backend": ("Backend",),
+    "dynamo_backend.options": ("backend", "backend_of"),
     "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
-    "in_place": ("regularize_", "strip_"),
-    "ir": ("Selector", "Site", "mean_over_counted", "mean_over_pairs"),
+    "in_place.in_place": ("regularize_", "strip_"),
+    "ir.selector": ("Selector",),
+    "ir.site": ("Site",),
+    "ir.time_steps": ("mean_over_counted", "mean_over_pairs"),
     "pipeline": ("as_pass", "plan", "regularize"),
-    "planning": ("Plan", "from_kwargs"),
-    "recipes": ("load_recipe", "recipe", "save_recipe"),
-    "regularizer": ("ModelInput", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "registered", "required"),
-    "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
-    "rewriting": ("rewrite", "strip"),
-    "rng": ("Noise",),
-    "runtime": ("Regularized",),
-    "session": (
-        "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state", "rng_state", "sample",
-        "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths",
+    "planning.keywords": ("from_kwargs",),
+    "planning.plan": ("Plan",),
+    "recipes.recipe": ("load_recipe", "recipe", "save_recipe"),
+    "regularizer.base": ("Penalty", "Regularizer", "Splice"),
+    "regularizer.by_depth": ("by_depth",),
+    "regularizer.model_inputs": ("ModelInput",),
+    "regularizer.options": ("required",),
+    "regularizer.registry": ("build", "registered"),
+    "regularizer.vjp": ("Vjp",),
+    "reporting.diff": ("Diff", "diff"),
+    "reporting.monitor": ("Monitor", "monitor"),
+    "reporting.records": ("Report",),
+    "reporting.report": ("report",),
+    "rewriting.rewrite": ("rewrite",),
+    "rewriting.strip": ("strip",),
+    "rng.noise": ("Noise",),
+    "runtime.result": ("Regularized",),
+    "session.controls": (
+        "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state", "rng_state", "set_ranks",
+        "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths",
     ),
-    "stages": ("regularize_stage",),
-    "tracing": ("Traced", "names", "trace"),
-    "verification": ("verify",),
+    "session.sampling": ("Samples", "sample"),
+    "stages.stage": ("regularize_stage",),
+    "tracing.listing": ("names",),
+    "tracing.trace": ("Traced", "trace"),
+    "verification.verify": ("verify",),
 }  # fmt: skip
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 _MODULES = ("schedules",)  # public modules that ``__getattr__`` imports when they are first used
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
@@ -98,9 +132,9 @@ def __getattr__(name: str) -> "Any":
         return __getattr__(_RENAMED[name])
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _ROOM_OF:
+    if name not in _FILE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
     globals()[name] = value
     return value
 

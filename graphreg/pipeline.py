@@ -16,17 +16,28 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, check_flag, shown, warn
-from graphreg.ir import RULES, Missing, Selector, is_marked
-from graphreg.planning import OwnDropout, Plan, check_blocks, check_missing, from_keywords, from_kwargs, instances, read_option
-from graphreg.planning import plan as planned
-from graphreg.recipes import RecipeLike, by_recipe, opened
-from graphreg.regularizer import Regularizer
-from graphreg.rewriting import check_rng, rewrite
-from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale
-from graphreg.session import backend_host, graphs_of, rules_of
-from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import NOT_ASSIGNED, CapturedGraphs, FrontEnd, Traced, check_model, trace
-from graphreg.verification import copied, validate
+from graphreg.ir.metadata import is_marked
+from graphreg.ir.module_record import RULES
+from graphreg.ir.selector import Missing, Selector
+from graphreg.planning.blocks import check_blocks
+from graphreg.planning.keywords import from_keywords, from_kwargs, instances
+from graphreg.planning.native_dropout import OwnDropout, read_option
+from graphreg.planning.plan import Plan, check_missing
+from graphreg.planning.plan import plan as planned
+from graphreg.recipes.arguments import RecipeLike, by_recipe, opened
+from graphreg.regularizer.base import Regularizer
+from graphreg.rewriting.instantiate import check_rng
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.runtime.attach import Penalties, Scale, check_penalties, check_scale
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.hosts import backend_host, graphs_of, rules_of
+from graphreg.torch_internals.interpreter import at_rest
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.dynamo_graphs import CapturedGraphs
+from graphreg.tracing.trace import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace
+from graphreg.verification.copies import copied
+from graphreg.verification.verify import validate
 
 log = logging.getLogger("graphreg")
 M = TypeVar("M", bound=nn.Module)

@@ -26,14 +26,20 @@ Types of arguments: `Selector` for a selector of sites (a string, several string
     def costs(report: Report) -> float: ...
 """
 
-from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark
-from graphreg.ir import Label, Missing, Names, Selector, Site
-from graphreg.planning import Edit, Plan
-from graphreg.reporting import Diff, Monitor, Report
-from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale
+from graphreg.diagnosis.audit import Audit, Remark
+from graphreg.diagnosis.findings import Diagnosis, Finding
+from graphreg.ir.selector import Missing, Selector
+from graphreg.ir.site import Label, Names, Site
+from graphreg.planning.plan import Edit, Plan
+from graphreg.reporting.diff import Diff
+from graphreg.reporting.monitor import Monitor
+from graphreg.reporting.records import Report
+from graphreg.runtime.attach import Penalties, Scale
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.schedules import Schedule
-from graphreg.session import Samples
-from graphreg.tracing import FrontEnd, Traced
+from graphreg.session.sampling import Samples
+from graphreg.tracing.trace import FrontEnd, Traced
 
 __all__ = [
     "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from graphreg.torch_internals import defines_named_tuples, tells_result, traces_objects
+from graphreg.torch_internals.dynamo import tells_result, traces_objects
+from graphreg.torch_internals.fx import defines_named_tuples
 
 needs_result = pytest.mark.skipif(not tells_result(), reason="torch before 2.12 does not show what a compiled call returns")
 NO_OBJECTS = "torch before 2.12 does not compile a loop over the attributes of an object, or a copy of one"

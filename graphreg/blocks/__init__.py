@@ -6,24 +6,3 @@ calls the blocks, and a graph for each call of a block. ``homes.py`` finds the b
 the graphs. A rewritten module has an object of its own for each block (``block.py``). In a model that is regularized in place, the model's
 own modules are the blocks (``placed_block.py``).
 """
-
-from graphreg.blocks.block import BLOCK, CALLS, Block, block_at, is_sharded, original, with_blocks
-from graphreg.blocks.homes import OUTSIDE_BLOCKS, opened
-from graphreg.blocks.install import outlined
-from graphreg.blocks.placed_block import (
-    check_class,
-    is_block,
-    is_placed,
-    leave,
-    new_owner,
-    place,
-    place_again,
-    require_own_forward,
-    scriptable,
-    unwrapped_block,
-)
-
-__all__ = [
-    "BLOCK", "CALLS", "OUTSIDE_BLOCKS", "Block", "block_at", "check_class", "is_block", "is_placed", "is_sharded", "leave", "new_owner",
-    "opened", "original", "outlined", "place", "place_again", "require_own_forward", "scriptable", "unwrapped_block", "with_blocks",
-]  # fmt: skip

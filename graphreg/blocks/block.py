@@ -18,10 +18,12 @@ from torch import nn
 
 from graphreg.blocks.outline import OUTSIDE
 from graphreg.blocks.shown_call import BlockCode, call_of_block
-from graphreg.compiler import LOWERED
+from graphreg.compiler.recurrent_lowering import LOWERED
 from graphreg.errors import GraphRegError
-from graphreg.ir import ORIGINAL, RULES
-from graphreg.torch_internals import CALL, COMPILED_CALL, is_exporting, renew_hooks
+from graphreg.ir.module_record import ORIGINAL, RULES
+from graphreg.torch_internals.hooked_calls import CALL
+from graphreg.torch_internals.modules import COMPILED_CALL, renew_hooks
+from graphreg.torch_internals.torch_modes import is_exporting
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # attributes of a block object: its record; its mode, if it has no record
 CALLS = "graphreg_calls"  # the attribute of a placed block that holds its code; see placed_block.py

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from graphreg.ir import Kind, ModuleCalls, is_kind, is_marked, nodes_in, surrounding_calls
+from graphreg.ir.metadata import Kind, ModuleCalls, is_kind, is_marked, surrounding_calls
+from graphreg.ir.operations import nodes_in
 
 OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of added nodes that are in no block
 

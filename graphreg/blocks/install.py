@@ -16,9 +16,11 @@ from graphreg.blocks.block import BLOCK, Block, View, block_at, twin_of
 from graphreg.blocks.outline import OUTSIDE, Outliner
 from graphreg.blocks.placed_block import PlacedCall, add_call, unwrapped_block
 from graphreg.blocks.shown_call import VARIANT, BlockCode, hooked
-from graphreg.compiler import LOWERED
-from graphreg.ir import RULES, spelled
-from graphreg.torch_internals import define_named_tuples, generate_forward
+from graphreg.compiler.recurrent_lowering import LOWERED
+from graphreg.ir.codegen_fixes import spelled
+from graphreg.ir.module_record import RULES
+from graphreg.torch_internals.emitted_code import generate_forward
+from graphreg.torch_internals.fx import define_named_tuples
 
 Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers
 

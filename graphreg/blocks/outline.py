@@ -20,19 +20,11 @@ from torch.fx.node import map_arg
 from graphreg.blocks.homes import homes
 from graphreg.blocks.shown_call import KEYS, VARIANT, CallElement, Shape, ShownCall
 from graphreg.errors import TraceError
-from graphreg.ir import (
-    COUNTED,
-    PREFIX,
-    RULES,
-    Kind,
-    Leaf,
-    ModuleCalls,
-    blank_like,
-    in_containers,
-    is_kind,
-    own_labels,
-    recorded_calls,
-)
+from graphreg.ir.call_records import Leaf, in_containers, recorded_calls
+from graphreg.ir.metadata import Kind, ModuleCalls, is_kind, own_labels
+from graphreg.ir.module_record import PREFIX, RULES
+from graphreg.ir.naming import COUNTED
+from graphreg.ir.serialize import blank_like
 from graphreg.torch_internals import pytree
 
 OUTSIDE = "graphreg_outside"  # the attribute of a block that holds the outside modules that its code calls

@@ -24,8 +24,11 @@ from torch import nn
 from graphreg.blocks.block import CALLS, Block
 from graphreg.blocks.shown_call import BlockCode, call_of_block
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import ORIGINAL
-from graphreg.torch_internals import CALL, checkpoint_wrapped, is_exporting, is_scripted_within, show_parameters_of, with_own_code
+from graphreg.ir.module_record import ORIGINAL
+from graphreg.torch_internals.checkpointing import checkpoint_wrapped
+from graphreg.torch_internals.hooked_calls import CALL
+from graphreg.torch_internals.interpreter import show_parameters_of, with_own_code
+from graphreg.torch_internals.torch_modes import is_exporting, is_scripted_within
 
 _numbers = itertools.count()
 _classes: WeakKeyDictionary[type, type[nn.Module]] = WeakKeyDictionary()

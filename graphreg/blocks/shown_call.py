@@ -15,16 +15,16 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import GraphRegError
-from graphreg.torch_internals import (
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.hooked_calls import (
     call_with_hooks,
     has_users_hooks,
     hooks_take_keywords,
     is_machinery,
     is_users_hook,
     plain_call,
-    pytree,
-    with_own_code,
 )
+from graphreg.torch_internals.interpreter import with_own_code
 
 KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block's forward
 Code = Callable[..., Any]

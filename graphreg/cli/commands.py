@@ -19,11 +19,15 @@ from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.keywords import check_options, keyword_of, none_given, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, load
 from graphreg.errors import GraphRegError
-from graphreg.ir import Names
-from graphreg.planning import OwnDropout
-from graphreg.recipes import Recipe, opened, write
-from graphreg.tracing import Traced, names, trace_to_show
-from graphreg.verification import copied, validate
+from graphreg.ir.site import Names
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.recipes.arguments import opened
+from graphreg.recipes.files import write
+from graphreg.recipes.recipe import Recipe
+from graphreg.tracing.listing import names, trace_to_show
+from graphreg.tracing.trace import Traced
+from graphreg.verification.copies import copied
+from graphreg.verification.verify import validate
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from typing import Any
 
 from graphreg.cli.errors import UsageError
 from graphreg.errors import NoMatchError, suggestions_text
-from graphreg.ir import ROLES
-from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs, read_option
-from graphreg.regularizer import PREFIXED, Regularizer, by_depth, registered
+from graphreg.ir.site import ROLES
+from graphreg.planning.keywords import FAMILIES, from_kwargs
+from graphreg.planning.native_dropout import CHOICES, OwnDropout, read_option
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.by_depth import by_depth
+from graphreg.regularizer.registry import PREFIXED, registered
 from graphreg.schedules import cosine, linear, piecewise
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 
 Keywords = Sequence[tuple[str, str]]
 _KINDS: Mapping[str, Callable[..., Any]] = {"linear": linear, "cosine": cosine, "piecewise": piecewise, "by_depth": by_depth}

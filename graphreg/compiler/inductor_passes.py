@@ -31,7 +31,9 @@ from torch import fx
 
 from graphreg.compiler import joint_graph, own_elements
 from graphreg.compiler.joint_graph import simplify
-from graphreg.torch_internals import OpOverload, add_inductor_options, assume_constant_result, graph_pass
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.inductor import add_inductor_options, graph_pass
+from graphreg.torch_internals.operators import OpOverload
 
 SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 

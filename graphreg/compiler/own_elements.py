@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphreg.torch_internals import lower, pointwise
+from graphreg.torch_internals.inductor import lower, pointwise
 
 # elements of the tensor that is read; for more, one loop that writes them all would take long to
 # compile

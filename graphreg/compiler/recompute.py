@@ -27,9 +27,10 @@ from torch import Tensor, fx
 from torch.fx import traceback
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from graphreg.ir import Operations, function_name
-from graphreg.rng import Noise
-from graphreg.torch_internals import Changes, next_region
+from graphreg.ir.operations import Operations, function_name
+from graphreg.rng.noise import Noise
+from graphreg.torch_internals.checkpointing import next_region
+from graphreg.torch_internals.patching import Changes
 
 # operations whose derivative is computed from their output
 FROM_OUTPUT = {"relu", "relu_", "threshold", "sigmoid", "sigmoid_", "tanh", "tanh_", "softmax", "log_softmax", "exp", "sqrt", "rsqrt"}

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphreg.errors import GraphRegError
-from graphreg.torch_internals import in_backward, recorded_in_operator, without_modes
+from graphreg.torch_internals.autograd import in_backward, recorded_in_operator
+from graphreg.torch_internals.torch_modes import without_modes
 
 KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu,

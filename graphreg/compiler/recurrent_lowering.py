@@ -15,8 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.compiler.recurrent import recurrent
-from graphreg.ir import LAYER, PACKS, Kind, addition_of, call_with, freeze, function_name, is_kind, thaw
-from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, modules_by_path, share_emitter, weight_names
+from graphreg.ir.layer_calls import LAYER, call_with
+from graphreg.ir.metadata import Kind, addition_of, is_kind
+from graphreg.ir.operations import PACKS, function_name
+from graphreg.ir.serialize import freeze, thaw
+from graphreg.torch_internals.dynamo import graph_break
+from graphreg.torch_internals.fx import share_emitter
+from graphreg.torch_internals.modules import CALL_HOOKS, has_global_hook, kernel_weights, modules_by_path, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
 # the module's attribute for the stand-ins; its value is no module, so no state_dict contains it

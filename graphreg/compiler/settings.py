@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from graphreg.torch_internals import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, setting_of
+from graphreg.torch_internals.config import DYNAMO, FUNCTORCH, INDUCTOR, compiler_config, setting_of
 
 # The settings that decide which operations backward runs again, in which order operations run, and from which generator they draw.
 NAMES = {

@@ -6,11 +6,3 @@ experiments, and finds the settings of torch that cause a fault. ``step_watch.py
 training step. ``findings.py`` defines the records and their text. Without a module, ``doctor``
 tests the installed torch: ``torch_check.py`` starts a process that runs ``torch_parts.py``.
 """
-
-from graphreg.diagnosis.audit import Audit, Remark, audit
-from graphreg.diagnosis.doctor import doctor
-from graphreg.diagnosis.findings import Diagnosis, Finding
-
-__all__ = [
-    "Audit", "Diagnosis", "Finding", "Remark", "audit", "doctor",
-]  # fmt: skip

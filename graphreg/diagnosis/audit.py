@@ -17,8 +17,13 @@ from torch import fx, nn
 
 from graphreg.diagnosis.findings import told
 from graphreg.errors import RegularizerError, listed, shown
-from graphreg.ir import NORM_MODULES, NativeDropout, Operations, function_name, one_value_over_again, site_nodes, sizes_of
-from graphreg.tracing import FrontEnd, Traced, trace_to_show
+from graphreg.ir.dataflow import sizes_of
+from graphreg.ir.operations import NORM_MODULES, Operations, function_name
+from graphreg.ir.provenance import one_value_over_again
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.roles import site_nodes
+from graphreg.tracing.listing import trace_to_show
+from graphreg.tracing.trace import FrontEnd, Traced
 
 RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from graphreg.compiler import Setting, changed, defaults, patched_settings, setting
+from graphreg.compiler.settings import Setting, changed, defaults, patched_settings, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import InnerBackend, Probed, measure, measure_order, measure_streams
-from graphreg.ir import DropoutKind, NativeDropout
-from graphreg.torch_internals import INDUCTOR
+from graphreg.ir.random_ops import DropoutKind, NativeDropout
+from graphreg.torch_internals.config import INDUCTOR
 
 Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 

@@ -16,9 +16,11 @@ from graphreg.diagnosis.probes import InnerBackend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
-from graphreg.ir import NativeDropout
-from graphreg.runtime import DrawingRule, clock_of, key_of
-from graphreg.session import native_draws, record_of, rewritten, rules_of
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.runtime.clock import clock_of
+from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.runtime_module import DrawingRule
+from graphreg.session.hosts import native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from graphreg.compiler import Setting
+from graphreg.compiler.settings import Setting
 from graphreg.errors import RenamedAttributes, listed
-from graphreg.ir import NativeDropout
+from graphreg.ir.random_ops import NativeDropout
 
 ISSUE = "https://github.com/pytorch/pytorch/issues/"
 NONE = "no upstream issue found"

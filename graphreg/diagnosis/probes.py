@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphreg.compiler import snapshot
+from graphreg.compiler.settings import snapshot
 from graphreg.errors import first_line
-from graphreg.ir import DropoutKind
-from graphreg.planning import plan
-from graphreg.rewriting import rewrite
-from graphreg.torch_internals import with_own_code
-from graphreg.tracing import trace
+from graphreg.ir.random_ops import DropoutKind
+from graphreg.planning.plan import plan
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.torch_internals.interpreter import with_own_code
+from graphreg.tracing.trace import trace
 
 InnerBackend = str | Callable[..., Any]
 P, SHAPE, LINKS = 0.25, (32, 64), 4

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.runtime import Counter
-from graphreg.torch_internals import Changes, wrap_engine
+from graphreg.runtime.counter import Counter
+from graphreg.torch_internals.autograd import wrap_engine
+from graphreg.torch_internals.patching import Changes
 
 
 @dataclass

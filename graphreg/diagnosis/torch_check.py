@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from graphreg.diagnosis.findings import Diagnosis, Finding
-from graphreg.torch_internals import known_versions
+from graphreg.torch_internals.versions import known_versions
 
 TRIALS = "graphreg.diagnosis.torch_parts"
 MARK = "graphreg: "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphreg.diagnosis.probes import measure_streams
 from graphreg.errors import GraphRegError, first_line
 from graphreg.pipeline import regularize
-from graphreg.session import backend_host
+from graphreg.session.hosts import backend_host
 
 MARK = "graphreg: "  # begins each line of the report, because torch may print other lines
 CPU = torch.device("cpu")

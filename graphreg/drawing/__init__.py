@@ -4,10 +4,3 @@ Open ``draw.py`` first. The steps are: ``view.py`` finds the graph of whatever w
 ``graph.py`` converts it to networkx, ``scene.py`` chooses what is drawn and groups it by module,
 ``layout.py`` places it, and ``render.py`` or ``html.py`` writes the file.
 """
-
-from graphreg.drawing.draw import Drawing, draw
-from graphreg.drawing.graph import to_networkx
-
-__all__ = [
-    "Drawing", "draw", "to_networkx",
-]  # fmt: skip

@@ -11,7 +11,7 @@ from graphreg.drawing.badges import Badge, Layers, badges
 from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 from graphreg.errors import GraphRegError, listed
-from graphreg.session import strength_text
+from graphreg.session.strengths import strength_text
 
 Badges = Mapping[str, tuple[Badge, ...]]
 

@@ -17,8 +17,8 @@ from graphreg.drawing.scene import Picture, picture, unfolded
 from graphreg.drawing.values import read_values
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
 from graphreg.errors import GraphRegError, first_line, suggestions_text
-from graphreg.planning import Plan
-from graphreg.torch_internals import collector_at_rest
+from graphreg.planning.plan import Plan
+from graphreg.torch_internals.interpreter import collector_at_rest
 
 Target = str | os.PathLike[str]
 Opened = frozenset[str]

@@ -15,25 +15,13 @@ from torch import fx
 
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
 from graphreg.errors import GraphRegError
-from graphreg.ir import (
-    Addition,
-    Kind,
-    Site,
-    addition_of,
-    dtype_text,
-    function_name,
-    is_added,
-    is_kind,
-    labels_of,
-    nodes_in,
-    origin_of,
-    own_labels,
-    scope_of,
-    shape_text,
-    short,
-)
-from graphreg.planning import Plan
-from graphreg.torch_internals import collector_at_rest
+from graphreg.ir.metadata import Addition, Kind, addition_of, is_added, is_kind, own_labels, scope_of
+from graphreg.ir.operations import function_name, nodes_in
+from graphreg.ir.roles import labels_of
+from graphreg.ir.site import Site, dtype_text, shape_text
+from graphreg.ir.source_location import origin_of, short
+from graphreg.planning.plan import Plan
+from graphreg.torch_internals.interpreter import collector_at_rest
 
 NodeAttributes = dict[str, Any]
 _FX = {"placeholder": "input", "get_attr": "read", "output": "output"}

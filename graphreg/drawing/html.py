@@ -16,9 +16,9 @@ from graphreg.drawing.render import box_title, colour, full_name
 from graphreg.drawing.rules import Profiles, tried
 from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
 from graphreg.drawing.view import Viewed
-from graphreg.ir import Site, dtype_text, shape_text
-from graphreg.regularizer import Regularizer
-from graphreg.session import strength_text
+from graphreg.ir.site import Site, dtype_text, shape_text
+from graphreg.regularizer.base import Regularizer
+from graphreg.session.strengths import strength_text
 
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphreg.errors import GraphRegError
-from graphreg.planning import FAINTEST, matching_sites, refusals
-from graphreg.regularizer import Penalty, Regularizer, Splice, build, registered
-from graphreg.tracing import Traced
+from graphreg.planning.matching import matching_sites, refusals
+from graphreg.planning.practically_off import FAINTEST
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.registry import build, registered
+from graphreg.tracing.trace import Traced
 
 LARGE = 1_000_000  # elements: a parameter of a large model
 

@@ -10,11 +10,16 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import NativeDropout, Site
-from graphreg.planning import Plan, Strengths
-from graphreg.rewriting import rewrite, strip
-from graphreg.session import backend_host, graphs_of, in_place_host, record_of, rewritten, strengths_now
-from graphreg.tracing import Traced, trace, trace_to_show
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.site import Site
+from graphreg.planning.plan import Plan
+from graphreg.planning.repeats import Strengths
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.rewriting.strip import strip
+from graphreg.session.controls import strengths_now
+from graphreg.session.hosts import backend_host, graphs_of, in_place_host, record_of, rewritten
+from graphreg.tracing.listing import trace_to_show
+from graphreg.tracing.trace import Traced, trace
 
 Mode = Literal["train", "eval"]
 Drawable = nn.Module | Traced | Plan

@@ -5,10 +5,3 @@ one captured graph: ``capture.py`` labels it, ``planning/`` and ``rewriting/`` r
 Dynamo's form, in which parameters are inputs. ``model_call.py`` computes the penalties over all graphs of a call. ``all_graphs.py`` checks
 the selectors over all graphs, and makes the report.
 """
-
-from graphreg.dynamo_backend.backend import Backend
-from graphreg.dynamo_backend.options import backend, backend_of
-
-__all__ = [
-    "Backend", "backend", "backend_of",
-]  # fmt: skip

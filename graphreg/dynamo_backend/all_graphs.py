@@ -9,26 +9,20 @@ from contextlib import contextmanager
 from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, warn
-from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import (
-    Edit,
-    OwnDropout,
-    Strengths,
-    check_count,
-    count_sites,
-    decide,
-    lines,
-    matching_sites,
-    missed,
-    practically_off,
-    readers_of,
-    warning,
-)
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.reporting import Report, acted, entry, native_dropout_rows
+from graphreg.ir.selector import Missing, Pattern, strings
+from graphreg.ir.site import Site
+from graphreg.planning.matching import check_count, count_sites, matching_sites, missed
+from graphreg.planning.native_dropout import OwnDropout, decide
+from graphreg.planning.parameter_splices import readers_of
+from graphreg.planning.plan import Edit
+from graphreg.planning.practically_off import practically_off
+from graphreg.planning.repeats import Strengths, lines, warning
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.reporting.entries import acted, entry, native_dropout_rows
+from graphreg.reporting.records import Report
 from graphreg.schedules import Schedule
-from graphreg.session import strength_text
-from graphreg.tracing import Traced
+from graphreg.session.strengths import strength_text
+from graphreg.tracing.trace import Traced
 
 
 def union(subgraphs: Sequence[Subgraph]) -> Traced:

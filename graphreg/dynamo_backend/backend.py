@@ -22,16 +22,28 @@ from graphreg.dynamo_backend.strengths import CallStrengths
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, TraceError, raising
-from graphreg.ir import RULES, Missing
-from graphreg.planning import OwnDropout, Plan, check_count, check_sites, check_trainable, matching_sites, named_once, rates_are_scheduled
-from graphreg.planning import plan as planned
-from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
-from graphreg.reporting import Report
-from graphreg.runtime import Asked, Penalties, Scale, written_scale
-from graphreg.session import BackendHost, CallClock, CountedStreams, Row, Session, strengths_now
-from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, splits_for_ddp, strict_limit, translator
-from graphreg.tracing import Claim, Proving, Traced, arguments, prove
-from graphreg.verification import copied
+from graphreg.ir.module_record import RULES
+from graphreg.ir.selector import Missing
+from graphreg.planning.matching import check_count, check_sites, check_trainable, matching_sites
+from graphreg.planning.native_dropout import OwnDropout, rates_are_scheduled
+from graphreg.planning.plan import Plan, named_once
+from graphreg.planning.plan import plan as planned
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.by_depth import ByDepth
+from graphreg.reporting.records import Report
+from graphreg.runtime.attach import Penalties, Scale
+from graphreg.runtime.build_record import Asked, written_scale
+from graphreg.session.controls import strengths_now
+from graphreg.session.hosts import BackendHost
+from graphreg.session.session import Session
+from graphreg.session.streams import CallClock, CountedStreams
+from graphreg.session.strengths import Row
+from graphreg.torch_internals.autograd import in_backward
+from graphreg.torch_internals.dynamo import CompiledCall, compiled_call, splits_for_ddp, strict_limit, translator
+from graphreg.tracing.fake_inputs import arguments
+from graphreg.tracing.proof.proof import Claim, Proving, prove
+from graphreg.tracing.trace import Traced
+from graphreg.verification.copies import copied
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 

@@ -17,25 +17,17 @@ from torch import fx, nn
 
 from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.wrappers import module_itself
-from graphreg.ir import (
-    BOUNDARY,
-    CELL_PORTS,
-    COUNTED,
-    IN_PLACE_NAMES,
-    REGION,
-    BufferConstants,
-    Label,
-    ModuleCall,
-    Namer,
-    add_label,
-    blocks,
-    is_drop_path,
-    is_region,
-    label_site,
-    of_body,
-    own_labels,
-)
-from graphreg.torch_internals import snake_case, source_of
+from graphreg.ir.aliasing import of_body
+from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.metadata import add_label, label_site, own_labels
+from graphreg.ir.module_calls import ModuleCall, blocks
+from graphreg.ir.naming import COUNTED, Namer
+from graphreg.ir.operations import IN_PLACE_NAMES, is_drop_path
+from graphreg.ir.roles import BOUNDARY, CELL_PORTS, is_region
+from graphreg.ir.site import Label
+from graphreg.ir.views_and_writes import REGION
+from graphreg.torch_internals.dynamo import source_of
+from graphreg.torch_internals.fx import snake_case
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.dynamo_backend.wrappers import inside, module_itself, unwrapped
-from graphreg.torch_internals import CALLERS_OF_FORWARD, CapturedCode, CompiledCall, captured_code, first_arguments
+from graphreg.torch_internals.dynamo import CALLERS_OF_FORWARD, CapturedCode, CompiledCall, captured_code, first_arguments
 
 
 class Functions(nn.Module):

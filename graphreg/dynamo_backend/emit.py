@@ -13,12 +13,18 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from graphreg.ir import RULES, Kind, addition_of, is_kind
-from graphreg.planning import Plan
-from graphreg.rewriting import measures
-from graphreg.runtime import AllSitesTotal, DrawingRule, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total
-from graphreg.session import graphs_of
-from graphreg.torch_internals import copy_notes, copy_source, fake_mode
+from graphreg.ir.metadata import Kind, addition_of, is_kind
+from graphreg.ir.module_record import RULES
+from graphreg.planning.plan import Plan
+from graphreg.rewriting.instantiate import measures
+from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.penalty import AllSitesTotal, Total
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import DrawingRule, Rules, RuntimeModule
+from graphreg.session.hosts import graphs_of
+from graphreg.torch_internals.dynamo import copy_notes, copy_source
+from graphreg.torch_internals.fake_tensors import fake_mode
 
 
 class Bound(nn.Module):

@@ -18,8 +18,8 @@ from torch import nn
 from graphreg.dynamo_backend.capture_place import Functions, root_of
 from graphreg.dynamo_backend.wrappers import inside
 from graphreg.errors import GraphRegError
-from graphreg.session import backend_host
-from graphreg.torch_internals import (
+from graphreg.session.hosts import backend_host
+from graphreg.torch_internals.dynamo import (
     CompiledCall,
     backend_in,
     compiled_call,

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.dynamo_backend.capture_place import Place, here
-from graphreg.torch_internals import guard_identity, guard_value
+from graphreg.torch_internals.dynamo import guard_identity, guard_value
 
 
 class Watched:

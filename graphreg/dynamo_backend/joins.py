@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.runtime import Scale, Views, Way, collect, current, in_place, link, refuse_twice, storage_of
-from graphreg.torch_internals import backward_task, transform_level
+from graphreg.runtime.attach import Scale, collect, current
+from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
+from graphreg.torch_internals.autograd import backward_task
+from graphreg.torch_internals.functorch import transform_level
 
 Measured = tuple[str, str]  # the name of the penalty that made a measurement, and the site; "" for all sites at once
 Share = Callable[[str, str, torch.device, torch.dtype], Tensor]  # from a measurement: the derivative of its penalty with respect to it

@@ -19,9 +19,11 @@ from graphreg.dynamo_backend.capture import Known
 from graphreg.dynamo_backend.joins import Joins, Measured
 from graphreg.dynamo_backend.strengths import CallStrengths
 from graphreg.errors import GraphRegError, RegularizerError, warn
-from graphreg.regularizer import Penalty
-from graphreg.runtime import AllSitesTotal, Scale, Total, with_plain_gradient
-from graphreg.torch_internals import is_distributed
+from graphreg.regularizer.base import Penalty
+from graphreg.runtime.attach import Scale
+from graphreg.runtime.distributed_values import with_plain_gradient
+from graphreg.runtime.penalty import AllSitesTotal, Total
+from graphreg.torch_internals.distributed import is_distributed
 
 
 class Measurer:

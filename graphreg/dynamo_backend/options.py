@@ -11,21 +11,25 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.compiler import with_our_passes
+from graphreg.compiler.inductor_passes import with_our_passes
 from graphreg.dynamo_backend.backend import Backend
 from graphreg.dynamo_backend.fallback import watch
 from graphreg.dynamo_backend.subgraph import Inner
 from graphreg.errors import GraphRegError, RegularizerError, check_flag, raising, shown, suggestions_text
-from graphreg.ir import Missing
+from graphreg.ir.selector import Missing
 from graphreg.pipeline import check_options
-from graphreg.planning import OwnDropout, from_keywords, instances, named_once, read_option
-from graphreg.recipes import RecipeLike, by_recipe
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.rewriting import seed
-from graphreg.runtime import Penalties, Scale
-from graphreg.session import backend_host
-from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, tells_result, warn_if_untested
-from graphreg.tracing import BACKEND
+from graphreg.planning.keywords import from_keywords, instances
+from graphreg.planning.native_dropout import OwnDropout, read_option
+from graphreg.planning.plan import named_once
+from graphreg.recipes.arguments import RecipeLike, by_recipe
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.rewriting.instantiate import seed
+from graphreg.runtime.attach import Penalties, Scale
+from graphreg.session.hosts import backend_host
+from graphreg.torch_internals.dynamo import asking_wrapper, backend_named, tells_result
+from graphreg.torch_internals.inductor import inductor_with
+from graphreg.torch_internals.versions import warn_if_untested
+from graphreg.tracing.dynamo_graphs import BACKEND
 
 
 def backend(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from graphreg.ir import Site
-from graphreg.runtime import strengths_on
-from graphreg.session import Row, number
+from graphreg.ir.site import Site
+from graphreg.runtime.runtime_module import strengths_on
+from graphreg.session.strengths import Row, number
 
 
 class CallStrengths:

@@ -16,15 +16,28 @@ from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.model_call import Call
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
-from graphreg.ir import BOUNDARY, RULES, Kind, Label, addition_of, deep_nodes, measured_shard, own_labels, scope_of, value_sites
-from graphreg.planning import Edit, OwnDropout, Plan, check_model_inputs, decide, decided
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.rewriting import rewrite
-from graphreg.rng import within_backend
-from graphreg.runtime import DrawingRule, KeyRule, RewrittenModule, Rules, is_dtensor, lead, shard_measured
-from graphreg.session import CountedStream, Session, StreamName, graphs_of
-from graphreg.torch_internals import is_distributed, without_autograd_cache
-from graphreg.tracing import Traced
+from graphreg.ir.local_shards import measured_shard
+from graphreg.ir.metadata import Kind, addition_of, own_labels, scope_of
+from graphreg.ir.module_record import RULES
+from graphreg.ir.roles import BOUNDARY, deep_nodes, value_sites
+from graphreg.ir.site import Label
+from graphreg.planning.model_inputs import check_model_inputs
+from graphreg.planning.native_dropout import OwnDropout, decide
+from graphreg.planning.plan import Edit, Plan, decided
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.rng.operators import within_backend
+from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.rank_layout import is_dtensor, lead
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import DrawingRule, Rules
+from graphreg.runtime.sharding import shard_measured
+from graphreg.session.hosts import graphs_of
+from graphreg.session.session import Session
+from graphreg.session.streams import CountedStream, StreamName
+from graphreg.torch_internals.distributed import is_distributed
+from graphreg.torch_internals.inductor import without_autograd_cache
+from graphreg.tracing.trace import Traced
 
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import wrapped_module
+from graphreg.torch_internals.modules import wrapped_module
 
 
 class Unwrapped(nn.Module):

@@ -5,7 +5,3 @@ with a ``Placed`` object (``placed.py``). This object traces a graph for each st
 same structure if they pass arguments for the same parameters of the forward, with equal dtypes and numbers of dims of tensors, and equal
 contents of all other arguments (``calls.py``). A graph is stale if the model has changed since the trace (``fingerprint.py``).
 """
-
-from graphreg.in_place.in_place import regularize_, strip_
-
-__all__ = ["regularize_", "strip_"]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import contents_of, detached, may_change, number_kind
+from graphreg.ir.contents import contents_of, detached, may_change, number_kind
 from graphreg.torch_internals import pytree
-from graphreg.tracing import GivenCall
+from graphreg.tracing.fake_inputs import GivenCall
 
 # Stands for a dot in the text. The text is also the name of an attribute of ``Graphs`` (placed.py), and Dynamo cannot read an attribute
 # that has a dot in its name.

@@ -27,11 +27,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.blocks import is_placed, is_sharded, unwrapped_block
+from graphreg.blocks.block import is_sharded
+from graphreg.blocks.placed_block import is_placed, unwrapped_block
 from graphreg.in_place.turns import RESTS
-from graphreg.ir import ORIGINAL, PREFIX
-from graphreg.torch_internals import COMPILED_CALL, tensor_guard, version_of, without_functions, without_modes, without_transforms
-from graphreg.tracing import OWN_ATTRIBUTES, WHOLE, Reads, content, inside, is_foreign_class, is_installed, is_own
+from graphreg.ir.module_record import ORIGINAL, PREFIX
+from graphreg.torch_internals.autograd import version_of
+from graphreg.torch_internals.dynamo import tensor_guard
+from graphreg.torch_internals.functorch import without_transforms
+from graphreg.torch_internals.modules import COMPILED_CALL
+from graphreg.torch_internals.torch_modes import without_functions, without_modes
+from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside
+from graphreg.tracing.side_effects.reachable_state import is_foreign_class, is_installed, is_own
+from graphreg.tracing.side_effects.state_places import content
 
 _Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")

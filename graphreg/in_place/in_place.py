@@ -15,16 +15,22 @@ from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class, strip
 from graphreg.in_place.shared_session import SharedSession, shared_session
 from graphreg.in_place.structure import Options, bare, owner_refused
-from graphreg.ir import ORIGINAL, PLACED, Missing, Selector
+from graphreg.ir.module_record import ORIGINAL, PLACED
+from graphreg.ir.selector import Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
-from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once, read_option
-from graphreg.recipes import RecipeLike, by_recipe
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.rewriting import device_of, seed
-from graphreg.runtime import Penalties, Scale
-from graphreg.torch_internals import Changes, warn_if_untested
-from graphreg.tracing import FrontEnd, Traced, arguments, check_model
-from graphreg.verification import validate
+from graphreg.planning.keywords import from_keywords, instances
+from graphreg.planning.matching import matching_sites
+from graphreg.planning.native_dropout import OwnDropout, read_option
+from graphreg.planning.plan import named_once
+from graphreg.recipes.arguments import RecipeLike, by_recipe
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.rewriting.instantiate import device_of, seed
+from graphreg.runtime.attach import Penalties, Scale
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.versions import warn_if_untested
+from graphreg.tracing.fake_inputs import arguments
+from graphreg.tracing.trace import FrontEnd, Traced, check_model
+from graphreg.verification.verify import validate
 
 M = TypeVar("M", bound=nn.Module)
 

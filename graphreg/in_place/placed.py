@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.blocks import check_class, is_placed, leave
+from graphreg.blocks.placed_block import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
@@ -27,22 +27,27 @@ from graphreg.in_place.structure import (
     traced_for,
 )
 from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
-from graphreg.ir import ORIGINAL, contents_of, strings
+from graphreg.ir.contents import contents_of
+from graphreg.ir.module_record import ORIGINAL
+from graphreg.ir.selector import strings
 from graphreg.pipeline import log_plan, warn_of_scale
-from graphreg.regularizer import Splice
-from graphreg.rewriting import device_of
-from graphreg.runtime import AroundCall, Asked, RewrittenModule, Rules, fed, unplace, written_scale
-from graphreg.session import InPlaceHost, Row, Session, record_of, rules_of
-from graphreg.torch_internals import (
-    disable,
-    guard_value,
-    is_fake,
-    runs_compiled,
-    skip_frame,
-    tracer_here,
-    translator,
-)
-from graphreg.tracing import Reads, tensors
+from graphreg.regularizer.base import Splice
+from graphreg.rewriting.instantiate import device_of
+from graphreg.runtime.around_call import AroundCall
+from graphreg.runtime.attach import fed
+from graphreg.runtime.build_record import Asked, written_scale
+from graphreg.runtime.rank_mesh import unplace
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules
+from graphreg.session.hosts import InPlaceHost, record_of, rules_of
+from graphreg.session.session import Session
+from graphreg.session.strengths import Row
+from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
+from graphreg.torch_internals.dynamo_marks import disable, skip_frame
+from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.torch_modes import tracer_here
+from graphreg.tracing.proof.values import tensors
+from graphreg.tracing.reads import Reads
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.

@@ -12,23 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.blocks import scriptable
+from graphreg.blocks.placed_block import scriptable
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.turns import traces_here, wait_for_trace
-from graphreg.ir import ORIGINAL, PLACED
-from graphreg.runtime import follow_averages
-from graphreg.torch_internals import (
-    COMPILED_CALL,
-    REPLICATE,
-    assume_constant_result,
-    is_traced,
-    show_parameters_of,
-    skip_as_outermost,
-    with_own_code,
-)
-from graphreg.torch_internals import traces_here as is_traced_here
+from graphreg.ir.module_record import ORIGINAL, PLACED
+from graphreg.runtime.averaging import follow_averages
+from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
+from graphreg.torch_internals.fx import is_traced
+from graphreg.torch_internals.fx import traces_here as is_traced_here
+from graphreg.torch_internals.interpreter import show_parameters_of, with_own_code
+from graphreg.torch_internals.modules import COMPILED_CALL, REPLICATE
 
 
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:

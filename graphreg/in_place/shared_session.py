@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.planning import OwnDropout
-from graphreg.regularizer import Regularizer
-from graphreg.runtime import CLOCK, ClockRule, Rules, ScheduledElement, State, StateHoldingTotal
-from graphreg.session import OWN, GrowingStreams, Session
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.regularizer.base import Regularizer
+from graphreg.runtime.clock import CLOCK, ClockRule, ScheduledElement
+from graphreg.runtime.owned_state import State
+from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.stateful import StateHoldingTotal
+from graphreg.session.session import Session
+from graphreg.session.streams import GrowingStreams
+from graphreg.session.strengths import OWN
 
 
 class SharedSession(Session):

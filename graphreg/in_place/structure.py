@@ -15,63 +15,46 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, place_again, require_own_forward, unwrapped_block
+from graphreg.blocks.block import CALLS, is_sharded
+from graphreg.blocks.placed_block import is_placed, leave, place, place_again, require_own_forward, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
 from graphreg.in_place.adapters import adapters_enabled, disabled_adapters
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.turns import resting_class
-from graphreg.ir import (
-    ORIGINAL,
-    PLACED,
-    RULES,
-    SIZE_ASSERTIONS,
-    Missing,
-    ModuleRecord,
-    Selector,
-    copied_contents,
-    is_in_place,
-    is_pythons,
-    scope_of,
-    state_of,
-)
-from graphreg.planning import OwnDropout, Plan, matching_modules, plan
-from graphreg.regularizer import Regularizer
-from graphreg.rewriting import is_eager, may_be_proved, prove_mode, rewrite_with
-from graphreg.runtime import CLOCK, Penalties, RewrittenModule, Rules, Scale, begin_counting, end_counting, take_back
-from graphreg.session import Row, graphs_of, rules_of
-from graphreg.torch_internals import (
-    CALL_HOOKS,
-    COMPILED_CALL,
-    WRAPPED_MODULE,
-    Changes,
-    at_rest,
-    checkpoint_wrapped,
-    collecting_hooks,
-    compiles_itself,
-    has_saved_tensor_hooks,
-    has_users_global_hook,
-    own_hooks,
-    pytree,
-    version_of,
-)
-from graphreg.tracing import (
-    DECISIONS,
-    NO_INPUTS,
-    Claim,
-    FrontEnd,
-    NotTheModel,
-    Proving,
-    Reads,
-    Traced,
-    arguments,
-    checkpoints_itself,
-    decided,
-    mode_asked,
-    prove,
-    spelled_out,
-    traced_for_proof,
-)
+from graphreg.ir.contents import copied_contents
+from graphreg.ir.metadata import scope_of
+from graphreg.ir.module_record import ORIGINAL, PLACED, RULES, ModuleRecord, state_of
+from graphreg.ir.operations import is_in_place, is_pythons
+from graphreg.ir.selector import Missing, Selector
+from graphreg.ir.shape_guards import SIZE_ASSERTIONS
+from graphreg.planning.blocks import matching_modules
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.planning.plan import Plan, plan
+from graphreg.regularizer.base import Regularizer
+from graphreg.rewriting.first_call import is_eager, may_be_proved, prove_mode
+from graphreg.rewriting.rewrite import rewrite_with
+from graphreg.runtime.attach import Penalties, Scale
+from graphreg.runtime.clock import CLOCK
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
+from graphreg.session.hosts import graphs_of, rules_of
+from graphreg.session.strengths import Row
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import has_saved_tensor_hooks, version_of
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, checkpoint_wrapped
+from graphreg.torch_internals.interpreter import at_rest
+from graphreg.torch_internals.modules import CALL_HOOKS, COMPILED_CALL, collecting_hooks, compiles_itself, has_users_global_hook, own_hooks
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.checkpoints import checkpoints_itself
+from graphreg.tracing.export.inputs import spelled_out
+from graphreg.tracing.fake_inputs import arguments
+from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.reads import Reads
+from graphreg.tracing.shape_decisions import DECISIONS, decided
+from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
+from graphreg.tracing.train_eval_graphs import mode_asked
 
 log = logging.getLogger("graphreg")
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs

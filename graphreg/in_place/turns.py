@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import disable, is_compiling, parked
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.other_threads import is_compiling, parked
 
 
 class _Turns:

@@ -5,7 +5,3 @@
 share. Import from the file of the library that you use, such as
 ``from graphreg.integrations.lightning import RegularizerCallback``.
 """
-
-from graphreg.integrations.parts import Parts
-
-__all__ = ["Parts"]

@@ -22,7 +22,8 @@ from graphreg.integrations.parts import (
     tensors_apart,
     tensors_replaced,
 )
-from graphreg.session import Regulated, backend_host, native_draws
+from graphreg.session.controls import Regulated
+from graphreg.session.hosts import backend_host, native_draws
 
 log = logging.getLogger("graphreg")
 VERSION = 1  # the version of the format of the text in a checkpoint

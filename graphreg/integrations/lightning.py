@@ -6,7 +6,7 @@ from typing import Any
 
 from graphreg.errors import GraphRegError
 from graphreg.integrations.parts import Parts, TrainerScale
-from graphreg.ir import Selector
+from graphreg.ir.selector import Selector
 
 try:
     from lightning import Callback

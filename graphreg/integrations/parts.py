@@ -12,13 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
-from graphreg.ir import PLACED, Selector
-from graphreg.recipes import written
-from graphreg.reporting import Monitor, monitor
-from graphreg.runtime import AttachRule, RewrittenModule, current
+from graphreg.ir.module_record import PLACED
+from graphreg.ir.selector import Selector
+from graphreg.recipes.recipe import written
+from graphreg.reporting.monitor import Monitor, monitor
+from graphreg.runtime.attach import AttachRule, current
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.schedules import Schedule, of_plain
-from graphreg.session import Session, rewritten, rules_of, session_of
-from graphreg.torch_internals import COMPILED_MODULE
+from graphreg.session.hosts import rewritten, rules_of, session_of
+from graphreg.session.session import Session
+from graphreg.torch_internals.modules import COMPILED_MODULE
 
 log = logging.getLogger("graphreg")
 ITEMS = "num_items_in_batch"  # the argument by which the Trainer of transformers gives a model the number of items in a step

@@ -12,8 +12,8 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, listed
 from graphreg.integrations.parts import Parts, TrainerScale, check_tensors, tensors_apart, tensors_replaced
-from graphreg.ir import Selector, strings
-from graphreg.recipes import write
+from graphreg.ir.selector import Selector, strings
+from graphreg.recipes.files import write
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from graphreg.errors import shown
-from graphreg.torch_internals import graph_break, plain_number, pytree, traces_objects
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.dynamo import graph_break, plain_number, traces_objects
 
 # Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the
 # proxy's class; if a model's code asks, the trace raises an error. functools is left out, because

@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 
 from graphreg.ir.operations import Operations, function_name, nodes_in
-from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
+from graphreg.torch_internals.modules import ConvolutionBase
+from graphreg.torch_internals.operators import OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 # The functions of Python's ``operator`` that have another name in aten: name in ``operator`` ->

@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphreg.torch_internals import is_compiling, read_weights_again
+from graphreg.torch_internals.modules import read_weights_again
+from graphreg.torch_internals.other_threads import is_compiling
 
 # keywords of ``call_with`` that no layer's forward has
 LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"

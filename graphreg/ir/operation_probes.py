@@ -20,20 +20,11 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.layout import is_dense
-from graphreg.torch_internals import (
-    OpOverload,
-    OpOverloadPacket,
-    TorchDispatchMode,
-    has_kernel,
-    is_name_of_namespace,
-    overload_name,
-    pytree,
-    schema_of,
-    storage_number,
-    without_functions,
-    without_importing_dynamo,
-    without_modes,
-)
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import storage_number
+from graphreg.torch_internals.dynamo_marks import without_importing_dynamo
+from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, has_kernel, is_name_of_namespace, overload_name, schema_of
+from graphreg.torch_internals.torch_modes import TorchDispatchMode, without_functions, without_modes
 
 TRIES = 400  # the most calls of a probe; many of them raise
 _OPERATORS = 2000  # the most operators that one probed call may run

@@ -18,16 +18,8 @@ from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
 from graphreg.ir.operation_probes import ArgumentPlace, Declared, declared
-from graphreg.torch_internals import (
-    BatchNormBase,
-    ConstantPadBase,
-    DropoutBase,
-    OpOverload,
-    OpOverloadPacket,
-    modules_by_path,
-    qualified_name,
-    schema_of,
-)
+from graphreg.torch_internals.modules import BatchNormBase, ConstantPadBase, DropoutBase, modules_by_path
+from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, qualified_name, schema_of
 
 # Products mix units through weights. A value that depends on one product and is read by another has
 # the role ``hidden``.

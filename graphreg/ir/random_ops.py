@@ -20,7 +20,7 @@ from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs, choose
-from graphreg.torch_internals import forward_hooks
+from graphreg.torch_internals.modules import forward_hooks
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]

@@ -18,7 +18,7 @@ from graphreg.ir.operations import PACKS, Operations, function_name, is_integer,
 from graphreg.ir.site import Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import Effects
-from graphreg.torch_internals import HigherOrderOperator
+from graphreg.torch_internals.operators import HigherOrderOperator
 
 # functions that recurrent cells call
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}

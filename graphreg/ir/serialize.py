@@ -15,7 +15,9 @@ from torch.fx.node import map_aggregate
 
 from graphreg.ir.call_records import CALL_RECORDS
 from graphreg.ir.metadata import ADDITION, CALLS, SITE
-from graphreg.torch_internals import DEFAULT, OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
+from graphreg.torch_internals.emitted_code import DEFAULT
+from graphreg.torch_internals.fx import share_emitter
+from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of
 
 CARRIED = (SITE, ADDITION, CALLS, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
 

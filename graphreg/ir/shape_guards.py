@@ -17,7 +17,7 @@ from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site
-from graphreg.torch_internals import evaluated, example_sizes
+from graphreg.torch_internals.export import evaluated, example_sizes
 
 InputPlace = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.errors import RegularizerError
 from graphreg.ir.site import Site
-from graphreg.torch_internals import assert_async, is_compiling
+from graphreg.torch_internals.operators import assert_async
+from graphreg.torch_internals.other_threads import is_compiling
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -34,7 +34,8 @@ from graphreg.ir.operations import (  # fmt: skip
     nodes_in,
     placed,
 )
-from graphreg.torch_internals import HigherOrderOperator, OpOverload, drop_forward_hooks, forward_hooks
+from graphreg.torch_internals.modules import drop_forward_hooks, forward_hooks
+from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 
 _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from graphreg.errors import RegularizerError, listed
-from graphreg.ir import Label, Missing, Pattern, Selector, Site, calls_of, select, strings
+from graphreg.ir.metadata import calls_of
+from graphreg.ir.selector import Missing, Pattern, Selector, select, strings
+from graphreg.ir.site import Label, Site
 from graphreg.planning.parameter_splices import Readers
-from graphreg.regularizer import Regularizer
-from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
+from graphreg.regularizer.base import Regularizer
+from graphreg.tracing.checkpoints import CHECKPOINTS, checkpoints_itself
+from graphreg.tracing.trace import Traced
 
 
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,20 +8,14 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from graphreg.errors import NoMatchError
-from graphreg.ir import (
-    Effects,
-    Operations,
-    Selector,
-    Site,
-    carries_derivative,
-    function_name,
-    own_name,
-    reached,
-    select,
-    site_nodes,
-    sizes_of,
-)
-from graphreg.tracing import Traced
+from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
+from graphreg.ir.metadata import own_name
+from graphreg.ir.operations import Operations, function_name
+from graphreg.ir.roles import site_nodes
+from graphreg.ir.selector import Selector, select
+from graphreg.ir.site import Site
+from graphreg.ir.views_and_writes import Effects
+from graphreg.tracing.trace import Traced
 
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 

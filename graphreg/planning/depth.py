@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import Site, own_name
-from graphreg.regularizer import ByDepth, Regularizer
-from graphreg.tracing import Traced
+from graphreg.ir.metadata import own_name
+from graphreg.ir.site import Site
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.by_depth import ByDepth
+from graphreg.tracing.trace import Traced
 
 
 def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> dict[Site, float]:

@@ -15,10 +15,12 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import NoMatchError, RegularizerError, TraceError, no_number, number_of, shown, suggestions_text
-from graphreg.ir import ROLES, Site
-from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, has_schedule, read_strength, registered
+from graphreg.ir.site import ROLES, Site
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.by_depth import has_schedule, read_strength
+from graphreg.regularizer.registry import OPTIONS, PREFIXED, find, registered
 from graphreg.schedules import VaryingStrength
-from graphreg.tracing import Traced, trace
+from graphreg.tracing.trace import Traced, trace
 
 FAMILIES = ("dropout", "noise")
 log = logging.getLogger("graphreg")

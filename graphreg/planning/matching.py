@@ -7,11 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphreg.errors import NoMatchError, RegularizerError, TraceError
-from graphreg.ir import Missing, Pattern, Site, Steps, function_name, select, unmatched
+from graphreg.ir.operations import function_name
+from graphreg.ir.selector import Missing, Pattern, select, unmatched
+from graphreg.ir.site import Site
+from graphreg.ir.time_steps import Steps
 from graphreg.planning.keywords import like_an_option
 from graphreg.planning.parameter_splices import with_reads
-from graphreg.regularizer import Penalty, Regularizer, Splice, shared_axes, units_at
-from graphreg.tracing import Traced
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.shared_axes import shared_axes
+from graphreg.regularizer.units import units_at
+from graphreg.tracing.trace import Traced
 
 # words by which a selector may mean the weights of attention
 _OF_ATTENTION = ("softmax", "attn", "attention", "prob")

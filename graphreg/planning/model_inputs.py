@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
-from graphreg.ir import Site, Steps
-from graphreg.regularizer import Regularizer, check_lengths
-from graphreg.tracing import Traced
+from graphreg.ir.site import Site
+from graphreg.ir.time_steps import Steps
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.sequences import check_lengths
+from graphreg.tracing.trace import Traced
 
 
 def check_model_inputs(traced: Traced, regularizer: Regularizer, chosen: Mapping[Site, tuple[str, Steps | None]]) -> None:

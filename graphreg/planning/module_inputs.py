@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 
 from graphreg.errors import RegularizerError, listed
-from graphreg.ir import Pattern, Site, cell_call, labels_of, scope_of, signal_nodes, site_nodes, state_before, strings
-from graphreg.regularizer import Regularizer
-from graphreg.tracing import Traced
+from graphreg.ir.cell_states import cell_call, state_before
+from graphreg.ir.metadata import scope_of
+from graphreg.ir.roles import labels_of, signal_nodes, site_nodes
+from graphreg.ir.selector import Pattern, strings
+from graphreg.ir.site import Site
+from graphreg.regularizer.base import Regularizer
+from graphreg.tracing.trace import Traced
 
 _NAMELESS = "a value without a name"
 

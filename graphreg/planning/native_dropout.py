@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
-from graphreg.ir import Lines, Missing, NativeDropout, Paragraph, Pattern, Site, Table, complain, select, strings_of, unmatched
-from graphreg.regularizer import read_strength
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of, unmatched
+from graphreg.ir.site import Site
+from graphreg.ir.terminal import Lines, Paragraph
+from graphreg.ir.text_table import Table
+from graphreg.regularizer.by_depth import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
 
 Choice = Literal["keep", "seeded", "off"]

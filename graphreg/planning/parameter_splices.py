@@ -9,10 +9,13 @@ from itertools import pairwise
 from torch import nn
 
 from graphreg.errors import RegularizerError, listed
-from graphreg.ir import Label, ParameterRead, Pattern, Site, alias_paths, own_name, strings
+from graphreg.ir.metadata import own_name
+from graphreg.ir.parameter_reads import ParameterRead, alias_paths
+from graphreg.ir.selector import Pattern, strings
+from graphreg.ir.site import Label, Site
 from graphreg.planning.native_dropout import NativeDropoutEdit
-from graphreg.regularizer import Splice
-from graphreg.tracing import Traced
+from graphreg.regularizer.base import Splice
+from graphreg.tracing.trace import Traced
 
 # the paths of the modules at whose reads a splice acts; None for every reader
 Readers = frozenset[str] | None

@@ -12,21 +12,13 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import (
-    Lines,
-    Missing,
-    NativeDropout,
-    Paragraph,
-    Printed,
-    Selector,
-    Site,
-    Steps,
-    Table,
-    Units,
-    dtype_text,
-    escaped,
-    shape_text,
-)
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.selector import Missing, Selector, escaped
+from graphreg.ir.site import Site, dtype_text, shape_text
+from graphreg.ir.terminal import Lines, Paragraph, Printed
+from graphreg.ir.text_table import Table
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.units import Units
 from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
@@ -56,9 +48,12 @@ from graphreg.planning.native_dropout import (
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Repeat, Strengths, lines, lines_beside_native, repeats, warning
-from graphreg.regularizer import Penalty, Regularizer, Splice, inputs_text, sequences, splice_steps, units_at, units_note
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.model_inputs import inputs_text
+from graphreg.regularizer.sequences import sequences, splice_steps
+from graphreg.regularizer.units import units_at, units_note
 from graphreg.schedules import Schedule
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from graphreg.errors import listed
-from graphreg.ir import Site
-from graphreg.regularizer import Penalty, Regularizer
+from graphreg.ir.site import Site
+from graphreg.regularizer.base import Penalty, Regularizer
 
 # A weight decay of 1e-7 shrinks a weight by 1 % in a million steps of SGD at a learning rate of
 # 0.1.

@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphreg.ir import NativeDropout, Pattern, Site, exactly, one_value_over_again
+from graphreg.ir.provenance import one_value_over_again
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.selector import Pattern, exactly
+from graphreg.ir.site import Site
 from graphreg.planning.native_dropout import NativeDropoutEdit
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.tracing import Traced
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.tracing.trace import Traced
 
 _SHOWN = 3  # how many repeats a plan or a report shows
 _NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # the number of a layer in a path

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.planning import merged
+from graphreg.planning.keywords import merged
 from graphreg.recipes.files import RecipeFile, read
 from graphreg.recipes.recipe import Recipe
 

@@ -12,13 +12,19 @@ from functools import partial
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
-from graphreg.planning import Plan, check_missing, from_keywords, named_once, read_option
+from graphreg.planning.keywords import from_keywords
+from graphreg.planning.native_dropout import read_option
+from graphreg.planning.plan import Plan, check_missing, named_once
 from graphreg.recipes.files import RecipeFile, read, write
-from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, find, read_strength, registered
-from graphreg.rewriting import check_rng
-from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, check_penalties, check_scale
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.regularizer.by_depth import ByDepth, read_strength
+from graphreg.regularizer.registry import PREFIXED, find, registered
+from graphreg.rewriting.instantiate import check_rng
+from graphreg.runtime.attach import check_penalties, check_scale
+from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked
 from graphreg.schedules import Schedule, of_plain
-from graphreg.session import OWN, Regulated, asked_of, changed_strengths, set_strength
+from graphreg.session.controls import Regulated, asked_of, changed_strengths, set_strength
+from graphreg.session.strengths import OWN
 
 VERSION = 1
 _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise

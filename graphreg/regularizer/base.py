@@ -67,7 +67,9 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError, no_number, number_of
-from graphreg.ir import DropoutKind, Role, Selector, Site, strings
+from graphreg.ir.random_ops import DropoutKind
+from graphreg.ir.selector import Selector, strings
+from graphreg.ir.site import Role, Site
 from graphreg.regularizer import registry
 from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_strength
 from graphreg.regularizer.engine_options import EngineOptions

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from graphreg.ir import Selector
+from graphreg.ir.selector import Selector
 
 
 @dataclass(frozen=True)

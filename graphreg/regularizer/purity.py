@@ -21,8 +21,13 @@ from torch import Tensor
 
 from graphreg.errors import RegularizerError
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
-from graphreg.rng import compiling
-from graphreg.torch_internals import TorchDispatchMode, is_compiling, pytree, randomness, restore_randomness, schema_of, storage_number
+from graphreg.rng.operators import compiling
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import storage_number
+from graphreg.torch_internals.operators import schema_of
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.random_state import randomness, restore_randomness
+from graphreg.torch_internals.torch_modes import TorchDispatchMode
 
 _CONTAINERS = (list, set, tuple, dict)
 # the classes whose formula ran on no sample tensor (see purity_trial.py), and has not run under

@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from graphreg.ir import Site
+from graphreg.ir.site import Site
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
-from graphreg.rng import Noise
+from graphreg.rng.noise import Noise
 
 # common shapes: the output of a dense layer, a sequence, small images, and images that a window of
 # size 7 fits into

@@ -10,7 +10,14 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Label, ModeGraphs, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
+from graphreg.ir.convolution_axes import convolution
+from graphreg.ir.operations import Operations
+from graphreg.ir.provenance import chains
+from graphreg.ir.roles import site_nodes
+from graphreg.ir.selector import Pattern, exactly, strings
+from graphreg.ir.site import Label, Site
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.train_eval import ModeGraphs
 
 # one output of a module: the module's path, and the names of the output (``Label.ports``)
 Port = tuple[str, tuple[str, ...]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Steps
+from graphreg.ir.time_steps import Steps
 
 
 def share_axes(splice: Any) -> tuple[str | int, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Site, Units
+from graphreg.ir.site import Site
+from graphreg.ir.units import Units
 
 
 def check_axis(regularizer: Any) -> None:

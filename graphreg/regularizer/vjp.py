@@ -19,19 +19,12 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.rng import Noise
-from graphreg.torch_internals import (
-    allow_in_graph,
-    assume_constant_result,
-    custom_operators,
-    has_no_formula,
-    is_compiling,
-    is_wrapped,
-    materialized,
-    one_level_below,
-    plain_number,
-    transform_level,
-)
+from graphreg.rng.noise import Noise
+from graphreg.torch_internals.autograd import custom_operators, has_no_formula, materialized
+from graphreg.torch_internals.dynamo import plain_number
+from graphreg.torch_internals.dynamo_marks import allow_in_graph, assume_constant_result
+from graphreg.torch_internals.functorch import is_wrapped, one_level_below, transform_level
+from graphreg.torch_internals.other_threads import is_compiling
 
 # the most rows of an exact Jacobian: each is a backward pass, and a compiled graph holds all
 LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8

@@ -3,13 +3,3 @@
 Open ``report.py`` first: it defines ``graphreg.report``. ``records.py`` defines the records of a
 report and prints them as tables. ``entries.py`` makes these records.
 """
-
-from graphreg.reporting.diff import Diff, diff
-from graphreg.reporting.entries import acted, entry, native_dropout_rows
-from graphreg.reporting.monitor import Monitor, monitor
-from graphreg.reporting.records import Report
-from graphreg.reporting.report import report
-
-__all__ = [
-    "Diff", "Monitor", "Report", "acted", "diff", "entry", "monitor", "native_dropout_rows", "report",
-]  # fmt: skip

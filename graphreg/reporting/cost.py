@@ -18,12 +18,20 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import LAYER, Kind, addition_of, specialized_arguments
-from graphreg.planning import OWN_DROPOUT, Plan
+from graphreg.ir.layer_calls import LAYER
+from graphreg.ir.metadata import Kind, addition_of
+from graphreg.ir.module_record import specialized_arguments
+from graphreg.planning.native_dropout import OWN_DROPOUT
+from graphreg.planning.plan import Plan
 from graphreg.reporting.records import Cost
-from graphreg.rewriting import strip
-from graphreg.session import graphs_of
-from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, packet_of, pytree, storage_number
+from graphreg.rewriting.strip import strip
+from graphreg.session.hosts import graphs_of
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import storage_number
+from graphreg.torch_internals.interpreter import deep_enough
+from graphreg.torch_internals.operators import packet_of
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.torch_modes import TorchDispatchMode
 
 # Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}

@@ -10,13 +10,16 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES, check_width, coloured, marked, paint, width_now
-from graphreg.planning import Plan
+from graphreg.ir.module_record import RULES
+from graphreg.ir.terminal import check_width, coloured, marked, paint, width_now
+from graphreg.planning.plan import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
-from graphreg.rewriting import strip
-from graphreg.runtime import RewrittenModule, key_of
-from graphreg.session import backend_host, rewritten, rules_of, strengths_now
+from graphreg.rewriting.strip import strip
+from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.controls import strengths_now
+from graphreg.session.hosts import backend_host, rewritten, rules_of
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}

@@ -6,9 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from graphreg.ir import NativeDropout, Site, dtype_text, strings
-from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, counted
-from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.ir.selector import strings
+from graphreg.ir.site import Site, dtype_text
+from graphreg.planning.matching import SiteCounts, counted
+from graphreg.planning.native_dropout import NativeDropoutEdit
+from graphreg.planning.plan import Edit
+from graphreg.planning.repeats import Strengths
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
 
 # The names of the parameters that a penalty's value depends on (gradient_reach.py): first those

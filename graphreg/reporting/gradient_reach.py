@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
-from graphreg.ir import Kind, Operations, addition_of, carries_derivative, reached, sizes_of
+from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
+from graphreg.ir.metadata import Kind, addition_of
+from graphreg.ir.operations import Operations
 from graphreg.reporting.entries import Trained
-from graphreg.runtime import owned_by
+from graphreg.runtime.stateful import owned_by
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:

@@ -12,11 +12,18 @@ from typing import TextIO
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
-from graphreg.ir import RULES, Lines, Paragraph, Printed, Selector, Table, select, value_sites
-from graphreg.rewriting import Clock, Watch, place, remove, strip
-from graphreg.runtime import RewrittenModule
-from graphreg.session import Regulated, backend_host, graphs_of, record_of, rewritten, rules_of
-from graphreg.torch_internals import disable, in_backward
+from graphreg.ir.module_record import RULES
+from graphreg.ir.roles import value_sites
+from graphreg.ir.selector import Selector, select
+from graphreg.ir.terminal import Lines, Paragraph, Printed
+from graphreg.ir.text_table import Table
+from graphreg.rewriting.monitor_watches import Clock, Watch, place, remove
+from graphreg.rewriting.strip import strip
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.controls import Regulated
+from graphreg.session.hosts import backend_host, graphs_of, record_of, rewritten, rules_of
+from graphreg.torch_internals.autograd import in_backward
+from graphreg.torch_internals.dynamo_marks import disable
 
 Log = Callable[[str, float, int], object]
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from graphreg.ir import Lines, Paragraph, Printed, Table
+from graphreg.ir.terminal import Lines, Paragraph, Printed
+from graphreg.ir.text_table import Table
 
 KEPT = "kept"
 # "measures first": before the splices at the same site

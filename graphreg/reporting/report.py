@@ -8,33 +8,31 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.compiler import changed
+from graphreg.compiler.settings import changed
 from graphreg.errors import GraphRegError, listed
-from graphreg.ir import addition_of, fixed, own_name
-from graphreg.planning import OWN_DROPOUT, Plan, Strengths, practically_off
-from graphreg.regularizer import ByDepth, Regularizer, Splice
+from graphreg.ir.metadata import addition_of, own_name
+from graphreg.ir.shape_guards import fixed
+from graphreg.planning.native_dropout import OWN_DROPOUT
+from graphreg.planning.plan import Plan
+from graphreg.planning.practically_off import practically_off
+from graphreg.planning.repeats import Strengths
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.regularizer.by_depth import ByDepth
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
 from graphreg.reporting.records import Acted, Cost, Entry, Report
-from graphreg.rewriting import measures, rewrite
-from graphreg.runtime import AttachRule, RewrittenModule, batch_notes, clock_of, lowering, rank_notes
-from graphreg.session import (
-    OWN,
-    Regulated,
-    backend_host,
-    changed_strengths,
-    graphs_of,
-    in_place_host,
-    native_draws,
-    record_of,
-    rewritten,
-    rules_of,
-    site_strengths,
-    strength_text,
-    strengths_now,
-)
-from graphreg.tracing import NO_INPUTS, decisions
+from graphreg.rewriting.instantiate import measures
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.runtime.attach import AttachRule
+from graphreg.runtime.clock import clock_of
+from graphreg.runtime.rank_mesh import batch_notes, rank_notes
+from graphreg.runtime.rewritten_module import RewrittenModule, lowering
+from graphreg.session.controls import Regulated, changed_strengths, site_strengths, strengths_now
+from graphreg.session.hosts import backend_host, graphs_of, in_place_host, native_draws, record_of, rewritten, rules_of
+from graphreg.session.strengths import OWN, strength_text
+from graphreg.tracing.proof.proof import NO_INPUTS
+from graphreg.tracing.shape_decisions import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:

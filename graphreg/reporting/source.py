@@ -12,12 +12,18 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.ir import RULES, Addition, Kind, addition_of
-from graphreg.planning import OWN_DROPOUT, Plan, Strengths
-from graphreg.regularizer import Penalty, Splice
+from graphreg.ir.metadata import Addition, Kind, addition_of
+from graphreg.ir.module_record import RULES
+from graphreg.planning.native_dropout import OWN_DROPOUT
+from graphreg.planning.plan import Plan
+from graphreg.planning.repeats import Strengths
+from graphreg.regularizer.base import Penalty, Splice
 from graphreg.reporting.entries import options_of, selector_of
-from graphreg.runtime import AttachRule, Regularized, RewrittenModule
-from graphreg.session import graphs_of, record_of, rewritten, rules_of, strength_text
+from graphreg.runtime.attach import AttachRule
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.hosts import graphs_of, record_of, rewritten, rules_of
+from graphreg.session.strengths import strength_text
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")

@@ -9,12 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.ir import RULES, copied, state_of
+from graphreg.ir.module_record import RULES, state_of
+from graphreg.ir.serialize import copied
 from graphreg.rewriting.strip import strip_graph
-from graphreg.runtime import RewrittenModule
-from graphreg.session import graphs_of, rules_of
-from graphreg.torch_internals import innermost_transform, is_exporting, is_traced, jit_trace, operator_modes
-from graphreg.tracing import NO_INPUTS, PROVABLE, TRACED, Arguments, Claim, NotTheModel, Proving, prove
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.hosts import graphs_of, rules_of
+from graphreg.torch_internals.functorch import innermost_transform
+from graphreg.torch_internals.fx import is_traced
+from graphreg.torch_internals.torch_modes import is_exporting, jit_trace, operator_modes
+from graphreg.tracing.fake_inputs import Arguments
+from graphreg.tracing.proof.proof import NO_INPUTS, PROVABLE, TRACED, Claim, NotTheModel, Proving, prove
 
 log = logging.getLogger("graphreg")
 # A proof lends the model copies of its buffers. First calls of other threads wait: they would take the copies for the model's own.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.ir import Kind
+from graphreg.ir.metadata import Kind
 
 
 class Position(Enum):

@@ -10,41 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, shown
-from graphreg.ir import Site, identifier
-from graphreg.planning import OWN_DROPOUT, Edit, Plan
-from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
-from graphreg.runtime import (
-    CLOCK,
-    AllSitesTotal,
-    ClockRule,
-    Derivative,
-    KeyRule,
-    Measure,
-    MeasureCounted,
-    MeasureSteps,
-    MeasureUnits,
-    NativeDropoutRule,
-    Rules,
-    RuntimeModule,
-    SharedClock,
-    SharedKeyRule,
-    SpliceRule,
-    SpliceTotal,
-    State,
-    StatefulSplice,
-    StatefulTotal,
-    StateHolder,
-    StateHoldingTotal,
-    Total,
-    Track,
-    clock_of,
-    device_with_values,
-    scheduled_elements,
-    states_in,
-    strengths_on,
-    zeros,
-)
-from graphreg.session import FixedStreams, GrowingStreams, Session, StreamName
+from graphreg.ir.naming import identifier
+from graphreg.ir.site import Site
+from graphreg.planning.native_dropout import OWN_DROPOUT
+from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.purity_trial import require_pure
+from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of, scheduled_elements
+from graphreg.runtime.derivative_penalty import Derivative, Track
+from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
+from graphreg.runtime.owned_state import State, states_in, zeros
+from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureCounted, MeasureSteps, MeasureUnits, Total
+from graphreg.runtime.runtime_module import Rules, RuntimeModule, device_with_values, strengths_on
+from graphreg.runtime.splice import SpliceRule
+from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, StateHoldingTotal
+from graphreg.session.session import Session
+from graphreg.session.streams import FixedStreams, GrowingStreams, StreamName
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:

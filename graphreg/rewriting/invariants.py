@@ -12,14 +12,20 @@ from typing import Any, NoReturn
 
 from torch import fx, nn
 
-from graphreg.blocks import original
+from graphreg.blocks.block import original
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.ir import BOUNDARY, RULES, Aliases, Kind, addition_of, is_kind, is_marked, is_nan
-from graphreg.planning import Plan
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.comparison import is_nan
+from graphreg.ir.metadata import Kind, addition_of, is_kind, is_marked
+from graphreg.ir.module_record import RULES
+from graphreg.ir.roles import BOUNDARY
+from graphreg.planning.plan import Plan
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import Regularized, RewrittenModule, owned_by
-from graphreg.session import graphs_of
-from graphreg.tracing import Traced
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.stateful import owned_by
+from graphreg.session.hosts import graphs_of
+from graphreg.tracing.trace import Traced
 
 
 def check(module: RewrittenModule, traced: Traced) -> None:

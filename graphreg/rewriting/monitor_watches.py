@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, fx
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, identifier, is_added, is_kind, mark, site_nodes, widest
-from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, clock_of, scheduled_elements
-from graphreg.session import graphs_of
-from graphreg.torch_internals import is_compiling
+from graphreg.ir.containers import end_of
+from graphreg.ir.metadata import Addition, Kind, addition_of, is_added, is_kind, mark
+from graphreg.ir.module_record import RULES
+from graphreg.ir.naming import identifier
+from graphreg.ir.operations import Operations
+from graphreg.ir.precision import widest
+from graphreg.ir.roles import site_nodes
+from graphreg.runtime.clock import clock_of, scheduled_elements
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules, RuntimeModule, accumulation
+from graphreg.session.hosts import graphs_of
+from graphreg.torch_internals.other_threads import is_compiling
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
 

@@ -14,8 +14,13 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
-from graphreg.planning import Edit
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.layer_calls import LAYER, PARAMETERS, call_with, instead_of
+from graphreg.ir.metadata import Kind
+from graphreg.ir.module_record import RULES
+from graphreg.ir.naming import identifier
+from graphreg.ir.parameter_reads import ParameterRead
+from graphreg.planning.plan import Edit
 from graphreg.rewriting.insertions import Insertion, Position, ValueSource
 
 # for each read: how many splices are applied to the parameter before this read

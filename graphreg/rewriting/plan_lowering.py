@@ -9,30 +9,27 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.compiler import recomputed
+from graphreg.compiler.recompute import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import (
-    RULES,
-    Aliases,
-    Kind,
-    ParameterReads,
-    apart,
-    end_of,
-    identifier,
-    loss_of,
-    nodes_in,
-    own_name,
-    site_nodes,
-    state_before,
-)
-from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.cell_states import state_before
+from graphreg.ir.containers import end_of, loss_of
+from graphreg.ir.layout import apart
+from graphreg.ir.metadata import Kind, own_name
+from graphreg.ir.module_record import RULES
+from graphreg.ir.naming import identifier
+from graphreg.ir.operations import nodes_in
+from graphreg.ir.parameter_reads import ParameterReads
+from graphreg.ir.roles import site_nodes
+from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, ValueSource
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
-from graphreg.runtime import CLOCK, Penalties
-from graphreg.torch_internals import node_namer
-from graphreg.tracing import Traced
+from graphreg.runtime.attach import Penalties
+from graphreg.runtime.clock import CLOCK
+from graphreg.torch_internals.fx import node_namer
+from graphreg.tracing.trace import Traced
 
 Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
 

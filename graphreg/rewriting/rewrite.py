@@ -13,44 +13,32 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from graphreg.blocks import OUTSIDE_BLOCKS, new_owner
+from graphreg.blocks.homes import OUTSIDE_BLOCKS
+from graphreg.blocks.placed_block import new_owner
 from graphreg.errors import RegularizerError
-from graphreg.ir import (
-    Addition,
-    CallStructures,
-    TensorKind,
-    blank_like,
-    contents_of,
-    copied_contents,
-    mark,
-    record_calls,
-    rename_in_calls,
-    state_of,
-    surrounding_calls,
-    unshared,
-)
-from graphreg.planning import Plan, require_sites
+from graphreg.ir.call_records import rename_in_calls
+from graphreg.ir.call_structures import CallStructures
+from graphreg.ir.contents import TensorKind, contents_of, copied_contents, unshared
+from graphreg.ir.metadata import Addition, mark, record_calls, surrounding_calls
+from graphreg.ir.module_record import state_of
+from graphreg.ir.serialize import blank_like
+from graphreg.planning.plan import Plan, require_sites
 from graphreg.rewriting.first_call import prove_call
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
 from graphreg.rewriting.invariants import check, require_trained
 from graphreg.rewriting.plan_lowering import lower
-from graphreg.runtime import (
-    AttachRule,
-    BuildRecord,
-    Penalties,
-    Regularized,
-    RewrittenModule,
-    Rules,
-    Scale,
-    UnseenChanges,
-    check_penalties,
-    check_scale,
-    clock_of,
-)
-from graphreg.session import Session
-from graphreg.torch_internals import collector_at_rest
-from graphreg.tracing import NOT_ASKED, Traced
+from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
+from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.clock import clock_of
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.unseen_changes import UnseenChanges
+from graphreg.session.session import Session
+from graphreg.torch_internals.interpreter import collector_at_rest
+from graphreg.tracing.proof.proof import NOT_ASKED
+from graphreg.tracing.trace import Traced
 
 
 @collector_at_rest()

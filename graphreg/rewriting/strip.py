@@ -7,12 +7,15 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, copied, is_marked, is_replaced_call, specialized_arguments, state_of
+from graphreg.ir.metadata import is_marked, is_replaced_call
+from graphreg.ir.module_record import RULES, specialized_arguments, state_of
+from graphreg.ir.serialize import copied
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
-from graphreg.runtime import Regularized, RewrittenModule
-from graphreg.session import graphs_of, rewritten
-from graphreg.tracing import checkpoints_itself
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.hosts import graphs_of, rewritten
+from graphreg.tracing.checkpoints import checkpoints_itself
 
 
 def strip(module: nn.Module) -> RewrittenModule:

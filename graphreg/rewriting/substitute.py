@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import LAYER, PARAMETERS, Kind, copied, is_kind, is_replaced_call, unmark
+from graphreg.ir.layer_calls import LAYER, PARAMETERS
+from graphreg.ir.metadata import Kind, is_kind, is_replaced_call, unmark
+from graphreg.ir.serialize import copied
 
 # the keyword arguments that a replaced call has in addition
 _OURS = {Kind.NATIVE: ("noise", "clock"), Kind.CALL: (LAYER, PARAMETERS)}

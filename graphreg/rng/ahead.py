@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphreg.rng.hash import blocks, call_words, in_plain_eager, lane_keys, mixed
-from graphreg.torch_internals import version_of
+from graphreg.torch_internals.autograd import version_of
 
 CALLS = 64  # calls whose keys are computed in one batch
 SMALL = 1 << 13  # elements; a mask with more is not drawn ahead, because its arithmetic takes longer than what surrounds it

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.torch_internals import innermost_transform, is_compiling, jit_trace, operator_modes
+from graphreg.torch_internals.functorch import innermost_transform
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.torch_modes import jit_trace, operator_modes
 
 _LANE = 0x632BE5AB  # the number of a lane times this is added to the key's low word, see ``lane_keys``
 

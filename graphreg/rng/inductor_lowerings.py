@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from graphreg.rng.hash import call_words, kept_words, lane_keys, mix
-from graphreg.torch_internals import assume_constant_result, lower, pointwise, strides_of
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.inductor import lower, pointwise, strides_of
 
 
 @assume_constant_result

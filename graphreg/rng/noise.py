@@ -41,16 +41,10 @@ from graphreg.rng.hash import (
 from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
-from graphreg.torch_internals import (
-    assume_constant_result,
-    backward_task,
-    batch_positions,
-    in_backward,
-    is_compiling,
-    is_differentiated,
-    transforms,
-    vmaps,
-)
+from graphreg.torch_internals.autograd import backward_task, in_backward
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.functorch import batch_positions, is_differentiated, transforms, vmaps
+from graphreg.torch_internals.other_threads import is_compiling
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, assume_constant_result, inductor_option, is_compiling, is_exporting, transforms
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.functorch import transforms
+from graphreg.torch_internals.inductor import inductor_option
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.torch_modes import is_exporting
 
 # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 LIMIT = 1 << 31

@@ -22,7 +22,10 @@ from graphreg.runtime.runtime_module import DrawingRule
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.runtime.unfinished import running, take_back
-from graphreg.torch_internals import NO_BACKWARD, backward_task, disable, has_process_group, is_compiling, is_distributed
+from graphreg.torch_internals.autograd import NO_BACKWARD, backward_task
+from graphreg.torch_internals.distributed import has_process_group, is_distributed
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.other_threads import is_compiling
 
 
 class AroundCall:

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import widest
+from graphreg.ir.precision import widest
 from graphreg.runtime.gradient_join import join
 from graphreg.runtime.unfinished import counted
-from graphreg.torch_internals import first_scale, graph_break, is_compiling, is_exporting, scale_tensor, traces_objects
+from graphreg.torch_internals.autograd import first_scale, scale_tensor
+from graphreg.torch_internals.dynamo import graph_break, traces_objects
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.torch_modes import is_exporting
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale

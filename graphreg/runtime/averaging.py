@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.ir import PLACED
-from graphreg.torch_internals import lists_like, update_that_lists
+from graphreg.ir.module_record import PLACED
+from graphreg.torch_internals.averaging import update_that_lists
+from graphreg.torch_internals.modules import lists_like
 
 Listing = Callable[..., Iterator[tuple[str, nn.Module]]]
 _FOLLOWS = "graphreg_follows"  # marks the method of a follower

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphreg.errors import number_of
-from graphreg.ir import Missing
+from graphreg.ir.selector import Missing
 from graphreg.old_pickles import refuse_other
-from graphreg.planning import OwnDropout, Plan
-from graphreg.regularizer import Regularizer
-from graphreg.tracing import Traced
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.planning.plan import Plan
+from graphreg.regularizer.base import Regularizer
+from graphreg.tracing.trace import Traced
 
 # the version of the pickled form of a rewritten module: 2 in graphreg 0.2; a pickle of 0.1 has none
 PICKLE_VERSION = 3

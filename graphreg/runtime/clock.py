@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import warn
-from graphreg.ir import brought, has_float64
+from graphreg.ir.precision import brought, has_float64
 from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.schedules import Schedule, constant
-from graphreg.torch_internals import assume_constant_result
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
 
 CLOCK = "clock"  # the name of the runtime module, and of the argument by which other runtime modules get its result
 

@@ -18,28 +18,25 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.rng import between_calls
+from graphreg.rng.operators import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import running
-from graphreg.torch_internals import (
+from graphreg.torch_internals.autograd import NO_BACKWARD, backward_task, in_backward
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.functorch import (
     CHUNKED,
-    NO_BACKWARD,
     Chunk,
-    backward_task,
     chunks,
-    disable,
-    in_backward,
     in_chunks,
     innermost_transform,
-    is_compiling,
-    is_exporting,
     is_lent,
     is_wrapped,
-    jit_trace,
     transforms,
     unwrapped,
     without_transforms,
 )
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.torch_modes import is_exporting, jit_trace
 
 
 class _CounterLock:

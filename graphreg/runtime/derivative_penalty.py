@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from graphreg.compiler import improve_derivatives, improve_graph
+from graphreg.compiler.inductor_passes import improve_derivatives, improve_graph
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.ir import clone
-from graphreg.planning import DependenceSlice
-from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, tracked
-from graphreg.rng import Noise
+from graphreg.ir.layout import clone
+from graphreg.planning.dependence import DependenceSlice
+from graphreg.regularizer.base import Penalty
+from graphreg.regularizer.formula_arguments import VJP_NAMES
+from graphreg.regularizer.vjp import Vjp, tracked
+from graphreg.rng.noise import Noise
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.penalty import Total, formula, nothing
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
-from graphreg.torch_internals import is_compiling, pytree
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.other_threads import is_compiling
 
 
 class Derivative(Total):

@@ -17,27 +17,27 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from graphreg.ir import Steps, Units, widest
-from graphreg.regularizer import Penalty
-from graphreg.rng import compiling
+from graphreg.ir.precision import widest
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.units import Units
+from graphreg.regularizer.base import Penalty
+from graphreg.rng.operators import compiling
 from graphreg.runtime.runtime_module import accumulation
-from graphreg.torch_internals import (
-    allow_in_graph,
-    assume_constant_result,
-    disable,
+from graphreg.torch_internals.distributed import (
     has_process_group,
     is_distributed,
-    is_fake,
     on_all_ranks,
     replicated,
     sharded_parameters,
     shards,
     taken_by_fsdp,
-    transforms,
     uses_fsdp,
-    without_modes,
     without_partial_sums,
 )
+from graphreg.torch_internals.dynamo_marks import allow_in_graph, assume_constant_result, disable
+from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.functorch import transforms
+from graphreg.torch_internals.torch_modes import without_modes
 
 Compute = Callable[[Mapping[str, Any]], Any]  # a formula, from its tensors by name to a 0-d tensor
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a trial, relative to the largest element

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from graphreg.compiler import recompute_in_backward
+from graphreg.compiler.recompute import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import rate_of
-from graphreg.planning import NativeDropoutEdit
-from graphreg.rng import Noise, recomputes
+from graphreg.ir.random_ops import rate_of
+from graphreg.planning.native_dropout import NativeDropoutEdit
+from graphreg.rng.noise import Noise
+from graphreg.rng.operators import recomputes
 from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import DrawingRule, accumulation
-from graphreg.torch_internals import safe_softmax
+from graphreg.torch_internals.operators import safe_softmax
 
 _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this number before it rescales; Klambauer et al. 2017
 

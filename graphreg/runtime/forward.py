@@ -11,23 +11,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import TraceError
-from graphreg.ir import STATE, CallText, has_keys
+from graphreg.ir.call_structures import CallText
+from graphreg.ir.module_record import STATE
+from graphreg.ir.shape_guards import has_keys
 from graphreg.runtime.around_call import AroundCall, addable
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.other_structures import not_settled, settle_structure
 from graphreg.runtime.sharding import refuse_parallelized
-from graphreg.torch_internals import (
-    has_process_group,
-    is_compiling,
-    is_exporting,
-    is_traced,
-    leaving_no_level,
-    runs_compiled,
-    skip_frame,
-    traces_here,
-    with_own_code,
-)
-from graphreg.tracing import collecting_nothing
+from graphreg.torch_internals.distributed import has_process_group
+from graphreg.torch_internals.dynamo import runs_compiled
+from graphreg.torch_internals.dynamo_marks import skip_frame
+from graphreg.torch_internals.functorch import leaving_no_level
+from graphreg.torch_internals.fx import is_traced, traces_here
+from graphreg.torch_internals.interpreter import with_own_code
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.torch_modes import is_exporting
+from graphreg.tracing.capturing import collecting_nothing
 
 SCRIPTED = (  # the error of torch.jit.script, which asks a module for ``__prepare_scriptable__``
     "torch.jit.script cannot compile a rewritten module. Give it a module of torch's own class: plain = graphreg.strip(module).eval(), "

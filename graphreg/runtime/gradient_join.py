@@ -12,25 +12,22 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphreg.errors import GraphRegError
-from graphreg.regularizer import recorded
-from graphreg.torch_internals import (
+from graphreg.regularizer.vjp import recorded
+from graphreg.torch_internals.autograd import (
     NO_BACKWARD,
-    allow_in_graph,
-    assume_constant_result,
     backward_task,
     base_of,
     has_hook,
     is_forward_mode,
-    is_functionalized,
     is_plain_view,
-    level_of,
     number_of_node,
-    one_level_below,
     same_view,
     storage_number,
-    transform_level,
     will_run,
 )
+from graphreg.torch_internals.dynamo_marks import allow_in_graph, assume_constant_result
+from graphreg.torch_internals.functorch import level_of, one_level_below, transform_level
+from graphreg.torch_internals.torch_modes import is_functionalized
 
 TWICE = (
     "penalties='attach': this backward pass is itself to be differentiated (create_graph=True), as for a gradient penalty. Its gradients "

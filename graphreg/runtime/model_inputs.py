@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer.base import Regularizer
 from graphreg.runtime.distributed_values import whole
 
 

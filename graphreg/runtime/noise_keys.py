@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.compiler import improve_graph
+from graphreg.compiler.inductor_passes import improve_graph
 from graphreg.errors import GraphRegError, listed, warn
-from graphreg.rng import CallsAhead, as_rank, call_keys, next_keys, of_process, rank
+from graphreg.rng.ahead import CallsAhead
+from graphreg.rng.noise import as_rank, call_keys, next_keys, of_process, rank
 from graphreg.runtime.counter import Counter, SharedCounter
 from graphreg.runtime.rank_layout import lead
-from graphreg.torch_internals import assume_constant_result
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
 
 
 @assume_constant_result

@@ -14,9 +14,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, OtherInputs, first_line
-from graphreg.ir import CallStructures, CallText, contents_of, detached, may_change, shown_contents, traced_model
-from graphreg.torch_internals import disable, fake_mode, is_compiling, is_wrapped, operator_modes, pytree, tracer_here, transforms
-from graphreg.tracing import NotTheModel, Proving, traced_for_call
+from graphreg.ir.call_structures import CallStructures, CallText
+from graphreg.ir.contents import contents_of, detached, may_change, shown_contents
+from graphreg.ir.module_record import traced_model
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.fake_tensors import fake_mode
+from graphreg.torch_internals.functorch import is_wrapped, transforms
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.torch_internals.torch_modes import operator_modes, tracer_here
+from graphreg.tracing.proof.proof import NotTheModel, Proving
+from graphreg.tracing.trace import traced_for_call
 
 _INSTEAD = "Regularize the model with example_inputs of this structure, or in place (regularize_), where each structure has a graph."
 

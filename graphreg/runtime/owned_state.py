@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
-from graphreg.ir import identifier, with_values
-from graphreg.regularizer import Regularizer
-from graphreg.rng import between_calls
+from graphreg.ir.naming import identifier
+from graphreg.ir.precision import with_values
+from graphreg.regularizer.base import Regularizer
+from graphreg.rng.operators import between_calls
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import counted
-from graphreg.torch_internals import in_backward, is_compiling, transforms
+from graphreg.torch_internals.autograd import in_backward
+from graphreg.torch_internals.functorch import transforms
+from graphreg.torch_internals.other_threads import is_compiling
 
 log = logging.getLogger("graphreg")
 Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tensor

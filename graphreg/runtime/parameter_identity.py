@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from graphreg.errors import GraphRegError
-from graphreg.torch_internals import CALL_HOOKS, disable
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.modules import CALL_HOOKS
 
 _KNOWN = "_known_parameters"
 

@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.compiler import improve_graph
+from graphreg.compiler.inductor_passes import improve_graph
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps, Units
-from graphreg.regularizer import Penalty, called, is_proven
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.units import Units
+from graphreg.regularizer.base import Penalty
+from graphreg.regularizer.purity import called, is_proven
 from graphreg.runtime.distributed_values import Compute, computed, in_eager, leaves_graph, own_parameters, whole
 from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, cast, moves_on
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
-from graphreg.torch_internals import assert_async, has_process_group, is_compiling, skip_as_outermost, transforms
+from graphreg.torch_internals.distributed import has_process_group
+from graphreg.torch_internals.dynamo_marks import skip_as_outermost
+from graphreg.torch_internals.functorch import transforms
+from graphreg.torch_internals.operators import assert_async
+from graphreg.torch_internals.other_threads import is_compiling
 
 _ANY = ""  # stands for the site's name if the formula takes one value, so that Dynamo compiles blocks once that differ only in this name
 

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.rng import Window
-from graphreg.torch_internals import assume_constant_result, without_modes
+from graphreg.rng.window import Window
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.torch_modes import without_modes
 
 
 @dataclass(frozen=True)

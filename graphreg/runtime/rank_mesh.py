@@ -9,8 +9,11 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES, Kind, Site, addition_of, own_name, select, state_of
-from graphreg.planning import Plan
+from graphreg.ir.metadata import Kind, addition_of, own_name
+from graphreg.ir.module_record import RULES, state_of
+from graphreg.ir.selector import select
+from graphreg.ir.site import Site
+from graphreg.planning.plan import Plan
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.noise_keys import key_of
 from graphreg.runtime.penalty import Measure, Total
@@ -19,7 +22,8 @@ from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unequal, U
 from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.runtime.sharding import parallelized_uncalled
 from graphreg.runtime.splice import SpliceRule
-from graphreg.torch_internals import BatchNormBase, world_size
+from graphreg.torch_internals.distributed import world_size
+from graphreg.torch_internals.modules import BatchNormBase
 
 OTHER_NORMS = (nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # which have the class of batch norms
 Placements = Mapping[str, Mapping[str, Any]]

@@ -13,10 +13,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Operations, calls_of, function_name, is_elementwise, state_of
+from graphreg.ir.convolution_axes import is_elementwise
+from graphreg.ir.metadata import calls_of
+from graphreg.ir.module_record import state_of
+from graphreg.ir.operations import Operations, function_name
 from graphreg.runtime.rank_layout import is_dtensor
 from graphreg.runtime.runtime_module import RuntimeModule
-from graphreg.torch_internals import Layout, OpOverload, OpOverloadPacket, has_parallel_hooks, input_layout, output_layout
+from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket
+from graphreg.torch_internals.tensor_parallel import Layout, has_parallel_hooks, input_layout, output_layout
 
 WHOLE, DTENSOR = "whole", "dtensor"
 # functions that keep each element at its place, and that torch does not tag as pointwise

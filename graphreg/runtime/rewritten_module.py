@@ -16,28 +16,28 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
 
-from graphreg.blocks import new_owner, opened, outlined, with_blocks
-from graphreg.compiler import LOWERED, LayerLowering
+from graphreg.blocks.block import with_blocks
+from graphreg.blocks.homes import opened
+from graphreg.blocks.install import outlined
+from graphreg.blocks.placed_block import new_owner
+from graphreg.compiler.recurrent_lowering import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import (
+from graphreg.ir.call_structures import CallStructures, CallText
+from graphreg.ir.codegen_fixes import check_arguments, spelled
+from graphreg.ir.module_record import (
     IGNORED,
     PREFIX,
     RULES,
     STATE,
-    CallStructures,
-    CallText,
     ModelFacts,
     ModuleRecord,
-    check_arguments,
     check_names,
-    freeze,
     plain,
     registered,
     reserved,
-    spelled,
     state_of,
-    thaw,
 )
+from graphreg.ir.serialize import freeze, thaw
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import SCRIPTED, chosen, guarded, no_method, signature
@@ -45,17 +45,11 @@ from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.structure import structure
-from graphreg.torch_internals import (
-    COMPILED_CALL,
-    STATE_HOOKS,
-    TENSOR_REGISTRIES,
-    define_in_copies,
-    define_named_tuples,
-    enters_levels,
-    generate_forward,
-    pytree,
-    take_state_version,
-)
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.emitted_code import generate_forward
+from graphreg.torch_internals.functorch import enters_levels
+from graphreg.torch_internals.fx import define_in_copies, define_named_tuples
+from graphreg.torch_internals.modules import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, take_state_version
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure

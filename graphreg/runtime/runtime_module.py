@@ -13,15 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import brought, has_float64
-from graphreg.rng import CallPlace, CallsAhead, DrawnAhead, Noise, Window, compiling, in_plain_eager
+from graphreg.ir.precision import brought, has_float64
+from graphreg.rng.ahead import CallPlace, CallsAhead, DrawnAhead
+from graphreg.rng.hash import in_plain_eager
+from graphreg.rng.noise import Noise
+from graphreg.rng.operators import compiling
+from graphreg.rng.window import Window
 from graphreg.runtime.averaging import follow_averages
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.unseen_changes import UnseenChanges
-from graphreg.torch_internals import is_compiling, is_forward_mode, version_of
-from graphreg.tracing import PROVABLE
+from graphreg.torch_internals.autograd import is_forward_mode, version_of
+from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.tracing.proof.proof import PROVABLE
 
 
 class Rules(nn.Module):

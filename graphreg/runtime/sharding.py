@@ -9,19 +9,17 @@ from weakref import WeakSet, WeakValueDictionary
 
 from torch import fx, nn
 
-from graphreg.blocks import is_block, is_sharded
+from graphreg.blocks.block import is_sharded
+from graphreg.blocks.placed_block import is_block
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, addition_of, calls_of, measured_shard, state_of
-from graphreg.torch_internals import (
-    COMPILED_MODULE,
-    WRAPPED_MODULE,
-    assume_constant_result,
-    has_parallel_hooks,
-    has_process_group,
-    is_distributed,
-    returns_shard,
-    shards_passed,
-)
+from graphreg.ir.local_shards import measured_shard
+from graphreg.ir.metadata import addition_of, calls_of
+from graphreg.ir.module_record import RULES, state_of
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
+from graphreg.torch_internals.distributed import has_process_group, is_distributed
+from graphreg.torch_internals.dynamo_marks import assume_constant_result
+from graphreg.torch_internals.modules import COMPILED_MODULE
+from graphreg.torch_internals.tensor_parallel import has_parallel_hooks, returns_shard, shards_passed
 
 # Rewritten modules by number. Dynamo of torch 2.10 passes numbers, but not modules, to functions whose result it takes as a constant.
 _numbered: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()

@@ -8,16 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.compiler import recompute_in_backward
+from graphreg.compiler.recompute import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps, Units, clone, laid_out, overlaps
-from graphreg.regularizer import Splice, called, is_proven, shared_axes
-from graphreg.rng import CallPlace, Noise, Window, compiling, in_plain_eager, recomputes
+from graphreg.ir.layout import clone, laid_out, overlaps
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.units import Units
+from graphreg.regularizer.base import Splice
+from graphreg.regularizer.purity import called, is_proven
+from graphreg.regularizer.shared_axes import shared_axes
+from graphreg.rng.ahead import CallPlace
+from graphreg.rng.hash import in_plain_eager
+from graphreg.rng.noise import Noise
+from graphreg.rng.operators import compiling, recomputes
+from graphreg.rng.window import Window
 from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
 from graphreg.runtime.rank_layout import is_dtensor, window
 from graphreg.runtime.runtime_module import WIDE, DrawingRule, LayerMode, accumulation, element_of
 from graphreg.runtime.shards import on_shards
-from graphreg.torch_internals import is_compiling
+from graphreg.torch_internals.other_threads import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.ir import Steps, Units
-from graphreg.regularizer import Penalty, Splice
-from graphreg.rng import Noise
+from graphreg.ir.time_steps import Steps
+from graphreg.ir.units import Units
+from graphreg.regularizer.base import Penalty, Splice
+from graphreg.rng.noise import Noise
 from graphreg.runtime.distributed_values import whole_parameter
 from graphreg.runtime.owned_state import SiteState, State, cast, moves_on
 from graphreg.runtime.penalty import Measure, Total, average, measured, nothing, uncast

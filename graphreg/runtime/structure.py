@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer.base import Regularizer
 from graphreg.runtime.runtime_module import Rules
-from graphreg.torch_internals import modules_by_path
-from graphreg.tracing import PLAIN
+from graphreg.torch_internals.modules import modules_by_path
+from graphreg.tracing.symbolic.tracer import PLAIN
 
 _PLAIN = (*PLAIN, Regularizer)
 _COMMON = frozenset(PLAIN)  # to look up exact types, which is quick

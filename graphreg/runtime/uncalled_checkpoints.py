@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphreg.blocks import is_block, opened
+from graphreg.blocks.homes import opened
+from graphreg.blocks.placed_block import is_block
 from graphreg.errors import listed, warn
-from graphreg.ir import state_of
+from graphreg.ir.module_record import state_of
 from graphreg.runtime.sharding import module_of, named_modules
-from graphreg.torch_internals import checkpoint_wrapped
+from graphreg.torch_internals.checkpointing import checkpoint_wrapped
 
 
 def warn_of_uncalled_checkpoints(rules: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from graphreg.torch_internals import disable
+from graphreg.torch_internals.dynamo_marks import disable
 
 Back = Callable[[], None]
 

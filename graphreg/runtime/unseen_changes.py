@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.blocks import opened
+from graphreg.blocks.homes import opened
 from graphreg.errors import listed, warn
-from graphreg.ir import state_of
-from graphreg.torch_internals import CALL_HOOKS, modules_by_path, own_hooks
+from graphreg.ir.module_record import state_of
+from graphreg.torch_internals.modules import CALL_HOOKS, modules_by_path, own_hooks
 
 
 class UnseenChanges:

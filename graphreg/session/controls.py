@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.ir import RULES, NativeDropout
-from graphreg.planning import Strengths
-from graphreg.regularizer import read_strength
-from graphreg.runtime import Asked, RankMesh
+from graphreg.ir.module_record import RULES
+from graphreg.ir.random_ops import NativeDropout
+from graphreg.planning.repeats import Strengths
+from graphreg.regularizer.by_depth import read_strength
+from graphreg.runtime.build_record import Asked
+from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.session.hosts import (
     BackendHost,
     InPlaceHost,

@@ -12,13 +12,19 @@ from typing import Any
 from torch import Tensor, fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import PLACED, RULES, Missing, NativeDropout, Operations, find_native_dropouts, state_of
-from graphreg.planning import OwnDropout, Plan
-from graphreg.regularizer import Regularizer
-from graphreg.runtime import BuildRecord, RewrittenModule, Rules
+from graphreg.ir.module_record import PLACED, RULES, state_of
+from graphreg.ir.operations import Operations
+from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
+from graphreg.ir.selector import Missing
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.planning.plan import Plan
+from graphreg.regularizer.base import Regularizer
+from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules
 from graphreg.session.session import NO_GRAPH, Session
-from graphreg.torch_internals import original_of
-from graphreg.tracing import CapturedGraphs, captured_by
+from graphreg.torch_internals.modules import original_of
+from graphreg.tracing.dynamo_graphs import CapturedGraphs, captured_by
 
 
 def rewritten(module: Any) -> fx.GraphModule:

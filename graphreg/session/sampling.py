@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import widest
-from graphreg.runtime import Regularized
+from graphreg.ir.precision import widest
+from graphreg.runtime.result import Regularized
 from graphreg.session.controls import noise_on
 from graphreg.session.hosts import session_of
-from graphreg.torch_internals import Changes, pytree
-from graphreg.tracing import arguments
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.fake_inputs import arguments
 
 
 @dataclass(frozen=True)

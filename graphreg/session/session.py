@@ -17,16 +17,22 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, warn
-from graphreg.ir import Missing
-from graphreg.planning import OWN_DROPOUT, OwnDropout, Plan
-from graphreg.regularizer import Regularizer
-from graphreg.runtime import Asked, AttachRule, ClockRule, DrawingRule, RankMesh, Rules, State, check_scale
+from graphreg.ir.selector import Missing
+from graphreg.planning.native_dropout import OWN_DROPOUT, OwnDropout
+from graphreg.planning.plan import Plan
+from graphreg.regularizer.base import Regularizer
+from graphreg.runtime.attach import AttachRule, check_scale
+from graphreg.runtime.build_record import Asked
+from graphreg.runtime.clock import ClockRule
+from graphreg.runtime.owned_state import State
+from graphreg.runtime.rank_mesh import RankMesh
+from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.schedules import Schedule
 from graphreg.session.saved import checked_state, clock_of_state, written_state
 from graphreg.session.streams import CallClock, Streams
 from graphreg.session.strengths import Row, no_row, table
 from graphreg.session.switches import Switches
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals.patching import Changes
 
 NO_GRAPH = (
     "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it once in train mode, or "

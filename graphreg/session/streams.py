@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError, listed
-from graphreg.rng import call_keys, of_process, stream
-from graphreg.runtime import Counter, KeyRule, RankMesh
+from graphreg.rng.noise import call_keys, of_process, stream
+from graphreg.runtime.counter import Counter
+from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.session.saved import BACKEND_STATE, IN_PLACE_STATE, MODULE_STATE, StateForm
 
 

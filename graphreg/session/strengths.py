@@ -10,9 +10,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from graphreg.errors import NoMatchError, RegularizerError, listed, shown, suggestions_text
-from graphreg.ir import Site, select_among
-from graphreg.planning import OWN_DROPOUT, OwnDropout, Strengths, is_rate
-from graphreg.regularizer import ByDepth, Regularizer, own_strength
+from graphreg.ir.selector import select_among
+from graphreg.ir.site import Site
+from graphreg.planning.native_dropout import OWN_DROPOUT, OwnDropout, is_rate
+from graphreg.planning.repeats import Strengths
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.by_depth import ByDepth, own_strength
 from graphreg.schedules import Schedule
 
 OWN = ""  # among names of sites: stands for all other sites

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals.patching import Changes
 
 
 class Switches:

@@ -4,8 +4,3 @@ Open ``stage.py`` first: ``regularize_stage`` traces and plans the whole model, 
 operation of the stage in the whole model, ``stage_trace.py`` and ``paths.py`` give the stage's values, modules and parameters their names
 there, and ``stage_plan.py`` takes from the plan what falls to the stage. ``calls.py`` has what a call must know of the schedule.
 """
-
-from graphreg.stages.calls import StageCalls, StageScale
-from graphreg.stages.stage import regularize_stage
-
-__all__ = ["StageCalls", "StageScale", "regularize_stage"]

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
-from graphreg.runtime import Scale, factors
-from graphreg.session import session_of
-from graphreg.torch_internals import PipelineRun, disable, pipeline_run
+from graphreg.runtime.attach import Scale, factors
+from graphreg.session.hosts import session_of
+from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.pipelining import PipelineRun, pipeline_run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphreg.ir import is_nan
+from graphreg.ir.comparison import is_nan
 
 Found = dict[fx.Node, list[fx.Node]]  # from a node of the stage to the nodes of the whole model that may be the same operation
 

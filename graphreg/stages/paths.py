@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.torch_internals import TENSOR_REGISTRIES
+from graphreg.torch_internals.modules import TENSOR_REGISTRIES
 
 _UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module that has the names of its non-persistent buffers
 

@@ -8,20 +8,24 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import RegularizerError, check_flag, shown
-from graphreg.ir import Missing, Selector
+from graphreg.ir.selector import Missing, Selector
 from graphreg.pipeline import check_compile, compile_if_asked, log_plan
-from graphreg.planning import OwnDropout, Plan, from_kwargs, instances
-from graphreg.planning import plan as planned
-from graphreg.recipes import RecipeLike, by_recipe
-from graphreg.regularizer import Regularizer, Splice
-from graphreg.rewriting import rewrite
-from graphreg.runtime import RewrittenModule, Scale, check_scale
-from graphreg.session import rules_of
+from graphreg.planning.keywords import from_kwargs, instances
+from graphreg.planning.native_dropout import OwnDropout
+from graphreg.planning.plan import Plan
+from graphreg.planning.plan import plan as planned
+from graphreg.recipes.arguments import RecipeLike, by_recipe
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.runtime.attach import Scale, check_scale
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.hosts import rules_of
 from graphreg.stages.calls import StageCalls, StageScale
 from graphreg.stages.stage_plan import plan_of_stage
 from graphreg.stages.stage_trace import named_as_in_whole
-from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import FrontEnd, Traced, trace
+from graphreg.torch_internals.interpreter import at_rest
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.trace import FrontEnd, Traced, trace
 
 
 def regularize_stage(

@@ -8,11 +8,15 @@ from dataclasses import replace
 from torch import fx
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed
-from graphreg.ir import Selector, Site, site_nodes
-from graphreg.planning import Edit, Plan, called_blocks, check_layers, count_sites
-from graphreg.regularizer import Splice
+from graphreg.ir.roles import site_nodes
+from graphreg.ir.selector import Selector
+from graphreg.ir.site import Site
+from graphreg.planning.blocks import called_blocks, check_layers
+from graphreg.planning.matching import count_sites
+from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.base import Splice
 from graphreg.stages.stage_trace import StageTrace
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 
 
 def plan_of_stage(plan: Plan, whole: Traced, stage: StageTrace, blocks: Selector | None) -> Plan:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, suggestions_text
-from graphreg.ir import BOUNDARY, calls_of, label_site, labels_of, own_labels, own_name, record_calls, scope_of, value_sites
+from graphreg.ir.metadata import calls_of, label_site, own_labels, own_name, record_calls, scope_of
+from graphreg.ir.roles import BOUNDARY, labels_of, value_sites
 from graphreg.stages.counterparts import Found, counterparts, read_in_whole
 from graphreg.stages.paths import Paths, tensor_names
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 
 WholeNames = Mapping[str, str | None]  # names in a stage -> names in the whole model; None for a value that the whole model does not have
 

@@ -12,17 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, listed, shown
-from graphreg.ir import RULES, Selector, shape_text
+from graphreg.ir.module_record import RULES
+from graphreg.ir.selector import Selector
+from graphreg.ir.site import shape_text
 from graphreg.pipeline import plan, regularize
-from graphreg.recipes import recipe
-from graphreg.regularizer import Regularizer, Splice, required
-from graphreg.rewriting import strip
-from graphreg.runtime import Regularized, RewrittenModule, states_in
-from graphreg.session import noise_off, rng_state, set_rng_state, set_strength, strengths
+from graphreg.recipes.recipe import recipe
+from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.regularizer.options import required
+from graphreg.rewriting.strip import strip
+from graphreg.runtime.owned_state import states_in
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.session.controls import noise_off, rng_state, set_rng_state, set_strength, strengths
 from graphreg.testing.models import Example, examples
 from graphreg.torch_internals import pytree
-from graphreg.tracing import arguments, trace
-from graphreg.verification import verify
+from graphreg.tracing.fake_inputs import arguments
+from graphreg.tracing.trace import trace
+from graphreg.verification.verify import verify
 
 STEP = 1e-6  # the step of the finite difference that is compared with a gradient
 DRAWS = 50  # a splice must change the output in at least one of this many calls

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import CAPTURING, FORWARD_HOOKS, Changes, only_here
+from graphreg.torch_internals.modules import CAPTURING, FORWARD_HOOKS
+from graphreg.torch_internals.other_threads import only_here
+from graphreg.torch_internals.patching import Changes
 
 _INSTALL = "maybe_install_capturing_hooks"  # the function of transformers that the forward calls
 _INSTALLED = "_output_capturing_hooks_installed"  # the attribute by which transformers knows that a model has its hooks

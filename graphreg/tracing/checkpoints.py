@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals.patching import Changes
 
 # the reason why both front ends make such a module opaque
 CHECKPOINTS = "it checkpoints activations, which a trace would lose"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphreg.torch_internals import DEFAULT
+from graphreg.torch_internals.emitted_code import DEFAULT
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 
 _WITH_TEXT = (float, int, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import backend_in, compile_record_of, function_in
+from graphreg.torch_internals.dynamo import backend_in, compile_record_of, function_in
 from graphreg.tracing.trace import Traced
 
 # torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the

@@ -12,8 +12,10 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import ModeGraphs
-from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
+from graphreg.ir.train_eval import ModeGraphs
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
+from graphreg.torch_internals.random_state import quiet
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call
 from graphreg.tracing.tensors import with_attributes

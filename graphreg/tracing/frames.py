@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 
-from graphreg.ir import FOREIGN
-from graphreg.torch_internals import is_guarded
+from graphreg.ir.contents import FOREIGN
+from graphreg.torch_internals.bytecode import is_guarded
 
 _TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
 

@@ -24,8 +24,10 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import FOREIGN, called_by_foreign_code, calling_module, label_site
-from graphreg.torch_internals import Changes, modules_by_path
+from graphreg.ir.contents import FOREIGN, called_by_foreign_code, calling_module
+from graphreg.ir.metadata import label_site
+from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.patching import Changes
 
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)

@@ -13,21 +13,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import (
-    BufferConstants,
-    Label,
-    ModeGraphs,
-    ModuleCall,
-    Namer,
-    add_label,
-    blocks,
-    choose,
-    is_labelled,
-    label_node,
-    label_site,
-    own_labels,
-    state_of,
-)
+from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.metadata import add_label, is_labelled, label_site, own_labels
+from graphreg.ir.module_calls import ModuleCall, blocks
+from graphreg.ir.module_record import state_of
+from graphreg.ir.naming import Namer, label_node
+from graphreg.ir.site import Label
+from graphreg.ir.train_eval import ModeGraphs, choose
 
 
 def labelled_graphs(model: fx.GraphModule) -> ModeGraphs:

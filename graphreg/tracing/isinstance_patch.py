@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import FOREIGN
-from graphreg.torch_internals import Changes, forward_hooks, jit_namespace
+from graphreg.ir.contents import FOREIGN
+from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.torch_modes import jit_namespace
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor

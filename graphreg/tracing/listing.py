@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, shown
-from graphreg.ir import Names, Selector, Site, fixed, select, strings
-from graphreg.regularizer import On
-from graphreg.torch_internals import collector_at_rest, raise_interrupt
+from graphreg.ir.selector import Selector, select, strings
+from graphreg.ir.shape_guards import fixed
+from graphreg.ir.site import Names, Site
+from graphreg.regularizer.base import On
+from graphreg.torch_internals.interpreter import collector_at_rest
+from graphreg.torch_internals.patching import raise_interrupt
 from graphreg.tracing.dynamo_graphs import CapturedGraphs, captured_by
 from graphreg.tracing.shape_decisions import decisions
 from graphreg.tracing.trace import FrontEnd, Traced, trace

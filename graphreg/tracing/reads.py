@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from graphreg.torch_internals import Changes, skip_frame
+from graphreg.torch_internals.dynamo_marks import skip_frame
+from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_own, reachable_code
 from graphreg.tracing.side_effects.state_places import content
 

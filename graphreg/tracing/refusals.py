@@ -7,7 +7,7 @@ import traceback
 
 from torch import fx, nn
 
-from graphreg.ir import LIBRARY_FOLDERS
+from graphreg.ir.source_location import LIBRARY_FOLDERS
 from graphreg.tracing.checkpoints import CHECKPOINTS, CURE
 
 _SHOWN = 8  # arguments that an error message lists

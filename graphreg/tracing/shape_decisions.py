@@ -19,8 +19,9 @@ from torch.func import functional_call
 from torch.fx.node import has_side_effect, map_arg
 
 from graphreg.errors import GraphRegError, OtherInputs
-from graphreg.ir import label_site, scope_of
-from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
+from graphreg.ir.metadata import label_site, scope_of
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table
 from graphreg.tracing.frames import is_caught
 from graphreg.tracing.tensors import with_attributes
 

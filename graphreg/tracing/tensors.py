@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.torch_internals import VERSION, is_wrapped, storage_number, version_of, without_functions
+from graphreg.torch_internals.autograd import VERSION, storage_number, version_of
+from graphreg.torch_internals.functorch import is_wrapped
+from graphreg.torch_internals.torch_modes import without_functions
 
 StorageKey = int  # identifies a storage
 # attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward),

@@ -13,47 +13,31 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, listed, shown
-from graphreg.ir import (
-    PLACED,
-    RULES,
-    Label,
-    ModeGraphs,
-    NativeDropout,
-    Operations,
-    ParameterReads,
-    Site,
-    check_names,
-    contents_of,
-    copied_contents,
-    digest,
-    find_native_dropouts,
-    may_change,
-    parameter_reads,
-    record_stacks,
-    specialized_arguments,
-    stacks,
-    state_of,
-    value_sites,
-)
-from graphreg.torch_internals import (
-    Changes,
-    alone,
-    at_rest,
+from graphreg.ir.comparison import digest
+from graphreg.ir.contents import contents_of, copied_contents, may_change
+from graphreg.ir.module_calls import record_stacks
+from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
+from graphreg.ir.operations import Operations, stacks
+from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
+from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
+from graphreg.ir.roles import value_sites
+from graphreg.ir.site import Label, Site
+from graphreg.ir.train_eval import ModeGraphs
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.interpreter import at_rest, deep_enough
+from graphreg.torch_internals.modules import (
     compiles_itself,
-    deep_enough,
     has_backward_hooks,
     has_users_global_hook,
     modules_by_path,
     put_global_hooks_aside,
-    pytree,
-    raise_interrupt,
-    randomness,
-    restore_after_trace,
-    restore_randomness,
-    tracer_here,
-    warn_if_untested,
-    with_draws_restored,
 )
+from graphreg.torch_internals.other_threads import alone
+from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.random_state import randomness, restore_randomness, with_draws_restored
+from graphreg.torch_internals.torch_modes import tracer_here
+from graphreg.torch_internals.trace_state import restore_after_trace
+from graphreg.torch_internals.versions import warn_if_untested
 from graphreg.tracing.capturing import NeedsHooks, install_hooks, stop_before_hooks
 from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export

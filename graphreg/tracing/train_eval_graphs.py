@@ -14,8 +14,11 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import OtherInputs
-from graphreg.ir import Literals, ModeGraphs, choose, compared, doubt_plain, flat, label_site, name_of, scope_of
-from graphreg.torch_internals import Changes, raise_interrupt
+from graphreg.ir.call_records import doubt_plain
+from graphreg.ir.comparison import Literals, compared, flat, name_of
+from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.train_eval import ModeGraphs, choose
+from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 from graphreg.tracing.side_effects.snapshot import Snapshot

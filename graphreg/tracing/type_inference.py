@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_single_operation
-from graphreg.torch_internals import schema_of
+from graphreg.ir.operations import (
+    IN_PLACE_NAMES,
+    PACKS,
+    STACKS,
+    Operations,
+    function_name,
+    gives_tuple,
+    is_dropout_module,
+    is_single_operation,
+)
+from graphreg.torch_internals.operators import schema_of
 
 ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,

@@ -6,10 +6,3 @@ parameters and buffers of two models, and ``gradients.py`` their gradients durin
 models. ``shared_parameters.py`` lets the copies share one set of parameters. Values are compared by
 functions of ``tracing/proof/``.
 """
-
-from graphreg.verification.copies import copied
-from graphreg.verification.verify import validate, verify
-
-__all__ = [
-    "copied", "validate", "verify",
-]  # fmt: skip

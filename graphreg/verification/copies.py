@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from graphreg.errors import GraphRegError, first_line, shown
-from graphreg.ir import ORIGINAL, PLACED
-from graphreg.torch_internals import CALL_HOOKS
+from graphreg.ir.module_record import ORIGINAL, PLACED
+from graphreg.torch_internals.modules import CALL_HOOKS
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.tracing import difference, tensors
+from graphreg.tracing.proof.values import difference, tensors
 
 
 @contextmanager

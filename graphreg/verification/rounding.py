@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from graphreg.tracing import difference
+from graphreg.tracing.proof.values import difference
 
 WIDE, NARROW = torch.float64, torch.float32
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphreg.ir import RULES
-from graphreg.tracing import difference
+from graphreg.ir.module_record import RULES
+from graphreg.tracing.proof.values import difference
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:

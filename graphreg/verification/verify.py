@@ -17,12 +17,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line
-from graphreg.ir import RULES, is_native_dropout, specialized_arguments
-from graphreg.rewriting import with_native_dropout
-from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, set_to_zero
-from graphreg.session import graphs_of, in_place_host, regularized, rewritten, rules_of
-from graphreg.torch_internals import original_of
-from graphreg.tracing import Arguments, alike, arguments, culprit, difference, leaves, snapshot, steps_of_graph, steps_of_model, tensors
+from graphreg.ir.metadata import is_native_dropout
+from graphreg.ir.module_record import RULES, specialized_arguments
+from graphreg.rewriting.substitute import with_native_dropout
+from graphreg.runtime.clock import set_to_zero
+from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.splice import SpliceRule
+from graphreg.session.hosts import graphs_of, in_place_host, regularized, rewritten, rules_of
+from graphreg.torch_internals.modules import original_of
+from graphreg.tracing.fake_inputs import Arguments, arguments
+from graphreg.tracing.proof.first_difference import culprit, steps_of_graph, steps_of_model
+from graphreg.tracing.proof.surroundings import alike
+from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
 from graphreg.verification.copies import M, copied, own_forward, title
 from graphreg.verification.gradients import backward, freed_if_equal
 from graphreg.verification.rounding import in_precision, is_rounding, other_precision

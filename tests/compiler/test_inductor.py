@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import graphreg
 from graphreg.compiler import inductor_passes
 from graphreg.compiler.inductor_passes import JOINT_GRAPH_SLOT, SLOT, unfuse, with_our_passes
-from graphreg.torch_internals import graph_pass
+from graphreg.torch_internals.inductor import graph_pass
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ import graphreg
 from graphreg import Diagnosis, GraphRegError, RegularizerError
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.diagnosis.torch_parts import PARTS
-from graphreg.torch_internals import tells_result
+from graphreg.torch_internals.dynamo import tells_result
 
 ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is made for torch 2.10 to 2.15"
 LINES = {

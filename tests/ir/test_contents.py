@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphreg.ir import contents_of, copied_contents, may_change, shown_contents, unshared
+from graphreg.ir.contents import contents_of, copied_contents, may_change, shown_contents, unshared
 
 
 class Mode(Enum):

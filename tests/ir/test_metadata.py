@@ -9,14 +9,11 @@ import pickle
 import pytest
 from torch import fx
 
-from graphreg.ir import (
+from graphreg.ir.metadata import (
     Addition,
     Kind,
-    Label,
     add_label,
     addition_of,
-    copied,
-    freeze,
     is_added,
     is_kind,
     is_labelled,
@@ -27,9 +24,10 @@ from graphreg.ir import (
     own_labels,
     own_name,
     scope_of,
-    thaw,
     unmark,
 )
+from graphreg.ir.serialize import copied, freeze, thaw
+from graphreg.ir.site import Label
 
 FIRST, SECOND = Label("layer.relu", "relu"), Label("layer", "Layer", ("out", "0"), False, "layer")
 

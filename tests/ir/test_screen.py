@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphreg import GraphRegError, RegularizerError
-from graphreg.ir import Table
 from graphreg.ir.terminal import Lines, coloured, html, marked, paint, text, width_now
+from graphreg.ir.text_table import Table
 
 TABLE = Table(
     ("site", "op", "shape", "empty"),

@@ -5,28 +5,27 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from graphreg.ir import (
-    RULES,
-    Kind,
-    Operations,
-    addition_of,
-    apart,
-    is_kind,
-    is_marked,
-    is_native_dropout,
-    layout,
-    own_name,
-    site_nodes,
-    state_before,
-)
-from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.ir import layout
+from graphreg.ir.cell_states import state_before
+from graphreg.ir.layout import apart
+from graphreg.ir.metadata import Kind, addition_of, is_kind, is_marked, is_native_dropout, own_name
+from graphreg.ir.module_record import RULES
+from graphreg.ir.operations import Operations
+from graphreg.ir.roles import site_nodes
+from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.invariants import fail, replaced_by
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import CLOCK, Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track
-from graphreg.session import graphs_of
-from graphreg.tracing import Traced
+from graphreg.runtime.clock import CLOCK
+from graphreg.runtime.derivative_penalty import Track
+from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.penalty import Measure
+from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.splice import SpliceRule
+from graphreg.session.hosts import graphs_of
+from graphreg.tracing.trace import Traced
 from lowering_check.parameter_checks import check_parameters
 from lowering_check.placement import Placed, placed_in
 

@@ -6,8 +6,10 @@ from collections.abc import Container
 
 from torch import fx
 
-from graphreg.ir import LAYER, PARAMETERS, Kind, ParameterRead, ParameterReads, addition_of, call_with, instead_of, is_kind
-from graphreg.planning import Edit, Plan
+from graphreg.ir.layer_calls import LAYER, PARAMETERS, call_with, instead_of
+from graphreg.ir.metadata import Kind, addition_of, is_kind
+from graphreg.ir.parameter_reads import ParameterRead, ParameterReads
+from graphreg.planning.plan import Edit, Plan
 from graphreg.rewriting.invariants import fail
 
 

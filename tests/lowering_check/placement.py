@@ -11,12 +11,17 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
-from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty, Splice
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.layout import apart
+from graphreg.ir.metadata import Kind, addition_of, is_kind, is_marked
+from graphreg.ir.module_record import RULES
+from graphreg.ir.roles import site_nodes
+from graphreg.ir.time_steps import Steps
+from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.base import Penalty, Splice
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.invariants import fail
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 
 
 def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:

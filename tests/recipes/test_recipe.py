@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pipeline, schedules
-from graphreg.recipes import Recipe, files
+from graphreg.recipes import files
 from graphreg.recipes.lines import line_of
-from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, written
-from graphreg.runtime import Asked
-from graphreg.session import OWN
+from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, Recipe, written
+from graphreg.runtime.build_record import Asked
+from graphreg.session.strengths import OWN
 from pages import DOCS, run_page
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import Penalty, RegularizerError
-from graphreg.ir import Units
+from graphreg.ir.units import Units
 from graphreg.passes import DeCov, VarianceFloor
 
 

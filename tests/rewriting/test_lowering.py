@@ -11,12 +11,14 @@ from torch import Tensor, fx, nn
 
 import graphreg
 from graphreg import Penalty, Regularizer, TraceError
-from graphreg.ir import Kind, nodes_in
+from graphreg.ir.metadata import Kind
+from graphreg.ir.operations import nodes_in
 from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, RecurrentNorm, WeightL2
-from graphreg.rewriting import Insertion, Insertions, Position, lower
+from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import runtime_module_names
+from graphreg.rewriting.plan_lowering import lower
 from graphreg.rewriting.rewrite import inserted
-from graphreg.torch_internals import define_named_tuples
+from graphreg.torch_internals.fx import define_named_tuples
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 

@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 import graphreg
 from graphreg import Noise, Splice
 from graphreg.errors import RandomnessError
-from graphreg.regularizer import called, registered
+from graphreg.regularizer.purity import called
+from graphreg.regularizer.registry import registered
 
 X = torch.linspace(-1, 1, 24).view(6, 4)
 REFUSED = r"the rate of a random mask \(noise\.keep\) is differentiated"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphreg.errors import RandomnessError
-from graphreg.rng import Noise, Window
+from graphreg.rng.noise import Noise
+from graphreg.rng.window import Window
 
 KEY = torch.tensor([123456, -98765], dtype=torch.int32)
 DRAWS: dict[str, Any] = {

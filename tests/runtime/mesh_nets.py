@@ -25,7 +25,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 import graphreg
 from graphreg import Penalty, passes
 from graphreg.passes import GroupLasso, Orthogonality, SpectralPenalty, WeightL2
-from graphreg.runtime import AllSitesTotal, Total
+from graphreg.runtime.penalty import AllSitesTotal, Total
 
 INPUTS = torch.randn(4, 6, 9, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import graphreg
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.session import rules_of
+from graphreg.session.hosts import rules_of
 
 X = torch.ones(3, 4)
 

@@ -16,7 +16,7 @@ import graphreg
 from graphreg.errors import RegularizerError
 from graphreg.runtime import attach
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.torch_internals import traces_objects
+from graphreg.torch_internals.dynamo import traces_objects
 from lacking import NO_OBJECTS
 
 Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input

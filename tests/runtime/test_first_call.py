@@ -16,7 +16,7 @@ from torch.fx import graph_module
 from torch.fx.experimental import _config
 
 import graphreg
-from graphreg.torch_internals import generate_forward
+from graphreg.torch_internals.emitted_code import generate_forward
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 _TESTS = list[Any]()  # modules of equal models share their code, so each test needs models with a name of its own

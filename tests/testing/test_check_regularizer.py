@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import Noise, Penalty, RegularizerError, Splice
-from graphreg.testing import check_regularizer, examples
+from graphreg.testing import check_regularizer
+from graphreg.testing.models import examples
 
 GIVEN: dict[str, dict[str, Any]] = {
     "LayerDrop": {"pattern": "act"},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from graphreg.torch_internals import modules_by_path
+from graphreg.torch_internals.modules import modules_by_path
 
 
 class Hiding(nn.Module):

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import graphreg
-from graphreg.torch_internals import known_versions, versions
+from graphreg.torch_internals import versions
+from graphreg.torch_internals.versions import known_versions
 from matrix.pairs import PAIRS
 
 TOP = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.tracing import Traced
+from graphreg.tracing.trace import Traced
 from language_models import MLPS, MODELS, STATES, WORDS, batch, build
 
 

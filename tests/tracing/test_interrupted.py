@@ -30,8 +30,9 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 
 import graphreg
-from graphreg.torch_internals import Changes, alone
 from graphreg.torch_internals import patching as changes
+from graphreg.torch_internals.other_threads import alone
+from graphreg.torch_internals.patching import Changes
 
 ENGINE = Path(graphreg.__file__).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (

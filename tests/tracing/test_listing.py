@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, TraceError
-from graphreg.tracing import usual_inputs
+from graphreg.tracing.listing import usual_inputs
 
 IDS = torch.tensor([[1, 2, 3]])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import TraceError
-from graphreg.ir import making
+from graphreg.ir.made_objects import making
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 

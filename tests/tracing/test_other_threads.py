@@ -24,8 +24,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg.torch_internals import Changes, other_threads
-from graphreg.torch_internals import alone as begin_alone
+from graphreg.torch_internals import other_threads
+from graphreg.torch_internals.other_threads import alone as begin_alone
+from graphreg.torch_internals.patching import Changes
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 FRONT_ENDS = ("symbolic", "export")

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 import graphreg
 from graphreg import GraphRegError, TraceError
 from graphreg.dynamo_backend import capture
-from graphreg.session import rules_of
-from graphreg.tracing import Traced
+from graphreg.session.hosts import rules_of
+from graphreg.tracing.trace import Traced
 
 tracing = sys.modules["graphreg.tracing.trace"]  # the file, whose name in the package is that of the function
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

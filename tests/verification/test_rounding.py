@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError
-from graphreg.session import rewritten
+from graphreg.session.hosts import rewritten
 from graphreg.verification.rounding import is_rounding
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import compared
+from graphreg.ir.comparison import compared
 from graphreg.tracing.export.conditions import DECIDES_ON_BATCH
 from graphreg.tracing.export.unlift import Unlifter
 from graphreg.tracing.side_effects.retrace import same_graph

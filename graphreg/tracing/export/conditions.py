@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import function_name
-from graphreg.torch_internals import Changes, evaluated, example_sizes, excludes_one, without_proxies
+from graphreg.ir.operations import function_name
+from graphreg.torch_internals.export import evaluated, example_sizes, excludes_one
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.torch_modes import without_proxies
 from graphreg.tracing.export.op_record import OpRecord
 
 DECIDES_ON_BATCH = "a condition on sizes in the forward does not hold for a batch of one."

@@ -14,18 +14,13 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import ModeGraphs
-from graphreg.torch_internals import (
-    FAKE_LOGGER,
-    SOLVER_LOGGER,
-    SPECIALIZED_LOGGER,
-    Changes,
-    plain_transformers,
-    pytree,
-    quiet,
-    raise_interrupt,
-    silence_export,
-)
+from graphreg.ir.train_eval import ModeGraphs
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, silence_export
+from graphreg.torch_internals.fake_tensors import FAKE_LOGGER
+from graphreg.torch_internals.modules import plain_transformers
+from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.random_state import quiet
 from graphreg.tracing.export.batch_of_one import BatchOfOne
 from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Assert, InputPlace, Label, assert_sizes, has_keys, label_site, specialized_to
-from graphreg.torch_internals import Changes
+from graphreg.ir.metadata import label_site
+from graphreg.ir.shape_guards import Assert, InputPlace, assert_sizes, has_keys, specialized_to
+from graphreg.ir.site import Label
+from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.defaults import keep_default, placeholder_default
 from graphreg.tracing.export.conditions import Conditions
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord

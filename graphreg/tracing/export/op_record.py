@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import SIZE_ATTRIBUTES, SIZES, CallRecord, MadeObject, making
-from graphreg.torch_internals import HigherOrderOperator
+from graphreg.ir.call_records import CallRecord
+from graphreg.ir.made_objects import MadeObject, making
+from graphreg.ir.operations import SIZE_ATTRIBUTES, SIZES
+from graphreg.torch_internals.operators import HigherOrderOperator
 
 PLAIN = (
     float, int, bool, str, complex, type(None), type(...), torch.dtype, torch.device, torch.memory_format, torch.layout,

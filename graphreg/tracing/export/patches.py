@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from graphreg.torch_internals import Changes, before_checkpoints, wrapped_functions
+from graphreg.torch_internals.checkpointing import before_checkpoints
+from graphreg.torch_internals.fx import wrapped_functions
+from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.export.op_record import KeepOpaque
 

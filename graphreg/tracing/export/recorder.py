@@ -22,38 +22,19 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import (
-    CallRecord,
-    call_key,
-    called_by_foreign_code,
-    elements,
-    held_objects,
-    in_containers,
-    is_single_operation,
-    replaced_leaf,
-)
-from graphreg.torch_internals import (
-    Changes,
-    give_proxy,
-    has_backward_hooks,
-    has_pre_hooks,
-    in_unwritten_jvp,
-    innermost_transform,
-    is_gradient_switch,
-    is_transform_step,
-    is_wrapped,
-    leave_mask_unread,
-    module_behind,
-    on_seeding,
-    proxy_of,
-    size_decisions,
-    take_assignments,
-    take_module_calls,
-    version_of,
-    without_functions,
-    without_modes,
-    without_proxies,
-)
+from graphreg.ir.call_records import CallRecord, call_key, in_containers, replaced_leaf
+from graphreg.ir.contents import called_by_foreign_code
+from graphreg.ir.made_objects import held_objects
+from graphreg.ir.naming import elements
+from graphreg.ir.operations import is_single_operation
+from graphreg.torch_internals.autograd import version_of
+from graphreg.torch_internals.export import give_proxy, module_behind, proxy_of, take_module_calls
+from graphreg.torch_internals.fake_tensors import size_decisions, take_assignments
+from graphreg.torch_internals.functorch import in_unwritten_jvp, innermost_transform, is_transform_step, is_wrapped
+from graphreg.torch_internals.modules import has_backward_hooks, has_pre_hooks, leave_mask_unread
+from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.random_state import on_seeding
+from graphreg.torch_internals.torch_modes import is_gradient_switch, without_functions, without_modes, without_proxies
 from graphreg.tracing.checkpoints import CHECKPOINTS, CURE
 from graphreg.tracing.export.conditions import note_decisions, squeezed
 from graphreg.tracing.export.final_state import final_state

@@ -16,28 +16,16 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
 
-from graphreg.ir import (
-    ASSERTIONS,
-    IN_PLACE_NAMES,
-    STACK,
-    BufferConstants,
-    Label,
-    Leaf,
-    Namer,
-    Operations,
-    add_label,
-    described,
-    function_name,
-    is_in_place,
-    is_labelled,
-    label_node,
-    label_site,
-    origin_in_trace,
-    own_labels,
-    record_module_calls,
-    scope_of,
-)
-from graphreg.torch_internals import HigherOrderOperator, OpOverload
+from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.call_records import Leaf, record_module_calls
+from graphreg.ir.metadata import add_label, is_labelled, label_site, own_labels, scope_of
+from graphreg.ir.module_calls import STACK
+from graphreg.ir.naming import Namer, label_node
+from graphreg.ir.operations import IN_PLACE_NAMES, Operations, function_name, is_in_place
+from graphreg.ir.shape_guards import ASSERTIONS, described
+from graphreg.ir.site import Label
+from graphreg.ir.source_location import origin_in_trace
+from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, Made, OpRecord, ReturnedTensors

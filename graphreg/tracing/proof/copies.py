@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.ir import may_change
-from graphreg.torch_internals import pytree, storage_number
+from graphreg.ir.contents import may_change
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import storage_number
 from graphreg.tracing.tensors import with_attributes
 
 

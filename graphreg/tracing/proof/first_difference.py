@@ -16,8 +16,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from graphreg.ir import is_added, origin_of, own_name, short
-from graphreg.torch_internals import TorchDispatchMode, pytree
+from graphreg.ir.metadata import is_added, own_name
+from graphreg.ir.source_location import origin_of, short
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.torch_modes import TorchDispatchMode
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.values import difference
 

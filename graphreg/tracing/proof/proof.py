@@ -23,25 +23,23 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import ModeGraphs
-from graphreg.torch_internals import (
+from graphreg.ir.train_eval import ModeGraphs
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import storage_number
+from graphreg.torch_internals.distributed import communicates, is_distributed
+from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.functorch import leaving_no_level
+from graphreg.torch_internals.modules import (
     CALL_HOOKS,
-    Changes,
-    TorchDispatchMode,
     collecting_hooks,
-    communicates,
     has_users_global_hook,
-    is_distributed,
-    is_fake,
-    leaving_no_level,
     modules_by_path,
     own_hooks,
     put_global_hooks_aside,
-    pytree,
-    raise_interrupt,
-    schema_of,
-    storage_number,
 )
+from graphreg.torch_internals.operators import schema_of
+from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.torch_modes import TorchDispatchMode
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model

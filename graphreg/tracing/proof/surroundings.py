@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.torch_internals import Changes, alone, plain_transformers
+from graphreg.torch_internals.modules import plain_transformers
+from graphreg.torch_internals.other_threads import alone
+from graphreg.torch_internals.patching import Changes
 
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # the layers that have a fast path
 

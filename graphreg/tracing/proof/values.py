@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.ir import is_nan
+from graphreg.ir.comparison import is_nan
 
 # The tolerance relative to a tensor's largest value, where operations may run in another order than
 # in the model: if torch.export traced the model, and for the gradients of parameters that splices

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals import forward_hooks
+from graphreg.torch_internals.modules import forward_hooks
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.ir import FOREIGN
-from graphreg.torch_internals import forward_hooks
+from graphreg.ir.contents import FOREIGN
+from graphreg.torch_internals.modules import forward_hooks
 from graphreg.tracing.side_effects.state_places import content
 
 # modules whose functions return another value at each call

@@ -14,8 +14,10 @@ from typing import TypeVar
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line, listed
-from graphreg.ir import Aliases, Operations, compared, difference
-from graphreg.torch_internals import Changes, raise_interrupt
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.comparison import compared, difference
+from graphreg.ir.operations import Operations
+from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads, reads_modes_unseen
 from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.torch_internals import modules_by_path
+from graphreg.torch_internals.modules import modules_by_path
 from graphreg.tracing.side_effects.iterators import (
     ByteArray,
     ContextVariable,

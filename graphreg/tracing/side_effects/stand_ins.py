@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from graphreg.ir import FOREIGN
+from graphreg.ir.contents import FOREIGN
 
 
 class StaleValue:

@@ -13,8 +13,9 @@ import torch
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import SIZE_ATTRIBUTES, function_name
-from graphreg.torch_internals import is_fake, without_modes
+from graphreg.ir.operations import SIZE_ATTRIBUTES, function_name
+from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.torch_modes import without_modes
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 
 REGISTERED = ("_parameters", "_buffers", "_modules")

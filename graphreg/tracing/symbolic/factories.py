@@ -17,7 +17,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.errors import TraceError
-from graphreg.ir import Aliases, Effects, label_site, nodes_in
+from graphreg.ir.aliasing import Aliases
+from graphreg.ir.metadata import label_site
+from graphreg.ir.operations import nodes_in
+from graphreg.ir.views_and_writes import Effects
 from graphreg.tracing.symbolic.factory_tape import CURE, Tape, attribute_of
 from graphreg.tracing.symbolic.tape_records import TapeEntry
 from graphreg.tracing.tensors import StorageKey, storage_key, tensors_by_path, tensors_in

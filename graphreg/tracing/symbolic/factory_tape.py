@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.ir import SPLITS, Effects, called_by_foreign_code, declared, is_in_place, origin_now, short
-from graphreg.torch_internals import (
-    PRIVATE_FACTS,
-    PRIVATE_STORAGE,
-    is_wrapped,
-    modules_by_path,
-    regions,
-    value_name,
-    version_of,
-)
+from graphreg.ir.contents import called_by_foreign_code
+from graphreg.ir.operation_probes import declared
+from graphreg.ir.operations import SPLITS, is_in_place
+from graphreg.ir.source_location import origin_now, short
+from graphreg.ir.views_and_writes import Effects
+from graphreg.torch_internals.autograd import PRIVATE_FACTS, PRIVATE_STORAGE, version_of
+from graphreg.torch_internals.functorch import is_wrapped
+from graphreg.torch_internals.fx import value_name
+from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.random_state import regions
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.tape_records import StorageFacts, TapeEntry
 from graphreg.tracing.tensors import (

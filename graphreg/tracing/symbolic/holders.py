@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphreg.torch_internals import pytree, unpacked
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.bytecode import unpacked
 from graphreg.tracing.frames import is_caught
 from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
 

@@ -19,8 +19,10 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 
-from graphreg.ir import Literals, flat, literals_apart, name_of, scope_of
-from graphreg.torch_internals import raise_interrupt, randomness, regions
+from graphreg.ir.comparison import Literals, flat, literals_apart, name_of
+from graphreg.ir.metadata import scope_of
+from graphreg.torch_internals.patching import raise_interrupt
+from graphreg.torch_internals.random_state import randomness, regions
 from graphreg.tracing.isinstance_patch import isinstance_answered
 from graphreg.tracing.side_effects.opaque_modules import untraced_modules
 from graphreg.tracing.side_effects.retrace import model_restored

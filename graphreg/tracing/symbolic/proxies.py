@@ -12,8 +12,10 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
-from graphreg.torch_internals import matches_class, only_tells, unpacked
+from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.operations import IN_PLACE_NAMES
+from graphreg.ir.source_location import origin_now
+from graphreg.torch_internals.bytecode import matches_class, only_tells, unpacked
 from graphreg.tracing.frames import home_of, is_caught, is_foreign
 from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left

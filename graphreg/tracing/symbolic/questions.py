@@ -15,7 +15,8 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.torch_internals import is_guarded, pytree, reads_attribute
+from graphreg.torch_internals import pytree
+from graphreg.torch_internals.bytecode import is_guarded, reads_attribute
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.shape_decisions import UNKNOWN
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor

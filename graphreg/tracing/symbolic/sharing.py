@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import ModeGraphs, described_node, is_labelled
+from graphreg.ir.comparison import described_node
+from graphreg.ir.metadata import is_labelled
+from graphreg.ir.train_eval import ModeGraphs
 from graphreg.tracing.shape_decisions import DECISIONS
 from graphreg.tracing.symbolic.holders import LEAF
 

@@ -10,8 +10,10 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import Literals, ModeGraphs
-from graphreg.torch_internals import asks, make_function_table
+from graphreg.ir.comparison import Literals
+from graphreg.ir.train_eval import ModeGraphs
+from graphreg.torch_internals.bytecode import asks
+from graphreg.torch_internals.fake_tensors import make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
 from graphreg.tracing.shape_decisions import NeedsFunctionTable

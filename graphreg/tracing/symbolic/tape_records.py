@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphreg.ir import Origin, short
+from graphreg.ir.source_location import Origin, short
 from graphreg.tracing.tensors import StorageKey, tensors_in
 
 

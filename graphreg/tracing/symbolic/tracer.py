@@ -20,46 +20,19 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import (
-    WRAPPED,
-    BufferConstants,
-    CallRecord,
-    Namer,
-    Operations,
-    building,
-    call_key,
-    gives_tuple,
-    held_objects,
-    in_containers,
-    is_drop_path,
-    is_labelled,
-    is_record,
-    is_size,
-    is_stack,
-    label_node,
-    label_output,
-    label_site,
-    making,
-    record_module_calls,
-    replaced_leaf,
-    scope_of,
-)
-from graphreg.torch_internals import (
-    FORWARD_HOOKS,
-    Changes,
-    ModuleStack,
-    bound_call,
-    collecting_hooks,
-    has_backward_hooks,
-    has_pre_hooks,
-    raise_interrupt,
-    randomness,
-    regions,
-    restore_fx_patches,
-    restore_randomness,
-    take_as_one,
-    through_checkpoints,
-)
+from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.call_records import CallRecord, call_key, in_containers, record_module_calls, replaced_leaf
+from graphreg.ir.containers import building
+from graphreg.ir.made_objects import held_objects, is_record, making
+from graphreg.ir.metadata import is_labelled, label_site, scope_of
+from graphreg.ir.naming import Namer, label_node, label_output
+from graphreg.ir.operations import WRAPPED, Operations, gives_tuple, is_drop_path, is_size, is_stack
+from graphreg.torch_internals.checkpointing import through_checkpoints
+from graphreg.torch_internals.fx import take_as_one
+from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
+from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.random_state import ModuleStack, randomness, regions, restore_randomness
+from graphreg.torch_internals.trace_state import restore_fx_patches
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries

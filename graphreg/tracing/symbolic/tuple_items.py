@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Operations, add_label, is_port, label_site, own_labels, scope_of
+from graphreg.ir.metadata import add_label, label_site, own_labels, scope_of
+from graphreg.ir.operations import Operations, is_port
 from graphreg.tracing.shape_decisions import in_parts
 
 
