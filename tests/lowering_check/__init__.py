@@ -6,10 +6,8 @@ the lowering alone, so a fault there would be one of graphreg's. The tests and t
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from graphreg.planning.plan import Plan
-from graphreg.rewriting import invariants
+from graphreg.rewriting import invariants, rewrite
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.tracing.trace import Traced
 from lowering_check.additions import check_additions
@@ -28,4 +26,4 @@ def _check_rest(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 
 def check_each_rewrite() -> None:
     """Let each rewrite of this process check all of its result."""
-    vars(import_module("graphreg.rewriting.rewrite"))["require_trained"] = _check_rest
+    rewrite.require_trained = _check_rest
