@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from graphreg.diagnosis.torch_parts import PARTS
 from graphreg.torch_internals.dynamo import tells_result
 
 ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is made for torch 2.10 to 2.15"
-LINES = {
+LINES: dict[str, list[Any]] = {
     "whole": ["torch says something", {"trying": "the backend"}, {"part": "the backend", "error": ""},
               {"trying": "attached penalties"}, {"part": "attached penalties", "error": ""}, {"done": True}],
     "broken": [{"trying": "the backend"}, {"part": "the backend", "error": "NameError: x"}, {"done": True}],
