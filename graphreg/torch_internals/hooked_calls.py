@@ -66,8 +66,9 @@ def call_with_hooks(module: nn.Module, chosen: HookChoice, call: Callable[[Any, 
     after = _chosen(chosen, module_functions._global_forward_hooks, module._forward_hooks)
     always = [*module_functions._global_forward_hooks_always_called, *module._forward_hooks_always_called]
     takes = [*module_functions._global_forward_hooks_with_kwargs, *module._forward_hooks_with_kwargs]
-    full, other = module._get_backward_hooks() if module._backward_hooks else ([], [])
-    full, early = [*filter(chosen, full)], [*filter(chosen, module._get_backward_pre_hooks() if module._backward_pre_hooks else [])]
+    untyped: Any = module
+    full, other = untyped._get_backward_hooks() if module._backward_hooks else ([], [])
+    full, early = [*filter(chosen, full)], [*filter(chosen, untyped._get_backward_pre_hooks() if module._backward_pre_hooks else [])]
     if any(chosen(hook) for hook in other):
         raise RuntimeError("a block takes no hook of register_backward_hook; register_full_backward_hook gets the gradients of its inputs")
     ran: list[int] = []
@@ -81,7 +82,7 @@ def call_with_hooks(module: nn.Module, chosen: HookChoice, call: Callable[[Any, 
                     args, kwargs = changed
             elif (changed := hook(module, args)) is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        backward = BackwardHook(module, full, early) if full or early else None
+        backward: Any = BackwardHook(module, full, early) if full or early else None
         if backward is not None:
             args = backward.setup_input_hook(args)
         output = call(args, kwargs)

@@ -21,16 +21,13 @@ import cli_page
 import graphreg
 from graphreg import schedules
 from graphreg.cli import demos as cli_demo
+from graphreg.cli import main as cli
+from graphreg.cli import parser as cli_parser
 from graphreg.cli import regularizer_names as cli_keys
 from graphreg.cli.keywords import own_dropout, regularizers
 from graphreg.cli.load import example_inputs
-<<<<<<< HEAD
-from graphreg.cli.main import main as cli
-from graphreg.cli.parser import parser as cli_parser
-=======
 from graphreg.ir.selector import Missing
 from graphreg.planning.keywords import FAMILIES
->>>>>>> 7a233532 (What a room's files may import of others, without lists of names)
 from graphreg.regularizer import registry
 from graphreg.regularizer.registry import PREFIXED
 from graphreg.rewriting.rewrite import rewrite
