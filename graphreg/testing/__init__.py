@@ -1,13 +1,9 @@
 """For the tests of your own regularizers: ``check_regularizer`` checks what every regularizer must satisfy.
 
-Open ``check.py``: it has this function, and one function for each property that
-``check_regularizer`` checks. ``models.py`` has the small models that ``check_regularizer`` uses if
-its caller gives no model.
+Open ``check.py``: it has this function, and one function for each property that ``check_regularizer`` checks. ``models.py`` has the small
+models that ``check_regularizer`` uses if its caller gives no model.
 """
 
 from graphreg.testing.check import check_regularizer
-from graphreg.testing.models import Example, examples
 
-__all__ = [
-    "Example", "check_regularizer", "examples",
-]  # fmt: skip
+__all__ = ["check_regularizer"]
