@@ -89,14 +89,14 @@ class AroundCall:
         if proves:
             rules.prover(module, self.args, self.kwargs)
             rules.prover = rules.prover if rules.awaits_proof else None
-        if rules.unseen is not None:
-            rules.unseen.look()
         if rules.is_uncalled:
             warn_of_uncalled_checkpoints(rules)
         if rules.regularized:
             require_same_parameters(module, rules)
         if self.in_group:
             refuse_parallelized(rules)
+        if rules.unseen is not None:  # last: what is refused needs no warning
+            rules.unseen.look()
 
     def after(self, result: Any) -> Any:
         """Return the result of the call as the user gets it."""

@@ -14,6 +14,7 @@ from torch import nn
 from graphreg.blocks.homes import opened
 from graphreg.errors import listed, warn
 from graphreg.ir.module_record import state_of
+from graphreg.torch_internals.hooked_calls import is_users_hook
 from graphreg.torch_internals.modules import CALL_HOOKS, modules_by_path, own_hooks
 
 
@@ -58,7 +59,7 @@ class UnseenChanges:
                 break
 
     def _look_at_hooks(self) -> None:
-        hooked = [hooks for hooks in self.hooks if own_hooks(hooks)]
+        hooked = [hooks for hooks in self.hooks if any(is_users_hook(hook) for hook in own_hooks(hooks))]  # FSDP2's are refused
         self.hooks = [hooks for hooks in self.hooks if not hooks]
         if paths := list(dict.fromkeys(self.paths[id(hooks)] for hooks in hooked)):
             warn(

@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg.compiler.recurrent import recurrent
+from graphreg.compiler import recurrent
 from recurrent_nets import VALUES, Bare, Classifier, Setting, answer, net, pairwise, possible, same, told
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's, of the layer too

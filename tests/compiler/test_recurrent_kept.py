@@ -16,7 +16,7 @@ from torch.torch_version import TorchVersion
 
 import graphreg
 from graphreg import GraphRegError
-from graphreg.compiler.recurrent import recurrent
+from graphreg.compiler import recurrent
 from recurrent_nets import Bare, Classifier, Setting, answer, net, same
 
 

@@ -144,8 +144,11 @@ class Holder(Value):
     def _values(self) -> list[Any]:
         return [self[key] for key in _own(self)[_EXAMPLE]]
 
+    def _items(self) -> list[tuple[Any, Any]]:
+        return [(key, self[key]) for key in _own(self)[_EXAMPLE]]
+
     def _copy(self) -> dict[Any, Any]:
-        return {key: self[key] for key in _own(self)[_EXAMPLE]}
+        return dict(self._items())
 
 
 @Mapping.register
