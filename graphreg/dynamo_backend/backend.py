@@ -117,14 +117,14 @@ class Backend(BackendHost, RenamedAttributes):
         paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
         subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self.session)
-        guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
+        guard(tracing, place, Watched(list(subgraph.owners), self._noise_state, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
         if self.proves and subgraph.emitted is not None:
             traced = subgraph.traced
             self._claims[subgraph.number] = Claim(self.model, traced.graphs, traced.constants, {}, traced.front_end, gm)
         return lambda *values: self._run(subgraph, values)
 
-    def _switched(self) -> bool | None:
+    def _noise_state(self) -> bool | None:
         return self.session.noise.state
 
     # the beginning and the end of a call
@@ -310,7 +310,7 @@ class Backend(BackendHost, RenamedAttributes):
         self._strengths = None
 
     def on_switched(self, session: Session) -> None:
-        """Do nothing: guards and calls ask the session itself."""
+        """Do nothing: Dynamo's guards ask whether noise is switched, and each call asks whether penalties are."""
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""

@@ -165,7 +165,8 @@ class Maker:
             raise GraphRegError(shard_measured(*found))
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, DrawingRule)]
-        rules.on_switched(session)
+        for module in drawing:  # penalties stay on: ``Call`` switches them off, so that a graph is the same in a block of penalties_off
+            module.forced, module.silenced = session.noise.state is True, session.noise.state is False
         places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
         places |= {name: call.measurers[name].sites for name in weighed}
         emitted = emit(rewritten, gm, plan, weighed)

@@ -237,7 +237,7 @@ def _waited_in_vain(row: Row, selector: str) -> str:
     return (
         f"set_strength, before the model was traced: {row.no_site(selector)} To forget the selectors that wait, set a number for all "
         f"sites: graphreg.set_strength(model, {row.name!r}, number). "
-        "Sites that only calls with other arguments have need such a call first, or missing='warn'."
+        "If only calls with other arguments have the site, make such a call first, or give missing='warn'."
     )
 
 

@@ -81,14 +81,14 @@ class SpliceRule(DrawingRule):
         )  # fmt: skip
         if is_quick:
             in_eager = in_plain_eager() and not compiling()
-            return self._replaced_in_eager(z, key) if in_eager else self._replaced_quickly(z, key)
+            return self._replaced_in_eager(z, key) if in_eager else self._replaced_while_traced(z, key)
         inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
             return on_shards(self, z, self.row(key), inputs, clock, others)
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
     def _replaced_in_eager(self, z: Tensor, key: Tensor) -> Tensor:
-        """Do what ``_replaced_quickly`` does where no compiler, tracer or transform is active. Small nets spend their time here."""
+        """Do what ``_replaced_while_traced`` does where no compiler, tracer or transform is active. Small nets spend their time here."""
         regularizer, dtype = self.regularizer, z.dtype
         if type(regularizer).unfit is not Splice.unfit:
             regularizer.require_fit(z.shape, self.description)
@@ -110,7 +110,7 @@ class SpliceRule(DrawingRule):
         is_alike = type(y) is Tensor and y.dtype == dtype and y.shape == z.shape
         return y if is_alike and y.layout is z.layout is torch.strided and y.stride() == z.stride() else self._fitting(y, z)
 
-    def _replaced_quickly(self, z: Tensor, key: Tensor) -> Tensor:
+    def _replaced_while_traced(self, z: Tensor, key: Tensor) -> Tensor:
         """Replace a value as ``replaced`` does, where nothing is to be prepared for the formula."""
         self.regularizer.require_fit(z.shape, self.description)
         weight, noise = self.weight(z.dtype), self.noise(key)

@@ -1,7 +1,7 @@
-"""Public functions that read and set strengths and noise while a model trains: noise state, frozen noise, noise in eval mode.
+"""Public functions for a model that trains: they read and set strengths, noise, ranks and states, and switch noise and penalties.
 
-Each function takes a rewritten module, a model that is regularized in place, a backend of graphreg's, or a model that torch.compile
-compiled with such a backend.
+Most of them take a rewritten module, a model that is regularized in place, a backend of graphreg's, or a model that torch.compile compiled
+with such a backend; the docstrings name the exceptions.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Session:
         noise: The open blocks of ``noise_on`` and ``noise_off``.
         penalties: The open blocks of ``penalties_off``.
         readers: What acts by the session.
-        complete: Whether the sites are known, so that a selector of ``set_strength`` must match one.
+        complete: Whether there is a graph, so that a selector of ``set_strength`` must match a site at once. Later graphs may bring more.
         may_draw: Whether a graph may come that draws noise.
         native: Names by which users may look for the rates of native dropout that the plan changes.
         asked: The arguments that the host was made with; a recipe consists of them.
@@ -179,6 +179,8 @@ class Session:
     def settle(self, missing: Missing, text: Callable[[Row, str], str]) -> None:
         """From now on, a selector of ``set_strength`` must match a site. Do as ``missing`` says for those that waited in vain.
 
+        Call this within ``unchanged_unless_done``, which lets them wait again if this raises.
+
         ``text``: makes the text of the error of such a selector in a row.
         """
         for row in self.strengths.values():
@@ -191,7 +193,10 @@ class Session:
 
     @contextmanager
     def unchanged_unless_done(self) -> Iterator[None]:
-        """If the with-block, which traces the model, raises: forget the sites that it has found, for the next trace may have others."""
+        """If the with-block, which traces the model, raises: forget the sites that it has found, for the next trace may have others.
+
+        Selectors then wait again. What was set stays.
+        """
         before = {row: {name: copy.copy(value) for name, value in vars(row).items()} for row in self.strengths.values()}
         complete, native = self.complete, self.native
         try:
@@ -303,13 +308,13 @@ class Session:
 
     def noise_switched(self, on: bool) -> AbstractContextManager[None]:
         """Switch the noise on in all modes, or off, in a block: see ``graphreg.noise_on`` and ``graphreg.noise_off``."""
-        return self.noise.block(on, self._switched)
+        return self.noise.block(on, self._tell_switched)
 
     def penalties_off(self) -> AbstractContextManager[None]:
         """Let no penalty act in a block: see ``graphreg.penalties_off``."""
-        return self.penalties.block(False, self._switched)
+        return self.penalties.block(False, self._tell_switched)
 
-    def _switched(self) -> None:
+    def _tell_switched(self) -> None:
         for reader in self.readers:
             reader.on_switched(self)
         for counter in self.counters():

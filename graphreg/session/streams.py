@@ -1,6 +1,6 @@
 """The noise streams of a session, and what counts their calls.
 
-A stream is a sequence of 64-bit keys, one for each call. A rewritten module has all its streams from the start, and counts its calls
+A stream is a number of 64 bits. With the number of a call it gives the key of what is drawn in this call. A rewritten module has all its streams from the start, and counts its calls
 (``FixedStreams``). A model in place makes streams as it is traced for further structures (``GrowingStreams``). A backend counts the draws
 of each stream (``CountedStreams``): when a model runs as several graphs, one call may draw at some of the sites only, or several times at
 a site that is in a loop. If each call draws once at every site, all ways of counting give the same masks.
@@ -55,7 +55,8 @@ class Streams(ABC):
 
     Attributes:
         form: The form of their saved state.
-        seeds: The seeds. The seed of a splice that has a seed of its own is under the regularizer's name; that of all others, under ``""``.
+        seeds: The seeds that the streams were made with. The seed of a splice that has a seed of its own is under the regularizer's name;
+            that of all others, under ``""``.
     """
 
     form: ClassVar[StateForm]

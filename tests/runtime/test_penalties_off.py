@@ -268,3 +268,7 @@ def test_a_backend(penalties: Any) -> None:
         torch.testing.assert_close(gradients(in_block=True), wanted)
     same(gradients(in_block=False), first)
     assert not torch.allclose(first[1], wanted[1])
+    torch._dynamo.reset()
+    with graphreg.penalties_off(backend):
+        torch.testing.assert_close(gradients(in_block=True), wanted)  # captured in the block
+    same(gradients(in_block=False), first)
