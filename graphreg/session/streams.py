@@ -1,9 +1,10 @@
 """The noise streams of a session, and what counts their calls.
 
-A stream is a number of 64 bits. With the number of a call it gives the key of what is drawn in this call. A rewritten module has all its streams from the start, and counts its calls
-(``FixedStreams``). A model in place makes streams as it is traced for further structures (``GrowingStreams``). A backend counts the draws
-of each stream (``CountedStreams``): when a model runs as several graphs, one call may draw at some of the sites only, or several times at
-a site that is in a loop. If each call draws once at every site, all ways of counting give the same masks.
+A stream is a number of 64 bits. With the number of a call it gives the key of what is drawn in this call. A rewritten module has all its
+streams from the start, and counts its calls (``FixedStreams``). A model in place makes streams as it is traced for further structures
+(``GrowingStreams``). A backend counts the draws of each stream (``CountedStreams``): when a model runs as several graphs, one call may
+draw at some of the sites only, or several times at a site that is in a loop. If each call draws once at every site, all ways of counting
+give the same masks.
 """
 
 from __future__ import annotations

@@ -376,8 +376,8 @@ def _stressed(shared: bool, seconds: float) -> None:
         for work in WORKS.values():  # torch replaces functions of its own for good at their first use
             work(Net())
         before = _places()
-        # Over a longer time, draws of a thread that trains disturb a proof (docs/limits.md). And torch.export puts fake tensors into its model
-        # for the time of its trace, also without graphreg: nobody else can run that model meanwhile.
+        # Over a longer time, draws of a thread that trains disturb a proof (docs/limits.md). And torch.export puts fake tensors into its
+        # model for the time of its trace, also without graphreg: nobody else can run that model meanwhile.
         fails = {"train", "export"} if shared else {"train"}
         for works in [pair for pair in PAIRS if not seconds or fails.isdisjoint(pair)]:
             torch.compiler.reset()
