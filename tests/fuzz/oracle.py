@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fuzz import draws
 from fuzz.choices import ON_READS, ON_WEIGHTS, SPLICES, STEPS, Reg
+from fuzz.formulas import Unfit
 from fuzz.later_oracle import LaterRun, laid, weight
 from fuzz.names import Table
 from fuzz.program import PARAMETER, WRITE, FlatNode, Flattener, Program, access, returned
@@ -270,6 +271,8 @@ class Run(LaterRun):
     def steps(value: Tensor, axis: int) -> Tensor:
         """[time, batch, units]."""
         value = Run.wide(value)
+        if value.dim() < 2 or (value.dim() > 2 and axis >= value.dim()):
+            raise Unfit(f"no axis {axis} of time in a value of {value.dim()} dims")
         return value.unsqueeze(1) if value.dim() == 2 else value.movedim(axis, 0).flatten(2)
 
     @staticmethod
