@@ -69,6 +69,7 @@ class Backend(BackendHost, RenamedAttributes):
         own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
         self.streams, self.clock = CountedStreams(seed, own), CallClock()
         self.session = session = Session(self.regularizers, self.streams)
+        session.keeps_selectors = True
         session.clock, session.attaches, session.scale = self.clock, penalties == "attach", scale
         session.asked = Asked(self.regularizers, {}, None, missing, own_dropout, penalties, written_scale(scale))
         session.join(self)

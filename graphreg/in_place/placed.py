@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import threading
@@ -95,7 +96,8 @@ class Placed(InPlaceHost):
         self.options, self.session, self.graphs = options, session, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
         session.join(self)
-        session.attaches, session.scale = options.penalties == "attach", options.scale
+        session.attaches = options.penalties == "attach"
+        session.scale = options.scale if session.scale is None else session.scale
         session.may_draw = options.own_dropout != "keep" or any(
             isinstance(regularizer, Splice) or regularizer.takes_vjp for regularizer in options.regularizers.values()
         )
@@ -377,7 +379,8 @@ class Placed(InPlaceHost):
 
     def __reduce__(self) -> tuple[Any, ...]:
         session = self.session
-        return _unpickled, (self.options, {}, session.saved(), session.changed_strengths(), False, session.awaited())
+        options = dataclasses.replace(self.options, scale=session.scale)
+        return _unpickled, (options, {}, session.saved(), session.changed_strengths(), False, session.awaited())
 
     def leave(self, model: nn.Module) -> None:
         """Give the model's blocks their own classes back. Raise GraphRegError if another library has changed the class of a block."""
@@ -426,7 +429,7 @@ class Placed(InPlaceHost):
         self._failed.clear()  # a trace may have failed because a selector matched no site
 
     def on_switched(self, session: Session) -> None:
-        self.in_eval = self.options.eval_penalties or session.noise.state is True
+        self.in_eval = self.options.eval_penalties or session.noise.has_on
 
 
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:

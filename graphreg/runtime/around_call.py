@@ -112,15 +112,17 @@ class AroundCall:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if not self.is_compiling:
-            if error is not None:
-                take_back()
-            running.call = self.outer
-            if self.before is not None:
-                self.rules.stage_calls.end(self.module, self.before)
             if self.attach is not None:
                 end_call(self.storages)
                 if self.attach.asks:
                     self.attach.fed = False
+            try:
+                if error is not None:
+                    take_back()
+            finally:
+                running.call = self.outer
+                if self.before is not None:
+                    self.rules.stage_calls.end(self.module, self.before)
         if isinstance(error, RuntimeError) and "DTensor" in str(error) and (why := explained(self.module)):
             raise GraphRegError(why) from error
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphreg.errors import warn
 from graphreg.ir.precision import brought, has_float64
-from graphreg.runtime.counter import Counter, SharedCounter
+from graphreg.runtime.counter import Counter, SharedCounter, taking
 from graphreg.schedules import Schedule, constant
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
 
@@ -115,14 +115,15 @@ class ClockRule(Counter):
         ``value``: the new strength of an element.
         """
         new = {i: constant(value(element)) for i, element in enumerate(self.names) if element.regularizer == name}
-        self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
-        if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room:  # only in a copy without graphs
-            self._write(self.schedules)
-            return
-        numbers = self.numbers.clone()
-        for place, schedule in new.items():
-            numbers[place] = _table([schedule], self.room).to(numbers)[0]
-        self._take(numbers)
+        with taking(), torch.inference_mode(False):  # no call counts meanwhile, and compiled code may save the tensors for backward
+            self.schedules = tuple(new.get(i, old) for i, old in enumerate(self.schedules))
+            if max((len(schedule.pieces) for schedule in new.values()), default=0) > self.room:  # only in a copy without graphs
+                self._write(self.schedules)
+                return
+            numbers = self.numbers.clone()
+            for place, schedule in new.items():
+                numbers[place] = _table([schedule], self.room).to(numbers)[0]
+            self._take(numbers)
 
     def present_call(self) -> int:
         """Return the number of the call whose strengths ``now`` has."""

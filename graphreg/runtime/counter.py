@@ -189,25 +189,29 @@ class Counter(RuntimeModule):
         if is_wrapped(step) or (self.frozen_call is None and is_lent(step, 2 + self.held_ahead())):
             raise GraphRegError(self.lent_text)
 
-        beyond = self.beyond
         if innermost_transform() is None:
             with _CounterLock.now:
-                step = self._buffers["step"]
-                needed = self._counted()
-        else:
-            rows = chunks()
-            with _CounterLock.now, without_transforms():
-                if rows and self.frozen_call is None:
-                    self._rejoin(rows)
-                step, beyond = self._buffers["step"], self.beyond
-                needed = self._counted()
-        # if the call raises, its number is free again, unless another call has taken the next one
+                return self._advanced()
+        running_chunks = chunks()
+        with _CounterLock.now, without_transforms():
+            if running_chunks and self.frozen_call is None:
+                self._rejoin(running_chunks)
+            return self._advanced()
+
+    def _advanced(self) -> Tensor:
+        """Return what this call needs and store what the next needs. The caller has the lock and has left the transforms of torch.func.
+
+        If the call raises, its number is free again, unless another call has taken the next one (``_take_back``).
+        """
+        step: Any = self._buffers["step"]
+        beyond = self.beyond
+        needed = self._counted()
         if running.call is not None:
             running.call.append(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
         return needed
 
     def _take_back(self, step: Tensor, beyond: int, next_step: weakref.ref[Any], next_beyond: int) -> None:
-        """Undo ``_taken``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
+        """Undo ``_advanced``. ``step``, ``beyond``: what was there before; ``next_step``, ``next_beyond``: what it put there."""
         with taking(), without_transforms():
             if self._buffers["step"] is not next_step():
                 return

@@ -70,7 +70,8 @@ class UnseenChanges:
             )
 
     def _look_at_flags(self) -> None:
-        changed = [flag for flag in self.flags if flag[0].get(flag[1], flag[2]) is not flag[2]]
+        if not (changed := [flag for flag in self.flags if flag[0].get(flag[1], flag[2]) is not flag[2]]):
+            return  # another thread has said it
         self.flags = [flag for flag in self.flags if not any(flag is each for each in changed)]  # said once
         said = [f"{self.paths[id(space)]}.{name}".lstrip(".") for space, name, _ in changed]
         warn(

@@ -33,15 +33,15 @@ from graphreg.session.hosts import (
     rules_of,
     session_of,
 )
-from graphreg.session.session import StrengthBuffers
+from graphreg.session.session import Session, StrengthBuffers
 from graphreg.session.strengths import with_sites
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger("graphreg")
-# for each graph, by its key rule or container of runtime modules: the native dropouts that frozen_noise has not warned of yet
-_unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDictionary()
+# by session: the native dropouts that frozen_noise has not warned of yet
+_unfrozen: WeakKeyDictionary[Session, tuple[NativeDropout, ...]] = WeakKeyDictionary()
 Ranks = Literal["differ", "same"]
 Regulated = nn.Module | BackendHost | InPlaceHost | Callable[..., Any]  # what the functions of this file take
 
@@ -81,7 +81,7 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
             schedule for a regularizer that was made with a number.
     """
     value = read_strength(value)
-    if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str)]):
+    if isinstance(value, Mapping) and (wrong := [key for key in value if not isinstance(key, str) or not key]):
         raise RegularizerError(f"{name}: {shown(wrong[0])} is no selector; give a dict from texts to strengths: {{'layer1.*': 0.3}}.")
     by_site = {site: read_strength(each) for site, each in value.items()} if isinstance(value, Mapping) else value
     session_of(module).set_strength(name, by_site)
@@ -159,8 +159,7 @@ def reset_state(module: Regulated, *names: str) -> None:
     """
     if backend_host(module) is not None:
         raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
-    session = session_of(module)
-    session.reset_state(names, dict(rewritten(module).named_parameters(remove_duplicate=False)) if session.states else {})
+    session_of(module).reset_state(names, lambda: dict(rewritten(module).named_parameters(remove_duplicate=False)))
 
 
 def model_state_dict(module: nn.Module) -> dict[str, Any]:
@@ -322,13 +321,12 @@ def _warn_unfrozen(module: Regulated) -> None:
     """Warn, once for each module, of the native dropouts that draw from torch's generator."""
     if not (roots := roots_of(module)):
         return
-    rules = rules_of(roots[0])
-    known = key if (key := rules._modules.get("key")) is not None else rules
-    if known not in _unfrozen:  # native_draws searches all graphs, so it is called once
-        _unfrozen[known] = native_draws(roots[0])
-    names = [each.site.name for each in _unfrozen[known] if each.when == "always" or roots[0].get_submodule(each.path).training]
+    session = session_of(module)
+    if session not in _unfrozen:  # native_draws searches all graphs, so it is called once
+        _unfrozen[session] = native_draws(roots[0])
+    names = [each.site.name for each in _unfrozen[session] if each.when == "always" or roots[0].get_submodule(each.path).training]
     if names:
-        _unfrozen[known] = ()
+        _unfrozen[session] = ()
         log.warning(
             "frozen_noise does not freeze %s: torch draws it, not graphreg. With own_dropout='seeded', graphreg draws what it can.",
             listed(names, 3),

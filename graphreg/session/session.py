@@ -22,7 +22,7 @@ from graphreg.planning.native_dropout import OWN_DROPOUT, OwnDropout
 from graphreg.planning.plan import Plan
 from graphreg.regularizer.base import Regularizer
 from graphreg.runtime.attach import AttachRule, check_scale
-from graphreg.runtime.build_record import Asked
+from graphreg.runtime.build_record import Asked, written_scale
 from graphreg.runtime.clock import ClockRule
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.rank_mesh import RankMesh
@@ -75,7 +75,8 @@ class Session:
         penalties: The open blocks of ``penalties_off``.
         readers: What acts by the session.
         complete: Whether there is a graph, so that a selector of ``set_strength`` must match a site at once. Later graphs may bring more.
-        may_draw: Whether a graph may come that draws noise.
+        keeps_selectors: Whether what was set for a selector counts at sites of later graphs, too, as in a backend.
+        may_draw: Whether the model may draw noise, although no graph of it is known that does.
         native: Names by which users may look for the rates of native dropout that the plan changes.
         asked: The arguments that the host was made with; a recipe consists of them.
         attaches: Whether penalties attach.
@@ -93,7 +94,7 @@ class Session:
         self.states: dict[str, State] = {}
         self.noise, self.penalties = Switches(), Switches()
         self.readers: list[Reader] = []
-        self.complete, self.may_draw = False, False
+        self.complete, self.keeps_selectors, self.may_draw = False, False, False
         self.native: frozenset[str] = frozenset()
         self.attaches = False
         self.scale: Any = None
@@ -108,7 +109,7 @@ class Session:
             " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate}). If it is a schedule, "
             f"set_strength(module, {OWN_DROPOUT!r}, ...) changes it."
         )
-        raise no_row(name, self.strengths, hint if name in self.native else "")
+        raise no_row(name, self.strengths, hint if isinstance(name, str) and name in self.native else "")
 
     def now(self) -> int:
         """Return the number of the call in train mode whose strengths count now."""
@@ -130,6 +131,8 @@ class Session:
         if isinstance(value, Mapping):
             row.require_by_site()
             row.set({selector: self._checked(row, each) for selector, each in value.items()}, not self.complete)
+            if self.complete and not self.keeps_selectors:
+                row.keep_sites()
         else:
             row.set_all(self._checked(row, value))
         self._tell(row)
@@ -144,7 +147,7 @@ class Session:
             name: {site: self._checked(row, value) for site, value in changed.get(name, {}).items()} for name, row in self.strengths.items()
         }
         for name, row in self.strengths.items():
-            if row.changed() != checked[name]:
+            if list(row.changed().items()) != list(checked[name].items()):  # of selectors that wait, the last one counts
                 row.restore(checked[name])
                 self._tell(row)
 
@@ -165,7 +168,7 @@ class Session:
         return checked
 
     def _tell(self, row: Row) -> None:
-        if isinstance(self.clock, ClockRule):
+        if isinstance(self.clock, ClockRule) and row.has_clock:
             self.clock.set(row.name, lambda element: row.at(element.site, element.planned) if element.site else row.others)
         for reader in self.readers:
             reader.on_strength_changed(row)
@@ -189,6 +192,8 @@ class Session:
                     raise NoMatchError(text(row, selector))
                 if missing == "warn":
                     warn(f"set_strength: {row.no_site(selector)}")
+            if not self.keeps_selectors:
+                row.keep_sites()
         self.complete = True
 
     @contextmanager
@@ -197,7 +202,8 @@ class Session:
 
         Selectors then wait again. What was set stays.
         """
-        before = {row: {name: copy.copy(value) for name, value in vars(row).items()} for row in self.strengths.values()}
+        found = ("sites", "planned", "given", "chosen", "awaited")
+        before = {row: {name: copy.copy(getattr(row, name)) for name in found} for row in self.strengths.values()}
         complete, native = self.complete, self.native
         try:
             yield
@@ -258,13 +264,14 @@ class Session:
         """Return the states that are saved. The others consist of parameters alone, and are in ``state_dict``."""
         return {name: state for name, state in self.states.items() if state.is_saved}
 
-    def reset_state(self, names: Sequence[str], parameters: Mapping[str, Tensor]) -> None:
-        """Reset the states that regularizers keep: see ``graphreg.reset_state``. ``parameters``: those of the model, by name."""
+    def reset_state(self, names: Sequence[str], parameters: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Reset the states that regularizers keep: see ``graphreg.reset_state``. ``parameters`` returns those of the model, by name."""
         for name in names:
             if name not in self.states:
                 raise NoMatchError(f"no regularizer that keeps a state is named {name!r}. Names: {', '.join(self.states) or 'none'}.")
+        present = parameters() if self.states else {}
         for name in names or self.states:
-            self.states[name].reset(parameters)
+            self.states[name].reset(present)
 
     # Noise
 
@@ -315,7 +322,7 @@ class Session:
         return self.penalties.block(False, self._tell_switched)
 
     def _tell_switched(self) -> None:
-        for reader in self.readers:
+        for reader in tuple(self.readers):
             reader.on_switched(self)
         for counter in self.counters():
             counter.settle()
@@ -329,4 +336,4 @@ class Session:
         """Return the arguments with which a host of the same kind would be made, with the present seeds."""
         if self.asked is None:
             raise GraphRegError(NO_GRAPH)
-        return dataclasses.replace(self.asked, seeds=dict(self.streams.seeds))
+        return dataclasses.replace(self.asked, seeds=dict(self.streams.seeds), scale=written_scale(self.scale))

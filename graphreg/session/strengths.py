@@ -81,7 +81,7 @@ class Row:
     @property
     def is_scheduled(self) -> bool:
         """Whether a strength is a schedule now."""
-        values = (self.others, *self.planned.values(), *self.given.values())
+        values = (self.others, *self.elements(self.planned), *self.changed().values())
         return any(isinstance(value, Schedule) for value in values)
 
     def learn(self, sites: Mapping[str, Site], planned: Mapping[str, float]) -> None:
@@ -89,10 +89,10 @@ class Row:
         if not self.by_site:
             return
         self.planned |= planned
-        for name, site in sites.items():
-            if name not in self.sites:
-                self.sites[name] = site
-                self._choose(site)
+        new = {name: site for name, site in sites.items() if name not in self.sites}
+        self.sites |= new
+        for site in new.values():
+            self._choose(site)
 
     def set(self, values: Mapping[str, float], may_wait: bool) -> None:
         """Set strengths by site, selector or ``OWN``.
@@ -110,11 +110,16 @@ class Row:
             self.given.pop(selector, None)  # so that it comes last
             self.given[selector] = value
             self.chosen |= dict.fromkeys(matched[selector], value)
-            self.awaited += () if matched[selector] else (selector,)
+            if not matched[selector] and selector not in self.awaited:
+                self.awaited += (selector,)
 
     def set_all(self, value: float) -> None:
         """Set the strength at all sites."""
         self.given, self.chosen, self.awaited = {OWN: value}, {}, ()
+
+    def keep_sites(self) -> None:
+        """Let selectors stand for the sites that they have matched, and not for those of later graphs."""
+        self.given = self.changed()
 
     def restore(self, given: Mapping[str, float]) -> None:
         """Set what ``changed`` returned, and reset everything else to the plan. Sites need not be known."""

@@ -21,7 +21,12 @@ class Switches:
     @property
     def state(self) -> bool | None:
         """True if something is on in every mode, False if it is off in every mode, None if the modules' modes decide."""
-        return next(reversed(self._open.values()), None)
+        return next(reversed(tuple(self._open.values())), None)
+
+    @property
+    def has_on(self) -> bool:
+        """Whether a block that switches on is open, also around one that switches off."""
+        return True in tuple(self._open.values())
 
     @contextmanager
     def block(self, on: bool, switched: Callable[[], None]) -> Iterator[None]:

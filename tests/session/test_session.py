@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch.func import functional_call, vmap
 
 import graphreg
 from graphreg import GraphRegError, schedules
+from graphreg.session.hosts import session_of
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 SITES = ("1", "3")
@@ -144,3 +148,82 @@ def test_strengths_with_a_schedule_have_no_buffers_and_other_hosts_are_refused()
     for host in (graphreg.regularize_(net(), hidden_l1=0.1), graphreg.backend(hidden_l1=0.1)):
         with pytest.raises(GraphRegError, match=r"strength_buffers is for what graphreg\.regularize returned"):
             graphreg.strength_buffers(host)
+
+
+class Deeper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2, self.l3, self.a1, self.a2 = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor, more: bool = False) -> Any:
+        x = self.a1(self.l1(x))
+        x = self.a2(self.l2(x)) if more else x
+        return self.l3(x)
+
+
+def test_in_place_a_selector_means_the_sites_of_its_time_and_copies_agree() -> None:
+    model = graphreg.regularize_(Deeper(), example_inputs=X, penalties="return", hidden_l1=0.1, rng=0)
+    graphreg.set_strength(model, "hidden_l1", {"a*": 0.5})
+    for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        each(X, more=True)
+        assert graphreg.site_strengths(each)["hidden_l1"] == {"a1": 0.5, "a2": 0.1}
+
+
+def test_copies_have_the_scale_that_was_set() -> None:
+    model = graphreg.regularize_(net(), example_inputs=X, penalties="attach", hidden_l1=0.1, rng=0, scale=2.0)
+    session_of(model).set_scale(8.0)
+    assert [session_of(each).scale for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)))] == [8.0, 8.0]
+    assert graphreg.recipe(model)["scale"] == 8.0
+
+
+def test_the_last_waiting_selector_counts_in_a_restored_session_too() -> None:
+    first, second = (graphreg.regularize_(net(), penalties="return", hidden_l1=0.1) for _ in "ab")
+    graphreg.set_strength(first, "hidden_l1", {"1": 0.3, "*": 0.5})
+    graphreg.set_strength(second, "hidden_l1", {"*": 0.5, "1": 0.3})
+    session_of(second).restore_strengths(session_of(first).changed_strengths())
+    for each in (first, second):
+        each(X)
+        assert graphreg.site_strengths(each)["hidden_l1"] == {"1": 0.5, "3": 0.5}
+
+
+def test_what_another_regularizer_has_leaves_the_clock_alone() -> None:
+    module = graphreg.regularize(net(), hidden_dropout=0.5, hidden_l1=schedules.linear(0.1, 1, 4), rng=0)
+    clock = module.graphreg_rules.clock
+    before = clock.numbers, clock.now
+    graphreg.set_strength(module, "hidden_dropout", 0.1)
+    assert clock.numbers is before[0] and clock.now is before[1]
+    with torch.inference_mode():
+        graphreg.set_strength(module, "hidden_l1", 0.2)
+    assert not clock.now.is_inference()
+
+
+def test_a_schedule_that_was_replaced_is_none() -> None:
+    backend, _ = by_backend(hidden_l1=schedules.linear(0, 0.5, 10), rng=0)
+    graphreg.set_strength(backend, "hidden_l1", 0.1)
+    assert not session_of(backend).strength("hidden_l1").is_scheduled
+
+
+@pytest.mark.parametrize("make", HOSTS.values(), ids=list(HOSTS))
+def test_no_selector_is_empty_and_no_name_a_list(make: Callable[..., Any]) -> None:
+    host, _ = make(hidden_l1=0.1, rng=0)
+    with pytest.raises(GraphRegError, match="'' is no selector"):
+        graphreg.set_strength(host, "hidden_l1", {"": 0.1})
+    with pytest.raises(GraphRegError, match="no regularizer is named"):
+        graphreg.set_strength(host, ["hidden_l1"], 0.1)  # type: ignore[arg-type]
+
+
+def test_a_call_that_raises_takes_back_its_own_number_alone() -> None:
+    """Also if another thread calls between."""
+    module = graphreg.regularize(net(), hidden_dropout=0.5, rng=0)
+
+    def elsewhere(*_: Any) -> None:
+        thread = threading.Thread(target=lambda: module(X))
+        handle.remove()
+        thread.start()
+        thread.join()
+        raise ValueError("here")
+
+    handle = module.get_submodule("0").register_forward_hook(elsewhere)
+    with pytest.raises(ValueError, match="here"):
+        module(X)
+    assert graphreg.rng_state(module)["call"] == 2
