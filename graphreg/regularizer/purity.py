@@ -231,7 +231,10 @@ def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[byt
 
 
 def _python_states() -> list[Any]:
-    return [random.getstate(), *((str(numpy.random.get_state()),) if (numpy := sys.modules.get("numpy")) else ())]
+    if (numpy := sys.modules.get("numpy")) is None:
+        return [random.getstate()]
+    kind, words, *rest = numpy.random.get_state()
+    return [random.getstate(), (kind, words.tobytes(), *rest)]
 
 
 @contextmanager

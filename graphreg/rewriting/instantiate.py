@@ -36,7 +36,8 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
     edits. The streams in a state that ``rng_state`` returned have these names, so a new version of graphreg must not change the names.
     """
     own = {"key", "attach"} | ({CLOCK, OWN_DROPOUT} if plan.is_scheduled else set())
-    taken = {*dir(Rules()), *own, *plan.regularizers}
+    of_rules = set(dir(Rules()))
+    taken = {*of_rules, *own, *plan.regularizers}
     names: dict[int | str, str] = {}
     bases: dict[int | str, str] = {i: f"{identifier(edit.site.name)}_{edit.name}" for i, edit in enumerate(plan.edits)}
     for i, base in (bases | {site: f"{identifier(site)}_wrt" for site in plan.tracked}).items():
@@ -52,7 +53,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
             name += "_"
         taken.add(name)
         names[i] = name
-    clash = [name for name in plan.regularizers if name in {*dir(Rules()), *own, "strengths"}]
+    clash = [name for name in plan.regularizers if name in {*of_rules, *own, "strengths"}]
     if clash:
         raise RegularizerError(f"name={clash[0]!r} is a name that torch modules or graphreg use for themselves; choose another name.")
     return names

@@ -236,7 +236,7 @@ class _Lowering:
         node = self.where[name]
         chain = _InsertionChain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
-        is_external = (spliced or tracked) and self.aliases.is_external(node)
+        is_external = written and (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
             track = self.names[name]
             chain.point = chain.value = self._add(chain.point, Kind.TRACK, track, f"{RULES}.{track}", (node,), site=name, replaces=node)

@@ -26,6 +26,7 @@ from graphreg.torch_internals.autograd import NO_BACKWARD, backward_task
 from graphreg.torch_internals.distributed import has_process_group, is_distributed
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.other_threads import is_compiling
+from graphreg.tracing.proof.proof import PROVABLE
 
 
 class AroundCall:
@@ -58,8 +59,8 @@ class AroundCall:
 
         self.in_group = has_process_group()
         if self.compiled is not None:
-            asks = rules.is_uncalled or rules.awaits_device or rules.prover is not None or rules.regularized or rules.unseen is not None
-            if asks or self.compiled or self.in_group:
+            asks = rules.is_uncalled or rules.awaits_device or rules.regularized or rules.unseen is not None
+            if asks or self.compiled or self.in_group or (rules.prover is not None and self._is_unproved()):
                 self._check_call(rules)
         self.before = None if rules.stage_calls is None else rules.stage_calls.begin(self.module)
 
@@ -81,7 +82,7 @@ class AroundCall:
         module = self.module
         if rules.awaits_device:
             rules.settle_device(module)
-        proves = rules.prover is not None and rules.awaits_proof
+        proves = rules.prover is not None and self._is_unproved()
         if proves or self.compiled:  # compiled code cannot trace the model for another structure of arguments
             forward: Any = type(module).forward
             if forward.check is not None:
@@ -97,6 +98,10 @@ class AroundCall:
             refuse_parallelized(rules)
         if rules.unseen is not None:  # last: what is refused needs no warning
             rules.unseen.look()
+
+    def _is_unproved(self) -> bool:
+        """Whether this call can prove the graph of the mode that the module is in."""
+        return self.rules.unproved.get("train" if self.module.training else "eval") in PROVABLE
 
     def after(self, result: Any) -> Any:
         """Return the result of the call as the user gets it."""
