@@ -13,7 +13,7 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_flag
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class, strip
-from graphreg.in_place.shared_session import SharedSession, shared_session
+from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.structure import Options, bare, owner_refused
 from graphreg.ir.module_record import ORIGINAL, PLACED
 from graphreg.ir.selector import Missing, Selector
@@ -26,6 +26,7 @@ from graphreg.recipes.arguments import RecipeLike, by_recipe
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.rewriting.instantiate import device_of, seed
 from graphreg.runtime.attach import Penalties, Scale
+from graphreg.session.streams import GrowingStreams
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.versions import warn_if_untested
 from graphreg.tracing.fake_inputs import arguments
@@ -109,7 +110,7 @@ def regularize_(
     _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
-    session = shared_session(named, seeds, device_of(model), own_dropout)
+    session = SharedSession(named, GrowingStreams(seeds, device_of(model)), own_dropout)
     _make_states(session, model, missing)
     placed = Placed(options, session)
     _install(model, placed, example_inputs, before)

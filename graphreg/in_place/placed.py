@@ -17,7 +17,7 @@ from graphreg.blocks.placed_block import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
-from graphreg.in_place.shared_session import SharedSession, shared_session
+from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.structure import (
     Numbers,
     Options,
@@ -42,6 +42,7 @@ from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
 from graphreg.session.hosts import InPlaceHost, record_of, rules_of
 from graphreg.session.session import Session
+from graphreg.session.streams import GrowingStreams
 from graphreg.session.strengths import Row
 from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
 from graphreg.torch_internals.dynamo_marks import disable, skip_frame
@@ -457,7 +458,7 @@ def _unpickled(
 
     ``strengths`` and ``unsettled`` are those of earlier versions; ``chosen`` has all that was set.
     """
-    session = shared_session(options.regularizers, state["seeds"], torch.device("cpu"), options.own_dropout)
+    session = SharedSession(options.regularizers, GrowingStreams(state["seeds"], torch.device("cpu")), options.own_dropout)
     placed = Placed(options, session)
     session.take_strengths(chosen, awaited)
     session.load(state)

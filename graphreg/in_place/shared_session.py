@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from graphreg.planning.native_dropout import OwnDropout
@@ -35,9 +34,7 @@ class SharedSession(Session):
 
     streams: GrowingStreams
 
-    def __init__(
-        self, regularizers: Mapping[str, Regularizer], streams: GrowingStreams, own_dropout: OwnDropout, device: torch.device
-    ) -> None:
+    def __init__(self, regularizers: Mapping[str, Regularizer], streams: GrowingStreams, own_dropout: OwnDropout) -> None:
         super().__init__(regularizers, streams, own_dropout)
         self.own_dropout = own_dropout
         self.owners: dict[str, weakref.ref[nn.Module]] = {}
@@ -45,7 +42,7 @@ class SharedSession(Session):
         self.home.session = self
         self.home.add_module("key", streams.key)
         if scheduled := {ScheduledElement(name, OWN, row.own): row.own for name, row in self.strengths.items() if row.has_clock}:
-            self.clock = ClockRule(scheduled, device)
+            self.clock = ClockRule(scheduled, streams.key.step.device)
             self.home.add_module(CLOCK, self.clock)
         for name, regularizer in regularizers.items():
             if "state" in regularizer.takes:
@@ -65,7 +62,7 @@ class SharedSession(Session):
     def copied(self) -> SharedSession:
         """Return a session for a copy of the model: it has the same strengths, seeds, states and calls, and no graph yet."""
         regularizers = {name: row.regularizer for name, row in self.strengths.items() if row.regularizer is not None}
-        twin = SharedSession(regularizers, self.streams.copied(), self.own_dropout, self.streams.key.step.device)
+        twin = SharedSession(regularizers, self.streams.copied(), self.own_dropout)
         twin.take_strengths(self.changed_strengths(), self.awaited())
         for name, state in self.states.items():
             twin.states[name].load(state.saved())
@@ -113,10 +110,3 @@ class SharedSession(Session):
         present = {id(each) for state in self.states.values() for each in state.children()}
         held = [child.held for child in rules.children() if isinstance(child, StateHoldingTotal)]
         return any(id(each) not in present for states in held for each in states)
-
-
-def shared_session(
-    regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device, own_dropout: OwnDropout
-) -> SharedSession:
-    """Return the session of a model that has no graph yet."""
-    return SharedSession(regularizers, GrowingStreams(seeds, device), own_dropout, device)

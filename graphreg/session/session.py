@@ -85,12 +85,10 @@ class Session:
 
     asked: Asked | None = None
 
-    def __init__(
-        self, regularizers: Mapping[str, Regularizer], streams: Streams, own_dropout: OwnDropout = "keep",
-        clock: ClockRule | CallClock | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, regularizers: Mapping[str, Regularizer], streams: Streams, own_dropout: OwnDropout = "keep") -> None:
         self.strengths = table(regularizers, own_dropout)
-        self.streams, self.clock = streams, clock
+        self.streams = streams
+        self.clock: ClockRule | CallClock | None = None
         self.states: dict[str, State] = {}
         self.noise, self.penalties = Switches(), Switches()
         self.readers: list[Reader] = []
