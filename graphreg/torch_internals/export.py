@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch._guards import tracing
 from torch.fx.experimental import proxy_tensor
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
@@ -61,6 +63,15 @@ def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
 def silence_export(changes: Changes) -> None:
     """Prevent torch.export from printing its graph when it fails, until the block of ``changes`` ends. The error states the reason."""
     changes.put(import_module(_PRINTS), "print", only_here(lambda *args, **kwargs: None, print))
+
+
+def apart_from_compilation() -> AbstractContextManager[Any]:
+    """Open a block in which torch.export does not know that this thread is in the midst of a compilation, such as in a backend.
+
+    It would add its guards on sizes to those of the code that is being compiled, which has other arguments. torch then raises "Guard
+    failed on the same frame it was created" (torch 2.13, also for a plain torch.export in a backend).
+    """
+    return tracing(None)
 
 
 class _PythonsOperators(PythonReferenceAnalysis):

@@ -104,6 +104,11 @@ def restore_randomness(state: Randomness) -> None:
         torch.set_rng_state(torch.frombuffer(bytearray(state.states[1]), dtype=torch.uint8))
 
 
+def may_be_anothers() -> bool:
+    """Return whether a draw that was found may be another thread's: then what runs now is discarded and run again, with a count."""
+    return bool(_thread.in_doubt)
+
+
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts this thread's operations that draw from torch's default generators. A dispatch mode acts in one thread only."""
 

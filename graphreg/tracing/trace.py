@@ -34,7 +34,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.random_state import randomness, restore_randomness, with_draws_restored
+from graphreg.torch_internals.random_state import may_be_anothers, randomness, restore_randomness, with_draws_restored
 from graphreg.torch_internals.torch_modes import tracer_here
 from graphreg.torch_internals.trace_state import restore_after_trace
 from graphreg.torch_internals.versions import warn_if_untested
@@ -332,7 +332,7 @@ def _trace_with(
         traced = _proved(_trace_symbolically(model, specialized, bound, call), call, proving)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
-        if front_end == "symbolic" or (call is None and not isinstance(symbolic_error, TraceError)):
+        if front_end == "symbolic" or may_be_anothers() or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
         return _exported_after(symbolic_error, model, specialized, call, proving)
     opaque_stacks = [path for path in stacks(model) if path in traced.opaque_modules]

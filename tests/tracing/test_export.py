@@ -612,3 +612,14 @@ def test_a_question_how_an_input_lies_in_memory(ask: Callable[[Tensor], Any]) ->
     placed = graphreg.regularize_(copy.deepcopy(model), front_end="export", weight_l2=0.1, scale=1)
     for each in (y, other, y):
         assert torch.equal(placed(x, each), model(x, each))
+
+
+def test_in_a_backend() -> None:
+    """A backend that exports another model leaves no guards on that model's sizes in what is being compiled."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphreg.trace(nn.Linear(4, 2), torch.randn(5, 4), front_end="export")
+        return graph.forward
+
+    x = torch.randn(3, 2)
+    assert torch.equal(torch.compile(nn.Tanh(), backend=backend)(x), torch.tanh(x))

@@ -377,9 +377,9 @@ def _stressed(shared: bool, seconds: float) -> None:
             work(Net())
         before = _places()
         # Over a longer time, draws of a thread that trains disturb a proof (docs/limits.md). And torch.export puts fake tensors into its
-        # model for the time of its trace, also without graphreg: nobody else can run that model meanwhile.
-        fails = {"train", "export"} if shared else {"train"}
-        for works in [pair for pair in PAIRS if not seconds or fails.isdisjoint(pair)]:
+        # model for the time of its trace, also without graphreg: nobody else can run or copy that model meanwhile.
+        fails = ({"train"} if seconds else set()) | ({"export"} if shared else set())
+        for works in [pair for pair in PAIRS if fails.isdisjoint(pair)]:
             torch.compiler.reset()
             stress(works, shared, seconds)
             now = _places()

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
-from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, silence_export
+from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, apart_from_compilation, silence_export
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER
 from graphreg.torch_internals.modules import plain_transformers
 from graphreg.torch_internals.patching import Changes, raise_interrupt
@@ -141,7 +141,7 @@ def _export_modes(
 def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
     # torch.export takes no dynamic shapes for arguments that ``**kwargs`` takes
-    with spelled_out(model, call[1]), recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
+    with apart_from_compilation(), spelled_out(model, call[1]), recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder
