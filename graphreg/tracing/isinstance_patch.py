@@ -94,13 +94,16 @@ def _number_isinstance(value: object, kinds: Any) -> bool:
 
 
 def _model_code(root: nn.Module) -> Iterator[Any]:
-    """Yield the code that may run with the model: members of its modules' classes and their bases, hooks, and callable attributes."""
+    """Yield the code that may run with the model: members of its modules' classes and their bases, hooks, and callable attributes.
+
+    What libraries add to ``nn.Module`` itself is left out: transformers does, and would be searched for every model of the process.
+    """
     seen: dict[type, None] = {}
     for module in root.modules():
         seen.update(dict.fromkeys(type(module).__mro__))
         yield from forward_hooks(module)
         yield from (value for value in vars(module).values() if callable(value))
-    for kind in seen:
+    for kind in seen.keys() - {nn.Module, object}:
         yield from vars(kind).values()
 
 

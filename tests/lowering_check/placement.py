@@ -266,6 +266,8 @@ class Placed:
 
     def _written_between(self, node: fx.Node, reader: fx.Node) -> bool:
         """Return whether an operation after ``node`` and before ``reader`` may write into the value of ``node``."""
+        if not self.writers:  # else bases are asked for, which probes operations
+            return False
         order, bases = self.aliases.order, self.aliases.bases(node)
         return any(order[node] < order[writer] < order[reader] and not bases.isdisjoint(written) for writer, written in self.writers)
 
