@@ -235,7 +235,7 @@ class Backend(BackendHost, RenamedAttributes):
 
     def _run(self, subgraph: Subgraph, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
-        self._require(subgraph)
+        self._require_runnable(subgraph)
         if (claim := self._claims.get(subgraph.number)) is not None:
             mode = "train" if is_training(call.model) else "eval"
             prove(claim, (tuple(values), {}), Proving((mode,), at_call=True))
@@ -246,7 +246,7 @@ class Backend(BackendHost, RenamedAttributes):
         self._ran(subgraph, call, outputs)
         return outputs
 
-    def _require(self, subgraph: Subgraph) -> None:
+    def _require_runnable(self, subgraph: Subgraph) -> None:
         """Raise GraphRegError if a mode changed without a new capture, or if a graph with noise or a schedule runs inside a backward pass.
 
         Activation checkpointing runs a forward again in a backward pass. The second forward would have other masks and other strengths than

@@ -198,14 +198,14 @@ class Placed(InPlaceHost):
             try:
                 key, fitting = self._prepared(model, form, args, kwargs)
                 with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
-                    return around.after(self._run(model, form, key, args, kwargs, fitting))
+                    return around.after(self._run_graph(model, form, key, args, kwargs, fitting))
             finally:
                 end_turn()
         if running[1] == (key := form.key(args, kwargs, self.loosened)):
-            return self._run(model, form, key, args, kwargs, running[2])
-        return self._run(model, form, *self._prepared(model, form, args, kwargs), args, kwargs)
+            return self._run_graph(model, form, key, args, kwargs, running[2])
+        return self._run_graph(model, form, *self._prepared(model, form, args, kwargs), args, kwargs)
 
-    def _run(self, model: nn.Module, form: CallForm, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph]) -> Any:
+    def _run_graph(self, model: nn.Module, form: CallForm, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph]) -> Any:
         shapes, tried = shapes_of(args, kwargs) if fitting[0].asks else (), list[StructureGraph]()
         while True:
             for graph in fitting:

@@ -70,6 +70,11 @@ class CallsAhead(_OfOneModule):
         self.known: KeysAhead | None = None
         self.last: Tensor | None = None
 
+    def holds(self, step: Tensor) -> int:
+        """Return how many references this object has to the number of a call."""
+        known, place = self.known, None if self.known is None else self.known.places.get(id(step))
+        return (self.last is step) + (known is not None and place is not None and known.steps[place] is step)
+
     def after(self, step: Tensor, streams: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the number and the keys of the call after call ``step``; None if they have to be computed at the call.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
+from graphreg.rng.ahead import CallsAhead
 from graphreg.rng.operators import between_calls
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import running
@@ -81,6 +82,8 @@ class Counter(RuntimeModule):
     Attributes:
         product: The name of the buffer that holds what the next call needs.
         step: The number of the next call, int64 [1].
+        ahead: Makes what later calls need, in eager code; None if that is not worth it.
+        streams: What ``ahead`` makes it from, int64 [streams].
         free: 0 while the noise is frozen, else 1, int64 [1]. Compiled graphs read it and not ``frozen_call``: it is a tensor, so freezing
             the noise does not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
         in_backward_text: The error for a forward that runs in a backward pass.
@@ -94,6 +97,8 @@ class Counter(RuntimeModule):
     lent_text: ClassVar[str]
     step: Tensor
     free: Tensor
+    streams: Tensor
+    ahead: CallsAhead | None = None
 
     def __init__(self, description: str) -> None:
         super().__init__(description)
@@ -127,17 +132,6 @@ class Counter(RuntimeModule):
     @abstractmethod
     def made_unless_frozen(self, step: Tensor, present: Tensor) -> Tensor:
         """Return ``made(step)``, or ``present`` if the noise is frozen. Tensor operations decide that, so one compiled graph does both."""
-
-    def following(self) -> tuple[Tensor, Tensor] | None:
-        """Return the number of the next call and what it needs, if that has been made ahead; None here, subclasses override it."""
-        return None
-
-    def held_ahead(self) -> int:
-        """Return how many references to ``step`` what was made ahead has; 0 here, subclasses override it."""
-        return 0
-
-    def has_made(self, step: Tensor) -> None:
-        """Called after what call ``step`` needs was made at the call before, in eager code. Does nothing here; subclasses override it."""
 
     @abstractmethod
     def warn_of_export(self) -> None:
@@ -186,7 +180,7 @@ class Counter(RuntimeModule):
         if jit_trace() is not None:
             raise GraphRegError(self.jit_text)
         step: Any = self._buffers["step"]
-        if is_wrapped(step) or (self.frozen_call is None and is_lent(step, 2 + self.held_ahead())):
+        if is_wrapped(step) or (self.frozen_call is None and is_lent(step, 2 + (0 if self.ahead is None else self.ahead.holds(step)))):
             raise GraphRegError(self.lent_text)
 
         if innermost_transform() is None:
@@ -203,9 +197,24 @@ class Counter(RuntimeModule):
 
         If the call raises, its number is free again, unless another call has taken the next one (``_take_back``).
         """
-        step: Any = self._buffers["step"]
-        beyond = self.beyond
-        needed = self._counted()
+        present, step = self._buffers[self.product], self._buffers["step"]
+        assert present is not None and step is not None
+        beyond, needed, is_frozen = self.beyond, present, self.frozen_call is not None
+
+        following = None if is_frozen or self.ahead is None else self.ahead.after(step, self.streams)
+        if following is None:
+            following = step + 1, present
+            if type(following[0]) is not type(step):  # shape propagation runs the module on fake tensors
+                return present
+            if is_frozen:
+                number = self._number()
+                needed = present if number == self.frozen_call else self.made(torch.full_like(step, number))
+            else:
+                following = following[0], self.made(following[0])
+                if self.ahead is not None:
+                    self.ahead.last = following[0]
+        self._buffers["step"], self._buffers[self.product] = following
+
         if running.call is not None:
             running.call.append(partial(self._take_back, step, beyond, weakref.ref(self._buffers["step"]), self.beyond))
         return needed
@@ -219,23 +228,6 @@ class Counter(RuntimeModule):
             self.beyond = beyond if self.beyond == next_beyond else self.beyond
             if self.frozen_call is None:  # not the former product: streams may have been added since
                 self._buffers[self.product] = self.made(step)
-
-    def _counted(self) -> Tensor:
-        present = self._buffers[self.product]
-        if present is not None and self.frozen_call is None and (following := self.following()) is not None:
-            self._buffers["step"], self._buffers[self.product] = following
-            return present
-        step = self.step + 1
-        assert present is not None
-        if type(step) is not type(self.step):  # shape propagation runs the module on fake tensors
-            return present
-        self._buffers["step"] = step
-        if self.frozen_call is None:
-            self._buffers[self.product] = self.made(step)
-            self.has_made(step)
-            return present
-        number = self._number()
-        return present if number == self.frozen_call else self.made(torch.full_like(step, number))
 
     def _number(self) -> int:
         """Return the number of this thread's call while the noise is frozen: of the call that the thread repeats, or else a new number."""

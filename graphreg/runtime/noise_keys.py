@@ -59,17 +59,6 @@ class KeyRule(Counter):
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64, device="cpu"), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
-    def following(self) -> tuple[Tensor, Tensor] | None:
-        return self.ahead.after(self.step, self.streams)
-
-    def held_ahead(self) -> int:
-        step, ahead = self.step, self.ahead
-        place = None if ahead.known is None else ahead.known.places.get(id(step))
-        return (ahead.last is step) + (place is not None and ahead.known is not None and ahead.known.steps[place] is step)
-
-    def has_made(self, step: Tensor) -> None:
-        self.ahead.last = step
-
     def made(self, step: Tensor) -> Tensor:
         return call_keys(self.streams, step)
 
