@@ -299,7 +299,8 @@ def cells(b: Builder) -> Stmt | None:
 @statement(1)
 def embedding(b: Builder) -> Stmt | None:
     found = [at for at, t in b.tensors.items() if isinstance(t, Tensor) and t.dtype == torch.int64]
-    return call(b, b.rng.choice(found), "emb", "nn.Embedding(6, 4)", PRODUCT) if found else None
+    # 64: no axis is longer of which an index is taken; a model that raises for an index, and does nothing with the row, is no case
+    return call(b, b.rng.choice(found), "emb", "nn.Embedding(64, 4)", PRODUCT) if found else None
 
 
 # Views. An unknown view is one of which the roles are not told here: whether a read of it is a read of what it views.
