@@ -5,6 +5,7 @@ One hypothesis profile for the whole suite: nothing depends on how fast the mach
 """
 
 import gc
+import itertools
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -29,10 +30,20 @@ settings.register_profile("random", steady, derandomize=False)
 settings.load_profile("steady")
 
 
+finished = itertools.count(1)
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
-    """Each test compiles for itself; Dynamo's limits count over a process."""
+    """Each test compiles for itself; Dynamo's limits count over a process.
+
+    What torch, sympy and the tests keep for good is put aside now and then: the Trainer collects garbage several times a run, and that took
+    half a second of each.
+    """
     torch._dynamo.reset()
+    if not next(finished) % 100:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
