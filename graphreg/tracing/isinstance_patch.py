@@ -81,14 +81,7 @@ class TracedType(type, metaclass=_AnswersType):
     """What a model's code has in place of ``type`` during a trace."""
 
 
-def sizes_are_numbers(changes: Changes, places: Iterable[Globals]) -> None:
-    """Make ``isinstance`` take symbolic sizes for numbers, in code whose globals are in ``places``, until the block of ``changes`` ends."""
-    for place in places:
-        if "isinstance" not in place:
-            changes.put(place, "isinstance", _number_isinstance)
-
-
-def _number_isinstance(value: object, kinds: Any) -> bool:
+def number_isinstance(value: object, kinds: Any) -> bool:
     """Do what ``isinstance`` does, but take a symbolic size of torch.export for a number."""
     return builtins.isinstance(_NUMBERS.get(type(value), value), kinds)
 
@@ -124,7 +117,9 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
         for place in _distinct_globals(list(waiting.pop().values())):
             if id(place) not in seen:
                 seen.add(id(place))
-                if _package(place) in packages or _is_file(place):
+                # a file beside a script has no package, and may hold code of the model
+                is_file = "__path__" not in place and "." not in str(place.get("__name__", ".")) and not _is_foreign(place)
+                if _package(place) in packages or is_file:
                     namespaces[id(place)] = place
                     waiting.append(place)
     return list(namespaces.values())
@@ -134,11 +129,6 @@ def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
     """Return the namespaces of these modules, functions and classes, each once."""
     places = {id(place): place for thing in things if type(thing) not in _DATA and (place := _globals_of(thing)) is not None}
     return list(places.values())
-
-
-def _is_file(place: Globals) -> bool:
-    """Return whether a namespace is that of a module without a package, such as a file beside a script."""
-    return "__path__" not in place and "." not in str(place.get("__name__", ".")) and not _is_foreign(place)
 
 
 def _is_foreign(place: Globals) -> bool:

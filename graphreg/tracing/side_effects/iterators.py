@@ -76,7 +76,7 @@ class ContextVariable(StatePlace):
 class IteratorPosition(StatePlace):
     """The position of an iterator that is an attribute or variable. ``restore`` replaces the iterator by a copy made before the forward."""
 
-    def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:
+    def __init__(self, owner: Any, name: str, holder: Attributes, key: str, copied: Any) -> None:
         """Note the position.
 
         Args:
@@ -84,9 +84,9 @@ class IteratorPosition(StatePlace):
             name: The name of the iterator, for errors.
             holder: The place that has the iterator as an attribute or variable.
             key: The name of that attribute or variable.
+            copied: A copy of the iterator, from its present position.
         """
-        self.holder, self.key = holder, key
-        self.copied = _copied(owner)
+        self.holder, self.key, self.copied = holder, key, copied
         super().__init__(owner, name)
 
     def read(self) -> Any:
@@ -97,6 +97,7 @@ class IteratorPosition(StatePlace):
             yield self.name
 
     def restore(self) -> None:
+        # if the forward has put another iterator there, the holder itself puts this one back
         if self.read() != self.content and self.holder.read().get(self.key) is self.owner:
             self.holder.set(self.key, self.copied)
 
@@ -114,12 +115,7 @@ def is_iterator(value: Any) -> bool:
     return kind.__module__ in ("builtins", "itertools", "_queue") and (hasattr(kind, "__next__") or kind.__name__ == "SimpleQueue")
 
 
-def can_be_copied(value: Any) -> bool:
-    """Return whether an iterator can be copied without copying tensors."""
-    return _copied(value) is not NOTHING
-
-
-def _copied(value: Any) -> Any:
+def copied_iterator(value: Any) -> Any:
     """Return a copy of an iterator that continues from the same place; NOTHING if it cannot be copied or would copy tensors."""
     memo: dict[int, Any] = {}
     try:
@@ -133,6 +129,7 @@ def _copied(value: Any) -> Any:
 def _position(value: Any) -> Any:
     """Return the position of an iterator, in a form that can be compared."""
     if is_iterator(value):
+        # what pickle would write: what makes the iterator, what it runs over, and how far it is
         made = value.__reduce__()
         return (getattr(made[0], "__name__", ""), *map(_position, made[1:]))
     if issubclass(type(value), tuple):

@@ -205,6 +205,7 @@ class _StateSearch:
             if not is_foreign_class(value):
                 self.code.classes[value] = None
                 self._class(value)
+                # code that mentions a class may make objects of it
                 for name in ("__new__", "__init__"):
                     self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
@@ -272,6 +273,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
         elif kind in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
             subscripts = True
         elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            # ``self.seen.append(x)`` loads ``seen``, the container, directly before ``append``
             if name in _MUTATORS and loaded:
                 items.add(loaded)
             loaded = name
@@ -279,6 +281,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
         elif kind not in ("PUSH_NULL", "CACHE", "PRECALL"):
             loaded = ""
 
+    # which name is that of the container in ``a[b] = c``, the instructions do not show
     outer = Assigned(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
     inner = (assigned_by(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return functools.reduce(Assigned.__or__, inner, outer)

@@ -21,18 +21,6 @@ from graphreg.tracing.symbolic.questions import class_of, require_attribute, tex
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
-
-def _tests_class(frame: types.FrameType) -> bool:
-    """Return whether the Python code of a frame, in which ``__class__`` was read, may be checking a class.
-
-    Otherwise the reader was torch's argument parser, C++ code without a frame of its own, which
-    must get the proxy's class.
-    """
-    code, place = frame.f_code, frame.f_globals
-    by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
-    return by_name or place.get("__name__") == "functools" or matches_class(frame)
-
-
 _FIELDS = ("tracer", "node")
 # whose proxies read attributes on behalf of the model's code
 _HOLDERS = "graphreg.tracing.symbolic.holders"
@@ -66,7 +54,14 @@ def _attribute(value: Any, name: str) -> Any:
 
 def _class(value: Any, frame: types.FrameType) -> type:
     """Return ``value.__class__`` for the code of a frame: the class of the traced value for a model, that of the proxy for torch."""
-    return type(value) if is_foreign(frame) or not _tests_class(frame) else class_of(value)
+    if is_foreign(frame):
+        return type(value)
+    # If the frame's code checks no class, the reader was torch's argument parser, C++ code without
+    # a frame of its own, which must get the proxy's class.
+    code, place = frame.f_code, frame.f_globals
+    by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
+    checks = by_name or place.get("__name__") == "functools" or matches_class(frame)
+    return class_of(value) if checks else type(value)
 
 
 def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:

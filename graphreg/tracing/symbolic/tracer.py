@@ -26,7 +26,7 @@ from graphreg.ir.containers import building
 from graphreg.ir.made_objects import held_objects, is_record, making
 from graphreg.ir.metadata import is_labelled, label_site, scope_of
 from graphreg.ir.naming import Namer, label_node, label_output
-from graphreg.ir.operations import WRAPPED, Operations, gives_tuple, is_drop_path, is_size, is_stack
+from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, is_stack
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fx import take_as_one
 from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
@@ -43,6 +43,7 @@ from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
+from graphreg.tracing.tensors import storage_key
 from graphreg.tracing.type_inference import definite_type, fixed_count
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
@@ -72,8 +73,8 @@ class SiteTracer(DecisionTracer):
     """
 
     def __init__(
-        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
-        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None, asked: Set[str] = frozenset(),
+        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any], answers: Answers, watch_draws: bool,
+        shares: bool | None, asked: Set[str],
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -88,13 +89,13 @@ class SiteTracer(DecisionTracer):
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
-        super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
+        super().__init__(examples, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
         self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
         self.watch_draws, self._drawn, self.asked = watch_draws, randomness(), asked
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
-        self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
+        self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers)
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._records: list[tuple[str, CallRecord]] = []
@@ -126,15 +127,18 @@ class SiteTracer(DecisionTracer):
         self.tape = Tape(self, root)
         self._drawn = randomness()
         self._places = model_globals(root)
+
         try:
             with self._checkpoints_followed(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
+                # the forward has caught the error of a question without an answer, and gone on
                 if self.refused:
                     raise self.refused[-1]
         except Exception:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
             raise
         self._require_no_draws()
+
         if randomness() != self._drawn:
             raise TraceError(
                 f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
@@ -145,9 +149,10 @@ class SiteTracer(DecisionTracer):
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
                 "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which then becomes an opaque module."
             )
+
         self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
-        self.tape.forget_states()
+        self.tape.states.clear()  # they are in cycles of references, so that the tensors would stay for long
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         unwrap_functions(graph)
@@ -182,6 +187,7 @@ class SiteTracer(DecisionTracer):
             self._checkpoints.append(region)
 
             def end() -> None:
+                # with those inside it, which do not end if they raise
                 del self._checkpoints[self._checkpoints.index(region) :]
                 made = list[fx.Node]()
                 for node in reversed(self.graph.nodes):
@@ -255,10 +261,12 @@ class SiteTracer(DecisionTracer):
             path = self.path_of_module(m)
         except NameError:  # a forward made the module, so it is no submodule: its code counts as the caller's
             return forward(*args, **kwargs)
+
         if has_backward_hooks(m):
             self.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
             raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
+        # only what the checkpointed function itself calls, and not what runs inside of that
         if self._checkpoints and self._checkpoints[-1].depth == len(self._scopes) and not super().is_leaf_module(m, path):
             self._checkpoints[-1].paths.append(path)
         with self._scope(path):
@@ -266,6 +274,7 @@ class SiteTracer(DecisionTracer):
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
                 return self._called_whole(path, m, forward, args, kwargs)
+
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
                 number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
@@ -286,6 +295,7 @@ class SiteTracer(DecisionTracer):
                 restore_randomness(drawn)
                 self.opaque[path] = first_line(error)
                 return self._called_whole(path, m, forward, args, kwargs)
+
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
         self._records.append((call_key(path, f"@{number}"), CallRecord(inputs, in_containers(value, _node_in))))
@@ -328,10 +338,6 @@ class SiteTracer(DecisionTracer):
         """Return how many items a value has whatever the inputs; None if that is not certain."""
         return fixed_count(node, self.operations)
 
-    def is_tuple(self, node: fx.Node) -> bool:
-        """Return whether a node's value is a tuple that a layer of torch returned."""
-        return gives_tuple(node, self.operations.modules)
-
     def create_arg(self, a: Any) -> Any:
         """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this method."""
         kind = type(a)  # the most common types come first, because torch.fx makes twenty checks of each argument
@@ -353,9 +359,11 @@ class SiteTracer(DecisionTracer):
             node: Any = super().create_arg(a)
             if not self.evaluating:
                 self.tape.constant_read(node, a)
-                if self.tape.is_model_state(a):
+                # a tensor of the model that may hold a traced value is no site; nor is a buffer
+                if (key := storage_key(a)) in self.tape.known.traced and key in self.tape.owned:
                     self._constants.add(node)
             return node
+        # of the output: an object that the forward has made is to be made at each call
         if self._returned is not None and not is_record(a) and (made := making(a, _is_traced, self._returned)) is not None:
             if id(a) not in self._objects:
                 self._objects[id(a)] = self.create_node("call_function", made[0], tuple(map(self.create_arg, made[1])), {})
