@@ -24,10 +24,11 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir.contents import FOREIGN, called_by_foreign_code, calling_module
+from graphreg.ir.contents import called_by_foreign_code, calling_module
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.frames import is_foreign
 
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
@@ -147,7 +148,7 @@ class EnvironmentQueries:
 
         def ask() -> Any:
             frame = sys._getframe(1)
-            if threading.get_ident() != self._thread or str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
+            if threading.get_ident() != self._thread or is_foreign(frame):
                 return function()
             if name is None:
                 return function() and "-packages" in frame.f_code.co_filename

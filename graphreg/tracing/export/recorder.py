@@ -224,7 +224,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_recording():
-            # A read of a size takes a number of a name, because it is a node in a symbolic trace.
+            # names are numbered as in a symbolic trace, where each read of a size is a node
             reads = size_reads(func)
             proxy = proxy_of(args[0], self._tracer) if reads and isinstance(args[0], Tensor) else None
             if proxy is not None:

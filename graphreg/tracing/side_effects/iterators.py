@@ -97,7 +97,6 @@ class IteratorPosition(StatePlace):
             yield self.name
 
     def restore(self) -> None:
-        # if the forward has put another iterator there, the holder itself puts this one back
         if self.read() != self.content and self.holder.read().get(self.key) is self.owner:
             self.holder.set(self.key, self.copied)
 

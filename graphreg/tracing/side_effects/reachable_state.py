@@ -166,7 +166,7 @@ class _StateSearch:
         for function in _functions(value):
             if direct:
                 self._direct.add(id(function))
-            if id(function) not in self.code.functions and not _is_foreign_namespace(function.__globals__):
+            if id(function) not in self.code.functions and not is_foreign_namespace(function.__globals__):
                 self.code.functions[id(function)] = function
                 self._waiting.append(function)
 
@@ -199,7 +199,7 @@ class _StateSearch:
             self.code.clocks |= module in _CLOCKS
 
         if issubclass(type(value), types.ModuleType):
-            if not _is_foreign_namespace(vars(value)):
+            if not is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
         elif issubclass(type(value), type):
             if not is_foreign_class(value):
@@ -222,7 +222,7 @@ class _StateSearch:
                 self._value(space[name], names, direct)
 
 
-def _is_foreign_namespace(space: dict[str, Any]) -> bool:
+def is_foreign_namespace(space: dict[str, Any]) -> bool:
     """Return whether a global namespace belongs to torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return is_foreign_name(space.get("__name__", ""))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from graphreg.ir.contents import FOREIGN
+from graphreg.tracing.frames import home_of, is_foreign
 
 
 class StaleValue:
@@ -23,9 +23,9 @@ class StaleValue:
         frame = sys._getframe(1)
         # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's
         # code.
-        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
+        while frame.f_back is not None and home_of(frame) == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
+        if not is_foreign(frame):
             self._refuse()
         return StaleValue
 

@@ -172,7 +172,7 @@ class Value(_Asked, fx.Proxy):
         """The attributes that ``vars`` sees: none, since a tensor has none of its own."""
         frame = sys._getframe(1)
         if is_foreign(frame):
-            return _own(self)
+            return attributes_of(self)
         if not issubclass(class_of(self), torch.Tensor):
             why = f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"
             self.tracer.refuse(TypeError(why))  # type: ignore[attr-defined]
@@ -187,7 +187,7 @@ class Value(_Asked, fx.Proxy):
     def __setattr__(self, name: str, value: Any) -> None:
         """Record ``x.requires_grad = True`` as ``x.requires_grad_()``; refuse other attributes, which would be lost with the proxy."""
         if name in _FIELDS:
-            _own(self)[name] = value
+            attributes_of(self)[name] = value
         elif name == "requires_grad":
             made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
             label_site(made.node, scope_of(made.node))
@@ -227,7 +227,7 @@ class Value(_Asked, fx.Proxy):
 
 
 # reads the attributes of a proxy itself
-_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
+attributes_of: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
 
 
 def _add_in_place_operators() -> None:
@@ -248,7 +248,7 @@ class BufferProxy(Value):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)
-        _own(self).update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
+        attributes_of(self).update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
         """Return the shape, or the size of one axis."""
@@ -267,7 +267,7 @@ class BufferProxy(Value):
 
     @property
     def _shape(self) -> torch.Size:
-        shape: torch.Size = _own(self)["shape"]
+        shape: torch.Size = attributes_of(self)["shape"]
         return shape
 
 

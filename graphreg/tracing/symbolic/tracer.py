@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -281,7 +281,7 @@ class SiteTracer(DecisionTracer):
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
-                if len(self.refused) > mark[-1]:
+                if len(self.refused) > mark.refused:
                     raise self.refused[-1]
                 if self.watch_draws and randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
@@ -417,18 +417,19 @@ class SiteTracer(DecisionTracer):
         finally:
             del self._scopes[depth:]
 
-    def _mark(self) -> tuple[Any, ...]:
-        """Return a mark of the present state, to which ``_roll_back`` can return."""
-        counts = len(self._records), len(self._calls), self.tape.mark(), len(self.refused)
-        return self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), *counts
+    def _mark(self) -> _Mark:
+        return _Mark(
+            self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._records), len(self._calls),
+            self.tape.mark(), len(self.refused),
+        )  # fmt: skip
 
-    def _roll_back(self, mark: tuple[Any, ...]) -> None:
+    def _roll_back(self, mark: _Mark) -> None:
         """Remove everything that was traced after a mark."""
-        last, names, outputs, stack, records, calls, tape, refused = mark
-        del self.refused[refused:]
-        self.tape.roll_back(tape)
+        del self.refused[mark.refused :]
+        self.tape.roll_back(mark.tape)
+
         for node in reversed(self.graph.nodes):
-            if node is last:
+            if node is mark.last:
                 break
             self.graph.erase_node(node)
             cached = self._parameter_cache.get(str(node.target))
@@ -436,14 +437,28 @@ class SiteTracer(DecisionTracer):
                 del self._parameter_cache[str(node.target)]
             if (leaf := self._leaves.get(node.meta.get(LEAF, 0))) is not None and leaf.node is node:
                 del self._leaves[node.meta[LEAF]]
-        self._namer.roll_back(names)
-        del self._outputs[outputs:]
-        del self._records[records:]
+
+        self._namer.roll_back(mark.names)
+        del self._outputs[mark.outputs :]
+        del self._records[mark.records :]
         self.module_stack.clear()
-        self.module_stack.update(stack)
-        for path in self._calls[calls:]:
+        self.module_stack.update(mark.stack)
+        for path in self._calls[mark.calls :]:
             self.num_calls[path] -= 1
-        del self._calls[calls:]
+        del self._calls[mark.calls :]
+
+
+class _Mark(NamedTuple):
+    """A state of a trace, to which ``_roll_back`` returns: the last node, and how much of everything else there was."""
+
+    last: fx.Node | None
+    names: int
+    outputs: int
+    stack: dict[str, Any]
+    records: int
+    calls: int
+    tape: tuple[int, int]
+    refused: int
 
 
 @dataclass(frozen=True, eq=False)
