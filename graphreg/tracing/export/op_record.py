@@ -162,6 +162,13 @@ class OpRecord:
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
+def called_by_operator() -> bool:
+    """Return whether the calling code wrote ``x / y`` and not ``x.div(y)``: ``__torch_function__`` gets the same function for both."""
+    frame = sys._getframe(2)
+    name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+    return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
+
+
 def size_reads(function: Callable[..., Any]) -> list[str]:
     """Return the names of the operations that a symbolic trace would record for the calling code, if it reads a size; else an empty list.
 

@@ -9,10 +9,8 @@ symbolic trace. A call that cannot be recorded as one operation, such as one und
 
 from __future__ import annotations
 
-import dis
 import operator
 import random
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -52,6 +50,7 @@ from graphreg.tracing.export.op_record import (
     UnsupportedValue,
     UntraceableModel,
     call_of,
+    called_by_operator,
     holds_tensors,
     recurrent_value,
     size_reads,
@@ -238,12 +237,7 @@ class Recorder(TorchFunctionMode):
                 return self._layout(args, kwargs or {})
             if func is Tensor.stride and not called_by_foreign_code():
                 self.record.asks_layout = True
-
-        # ``x / y`` and ``x.div(y)`` give the same function: the caller's bytecode tells them apart.
-        caller = sys._getframe(1)
-        instruction = dis.opname[caller.f_code.co_code[caller.f_lasti]]
-        by_operator = instruction.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
-        return self.function(func, by_operator, *args, **(kwargs or {}))
+        return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
     def _flag(self, tensor: Tensor) -> None:
         """Record that the forward reads ``requires_grad`` of a parameter, so that the graph asserts it."""
