@@ -36,7 +36,7 @@ from graphreg.torch_internals.dynamo import tensor_guard
 from graphreg.torch_internals.functorch import without_transforms
 from graphreg.torch_internals.modules import COMPILED_CALL
 from graphreg.torch_internals.torch_modes import without_functions, without_modes
-from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside
+from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside, reads_by_itself, slots
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class, is_installed, is_own
 from graphreg.tracing.side_effects.state_places import content
 
@@ -277,7 +277,8 @@ class _ModelWatch:
         """
         read = self._reads.of(owner)
         names = (read | always) - left_out - {WHOLE}
-        if WHOLE in read or _reads_by_itself(type(owner)):
+        by_itself = reads_by_itself(type(owner))
+        if WHOLE in read or by_itself:
             names_of = functools.partial(_attribute_names, left_out)
             self._equal.append((names_of, space, shown := names_of(space)))
             self._say(f"attributes of {type(owner).__name__}", tuple(shown))
@@ -287,10 +288,11 @@ class _ModelWatch:
         counted = {name for name in self._reads.written(owner) & names if _is_plain(space.get(name))}
         names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
         self._add_items(space, sorted(names & space.keys()), _REGISTRIES if issubclass(type(owner), nn.Module) else ())
-        slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
-        for name, slot in sorted(slots.items()):
+        in_slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
+        in_slots |= slots(type(owner)) if by_itself else {}
+        for name, slot in sorted(in_slots.items()):
             self._single(functools.partial(_of_slot, slot), owner, f"values of {name!r}")
-        absent = names - space.keys() - slots.keys()
+        absent = names - space.keys() - in_slots.keys()
         if absent or never:
             self._spaces.append(space.keys())
             self._absent.append(absent | never)
@@ -358,6 +360,10 @@ class _ModelWatch:
             self._described[id(value)] = value
             self._say(name, (kind, id(value.__func__)))
             self._add(name, value.__self__)
+        elif issubclass(kind, types.BuiltinFunctionType) and self._reads.knows(value.__self__):  # such as ``table.get``
+            self._described[id(value)] = value
+            self._say(name, (kind, value.__name__))
+            self._add(name, value.__self__)
         elif issubclass(kind, (*_CONTAINERS, functools.partial, types.SimpleNamespace)):
             if id(value) in self._described:
                 self._say(name, (kind, "seen"))
@@ -390,8 +396,8 @@ class _ModelWatch:
         if kind is types.MappingProxyType:
             for each in inside(value):
                 self._add(name, each)
-        if kind is weakref.ref:
-            self._single(kind.__call__, value, name)
+        if issubclass(kind, weakref.ref):
+            self._single(weakref.ref.__call__, value, name)
         elif kind is ContextVar:
             self._single(_current, value, name)
         elif issubclass(kind, threading.local):
@@ -413,6 +419,8 @@ class _ModelWatch:
             return
         if kind not in _CONTAINERS and not is_foreign_class(kind):
             self._add_class(kind)
+            self._say(name, id(kind))
+            self._singles[type].append(value)
         space = _space(value)
         if self._reads.records(kind):
             self._add_attributes(value, {} if space is None else space, frozenset(), set(), set())
@@ -545,12 +553,6 @@ def _space(value: Any) -> dict[str, Any] | None:
     except (AttributeError, TypeError):
         return None
     return space if type(space) is dict else None
-
-
-def _reads_by_itself(kind: type) -> bool:
-    """Whether a class has a ``__getattribute__`` of its own, which may read other attributes than it is asked for."""
-    own = next((base for base in kind.__mro__ if "__getattribute__" in vars(base)), object)
-    return own is not object and not is_foreign_class(own)
 
 
 def _slot(kind: type, name: str) -> Any:

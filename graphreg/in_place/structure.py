@@ -23,7 +23,7 @@ from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.turns import resting_class
 from graphreg.ir.contents import copied_contents
-from graphreg.ir.metadata import scope_of
+from graphreg.ir.metadata import may_be_caught, scope_of
 from graphreg.ir.module_record import ORIGINAL, PLACED, RULES, ModuleRecord, state_of
 from graphreg.ir.operations import is_in_place, is_pythons
 from graphreg.ir.selector import Missing, Selector
@@ -224,7 +224,7 @@ def traced_for(
             place(block)
         return traced_for(model, example, options, session, at_call, reads, numbers)
     graphs = graphs_of(module).values()
-    asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
+    asks = [[node.target in _ASKS or may_be_caught(node) for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))

@@ -2,8 +2,9 @@
 
 ``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]``
 is a dict of plain data, and ``node.meta["calls"]`` has the calls of submodules during which the
-value was made. All three survive copying, pickling and passes that copy ``node.meta``. No other
-file accesses them, except ``serialize.py``, which pickles them.
+value was made; ``node.meta["caught"]`` is there if the model may catch what its operation raises.
+All survive copying, pickling and passes that copy ``node.meta``. No other file accesses them,
+except ``serialize.py``, which pickles them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from graphreg.ir.site import Label
 SITE = "site"
 ADDITION = "graphreg"
 CALLS = "calls"
+CAUGHT = "caught"
 # (path of a module, number of its call in the graph, from 0), outermost first
 ModuleCalls = tuple[tuple[str, int], ...]
 _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
@@ -172,3 +174,18 @@ def unmark(node: fx.Node) -> Addition:
     assert addition is not None
     del node.meta[ADDITION]
     return addition
+
+
+def mark_caught(node: fx.Node) -> None:
+    """Note that the model's code may catch what the operation of a node raises."""
+    node.meta[CAUGHT] = True
+
+
+def catches(graph: fx.Graph) -> bool:
+    """Return whether the model's code may catch what an operation of its graph raises, and then goes another way than the graph."""
+    return any(map(may_be_caught, graph.nodes))
+
+
+def may_be_caught(node: fx.Node) -> bool:
+    """Return whether the model's code may catch what the operation of a node raises."""
+    return CAUGHT in node.meta

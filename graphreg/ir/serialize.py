@@ -14,12 +14,12 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.call_records import CALL_RECORDS
-from graphreg.ir.metadata import ADDITION, CALLS, SITE
+from graphreg.ir.metadata import ADDITION, CALLS, CAUGHT, SITE
 from graphreg.torch_internals.emitted_code import DEFAULT
 from graphreg.torch_internals.fx import share_emitter
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of
 
-CARRIED = (SITE, ADDITION, CALLS, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
+CARRIED = (SITE, ADDITION, CALLS, CAUGHT, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
 
 
 @dataclass(frozen=True)

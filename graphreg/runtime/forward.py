@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import TraceError
+from graphreg.errors import GraphRegError, OtherInputs, TraceError, first_line
 from graphreg.ir.call_structures import CallText
 from graphreg.ir.module_record import STATE
 from graphreg.ir.shape_guards import has_keys
@@ -36,7 +36,8 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, writer: CallText | None, additions: str, derivatives: Sequence[str], enters_levels: bool
+    forwards: Forwards, compiled: Forwards, writer: CallText | None, additions: str, derivatives: Sequence[str], enters_levels: bool,
+    catches: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
@@ -47,10 +48,13 @@ def chosen(
         additions: The name of the submodule that holds the runtime modules.
         derivatives: The names that the penalties on derivatives have in that submodule.
         enters_levels: Whether the code enters levels of torch.func.
+        catches: Whether the model's code may catch what the code raises.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (collecting_nothing(compiled.get("both") or compiled[mode]) for mode in ("train", "eval"))
-    check = _argument_check(in_train, writer)
+    check, plain = _argument_check(in_train, writer), in_train
+    if catches:
+        in_train, in_eval = map(_catching, (in_train, in_eval))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -76,9 +80,27 @@ def chosen(
         return addable(result) if in_group else result
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
-    own: Any = functools.wraps(in_train)(with_own_code(forward))
+    own: Any = functools.wraps(plain)(with_own_code(forward))
     own.check = check
     return own  # type: ignore[no-any-return]
+
+
+def _catching(code: Callable[..., Any]) -> Callable[..., Any]:
+    """Return code that raises OtherInputs in place of an error which the model's code may catch: then the model goes on another way."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return code(*args, **kwargs)
+        except GraphRegError:
+            raise
+        except Exception as error:
+            raise OtherInputs(
+                f"{first_line(error).rstrip('.')}. The model's forward may catch this error (try, except), and then does "
+                "something else; a graph does what the forward did with the example_inputs. Use graphreg.regularize_, which traces the "
+                "model for such a call anew, or move the try into a submodule of its own and make that opaque."
+            ) from error
+
+    return run
 
 
 def _argument_check(

@@ -24,6 +24,7 @@ from graphreg.compiler.recurrent_lowering import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir.call_structures import CallStructures, CallText
 from graphreg.ir.codegen_fixes import check_arguments, spelled
+from graphreg.ir.metadata import catches
 from graphreg.ir.module_record import (
     IGNORED,
     PREFIX,
@@ -183,7 +184,9 @@ class RewrittenModule(fx.GraphModule):
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
         writer = CallText(next(iter(forwards.values())), state.model.specialized, state.structures) if state.structures else None
-        type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels)
+        type(self).forward = chosen(
+            forwards, compiled or forwards, writer, RULES, derivatives, levels, any(map(catches, state.graphs.values()))
+        )
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (writer and writer.first, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 
 from graphreg.ir.contents import FOREIGN
@@ -27,3 +28,8 @@ def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def is_caught_here() -> bool:
+    """Return whether the model's code may catch what is raised by the caller of this function."""
+    return is_caught(sys._getframe(1))

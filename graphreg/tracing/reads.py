@@ -11,7 +11,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from graphreg.torch_internals.dynamo_marks import skip_frame
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_own, reachable_code
-from graphreg.tracing.side_effects.state_places import content
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_own, reachable_code
+from graphreg.tracing.side_effects.state_places import content, own_attributes
 
 # the attributes that every module has; none of them is recorded
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -31,7 +31,6 @@ _NOT_ENTERED = (
     Tensor,
     fx.Proxy,
     types.ModuleType,
-    types.BuiltinFunctionType,
     bool,
     int,
     float,
@@ -161,6 +160,9 @@ class Reads:
                 waiting += _held(value)
                 continue
             self._read[id(value)], self._written[id(value)] = set(), set()
+            waiting += _descriptors(kind)
+            if reads_by_itself(kind):
+                waiting += _values(value)
             if issubclass(kind, nn.Module):
                 for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
                     if "__getattribute__" in vars(base) or "__setattr__" in vars(base):
@@ -189,10 +191,10 @@ def inside(value: Any) -> list[Any]:
             return list(cast(Any, each).__iter__(value))
     if issubclass(kind, functools.partial):
         return [value.func, value.args, value.keywords]
-    if issubclass(kind, types.MethodType):
+    if issubclass(kind, (types.MethodType, types.BuiltinFunctionType)):
         return [value.__self__]
-    if kind is weakref.ref:
-        return [value()]
+    if issubclass(kind, weakref.ref):
+        return [weakref.ref.__call__(value)]
     if kind is ContextVar:
         return [value.get(None)]
     if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
@@ -200,6 +202,36 @@ def inside(value: Any) -> list[Any]:
     if issubclass(kind, types.SimpleNamespace):
         return list(object.__getattribute__(value, "__dict__").values())
     return []
+
+
+def reads_by_itself(kind: type) -> bool:
+    """Return whether a class has a ``__getattr__`` or ``__getattribute__`` of its own, which may read others than it is asked for."""
+    for name in ("__getattribute__", "__getattr__"):
+        own = next((base for base in kind.__mro__ if name in vars(base)), object)
+        if own is not object and not is_foreign_class(own):
+            return True
+    return False
+
+
+def slots(kind: type) -> dict[str, Any]:
+    """Return the slots of a class, which is the user's or of a package, and of its bases."""
+    own = [base for base in reversed(kind.__mro__) if "__slots__" in vars(base) and not is_foreign_class(base)]
+    return {name: slot for base in own for name, slot in vars(base).items() if type(slot) is types.MemberDescriptorType}
+
+
+def _values(value: Any) -> list[Any]:
+    """Return the attributes of an object, whose class reads them as it likes. No code of the user runs."""
+    held: list[Any] = list((own_attributes(value) or {}).values())
+    for slot in slots(type(value)).values():
+        with suppress(AttributeError):  # it is empty
+            held.append(slot.__get__(value))
+    return held
+
+
+def _descriptors(kind: type) -> list[Any]:
+    """Return the descriptors of the user's in a class: what an attribute is may depend on what they hold."""
+    members = [member for base in kind.__mro__ if is_own(base) for member in vars(base).values()]
+    return [member for member in members if hasattr(type(member), "__get__") and not is_foreign_class(type(member))]
 
 
 def _held(value: Any) -> list[Any]:

@@ -263,7 +263,7 @@ class Judge:
                 if fault.kind == "gradient" and self._shaky(case, again, ours, theirs):
                     raise GraphRegError("the oracle's own gradient moves as far, if its numbers move by a unit of rounding") from fault
                 raise
-            run.call += self._draws(case, mode)
+            run.call += self._draws(case, run, mode)
             run.strengths.clock += mode == "train"
             if case.moves:
                 moved(self.model)
@@ -305,9 +305,10 @@ class Judge:
             raise GraphRegError(f"refused as it should be: {must_raise}") from error
         raise Fault("not refused", must_raise)
 
-    def _draws(self, case: Case, mode: str) -> bool:
+    def _draws(self, case: Case, run: Run, mode: str) -> bool:
         """Whether the call moves the noise on."""
-        always = any(r.options.get("always") for r in case.regs)
+        # in a mode in which the forward has none of its sites, a contractive penalty draws nothing
+        always = any(r.options.get("always") and (r.kind != "Contractive" or mode == "train" or run.values) for r in case.regs)
         return always or (mode == "train" and (bool(case.own) or any(r.kind in (*SPLICES, *ON_READS, "Contractive") for r in case.regs)))
 
     def _replaceable(self, case: Case, forward: Any, run: Run, module: nn.Module) -> None:

@@ -56,6 +56,56 @@ class Net(nn.Module):
         return h
 
 
+class Proxy:
+    """Reads the attributes of another object, past its own ``__getattribute__``."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def wrapped(self) -> Any:
+        return object.__getattribute__(self, "_of")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_of"), name)
+
+
+class Extra:
+    """Keeps fields in a dict of its own, which it reads past its own ``__getattribute__``, as pydantic does."""
+
+    __slots__ = ("more",)
+
+    def __init__(self, **more: Any) -> None:
+        self.more = more
+
+    def __getattr__(self, name: str) -> Any:
+        return object.__getattribute__(self, "more")[name]
+
+
+class Once:
+    def get(self) -> float:
+        return 2.0
+
+
+class Other(Once):
+    def get(self) -> float:
+        return 5.0
+
+
+class Weakly:
+    def __init__(self) -> None:
+        self.values: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self.values.get(owner, 2.0)
+
+    def __set__(self, owner: Any, value: float) -> None:
+        self.values[owner] = value
+
+
+class KeptWeakly:
+    gain = Weakly()
+
+
 class Config:
     def __init__(self) -> None:
         self.gain = 2.0
@@ -225,6 +275,21 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "a compiled layer": (put(), lambda m, h: h, lambda m: setattr(m, "last", torch.compile(m.last, backend="eager"))),
     "a parametrized layer": (put(), lambda m, h: h, lambda m: nn.utils.parametrizations.weight_norm(m.a)),
     "a pruned layer": (put(), lambda m, h: h, lambda m: prune.l1_unstructured(m.a, "weight", 0.5)),
+    "what a proxy reads by itself": (
+        put(c=lambda: Proxy(Config())), lambda m, h: h * m.c.gain, lambda m: setattr(m.c.wrapped(), "gain", 5.0)
+    ),
+    "a field that a class keeps in a slot": (
+        put(c=lambda: Extra(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: m.c.more.update(gain=5.0)
+    ),
+    "the dict of a bound method": (
+        lambda m: put(u=(u := {"a": 2.0}), c=u.get)(m), lambda m, h: h * m.c("a"), lambda m: m.u.update(a=m.u["a"] + 1)
+    ),
+    "the class of an object": (put(c=Once), lambda m, h: h * m.c.get(), lambda m: setattr(m.c, "__class__", Other)),
+    "an object in a weak dict": (
+        lambda m: put(u=(u := Config()), c=weakref.WeakValueDictionary({"a": u}))(m), lambda m, h: h * m.c["a"].gain,
+        lambda m: setattr(m.u, "gain", 5.0),
+    ),
+    "what a descriptor keeps": (put(c=KeptWeakly), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
     "tied layers": (put(), lambda m, h: h * 2 if m.a.weight is m.last.weight else h, lambda m: setattr(m.last, "weight", m.a.weight)),
 }  # fmt: skip
 

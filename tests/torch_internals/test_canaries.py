@@ -12,7 +12,8 @@ DOOR = ENGINE / "torch_internals"
 # Names that are of graphreg or of Python alone, and have tests of their own.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Chunk", "DEFAULT", "ModuleStack", "at_rest", "collector_at_rest", "deep_enough", "known_versions", "lists_like",
-    "modules_by_path", "only_here", "quiet", "raise_interrupt", "regions", "show_parameters_of", "warn_if_untested", "with_own_code",
+    "may_be_anothers", "modules_by_path", "only_here", "quiet", "raise_interrupt", "regions", "show_parameters_of", "warn_if_untested",
+    "with_own_code",
 }  # fmt: skip
 
 

@@ -154,3 +154,15 @@ def test_is_functionalized() -> None:
     torch.compiler.allow_in_graph(asks)  # type: ignore[no-untyped-call]
     torch.compile(lambda x: asks(x) * 2, backend="aot_eager", fullgraph=True)(torch.ones(2, requires_grad=True))
     assert any(traced) and not torch_modes.is_functionalized()
+
+
+def test_an_export_within_a_compilation() -> None:
+    """A backend that exports a model whose sizes vary leaves no guards on these sizes in what is being compiled."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        with export.apart_from_compilation():
+            torch.export.export(nn.Linear(4, 2), (torch.randn(5, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        return graph.forward
+
+    x = torch.randn(3, 2)
+    assert torch.equal(torch.compile(nn.Tanh(), backend=backend)(x), torch.tanh(x))

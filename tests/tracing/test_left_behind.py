@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
+import pickle
 import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, OtherInputs, TraceError
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 FRONT_ENDS = [None, "symbolic", "export"]
@@ -159,6 +163,21 @@ class OnlyCounted(Counted):
         return self.l(x)
 
 
+class OnlyGrows(Base):
+    """Adds to containers and takes from an iterator, and asks nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.last, self.names, self.steps = list[int](), deque[int](maxlen=3), set[Any](), itertools.count()
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen.append(1)
+        self.last.append(1)
+        self.names.add(object())
+        next(self.steps)
+        return self.l(x)
+
+
 class OnlyKept(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -181,13 +200,134 @@ class HasCounted(nn.Module):
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-@pytest.mark.parametrize("kind", [OnlyCounted, OnlyKept, HasCounted])
+@pytest.mark.parametrize("kind", [OnlyCounted, OnlyGrows, OnlyKept, HasCounted])
 def test_what_nobody_reads_is_no_matter_and_a_submodule_becomes_opaque(kind: type[nn.Module], front_end: str | None) -> None:
     model = kind()
     before = state(model)
     module = regularized(model, front_end)
     assert state(model) == before
     assert_same(module, model)
+
+
+# each call makes it longer, or takes from it, and a call behind many decides by it
+GROWS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "list": ([], lambda c: c.append(1) or len(c) > 4),
+    "list that is asked first": ([], lambda c: len(c) > 4 or c.append(1)),
+    "deque": (deque(maxlen=5), lambda c: c.append(1) or len(c) == 5),
+    "set": (set(), lambda c: c.add(object()) or len(c) > 4),
+    "dict": ({}, lambda c: c.update({object(): 1}) or len(c) > 4),
+    "list in a dict": ({"a": []}, lambda c: c["a"].append(1) or len(c["a"]) > 4),
+    "iterator of numbers": (iter(range(99)), lambda c: next(c) > 4),
+    "iterator of texts": (itertools.cycle("aaaaab"), lambda c: next(c) == "b"),
+}
+
+
+class Grows(Base):
+    def __init__(self, held: Any, asks: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.held, self.asks = held, asks
+
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) * 2 if self.asks(self.held) else self.l(x)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize("name", GROWS)
+def test_what_a_later_call_reads_of_what_grows_is_refused(name: str, front_end: str) -> None:
+    model = Grows(*copy.deepcopy(GROWS[name]))
+    before = repr(model.held)
+    with pytest.raises(TraceError, match="changes self.held for its next call"):
+        regularized(model, front_end)
+    assert name.startswith("iterator") or repr(model.held) == before
+
+
+@functools.cache
+def table(n: int, m: int) -> Tensor:
+    return torch.ones(n, m).tril()
+
+
+class Caches(Base):
+    @functools.cache  # noqa: B019
+    def mask(self, n: int) -> Tensor:
+        return torch.ones(n, n).tril()
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4)
+    def fixed(n: int) -> Tensor:
+        return torch.ones(n, n).tril()
+
+    def forward(self, x: Tensor) -> Any:
+        n = x.shape[0]
+        return self.mask(n) @ self.l(x) + table(n, n) @ x + self.fixed(4) @ x
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_trace_leaves_nothing_in_the_caches_of_functions(in_place: bool) -> None:
+    """Their keys would be traced sizes, and their values traced tensors, which the model would get at its next call."""
+    model, plain = Caches(), Caches()
+    if in_place:
+        regular = graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)
+        assert torch.equal(regular(X), plain(X))
+    else:
+        assert_same(regularized(model, "symbolic"), plain)
+    for made in (model.mask(4), table(4, 4), Caches.fixed(4)):
+        assert type(made) is Tensor and torch.equal(made, torch.ones(4, 4).tril())
+    Caches.mask.cache_clear()
+
+
+class Node:
+    def __init__(self, value: Tensor, *parents: Any) -> None:
+        self.value, self.parents = value, list(parents)
+
+
+class Shared(Base):
+    def forward(self, x: Tensor) -> Any:
+        node = Node(self.l(x))
+        for _ in range(40):
+            node = Node(node.value + 1, node, node)
+        return node
+
+
+def test_objects_that_refer_to_one_another_in_many_ways_are_compared_once() -> None:
+    model, plain = graphreg.regularize_(Shared(), weight_l2=0.1, penalties="attach", scale=1), Shared()
+    assert torch.equal(model(X).value, plain(X).value)
+
+
+class Tries(Base):
+    """Takes another row where an index is out of range; adds to a matrix that has no Cholesky factor."""
+
+    def __init__(self, factor: bool) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.l(x)
+        try:
+            return torch.linalg.cholesky(h.mT @ h) if self.factor else h[5]
+        except Exception:
+            return h[0]
+
+
+@pytest.mark.parametrize("factor", [False, True])
+def test_an_error_that_the_model_catches(factor: bool) -> None:
+    """The graph has the way without the error. In place a call with the error is traced anew; otherwise it is refused."""
+    fits, fails = torch.randn(7, 4), torch.zeros(7, 4) if factor else X
+    plain, model = Tries(factor), Tries(factor)
+    plain.l.bias.data.zero_()
+    model.l.bias.data.zero_()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=fits)
+    assert torch.equal(module(fits).output, plain(fits))
+    for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        with pytest.raises(OtherInputs, match=r"^(IndexError|_LinAlgError): .* The model's forward may catch this error"):
+            each(fails)
+    placed = graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)
+    assert torch.equal(placed(fits), plain(fits))
+    if factor:  # that it is not positive definite shows only when it runs
+        with pytest.raises(GraphRegError, match="its graph does not give the model's result"):
+            placed(fails)
+    else:
+        assert torch.equal(placed(fails), plain(fails))
+    assert torch.equal(placed(fits), plain(fits))
 
 
 def keeps_last(layer: str, argument: str) -> nn.Module:

@@ -33,19 +33,22 @@ class ContainerShape:
 def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     """Yield every value in a structure with its place, such as ``output['logits']`` or ``output[0].loc``.
 
-    For each container, its ``ContainerShape`` is yielded before its contents.
+    For each container, its ``ContainerShape`` is yielded before its contents. The contents of an object that is no container are yielded
+    at its first place alone: objects may refer to one another, in more ways than can be followed.
     """
-    yield from _leaves(value, place, set())
+    yield from _leaves(value, place, set(), set())
 
 
-def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, place: str, within: set[int], seen: set[int]) -> Iterator[tuple[str, Any]]:
     contents = None if isinstance(value, (Tensor, nn.Module)) else _contents(value)
-    if contents is None or id(value) in within:
+    if contents is None or id(value) in within or id(value) in seen:
         yield place, value
         return
+    if not isinstance(value, (Mapping, tuple, list)):
+        seen.add(id(value))
     yield place, ContainerShape(type(value), len(contents))
     for name, item in contents.items():
-        yield from _leaves(item, f"{place}{name}", within | {id(value)})
+        yield from _leaves(item, f"{place}{name}", within | {id(value)}, seen)
 
 
 def _contents(value: Any) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphreg.tracing.side_effects.stand_ins import ChangingIterator
 from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, StatePlace
 
 
@@ -88,17 +89,27 @@ class IteratorPosition(StatePlace):
         """
         self.holder, self.key, self.copied = holder, key, copied
         super().__init__(owner, name)
+        self.after = self.content  # after ``prepare_retrace``: the position in which the forward left it
 
     def read(self) -> Any:
         return _position(self.owner)
 
     def prepare_retrace(self) -> Iterator[str]:
-        if self.read() != self.content:
+        self.after = self.read()
+        if self.after != self.content:
             yield self.name
 
+    def mark_counters(self) -> bool:
+        taken: Any = self.owner
+        if self.read() == self.after or self.holder.read().get(self.key) is not self.owner:
+            return False
+        self.holder.set(self.key, ChangingIterator(taken))
+        return True
+
     def restore(self) -> None:
-        if self.read() != self.content and self.holder.read().get(self.key) is self.owner:
-            self.holder.set(self.key, self.copied)
+        now = self.holder.read().get(self.key)  # the holder has put back which iterator it was
+        if is_iterator(now) and _position(now) != self.content:
+            self.holder.set(self.key, copied_iterator(self.copied))
 
 
 def is_random_generator(value: Any) -> bool:

@@ -64,6 +64,7 @@ class ReachableCode:
             those of its names that the code mentions.
         classes: The classes.
         mentioned: All names that the code mentions.
+        caches: The caches of functions and methods (``functools.lru_cache``), by id.
         clocks: Whether a forward, or a function that it calls by name, mentions a Python module
             such as ``time`` or ``uuid``, or a function or class from such a module.
     """
@@ -72,6 +73,7 @@ class ReachableCode:
     variables: dict[int, tuple[dict[str, Any], set[str]]] = field(default_factory=dict)
     classes: dict[type, None] = field(default_factory=dict)
     mentioned: set[str] = field(default_factory=set)
+    caches: dict[int, Any] = field(default_factory=dict)
     clocks: bool = False
 
     @property
@@ -164,6 +166,9 @@ class _StateSearch:
     def _function(self, value: Any, direct: bool = False) -> None:
         """Add the functions that ``_functions`` finds in a value. ``direct``: whether their ids belong in ``_direct``."""
         for function in _functions(value):
+            if issubclass(type(function), functools._lru_cache_wrapper):
+                self.code.caches[id(function)] = function
+                continue
             if direct:
                 self._direct.add(id(function))
             if id(function) not in self.code.functions and not is_foreign_namespace(function.__globals__):
@@ -227,8 +232,8 @@ def is_foreign_namespace(space: dict[str, Any]) -> bool:
     return is_foreign_name(space.get("__name__", ""))
 
 
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """Yield the value if it is a function; yield the functions inside a partial, decorated function, method or property."""
+def _functions(value: Any) -> Iterator[Any]:
+    """Yield the value if it is a function or has a cache; yield what is inside a partial, decorated function, method or property."""
     while True:
         if issubclass(type(value), functools.partial):
             value = value.func
@@ -241,7 +246,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
             value = value.func
         else:
             break
-    if issubclass(type(value), types.FunctionType):
+    if issubclass(type(value), (types.FunctionType, functools._lru_cache_wrapper)):
         yield value
     if issubclass(type(value), (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(value):
         yield from _functions(vars(value)["__wrapped__"])

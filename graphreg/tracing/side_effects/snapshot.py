@@ -42,6 +42,7 @@ from graphreg.tracing.side_effects.state_places import (
     Attributes,
     Cells,
     Container,
+    FunctionCache,
     Items,
     Memory,
     Slots,
@@ -110,7 +111,8 @@ class Snapshot:
         self._add_reachable(self.code)
 
     def _add_reachable(self, code: ReachableCode) -> None:
-        """Add global variables, closures, default arguments and attributes of functions."""
+        """Add global variables, closures, default arguments, attributes and caches of functions."""
+        self.places += [FunctionCache(cache, cache.__qualname__) for cache in code.caches.values()]
         for space, names in code.variables.values():
             self._add_attributes(Variables(space, frozenset(names)), 2)
             if any(_draws_from_numpy(space[name]) for name in names):
@@ -178,7 +180,7 @@ class Snapshot:
         self._seen.add(id(value))
 
         if issubclass(type(value), (list, dict, set, deque)):
-            self.places.append(Items(value, name) if issubclass(type(value), dict) else Container(value, name))
+            self.places.append(Items(value, name) if issubclass(type(value), dict) else Container(value, name, holder, key))
         if issubclass(type(value), (list, tuple, dict, deque)):
             for item in list(dict.values(value) if issubclass(type(value), dict) else value):
                 if type(item) not in _NUMBERS_AND_TEXT:
@@ -214,7 +216,8 @@ class Snapshot:
             return
         self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[StatePlace]]()
         for i, value, holder, key in opened:
-            place = Items(value, holder.label(key)) if issubclass(type(value), dict) else Container(value, holder.label(key))
+            name = holder.label(key)
+            place = Items(value, name) if issubclass(type(value), dict) else Container(value, name, holder, key)
             place.content = type(place.content)()  # as it was when the snapshot was taken
             added.setdefault(i, []).append(place)
         places = [place for i, each in enumerate(self.places) for place in (*added.get(i, ()), each)]
@@ -277,8 +280,9 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
-        """Put a ``ChangingNumber`` in place of each number that has changed again since ``changed`` ran. Return whether any number has."""
-        return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # marks every place
+        """Let each place mark what has changed again since ``changed`` ran (``StatePlace.mark_counters``). Return whether any has."""
+        self.open_containers()
+        return any([place.mark_counters() for place in list(self.places)])  # noqa: C419  # marks every place
 
     def restore(self) -> None:
         """Restore the state from before the forward."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from graphreg.tracing.frames import home_of, is_foreign
@@ -55,3 +57,53 @@ _COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"}
 for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys() - {"__format__", "__getnewargs__"} | _COMPARISONS:
     _refusal: Any = ChangingNumber._refuse
     setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))
+
+
+# what code may do with a container that each call makes longer: what tells nothing of what is in it
+_GROWS = {
+    "append", "appendleft", "extend", "extendleft", "insert", "add", "__init__", "__new__", "__iadd__", "__ior__", "__getattribute__",
+    "__class_getitem__",
+}  # fmt: skip
+
+
+def _plain_kind(items: Any) -> type:
+    return next(kind for kind in type(items).__mro__ if kind.__module__ in ("builtins", "collections"))
+
+
+def _refusing(method: Any) -> Any:
+    """Return a method of a container that raises TypeError in the model's code, and does what ``method`` does elsewhere."""
+
+    def ask(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_foreign(sys._getframe(1)):
+            raise TypeError(f"the forward reads a {_plain_kind(self).__name__} that each call makes longer or shorter")
+        return method(self, *args, **kwargs)
+
+    return ask
+
+
+@cache
+def _changing(kind: Any) -> type:
+    refused = {name: _refusing(method) for name, method in vars(kind).items() if callable(method) and name not in _GROWS}
+    return type(f"Changing{kind.__name__.title()}", (kind,), refused)
+
+
+def changing(items: Any) -> Any:
+    """Return a copy of a list, set or deque that each call makes longer or shorter. Code may add to it; what reads it raises TypeError."""
+    kind: Any = type(items)
+    return _changing(kind)(items)
+
+
+class ChangingIterator:
+    """An iterator from which each call takes. Code that decides by the numbers or texts that it gives raises TypeError."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+
+    def __iter__(self) -> ChangingIterator:
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._items)
+        if type(item) in (int, float):
+            return ChangingNumber(item)
+        return StaleValue() if item is None or isinstance(item, (bool, str, bytes, tuple)) else item

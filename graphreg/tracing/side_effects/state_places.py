@@ -16,7 +16,7 @@ from graphreg.errors import TraceError
 from graphreg.ir.operations import SIZE_ATTRIBUTES, function_name
 from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.torch_modes import without_modes
-from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue, changing
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
@@ -24,6 +24,8 @@ NOTHING = object()  # stands for a value that does not exist
 
 
 # what gives an object's attributes
+# so many items are put into a container that each call makes longer: a length that no earlier call has
+_FAR = 10_000
 _DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
@@ -62,6 +64,13 @@ class StatePlace:
     def restore(self) -> None:
         """Restore the content from before the forward."""
         raise NotImplementedError
+
+    def mark_counters(self) -> bool:
+        """Put a stand-in for what each call changes in place of what has changed again since ``prepare_retrace``; return whether any has.
+
+        Code that asks the stand-in for what changes, such as the length of a list that grows, raises TypeError.
+        """
+        return False
 
 
 def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
@@ -161,7 +170,6 @@ class Attributes(StatePlace):
             self.delete(key)
 
     def mark_counters(self) -> bool:
-        """Put a ``ChangingNumber`` in place of each number that another trace has changed again. Return whether there is such a number."""
         marked, attributes = False, self.read()
         for key, then in self.retained.items():
             now: Any = attributes.get(key)
@@ -228,6 +236,8 @@ class Slots(Attributes):
 class Items(Attributes):
     """The items of a dict. Methods that a user's subclass overrides are not called: they may have side effects."""
 
+    size = 0  # after ``prepare_retrace``: how many items the forward left
+
     def read(self) -> dict[str, Any]:
         return dict(_dict_of(self.owner).items(self.owner))
 
@@ -239,6 +249,17 @@ class Items(Attributes):
 
     def label(self, key: str) -> str:
         return self.name
+
+    def prepare_retrace(self) -> Iterator[str]:
+        yield from super().prepare_retrace()
+        self.size = len(self.read())
+
+    def mark_counters(self) -> bool:
+        marked, now = super().mark_counters(), self.read()
+        if len(now) in (self.size, len(self.content)):
+            return marked
+        self.fill({**now, **{StaleValue(): None for _ in range(_FAR)}})
+        return True
 
     def restore(self) -> None:
         if not is_same(self.read(), self.content):
@@ -254,6 +275,13 @@ class Items(Attributes):
 class Container(StatePlace):
     """The items of a list, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
 
+    size = 0  # after ``prepare_retrace``: how many items the forward left
+
+    def __init__(self, owner: Any, name: str, holder: Attributes | None = None, key: str = "") -> None:
+        """Note the items. ``holder``, ``key``: the place that has the container as an attribute or variable, and its name there."""
+        self.holder, self.key = holder, key
+        super().__init__(owner, name)
+
     def read(self) -> list[Any]:
         return list(_base(self.owner).__iter__(self.owner))
 
@@ -267,8 +295,18 @@ class Container(StatePlace):
         # what the forward put in may be proxies, which mean nothing in another trace
         old = set(map(id, self.content))
         self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in self.read()])
+        self.size = len(self.read())
         if not self.same():
             yield self.name
+
+    def mark_counters(self) -> bool:
+        if self.same() or len(self.read()) == self.size:
+            return False
+        if self.holder is not None and self.holder.read().get(self.key) is self.owner and type(self.owner) is _base(self.owner):
+            self.holder.set(self.key, changing(self.owner))
+        else:  # what holds it is not known: a length that no later call has for a long time
+            self.fill([*self.read(), *(StaleValue() for _ in range(_FAR))])
+        return True
 
     def restore(self) -> None:
         if not self.same():
@@ -289,6 +327,25 @@ def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
 def _base(value: Any) -> Any:
     """Return the class of Python's library that a container inherits from: list, set or deque."""
     return next(kind for kind in (list, set, deque) if issubclass(type(value), kind))
+
+
+class FunctionCache(StatePlace):
+    """The cache of a function (``functools.lru_cache``). What a trace has put into it, stand-ins among them, is of no use afterwards.
+
+    No single entry can be removed, so the cache is emptied, as it may be at any time.
+    """
+
+    def read(self) -> int:
+        return int(self.owner.cache_info().misses)
+
+    def prepare_retrace(self) -> Iterator[str]:
+        self.restore()
+        yield from ()
+
+    def restore(self) -> None:
+        if self.read() > self.content:
+            self.owner.cache_clear()
+            self.content = 0
 
 
 class Memory(StatePlace):

@@ -80,6 +80,12 @@ def _decides_nothing(frame: types.FrameType) -> bool:
 class _Asked:
     """What Python asks of a traced value without saying so to torch.fx. See ``questions.py``."""
 
+    def __eq__(self, other: object) -> Any:
+        """Record a comparison. Behind the trace, where a cache of a library may hold this value among its keys, it equals itself alone."""
+        return self is other if getattr(self.tracer, "ended", False) else fx.Proxy.__eq__(self, other)  # type: ignore[attr-defined]
+
+    __hash__ = object.__hash__
+
     def __dir__(self) -> list[str]:
         return object.__dir__(self) if is_foreign(sys._getframe(1)) else dir(class_of(self))  # type: ignore[return-value]
 

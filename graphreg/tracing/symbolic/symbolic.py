@@ -126,12 +126,15 @@ def _traced(
     """Trace a model in its present mode, and move the tensors that the forward makes to ``constants``. Return the tracer, too."""
     before = set(model.__dict__)
     tracer, graph = new_tracer(), None
-    with suppress(NeedsFunctionTable):
-        graph = tracer.trace(model)
-    # Most models need no fake tensors, so the table, which takes seconds, is made for others only.
-    if graph is None:
-        make_function_table()
-        tracer = new_tracer()
-        graph = tracer.trace(model)
+    try:
+        with suppress(NeedsFunctionTable):
+            graph = tracer.trace(model)
+        # Most models need no fake tensors, so the table, which takes seconds, is made for others only.
+        if graph is None:
+            make_function_table()
+            tracer = new_tracer()
+            graph = tracer.trace(model)
+    finally:
+        tracer.ended = True
     _take_constants(model, graph, before, constants)
     return graph, tracer

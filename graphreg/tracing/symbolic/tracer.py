@@ -24,7 +24,7 @@ from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.call_records import CallRecord, call_key, in_containers, record_module_calls, replaced_leaf
 from graphreg.ir.containers import building
 from graphreg.ir.made_objects import held_objects, is_record, making
-from graphreg.ir.metadata import is_labelled, label_site, scope_of
+from graphreg.ir.metadata import is_labelled, label_site, mark_caught, scope_of
 from graphreg.ir.naming import Namer, label_node, label_output
 from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, is_stack
 from graphreg.torch_internals.checkpointing import through_checkpoints
@@ -35,6 +35,7 @@ from graphreg.torch_internals.random_state import ModuleStack, randomness, regio
 from graphreg.torch_internals.trace_state import restore_fx_patches
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
+from graphreg.tracing.frames import is_caught_here
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
@@ -107,6 +108,7 @@ class SiteTracer(DecisionTracer):
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
+        self.ended = False
         self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
         self._made: list[fx.Node] = []  # the nodes that the forward made
         self.checkpoints: dict[str, bool] = {}  # the modules whose callers checkpoint them, by path: whether the checkpoint is reentrant
@@ -380,7 +382,10 @@ class SiteTracer(DecisionTracer):
             raise RuntimeError(
                 "this runs under torch.no_grad, autocast or the like, and a trace would lose that; move it into a submodule of its own"
             )
-        return super().create_node(kind, *rest, **more)
+        node = super().create_node(kind, *rest, **more)
+        if kind.startswith("call") and is_caught_here():
+            mark_caught(node)
+        return node
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
         """Add a node that is an alias of a tensor and has no label, and return its proxy."""
