@@ -94,18 +94,12 @@ def record_module_calls(graph: fx.Graph, records: Iterable[tuple[str, CallRecord
         if isinstance(value, fx.Node) and value in kept:
             return Leaf(value.name)
         if isinstance(value, fx.Node):
+            # a node that reads state may be gone as unread; a constant of torch.fx is no state
             is_state = value.op == "get_attr" and not str(value.target).startswith("_tensor_constant")
             return Leaf(read=str(value.target)) if is_state else Leaf(kind="a value that the graph does not have")
         return Leaf(plain=value) if isinstance(value, _PLAIN) else Leaf(kind=f"a {type(value).__name__}")
 
     graph.output_node().meta[CALL_RECORDS] = {key: record.map(leaf) for key, record in records}
-
-
-def number_module_calls(graph: fx.Graph, numbers: Mapping[str, tuple[str, int]]) -> None:
-    """Give the records the keys that ``recorded_calls`` says. ``numbers``: path and number of each call by its ``call_key``."""
-    records = graph.output_node().meta.get(CALL_RECORDS)
-    if records and not any(isinstance(key, tuple) for key in records):
-        graph.output_node().meta[CALL_RECORDS] = {call: records[key] for key, call in numbers.items() if key in records}
 
 
 def recorded_calls(graph: fx.Graph) -> Mapping[tuple[str, int], CallRecord]:

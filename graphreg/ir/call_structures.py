@@ -70,6 +70,7 @@ class CallText:
         """
         code = forward.__code__
         parameters = inspect.signature(forward).parameters
+        # without ``self``
         self.names = tuple(code.co_varnames[1 : code.co_argcount])
         self.rest = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
         self.named = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
@@ -77,6 +78,7 @@ class CallText:
         self.defaults.update({name: value for name, value in specialized.items() if name in self.names})
         self.defaults.update(structures.defaults)
         self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
+        # a specialized argument that a call leaves out always has the same text
         fixed = {name: value for name, value in self.defaults.items() if name not in self.inputs}
         self.fixed = {name: f"{name}={contents_of(value, (), False)}" for name, value in fixed.items()}
 
@@ -113,6 +115,7 @@ class CallText:
         if kwargs:
             key.extend(kwargs)
             self._describe(kwargs.values(), key, ids)
+        # ``model(x, x)`` and ``model(x, y)`` are two structures: a forward may ask ``q is k``
         if len(ids) > 1:
             key.append(len(set(ids)))
         return tuple(key)
@@ -142,6 +145,7 @@ class CallText:
             return False
         seen: set[int] = set()
         values = self.by_name(args, kwargs)
+        # a specialized argument counts by its contents, which the key does not have
         if any(value is not None and name in self.names and name not in self.inputs for name, value in values.items()):
             return False
         return all(self._is_quick(value, self.loose and name in self.inputs, seen) for name, value in values.items())
@@ -149,6 +153,7 @@ class CallText:
     def _is_quick(self, value: Any, loose: bool, seen: set[int]) -> bool:
         kind = type(value)
         if kind is Tensor or kind is nn.Parameter:
+            # False if the tensor was there before: the key says that two are one, and not which
             count = len(seen)
             seen.add(id(value))
             return len(seen) > count

@@ -62,6 +62,7 @@ def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literal
     """Return whether two graphs have the same structure, and a dict of the literals that differ, by name of the node that takes them."""
     others = {name_of(node): node for node in second.nodes}
     differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
+    # fewer names than nodes: two nodes have one name, and nothing tells which of them is which
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
     same = same and all(each is not None and each[1] for each in differing.values())
     return same, {name: each[0] for name, each in differing.items() if each is not None and each[0]}
@@ -107,6 +108,7 @@ def digest(graphs: ModeGraphs, constants: Mapping[str, Tensor]) -> str:
 
 def described_node(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     """Return a text for a node that says its name, operation and arguments. ``names``: the names of all nodes."""
+    # two functions may have one name, as those that a decorator makes
     target = node.target if isinstance(node.target, str) else f"{node.target} {id(node.target)}"
 
     def described(leaf: Any) -> str:

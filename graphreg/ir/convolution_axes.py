@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -48,18 +49,17 @@ def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx
     module, name = operations.module(node), function_name(node)
     if operations.is_opaque(node):  # a user's function may have the name of a function of torch
         return
+    # ``x[:, :, ::2]`` keeps the axes; ``x[0]`` and ``x[:, None]`` do not
+    index: Any = node.args[1] if name == "getitem" else None
+    slices = all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
     if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
         yield from nodes_in((node.args, node.kwargs))
     elif (
         operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
         or (type(module).__module__ in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
-        or (name == "getitem" and _slices(node.args[1]))
+        or slices
     ):  # fmt: skip
         yield from list(nodes_in(node.args))[:1]
-
-
-def _slices(index: object) -> bool:
-    return all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
 
 
 def is_elementwise(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphreg.ir.call_records import call_key, number_module_calls
+from graphreg.ir.call_records import CALL_RECORDS, call_key
 from graphreg.ir.metadata import calls_of, record_calls
 
 STACK = "nn_module_stack"  # the entry of node.meta in which torch's tracers write the module calls during which a node was made
@@ -74,4 +74,10 @@ def record_stacks(graph: fx.Graph) -> None:
                     call = seen[str(key)] = (str(path), len(seen))
                 calls.append(call)
         record_calls(node, tuple(calls))
-    number_module_calls(graph, {call_key(path, key): call for path, seen in numbers.items() for key, call in seen.items()})
+
+    # The records of calls get the numbers as keys. A graph that was traced before has them already.
+    end = graph.output_node().meta
+    records = end.get(CALL_RECORDS)
+    if records and not any(isinstance(key, tuple) for key in records):
+        numbered = {call_key(path, key): call for path, seen in numbers.items() for key, call in seen.items()}
+        end[CALL_RECORDS] = {call: records[key] for key, call in numbered.items() if key in records}

@@ -162,11 +162,6 @@ def function_name(node: fx.Node) -> str:
     return str(target) if op == "call_method" else ""
 
 
-def is_pure(node: fx.Node) -> bool:
-    """Return whether the node calls a function with the name of a dropout, without ``inplace=True``."""
-    return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
-
-
 def first_argument(node: fx.Node) -> list[fx.Node]:
     """Return a list with the first argument of a call, if that argument is a node; else an empty list."""
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
@@ -348,12 +343,6 @@ def is_stack(m: nn.Module) -> bool:
 def is_single_operation(m: nn.Module) -> bool:
     """Return whether the export front end records the module as one operation."""
     return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
-
-
-def stacks(model: nn.Module) -> list[str]:
-    """Return the paths of the outermost stacks of transformer layers in a model, without the model itself."""
-    paths = [path for path, m in model.named_modules() if path and is_stack(m)]
-    return [path for path in paths if not any(path.startswith(f"{outer}.") for outer in paths)]
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -152,6 +152,7 @@ def _inside(site: Site, path: str, module: nn.Module, opaque: Mapping[str, str])
         if dropout:
             why = f"{path} is an opaque module ({reason})"
             dropouts.append(NativeDropout(dropout.site, dropout.kind, dropout.rate, path=label.name, why_not=why))
+    # its own code draws, and no dropout in it explains that
     if not dropouts and "draws random numbers" in reason:
         return [NativeDropout(site, "layer", None, path=path, why_not=f"it is an opaque module ({reason})")]
     return dropouts
@@ -161,7 +162,9 @@ def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str,
     if kind == "attention":
         return _of_attention(site, node)
     rate = named_argument(node, names, "dropout_p" if kind == "heads" else "p", 0.5)
-    training = named_argument(node, names, "training", named_argument(node, names, "train", default_training(node)))
+    # False for torch's alpha dropouts, True for other dropouts
+    default = bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
+    training = named_argument(node, names, "training", named_argument(node, names, "train", default))
     if isinstance(rate, fx.Node):
         return [NativeDropout(site, kind, None, why_not="its rate is computed in the graph")]
     path = _mode_of(training)
@@ -180,6 +183,7 @@ def _of_attention(site: Site, node: fx.Node) -> list[NativeDropout]:
         when: When = "always" if rate else "mode"
         return [NativeDropout(site, "attention", float(rate), when, site.module, function=function_name(node), names=ATTENTION)]
     path = _mode_of(rate)
+    # only ``p if self.training else 0.0`` can be moved: dropout that the mode turns off
     if path is None or rate.target is not choose or rate.args[2] != 0 or not isinstance(rate.args[1], (int, float)):
         return [NativeDropout(site, "attention", None, why_not="its rate is computed in the graph")]
     return [NativeDropout(site, "attention", float(rate.args[1]), "mode", path, function=function_name(node), names=ATTENTION)]
@@ -191,11 +195,6 @@ def named_argument(node: fx.Node, names: tuple[str, ...], name: str, default: An
         return default
     place = names.index(name)
     return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
-
-
-def default_training(node: fx.Node) -> bool:
-    """Return the default of ``training`` in the function that a node calls: False for torch's alpha dropouts, True for other dropouts."""
-    return bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
 
 
 def _mode_of(value: Any) -> str | None:

@@ -59,7 +59,12 @@ class Pattern:
         if role is not None and role not in (*ROLES, *MARKS):
             hint = r"Where # is a part of the name, write \#."
             raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join((*ROLES, *MARKS))}. {hint}")
-        name, op, port = (_as_glob(match[part]) for part in ("name", "op", "port"))
+
+        def itself(escape: re.Match[str]) -> str:
+            return f"[{escape[1]}]" if escape[1] in "*?[" else escape[1]
+
+        # globs have no backslash: ``\*`` becomes ``[*]``, a class of one character
+        name, op, port = (match[part] and _BACKSLASH.sub(itself, match[part]) for part in ("name", "op", "port"))
         return cls(text, name or "**", op, port, role, bool(match["exclude"]))
 
     @cached_property
@@ -132,11 +137,6 @@ def _candidates(pattern: Pattern, sites: Iterable[Site]) -> Iterable[tuple[Label
     if port is None or not (parameters := sites.by_name.get(f"{literal}:{port}")):
         return named
     return sorted((*named, *parameters), key=lambda labelled: sites.index(labelled[1]))
-
-
-def _as_glob(text: str | None) -> str | None:
-    """Convert a part of a selector to a shell glob in which a character after a backslash matches itself."""
-    return text and _BACKSLASH.sub(lambda match: f"[{match[1]}]" if match[1] in "*?[" else match[1], text)
 
 
 def exactly(label: Label) -> str:

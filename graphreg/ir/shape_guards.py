@@ -153,6 +153,7 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
         for symbol in expression.free_symbols - sizes.keys():
             node, axis, _ = first[symbol]
             sizes[symbol] = Proxy(_unnamed(graph, torch.ops.aten.sym_size.int, node, axis), tracer)
+        # the evaluation appends nodes for the arithmetic of sizes, and none of them is a site
         before = set(graph.nodes)
         result = evaluated(expression, sizes)
         for made in set(graph.nodes) - before:

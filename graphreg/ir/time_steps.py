@@ -36,6 +36,7 @@ def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
     """
     if lengths is None:
         return values.mean() if values.numel() else values.sum()
+    # ``where`` and no product, because padding may be nan, and 0 * nan is nan
     first = torch.arange(1, values.shape[0] + 1, device=values.device)
     counts = (first[:, None] < lengths).reshape(*values.shape[:2], *[1] * (values.dim() - 2)).expand(values.shape)
     return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
@@ -105,6 +106,7 @@ class Steps:
         if value.dim() == 2:
             return value, lengths.reshape(time, 1)
         lengths, axis, sizes = lengths.reshape(batch, time), self.axis % value.dim(), [1] * value.dim()
+        # the batch is the first of the other axes
         sizes[axis], sizes[0 if axis else 1] = time, batch
         return value, (lengths if axis else lengths.T).reshape(sizes)
 

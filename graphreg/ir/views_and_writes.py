@@ -20,6 +20,7 @@ from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_added
 from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, ProbedCall, probe, together
 from graphreg.ir.operations import (  # fmt: skip
+    DROPOUTS,
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
     Operations,
@@ -29,7 +30,6 @@ from graphreg.ir.operations import (  # fmt: skip
     function_name,
     in_place_argument,
     is_drop_path,
-    is_pure,
     is_pythons,
     nodes_in,
     placed,
@@ -98,7 +98,9 @@ class Effects:
         if is_inert(node):
             return (), ()
         if self._is_unknown(node):
-            return (() if is_pure(node) else _inputs(node)), ()
+            # of a function with the name of a dropout, only ``inplace=True`` says that it writes
+            is_dropout = function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
+            return (() if is_dropout else _inputs(node)), ()
         if node.op == "call_module":
             return self._written_by_module(node)
         if node.target in IN_PLACE_OPERATORS:

@@ -69,11 +69,14 @@ class _Threads:
         with self.lock:
             if self.tracing is not None:
                 return False
+            # none of these goes on while the trace runs, so the trace need not wait for them
             idle, codes, frames = {me, *self.waiting, *self.parked}, _codes(), sys._current_frames()
             compiles = {thread for thread, frame in frames.items() if _compiles_in(frame, codes)}
             first = [thread for thread in self.waiting if thread in compiles] or list(self.waiting)
             if first[0] != me or (compiles - idle and looks < _COMPILES):
                 return False
+
+            # closed before it looks, so that no call of compiled code begins in between
             self.depth = int(traces_here())
             _close_calls()
             if looks < _RUNS and any(_is_in(frame, _begins_call) for thread, frame in sys._current_frames().items() if thread not in idle):

@@ -160,6 +160,7 @@ class _CountingGenerator(_WatchedGenerator):
     def set_state(self, state: torch.Tensor) -> None:
         _seeded()
         self._generator.set_state(state)
+        # a state that this thread has read before, as at the end of ``fork_rng``, takes seedings back
         _thread.seeds = (_thread.seeds_at_state or {}).get(self._state_bytes(), _thread.seeds)
 
     def _state_bytes(self) -> bytes:
@@ -217,6 +218,7 @@ def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_
         except Exception as error:
             raise_interrupt(error)
             before.changed(randomness())
+            # in doubt, the function runs again, and an error that it then raises counts
             if not _thread.in_doubt:
                 raise
             return None

@@ -45,6 +45,7 @@ def output_layout(module: nn.Module) -> Layout | None:
     closure of a lambda that it registers as a forward hook, and for ``SequenceParallel`` as a forward pre-hook.
     """
     layout = None
+    # hooks run in this order, so the last one decides
     for hook in filter(_is_parallel, module._forward_hooks.values()):
         captured = _captured(hook)
         layout = _prepared(captured, "output") or _distributed(captured, module) or UNKNOWN_STYLE

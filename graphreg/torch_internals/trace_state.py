@@ -48,7 +48,9 @@ def restore_after_trace(changes: Changes) -> None:
     for place, names in _PLACES:
         for name in names:
             changes.if_raised(put_back(place, name))
-    changes.later(partial(_modes_back, *_modes()))
+    exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+    depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    changes.later(partial(_modes_back, *depths, (exporting.get(0), exporting.get(1))))
     dispatches = _python_dispatch.is_in_any_mode_without_ignore_compile_internals()
     changes.if_raised(partial(set_is_in_mode_without_ignore_compile_internals, dispatches))
     changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
@@ -67,13 +69,8 @@ def _unpatched(patches: Iterable[Any]) -> None:
             patch.revert()
 
 
-def _modes() -> tuple[int, int, tuple[Any, Any]]:
-    """Return the number of active function modes, the number of active dispatch modes, and torch.export's two pre-dispatch modes."""
-    exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
-    return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), (exporting.get(0), exporting.get(1))
-
-
 def _modes_back(functions: int, operators: int, exporting: tuple[Any, Any]) -> None:
+    """End all function modes and dispatch modes but the outer ones, so many as were active, and restore torch.export's two modes."""
     while torch._C._len_torch_function_stack() > functions:
         torch._C._pop_torch_function_stack()
     while torch._C._len_torch_dispatch_stack() > operators:

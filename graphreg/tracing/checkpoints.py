@@ -21,6 +21,8 @@ CURE = (
 _LAYER = "GradientCheckpointingLayer"
 # the attribute of such a layer that holds its checkpoint function
 _FUNCTION = "_gradient_checkpointing_func"
+# whether a class is such a layer's; weak, because each GraphModule has a class of its own
+_known: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def checkpoints_itself(module: nn.Module) -> bool:
@@ -30,17 +32,10 @@ def checkpoints_itself(module: nn.Module) -> bool:
     graphreg generates. So a block of such a subclass checkpoints its emitted code, just as the
     model's module checkpoints its forward.
     """
-    return _is_layer(type(module)) and getattr(module, "gradient_checkpointing", False) is True
-
-
-# weak, because each GraphModule has a class of its own
-_known: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-
-
-def _is_layer(cls: type) -> bool:
-    if cls not in _known:
-        _known[cls] = any(kind.__name__ == _LAYER for kind in cls.__mro__)
-    return _known[cls]
+    kind = type(module)
+    if kind not in _known:
+        _known[kind] = any(base.__name__ == _LAYER for base in kind.__mro__)
+    return _known[kind] and getattr(module, "gradient_checkpointing", False) is True
 
 
 def see_through_checkpoints(model: nn.Module, changes: Changes) -> None:

@@ -86,9 +86,11 @@ def propagate(
         TraceError: A graph does not run on the example inputs although the model does.
     """
     for mode, graph in graphs.items():
+        # fake tensors come first: they need no memory, and no copy of the parameters
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
         if _propagate_on_fakes(model, mode, graph, values, constants):
             continue
+        # if the model does not run either, its own error is raised, and not one about its graph
         twin = run_model(model, call, constants)
         with torch.set_grad_enabled(needs_gradients(graph)):
             _propagate_on_copy(twin, graph, values)
@@ -138,10 +140,12 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
     """
     try:
         fake = FakeTensorMode()
+        # ``deepcopy`` makes fake copies of the tensors here, so no data is copied
         with FakeCopyMode(fake):
             twin = _with_their_attributes(copy.deepcopy(model), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
+        # a graph that asserts grad mode raises without it
         with fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
             _ShapeRecorder(twin.eval() if mode == "eval" else twin, graph).run(*inputs, enable_io_processing=False)
     except Exception:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,11 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir.contents import FOREIGN, called_by_foreign_code, calling_module
+from graphreg.ir.contents import called_by_foreign_code, calling_module
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.frames import is_foreign
 
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
@@ -92,9 +93,10 @@ class EnvironmentQueries:
     @contextmanager
     def intercepted(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
         """Intercept the queries within the block. ``places``: the global namespaces through which the model's code may call them."""
-        changed = [
-            (place, name, function) for place in (vars(torch), vars(torch.compiler), *places) for name, function in self._queries_in(place)
-        ]
+        # by identity, since the model's code may have imported a query under another name
+        queries = set(map(id, (*QUERIES.values(), *_COMPILING)))
+        namespaces = (vars(torch), vars(torch.compiler), *places)
+        changed = [(place, name, value) for place in namespaces for name, value in place.items() if id(value) in queries]
         with Changes() as changes, changes:
             for place, name, function in changed:
                 changes.put(place, name, self._answering(function))
@@ -112,7 +114,10 @@ class EnvironmentQueries:
         """
 
         def get(module: nn.Module) -> Any:
-            self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
+            # what a tracer reads does not decide what the forward computes
+            if not self.mode_reads.any and threading.get_ident() == self._thread:
+                self.mode_reads.any = not calling_module(2).startswith(_TRACERS)
+
             attributes = vars(module)
             if "training" not in attributes:  # after the error, Python calls __getattr__, by which a module of torch.jit gives its mode
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
@@ -137,18 +142,13 @@ class EnvironmentQueries:
         """Return the path of the module whose code runs; None in other threads and if no traced code runs."""
         return self._path() if threading.get_ident() == self._thread else None
 
-    def _queries_in(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
-        """Return the query functions in a global namespace, each with its name in the namespace."""
-        functions = set(map(id, (*QUERIES.values(), *_COMPILING)))
-        return [(name, value) for name, value in place.items() if id(value) in functions]
-
     def _answering(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a function that replaces a query. It records which module asks, and returns the answer in ``answers`` or else torch's."""
         name = next((name for name, each in QUERIES.items() if each is function), None)
 
         def ask() -> Any:
             frame = sys._getframe(1)
-            if threading.get_ident() != self._thread or str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
+            if threading.get_ident() != self._thread or is_foreign(frame):
                 return function()
             if name is None:
                 return function() and "-packages" in frame.f_code.co_filename
@@ -156,30 +156,6 @@ class EnvironmentQueries:
             return self._answers.get(name, function())
 
         return ask
-
-
-def _called_by_tracer() -> bool:
-    """Return whether the code that reads ``training`` belongs to a tracer. A tracer's reads do not decide what the forward computes."""
-    return calling_module(3).startswith(_TRACERS)
-
-
-def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
-    """Return whether the forward may read a mode without being noticed.
-
-    That is so if a class of the model defines ``training`` itself, or if the model's code mentions ``__dict__`` or ``vars``.
-
-    Args:
-        model: The model.
-        mentioned: All names that the model's code mentions.
-    """
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind is not nn.Module}
-    return not mentioned.isdisjoint(("__dict__", "vars")) or any("training" in vars(kind) for kind in kinds)
-
-
-def other_answer(name: str) -> Any:
-    """Return an answer to a query that differs from torch's present one."""
-    now = QUERIES[name]()
-    return (torch.float32 if now is torch.float64 else torch.float64) if name == "get_default_dtype" else not now
 
 
 def settle_queries(
@@ -199,20 +175,19 @@ def settle_queries(
         opaque: The opaque modules by path, with reasons. This function may add some.
     """
     for name, paths in queries.items():
-        if same({name: other_answer(name)}):
+        now = QUERIES[name]()
+        other = (torch.float32 if now is torch.float64 else torch.float64) if name == "get_default_dtype" else not now
+        if same({name: other}):
             continue
+
         submodules = [path for path in paths if path not in ("", *opaque) and not (modes.any and model.get_submodule(path).training)]
         if submodules and name != "get_default_dtype":  # all modules share the default dtype, so the graph asserts it
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:
-            _assert(graph, name)
-
-
-def _assert(graph: fx.Graph, name: str) -> None:
-    """Make the graph assert the present answer of a query."""
-    first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
-    with graph.inserting_before(first):
-        label_site(graph.call_function(surrounded, (name, QUERIES[name]())), "")
+            # before all operations, so that a call under another answer computes nothing
+            first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
+            with graph.inserting_before(first):
+                label_site(graph.call_function(surrounded, (name, now)), "")
 
 
 def needs_gradients(graph: fx.Graph) -> bool:

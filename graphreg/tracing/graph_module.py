@@ -44,7 +44,11 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     namer = Namer(modules.keys() - {""})
     constants = BufferConstants({name for name, _ in model.named_buffers(remove_duplicate=False)})
-    named = {node for node in graph.nodes if _keeps_labels(node, namer)}
+    # A pass may have copied a node together with its labels: the first of such nodes keeps them.
+    named = {
+        node for node in graph.nodes
+        if is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
+    }  # fmt: skip
     for node in graph.nodes:
         # What reads a mode, or chooses a literal by it, is no value of the model: a trace adds it.
         reads_mode = node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
@@ -59,11 +63,6 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
             label_node(node, scope, modules, namer)
     if not named:  # a graph of torch.fx, not one that graphreg traced
         _label_blocks(graph, namer)
-
-
-def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
-    """Return whether a node has labels that no earlier node has. A pass may have copied a node together with its labels."""
-    return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _calls(node: fx.Node) -> list[ModuleCall]:

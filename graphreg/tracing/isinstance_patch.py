@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.fx.proxy import Attribute
 
-from graphreg.ir.contents import FOREIGN
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.torch_modes import jit_namespace
+from graphreg.tracing.side_effects.reachable_state import is_foreign_namespace
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
@@ -81,14 +81,7 @@ class TracedType(type, metaclass=_AnswersType):
     """What a model's code has in place of ``type`` during a trace."""
 
 
-def sizes_are_numbers(changes: Changes, places: Iterable[Globals]) -> None:
-    """Make ``isinstance`` take symbolic sizes for numbers, in code whose globals are in ``places``, until the block of ``changes`` ends."""
-    for place in places:
-        if "isinstance" not in place:
-            changes.put(place, "isinstance", _number_isinstance)
-
-
-def _number_isinstance(value: object, kinds: Any) -> bool:
+def number_isinstance(value: object, kinds: Any) -> bool:
     """Do what ``isinstance`` does, but take a symbolic size of torch.export for a number."""
     return builtins.isinstance(_NUMBERS.get(type(value), value), kinds)
 
@@ -113,9 +106,9 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
     A further namespace must belong to a package of this code, to a package of a function or class
     in its namespaces, or to no package.
     """
-    waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
+    waiting = [place for place in _distinct_globals(code) if not is_foreign_namespace(place)]
     imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not issubclass(type(v), types.ModuleType))
-    packages = {_package(place) for place in (*waiting, *imported) if not _is_foreign(place)}
+    packages = {_package(place) for place in (*waiting, *imported) if not is_foreign_namespace(place)}
     namespaces = {id(place): place for place in waiting}
     seen = set(namespaces)
     while waiting:
@@ -124,7 +117,9 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
         for place in _distinct_globals(list(waiting.pop().values())):
             if id(place) not in seen:
                 seen.add(id(place))
-                if _package(place) in packages or _is_file(place):
+                # a file beside a script has no package, and may hold code of the model
+                is_file = "__path__" not in place and "." not in str(place.get("__name__", ".")) and not is_foreign_namespace(place)
+                if _package(place) in packages or is_file:
                     namespaces[id(place)] = place
                     waiting.append(place)
     return list(namespaces.values())
@@ -134,16 +129,6 @@ def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
     """Return the namespaces of these modules, functions and classes, each once."""
     places = {id(place): place for thing in things if type(thing) not in _DATA and (place := _globals_of(thing)) is not None}
     return list(places.values())
-
-
-def _is_file(place: Globals) -> bool:
-    """Return whether a namespace is that of a module without a package, such as a file beside a script."""
-    return "__path__" not in place and "." not in str(place.get("__name__", ".")) and not _is_foreign(place)
-
-
-def _is_foreign(place: Globals) -> bool:
-    """Return whether a namespace is of a package that holds no code of a model."""
-    return _package(place) in FOREIGN
 
 
 def _globals_of(thing: Any) -> Globals | None:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.torch_internals.dynamo_marks import skip_frame
 from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.frames import home_of
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_own, reachable_code
 from graphreg.tracing.side_effects.state_places import content, own_attributes
 
@@ -251,11 +252,11 @@ def _decides(name: str, frame: types.FrameType) -> bool:
     """
     if _thread.paused:
         return False
-    reader = str(frame.f_globals.get("__name__", ""))
+    reader = home_of(frame)
     # ``hasattr`` and the like, which a trace replaces
     while reader.startswith(_ANSWERING) and frame.f_back is not None:
         frame = frame.f_back
-        reader = str(frame.f_globals.get("__name__", ""))
+        reader = home_of(frame)
     if name == WHOLE and frame.f_code.co_name == "__dir__":  # dir(module)
         return True
     if name == WHOLE and (reader.startswith("torch.") or frame.f_code.co_name in ("__getstate__", "__reduce_ex__")):

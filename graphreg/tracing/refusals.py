@@ -37,6 +37,7 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     if isinstance(error, fx.proxy.TraceError):
         why = why.partition(". ")[0]
 
+    # without its first letter: it begins a sentence in one message, and goes on in the other
     step = (
         "ove that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "
         "If the step branches on a tensor's values, branch on a constant instead."

@@ -111,6 +111,7 @@ def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
     """Return the axes of a tensor, those of size 1 left out, in the order of their strides, and whether there are no gaps between them."""
     sizes, strides = ([known(each) for each in numbers] for numbers in (tensor.shape, tensor.stride()))
     axes = tuple(sorted((a for a, size in enumerate(sizes) if size != 1), key=lambda a: -strides[a]))
+    # without gaps, the stride of each axis is the product of the sizes of the axes inside it
     step = 1
     for axis in reversed(axes):
         if strides[axis] != step:
@@ -185,6 +186,7 @@ class DecisionTracer(fx.Tracer):
         """The fake tensor mode in which answers are computed."""
         if not has_function_table():
             raise NeedsFunctionTable
+        # a module may hold tensors that are neither parameters nor buffers, and these stay real
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -260,6 +262,7 @@ class DecisionTracer(fx.Tracer):
         if node not in self._kinds:
             self._kinds[node] = kind = self._kind(node)
             type_name = next((name for name, each in KINDS.items() if kind is not None and issubclass(kind, each)), None)
+            # ``*args`` is a tuple and ``**kwargs`` a dict at every call
             if type_name is not None and not str(node.target).startswith("*") and self._depends_on_input(node):
                 self._add_unnamed(decided_kind, node, type_name)
         return self._kinds[node]

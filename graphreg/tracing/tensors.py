@@ -77,6 +77,7 @@ class SavedTensor:
     def restore(self) -> None:
         """Give the tensor the content and geometry that were saved."""
         with without_functions(), torch.no_grad():
+            # ``t_()`` and ``resize_()``, for example, change the geometry, too
             if (self.tensor.shape, self.tensor.stride()) != (self.shape, self.stride):
                 self.tensor.set_(self.tensor.untyped_storage(), self.offset, self.shape, self.stride)
             self.tensor.data.copy_(self.content)

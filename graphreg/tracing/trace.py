@@ -17,7 +17,7 @@ from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change
 from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
-from graphreg.ir.operations import Operations, stacks
+from graphreg.ir.operations import Operations, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
 from graphreg.ir.roles import value_sites
@@ -47,8 +47,7 @@ from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Clai
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
-from graphreg.tracing.symbolic.sharing import same_apart_from_sharing
-from graphreg.tracing.symbolic.symbolic import symbolic
+from graphreg.tracing.symbolic.symbolic import same_apart_from_sharing, symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
 FrontEnd = Literal["auto", "symbolic", "export"]
@@ -200,6 +199,7 @@ def traced_for_call(
     warn_if_untested()
     check_model(model)
     with Changes() as changes, changes:
+        # first of all, since other threads of the process see what the lines below change
         alone(changes)
         restore_after_trace(changes)
         put_global_hooks_aside(changes)
@@ -215,6 +215,7 @@ def traced_for_call(
                     traced = with_draws_restored(partial(_trace, model, call, front_end, proving, inputs))
                 except NeedsHooks as needed:
                     install_hooks(needed.model, changes)
+        # an opaque module runs its own forward at each call of the graph, and so assigns the same
         inside = tuple(f"{path}." for path in traced.opaque_modules)
         if names := [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
@@ -227,11 +228,13 @@ def traced_for_call(
 def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str]) -> Traced:
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
+
     bound = bind(model, call)
     _refuse_caches(bound)
     specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
     call = _with_defaults(model, call, specialized) if call else None
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
+    # the caller may change a list or an object after the trace
     copies = dict[int, Any]()
     kept = {name: copied_contents(value, copies, is_data=name not in specialized) for name, value in {**specialized, **bound}.items()}
     try:
@@ -299,6 +302,7 @@ def _trace_from(
         graphs = labelled_graphs(model)
         if call:
             propagate(model, graphs, bound, call, {})
+        # ``strip`` leaves a GraphModule, and its blocks are still to be checkpointed
         checkpoints = {} if (state := state_of(model)) is None else state.checkpoints
         return _proved(Traced(model, graphs, value_sites(model, graphs), {}, specialized, checkpoints=checkpoints), call, proving)
     return _trace_with(model, front_end, specialized, bound, call, proving)
@@ -332,16 +336,24 @@ def _trace_with(
         traced = _proved(_trace_symbolically(model, specialized, bound, call), call, proving)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
+        # If a draw may be another thread's, the caller traces again and counts draws: to export
+        # would be in vain. Without inputs nothing can be exported, but a TraceError gets the advice
+        # to give some.
         if front_end == "symbolic" or may_be_anothers() or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
         return _exported_after(symbolic_error, model, specialized, call, proving)
-    opaque_stacks = [path for path in stacks(model) if path in traced.opaque_modules]
+
+    # of stacks inside one another, the error names the outer one
+    stacks = [path for path, module in model.named_modules() if path and is_stack(module)]
+    outermost = [path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)]
+    opaque_stacks = [path for path in outermost if path in traced.opaque_modules]
     if front_end == "symbolic" or call is None or not opaque_stacks:
         return traced
     try:
         why = TraceError(f"torch.fx cannot see into {', '.join(opaque_stacks)}")
         return _exported_after(why, model, specialized, call, proving)
     except TraceError as error:
+        # the graph of torch.fx is right, too: the stack is one node of it
         raise_interrupt(error)
         note = f"front end: symbolic, because {str(error.__cause__).rstrip('.')}"
         return replace(traced, notes=(*traced.notes, note))
@@ -380,6 +392,8 @@ def _traced_by_fx(
     shares = len(set(map(id, tensors))) < len(tensors)
 
     with model_restored(model) as before:
+        # First each argument has a proxy of its own. If sharing makes no difference, this graph
+        # also serves the calls that pass different tensors.
         found = symbolic(model, specialized, constants, bound, before, watch_draws, False if shares else None)
         if shares:  # the forward may ask whether arguments are one object, which a proxy cannot notice
             constants_shared = dict(constants)
@@ -390,6 +404,7 @@ def _traced_by_fx(
         graphs, opaque_modules, assumed, checkpoints = found
         if call:
             propagate(model, graphs, bound, call, constants)
+
     for graph in graphs.values():
         _erase_behind_output(graph)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
@@ -424,18 +439,22 @@ def _trace_by_export(
                 f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict "
                 f"of the arguments of {forward_text(model)}."
             )
+        # it gives that advice already, or torch.export would lose the checkpoints, too
         if "example_inputs" in str(symbolic_error) or CHECKPOINTS in str(symbolic_error):
             raise symbolic_error
         raise TraceError(
             f"{symbolic_error} With example_inputs graphreg also tries torch.export, which can trace more than torch.fx. They are a "
             f"tensor, a tuple or a dict of the arguments of {forward_text(model)}."
         ) from symbolic_error
+
     constants, opaque_modules, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
     if symbolic_error is not None:
         if CHECKPOINTS in str(symbolic_error):  # torch.export would lose the checkpoints of the model's own forward, too
             raise symbolic_error
+        # its first sentence, which may end within a parenthesis
         why = str(symbolic_error).partition(". ")[0].rstrip(".")
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
+
     try:
         with model_restored(model):
             graphs = export(model, call, opaque_modules, constants)
@@ -472,6 +491,7 @@ def _with_defaults(model: nn.Module, call: Arguments, specialized: Mapping[str, 
     added = {name for name, value in bound.arguments.items() if name not in given and isinstance(value, torch.Tensor)}
     if not added - specialized.keys():
         return call
+    # other defaults are specialized, and the trace takes them from the signature
     for name in bound.arguments.keys() - given - added:
         del bound.arguments[name]
     return bound.args, bound.kwargs
@@ -494,6 +514,8 @@ def check_model(model: object) -> None:
     if placed is not None:
         what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__
         raise TraceError(f"{what} is regularized in place already. Call graphreg.strip_ on it first, then regularize the model.")
+
+    # by name here and below, so that nobody who does not use torch.distributed has to import it
     kinds = {kind.__name__ for kind in type(model).__mro__}
     wrappers = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
     wrapper = next(iter(kinds & wrappers), "module.compile()" if compiles_itself(model) else None)
@@ -507,6 +529,7 @@ def check_model(model: object) -> None:
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."
         )
+
     if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
         raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -517,6 +540,7 @@ def check_model(model: object) -> None:
             f"{scripted[0]!r} in {type(model).__name__} is compiled by torch.jit, which keeps its state out of Python's reach. Put the "
             "module that it was made from in its place."
         )
+
     if has_users_global_hook():
         raise TraceError(
             "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "
@@ -552,6 +576,7 @@ def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str,
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)
     if bound is not None:
+        # ``bind`` fills in the default itself, so identity tells what the caller has left out
         left_out = {name for name, each in inspect.signature(model.forward).parameters.items() if bound[name] is each.default}
         fixed = {name for name in left_out if not isinstance(bound[name], torch.Tensor)}
         return {name: value for name, value in bound.items() if name in fixed or not _is_data(value)}

@@ -56,11 +56,14 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
     train = _in_mode(modes, lambda m: True, trace)
     if not mode_reads.any:
         return {"both": train}
+
+    # To run the forward in eval mode along the graph of train mode takes half the time of a trace.
     if not mode_reads.readers and (literals := _in_mode(modes, lambda m: False, lambda: follow(train))) is not None:
         _read_modes(train, literals, {})
         if literals:
             doubt_plain(train, None)
         return {"both": train}
+
     evaluation = _in_mode(modes, lambda m: False, trace)
     same, differing = compared(train, evaluation)
     readers = mode_reads.readers
@@ -70,6 +73,8 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         _read_modes(train, differing, owners)
         _assert_modes(train, {path: _training_path(readers[path]) for path in asserted})
         return {"both": train}
+
+    # The user has put these submodules into another mode than the model, such as a frozen encoder.
     apart = {m for m, mode in modes.items() if mode != model.training}
     if apart and model.training:
         train = _in_mode(modes, lambda m: m not in apart, trace)
@@ -77,6 +82,7 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         evaluation = _in_mode(modes, lambda m: m in apart, trace)
     for graph, mode in ((train, True), (evaluation, False)):
         _read_modes(graph, differing, owners)
+        # after ``train()`` or ``eval()`` all submodules have the mode of the model
         set_apart = apart if mode == model.training else set()
         _assert_modes(graph, {path: (model.get_submodule(path) not in set_apart) == mode for path in asserted})
     return {"train": train, "eval": evaluation}
@@ -93,33 +99,29 @@ def _mode_dependence(
         found out what depends on the mode.
     """
     owners, asserted = LiteralOwners(), list[str]()
+    modes = {module: module.training for module in model.modules()}
     for paths in [[path] for path in readers] if len(readers) <= _MAX_ONE_BY_ONE else [list(readers)]:
+        # each mode once more, with only these submodules in the other one
         try:
-            turned, back = _compared_turned(model, trace, paths, train, evaluation)
+            alone = set(map(model.get_submodule, paths))
+            others = modes.keys() - alone
+            turned = compared(train, _in_mode(modes, others.__contains__, trace))
+            back = compared(evaluation, _in_mode(modes, alone.__contains__, trace))
         except Exception as error:  # with these submodules in the other mode, the forward takes a branch that cannot be traced
             raise_interrupt(error)
             asserted += paths
             continue
         if turned == back == (True, {}):
             continue
+
+        # ``back`` compares in the other direction, so its pairs are (eval, train)
         swapped = {name: {i: (b, a) for i, (a, b) in literals.items()} for name, literals in back[1].items()}
+        # both modes agree on which literals this one submodule decides, and on nothing else
         if len(paths) == 1 and turned[0] and back[0] and turned[1] == swapped:
             owners |= {(name, i): paths[0] for name, literals in swapped.items() for i in literals}
         else:
             asserted += paths
     return owners, asserted
-
-
-Comparison = tuple[bool, dict[str, Literals]]  # (whether the structure is the same, the differing literals by node name)
-
-
-def _compared_turned(
-    model: nn.Module, trace: Callable[[], fx.Graph], paths: list[str], train: fx.Graph, evaluation: fx.Graph
-) -> tuple[Comparison, Comparison]:
-    """Compare the graph of each mode with a trace in which only these submodules are in the other mode."""
-    modes, alone = {module: module.training for module in model.modules()}, set(map(model.get_submodule, paths))
-    turned = compared(train, _in_mode(modes, lambda m: m not in alone, trace))
-    return turned, compared(evaluation, _in_mode(modes, lambda m: m in alone, trace))
 
 
 def trace_both_modes(
@@ -220,8 +222,10 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: Lite
         with graph.inserting_before(node):
             for i, (a, b) in literals.items():
                 training = graph.create_node("get_attr", _training_path(owners.get((name, i), home)))
+                # ``training=self.training`` becomes the read itself; other literals, a choice
                 plain = (a, b) == (True, False) and type(a) is type(b) is bool
                 reads[i] = training if plain else graph.call_function(choose, (training, a, b))
+        # ``map_aggregate`` meets the arguments in the order in which ``flat`` has numbered them
         position = iter(range(len(flat(node))))
 
         def replaced(leaf: Any, reads: Mapping[int, fx.Node] = reads, position: Iterator[int] = position) -> Any:

@@ -128,6 +128,7 @@ def _export_modes(
             opaque.update(recorder.record.opaque)
             new = unlifter.opaque.keys() - opaque.keys()
             if not new:
+                # torch.export has put these back, but the next trace must find what is left
                 for attributes, final in recorder.record.final_attributes:
                     attributes.update(final)
                 return recorder, unlifter

@@ -53,6 +53,7 @@ class Inputs:
         args, kwargs = record.arguments
         bound = signature.bind(*args, **kwargs).arguments
 
+        # all of them first, because the placeholders of a graph precede its other nodes
         placeholders = {}
         for name, parameter in signature.parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
@@ -62,9 +63,11 @@ class Inputs:
 
         for name, parameter in signature.parameters.items():
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                # also if the call passes none: the graph asserts that others pass none either
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
 
+        # all inputs have the symbols of one environment
         environment = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
         if environment is None:
             assert_sizes(graph, self.places, ())
@@ -89,6 +92,7 @@ class Inputs:
                 label_site(holder, "", Label(name, "input", (".".join(path),), default=False))
             self.places.append((holder, full_name))
             return
+        # only of what is in a container: an argument that is plain itself is specialized
         if path and isinstance(value, PLAIN):
             self._unnamed(specialized_to, holder, full_name, value)
         if not isinstance(value, (dict, tuple, list, Built)):
@@ -121,6 +125,7 @@ def spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
         return original(*args, **kwargs)
 
     original = model.forward
+    # torch.export asks the model's forward for its signature, and here finds this one
     own: Any = forward
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in more]
     own.__signature__ = signature.replace(parameters=[*kept, *added])

@@ -162,14 +162,14 @@ class OpRecord:
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
-def called_by_operator(depth: int = 2) -> bool:
+def called_by_operator() -> bool:
     """Return whether the calling code wrote ``x / y`` and not ``x.div(y)``: ``__torch_function__`` gets the same function for both."""
-    frame = sys._getframe(depth)
+    frame = sys._getframe(2)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
 
 
-def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
+def size_reads(function: Callable[..., Any]) -> list[str]:
     """Return the names of the operations that a symbolic trace would record for the calling code, if it reads a size; else an empty list.
 
     For ``n, c = x.shape`` they are ``getattr`` and twice ``getitem``. An index counts only if it is applied directly, not to a shape that
@@ -180,7 +180,7 @@ def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
         name = "getattr"
     elif name not in ("size", "dim", "numel", "nelement", "stride"):
         return []
-    frame = sys._getframe(depth)
+    frame = sys._getframe(2)  # the code that called torch, and so ``__torch_function__``
     return [name, *["getitem"] * _indices(frame.f_code, frame.f_lasti)]
 
 
@@ -231,10 +231,12 @@ def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> OpCa
     if not is_tensor_method_or_property(function) and getattr(function, "__objclass__", None) is None:
         return OpCall("call_function", function, scope)
     if name.startswith("__"):
+        # these methods of tensors have other names in Python's ``operator``
         bare = {"div": "truediv", "idiv": "itruediv", "rdiv": "rtruediv"}.get(name.strip("_"), name.strip("_"))
         bare = {"and": "and_", "or": "or_", "rand": "rand_", "ror": "ror_"}.get(bare, bare)
         if hasattr(operator, bare):
             return OpCall("call_function", getattr(operator, bare), scope)
+        # ``2 - x`` is a call of ``x.__rsub__``, and torch.fx records ``sub(2, x)``
         if bare.startswith("r") and hasattr(operator, bare[1:]):
             return OpCall("call_function", getattr(operator, bare[1:]), scope, swapped=True)
         return None

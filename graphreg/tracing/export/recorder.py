@@ -58,7 +58,7 @@ from graphreg.tracing.export.op_record import (
 )
 from graphreg.tracing.export.patches import refuse_untraceable, single_operations
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
-from graphreg.tracing.isinstance_patch import model_globals, sizes_are_numbers
+from graphreg.tracing.isinstance_patch import model_globals, number_isinstance
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, tensors_in
@@ -111,7 +111,9 @@ class Recorder(TorchFunctionMode):
             self._refuse_untraced_changes(patches)
             note_decisions(patches, lambda: self.is_recording() and not self._ops, self.record.decisions, self._negated)
             places = model_globals(self.model)
-            sizes_are_numbers(patches, places)
+            for place in places:
+                if "isinstance" not in place:  # a model's own function of this name stays
+                    patches.put(place, "isinstance", number_isinstance)
             with self.environment.intercepted(self.model, places):
                 yield
 
@@ -126,6 +128,7 @@ class Recorder(TorchFunctionMode):
             return traced(forward, args, kwargs)
         if not self._scopes:
             return self._root(traced, forward, args, kwargs)
+
         if has_backward_hooks(m):
             self.record.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
@@ -143,6 +146,7 @@ class Recorder(TorchFunctionMode):
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
         stack, keys = dict(self._tracer.module_stack), list[str]()
 
+        # torch.export's key of this call is on its stack only while the module's code runs
         def keyed(*args: Any, **kwargs: Any) -> Any:
             keys.append(next(reversed(self._tracer.module_stack)))
             return forward(*args, **kwargs)
@@ -171,6 +175,7 @@ class Recorder(TorchFunctionMode):
         self.record.arguments = TensorMap(self._node).of((args, kwargs))
         held = held_objects(self.model, args, kwargs)
         drawn, registered = random.getstate(), _registered(self.model)
+
         self._scopes.append("")
         try:
             with self:
@@ -187,6 +192,8 @@ class Recorder(TorchFunctionMode):
             self._scopes.clear()
             # torch.export restores the attributes that the forward assigned, but the next call may read what was assigned.
             self.record.final_attributes = final_state(self.model, self._data_proxy)
+
+        # torch.export cannot return the user's objects: it gets the tensors that they hold
         tensors = list[Any]()
 
         def returned(tensor: Any) -> fx.Node:
@@ -195,11 +202,12 @@ class Recorder(TorchFunctionMode):
 
         output = TensorMap(returned, held=held)
         self.record.output = output.of(value)
+
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
             if node.op == "placeholder":
                 self.record.input_places.append(place)
-        return tensors if output.made else value  # torch.export returns no objects
+        return tensors if output.made else value
 
     def _opaque(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a layer or opaque module as one operation."""
@@ -215,7 +223,12 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_recording():
-            self._record_size_reads(size_reads(func), args)
+            # names are numbered as in a symbolic trace, where each read of a size is a node
+            reads = size_reads(func)
+            proxy = proxy_of(args[0], self._tracer) if reads and isinstance(args[0], Tensor) else None
+            if proxy is not None:
+                self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in reads)
+
             if attribute_of(func) in LEFT_IN_TENSORS and func.__name__ == "__get__" and not called_by_foreign_code():
                 raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
@@ -225,12 +238,6 @@ class Recorder(TorchFunctionMode):
             if func is Tensor.stride and not called_by_foreign_code():
                 self.record.asks_layout = True
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
-
-    def _record_size_reads(self, names: list[str], args: Any) -> None:
-        """Record reads of a tensor's size, which count in the numbering of names, because they do in a symbolic trace."""
-        proxy = proxy_of(args[0], self._tracer) if names and isinstance(args[0], Tensor) else None
-        if proxy is not None:
-            self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
 
     def _flag(self, tensor: Tensor) -> None:
         """Record that the forward reads ``requires_grad`` of a parameter, so that the graph asserts it."""
@@ -251,6 +258,7 @@ class Recorder(TorchFunctionMode):
         if not self.is_recording():
             return func(*args, **kwargs)
         if is_gradient_switch(func):
+            # such as ``torch.enable_grad()`` where gradients are enabled anyway
             if args == (torch.is_grad_enabled(),):
                 return None
             raise KeepOpaque("it works under torch.no_grad or the like, and a trace would lose that")
@@ -283,6 +291,7 @@ class Recorder(TorchFunctionMode):
             raise KeepOpaque(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry")
         if name in ("register_hook", "register_post_accumulate_grad_hook"):
             raise KeepOpaque("it registers a hook on a tensor, which a graph cannot carry")
+        # the values of the trace are fake tensors, so any other is from outside of the graph
         real = [tensor for tensor in tensors_in((args, kwargs)) if type(tensor) in (Tensor, nn.Parameter)]
         if any(isinstance(tensor, nn.Parameter) for tensor in real):
             raise KeepOpaque("it computes with a parameter that it does not read from its module by name, but from a list or the like")

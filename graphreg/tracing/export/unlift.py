@@ -89,6 +89,7 @@ class Unlifter:
         self._find_opaque(nodes)
         if self.opaque:  # the caller exports again, with these submodules opaque
             return self.graph
+
         specs = self.program.graph_signature.input_specs
         lifted = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
         places = iter(self.record.input_places)  # these do not include the constants that torch.export inserts among the inputs
@@ -96,21 +97,25 @@ class Unlifter:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
+
         label = partial(label_node, scope="", modules=self._modules, namer=self._namer)
         inputs = self.inputs = Inputs(self.graph, self.model, self.record, label, wide)
         self._made.update(inputs.made)
+
         for node in nodes:
             if node.op == "call_function":
                 if AT in node.meta:
                     self._returned(node.meta[AT])
                 node.meta.setdefault(AT, id(node))  # torch.export adds nodes without AT after the trace, to compute sizes
                 self._operation(node)
-        self._returned(sys.maxsize)
+        self._returned(sys.maxsize)  # those that returned after the last operation
+
         for name, path, kind, tensors in self._outputs:
             for node, ports, default in tensors:
                 made = self._made.get(node.meta[AT])
                 if made is not None:
                     add_label(made, Label(name, kind, ports, default, module=path))
+
         self._assert_flags()
         self._assert_layouts()
         self.graph.output(self._value(self.record.output))
@@ -164,13 +169,14 @@ class Unlifter:
             place, path, kind, value = self._returns.pop()
             if isinstance(value, list):
                 self._outputs.append((self._namer.module(path), path, kind, value))
-            elif place not in self._abandoned and not self._is_constant(value.meta.get(AT, -1)):
-                self._namer.operation(kind, path)  # a read of a size takes a number, as in a symbolic trace
-
-    def _is_constant(self, place: int) -> bool:
-        """Return whether the value at a place is a buffer, or computed from buffers alone."""
-        made = self._made.get(place)
-        return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
+            elif place not in self._abandoned:
+                # A read of a size takes a number, as in a symbolic trace. There, the size of a
+                # buffer, or of a value that is computed from buffers alone, is a number of Python
+                # and no node.
+                read = value.meta.get(AT, -1)
+                made = self._made.get(read)
+                if not (made in self._constants if made is not None else self._lifted.get(read, "") in self._buffers):
+                    self._namer.operation(kind, path)
 
     def _name_of(self, target: str) -> str:
         """Return the name of a tensor that torch.export made an input: the model's own, or a new one if the forward made the tensor."""
@@ -181,6 +187,7 @@ class Unlifter:
         except AttributeError:  # no module of the model has the tensor: the forward made it
             pass
         value, new = self.program.constants[target], f"_tensor_constant{len(self.constants)}"
+        # each mode is exported by itself, and both make this tensor: they share it if it is equal
         same = [n for n, v in self.constants.items() if v.shape == value.shape and v.dtype == value.dtype and torch.equal(v, value)]
         if same:
             return same[0]
@@ -208,7 +215,9 @@ class Unlifter:
             scope = self._scope(node)
         made.meta["val"] = node.meta.get("val")
         made.meta["origin"] = origin_in_trace(node.stack_trace)
-        made.meta[STACK] = self._stack(node)
+        # a module that is registered twice has two paths: the stack gets the first one
+        stack = node.meta.get(STACK) or {}
+        made.meta[STACK] = {key: (self._paths.get(str(path), str(path)), kind) for key, (path, kind) in stack.items()}
         self._made[node.meta[AT]] = made
         self._label(made, scope, node)
 
@@ -219,11 +228,6 @@ class Unlifter:
             label_site(made, scope)
         else:
             label_node(made, scope, self._modules, self._namer)
-
-    def _stack(self, node: fx.Node) -> dict[str, tuple[str, Any]]:
-        """Return torch.export's record of the module calls in which it made a node, with the model's own paths."""
-        stack = node.meta.get(STACK) or {}
-        return {key: (self._paths.get(str(path), str(path)), kind) for key, (path, kind) in stack.items()}
 
     def _scope(self, node: fx.Node) -> str:
         """Return the path of the module in which torch.export made a node."""
@@ -289,6 +293,7 @@ class Unlifter:
 
     def _drop(self) -> None:
         """Erase unread nodes without a name, if they have no effect (such as sizes) or were made before their submodule became opaque."""
+        # from the end, because a node that is erased may be the last reader of its arguments
         ours = {made: place for place, made in self._made.items()}
         for node in reversed(self.graph.nodes):
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)

@@ -78,6 +78,7 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
     """Keep a list of the paths of the modules that are running, the innermost last."""
     paths, handles = [""], []
     for path, module in model.named_modules():
+        # ``and None``: what a forward hook returns would replace the output of the module
         handles += [
             module.register_forward_pre_hook(lambda m, args, path=path: paths.append(path)),
             module.register_forward_hook(lambda m, args, value: paths.pop() and None, always_call=True),
@@ -152,12 +153,16 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
         return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
+
+    # Each operation of the graph gave what the model's gave. Later writes may have changed either.
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
             how = "the model writes into it later, and the graph does not"
             if not _same(mine.values, mine.memory, near):
                 how = "the graph writes into it later, which the model does not do in the same way"
             return f" The first node whose value differs is {_described(nodes[mine.by])}: {how}."
+
+    # the graph is right as far as it goes, and the model does more
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
         return ""
@@ -173,6 +178,7 @@ def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple
     """
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
+        # behind the last match, because both run in the same order
         match = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
         if match is None:
             return pairs, step

@@ -153,23 +153,16 @@ def _unprovable(claim: Claim, call: Arguments) -> str:
 
 def _hooked_and_opened(claim: Claim) -> str:
     """Return the path of a module whose hooks the graph contains, because the graph does not call the module; ``""`` if there is none."""
-    called = {str(node.target) for graph in claim.graphs.values() for node in graph.nodes if node.op == "call_module"}
+    called = tuple(f"{node.target}." for graph in claim.graphs.values() for node in graph.nodes if node.op == "call_module")
     paths: dict[nn.Module, list[str]] = {}
     for path, module in modules_by_path(claim.model).items():
         paths.setdefault(module, []).append(path)
     for module, names in paths.items():
-        if any(own_hooks(vars(module)[name]) for name in CALL_HOOKS if name in vars(module)):
-            within = (path.rpartition(".")[0] for path in names)
-            if not any(_is_within(path, called) for path in (*names, *within)):
-                return names[0] or f"the whole {claim.title}"
+        # a module runs its own hooks if the graph calls it, or a module around it, as a whole
+        is_called = any(f"{path}.".startswith(called) for path in names)
+        if not is_called and any(own_hooks(vars(module)[name]) for name in CALL_HOOKS if name in vars(module)):
+            return names[0] or f"the whole {claim.title}"
     return ""
-
-
-def _is_within(path: str, called: set[str]) -> bool:
-    """Return whether a path is that of a module that the graph calls, or of a module inside one."""
-    while path and path not in called:
-        path = path.rpartition(".")[0]
-    return bool(path)
 
 
 _BUFFER = "the buffer "
@@ -203,6 +196,7 @@ class _WriteWatch(TorchDispatchMode):
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}
         self._alone, self._names = alone, dict[int, str]()
         for name, parameter in parameters.items():
+            # by storage, because an operation may write into a view of a parameter
             if parameter.layout is torch.strided:
                 self._names.setdefault(storage_number(parameter), name)
         self._parameters = parameters
@@ -238,6 +232,7 @@ class _WriteWatch(TorchDispatchMode):
         for name, (parameter, before) in self.saved.items():
             if not torch.equal(parameter.detach(), before):
                 written[name] = parameter.detach().clone()
+                # by ``.data``, so that autograd does not count this as one more write
                 parameter.data.copy_(before)
         return written
 
@@ -278,9 +273,11 @@ class _Trial:
                 return ""
             if unlike and not same[-1] and not _differing(theirs, ours, True):
                 return f"from run to run, {unlike}, so the graph was compared within rounding"
+            # the model gives the same again, and so does the graph: the difference is here to stay
             if not unlike and (ours_again.error is not None or not moved):
                 break
 
+        # only the first comparison failed, as it does if another thread has drawn meanwhile
         if all(same):
             return ""
         if unlike and _differing(theirs, again, True):
@@ -316,6 +313,7 @@ class _Trial:
         """Run a forward, and put back what it changed."""
         with not_recorded():
             ran, read_saved = self._ran_once(forward, not self._takes_apart)
+            # once more, and autograd keeps what this forward takes from it
             if read_saved:
                 self._takes_apart = True
                 ran, _ = self._ran_once(forward, False)
@@ -353,6 +351,7 @@ class _Trial:
                 raise_interrupt(error)
                 ran.error = error
             finally:
+                # after an error, too, since the next run begins with these parameters
                 ran.values |= {f"the parameter {name} after the call": value for name, value in watch.put_back().items()}
         return ran, bool(read_saved)
 
@@ -424,6 +423,8 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
             copied = copies[id(space[name])]
             places[place] = space, name, copied
             changes.put(space, name, copied)
+        # Parameters stand for themselves: copies would take the memory of the model once more, so
+        # ``_WriteWatch`` puts back what is written into them.
         yield places, {**copies, **{id(parameter): parameter for parameter in model.parameters()}}
 
 

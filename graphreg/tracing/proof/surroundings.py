@@ -25,6 +25,7 @@ class Generators:
         """Note the present states."""
         numpy: Any = sys.modules.get("numpy")
         self._python, self._torch = random.getstate(), torch.get_rng_state()
+        # the question alone would initialize CUDA in a process that has not used it
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         self._numpy = numpy.random.get_state() if numpy is not None else None
 
@@ -55,8 +56,10 @@ def alike(model: nn.Module) -> Iterator[Generators]:
     takes_fast_path = any(not any(parameter.requires_grad for parameter in inner.parameters()) for inner in attention)
     with Changes() as changes, changes, ExitStack() as stack:
         if takes_fast_path:
+            # the switch of the fast path is one for all threads
             alone(changes)
             plain_transformers(changes)
+        # of tensors that are made in inference mode, autograd counts no writes
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.callback(generators.rewind)

@@ -77,7 +77,7 @@ class ContextVariable(StatePlace):
 class IteratorPosition(StatePlace):
     """The position of an iterator that is an attribute or variable. ``restore`` replaces the iterator by a copy made before the forward."""
 
-    def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:
+    def __init__(self, owner: Any, name: str, holder: Attributes, key: str, copied: Any) -> None:
         """Note the position.
 
         Args:
@@ -85,9 +85,9 @@ class IteratorPosition(StatePlace):
             name: The name of the iterator, for errors.
             holder: The place that has the iterator as an attribute or variable.
             key: The name of that attribute or variable.
+            copied: A copy of the iterator, from its present position.
         """
-        self.holder, self.key = holder, key
-        self.copied = _copied(owner)
+        self.holder, self.key, self.copied = holder, key, copied
         super().__init__(owner, name)
         self.after = self.content  # after ``prepare_retrace``: the position in which the forward left it
 
@@ -109,7 +109,7 @@ class IteratorPosition(StatePlace):
     def restore(self) -> None:
         now = self.holder.read().get(self.key)  # the holder has put back which iterator it was
         if is_iterator(now) and _position(now) != self.content:
-            self.holder.set(self.key, _copied(self.copied))
+            self.holder.set(self.key, copied_iterator(self.copied))
 
 
 def is_random_generator(value: Any) -> bool:
@@ -125,12 +125,7 @@ def is_iterator(value: Any) -> bool:
     return kind.__module__ in ("builtins", "itertools", "_queue") and (hasattr(kind, "__next__") or kind.__name__ == "SimpleQueue")
 
 
-def can_be_copied(value: Any) -> bool:
-    """Return whether an iterator can be copied without copying tensors."""
-    return _copied(value) is not NOTHING
-
-
-def _copied(value: Any) -> Any:
+def copied_iterator(value: Any) -> Any:
     """Return a copy of an iterator that continues from the same place; NOTHING if it cannot be copied or would copy tensors."""
     memo: dict[int, Any] = {}
     try:
@@ -144,6 +139,7 @@ def _copied(value: Any) -> Any:
 def _position(value: Any) -> Any:
     """Return the position of an iterator, in a form that can be compared."""
     if is_iterator(value):
+        # what pickle would write: what makes the iterator, what it runs over, and how far it is
         made = value.__reduce__()
         return (getattr(made[0], "__name__", ""), *map(_position, made[1:]))
     if issubclass(type(value), tuple):

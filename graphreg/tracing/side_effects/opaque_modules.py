@@ -51,6 +51,7 @@ class OpaqueState:
         """Hide the state that these modules change, and return the names of the hidden state."""
         known: dict[type, ReachableCode] = {}
         for module in modules:
+            # modules of one class run the same code, but for what an instance has of its own
             hooked = forward_hooks(module) or "forward" in vars(module)
             if hooked or type(module) not in known:
                 known[type(module)] = reachable_code([module])
@@ -60,11 +61,13 @@ class OpaqueState:
     def _hide_module(self, module: nn.Module, code: ReachableCode) -> None:
         """Hide what the code of one module assigns, and the items of containers that this code changes."""
         assigned = code.assigned
+        # the graph itself reads parameters, buffers and modes at each call
         registered = {name for kind in REGISTERED for name in vars(module)[kind]} | {"training"}
         for name in sorted(assigned.attributes - registered):
             self._hide_attribute(self._attributes[id(module)], name, module)
         for name in sorted(assigned.items & vars(module).keys()):
             self._hide_items(vars(module)[name], self._attributes[id(module)].label(name))
+        # a count or the like that all instances share, as an attribute of their class
         for kind in (*type(module).__mro__, *code.classes):
             if (place := self._attributes.get(id(kind))) is not None:
                 for name in sorted(name for name in assigned.attributes & place.content.keys() if is_plain(place.content[name])):
@@ -89,6 +92,7 @@ class OpaqueState:
         """Hide an attribute of a module, even one that does not exist yet because the first call makes it."""
         if name in vars(module):
             self._hide(place, name, vars(module)[name])
+        # a property, or a default of the class, is no state of the instance
         elif not hasattr(type(module), name):
             self._hide(place, name, _NOTHING)
 
@@ -103,6 +107,7 @@ class OpaqueState:
         """Replace the items of a container by values that raise when code reads them, and add one more item."""
         place = self._containers.get(id(value))
         if place is not None:
+            # one more, because the forward may ask for the length alone
             items = [StaleValue() for _ in range(len(place.content) + 1)]
             place.fill(dict(zip([*place.content, items[-1]], items, strict=True)) if isinstance(value, dict) else items)
             self._names[label] = None

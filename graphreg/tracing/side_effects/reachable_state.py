@@ -171,7 +171,7 @@ class _StateSearch:
                 continue
             if direct:
                 self._direct.add(id(function))
-            if id(function) not in self.code.functions and not _is_foreign_namespace(function.__globals__):
+            if id(function) not in self.code.functions and not is_foreign_namespace(function.__globals__):
                 self.code.functions[id(function)] = function
                 self._waiting.append(function)
 
@@ -204,12 +204,13 @@ class _StateSearch:
             self.code.clocks |= module in _CLOCKS
 
         if issubclass(type(value), types.ModuleType):
-            if not _is_foreign_namespace(vars(value)):
+            if not is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
         elif issubclass(type(value), type):
             if not is_foreign_class(value):
                 self.code.classes[value] = None
                 self._class(value)
+                # code that mentions a class may make objects of it
                 for name in ("__new__", "__init__"):
                     self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
@@ -226,7 +227,7 @@ class _StateSearch:
                 self._value(space[name], names, direct)
 
 
-def _is_foreign_namespace(space: dict[str, Any]) -> bool:
+def is_foreign_namespace(space: dict[str, Any]) -> bool:
     """Return whether a global namespace belongs to torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return is_foreign_name(space.get("__name__", ""))
 
@@ -277,6 +278,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
         elif kind in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
             subscripts = True
         elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            # ``self.seen.append(x)`` loads ``seen``, the container, directly before ``append``
             if name in _MUTATORS and loaded:
                 items.add(loaded)
             loaded = name
@@ -284,6 +286,7 @@ def assigned_by(code: types.CodeType) -> Assigned:
         elif kind not in ("PUSH_NULL", "CACHE", "PRECALL"):
             loaded = ""
 
+    # which name is that of the container in ``a[b] = c``, the instructions do not show
     outer = Assigned(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
     inner = (assigned_by(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return functools.reduce(Assigned.__or__, inner, outer)

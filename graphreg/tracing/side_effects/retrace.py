@@ -18,7 +18,7 @@ from graphreg.ir.aliasing import Aliases
 from graphreg.ir.comparison import compared, difference
 from graphreg.ir.operations import Operations
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.tracing.global_queries import ModeReads, reads_modes_unseen
+from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
@@ -67,7 +67,12 @@ def trace_repeatable(
             raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
         known = len(opaque)
         graph = trace()
-        mode_reads.any = mode_reads.any or reads_modes_unseen(model, before.code.mentioned)
+
+        # Code that mentions these may read a mode unnoticed, as may a class that defines ``training``.
+        kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind is not nn.Module}
+        is_noticed = before.code.mentioned.isdisjoint(("__dict__", "vars")) and not any("training" in vars(kind) for kind in kinds)
+        mode_reads.any = mode_reads.any or not is_noticed
+
         # the caller traces again, without the code of the new opaque modules
         if len(opaque) > known:
             return graph

@@ -29,13 +29,14 @@ from graphreg.tracing.side_effects.iterators import (
     ContextVariable,
     IteratorPosition,
     RandomGenerator,
-    can_be_copied,
+    copied_iterator,
     is_iterator,
     is_random_generator,
 )
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
 from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
+    NOTHING,
     PLAIN,
     REGISTERED,
     Attributes,
@@ -115,6 +116,7 @@ class Snapshot:
         for space, names in code.variables.values():
             self._add_attributes(Variables(space, frozenset(names)), 2)
             if any(_draws_from_numpy(space[name]) for name in names):
+                # it is the value of no variable of the user's, and so would not be found
                 self._add_value(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
         for function in code.functions.values():
             self._add_defaults(function, f"{function.__module__}.{function.__qualname__}")
@@ -166,6 +168,7 @@ class Snapshot:
             holder: The place that has the value as an attribute or variable, if there is one.
             key: The name of that attribute or variable.
         """
+        # a method of an object keeps that alive, and a partial its arguments
         if issubclass(type(value), types.MethodType):
             self._add_value(value.__self__, name, depth)
         elif issubclass(type(value), functools.partial):
@@ -192,8 +195,8 @@ class Snapshot:
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
         elif is_iterator(value):
-            if holder is not None and can_be_copied(value):
-                self.places.append(IteratorPosition(value, name, holder, key))
+            if holder is not None and (copied := copied_iterator(value)) is not NOTHING:
+                self.places.append(IteratorPosition(value, name, holder, key, copied))
             else:
                 self.irreversible[name] = key
         elif depth and (not is_foreign_class(type(value)) or issubclass(type(value), _OBJECTS)):
@@ -215,7 +218,7 @@ class Snapshot:
         for i, value, holder, key in opened:
             name = holder.label(key)
             place = Items(value, name) if issubclass(type(value), dict) else Container(value, name, holder, key)
-            place.content = type(place.content)()
+            place.content = type(place.content)()  # as it was when the snapshot was taken
             added.setdefault(i, []).append(place)
         places = [place for i, each in enumerate(self.places) for place in (*added.get(i, ()), each)]
         self.places = [*places, *added.get(len(self.places), ())]

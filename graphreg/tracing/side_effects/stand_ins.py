@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import cache
-from types import FrameType
 from typing import Any
 
-from graphreg.ir.contents import FOREIGN
+from graphreg.tracing.frames import home_of, is_foreign
 
 
 class StaleValue:
@@ -26,9 +25,9 @@ class StaleValue:
         frame = sys._getframe(1)
         # Skip the frames of isinstance_patch.py, which calls isinstance on behalf of the model's
         # code.
-        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
+        while frame.f_back is not None and home_of(frame) == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
-        if _asked_by_the_model(frame):
+        if not is_foreign(frame):
             self._refuse()
         return StaleValue
 
@@ -67,10 +66,6 @@ _GROWS = {
 }  # fmt: skip
 
 
-def _asked_by_the_model(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN
-
-
 def _plain_kind(items: Any) -> type:
     return next(kind for kind in type(items).__mro__ if kind.__module__ in ("builtins", "collections"))
 
@@ -79,7 +74,7 @@ def _refusing(method: Any) -> Any:
     """Return a method of a container that raises TypeError in the model's code, and does what ``method`` does elsewhere."""
 
     def ask(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _asked_by_the_model(sys._getframe(1)):
+        if not is_foreign(sys._getframe(1)):
             raise TypeError(f"the forward reads a {_plain_kind(self).__name__} that each call makes longer or shorter")
         return method(self, *args, **kwargs)
 

@@ -220,8 +220,11 @@ class Slots(Attributes):
     """The slots of an object whose class has ``__slots__``."""
 
     def read(self) -> dict[str, Any]:
-        names = (each for kind in type(self.owner).__mro__ for each in _listed(vars(kind).get("__slots__", ())))
-        return {key: value for key in names if (value := _slot(self.owner, key)) is not NOTHING}
+        # ``__slots__`` may also be one name as a string
+        slots = [vars(kind).get("__slots__", ()) for kind in type(self.owner).__mro__]
+        names = [name for each in slots for name in ((each,) if issubclass(type(each), str) else each)]
+        own = [name for name in names if name not in ("__dict__", "__weakref__")]
+        return {key: value for key in own if (value := _slot(self.owner, key)) is not NOTHING}
 
     def set(self, key: str, value: Any) -> None:
         object.__setattr__(self.owner, key, value)  # works for a frozen dataclass too
@@ -289,6 +292,7 @@ class Container(StatePlace):
     def prepare_retrace(self) -> Iterator[str]:
         if self.same():
             return
+        # what the forward put in may be proxies, which mean nothing in another trace
         old = set(map(id, self.content))
         self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in self.read()])
         self.size = len(self.read())
@@ -353,6 +357,7 @@ class Memory(StatePlace):
             plain = array.layout is torch.strided and array.device.type != "meta" and not array.is_quantized and array.numel()
             if not plain or is_fake(array):
                 return b""
+            # as bytes, since numpy has no bfloat16; without modes, which would record this
             with without_modes():
                 return array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return b"" if array.dtype.hasobject else bytes(array.tobytes())
@@ -400,12 +405,6 @@ def content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return NOTHING
-
-
-def _listed(slots: Any) -> tuple[str, ...]:
-    """Return the names in ``__slots__``."""
-    names = (slots,) if issubclass(type(slots), str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def _is_state(value: Any) -> bool:

@@ -35,7 +35,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
         TraceError: A tensor must be made at each call, but a graph cannot make it.
     """
     there = set(graph.nodes)
-    tape.check_states()
+    tape.check_states()  # what the forward did after its last operation of torch, no operation has shown
     reads = {node: tensor for node, tensor in tape.known.read.items() if node in there}
     if not reads:
         return
@@ -48,6 +48,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
     _refuse_unseen(tape, [t for entry in entries for t in (*entry.tensors, *tensors_in(entry.result))], remade)
     _refuse(tape, entries, remade)
     _FactoryWriter(graph, tape).run([entry for entry in tape.entries if entry in entries], chosen)
+    # torch.fx keeps constants as attributes of the model: those that are now made by nodes go
     unread = {node.target for node in chosen} - {node.target for node in graph.nodes if node.op == "get_attr"}
     for name in unread:
         vars(tape.tracer.root).pop(str(name), None)
@@ -56,6 +57,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[StorageKey]:
     """Return the storages that must be made at each call: code may write into them, or they get their content from storages that change."""
     known, effects = tape.known, Effects(tape.tracer.operations)
+    # an optimizer changes parameters between calls, also those that are registered nowhere
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
     _refuse_decisions(tape, _computed_from(tape, {key for key in known.traced if key in tape.owned}))
@@ -149,6 +151,7 @@ def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> Non
     for entry in entries:
         tensors = [*entry.tensors, *tensors_in(entry.result)]
         parameters = [t for t in tensors if isinstance(t, nn.Parameter) and storage_key(t) not in tape.owned]
+        # that grad mode differs matters only if an argument or the result requires gradients
         grad, *rest = zip(entry.region, tape.tracer.region, strict=True)
         if parameters:
             why = "computes with a parameter that is not registered with any module"
@@ -176,12 +179,14 @@ class _FactoryWriter:
     def run(self, entries: Iterable[TapeEntry], read: dict[fx.Node, Tensor]) -> None:
         """Add nodes for the entries, and make the graph read them instead of the constants in ``read``."""
         for entry in entries:
+            # several operations may have run behind one node: they keep their order
             previous = self._last.get(entry.after, entry.after)
             with self.graph.inserting_before(previous.next if previous is not None else next(iter(self.graph.nodes))):
                 self._last[entry.after] = self._make(entry)
         for node, tensor in read.items():
             node.replace_all_uses_with(self._nodes[id(tensor)])
             self.graph.erase_node(node)
+        # an entry may give several tensors, of which the graph reads only some
         for node, entry in reversed(self._new.items()):
             if not node.users and not entry.written_storages:
                 self.graph.erase_node(node)

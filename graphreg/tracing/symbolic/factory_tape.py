@@ -72,6 +72,7 @@ class Tape(TorchFunctionMode):
             value is the line where the tape noticed this.
         owned: A dict. Each key is the storage of a tensor of the model; the value is the tensor's
             name.
+        states: By id, each tensor that the tape has seen, with its last known state.
     """
 
     def __init__(self, tracer: Any, root: nn.Module) -> None:
@@ -83,8 +84,7 @@ class Tape(TorchFunctionMode):
         self._undo: list[tuple[dict[Any, Any], Any]] = []
         # keeps tensors alive, so that their ids and storages are not used again
         self._alive: list[Tensor] = []
-        # by id: each tensor that the tape has seen, with its last known state
-        self._states: dict[int, tuple[Tensor, TensorState]] = {}
+        self.states: dict[int, tuple[Tensor, TensorState]] = {}
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
 
@@ -97,7 +97,7 @@ class Tape(TorchFunctionMode):
         ]
         for (name, tensor), state in zip(mine, TensorState.all_of(tensor for _, tensor in mine), strict=True):
             self.owned.setdefault(state.key, name)
-            self._states[id(tensor)] = tensor, state
+            self.states[id(tensor)] = tensor, state
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -131,10 +131,6 @@ class Tape(TorchFunctionMode):
         self._add(self.known.touched, key)
         self._add(self.known.holding, node, frozenset([key]))
 
-    def forget_states(self) -> None:
-        """Forget the states of tensors, once the trace has ended: they are in cycles of references, so that they would stay for long."""
-        self._states.clear()
-
     def check_states(self, tensors: Iterable[Tensor] | None = None) -> None:
         """Notice changes that no function mode sees: those by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.
 
@@ -142,12 +138,12 @@ class Tape(TorchFunctionMode):
             tensors: The tensors to compare with their last known states. None means all tensors
                 that the tape has seen.
         """
-        asked = [tensor for tensor, _ in self._states.values()] if tensors is None else list(tensors)
+        asked = [tensor for tensor, _ in self.states.values()] if tensors is None else list(tensors)
         for tensor, now in zip(asked, TensorState.all_of(asked), strict=True):
-            _, before = self._states.setdefault(id(tensor), (tensor, now))
+            _, before = self.states.setdefault(id(tensor), (tensor, now))
             if before == now:
                 continue
-            self._states[id(tensor)] = tensor, now
+            self.states[id(tensor)] = tensor, now
             keys, place = (before.key, now.key), _location()
             if before.key in self.owned and before.key != now.key:
                 self.moved.setdefault(id(tensor), place)
@@ -158,13 +154,9 @@ class Tape(TorchFunctionMode):
 
     def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
         """Note the present states of an operation's tensors, and of all other tensors in the storages that the operation wrote into."""
-        others = [tensor for tensor, state in self._states.values() if state.key in written]
+        others = [tensor for tensor, state in self.states.values() if state.key in written]
         for tensor, state in zip(asked := [*tensors, *others], TensorState.all_of(asked), strict=True):
-            self._states[id(tensor)] = tensor, state
-
-    def is_model_state(self, tensor: Tensor) -> bool:
-        """Return whether a tensor belongs to the model and may hold a traced value. Like a buffer, such a tensor is no site."""
-        return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
+            self.states[id(tensor)] = tensor, state
 
     def node_created(self, node: fx.Node) -> None:
         """Note that a node was made. The tensors that the node may write into may hold a traced value from now on."""

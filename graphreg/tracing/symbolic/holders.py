@@ -16,14 +16,12 @@ from torch import Tensor, fx
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import unpacked
 from graphreg.tracing.frames import is_caught
-from graphreg.tracing.symbolic.proxies import AttributeProxy, Value
+from graphreg.tracing.symbolic.proxies import AttributeProxy, Value, attributes_of
 
 # in a node's ``meta``: the id of the example input that the node's value stands for
 LEAF = "graphreg_leaf"
 # in ``__dict__``, where no field has such a name
 _EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"
-# reads the attributes of a proxy itself
-_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
 _PLAIN = (list, tuple, Mapping)
 _CHANGING = frozenset({
     "append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "setdefault", "sort", "reverse", "move_to_end",
@@ -57,7 +55,7 @@ class Holder(Value):
         made = (MappingHolder if isinstance(example, Mapping) else SequenceHolder if isinstance(example, (list, tuple)) else cls)(
             proxy.node, proxy.tracer
         )
-        _own(made).update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
+        attributes_of(made).update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
         return made
 
     def _item(self, item: Any, make: Callable[[], Any]) -> Any:
@@ -69,13 +67,13 @@ class Holder(Value):
     @property
     def _known(self) -> Any:
         """The container in the example inputs; None once the forward has written into the container."""
-        return None if _own(self)[_CHANGED] else _own(self)[_EXAMPLE]
+        return None if attributes_of(self)[_CHANGED] else attributes_of(self)[_EXAMPLE]
 
     def _change(self) -> None:
         holder: Any = self
         while holder is not None:
-            _own(holder)[_CHANGED] = True
-            holder = _own(holder)[_PARENT]
+            attributes_of(holder)[_CHANGED] = True
+            holder = attributes_of(holder)[_PARENT]
 
     def __getitem__(self, key: Any) -> Any:
         def make() -> Any:
@@ -133,19 +131,19 @@ class Holder(Value):
         return list(known) if isinstance(known, Mapping) else super().keys()
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        if key not in _own(self)[_EXAMPLE]:
+        if key not in attributes_of(self)[_EXAMPLE]:
             return default
 
         def make() -> Any:
             return self.tracer.create_proxy("call_method", "get", (self, key), {})
 
-        return self._item(_own(self)[_EXAMPLE][key], make)
+        return self._item(attributes_of(self)[_EXAMPLE][key], make)
 
     def _values(self) -> list[Any]:
-        return [self[key] for key in _own(self)[_EXAMPLE]]
+        return [self[key] for key in attributes_of(self)[_EXAMPLE]]
 
     def _items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in _own(self)[_EXAMPLE]]
+        return [(key, self[key]) for key in attributes_of(self)[_EXAMPLE]]
 
     def _copy(self) -> dict[Any, Any]:
         return dict(self._items())

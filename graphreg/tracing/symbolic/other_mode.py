@@ -51,6 +51,7 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
     """
     if not before.serves_again() or before.code.clocks or untraced_modules(model, leader.opaque):
         return None
+    # nodes that were added after the forward, and tensors that it made, have no counterpart here
     if leader.graph is not graph or not leader.is_plain():
         return None
 
@@ -102,6 +103,7 @@ class ModeFollower(SiteTracer):
         super().__init__({}, leader.specialized, leader.examples, {}, False, shares, leader.asked)
         self.literals: dict[str, Literals] = {}
         self.departed = False
+        # these describe the model and the graph, and are the same in both modes
         self.operations, self.sizes, self._buffers, self._places = leader.operations, leader.sizes, leader._buffers, leader._places
         self._expected: Iterator[fx.Node] = iter(leader.graph.nodes)
         self._returns = iter(leader._outputs)
@@ -166,6 +168,7 @@ class ModeFollower(SiteTracer):
                 raise_interrupt(error)
                 self._depart()
             returned = next(self._returns, None)
+            # an assigned buffer makes a module opaque, which only a full trace can do
             if returned is None or returned[1] != path or any(issubclass(type(each), fx.Proxy) for each in m._buffers.values()):
                 self._depart()
         self._scopes.pop()

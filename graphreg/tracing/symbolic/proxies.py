@@ -21,18 +21,6 @@ from graphreg.tracing.symbolic.questions import class_of, require_attribute, tex
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
 from graphreg.tracing.type_inference import ATTRIBUTES
 
-
-def _tests_class(frame: types.FrameType) -> bool:
-    """Return whether the Python code of a frame, in which ``__class__`` was read, may be checking a class.
-
-    Otherwise the reader was torch's argument parser, C++ code without a frame of its own, which
-    must get the proxy's class.
-    """
-    code, place = frame.f_code, frame.f_globals
-    by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
-    return by_name or place.get("__name__") == "functools" or matches_class(frame)
-
-
 _FIELDS = ("tracer", "node")
 # whose proxies read attributes on behalf of the model's code
 _HOLDERS = "graphreg.tracing.symbolic.holders"
@@ -66,7 +54,14 @@ def _attribute(value: Any, name: str) -> Any:
 
 def _class(value: Any, frame: types.FrameType) -> type:
     """Return ``value.__class__`` for the code of a frame: the class of the traced value for a model, that of the proxy for torch."""
-    return type(value) if is_foreign(frame) or not _tests_class(frame) else class_of(value)
+    if is_foreign(frame):
+        return type(value)
+    # If the frame's code checks no class, the reader was torch's argument parser, C++ code without
+    # a frame of its own, which must get the proxy's class.
+    code, place = frame.f_code, frame.f_globals
+    by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
+    checks = by_name or place.get("__name__") == "functools" or matches_class(frame)
+    return class_of(value) if checks else type(value)
 
 
 def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:
@@ -183,7 +178,7 @@ class Value(_Asked, fx.Proxy):
         """The attributes that ``vars`` sees: none, since a tensor has none of its own."""
         frame = sys._getframe(1)
         if is_foreign(frame):
-            return _own(self)
+            return attributes_of(self)
         if not issubclass(class_of(self), torch.Tensor):
             why = f"the forward asks for the attributes of {self.node.name!r}, and the trace cannot tell them"
             self.tracer.refuse(TypeError(why))  # type: ignore[attr-defined]
@@ -198,7 +193,7 @@ class Value(_Asked, fx.Proxy):
     def __setattr__(self, name: str, value: Any) -> None:
         """Record ``x.requires_grad = True`` as ``x.requires_grad_()``; refuse other attributes, which would be lost with the proxy."""
         if name in _FIELDS:
-            _own(self)[name] = value
+            attributes_of(self)[name] = value
         elif name == "requires_grad":
             made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
             label_site(made.node, scope_of(made.node))
@@ -238,7 +233,7 @@ class Value(_Asked, fx.Proxy):
 
 
 # reads the attributes of a proxy itself
-_own: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
+attributes_of: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__get__
 
 
 def _add_in_place_operators() -> None:
@@ -259,7 +254,7 @@ class BufferProxy(Value):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)
-        _own(self).update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
+        attributes_of(self).update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
         """Return the shape, or the size of one axis."""
@@ -278,7 +273,7 @@ class BufferProxy(Value):
 
     @property
     def _shape(self) -> torch.Size:
-        shape: torch.Size = _own(self)["shape"]
+        shape: torch.Size = attributes_of(self)["shape"]
         return shape
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from graphreg.ir.operations import gives_tuple
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import is_guarded, reads_attribute
 from graphreg.tracing.frames import home_of, is_caught
@@ -125,8 +126,8 @@ def _certain_class(value: Any) -> type | None:
         return ATTRIBUTES[value.attr] if _is_certain_tensor(value.root, tracer) else None
     node = value.node
     kind = definite_type(node, tracer)
-    # it may be a named tuple of torch, as that of torch.max
-    if kind is None or (kind is tuple and not tracer.is_tuple(node)):
+    # any other tuple may be a named tuple of torch, as that of torch.max
+    if kind is None or (kind is tuple and not gives_tuple(node, tracer.operations.modules)):
         return None
     return kind
 

@@ -10,15 +10,17 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir.comparison import Literals
+from graphreg.ir.comparison import Literals, described_node
+from graphreg.ir.metadata import is_labelled
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals.bytecode import asks
 from graphreg.torch_internals.fake_tensors import make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
-from graphreg.tracing.shape_decisions import NeedsFunctionTable
+from graphreg.tracing.shape_decisions import DECISIONS, NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.symbolic.holders import LEAF
 from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
@@ -28,6 +30,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
     """Move the tensors that a forward makes (``torch.tensor(2.0)``) from the model, where torch.fx puts them, to ``constants``."""
     for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
         value, new = model.__dict__.pop(name), name
+        # the graph of the other mode may have another tensor of this name
         while new in constants and not torch.equal(constants[new], value):
             new += "_"
         constants[new] = value
@@ -70,7 +73,7 @@ def symbolic(
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
-        last[:] = [tracer]
+        last[:] = [tracer]  # for ``follow``
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         checkpoints.update(tracer.checkpoints)
@@ -96,6 +99,27 @@ def symbolic(
         raise TraceError(refusal(model, error, bool(examples))) from error
 
 
+def same_apart_from_sharing(apart: ModeGraphs, shared: ModeGraphs) -> bool:
+    """Return whether a trace in which each argument has a proxy of its own computes the same as one in which the same tensors have one."""
+    return apart.keys() == shared.keys() and all(_described(graph) == _described(shared[mode]) for mode, graph in apart.items())
+
+
+def _described(graph: fx.Graph) -> list[str]:
+    """Return a text for each node, with the number of the node for its name, and that of the tensor for a node that stands for an input.
+
+    Assertions are left out, as are the nodes that only assertions read: each of two proxies of one
+    tensor has assertions of its own.
+    """
+    left_out: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        unread = not is_labelled(node) and node.users and all(user in left_out for user in node.users)
+        if node.target in DECISIONS or unread:
+            left_out.add(node)
+    kept = [node for node in graph.nodes if node not in left_out and LEAF not in node.meta]
+    names = {node: f"input {node.meta.get(LEAF)}" for node in graph.nodes} | {node: str(i) for i, node in enumerate(kept)}
+    return [described_node(node, names) for node in kept]
+
+
 def _traced(
     model: nn.Module, constants: dict[str, torch.Tensor], new_tracer: Callable[[], SiteTracer]
 ) -> tuple[fx.Graph, SiteTracer]:  # fmt: skip
@@ -105,6 +129,7 @@ def _traced(
     try:
         with suppress(NeedsFunctionTable):
             graph = tracer.trace(model)
+        # Most models need no fake tensors, so the table, which takes seconds, is made for others only.
         if graph is None:
             make_function_table()
             tracer = new_tracer()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -26,7 +26,7 @@ from graphreg.ir.containers import building
 from graphreg.ir.made_objects import held_objects, is_record, making
 from graphreg.ir.metadata import is_labelled, label_site, mark_caught, scope_of
 from graphreg.ir.naming import Namer, label_node, label_output
-from graphreg.ir.operations import WRAPPED, Operations, gives_tuple, is_drop_path, is_size, is_stack
+from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, is_stack
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fx import take_as_one
 from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
@@ -44,6 +44,7 @@ from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
+from graphreg.tracing.tensors import storage_key
 from graphreg.tracing.type_inference import definite_type, fixed_count
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
@@ -73,8 +74,8 @@ class SiteTracer(DecisionTracer):
     """
 
     def __init__(
-        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None,
-        answers: Answers | None = None, watch_draws: bool = True, shares: bool | None = None, asked: Set[str] = frozenset(),
+        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any], answers: Answers, watch_draws: bool,
+        shares: bool | None, asked: Set[str],
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
@@ -89,13 +90,13 @@ class SiteTracer(DecisionTracer):
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
-        super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
+        super().__init__(examples, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
         self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
         self.watch_draws, self._drawn, self.asked = watch_draws, randomness(), asked
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
-        self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
+        self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers)
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._records: list[tuple[str, CallRecord]] = []
@@ -128,15 +129,18 @@ class SiteTracer(DecisionTracer):
         self.tape = Tape(self, root)
         self._drawn = randomness()
         self._places = model_globals(root)
+
         try:
             with self._checkpoints_followed(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
                 graph = super().trace(root)
+                # the forward has caught the error of a question without an answer, and gone on
                 if self.refused:
                     raise self.refused[-1]
         except Exception:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
             raise
         self._require_no_draws()
+
         if randomness() != self._drawn:
             raise TraceError(
                 f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
@@ -147,9 +151,10 @@ class SiteTracer(DecisionTracer):
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
                 "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which then becomes an opaque module."
             )
+
         self._made = list(graph.nodes)
         settle_factories(graph, self.tape)
-        self.tape.forget_states()
+        self.tape.states.clear()  # they are in cycles of references, so that the tensors would stay for long
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         unwrap_functions(graph)
@@ -184,6 +189,7 @@ class SiteTracer(DecisionTracer):
             self._checkpoints.append(region)
 
             def end() -> None:
+                # with those inside it, which do not end if they raise
                 del self._checkpoints[self._checkpoints.index(region) :]
                 made = list[fx.Node]()
                 for node in reversed(self.graph.nodes):
@@ -257,10 +263,12 @@ class SiteTracer(DecisionTracer):
             path = self.path_of_module(m)
         except NameError:  # a forward made the module, so it is no submodule: its code counts as the caller's
             return forward(*args, **kwargs)
+
         if has_backward_hooks(m):
             self.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
             raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
+        # only what the checkpointed function itself calls, and not what runs inside of that
         if self._checkpoints and self._checkpoints[-1].depth == len(self._scopes) and not super().is_leaf_module(m, path):
             self._checkpoints[-1].paths.append(path)
         with self._scope(path):
@@ -268,13 +276,14 @@ class SiteTracer(DecisionTracer):
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
                 return self._called_whole(path, m, forward, args, kwargs)
+
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
             try:
                 number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
                 value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
-                if len(self.refused) > mark[-1]:
+                if len(self.refused) > mark.refused:
                     raise self.refused[-1]
                 if self.watch_draws and randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
@@ -288,6 +297,7 @@ class SiteTracer(DecisionTracer):
                 restore_randomness(drawn)
                 self.opaque[path] = first_line(error)
                 return self._called_whole(path, m, forward, args, kwargs)
+
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
         self._records.append((call_key(path, f"@{number}"), CallRecord(inputs, in_containers(value, _node_in))))
@@ -330,10 +340,6 @@ class SiteTracer(DecisionTracer):
         """Return how many items a value has whatever the inputs; None if that is not certain."""
         return fixed_count(node, self.operations)
 
-    def is_tuple(self, node: fx.Node) -> bool:
-        """Return whether a node's value is a tuple that a layer of torch returned."""
-        return gives_tuple(node, self.operations.modules)
-
     def create_arg(self, a: Any) -> Any:
         """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this method."""
         kind = type(a)  # the most common types come first, because torch.fx makes twenty checks of each argument
@@ -355,9 +361,11 @@ class SiteTracer(DecisionTracer):
             node: Any = super().create_arg(a)
             if not self.evaluating:
                 self.tape.constant_read(node, a)
-                if self.tape.is_model_state(a):
+                # a tensor of the model that may hold a traced value is no site; nor is a buffer
+                if (key := storage_key(a)) in self.tape.known.traced and key in self.tape.owned:
                     self._constants.add(node)
             return node
+        # of the output: an object that the forward has made is to be made at each call
         if self._returned is not None and not is_record(a) and (made := making(a, _is_traced, self._returned)) is not None:
             if id(a) not in self._objects:
                 self._objects[id(a)] = self.create_node("call_function", made[0], tuple(map(self.create_arg, made[1])), {})
@@ -414,18 +422,19 @@ class SiteTracer(DecisionTracer):
         finally:
             del self._scopes[depth:]
 
-    def _mark(self) -> tuple[Any, ...]:
-        """Return a mark of the present state, to which ``_roll_back`` can return."""
-        counts = len(self._records), len(self._calls), self.tape.mark(), len(self.refused)
-        return self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), *counts
+    def _mark(self) -> _Mark:
+        return _Mark(
+            self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._records), len(self._calls),
+            self.tape.mark(), len(self.refused),
+        )  # fmt: skip
 
-    def _roll_back(self, mark: tuple[Any, ...]) -> None:
+    def _roll_back(self, mark: _Mark) -> None:
         """Remove everything that was traced after a mark."""
-        last, names, outputs, stack, records, calls, tape, refused = mark
-        del self.refused[refused:]
-        self.tape.roll_back(tape)
+        del self.refused[mark.refused :]
+        self.tape.roll_back(mark.tape)
+
         for node in reversed(self.graph.nodes):
-            if node is last:
+            if node is mark.last:
                 break
             self.graph.erase_node(node)
             cached = self._parameter_cache.get(str(node.target))
@@ -433,14 +442,28 @@ class SiteTracer(DecisionTracer):
                 del self._parameter_cache[str(node.target)]
             if (leaf := self._leaves.get(node.meta.get(LEAF, 0))) is not None and leaf.node is node:
                 del self._leaves[node.meta[LEAF]]
-        self._namer.roll_back(names)
-        del self._outputs[outputs:]
-        del self._records[records:]
+
+        self._namer.roll_back(mark.names)
+        del self._outputs[mark.outputs :]
+        del self._records[mark.records :]
         self.module_stack.clear()
-        self.module_stack.update(stack)
-        for path in self._calls[calls:]:
+        self.module_stack.update(mark.stack)
+        for path in self._calls[mark.calls :]:
             self.num_calls[path] -= 1
-        del self._calls[calls:]
+        del self._calls[mark.calls :]
+
+
+class _Mark(NamedTuple):
+    """A state of a trace, to which ``_roll_back`` returns: the last node, and how much of everything else there was."""
+
+    last: fx.Node | None
+    names: int
+    outputs: int
+    stack: dict[str, Any]
+    records: int
+    calls: int
+    tape: tuple[int, int]
+    refused: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
     for node in graph.nodes:
         module = operations.module(node)
         if isinstance(module, (nn.LSTMCell, nn.RNNBase)):
+            # backwards, because each port is put directly behind the node
             _take_out(graph, node, (1, 0) if isinstance(module, nn.LSTMCell) else (0,), operations)
         if not is_port(node, operations):
             continue
