@@ -107,7 +107,7 @@ def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
-    # A counter may be among the submodules, and must then be restored only once.
+    # A counter may be among the submodules, too; ``fromkeys`` keeps it once.
     inner = dict.fromkeys([*module.modules(), *counters])
     places = [(slots, name, t, t.detach().clone()) for m in inner for slots in (m._parameters, m._buffers)
               for name, t in slots.items() if t is not None]  # fmt: skip
