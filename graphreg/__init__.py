@@ -135,6 +135,7 @@ def __getattr__(name: str) -> "Any":
     if name not in _FILE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
+    # Python does not call ``__getattr__`` for this name again.
     globals()[name] = value
     return value
 

@@ -50,10 +50,11 @@ class UntestedTorchWarning(UserWarning):
     """The installed torch is newer than every version of torch with which this version of graphreg was tested."""
 
 
-def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to ``count`` of ``words`` that are close to ``word``, the closest first. Wildcards at the ends of ``word`` are ignored."""
+def suggestions(word: str, words: Iterable[str]) -> list[str]:
+    """Return up to three of ``words`` that are close to ``word``, the closest first. Wildcards at the ends of ``word`` are ignored."""
     bare = word.strip("!*?. ")
-    return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
+    # A word of wildcards alone would be empty without them.
+    return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=3, cutoff=0.4)
 
 
 def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") -> str:
@@ -64,6 +65,7 @@ def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") 
 
 def shown(value: object) -> str:
     """Return a short text for a value in an error message. A tensor is shown by type and shape, a long value by its beginning and end."""
+    # The ``repr`` of a tensor has its numbers, on several lines.
     if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
         return f"{type(value).__name__} of shape {tuple(shape)}"
     short = reprlib.Repr()
@@ -154,6 +156,7 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
     """
 
     def run(*values: Any) -> Any:
+        # Otherwise the traceback would grow with each call, and keep the frames alive.
         raise error.with_traceback(None)
 
     return run

@@ -104,11 +104,15 @@ def regularize(
         GraphRegError: ``verify=True`` found a difference.
     """
     if recipe is not None:
+        # ``locals()`` are the arguments and nothing else, as long as no variable is set before.
         return by_recipe(regularize, locals())
+
+    # A wrong option is refused before the trace, which may take minutes.
     check_compile(compile)
     _check_scaled(penalties, scale)
     before = model_before(model, example_inputs, verify)
     with Changes() as changes, changes:
+        # Graphs are many objects and little garbage, in which Python's collector searches in vain.
         at_rest(changes)
         traced = trace(model, example_inputs, front_end, prove)
         decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks)
@@ -153,6 +157,7 @@ def plan(
     every: Regularizer | Iterable[Regularizer] = regularizers
     if recipe is not None:
         asked = opened(recipe)
+        # Of the recipe's options, those count that the call has left at their defaults.
         given = asked.options_for(plan, given)
         every = [*asked.regularizers, *instances(regularizers), *from_kwargs(sites, **asked.keywords)]
     if captured is None:
@@ -173,6 +178,7 @@ def compile_if_asked(module: M, compile: bool | Mapping[str, Any]) -> M:
     torch then compiles the module at its first call.
     """
     if compile is not False:
+        # A graph break is then an error, not a slower module.
         module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
     return module
 
@@ -227,7 +233,9 @@ def log_plan(decided: Plan, notes: Iterable[str]) -> None:
 def warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
     if penalties != "attach" or scale is not None:
         return
+
     in_train = next(iter(graphs_of(module).values()))
+    # The third argument says whether the penalties are added to a loss, and scaled with it.
     joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
     if joins:
         warn(
@@ -262,11 +270,13 @@ def as_pass(
         NoMatchError: A keyword is unknown. If a selector matches nothing, the pass raises this error when it runs, and this function does
             not. Within a PassManager, the error is then the cause of the Exception that the PassManager raises.
     """
+    # They would otherwise be refused as regularizers that nobody knows.
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass does not trace"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, blocks)
+    # A tuple, because an iterator could be read only once, and the pass may run again.
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
@@ -298,11 +308,11 @@ class Regularize(PassBase):
         if getattr(graph_module, RULES, None) is not None and rules_of(graph_module).made_by == self.mark:
             return PassResult(graph_module, False)  # PassManager(steps=n) repeats its passes until no pass changes anything
         module = regularize(graph_module, self.regularizers, **self.options, **self.keywords)
-        if not any(_adds(graph) for graph in graphs_of(module).values()):
+
+        # A graph that returns penalties is another one, even if no node of it is added.
+        graphs = graphs_of(module).values()
+        if not any(isinstance(graph.output_node().args[0], Regularized) or any(map(is_marked, graph.nodes)) for graph in graphs):
             return PassResult(graph_module, False)
+
         rules_of(module).made_by = self.mark
         return PassResult(module, True)
-
-
-def _adds(graph: fx.Graph) -> bool:
-    return isinstance(graph.output_node().args[0], Regularized) or any(map(is_marked, graph.nodes))

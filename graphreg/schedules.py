@@ -37,6 +37,7 @@ class Piece(NamedTuple):
 
     def at(self, step: int) -> float:
         """Return the strength at a step, computed with the same operations as in ``runtime/clock.py``."""
+        # Before it begins and after it ends, a piece has the value of that end.
         share = min(max((step - self.begin) / self.steps, 0.0), 1.0)
         share = (1 - math.cos(math.pi * share)) / 2 if self.bends else share
         return self.start + (self.stop - self.start) * share
@@ -78,6 +79,7 @@ class Schedule(VaryingStrength):
         """The parts of the schedule, in the order of their steps."""
         if self.kind == "piecewise":
             return tuple(Piece(step, 1, value, value, False) for step, value in zip(self.steps, self.values, strict=True))
+        # The second piece holds ``stop`` exactly; the first may miss it by rounding.
         (start, stop), (steps,) = self.values, self.steps
         return Piece(0, steps, start, stop, self.kind == "cosine"), Piece(steps, 1, stop, stop, False)
 
@@ -91,6 +93,7 @@ class Schedule(VaryingStrength):
         if call < 0:
             raise RegularizerError(f"the call {call} of {self!r} does not exist; calls are numbered from 0.")
         step = call // self.every
+        # The last piece that has begun. The first one begins at 0, so there is one.
         return next(piece for piece in reversed(self.pieces) if piece.begin <= step).at(step)
 
     def with_values(self, values: tuple[float, ...]) -> Schedule:
@@ -133,6 +136,7 @@ class Schedule(VaryingStrength):
     def _no_arithmetic(self, *others: object) -> NoReturn:
         raise RegularizerError(f"{self!r} is a schedule, and cannot be computed with. Give other numbers to schedules.{self.kind}.")
 
+    # The arithmetic of float would go on with the value furthest from 0, and lose the schedule.
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_arithmetic
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = _no_arithmetic
 
@@ -190,6 +194,7 @@ def piecewise(values: Mapping[int, float], *, every: int = 1) -> Schedule:
         raise RegularizerError(f"piecewise: the strength before step {min(values)} is not given; {usage}, one of them from step 0 on.")
     steps = tuple(sorted(values))
     numbers = tuple(_number("piecewise", f"the strength from step {step} on", values[step]) for step in steps)
+    # A step may be a number of numpy's, which JSON cannot write.
     return Schedule("piecewise", numbers, tuple(map(int, steps)), _count("piecewise", "every", every))
 
 
@@ -205,6 +210,7 @@ def of_plain(data: Any) -> Schedule | None:
         RegularizerError: The data has the form of a schedule, but a number in it is not allowed.
     """
     kinds = [kind for kind in KINDS if isinstance(data, Mapping) and isinstance(data.get(kind), (list, tuple))]
+    # ``linear`` may also be the selector of a module, in a dict of selectors to numbers.
     if len(kinds) != 1 or not data.keys() <= {kinds[0], "every"}:
         return None
     kind, given, every = kinds[0], data[kinds[0]], data.get("every", 1)

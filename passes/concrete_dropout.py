@@ -48,16 +48,19 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
         logit = nn.Parameter(like.new_full((1,), math.log(self.start / (1 - self.start))))
+        # The method ``penalty`` gets no value, so the state holds the number of units.
         return {"logit": logit, "units": torch.tensor(like.shape[-1], device=like.device)}
 
     def __call__(self, units: Tensor, noise: Noise, state: dict[str, Tensor]) -> Tensor:
         logit = state["logit"]
         dropped = torch.sigmoid((logit + torch.logit(noise.uniform(units))) / TEMPERATURE)
+        # sigmoid(-logit) is 1 - p, without the rounding of a difference.
         return units * ((1 - dropped) / torch.sigmoid(-logit)).to(units.dtype)
 
     def penalty(self, state: dict[str, Tensor]) -> Tensor:
         """Return the negative entropy of the mask: for one unit, or with ``reduction="sum"`` for all units of a sample."""
         logit = state["logit"]
         p = torch.sigmoid(logit)
+        # softplus(-logit) is -log p, and stays finite where p rounds to 0.
         negative_entropy = -(p * softplus(-logit) + (1 - p) * softplus(logit)).sum()
         return negative_entropy * state["units"] if self.reduction == "sum" else negative_entropy

@@ -40,5 +40,6 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
     def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
+        # log p stays finite where p rounds to 0: there, p.log() would be -inf, and the product nan.
         log_p = units.log_softmax(1)
         return mean_over_counted((log_p.exp() * log_p).sum(1), counted)

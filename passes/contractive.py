@@ -47,11 +47,13 @@ class Contractive(Penalty, keys=("contractive",)):
 
     def __call__(self, vjp: Vjp) -> Tensor:
         if self.estimator == "mean":
+            # The vector 1 / n gives the derivative of the mean.
             means = [vjp({name: torch.full_like(z, 1 / z.numel())}) for name, z in vjp.sites.items()]
             return torch.stack([g.square().mean() for gradients in means for g in gradients.values()]).mean()
         if self.estimator == "exact":
             rows = [gradients for name in vjp.sites for gradients in vjp.rows(name)]
             return _squared(rows) / len(vjp.sites)
+        # A mask of rate 0.5 becomes signs: 0 and 1 become -1 and 1.
         signs = {name: (2 * vjp.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in vjp.sites.items()}
         # One backward pass serves all sites: the signs at different sites are independent, so the cross terms between sites have mean 0.
         rows = [vjp({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]

@@ -34,4 +34,5 @@ class Covariance(Penalty, keys=("covariance",)):
     def __call__(self, units: Tensor) -> Tensor:
         centred = units - units.mean(0)
         covariance = centred.T @ centred / (len(units) - 1)
+        # The diagonal has the variances, which are not penalized.
         return (covariance - covariance.diagonal().diag()).square().sum() / len(covariance)

@@ -35,4 +35,5 @@ class DeCov(Penalty, keys=("decov",)):
     def __call__(self, units: Tensor) -> Tensor:
         centred = units - units.mean(0)
         covariance = centred.T @ centred / len(units)
+        # The diagonal has the variances, which are not penalized.
         return (covariance - covariance.diagonal().diag()).square().sum() / 2

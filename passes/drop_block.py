@@ -53,6 +53,8 @@ class DropBlock(Splice, keys=("drop_block",)):
         corners = z[:, :, : height - size + 1, : width - size + 1]  # the elements that may be corners
         gamma = weight * (height * width) / (size**2 * (height - size + 1) * (width - size + 1))  # equation 1
         begins = 1 - noise.keep(corners, gamma).to(z.dtype)
+        # An element is dropped if a block begins at it, or less than ``size`` above or left of it.
         dropped = F.max_pool2d(F.pad(begins, [size - 1] * 4), size, stride=1)
         mask = 1 - dropped
+        # If all elements are dropped, the least mean keeps 0 / 0 away.
         return z * mask / mask.to(weight.dtype).mean().clamp(min=1 / mask.numel())

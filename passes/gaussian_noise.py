@@ -28,6 +28,7 @@ class GaussianNoise(Splice, keys=("noise",)):
     separable = "elements"
 
     def in_a_row(self, weights: Sequence[float]) -> str:
+        # The variances of independent draws add up.
         return (
             f"the noise adds up to a standard deviation of {math.hypot(*weights):.3g} (if nothing in between scales it), not "
             f"{max(weights):.3g}"

@@ -23,5 +23,6 @@ class HoyerSquare(Penalty, keys=("hoyer_square",)):
 
     def __call__(self, z: Tensor) -> Tensor:
         examples = z.flatten(1) if z.dim() > 1 else z.reshape(1, -1)
+        # For an example of zeros, 0 / 0 would be nan.
         squares = examples.square().sum(1).clamp(min=torch.finfo(z.dtype).tiny)
         return (examples.abs().sum(1).square() / squares).mean()

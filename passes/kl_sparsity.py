@@ -44,6 +44,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
         self.require_number("target", lambda target: 0 < target < 1, "above 0 and below 1")
 
     def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
+        # At a mean of 0 or 1, a logarithm would be infinite.
         least = torch.finfo(units.dtype).eps
         mean, t = mean_over_counted(units, counted, dim=0).clamp(least, 1 - least), self.target
         return (t * (t / mean).log() + (1 - t) * ((1 - t) / (1 - mean)).log()).sum()

@@ -35,4 +35,5 @@ class LayerDrop(Splice, keys=("layer_drop",)):
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise, module_input: Tensor) -> Tensor:
         kept = noise.keep(z, weight, shared=range(z.dim())) != 0
+        # Chosen, not multiplied by 0: an infinity in the part that is left out would become nan.
         return torch.where(kept, z, module_input.to(z.dtype))

@@ -28,6 +28,7 @@ class LockedDropout(Splice, keys=("locked_dropout",)):
 
     time_axis: int = 1
 
+    # A ClassVar, so that it is no option: steps that do not share a draw are BernoulliDropout.
     share_axes: ClassVar[tuple[str, ...]] = ("time",)
 
     separable = "elements"

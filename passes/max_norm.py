@@ -32,5 +32,6 @@ class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
         self.require_number("limit", lambda limit: limit > 0, "above 0")
 
     def __call__(self, w: Tensor) -> Tensor:
+        # At a row of zeros, the gradient of vector_norm is 0; that of a square root would be nan.
         norms: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
         return (norms - self.limit).relu().square().sum()

@@ -38,6 +38,7 @@ class NEFTune(Splice, keys=("neftune",)):
         return "" if len(shape) == 3 else "the splice takes the embeddings of sequences, [batch, length, features]. Leave the site out."
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Tensor:
+        # An example without tokens would get infinite noise.
         length = z.shape[1] if lengths is None else lengths.clamp(min=1).to(weight.dtype)[:, None, None]
         magnitude = weight / (length * z.shape[2]) ** 0.5
         return z + ((2 * noise.uniform(z) - 1) * magnitude).to(z.dtype)

@@ -26,5 +26,6 @@ class Orthogonality(Penalty, keys=("orthogonality",), on="parameters"):
 
     def __call__(self, w: Tensor) -> Tensor:
         rows = w.flatten(1)
+        # More rows than columns cannot be orthonormal.
         rows = rows.T if rows.shape[0] > rows.shape[1] else rows
         return (rows @ rows.T - torch.eye(len(rows), dtype=w.dtype, device=w.device)).square().sum()

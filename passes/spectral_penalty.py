@@ -38,11 +38,13 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
         matrix = like.flatten(1).to(torch.promote_types(like.dtype, torch.float32))
+        # The same start on every rank and device, and no draw from the user's generator.
         u = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0), dtype=matrix.dtype, device="cpu")
         return {"u": self._vectors(matrix, u.to(matrix.device), START)[0]}
 
     def __call__(self, w: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         matrix = w.flatten(1)
+        # Detached: by the formula of the gradient, u and v are constants.
         u, v = self._vectors(matrix.detach(), state["u"], self.iterations)
         return (u @ matrix @ v).square(), {"u": u}
 

@@ -36,4 +36,5 @@ class VarianceFloor(Penalty, keys=("variance_floor",)):
         self.require_number("gamma", lambda gamma: gamma > 0, "above 0")
 
     def __call__(self, units: Tensor) -> Tensor:
+        # Without 1e-4, the gradient at a unit that does not vary would be infinite.
         return (self.gamma - (units.var(0) + 1e-4).sqrt()).relu().mean()

@@ -36,6 +36,7 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
         """Return a line with the ``weight_decay`` of SGD that has the same effect: the gradient of the penalty, divided by w."""
+        # The mean over the parameters divides by their number, too.
         count = 1 if self.reduction == "sum" else len(sites)
         decays = [weight * self.slope(math.prod(site.shape or ())) / count for site in sites]
         low, high = f"{min(decays):.3g}", f"{max(decays):.3g}"

@@ -16,7 +16,7 @@ from torch import nn
 
 import graphreg
 from graphreg.cli.errors import UsageError, raised
-from graphreg.cli.keywords import check_options, keyword_of, none_given, own_dropout, regularizers
+from graphreg.cli.keywords import check_options, keyword_of, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, load
 from graphreg.errors import GraphRegError
 from graphreg.ir.site import Names
@@ -99,7 +99,7 @@ class Given:
         check_options(args.keywords, args.known, args.command)
         native_dropout = own_dropout(args.own_dropout)
         recipe = opened(args.recipe).without([keyword_of(option) for option, _ in args.keywords]) if args.recipe else None
-        return cls(native_dropout, recipe, recipe is None and none_given(args.keywords, native_dropout))
+        return cls(native_dropout, recipe, recipe is None and not args.keywords and native_dropout == "keep")
 
     def option(self, name: str, given: Any, default: Any) -> Any:
         """Return the value of an option: the given one, or the recipe's, if the given one is the default and the recipe has the option."""
@@ -107,6 +107,7 @@ class Given:
 
 
 def _planned(args: Namespace, given: Given, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+    # Stored in ``args``, from which --save writes it into the new recipe.
     args.front_end = given.option("front_end", args.front_end, "auto")
     traced = _traced(args, model, inputs)
     return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, given.native_dropout, recipe=given.recipe)
@@ -120,11 +121,14 @@ def _regularized(args: Namespace) -> Any:
     if args.command == "plan":
         plan = _planned(args, given, model, inputs)[1]
         if args.save is not None:
+            # Without --recipe, an empty recipe: the file then says what the plan has.
             asked = given.recipe or opened({})
             write(args.save, asked.of_plan(plan, rng=args.rng, front_end=args.front_end))
         return plan
     if args.verify and inputs is None:
         raise UsageError("--verify runs the model, so it needs --input or --inputs.")
+
+    # Copied before the trace, so that ``validate`` also sees what the trace has changed.
     before = copied(model) if args.verify else None
     traced, plan = _planned(args, given, model, inputs)
     module = graphreg.rewrite(traced, plan, given.option("rng", args.rng, None))

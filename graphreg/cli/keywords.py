@@ -28,7 +28,9 @@ ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role 
 def regularizers(traced: Traced, keywords: Keywords) -> list[Regularizer]:
     """Make the regularizers that the options name, in the order of ``from_kwargs``; an option given twice makes two regularizers."""
     pairs = [(keyword_of(option), _value(option, text)) for option, text in keywords]
+    # The sort is stable: options of one name keep the order of the command line.
     pairs.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
+    # A call for each option, because a call cannot have the same keyword twice.
     return [regularizer for keyword, value in pairs for regularizer in from_kwargs(traced, **{keyword: value})]
 
 
@@ -84,6 +86,7 @@ def _parts(text: str) -> tuple[str, str, str]:
     """Split GLOB=STRENGTH at its last ``=``, except those in the arguments of a schedule. Without ``=``, the first two parts are empty."""
     schedule = _SCHEDULE.search(text)
     strength = schedule[0] if schedule else text.rpartition("=")[2]
+    # What is left is empty, or ends in the ``=``.
     glob = text.removesuffix(strength)
     return glob.removesuffix("="), glob[-1:], strength
 
@@ -104,6 +107,7 @@ def _strength(option: str, text: str, strength: str) -> float:
 
 def _evaluated(node: ast.expr) -> Any:
     """Evaluate a literal, or a call of a function in ``_KINDS`` whose arguments are literals or such calls."""
+    # No ``eval``: a strength must not be able to run code.
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
     if (name := ast.unparse(node.func)) not in _KINDS:
@@ -116,6 +120,7 @@ def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
     options: list[OwnDropout] = [_own_dropout(text) for text in texts or ["keep"]]
     if len(options) == 1:
         return options[0]
+    # If a selector is given twice, its last choice counts.
     return {selector: choice for option in options for selector, choice in (option if isinstance(option, dict) else {"*": option}).items()}
 
 
@@ -133,8 +138,3 @@ def _choice(text: str, choice: str) -> Any:
         return _strength("--own-dropout", text, choice)
     except ValueError:
         raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(CHOICES)} or a rate in [0, 1).") from None
-
-
-def none_given(keywords: Keywords, native_dropout: OwnDropout) -> bool:
-    """Return whether the command line gives no regularizer and leaves native dropout as it is."""
-    return not keywords and not isinstance(native_dropout, Mapping) and native_dropout == "keep"

@@ -39,6 +39,7 @@ def load(text: str, kwargs: str | None) -> nn.Module:
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
     if not place or not name:
+        # The likely slips are ``net.Net``, with a dot, and ``net.py``, without a callable.
         package, _, last = text.rpartition(".")
         example = f"{package}:{last}" if package and last != "py" else f"{text}:build" if last == "py" else "torchvision.models:resnet18"
         raise UsageError(f"{text!r} names no model; write module:callable or file.py:callable, e.g. {example}.")
@@ -94,6 +95,7 @@ def _file(place: str) -> ModuleType:
         raise UsageError(f"{place} is no file that Python can import.")
 
     module = importlib.util.module_from_spec(spec)
+    # Before the file runs, as Python does it: dataclasses look up their module by its name.
     sys.modules[path.stem] = module
     try:
         with on_the_path(path.parent):  # so that the file can import other files of its folder
@@ -109,6 +111,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         absent = error.name or ""
+        # The module itself is there, but it imports one that is not.
         if absent != name and not name.startswith(f"{absent}."):
             raise UsageError(f"importing {name} raised {raised(error)}") from error
         # suggest one of the modules in the same package, or of all top-level modules
@@ -160,6 +163,7 @@ def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
         return _read(file)
     if not texts:
         return None
+    # The same command has the same inputs each time, and torch's own generator is left alone.
     draws = torch.Generator().manual_seed(0)
     made = [_tensor(text, draws) for text in texts]
     names = [name for name, _ in made if name is not None]
@@ -189,6 +193,7 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
             f"--input {text!r}: a bound is for integers, and {dtype_name} is no integer type. Leave the bound out, or write :int64<{bound}."
         )
 
+    # ``iinfo`` refuses bool, of which the largest bound is 2: False and True.
     largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
     if bound is not None and not 0 < int(bound) <= largest:
         raise UsageError(f"--input {text!r}: the bound of {dtype_name} is from 1 to {largest}.")

@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
+        # No abbreviations: ``--drop`` may be the key of a regularizer that is not imported yet.
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -49,13 +50,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``. An unknown option becomes a regularizer if the command takes regularizers, and raises UsageError otherwise."""
         if self.get_default("keywords") is not None:
+            # Before options are added below: these are the names to suggest for a misspelt one.
             self.set_defaults(known=tuple(self._option_string_actions))
+            # argparse reads the value of an option only if it knows the option.
             for option in dict.fromkeys(text.partition("=")[0] for text in args or () if text.startswith("--") and len(text) > 2):
                 if option not in self._option_string_actions:
                     self.add_argument(option, action=_Keyword, help=argparse.SUPPRESS)
         parsed, rest = super().parse_known_args(args, namespace)
         unknown = next((text.partition("=")[0] for text in rest if text.startswith("-") and text != "-"), None)
         if unknown is not None:
+            # The key of a regularizer, for a command such as names, which takes none.
             if unknown.strip("-").replace("-", "_") in written_keys():
                 self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
             close = suggestions(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
@@ -84,6 +88,7 @@ def parser() -> Parser:
         text = COMMANDS[command]
         file = " FILE" if command == "draw" else ""
         regularizers = "" if command in ("names", "audit") else "[--REGULARIZER STRENGTH ...] "
+        # The usage that argparse would write lists the option of each regularizer.
         usage = f"graphreg {command} MODEL{file} {regularizers}[options]"
         subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=usage)
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -147,6 +152,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
 a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'""",
     )
     for key, line in written_keys().items():
+        # argparse formats the help with ``%``.
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))
     subparser.set_defaults(keywords=())
 

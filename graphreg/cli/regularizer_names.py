@@ -42,6 +42,7 @@ def _sources() -> Iterator[Path]:
 
 def _source(module: str) -> Iterator[Path]:
     """Yield the path of a module's source file, if it is found without importing the packages around it."""
+    # ``find_spec`` of a submodule would import the packages around it.
     top, *inner = module.split(".")
     spec = find_spec(top)
     if spec is None or spec.origin is None:

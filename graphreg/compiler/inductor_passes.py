@@ -42,6 +42,8 @@ def with_our_passes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of Inductor with graphreg's pass, unless the user's passes already use one of the two slots."""
     if {SLOT, JOINT_GRAPH_SLOT}.intersection(options):
         return dict(options)
+    # The files that define the pass are part of Inductor's cache key: after a change of the pass,
+    # Inductor must not take a graph that the old one made.
     return {**options, SLOT: graph_pass(_improve, __file__, own_elements.__file__)}
 
 
@@ -70,6 +72,7 @@ def unfuse(graph: fx.Graph) -> int:
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]
+        # addmm may scale the product or the addend (``alpha=``, ``beta=``); mm and add would not.
         if any(value != 1 for value in node.kwargs.values()) or not _elementwise_for(node, x):
             continue
         with graph.inserting_before(node):

@@ -58,6 +58,7 @@ def merge_sums(graph: fx.Graph) -> int:
         while isinstance(inner, fx.Node) and inner.target is aten.sum.dim_IntList and _merges(inner, node):
             keepdim = _keepdim(node)
             rank = _value(inner.args[0]).dim()
+            # The axes of the outer sum are numbered without those that the inner sum has removed.
             first = {d % rank for d in inner.args[1]}  # type: ignore[union-attr]
             left = list(range(rank)) if keepdim else [d for d in range(rank) if d not in first]
             dims = sorted(first | {left[d % len(left)] for d in node.args[1]})
@@ -97,6 +98,7 @@ def same_forms(graph: fx.Graph) -> int:
 
 
 def _merges(inner: fx.Node, outer: fx.Node) -> bool:
+    # A keyword is a dtype, in which the other sum might not add. An empty list means all axes.
     plain = not inner.kwargs and not outer.kwargs and len(inner.users) == 1
     return plain and bool(inner.args[1]) and bool(outer.args[1]) and _keepdim(inner) == _keepdim(outer)
 
@@ -126,10 +128,13 @@ def input_gradients(graph: fx.Graph) -> int:
             continue
         sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
         axes = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
+        # With a stride, several input sizes give one output size. ``missing`` tells the transposed
+        # convolution by how much the input was larger than the smallest of these.
         missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in axes]
         with graph.inserting_before(node):
             options = (None, strides, padding, dilations, True, missing, groups)
             result = graph.call_function(aten.convolution.default, (g, weight, *options))
+        # ``convolution_backward`` returns a tuple, and by the mask only its first item is read.
         for item in list(node.users):
             result.meta.update(item.meta)
             item.replace_all_uses_with(result)

@@ -81,6 +81,7 @@ def recompute_in_backward(
     formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, noise.window, draws=draws))
 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
+        # A list for each run, because a run takes the draws out of it, and backward runs again.
         return formula(z, weight, _RecordedDraws(key, draws=list(draws)))
 
     return _in_region(again, z, weight, noise.key, *draws)

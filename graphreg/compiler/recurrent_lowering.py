@@ -177,6 +177,7 @@ class LayerLowering:
     def _name(self, target: str, stand_in: StandIn) -> str:
         if target not in self.names:
             name = stand_in.name if isinstance(stand_in, Packing) else target.replace(".", "_")
+            # ``a.b`` and ``a_b`` would have one name.
             while name in self.names.values():
                 name += "_"
             self.names[target] = name
@@ -197,11 +198,13 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
     ``layer``: ``vars`` of the layer. ``replaced``: the weights to use instead of the layer's own,
     by name.
     """
+    # The kernel takes [time, batch, features], with a batch of 1 for an input without a batch.
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input
 
     if hx is None:
+        # The states are zeros. With ``proj_size``, the h of an LSTM is smaller than its c.
         sizes = [layer["proj_size"] or layer["hidden_size"], layer["hidden_size"]][: 1 + lstm]
         states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
     else:
@@ -209,9 +212,11 @@ def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], inp
 
     weights = [replaced[name] if name in replaced else layer["_parameters"][name] for name in weight_names(layer)]
     records = torch.is_grad_enabled()
+    # Under no_grad, the operator need not keep what backward would read.
     wanted = [records and t.requires_grad for t in (x, *states, *weights)]
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # ``torch.empty(0)`` is the argument ``call``, which must be a new tensor in each call.
     out, h, c, _, _ = recurrent(
         x, states, weights, torch.empty(0, device="cpu"), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"],
         layer["training"], layer["bidirectional"], wanted, autocast,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from graphreg.diagnosis.findings import told
+from graphreg.diagnosis.findings import site_names, told
 from graphreg.errors import RegularizerError, listed, shown
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.operations import NORM_MODULES, Operations, function_name
@@ -122,6 +122,9 @@ def audit(
     dropouts = traced.native_dropout
     acting = [dropout for dropout in dropouts if dropout.rate and dropout.when != "never"]
     graph = next(iter(traced.graphs.values()))
+
+    # A call such as ``if self.training: F.dropout(x)`` acts in every mode by its arguments, but
+    # eval mode does not reach it.
     in_eval = site_nodes(traced.graphs.get("eval") or graph, traced.operations)
     seen = [each if each.when != "always" or each.site.name in in_eval else replace(each, when="mode") for each in dropouts]
     remarks = [*_by_themselves(seen)]
@@ -138,7 +141,7 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
     always = [dropout for dropout in dropouts if dropout.when == "always" and dropout.rate]
     if always:
         yield Remark(
-            "acts in eval mode", _names(always), f"{_rates(always)}, in every mode",
+            "acts in eval mode", site_names(always), f"{_rates(always)}, in every mode",
             "predictions are random, and differ from call to call: at test time a network is used whole",
             "pass training=self.training, or use nn.Dropout. For Monte Carlo dropout let it follow the mode, and call graphreg.noise_on",
             _SRIVASTAVA,
@@ -146,13 +149,13 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
     never = [dropout for dropout in dropouts if dropout.when == "never" and dropout.rate]
     if never:
         yield Remark(
-            "never acts", _names(never), f"{_rates(never)}, in no mode", "the model trains without the dropout that its code names",
+            "never acts", site_names(never), f"{_rates(never)}, in no mode", "the model trains without the dropout that its code names",
             "pass training=self.training, or delete the call",
         )  # fmt: skip
     whole = [dropout for dropout in dropouts if dropout.rate == 1 and dropout.when != "never"]
     if whole:
         yield Remark(
-            "drops everything", _names(whole), "rate 1", "in train mode the value is all zeros, so nothing before it is trained",
+            "drops everything", site_names(whole), "rate 1", "in train mode the value is all zeros, so nothing before it is trained",
             "give a rate below 1; 0.5 and less are usual", _SRIVASTAVA,
         )  # fmt: skip
 
@@ -187,6 +190,7 @@ def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node
             if _keeps_variance(user, module):
                 return str(user.target) if module is not None else user.name
             passed = layers + operations.is_product(user)
+            # Visited once for each number of layers: another path may have fewer of them.
             if user in sizes or operations.is_norm(user) or passed > 1 or (user, passed) in seen:
                 continue
             seen.add((user, passed))
@@ -198,6 +202,7 @@ def _keeps_variance(node: fx.Node, module: nn.Module | None) -> bool:
     """Return whether a node is a batch norm that keeps a running variance for eval mode."""
     if module is not None:
         return isinstance(module, _BATCH_NORMS) and module.running_var is not None
+    # F.batch_norm(input, running_mean, running_var, ...)
     given = node.args[2] if len(node.args) > 2 else node.kwargs.get("running_var")
     return function_name(node) == "batch_norm" and given is not None
 
@@ -249,13 +254,9 @@ def _idle(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
     idle = [dropout for dropout in dropouts if dropout.rate == 0]
     if idle:
         yield Remark(
-            "rate 0", _names(idle), f"{len(idle)} of {len(dropouts)} dropouts have rate 0", "they drop nothing",
+            "rate 0", site_names(idle), f"{len(idle)} of {len(dropouts)} dropouts have rate 0", "they drop nothing",
             "nothing; if you expected dropout, give the model's constructor a rate, or regularize with own_dropout={'*': 0.1}",
         )  # fmt: skip
-
-
-def _names(dropouts: Sequence[NativeDropout]) -> tuple[str, ...]:
-    return tuple(dropout.site.name for dropout in dropouts)
 
 
 def _rates(dropouts: Sequence[NativeDropout]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from graphreg.compiler.settings import Setting, changed, defaults, patched_settings, setting
-from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
+from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, site_names, upstream
 from graphreg.diagnosis.probes import InnerBackend, Probed, measure, measure_order, measure_streams
 from graphreg.ir.random_ops import DropoutKind, NativeDropout
 from graphreg.torch_internals.config import INDUCTOR
@@ -57,9 +57,12 @@ class Bench:
                 wrong.setdefault((result.error, self.blame(again)), []).append((kind, result))
             if result.eager:
                 unlike.append((kind, result.eager))
+
+        # One finding for all kinds that have the same error and the same settings to blame.
         findings = [_wrong(error, blamed, results, kinds) for (error, blamed), results in wrong.items()]
         if unlike:
             return [*findings, self._unlike(unlike, kinds)]
+        # The order of draws can be compared only if each single draw is that of eager.
         return findings or self._order([operation for operations in kinds.values() for operation in operations])
 
     def streams(self, sites: tuple[str, ...]) -> list[Finding]:
@@ -82,6 +85,8 @@ class Bench:
         needed = changed()
         if not needed or not self._cured(needed, again):
             return ()
+
+        # A single setting is to blame already: its default has cured the fault.
         for each in [*needed] if len(needed) > 1 else []:
             fewer = [other for other in needed if other is not each]
             if fewer and self._cured(fewer, again):
@@ -103,14 +108,15 @@ class Bench:
         observed = f"from one seed, compiled code and eager draw different masks: {shares(unlike)}"
         fallback = setting(INDUCTOR, "fallback_random")
         if fallback is not None and not fallback.value:
+            # With ``fallback_random``, Inductor calls the random operations of eager.
             with patched_settings((fallback, True)):
                 retried = [partial(measure, kind, self.backend, self.device) for kind, _ in unlike]
                 results = [self._try("the same with fallback_random", experiment) for experiment in retried]
             if not any(each.eager or each.error for each in results):
                 cure = seed(operations, f"{fallback.place}.{fallback.name} = True (slower)")
-                return Finding("differs", str(fallback), observed, _names(operations), cure, ISSUES["fallback_random"])
+                return Finding("differs", str(fallback), observed, site_names(operations), cure, ISSUES["fallback_random"])
         why = "the backend generates random numbers in its own way"
-        return Finding("differs", why, observed, _names(operations), seed(operations), NONE)
+        return Finding("differs", why, observed, site_names(operations), seed(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
         """Test whether a compiled graph makes several draws in the order of eager. Call this if each single draw matches eager."""
@@ -118,21 +124,17 @@ class Bench:
             return []
         result = self._try("the order of draws", partial(measure_order, self.backend, self.device))
         if result.error:
-            return [Finding("refused", cause(()), result.error, _names(operations), "")]
+            return [Finding("refused", cause(()), result.error, site_names(operations), "")]
         if not result.eager:
             return []
         observed = f"of two draws in one graph the second has another mask than in eager: {result.eager:.0%} of elements"
         why = "the compiler draws in another order than eager"
-        return [Finding("differs", why, observed, _names(operations), seed(operations), ISSUES["order"])]
+        return [Finding("differs", why, observed, site_names(operations), seed(operations), ISSUES["order"])]
 
 
 def _wrong(error: str, blamed: Sequence[Setting], results: Sequence[tuple[DropoutKind, Probed]], kinds: Kinds) -> Finding:
     operations = [operation for kind, _ in results for operation in kinds[kind]]
     if error:
-        return Finding("refused", cause(blamed), error, _names(operations), set_back(blamed), upstream(blamed))
+        return Finding("refused", cause(blamed), error, site_names(operations), set_back(blamed), upstream(blamed))
     observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in results])}"
-    return Finding("wrong", cause(blamed), observed, _names(operations), seed(operations, set_back(blamed)), upstream(blamed))
-
-
-def _names(operations: Iterable[NativeDropout]) -> tuple[str, ...]:
-    return tuple(operation.site.name for operation in operations)
+    return Finding("wrong", cause(blamed), observed, site_names(operations), seed(operations, set_back(blamed)), upstream(blamed))

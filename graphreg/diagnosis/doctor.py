@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from graphreg.diagnosis.bisect import Bench, by_kind
-from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
+from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed, site_names
 from graphreg.diagnosis.probes import InnerBackend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
@@ -64,29 +64,30 @@ def doctor(
             raise RegularizerError("step= and backend= are about a module, and none is given. graphreg.doctor() alone tests torch.")
         with _line(sys.stderr.isatty() if progress is None else progress) as show:
             return check_torch(show)
+
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
     key = key_of(rules)
     drawing = tuple(child.site for child in rules.children() if isinstance(child, DrawingRule))
-    device = _device(inner)
+    first = next(inner.parameters(), None)
+    # On meta nothing is computed, so the experiments run on the CPU then.
+    device = torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+
     with _line(sys.stderr.isatty() if progress is None else progress) as show:
         findings, right = _run_experiments(Bench(backend, device, show), native, drawing if key is not None else None)
         if step is not None:
             show("your step")
+            # The counter of the noise comes first, because only the first one is compared.
             of_step = _of_step(observe(inner, [each for each in (key, clock_of(rules)) if each is not None], step), drawing, native)
             findings += of_step
             right += [] if of_step else ["your step: backward drew nothing anew"]
+
     if key is None and not native:
         right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
+    # The worst first; the sort is stable, so findings of one kind keep the order of the tests.
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
     name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
     return Diagnosis(f"{record_of(module).plan.title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
-
-
-def _device(module: nn.Module) -> torch.device:
-    """Return the device of the module's first parameter; the CPU if the module has no parameter, or if that parameter is on meta."""
-    tensor = next(module.parameters(), None)
-    return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
 def _run_experiments(bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
@@ -109,6 +110,7 @@ def _check(step: object, backend: object, progress: object) -> None:
     if step is not None and not callable(step):
         raise RegularizerError(f"step={shown(step)} is not allowed; give a callable without arguments that runs one forward and backward.")
     if isinstance(backend, str):
+        # By default, the list lacks the backends that are meant for debugging, such as aot_eager.
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             suggestions = suggestions_text(backend, known, "Near names")
@@ -124,6 +126,7 @@ def _check(step: object, backend: object, progress: object) -> None:
 
 
 def _right(operations: Sequence[NativeDropout], findings: Sequence[Finding]) -> list[str]:
+    # Masks that differ from those of eager may still be the same in forward and backward.
     bad = {site for finding in findings if finding.kind != "differs" for site in finding.sites}
     names = [operation.site.name for operation in operations if operation.site.name not in bad]
     unlike = any(finding.kind == "differs" for finding in findings)
@@ -136,6 +139,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
     findings = []
     if seen.again:
         why = "your step runs the module again in backward: activation checkpointing around the whole module"
+        # Without splices, the counter that was compared is that of the schedules.
         calls, own = ("that drew masks", "masks") if drawing else ("in train mode", "scheduled strengths")
         observed = f"calls {calls}: {seen.forward} in the forward, {seen.again} in backward, each with {own} of its own"
         cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"
@@ -144,7 +148,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
         why = "your step draws from torch's generator in backward"
         observed = f"a generator had moved after {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
         cure = seed(native, "preserve_rng_state=True in checkpoints, and the defaults of the settings that other findings blame")
-        findings.append(Finding("wrong", why, observed, tuple(operation.site.name for operation in native), cure, NONE))
+        findings.append(Finding("wrong", why, observed, site_names(native), cure, NONE))
     return findings
 
 
@@ -154,6 +158,7 @@ def _line(shown: bool) -> Iterator[Callable[[str], None]]:
 
     def show(text: str) -> None:
         if shown:
+            # Back to the start of the line, and clear it: the escape sequence EL of terminals.
             sys.stderr.write(f"\r\x1b[Kgraphreg.doctor: {text}")
             sys.stderr.flush()
 

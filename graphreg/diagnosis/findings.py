@@ -79,6 +79,11 @@ def told(head: str, **rows: str) -> str:
     return "\n".join([head, *(f"  {name:<9} {text}" for name, text in rows.items() if text)])
 
 
+def site_names(operations: Iterable[NativeDropout]) -> tuple[str, ...]:
+    """Return the names of the sites of random operations."""
+    return tuple(operation.site.name for operation in operations)
+
+
 def shares(seen: Iterable[tuple[str, float]]) -> str:
     """Return a text with the share of elements whose masks differ, for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)

@@ -32,6 +32,7 @@ from graphreg.torch_internals.interpreter import with_own_code
 from graphreg.tracing.trace import trace
 
 InnerBackend = str | Callable[..., Any]
+# With these, about a third of the elements are kept by all links, and two thirds are dropped.
 P, SHAPE, LINKS = 0.25, (32, 64), 4
 
 
@@ -133,12 +134,14 @@ def measure_streams(backend: InnerBackend, device: torch.device) -> Probed:
 
 def _once(key: tuple[Any, ...], experiment: Callable[[], Probed]) -> Probed:
     """Return the result of an experiment under the present settings, from the cache or by running it. Errors go to ``Probed.error``."""
+    # The search for the settings to blame repeats an experiment under other settings.
     full = (*key, snapshot())
     if full not in _measured:
         with _apart(key[-1]):
             try:
                 _measured[full] = experiment()
             except Exception as error:
+                # Dynamo wraps what a backend raises; the backend's own error says more.
                 _measured[full] = Probed(error=first_line(getattr(error, "inner_exception", error)))
     return _measured[full]
 
@@ -180,6 +183,7 @@ class _DropoutChain(nn.Module):
 
 def _of_streams(backend: InnerBackend, device: torch.device) -> Probed:
     traced = trace(_DropoutChain())
+    # Two modules with one seed draw the same masks, each from its own counter of calls.
     eager, twin = (rewrite(traced, plan(traced, [], own_dropout="seeded"), 0).to(device) for _ in range(2))
     x = _ones(device)
     expected = eager(_ones(device)).output[1]

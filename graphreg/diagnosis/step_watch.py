@@ -74,7 +74,9 @@ def _watched(seen: Observed, counter: Counter | None) -> Iterator[None]:
             finally:
                 running = False
                 seen.backwards += 1
+                # If the pass is the first to use CUDA, the second list is longer.
                 seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
+                # Under ``frozen_noise``, a repeated call has drawn the masks of the first one.
                 seen.again += _call(counter) - call if counter is not None and counter.frozen_call is None else 0
 
         return watched
@@ -105,6 +107,7 @@ def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
+    # A counter may be among the submodules, too; ``fromkeys`` keeps it once.
     inner = dict.fromkeys([*module.modules(), *counters])
     places = [(slots, name, t, t.detach().clone()) for m in inner for slots in (m._parameters, m._buffers)
               for name, t in slots.items() if t is not None]  # fmt: skip
@@ -126,6 +129,7 @@ def _left_as_it_was(module: nn.Module, counters: Sequence[Counter]) -> Iterator[
 
     with Changes() as changes, changes:
         changes.later(back)
+        # Otherwise the step would add its gradients to the user's tensors, in place.
         for p, _ in grads:
             p.grad = None
         with torch.random.fork_rng():

@@ -36,13 +36,18 @@ def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
     Returns:
         A diagnosis. ``bool(diagnosis)`` is True if every part works.
     """
+    # The process must import this graphreg, also from a checkout that is not installed.
     path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", module]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment) as child:
         assert child.stdout is not None
         lines, last = _read(child.stdout, show)
-    findings, right = _findings(lines, _ended(child.returncode, last))
+
+    # If a trial crashed the process, how it ended is the error of the part that was being tried.
+    status = child.returncode
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    findings, right = _findings(lines, f"the process ended with {how}" + f": {last[:160]}" * bool(last))
     return Diagnosis(f"torch {torch.__version__}, Python {platform.python_version()}: {known_versions()}", tuple(findings), tuple(right))
 
 
@@ -58,14 +63,9 @@ def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict
     return lines, last
 
 
-def _ended(status: int, last: str) -> str:
-    """Return a clause that says how the process ended. The clause explains why the report is not complete."""
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    return f"the process ended with {how}" + f": {last[:160]}" * bool(last)
-
-
 def _findings(lines: Iterable[dict[str, Any]], ended: str) -> tuple[list[Finding], list[str]]:
     broken, right = list[Finding](), list[str]()
+    # Before the first part is tried, only the import of graphreg can have failed.
     trying, done = "graphreg itself", False
     for line in lines:
         trying, done = line.get("trying", trying), done or "done" in line

@@ -88,6 +88,7 @@ def _recurrent() -> None:
 def _attached() -> None:
     for wrap in (lambda module: module, lambda module: torch.compile(module, fullgraph=True, backend="aot_eager")):
         module = regularize(_Net(), weight_l2={"weight": 1.0, "pattern": "hid.weight"}, penalties="attach", scale=1.0)
+        # The loss is 0, so each gradient is that of the penalty: of the mean of the squares.
         (0 * wrap(module)(_x()).sum()).backward()
         expected = module.hid.weight * 2 / module.hid.weight.numel()
         if not torch.allclose(module.hid.weight.grad, expected, atol=1e-6):
@@ -114,6 +115,7 @@ def _through_backend(penalties: str) -> None:
         "penalties": penalties, "scale": 1.0 if penalties == "attach" else None,
     }  # fmt: skip
     run = torch.compile(model, backend="graphreg", options=options)
+    # As in ``_attached``: every gradient is that of the penalty.
     loss = 0 * run(_x()).sum()
     handle: Any = backend_host(run)
     for value in handle.penalties().values() if penalties == "return" else ():
@@ -146,6 +148,7 @@ def outcomes() -> Iterator[tuple[str, str | None]]:
     The error is a text. If the part works, the text is ``""``.
     """
     for name, trial in PARTS.items():
+        # Named before the trial, so that it is known which part a crash belongs to.
         yield name, None
         try:
             trial()

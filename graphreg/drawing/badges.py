@@ -55,6 +55,8 @@ class Layers:
             target, call = str(attributes.get("target", "")), attributes.get("call")
             if attributes.get("kind") == "addition" or call not in ("call_module", "get_attr"):
                 continue
+            # A parameter that the forward reads by itself is not drawn, unless it is a site: the
+            # first node that uses it shows it.
             readers = [] if attributes["kind"] == "site" else [r for r in graph.successors(key) if graph.nodes[r]["kind"] != "addition"]
             shown = key if call == "call_module" or attributes["kind"] == "site" else next(iter(readers), "")
             if shown:
@@ -63,6 +65,7 @@ class Layers:
     def of(self, parameter: str) -> str | None:
         """Return the key of the node, or None if there is none."""
         names = parameter.split(".")
+        # The module that is called may be one around the parameter's own, such as an opaque module.
         layers = [(False, ".".join(names[:i])) for i in range(1, len(names))]
         found = [self._first[one] for one in (*layers, (True, parameter)) if one in self._first]
         return min(found)[1] if found else None
@@ -77,7 +80,8 @@ def badges(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> dict[str, tu
 
 
 def _all(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> Iterator[tuple[str, Badge]]:
-    measured = measured_regularizers(graph)
+    # What is measured site by site has a node at each; of the rest, the plan knows the sites.
+    measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
     for _, a in graph.nodes(data=True):
         if a.get("kind") != "addition":
             continue
@@ -93,11 +97,6 @@ def _all(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> Iterator[tuple
                 for one in edit.sites:
                     if (at := shower(graph, one.name, layers)) is not None:
                         yield at, Badge(name, name, strength, one.name)
-
-
-def measured_regularizers(graph: nx.DiGraph[str]) -> set[str]:
-    """Return the names of the penalties that are measured site by site."""
-    return {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
 
 
 def shower(graph: nx.DiGraph[str], site: str, layers: Layers) -> str | None:

@@ -24,6 +24,7 @@ def in_columns(laid: Laid, sizes: Mapping[str, tuple[float, float]], high: float
     if tall <= 1.3 * high:
         return laid
 
+    # Lines that run upwards are turned round here, and back again at the end.
     downward = [(link, points[::-1] if link.back else points) for link, points in splines]
     cuts = _cuts(tall, spots, sizes, [points for _, points in downward], high)
     if not cuts:
@@ -31,6 +32,7 @@ def in_columns(laid: Laid, sizes: Mapping[str, tuple[float, float]], high: float
 
     bounds = [*zip([0.0, *cuts], [*cuts, tall], strict=True)]
     pieces = [_split(points, cuts) for _, points in downward]
+    # Each line that goes on in the next column has a lane of its own in the gap before it.
     lanes = [sum(len(piece) > 0 and i + 1 in piece and i in piece for piece in pieces) for i in range(len(cuts))]
     moves, bottoms, width, height = _placed(bounds, spots, sizes, pieces, lanes)
 
@@ -43,6 +45,7 @@ def in_columns(laid: Laid, sizes: Mapping[str, tuple[float, float]], high: float
     curves = []
     for (link, _), piece in zip(downward, pieces, strict=True):
         points = _joined(piece, moves, bottoms, lanes, used)
+        # The border of the box is at the bottom of the highest column, and maybe below this one.
         if link.end == OUT and points[-1][1] < height:
             points = (*points, *_straight(points[-1], (points[-1][0], height)))
         curves.append((link, points[::-1] if link.back else points))
@@ -60,6 +63,7 @@ def _cuts(
     spans = sorted((y - sizes.get(key, (0, 0))[1] / 2, y + sizes.get(key, (0, 0))[1] / 2) for key, (_, y) in spots.items())
     gaps, low = [], spans[0][1]
     for top, bottom in spans[1:]:
+        # No node reaches into this height, so that a cut there passes through lines alone.
         if top > low + 4:
             gaps.append((low + top) / 2)
         low = max(low, bottom)
@@ -71,6 +75,8 @@ def _cuts(
         crossing = {gap: sum(points[0][1] < gap < points[-1][1] for points in lines) for gap in near}
         allowed = [gap for gap in near if crossing[gap] <= MOST]
         if allowed:
+            # A cut through at most two lines is best. Among those, a cut line weighs as much as 40
+            # pixels of distance from the wished height.
             cuts.append(min(allowed, key=lambda gap: (crossing[gap] > 2, abs(gap - wish) + 40 * crossing[gap])))
     return cuts
 
@@ -93,11 +99,14 @@ def _cut(points: Points, height: float) -> tuple[Points, Points]:
         if points[i + 3][1] >= height:
             break
     a, b, c, d = points[i : i + 4]
+    # By bisection: the line runs downwards, so it passes the height once.
     low, top = 0.0, 1.0
     for _ in range(30):
         t = (low + top) / 2
         y = (1 - t) ** 3 * a[1] + 3 * t * (1 - t) ** 2 * b[1] + 3 * t * t * (1 - t) * c[1] + t**3 * d[1]
         low, top = (t, top) if y < height else (low, t)
+
+    # De Casteljau's construction: the points of the two halves of the curve at t.
     ab, bc, cd = _between(a, b, t), _between(b, c, t), _between(c, d, t)
     left, right = _between(ab, bc, t), _between(bc, cd, t)
     middle = _between(left, right, t)

@@ -41,6 +41,7 @@ def compared(graph: nx.DiGraph[str], shown: Badges, other: Viewed) -> dict[str, 
 
 def _merged(now: tuple[Badge, ...], before: tuple[Badge, ...]) -> tuple[Badge, ...]:
     """Return the badges of a node: those of now in their order, then those that are gone."""
+    # Badges are the same if label and site are equal; their strengths may differ.
     old = {(badge.label, badge.site): badge for badge in before}
     made = []
     for badge in now:

@@ -130,6 +130,7 @@ def draw(
     if values is not None and file is not None and file.suffix.lower() != ".html":
         raise GraphRegError(f"values= is for an .html page, not for {file.name!r}. Leave it out, or draw an .html page.")
     seen = viewed(module, plan, example_inputs, mode)
+    # A plan has a trace of its own, and ``viewed`` refuses example inputs beside it.
     other = None if against is None else viewed(against, None, None if isinstance(against, Plan) else example_inputs, mode)
     seen = replace(seen, against=other, readings=None if values is None else read_values(values))
     shown = picture(seen)

@@ -61,6 +61,7 @@ class Folder:
     def fold(self, chains: Iterable[Sequence[str]], large: bool) -> None:
         """Fold in every module. ``chains``: the operations on integers and masks to fold, by module. ``large``: fold repeats, too."""
         modules = list(self.children)
+        # Computed before anything is folded, because a fold changes the children of its module.
         signed = {key: (self._signature(key, True), self._signature(key, False)) for kids in self.children.values() for key in kids}
         for chain in chains:
             box = next(box for box in modules if chain[0] in self.children[box])
@@ -80,6 +81,7 @@ class Folder:
             lines = frozenset((places[a], places[b]) for a, b in self.pairs.get(key, ()) if a in places and b in places)
             inner = tuple(self._signature(kid, marked) for kid in kids)
             what = (self.ops.get(key, ""), self.marks.get(key, ()) if marked else (), inner, lines)
+            # A number for each structure, so that large blocks are compared in one step.
             self._signatures[key, marked] = self._known.setdefault(what, len(self._known))
         return self._signatures[key, marked]
 
@@ -90,11 +92,14 @@ class Folder:
         return key
 
     def _repeats(self, box: str, kids: list[str], signed: Mapping[str, tuple[int, int]]) -> list[str]:
+        # What has no signature equals nothing else: it gets a negative number of its own.
         strict, loose = (runs([signed[kid][i] if kid in signed else -1 - j for j, kid in enumerate(kids)]) for i in (0, 1))
+        # If regularizers act in some of many equal blocks only, their structure alone counts.
         found = loose if len(strict) > 8 and len(strict) > 1.5 * len(loose) else strict
         made = []
         for start, period, count in found:
             one = kids[start : start + period]
+            # Single operations are folded only where the box is crowded.
             if count == 1 or (len(kids) <= CROWDED and not any(kid in self.children for kid in one)):
                 made += kids[start : start + period * count]
                 continue
@@ -102,6 +107,7 @@ class Folder:
             parts = [kids[i : i + period] for i in starts]
             items = [part[0] if len(part) == 1 else self._make(box, "item", self._unit(part), part) for part in parts]
             label = f"{self._unit(one)} × {count}"
+            # A module of repeats alone, such as a ModuleList, is the box of the repeats itself.
             if period * count == len(kids) and box != "/":
                 self.repeated[box] = label
                 return items
@@ -134,6 +140,7 @@ class Folder:
         for a, b in self.pairs.get(module, ()):
             if a in place and b in place and place[a] != place[b]:
                 low, high = sorted((place[a], place[b]))
+                # A line adds 1 to each gap between its ends: it steps up at one, down at the other.
                 steps[low + 1] += 1
                 steps[high + 1] -= 1
         counts, now = [], 0
@@ -155,6 +162,7 @@ def runs(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
             count = 1
             while all(numbers[i + count * period + j] == numbers[i + j] if i + count * period + j < n else False for j in range(period)):
                 count += 1
+            # The run that covers most wins; of equal ones, that with the shortest period.
             if count >= LEAST and count * period > best[0]:
                 best = (count * period, period, count)
         found.append((i, best[1], best[2]))
@@ -187,6 +195,7 @@ def arithmetic(graph: nx.DiGraph[str], parameters: Iterable[str], acts: Callable
             or (read not in folded and of.startswith(FLOATING)) or (nodes[read]["call"] == "call_module" and not of)
             for read, of in zip(reads, plain, strict=True)
         )  # fmt: skip
+        # A floating-point value counts, too, if folded ones make it, as an additive mask.
         if not data and (not dtype.startswith(FLOATING) or any(read in folded for read in reads)):
             folded.add(key)
 

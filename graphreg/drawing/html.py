@@ -48,6 +48,7 @@ def _number(shown: Picture, names: str) -> int:
 
 def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
     entries = []
+    # Of a regularizer that both have, the one that is drawn comes last, and counts.
     known = {name: (regularizer, of) for of in (seen.against, seen) if of and of.plan for name, regularizer in of.plan.regularizers.items()}
     for i, name in enumerate(shown.regularizers):
         regularizer, of = known[name]
@@ -74,6 +75,7 @@ def _boxes(shown: Picture) -> dict[str, dict[str, Any]]:
     pgv, known = graphviz(), dict[Any, tuple[list[list[int | str]], list[list[int | str]]]]()
     made = {}
     for key, box in shown.boxes.items():
+        # By number and not by key, so that equal modules have equal data.
         ids: dict[str, int | str] = {child: i for i, child in enumerate([*box.children, IN, OUT])}
         names = list(ids)
         sizes = {child: size(shown, child) for child in box.children}

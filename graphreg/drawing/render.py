@@ -42,6 +42,7 @@ def _further() -> list[tuple[int, ...]]:
     wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
     left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
     while left:
+        # The colour whose nearest neighbour among those before it is the furthest away.
         colours.append(max(left, key=lambda one: min(_far(one, other) for other in colours)))
         left.remove(colours[-1])
     return colours
@@ -61,6 +62,8 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
     legend = [(name, line if len(line) <= most else f"{line[: most - 1]}…") for name, line in legend]
 
     head = MARGIN + ROW * (1 + len(legend)) + 6
+
+    # ``text_width`` is that of letters of size 10; the title has 13, and the legend 11.
     width = max(arranged.width, 1.3 * text_width(shown.title), *(1.1 * text_width(text) + 20 for _, text in legend)) + 2 * MARGIN
     left = (width - arranged.width) / 2
     parts = [
@@ -75,6 +78,8 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
         parts.append(f'<rect x="{MARGIN}" y="{y + 4}" width="12" height="12" rx="3" {tint(shown, name)}/>')
         parts.append(_text(MARGIN + 20, y + 14, text))
     parts.append(f'<g transform="translate({left:.1f} {head:.1f})">')
+
+    # What is drawn later covers what is there: boxes first, then the lines, then the nodes.
     places = {key: place for key, place in arranged.places.items() if key != "/"}
     parts += [_open(shown, key, place) for key, place in places.items() if key in opened]
     parts += [_curve(curve) for curve in arranged.curves]
@@ -93,6 +98,8 @@ def png(text: str) -> bytes:
         import resvg_py  # noqa: PLC0415
     except ImportError:
         raise GraphRegError("a .png is made by resvg-py, which is not installed: pip install 'graphreg[draw]'.") from None
+
+    # Without a font, resvg leaves out all text and raises nothing: an M then looks like no text.
     frame = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20">{}</svg>'
     letter = f'<text y="15" style="font-family: {FONT}">M</text>'
     if bytes(resvg_py.svg_to_bytes(svg_string=frame.format(letter))) == bytes(resvg_py.svg_to_bytes(svg_string=frame.format(""))):
@@ -149,6 +156,7 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
     style = tint(shown, attributes["regularizer"]) if kind == "addition" else f'class="{kind}"'
     fold = shown.boxes[key].kind != "module" if key in shown.boxes else False
     round_by = 12.0 if kind in ("end", "addition") else 4.0
+    # A second rectangle behind the first makes a fold look like a stack.
     behind = [_rect(place.moved(4, 4), 'class="folded"', round_by)] if fold or (key in shown.boxes and shown.boxes[key].repeats) else []
     parts = [*behind, _rect(place, style, round_by), _text(middle, place.y + 15, first, middle=True)]
     if second:
@@ -204,6 +212,7 @@ def _curve(curve: Curve) -> str:
     line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"/>'
     if not curve.arrow:
         return line
+    # The head points up where a line runs upwards.
     (x, y), down = rest[-1], -1 if curve.link.back else 1
     return f'{line}<path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 {-6 * down}h6.4z"/>'
 

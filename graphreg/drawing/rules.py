@@ -40,6 +40,7 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
         # a usual one, and others in case that it is not allowed
         weights = (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
         built = next((one for weight in weights if isinstance(one := _built(key, weight, "**"), Regularizer)), None)
+        # A class is registered under each of its keys, and under its name.
         if cls in rules or built is None:
             continue
 

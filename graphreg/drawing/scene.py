@@ -138,12 +138,6 @@ class Picture:
         return self.span(box.children[0])[0], self.span(box.children[-1])[1]
 
 
-def boxes_around(path: str) -> tuple[str, ...]:
-    """Return the keys of the boxes from the whole model down to a path."""
-    names = path.split(".") if path else []
-    return tuple(f"{'.'.join(names[:i])}/" for i in range(len(names) + 1))
-
-
 def picture(seen: Viewed) -> Picture:
     """Choose the nodes to draw (sites and operations with several results), fold repeats, and group the nodes by module."""
     graph = as_networkx(seen)
@@ -165,6 +159,7 @@ def picture(seen: Viewed) -> Picture:
 
     parents = {child: key for key, kids in folder.children.items() for child in kids}
     boxes = _boxes(seen.title, folder, classes, parents)
+    # The folds are boxes between modules and nodes, so the chains are made anew.
     chains = {key: _up(key, parents) for key in drawn}
     for key in drawn:
         for box in chains[key][:-1]:
@@ -191,10 +186,13 @@ def _chains(drawn: nx.DiGraph[str], called: Collection[str]) -> BoxPaths:
         drawn: The nodes; the attribute ``box`` becomes the path of the innermost box that is drawn.
         called: The paths of the modules that are called.
     """
-    around = {key: boxes_around(attributes["box"]) for key, attributes in drawn.nodes(data=True)}
+    around: BoxPaths = {}
     inside: dict[str, set[str]] = {}
-    for key, boxes in around.items():
-        for box in boxes[1:]:
+    for key, attributes in drawn.nodes(data=True):
+        names = attributes["box"].split(".") if attributes["box"] else []
+        around[key] = tuple(f"{'.'.join(names[:i])}/" for i in range(len(names) + 1))
+        # The whole model, the first of these boxes, is never taken apart.
+        for box in around[key][1:]:
             if box[:-1] not in called:
                 inside.setdefault(box, set()).add(key)
     split = {box for box, keys in inside.items() if any(key in keys for key in _after(drawn, keys))}
@@ -284,6 +282,7 @@ def _stubs(box: Box, pieces: Collection[tuple[str, str]], entering: Mapping[str,
     would run past all blocks before it.
     """
     between = [pair for pair in pieces if IN not in pair and OUT not in pair]
+    # Blocks that are connected to many others do not follow one another.
     if not (box.repeats or box.kind in ("repeats", "part")) or len(between) > 2 * len(box.children):
         return {}
     readers = Counter(value for values in entering.values() for value in values)
@@ -302,6 +301,7 @@ def _drawn(graph: nx.DiGraph[str], shown: Mapping[str, tuple[Badge, ...]]) -> nx
             continue
         attributes = nodes[key]
         why_not, readers = attributes.get("why_not"), list(drawn.successors(key))
+        # A tuple that was taken out of a tuple: what reads it takes a value out of it in turn.
         if why_not == "a tuple" and readers and attributes["op"] == "getitem":
             bypass(drawn, key)
         elif attributes["kind"] == "other" and readers and all(nodes[reader]["kind"] == "output" for reader in readers):
@@ -338,6 +338,7 @@ def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
     opened = frozenset(("/",))
     for depth in range(1, 1 + max(box.depth for box in boxes.values())):
         plain = {key for key, box in boxes.items() if box.depth <= depth and box.kind == "module" and not box.repeats}
+        # A module within a fold stays folded, because the fold does.
         more = frozenset(key for key in plain if plain.issuperset(shown.outside(key)))
         if sum(child not in more for key in more for child in boxes[key].children) > ROOM:
             return opened

@@ -26,6 +26,7 @@ def read_values(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not readings:
         raise GraphRegError(f"values={str(path)!r} has no readings yet. Call the module in train mode while it is monitored.")
     step = max(1, -(-len(readings) // MOST))
+    # Counted from the end, so that the last reading is among them.
     return readings[::-1][::step][::-1]
 
 

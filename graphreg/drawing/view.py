@@ -82,6 +82,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
     """
     if mode not in ("train", "eval"):
         raise GraphRegError(f"mode={mode!r} is unknown; give 'train' or 'eval', the forward to draw where the two differ.")
+
     if isinstance(target, Plan):
         if plan is not None:
             raise GraphRegError("two plans are given. Give one of them, or a model or trace together with plan=.")
@@ -89,6 +90,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
             raise GraphRegError(f"this plan for {target.title} has no traced model with it. Give the trace, and the plan as plan=.")
         _refuse(example_inputs, "a plan")
         return _traced(target.traced, target, mode)
+
     if plan is not None and not isinstance(plan, Plan):
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
     if backend_host(target) is not None:
@@ -96,20 +98,24 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
             "a backend has several graphs, and they belong to torch.compile. graphreg.report shows them; to see the model as one "
             "graph, give the model itself, or what graphreg.regularize makes of it."
         )
+
     if isinstance(target, Traced):
         _refuse(example_inputs, "a trace")
         return _traced(target, plan, mode)
+
     if not isinstance(target, nn.Module):
         raise GraphRegError(f"{type(target).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
+
     module = _rewritten(target)
     if module is None:
         return _traced(trace_to_show(target, example_inputs), plan, mode)
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError(
-                "this module is rewritten already, and plan= goes with a model or a trace that is not rewritten. Give "
-                "graphreg.trace(graphreg.strip(module)) with plan=."
-            )
+            "this module is rewritten already, and plan= goes with a model or a trace that is not rewritten. Give "
+            "graphreg.trace(graphreg.strip(module)) with plan=."
+        )
+    # The sites are those of the model, and the graph has the additions, too.
     return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths_now(module), mode)
 
 

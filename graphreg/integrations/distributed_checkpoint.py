@@ -77,8 +77,10 @@ class RegularizerState(Stateful):
         """
         modules = _read(state_dict)
         given, named = {key: value for key, value in state_dict.items() if key != TEXT}, dict[str, str]()
+        # This call replaces nothing: it collects the keys of the tensors that the text names.
         tensors_replaced(modules, named.setdefault)
         try:
+            # All checks come before the first change.
             check_states(self._sessions, modules)
             check_tensors(given.keys(), named.keys())
             load_states(self._sessions, tensors_replaced(modules, lambda key, name: given[key]))
@@ -95,6 +97,7 @@ class RegularizerState(Stateful):
         if self._warned:
             return
         self._warned = True
+        # A model that is regularized in place has no graph before its first call.
         traced = [module for path, module in self._modules.items() if self._sessions[path].complete]
         if names := [dropout.site.name for module in traced for dropout in native_draws(module)]:
             log.warning(

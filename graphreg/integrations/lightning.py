@@ -30,7 +30,6 @@ class RegularizerCallback(Callback):
         """``watch``: a selector of values. ``kept/SITE/NAME``, the share of such a value that a splice has kept, is logged, too."""
         super().__init__()
         self.watch = watch
-        self._loaded: dict[str, Any] | None = None
         self._parts: Parts | None = None
         self._scale = TrainerScale()
 
@@ -50,6 +49,7 @@ class RegularizerCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Find out which factors Lightning applies to the loss of this batch."""
+        # With manual optimization, the user's code runs backward, and Lightning divides no loss.
         self._scale.batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         self._scale.scaler = getattr(trainer.precision_plugin, "scaler", None)
 

@@ -72,6 +72,7 @@ class Parts:
         """
         self.modules: dict[str, nn.Module] = {}
         for path, module in model.named_modules():
+            # Not ``hasattr``: a wrapper passes the attributes of the model on as its own.
             if isinstance(module, RewrittenModule) or PLACED in vars(module):
                 name = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
                 self.modules[name] = module
@@ -91,11 +92,6 @@ class Parts:
         """
         return states_of(self.sessions)
 
-    def recipes(self) -> dict[str, dict[str, Any]]:
-        """Return the recipe of each module by its path, without modules that have none."""
-        found = {path: recipe_of(session) for path, session in self.sessions.items()}
-        return {path: recipe for path, recipe in found.items() if recipe is not None}
-
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a state that the method ``state`` returned.
 
@@ -111,6 +107,7 @@ class Parts:
         The scale of an earlier run is replaced, because a run that was interrupted has not removed it.
         """
         for session in self.sessions.values():
+            # A scale of another class is the user's own.
             if session.attaches and (session.scale is None or isinstance(session.scale, TrainerScale)):
                 session.set_scale(scale)
                 self._stack.callback(session.set_scale, None)
@@ -134,6 +131,8 @@ class Parts:
     def _numbers(self, path: str) -> Iterator[tuple[str, float]]:
         session, prefix = self.sessions[path], f"{path}/" if path else ""
         attach = rules_of(self.modules[path])._modules.get("attach") if session.complete else None
+
+        # Returned penalties are the caller's; attached ones are kept until the next call.
         penalties: Mapping[str, Tensor] = attach.last if isinstance(attach, AttachRule) else {}
         yield from ((f"{prefix}penalty/{name}", float(value)) for name, value in penalties.items())
         yield from ((f"{prefix}strength/{name}", value) for name, value in session.values().items())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from graphreg.errors import GraphRegError, listed
-from graphreg.integrations.parts import Parts, TrainerScale, check_tensors, tensors_apart, tensors_replaced
+from graphreg.integrations.parts import Parts, TrainerScale, check_tensors, recipe_of, tensors_apart, tensors_replaced
 from graphreg.ir.selector import Selector, strings
 from graphreg.recipes.files import write
 
@@ -77,6 +77,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
                 f"the checkpoint was saved without {type(self).__name__}, so the Trainer cannot resume from it with this callback. Load "
                 "the weights of the checkpoint into the model, and train without resume_from_checkpoint."
             )
+
+        # The Trainer stores a list if it has several callbacks of one class.
         attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
         modules, named = attributes["saved"], dict[str, str]()
         if modules is not None and modules is not self._saved:  # they were read from a checkpoint
@@ -84,6 +86,8 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             tensors = torch.load(_file(args, state, attributes["tensors"]), "cpu", weights_only=True) if named else {}
             check_tensors(tensors.keys(), named.keys())
             self._parts.load(tensors_replaced(modules, lambda key, name: tensors[key]))
+
+        # Only then does ``num_items_in_batch`` count the items of all ranks.
         ranks = args.world_size if args.average_tokens_across_devices else 1
         self._scale.ranks, self._scale.scaler = ranks, getattr(more.get("optimizer"), "scaler", None)
         self._parts.scale_by(self._scale)
@@ -93,8 +97,9 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         if self._parts is None or not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path, recipe in self._parts.recipes().items() if folder.is_dir() else ():
-            write(folder / f"graphreg_recipe{'.' if path else ''}{path}.json", recipe)
+        for path, session in self._parts.sessions.items() if folder.is_dir() else ():
+            if (recipe := recipe_of(session)) is not None:
+                write(folder / f"graphreg_recipe{'.' if path else ''}{path}.json", recipe)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
         """Find out how many batches the step has. The last step of an epoch may have fewer than the other steps."""
@@ -119,6 +124,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             return
         numbers = self._parts.numbers()
         logs.update(numbers)
+        # The Trainer has put a copy of ``logs`` into its history before it calls this method.
         state.log_history[-1].update(numbers)
 
     def on_train_end(self, *args: Any, **more: Any) -> None:

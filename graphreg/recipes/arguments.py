@@ -28,6 +28,7 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
         arguments: The arguments of the call that has ``recipe=``, by the names of the function's
             parameters.
     """
+    # By the signature, so that one function serves all those that take a recipe.
     by_kind: dict[Any, dict[str, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         by_kind.setdefault(parameter.kind, {})[name] = arguments[name]

@@ -101,6 +101,7 @@ def _parse_json(text: str, file: Path) -> Any:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    # Of two equal keys, ``json`` would take the last one without an error.
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object.")
@@ -108,6 +109,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> Any:
+    # ``json`` reads NaN and Infinity, which JSON itself does not have.
     raise ValueError(f"{text} is no number that a recipe can have.")
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 KeyPath = tuple[str | int, ...]  # the keys and indices that lead to a value
@@ -17,7 +19,7 @@ KeyPath = tuple[str | int, ...]  # the keys and indices that lead to a value
 def line_of(text: str, data: Any, place: KeyPath) -> int | None:
     """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if the line cannot be found."""
     while place and not isinstance(place[-1], str):
-        found = _at(data, place)
+        found = reduce(getitem, place, data)
         # of a list's entry, the first key
         place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]
     if not place:
@@ -29,12 +31,6 @@ def line_of(text: str, data: Any, place: KeyPath) -> int | None:
     if place not in before or len(matches) != len(before):
         return None
     return text.count("\n", 0, matches[before.index(place)]) + 1
-
-
-def _at(data: Any, place: KeyPath) -> Any:
-    for step in place:
-        data = data[step]
-    return data
 
 
 def _places(data: Any, place: KeyPath = ()) -> Iterator[KeyPath]:
@@ -51,7 +47,9 @@ def _places(data: Any, place: KeyPath = ()) -> Iterator[KeyPath]:
 def _keys(text: str, key: str) -> Iterator[int]:
     """Yield the position of each place in the text where ``key`` stands as a key, as JSON, TOML or YAML write it."""
     word = re.escape(key)
+    # The key in quotes of either kind, or bare: no part of a longer word or dotted name.
     quoted = rf"\"{word}\"|'{word}'|(?<![\w\"'.-]){word}(?![\w\"'.-])"
     for match in re.finditer(rf"(?:{quoted})\s*[:=]|\[(?:{quoted})\]", text):
+        # A comment of TOML or YAML may have a line that looks like a key.
         if not re.match(r"\s*#", text[text.rfind("\n", 0, match.start()) + 1 :]):
             yield match.start()

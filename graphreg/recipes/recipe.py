@@ -102,9 +102,12 @@ def written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[st
         "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
         "blocks": list(asked.blocks) or None,
     }  # fmt: skip
+    # ``missing`` has no None: its default is left out by its name.
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
     weights = {name: regularizer.weight for name, regularizer in asked.regularizers.items()}
+
+    # A strength that was set back to the one in the regularizer's entry is no change.
     present = {name: _present(chosen) for name, chosen in changed.items() if dict(chosen) != {OWN: weights.get(name)}}
     return data | ({"strengths": present} if present else {})
 
@@ -118,6 +121,7 @@ def _present(chosen: Mapping[str, float]) -> Any:
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
     """Return a regularizer as plain data. ``seed``: for a splice with its own ``rng=``, the seed that was drawn from it; else None."""
     kind = type(regularizer)
+    # In a notebook, a class that is defined again takes the key from the earlier one.
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(
             f"{name}: the class {kind.__name__} has no key of its own, by which a recipe could name it. Give the class a key: "
@@ -125,6 +129,7 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
         )
     entry: dict[str, Any] = {"key": kind.keys[0]}
     for each in fields(regularizer):
+        # A generator cannot be written down, but the seed that was drawn from it can.
         drawn = each.name == "rng" and isinstance(regularizer, Splice) and seed is not None
         value = seed if drawn else getattr(regularizer, each.name)
         if value is not None:
@@ -134,6 +139,7 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
 
 def _plain(value: Any, what: str) -> Any:
     """Return a value as plain data; raise RegularizerError if that is not possible. ``what``: the value's name, for the error."""
+    # ByDepth and Schedule are floats, too, so they come before the numbers.
     if isinstance(value, ByDepth):
         return {"by_depth": [_plain(end, what) for end in (value.first, value.last)]}
     if isinstance(value, Schedule):
@@ -213,6 +219,8 @@ class Recipe:
             _of_plan(plan), seeds={} if rng is None else {"": rng}, front_end=None if front_end == "auto" else front_end,
             penalties=given.get("penalties"), scale=given.get("scale"), eval_penalties=given.get("eval_penalties", False),
         )  # fmt: skip
+
+        # ``written`` takes strengths as sessions have them, with OWN where a recipe has ``**``.
         set_since = {name: value if isinstance(value, Mapping) else {ALL: value} for name, value in self.strengths.items()}
         by_site = {name: {OWN if at == ALL else at: each for at, each in sites.items()} for name, sites in set_since.items()}
         return written(asked, by_site)
@@ -223,6 +231,7 @@ class Recipe:
         for name, value in self.options.items():
             if name in given and given[name] == parameters[name].default:
                 chosen[name] = value
+            # ``plan`` has no ``penalties``, and takes from a recipe only what a plan needs.
             elif name in _OF_ONE and value and name not in given and "penalties" in given:
                 raise self.source.error((name,), _OF_ONE[name])
         if chosen.get("scale") == GIVEN_IN_THE_CALL:
@@ -233,6 +242,7 @@ class Recipe:
         """Set the recipe's strengths in a module or backend that was made by the recipe."""
         for name, value in self.strengths.items():
             by_site = dict(value) if isinstance(value, Mapping) else {ALL: value}
+            # The strength of all sites first: it would replace those of single sites.
             parts = [by_site.pop(ALL)] if ALL in by_site else []
             for part in [*parts, by_site] if by_site else parts:
                 self._checked(("strengths", name), partial(set_strength, module, name), part)
@@ -262,6 +272,7 @@ class Recipe:
             near = suggestions_text(str(key).lower(), sorted(known), "Near keys")
             raise self.source.error((key,), f"{key!r} is no option of a recipe and no key of a regularizer.{near}", NoMatchError)
         self.keywords[key] = self._checked((key,), _read, value)
+        # Made to check it, while the place is known; ``regularize`` makes it again.
         self._checked((key,), lambda given: from_keywords({key: given}), self.keywords[key])
 
     def _made(self, place: tuple[str | int, ...], entry: Any) -> Regularizer:
@@ -279,6 +290,7 @@ class Recipe:
         """Return a strength to set: a number, a schedule, or a dict of selectors to these."""
         if (schedule := self._checked(place, of_plain, value)) is not None:
             return schedule
+        # At the place ("strengths", NAME). One level down, a dict would have no meaning.
         if isinstance(value, Mapping) and len(place) == 2:
             return {site: self._strength((*place, site), strength) for site, strength in value.items()}
         if isinstance(value, bool) or number_of(value) is None:

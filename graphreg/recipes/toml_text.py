@@ -12,6 +12,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 def toml_text(data: Mapping[str, Any]) -> str:
     """Return data as TOML: first the plain values, then a table for each dict, and an array of tables for each list of dicts."""
+    # They come first, because what follows the header of a table belongs to the table.
     plain = {key: value for key, value in data.items() if not isinstance(value, Mapping) and not _tables(value)}
     parts = ["".join(_lines(plain))]
     for key, value in data.items():
@@ -40,6 +41,7 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
+        # Before the numbers: a bool is an int, too, and its ``repr`` is no TOML.
         return "true" if value else "false"
     if isinstance(value, str):
         return _text(value)

@@ -141,12 +141,14 @@ class Regularizer:
     _model_inputs: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        # ``key=`` is a likely slip: Python's own TypeError for it would not name ``keys=``.
         if "key" in more:
             key = more["key"]
             right = key if isinstance(key, tuple) else (key,)
             raise RegularizerError(f"{cls.__name__}: key={key!r} is not allowed; write keys={right!r}.")
 
         super().__init_subclass__(**more)
+        # So a subclass needs no decorator: what it annotates becomes an option.
         dataclass(frozen=True)(cls)
         cls.on = on or cls.on
         if cls.on not in cls.may_act_on:
@@ -155,6 +157,7 @@ class Regularizer:
         if isinstance(keys, str):
             raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
 
+        # A subclass with other default sites needs other words for them, unless it gives its own.
         if "usual" not in cls.__dict__ and cls.on == "parameters":
             cls.usual = f"the parameters of {cls.min_dims} dims or more"
         elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
@@ -172,10 +175,12 @@ class Regularizer:
         registry.register(cls)
 
     def __new__(cls, *args: Any, **options: Any) -> Regularizer:
+        # Here, because the generated __init__ would raise a TypeError that suggests no names.
         check_names(cls, args, options)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        # One form for each selector: a string, a tuple of several, or a function.
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
         object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
@@ -202,6 +207,7 @@ class Regularizer:
 
     def _check_weight(self, weight: float) -> None:
         """Run ``check`` with each extreme of the strength; refuse ``by_depth`` if the formula takes all sites at once."""
+        # ``check`` reads ``self.weight``, so each extreme of a schedule takes its place once.
         for number in extremes(weight) if self.is_scheduled else [weight]:
             object.__setattr__(self, "weight", number)
             try:
@@ -209,6 +215,8 @@ class Regularizer:
             except RegularizerError as error:
                 raise error if number is weight else RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
         object.__setattr__(self, "weight", weight)
+
+        # As a number, a ByDepth is the end further from 0; the copies check each end by itself.
         for end in extremes(weight) if isinstance(weight, ByDepth) else ():
             replace(self, weight=end)
         if isinstance(weight, ByDepth) and not self.by_site:
@@ -270,6 +278,7 @@ class Regularizer:
                 f"{kind}({self.pattern!r}, {self.weight:g}, {field}=...), or {key}={{'weight': {self.weight:g}, '{field}': ...}}."
             )
         number = number_of(value)
+        # A bool is a number to Python: without this check, True would pass as 1.
         self.require(number is not None and not isinstance(value, bool) and fits(number), field, f"a number {allowed}")
         object.__setattr__(self, field, number)
 
@@ -359,6 +368,7 @@ class Splice(Regularizer):
             cls.takes_in_eval = in_eval_arguments(cls)
         if "penalty" in cls.__dict__:
             cls.penalty_takes = penalty_arguments(cls)
+        # The base class asks ``has_penalty``, which reads what was set above.
         super().__init_subclass__(keys, on, **more)
         for method, names in (("in_eval", cls.takes_in_eval), ("penalty", cls.penalty_takes)):
             if cls.takes and (missing := {"state", "units"}.intersection(names).difference(cls.takes)):
@@ -369,6 +379,7 @@ class Splice(Regularizer):
         return bool(cls.penalty_takes)
 
     def __post_init__(self) -> None:
+        # Before the checks of the base class, which look for ``"time"`` in the tuple.
         if "share_axes" in (field.name for field in fields(self)):
             object.__setattr__(self, "share_axes", share_axes(self))
         super().__post_init__()

@@ -42,6 +42,7 @@ class ByDepth(VaryingStrength):
 
     def at(self, block: int, blocks: int) -> float:
         """Return the strength in block number ``block``, counted from 0, of a model that has ``blocks`` blocks."""
+        # The last block gets ``last`` exactly. If it is the only one, blocks - 1 is 0 below.
         if block == blocks - 1:
             return combined(self.first, self.last, lambda first, last: last)
         return combined(self.first, self.last, lambda first, last: first + (last - first) * block / (blocks - 1))
@@ -69,6 +70,7 @@ def by_depth(first: float, last: float) -> ByDepth:
     for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):
         if number is None or isinstance(given, (bool, ByDepth)):
             raise RegularizerError(f"by_depth: {name}={shown(given)} is not allowed; give two numbers: by_depth(0, 0.2).")
+    # Between the ends, schedules are combined value by value, so both need the same steps.
     forms = {end.form for end in ends if isinstance(end, Schedule)}
     if len(forms) > 1:
         raise RegularizerError(

@@ -37,6 +37,7 @@ RESERVED = (
 def input_options(cls: Any) -> tuple[str, ...]:
     """Return the names of a class's options that are annotated ``ModelInput``, without ``lengths``."""
     found: dict[str, bool] = {}
+    # A subclass may annotate an inherited option anew, so its own annotation comes last.
     for base in reversed(cls.__mro__):
         for name, annotation in _annotations(base).items():
             found[name] = _names_input(annotation, base)
@@ -55,6 +56,8 @@ def _names_input(annotation: Any, cls: type) -> bool:
     if isinstance(annotation, str):
         if "ClassVar" in annotation or "KW_ONLY" in annotation:
             return False
+        # Under ``from __future__ import annotations``, an annotation is text, which means something
+        # only among the names of the class and its module.
         holder, names = SimpleNamespace(__annotations__={"option": annotation}), dict(vars(sys.modules.get(cls.__module__, sys)))
         try:
             annotation = get_type_hints(holder, globalns=names, localns=dict(vars(cls)), include_extras=True)["option"]

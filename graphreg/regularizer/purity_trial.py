@@ -62,6 +62,8 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
     ran = False
     for shapes, like in product(_guesses(regularizer, sites), _INPUTS if regularizer.input_options else (None,)):
         try:
+            # The outcome must not depend on the modes of the caller: in inference mode, for
+            # example, no formula could be differentiated.
             with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
@@ -84,6 +86,7 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
     they are small. Common shapes follow.
     """
     if "units" in regularizer.takes:
+        # Whatever the shape of the value, the formula gets a matrix.
         yield {"units": (5, 3)}
         return
     together = "values" in regularizer.takes or regularizer.takes_vjp

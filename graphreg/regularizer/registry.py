@@ -81,6 +81,7 @@ def _discover() -> None:
     for entry in entry_points(group=GROUP):
         try:
             loaded = entry.load()
+            # A class registers itself when it is defined. One that has not done so has no keys.
             if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
                 found = f"{entry.value} is {loaded!r}"
                 raise RegularizerError(f"{found}; an entry point must name a module, or a Regularizer class that has keys.")

@@ -28,6 +28,7 @@ Sequences = dict[Site, tuple[str, Steps]]
 def require_selector(regularizer: Any) -> None:
     """Raise RegularizerError if the selector of a penalty on sequences has the string ``*``, or only strings that exclude sites."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
+    # Strings that only exclude sites select all others, as ``*`` does.
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
         raise RegularizerError(
@@ -115,17 +116,20 @@ def sequences(
         RegularizerError: A value is no sequence, as far as shapes are known.
     """
     texts = strings(regularizer.pattern)
+    # A call that a string such as ``!cell_1`` excludes is left out of its sequence.
     away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
     calls = _Calls(values, operations, graphs)
     chosen_by = {text: _labels(text, values) for text in set(matched.values())} if texts else {}
     taken, read_as = set[Site](), Sequences()
     for site, text in matched.items():
+        # A call stands for its whole run, so no other call of the run begins a sequence.
         if site in taken:
             continue
         named = calls.named(site, chosen_by[text][site.name]) if texts else None
         for run in calls.runs(named) if named else [[site]]:
             steps = [call for call in run if id(call) not in away]
             taken.update(steps)
+            # Nothing is left of a run if all of its calls are excluded.
             for first in steps[:1]:
                 read_as[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
     for site, (_, form) in read_as.items():
@@ -252,6 +256,7 @@ def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
 
 def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls, regularizer: Any) -> Steps:
     axis, lengths = regularizer.engine_options.time_axis, regularizer.engine_options.lengths
+    # 1 is the default, and 0 is where the stack of the calls has time.
     if named and axis not in (0, 1):
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={axis} has no meaning where the calls of {named[0]} "
@@ -288,6 +293,7 @@ def _layer_axis(site: Site, regularizer: Any) -> int:
     """Return the axis of time in the output of a recurrent layer. Raises RegularizerError if ``time_axis`` gives another axis."""
     given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
     # 1 is the default, so it may not have been given
+    # axis - 3 is the same axis of [time, batch, units], counted from the end.
     if site.sequence != "state" and given not in (1, axis, axis - 3):
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
@@ -304,6 +310,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
             f"{who}: this is the state of {layer.name} after the last step, no sequence. Select '{exactly(layer)}:out'; "
             f"if a glob matches both, add '!{exactly(site.labels[0])}'."
         )
+    # Without example inputs, no shape is known here.
     shapes = [call.shape for call in steps.calls or (site,) if call.shape is not None]
     if shapes:
         steps.require_calls(shapes, who)
@@ -312,6 +319,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
+    # Axis 1 may be the default. Whoever means it writes it as a negative number.
     if steps.calls or site.sequence or steps.axis != 1:
         return
     if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:

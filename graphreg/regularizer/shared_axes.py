@@ -17,6 +17,7 @@ def share_axes(splice: Any) -> tuple[str | int, ...]:
             parameters, is not a number.
     """
     given = splice.share_axes
+    # A string is a Sequence, too, and would be split into letters.
     axes = (given,) if isinstance(given, (str, int)) else tuple(given) if isinstance(given, Sequence) else None
     if axes is None or any(axis not in ("time", "batch") if isinstance(axis, str) else type(axis) is not int for axis in axes):
         raise RegularizerError(
@@ -63,6 +64,7 @@ def shared_axes(axes: Sequence[str | int], steps: Steps | None, shape: Sequence[
 def _time(steps: Steps | None, shape: Sequence[int], who: str) -> int:
     assert steps is not None  # the plan sets steps if the option has a name in it
     steps.require(shape, who)
+    # A recurrent layer that is called without a batch returns [time, units].
     return 0 if len(shape) == 2 else steps.axis
 
 
@@ -73,4 +75,5 @@ def _batch(steps: Steps | None, shape: Sequence[int], who: str) -> int:
             f"{who}: share_axes='batch', and a value of shape {tuple(shape)} from a recurrent layer has no batch axis. Give the layer a "
             "batch, [batch, time, units], or leave the name out."
         )
+    # In [time, batch, ...] the batch comes second; everywhere else it is axis 0.
     return 1 if len(shape) > 2 and steps.axis % len(shape) == 0 else 0

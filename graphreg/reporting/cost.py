@@ -56,6 +56,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         raise
     except Exception as error:  # raised by the model's code, which may read a tensor's value, or by an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
+
     labels = _labels(_of_train(graphs_of(twin)), plan)
     names = [*plan.regularizers, OWN_DROPOUT, "keys", "schedules", "copies", "attach", "monitor", "other"]
     operations, kept = Counter[str](), Counter[str]()
@@ -63,7 +64,9 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         more = with_them.operations[node] - without.operations[node]
         operations[labels.get(node, "other")] += more
         bytes_more = with_them.kept[node] - without.kept[node]
+        # Autograd may save a value of the model's own because of an addition, or save it no longer.
         kept[labels.get(node) or _cause(node, bytes_more, with_them, _of_train(graphs_of(twin)), labels)] += bytes_more
+
     shown = [name for name in names if name in plan.regularizers or operations[name] or kept[name]]
     return Cost(
         {name: operations[name] for name in shown}, {name: kept[name] for name in shown}, without.operations.total(), without.kept.total()
@@ -126,7 +129,9 @@ def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[st
 def _pass(module: fx.GraphModule, graph: fx.Graph, specialized: Mapping[str, Any]) -> _Pass:
     inputs = [_input(node, specialized) for node in graph.nodes if node.op == "placeholder"]
     run = _Pass(module, graph)
+    # Autograd calls the hook with each tensor that it saves for backward.
     with torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
+        # One input for each placeholder: there is no structure to flatten.
         run.run(*inputs, enable_io_processing=False)
     run.settle()
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -138,6 +138,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     """
     if type(context) is not int or context < 0:
         raise RegularizerError(f"context={shown(context)} is not allowed; give a whole number of lines, 0 or more.")
+
     notes: tuple[str, ...] = ()
     if b is not None:
         first, second = (applied(each) if isinstance(each, Plan) else each for each in (a, b))
@@ -147,8 +148,10 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     else:
         module = applied(a) if isinstance(a, Plan) else a
         new = _source(module)
+        # A stripped module is the model, from which it does not differ.
         old = new if _is_stripped(module) else source(strip(module), {})
         before, after = new.title, f"{new.title}, regularized" if not _is_stripped(module) else f"{new.title}, stripped"
+
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
@@ -169,24 +172,19 @@ def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
 
     ``planned``: whether one of the modules was made from a plan. A plan has no seed, so seeds are then not compared.
     """
-    ours, theirs = (_streams(module) for module in (a, b))
+    keys = [None if _is_stripped(module) else key_of(rules_of(module)) for module in (a, b)]
+    ours, theirs = ({} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True)) for key in keys)
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:
         yield f"besides the code: the noise is seeded differently ({listed(other)})"
-    shapes, others = ({name: p.shape for name, p in _inner(module).named_parameters() if not nn.parameter.is_lazy(p)} for module in (a, b))
+
+    # A lazy parameter has no shape before its module's first call.
+    bare = [module if _is_stripped(module) else rewritten(module) for module in (a, b)]
+    shapes, others = ({name: p.shape for name, p in each.named_parameters() if not nn.parameter.is_lazy(p)} for each in bare)
     pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
     if pairs:
         differences = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
         yield f"besides the code: parameters have other shapes ({listed(differences)})"
-
-
-def _inner(module: Any) -> nn.Module:
-    return module if _is_stripped(module) else rewritten(module)
-
-
-def _streams(module: Any) -> Mapping[str, int]:
-    key = None if _is_stripped(module) else key_of(rules_of(module))
-    return {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
 
 
 def _source(module: Any) -> Source:
@@ -267,6 +265,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
                 continue
             start = 0
             for n in range(j - i + 1):
+                # n == j - i is the end of the stretch, which closes the last equal lines.
                 if n == j - i or self._texts(self.ours[i + n]) != self._texts(self.theirs[k + n]):
                     opcodes += [("equal", i + start, i + n, k + start, k + n)] if n > start else []
                     opcodes += [("replace", i + n, i + n + 1, k + n, k + n + 1)] if n < j - i else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from torch import fx, nn
 
@@ -28,18 +29,15 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
         for node in graph.nodes:
             added = addition_of(node)
             if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
-                before = {node, *_before(node, sizes)}
+                # No gradient passes a size, an integer tensor or ``detach``, so the walk ends there.
+                carries = partial(carries_derivative, sizes=sizes)
+                before = {node, *reached(node.all_input_nodes, lambda each: each.all_input_nodes, carries)}
                 by_penalty.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     return {
         penalty: (tuple(n for n in needs if n in reach and needs[n]), tuple(n for n in needs if n in reach and not needs[n]))
         for penalty, reach in by_penalty.items()
     }
-
-
-def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that a node depends on through tensors that can carry a gradient."""
-    return reached(node.all_input_nodes, lambda each: each.all_input_nodes, lambda each: carries_derivative(each, sizes))
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:

@@ -75,6 +75,8 @@ def monitor(
             f"selectors. If you have lost the monitor: module.{RULES}.watching.close()."
         )
     _check(every, log, near)
+
+    # The sites of the model: a stripped copy has no nodes of graphreg's.
     sites = value_sites(inner, graphs_of(strip(inner)))
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
     title = record_of(module).plan.title
@@ -134,6 +136,7 @@ class Monitor(Printed):
 
     def close(self) -> None:
         """End the measurements: remove the watches from the module. ``values()`` keeps the last numbers. A second call does nothing."""
+        # A second call must not end a monitor that was opened since.
         if self._rules.watching is self:
             remove(self._module, self._rules)
             self._rules.watching = None
@@ -153,6 +156,7 @@ class Monitor(Printed):
         The names are ``penalty/NAME``, ``strength/NAME`` for a strength that has a schedule, ``SITE/mean``, ``SITE/std``,
         ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
         """
+        # In a function that is compiled as a whole, ``after`` does not run, and takes no numbers.
         taken = self._taken if self._taken is not None else [watch.last for watch in self._watches]
         pairs = zip(self._watches, taken, strict=True)
         return {name: value for watch, last in pairs if last is not None for name, value in zip(watch.names, last.tolist(), strict=True)}
@@ -190,4 +194,5 @@ class Monitor(Printed):
             if self._log is not None or self._file is not None:
                 self.tell(self.calls)
         self.calls += 1
+        # Set for the next call, whose watches measure only if it is due.
         self._clock.due = self.calls % self._every == 0

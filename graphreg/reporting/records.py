@@ -262,6 +262,7 @@ def _regularizers(entries: Sequence[Entry]) -> Table:
 def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each regularizer at each site. The columns about the site are filled only in the first row of the site."""
     strengths = {(act.regularizer, act.strength) for site in sites for act in site.acts}
+    # A strength that is the same at all sites is in the table of regularizers already.
     differing = {name for name, count in Counter(name for name, _ in strengths).items() if count > 1}
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
@@ -317,6 +318,7 @@ def percent(share: float) -> str:
 def amount(number: float, unit: str = "") -> str:
     """Format a number with three significant digits and an SI prefix: ``12.3 M``."""
     power = 0
+    # 999.5 would be rounded to 1000, which has four digits.
     while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {_PREFIXES[power]}{unit}".rstrip()

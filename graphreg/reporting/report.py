@@ -70,9 +70,12 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     inner = rewritten(module)
     graphs = graphs_of(inner)
     first = next(iter(graphs.values()))
+
     now = strengths_now(module)
     sites = _sites(plan, now, graphs)
     measured_cost, why_not = _cost(inner, plan) if with_cost else (None, "")
+
+    # The notes on the graph come first, then those on what the module does when it is called.
     notes = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
@@ -82,14 +85,17 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     notes += [*record.notes, *decisions(first), *fixed(first), *_unproved(rules_of(module).unproved)]
+
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         scale = attached.describe_scale()
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
     if (clock := clock_of(rules_of(module))) is not None:
         notes.append(f"schedules: {clock.call()} calls in train mode so far")
+
     notes += [*rank_notes(rules_of(module)), *batch_notes(inner, rules_of(module), plan)]
     notes += placed.notes() if (placed := in_place_host(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
+
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
     entries = _entries(plan, now, inner, changed_strengths(module))
     return Report(
@@ -101,16 +107,19 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
 def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[str, Any]) -> tuple[Entry, ...]:
     """Return the records of the regularizers. ``chosen``: the strengths that were set after the rewrite, from ``changed_strengths``."""
     gradient_reach = trained(inner, graphs_of(inner))
-    return tuple(
-        entry(
-            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
-            gradient_reach.get(name),
-            [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), _faint(plan, name, now)],
-            strength_text(name, now) if _differs(name, now) else "",
-            len(plan.of(name)) / of if (of := plan.whole(name)) else 1.0,
-        )
-        for name, regularizer in plan.regularizers.items()
-    )  # fmt: skip
+    entries = []
+    for name, regularizer in plan.regularizers.items():
+        edits = plan.of(name)
+        strengths = [(edit.site, now.get((name, edit.site.name), now[name])) for edit in edits]
+        faint = practically_off(regularizer, strengths, plan.whole(name))
+        notes = [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), faint]
+
+        # A key (name, site) is there only where the strength of a site differs from the name's.
+        by_site = strength_text(name, now) if any(isinstance(key, tuple) and key[0] == name for key in now) else ""
+        share = len(edits) / of if (of := plan.whole(name)) else 1.0
+        sites = [site for edit in edits for site in edit.sites]
+        entries.append(entry(name, regularizer, sites, now[name], plan.site_counts, gradient_reach.get(name), notes, by_site, share))
+    return tuple(entries)
 
 
 def _unproved(unproved: Mapping[str, str]) -> list[str]:
@@ -125,14 +134,11 @@ def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> s
     """Return a note on the schedule of a regularizer; ``""`` if it has none. ``chosen``: the strengths set after the rewrite, by site."""
     if not regularizer.is_scheduled:
         return ""
+    # A strength that was set back to the schedule counts as not set.
     if chosen and dict(chosen) != {OWN: regularizer.weight}:
         return f"made with the schedule {regularizer.weight!r}, and set since"
     # ``Plan.note`` describes a strength by depth.
     return "" if isinstance(regularizer.weight, ByDepth) else f"schedule {regularizer.weight!r}"
-
-
-def _differs(name: str, now: Strengths) -> bool:
-    return any(isinstance(key, tuple) and key[0] == name for key in now)
 
 
 def _averages(plan: Plan, name: str) -> str:
@@ -145,12 +151,6 @@ def _averages(plan: Plan, name: str) -> str:
     return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}" if count > 1 else ""
 
 
-def _faint(plan: Plan, name: str, now: Strengths) -> str:
-    """Return a note if the present strength of a penalty is practically off; else ``""``."""
-    strengths = [(edit.site, now.get((name, edit.site.name), now[name])) for edit in plan.of(name)]
-    return practically_off(plan.regularizers[name], strengths, plan.whole(name))
-
-
 def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acted]:
     """Return the records of the sites where a regularizer acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
@@ -159,6 +159,7 @@ def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acte
     # A penalty that takes all its values at once has a single node, which names no site. So its sites count as present without a check.
     there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}
     places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
+    # In reverse, so that the first place of a name counts: it may be in the graphs of both modes.
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
 

@@ -6,7 +6,7 @@ The statements with which torch.fx frees values (``; x = None``) are left out, b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,9 @@ from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.hosts import graphs_of, record_of, rewritten, rules_of
 from graphreg.session.strengths import strength_text
 
+# ``;  relu = None`` at the end of a line, or ``;  relu = linear = None``
 _FREES = re.compile(r";  (?:\w+ = )+None$")
+# ``linear = ...`` at the start of a line or after a semicolon, also with an annotation
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
 _REPLACES = (Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED)
 
@@ -133,6 +135,7 @@ def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
         return []
     if addition.kind == Kind.ATTACHED:
         return [(name, "the output") for name in _penalties(plan)]
+    # The node puts the result of a splice in the place of the value.
     if addition.kind == Kind.REPLACED and isinstance(splice := node.args[1], fx.Node):
         return _replacing(splice, plan)
     return [(name, addition.site or "") for name in _names(addition, plan)] if addition.kind in _REPLACES else []
@@ -161,6 +164,7 @@ def _names(addition: Addition, plan: Plan) -> list[str]:
         return _penalties(plan)
     if kind == Kind.PARAMETER:
         return [edit.name for edit in plan.edits if edit.replaces_parameter and edit.site.name == site]
+    # A copy of a value serves all that acts at its site.
     return [*dict.fromkeys([*plan.tracked.get(site, ()), *(edit.name for edit in plan.by_site.get(site, ()))])]
 
 
@@ -169,6 +173,7 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     names = [name for name, _ in _replacing(node, plan)] if kind == Kind.REPLACED else _names(addition, plan)
     listed = ", ".join(names)
     sites: tuple[str, ...] = (addition.site,) if addition.site is not None else ()
+
     if kind == Kind.TOTAL and isinstance(plan.regularizers[names[0]], Splice):
         sites = tuple(edit.site.name for edit in plan.of(names[0]))
         text = f"{listed}: the penalty of what it learns at {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}"
@@ -195,10 +200,8 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     elif kind == Kind.NATIVE:
         text = f"{listed} at {sites[0]}: {next(edit.action for edit in plan.native_dropout if edit.dropout.site.name == sites[0])}"
     else:
-        text = f"{listed} at {sites[0]}{_clean(kind, names, plan)}"
+        penalty = plan.regularizers[names[0]] if kind == Kind.MEASURE else None
+        clean = isinstance(penalty, Penalty) and penalty.clean
+        text = f"{listed} at {sites[0]}" + ", before it is replaced" * clean
+
     return Line(code, key, kind.value, tuple(names), sites, text)
-
-
-def _clean(kind: Kind, names: Sequence[str], plan: Plan) -> str:
-    penalty = plan.regularizers[names[0]] if kind == Kind.MEASURE else None
-    return ", before it is replaced" if isinstance(penalty, Penalty) and penalty.clean else ""

@@ -85,16 +85,24 @@ class CallsAhead(_OfOneModule):
             return None
         if step.device.type != "cpu" or streams.device.type != "cpu":
             return None
+
+        # The batch that has this call may have the next one, too. It holds as long as nobody has
+        # written into one of its tensors.
         known = self.known
         place = None if known is None else known.places.get(id(step))
         if known is not None and place is not None and known.steps[place] is step and place + 1 < len(known.steps):
             following = known.keys[place + 1]
             if streams is known.streams and version_of(streams) == known.version and not version_of(step) and not version_of(following):
                 return known.steps[place + 1], following
+
+        # ``last`` is this call's number if the call before was eager, too. A tensor made in
+        # inference mode has no version that would show a write.
         if self.last is not step or version_of(step) or torch.is_inference_mode_enabled() or step.is_inference() or streams.is_inference():
             return None
         if not len(streams) or (number := int(step.item())) >= _LAST:
             return None
+
+        # With many streams, each call has many keys, so the batch has fewer calls.
         count = max(2, min(CALLS, _KEYS // len(streams)))
         steps = torch.arange(number + 1, number + 1 + count, device="cpu")
         together = torch.stack(call_words(streams[None], steps[:, None]), dim=-1).to(torch.int32)

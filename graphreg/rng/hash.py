@@ -47,11 +47,13 @@ def call_words(streams: Any, call: Any) -> tuple[Any, Any]:
     x = (x ^ shift(x, 30, 64)) * _S1
     x = (x ^ shift(x, 27, 64)) * _S2
     x = x ^ shift(x, 31, 64)
+    # The shifts copy the sign, so that both words fit into int32.
     return (x << 32) >> 32, x >> 32
 
 
 def split_mix(stream: int, call: int) -> int:
     """Compute one key in Python's integers: ``call_words`` as one unsigned 64-bit number."""
+    # Python's integers do not overflow: ``& _ALL`` drops what int64 arithmetic would drop.
     x = (stream + (call + 1) * GOLDEN) & _ALL
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _ALL
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _ALL
@@ -160,11 +162,6 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
     for low, high, counter in blocks(count, start, key.device):
         drawn[low:high] = mixed(counter, k0, k1)
     return drawn
-
-
-def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Compute ``words`` for indices that may be 2**31 or more."""
-    return words_at(key, torch.arange(start, start + count, dtype=torch.int64, device=key.device), lane)
 
 
 def words_at(key: Tensor, index: Tensor, lane: int) -> Tensor:

@@ -45,6 +45,7 @@ def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
     def key(ops: Any, index: Sequence[Any]) -> Any:
         row, column = index
         low, high = call_words(_Word(ops, stream((row,)), torch.int64), _Word(ops, call((0,)), torch.int64))
+        # Column 0 of the keys has the low words, column 1 the high words.
         word = ops.where(ops.eq(ops.index_expr(column, torch.int64), ops.constant(0, torch.int64)), low.value, high.value)
         free = ops.ne(is_free((0,)), ops.constant(0, torch.int64))
         return ops.where(free, ops.to_dtype(word, torch.int32), frozen(index))
@@ -53,6 +54,7 @@ def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
 
 
 def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane: int, start: int) -> _Word:
+    # A loop of Inductor's knows the position on each axis; a draw needs the row-major index.
     at = sum((i * stride for i, stride in zip(index, strides_of(shape), strict=True)), start)
     k0, k1 = lane_keys(_Word(ops, load((0,))), _Word(ops, load((1,))), lane)
     word: _Word = mix(_Word(ops, ops.index_expr(at, torch.int32)), k0, k1)

@@ -36,7 +36,6 @@ from graphreg.rng.hash import (
     signed,
     split_mix,
     words_at,
-    words_past,
 )
 from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
 from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
@@ -160,7 +159,8 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
     """Draw random words, uniform over all 2**32 values: int32 [2] key -> int32 [shape], indexed in row-major order from ``start`` on."""
     count = torch.Size(shape).numel()
     if start + count > LIMIT:
-        return words_past(key, count, lane, start).view(shape)
+        # Indices of 2**31 or more do not fit into int32, in which ``words`` counts.
+        return words_at(key, torch.arange(start, start + count, dtype=torch.int64, device=key.device), lane).view(shape)
     if transforms():  # torch.vmap does not allow the in-place writes of ``words``
         k0, k1 = lane_keys(key[:1], key[1:], lane)
         mapped: Tensor = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device), k0, k1)
@@ -243,18 +243,21 @@ class Noise:
             raise RandomnessError(DIFFERENTIATED)
         if self.place is not None and not shared and (ahead := self._kept_ahead(z, p, self.place)) is not None:
             return ahead
+
         if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and p.device == z.device and (
             not (shared or self.shared) and self.window is None and z.numel() <= LIMIT and fuses()
         ):  # as below; most draws come here, and Dynamo traces each function that it meets
             lane, self._drawn = self._drawn * _LANES, self._drawn + 1
             at_once: Tensor = fused_keep(self.key, p.detach(), list(z.shape), lane)
             return at_once
+
         if z.dim() == 0 and transforms():  # draw [1] instead of 0-d: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z, index = self._drawn_for(z, shared) if shared or self.shared or self.window is not None else (z, None)
         key, lane = self._next(z)
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
+
         if compiling() or z.numel() > LIMIT or transforms() or index is not None:
             if z.numel() <= LIMIT and fuses() and index is None:
                 fused: Tensor = fused_keep(key, rate.detach(), list(z.shape), lane)
@@ -263,6 +266,7 @@ class Noise:
             return kept.to(torch.int8 if compiling() else z.dtype)
         if z.is_cuda and (mask := drawn_mask(key, rate, z, lane)) is not None:
             return mask
+
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = _limit(rate.detach().item()) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ FLIP
         low_word, high_word = key.unbind()

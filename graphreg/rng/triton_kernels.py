@@ -40,6 +40,7 @@ def _words_kernel(drawn, key, count, start, add, flip, BLOCK: tl.constexpr):
 def _keep_kernel(mask, key, rate, count, add, flip, BLOCK: tl.constexpr):
     """As ``hash.kept_words``: 1 if the upper 31 bits of the word are at least 2**31 times the rate."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    # Word and limit are below 2**31, so the sign bit of their difference says which is larger.
     word = (_hashed(at, key, 0, add, flip) >> 1).to(tl.int32, bitcast=True)
     limit = (tl.load(rate) * 2147483648.0).to(tl.int32)
     kept = (((word - limit) >> 31) + 1).to(tl.float32)
@@ -63,6 +64,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
     """Compute the keys of one call: int64 [n] streams, int64 [1] call number -> int32 [n, 2] keys."""
     keys = torch.empty(len(streams), 2, dtype=torch.int32, device=streams.device)
     if len(streams):
+        # A range in Triton has a length that is a power of 2; the mask leaves out the rest.
         _keys_kernel[(1,)](keys, streams.contiguous(), call, len(streams), BLOCK=triton.next_power_of_2(len(streams)))
     return keys
 

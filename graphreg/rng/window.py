@@ -45,9 +45,12 @@ class Window:
                 f"a formula draws {tuple(sizes)} for a part {self.sizes} of a value {self.shape}; a part can only draw numbers for its own "
                 "shape. Give the axes along which elements share a draw as noise.keep(z, p, shared=...), or leave the site out."
             )
+
+        # A step along an axis skips as many elements of the whole draw as lie behind that axis.
         whole = tuple(1 if axis in shared else size for axis, size in enumerate(self.shape))
         index = torch.zeros((), dtype=torch.int64, device=device)
         for axis, size in enumerate(sizes):
+            # Along a shared axis, all parts use the one element of the draw.
             start = 0 if axis in shared else self.starts[axis]
             places = torch.arange(start, start + size, dtype=torch.int64, device=device) * math.prod(whole[axis + 1 :])
             index = index + places.view(-1, *(1,) * (len(sizes) - axis - 1))

@@ -80,17 +80,20 @@ def check_regularizer(
         raise RegularizerError(f"check_regularizer takes a class of regularizers, not {shown(cls)}. Give a subclass of Splice or Penalty.")
     if (model is None) != (inputs is None):
         raise RegularizerError("check_regularizer takes model and inputs together. Give both, or neither.")
+
     check_refusals(cls, pattern, weight, wrong or {}, options)
     regularizer: Any = cls(pattern, weight, **options)
     example = _example(regularizer) if model is None else Example(model, inputs)
     subject = Subject(cls.__name__, regularizer, example)
     try:
+        # The first check to run the formula, whose own errors get a note on the shapes.
         check_action(subject)
     except (GraphRegError, AssertionError):
         raise
     except Exception as error:  # of the formula
         error.add_note(_where(subject))
         raise
+
     check_purity(subject)
     check_zero(subject)
     check_inputs(subject)
@@ -170,14 +173,14 @@ class Outcome:
     gradients: dict[str, Tensor]
 
 
-def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (True, True, False)) -> Outcome:
-    """Put ``module`` into one mode after the other (True for train mode), call ``run`` in each, and return the results.
+def outcome(module: nn.Module, run: Any, inputs: Any) -> Outcome:
+    """Call ``run`` twice with ``module`` in train mode and once in eval mode, and return the results.
 
     ``run``: the module, or the compiled module.
     """
     args, kwargs = arguments(inputs) or ((), {})
     values, total = [], torch.zeros(())
-    for mode in modes:
+    for mode in (True, True, False):
         module.train(mode)
         result = run(*args, **kwargs)
         values.append(_tensors(result))
@@ -189,6 +192,7 @@ def outcome(module: nn.Module, run: Any, inputs: Any, modes: Sequence[bool] = (T
 
 def weighted(result: Regularized) -> Tensor:
     """Return a 0-d tensor that depends on each element of the output and on each penalty: a weighted sum."""
+    # Each element has another weight, so that a permutation or a shift of elements shows.
     outputs = [tensor for tensor in _tensors(result.output) if tensor.is_floating_point()]
     return sum((tensor * _numbers(tensor, 3)).sum() for tensor in outputs) + sum(result.penalties.values())  # type: ignore[return-value]
 
@@ -224,6 +228,7 @@ def check_refusals(
     if unknown := [name for name in wrong if name not in names]:
         raise RegularizerError(f"wrong={{{unknown[0]!r}: ...}} names no option of {cls.__name__}. Its options: {', '.join(sorted(names))}.")
     cases = [(name, value) for name, values in wrong.items() for value in values]
+    # An option that must be given is tried with the mark that it has if it is left out.
     cases += [("weight", float("nan")), ("weight", "much"), *((f.name, required()) for f in fields(cls) if f.default is required())]
     for name, value in cases:
         if sentence := _not_refused(cls, {"pattern": pattern, "weight": weight, **options, name: value}, name):
@@ -249,6 +254,7 @@ def check_action(subject: Subject) -> None:
         with noise_off(module), torch.no_grad():
             plain = _tensors(_call(module, inputs).output)
         with torch.no_grad():
+            # At a low rate, a call may drop nothing.
             changes = any(not _equal(_tensors(_call(module, inputs).output), plain) for _ in range(DRAWS))
         subject.require(changes, f"the output is that of the model in {DRAWS} calls in train mode. Give another weight or model.")
     if type(subject.regularizer).has_penalty():
@@ -337,6 +343,7 @@ def check_copies(subject: Subject) -> None:
     twin = copy.deepcopy(module)
     _require_same(subject, outcome(twin, twin, inputs), outcome(module, module, inputs), "a copy of the module")
     if type(subject.regularizer).keys and not callable(subject.regularizer.pattern):
+        # Not ``made``, which changes the parameters: the second module begins with the model's own.
         module = regularize(copy.deepcopy(subject.example.model), subject.regularizer, example_inputs=inputs, rng=7)
         again = regularize(copy.deepcopy(subject.example.model), recipe=recipe(module), example_inputs=inputs)
         _require_same(subject, outcome(again, again, inputs), outcome(module, module, inputs), "the module that its recipe makes")
@@ -349,6 +356,7 @@ def check_gradients(subject: Subject) -> None:
     parameters = [p for p in module.parameters() if p.requires_grad]
 
     def value() -> Tensor:
+        # Each value is computed with the same draws.
         set_rng_state(module, state)
         try:
             return weighted(_call(module, inputs))
@@ -361,6 +369,7 @@ def check_gradients(subject: Subject) -> None:
             ) from error
 
     found = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
+    # Along a direction, one difference tests the gradients of all parameters together.
     for direction in range(2):
         along = [_numbers(p, 11 * direction + i) for i, p in enumerate(parameters)]
         ours = float(sum((g * d).sum() for g, d in zip(found, along, strict=True)))
@@ -373,6 +382,7 @@ def check_gradients(subject: Subject) -> None:
                 for p, d in zip(parameters, along, strict=True):
                     p.sub_(d, alpha=sign * STEP)
         theirs = (both[0] - both[1]) / (2 * STEP)
+        # The rounding of a difference grows with the numbers that it is made of.
         size = max(1.0, abs(theirs), *(float(g.abs().max()) for g in found))
         subject.require(
             abs(ours - theirs) <= 1e-5 * size,
@@ -396,6 +406,7 @@ def _narrow(module: nn.Module) -> str:
 
 def check_compiled(subject: Subject, backend: str) -> None:
     """Check that the compiled module has the results of eager mode."""
+    # Both are made with one seed, so that they draw the same masks.
     eager, module, inputs = subject.made(), subject.made(), subject.example.inputs
     torch.compiler.reset()
     run = torch.compile(module, backend=backend, fullgraph=True)

@@ -41,6 +41,7 @@ def own_forward(model: nn.Module) -> nn.Module:
     """
     twin = copied(model)
     if PLACED in vars(twin):
+        # The model's class was replaced by one whose calls run the graph.
         object.__setattr__(twin, "__class__", getattr(type(twin), ORIGINAL))
         del vars(twin)[PLACED]
         vars(twin).update({name: OrderedDict() for name in CALL_HOOKS})

@@ -12,24 +12,11 @@ precision does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphreg.tracing.proof.values import difference
-
-WIDE, NARROW = torch.float64, torch.float32
-
-
-def other_precision(gradients: Iterable[Tensor]) -> torch.dtype:
-    """Return the dtype in which to repeat the calls: float64, or float32 if one of these gradients is float64."""
-    return NARROW if any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients) else WIDE
-
-
-def in_precision(twin: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert the floating-point parameters and buffers of a copy; complex ones stay."""
-    return twin.double() if dtype == WIDE else twin.float()
 
 
 def is_rounding(here: tuple[Tensor, Tensor], there: tuple[Tensor | None, Tensor | None] | None) -> bool:
@@ -41,7 +28,7 @@ def is_rounding(here: tuple[Tensor, Tensor], there: tuple[Tensor | None, Tensor 
 
     Args:
         here: The model's gradient, and the module's.
-        there: The same in ``other_precision``; None if the calls could not be repeated in it.
+        there: The same in another precision; None if the calls could not be repeated in it.
     """
     one, other = there or (None, None)
     if one is not None and other is not None and one.shape == other.shape:

@@ -24,6 +24,7 @@ def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> s
     for name in [*theirs, *mine]:
         if name not in mine or name not in theirs:
             return f"{name} is {'not in the module' if name in theirs else 'not in the model'}"
+        # A rewritten module has the model's own tensors, and equal objects need no comparison.
         if theirs[name] is not mine[name] and not nn.parameter.is_lazy(theirs[name]) and (how := difference(theirs[name], mine[name])):
             return f"{name} {how}"
     return ""

@@ -33,7 +33,7 @@ from graphreg.tracing.proof.surroundings import alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
 from graphreg.verification.copies import M, copied, own_forward, title
 from graphreg.verification.gradients import backward, freed_if_equal
-from graphreg.verification.rounding import in_precision, is_rounding, other_precision
+from graphreg.verification.rounding import is_rounding
 from graphreg.verification.shared_parameters import SharedParameters
 from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
 
@@ -175,8 +175,12 @@ class Validation:
             except Exception as error:
                 message = f"the rewritten module raises {first_line(error)}, and the model does not"
                 raise self._error(mode, form, number, message) from error
-            if message := self._differing(expected, actual, (mode, form, number)) or self._differing_parameter(theirs, ours):
+
+            # While the copies share their parameters, a write shows only beside the user's model.
+            if message := self._differing(expected, actual, (mode, form, number)):
                 raise self._error(mode, form, number, message)
+            if how := self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours)):
+                raise self._error(mode, form, number, f"after the call {how}")
             del expected, actual  # these hold all gradients: free them before the next call computes new ones
 
     # the copies
@@ -194,6 +198,7 @@ class Validation:
         set_to_zero(rules_of(twin))
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
+                # As attributes of the instance, these replace the methods for this copy alone.
                 bypass = {"acts": lambda: form == "copy", "differs_in_eval": lambda: False}
                 vars(runtime_module).update(bypass, _formula=lambda z, weight, noise, **more: z.clone())
         if form != "native":  # graphreg draws other masks than torch: restore the model's own calls of dropout
@@ -221,7 +226,14 @@ class Validation:
                 return None
             if self.differentiates:
                 raise _Refuses from error
-            error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.{_packed(self.call)}")
+
+            # One tuple, list or dict may be meant as all the arguments of the call.
+            args, kwargs = self.call
+            hint = ""
+            if not kwargs and len(args) == 1 and isinstance(args[0], (tuple, list, Mapping)):
+                kind = type(args[0]).__name__
+                hint = f" It got one {kind}; for arguments that it holds, write verify(model, module, example_inputs=...)."
+            error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.{hint}")
             raise
 
     def _call_twin(self, twin: nn.Module, number: int, expected: ComparedCall | None, dtype: torch.dtype | None = None) -> ComparedCall:
@@ -235,28 +247,36 @@ class Validation:
         for parameter in parameters.values():
             parameter.grad = None
         before = [(path, name, v, v.clone()) for path, name, v in attributes_of(twin)] if expected is None else []
+
         _seed(number)
         value = twin(*args, **kwargs)
         output = value.output if isinstance(value, Regularized) else value
+
         call = ComparedCall({place: snapshot(leaf) for place, leaf in leaves(output, "output")})
         for place, leaf in [*leaves(args, "args"), *leaves(kwargs, "kwargs")]:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
+
         # Compare attributes whose tensor the call wrote into, but not those that the forward assigned anew: graphreg does not promise
         # that a rewritten module repeats assignments.
         for path, name, tensor, was in before:
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
                 call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())
+
+        # In the module, the attributes to look at are those that the model's call has written into.
         if expected is not None:
             for place in expected.values:
                 if place.startswith("the attribute "):
                     call.values[place] = snapshot(attribute(twin, place.removeprefix("the attribute ")))
+
+        # If the model's own backward pass fails, there is nothing to compare the module's with.
         if expected is None:
             call.failed = backward(output)
         elif expected.failed is None:
             with freed_if_equal(parameters, expected.gradients, self.exported):
                 call.failed = backward(output)
+
         call.gradients = {f"the gradient of {name}": p.grad for name, p in parameters.items()}
         call.gradients |= {f"the gradient of {place}": leaf.grad for place, leaf in inputs.items()}
         return call
@@ -317,20 +337,19 @@ class Validation:
 
     def _beyond_rounding(self, gradients: Mapping[str, tuple[Tensor, Tensor]], mode: str, form: Form, number: int) -> Iterator[str]:
         """Yield the names of the gradients whose difference is not one of rounding, given the model's and the module's by name."""
-        dtype = other_precision(theirs for theirs, _ in gradients.values())
+        # The calls are repeated in float64, or in float32 if a gradient is in float64 already.
+        is_wide = any(theirs.dtype in (torch.float64, torch.complex128) for theirs, _ in gradients.values())
+        dtype = torch.float32 if is_wide else torch.float64
         try:
-            model, twin = (in_precision(each, dtype) for each in (self._model(mode, True), self._twin(mode, form, True)))
+            # ``double`` and ``float`` leave complex parameters and buffers as they are.
+            copies: tuple[nn.Module, nn.Module] = self._model(mode, True), self._twin(mode, form, True)
+            model, twin = (each.float() if is_wide else each.double() for each in copies)
             for each in range(1, number + 1):
                 theirs, ours = (self._call_twin(one, each, None, dtype).gradients for one in (model, twin))
             there = {name: (theirs[name], ours[name]) for name in gradients}
         except Exception:  # the model may have tensors of a fixed dtype
             there = {}
         yield from (name for name, here in gradients.items() if not is_rounding(here, there.get(name)))
-
-    def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
-        """Describe the first parameter that differs between the copies (if they share it, from the user's model); ``""`` if none does."""
-        message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
-        return f"after the call {message}" if message else ""
 
     def _error(self, mode: str, form: Form, number: int, what: str) -> GraphRegError:
         if self.shared.on:  # a faulty call of the module may have written into the shared parameters
@@ -394,13 +413,6 @@ def _restore(twin: fx.GraphModule) -> None:
         twin.recompile()
     else:
         twin.graph = with_native_dropout(twin.graph)
-
-
-def _packed(call: Arguments) -> str:
-    """Return a hint for an error of the model if it was called with a single tuple, list or dict, which may hold its arguments."""
-    if call[1] or len(call[0]) != 1 or not isinstance(call[0][0], (tuple, list, Mapping)):
-        return ""
-    return f" It got one {type(call[0][0]).__name__}; for arguments that it holds, write verify(model, module, example_inputs=...)."
 
 
 class _Refuses(Exception):
