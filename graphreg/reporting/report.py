@@ -69,8 +69,6 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     plan = record.plan
     inner = rewritten(module)
     graphs = graphs_of(inner)
-    first = next(iter(graphs.values()))
-
     now = strengths_now(module)
     sites = _sites(plan, now, graphs)
     measured_cost, why_not = _cost(inner, plan) if with_cost else (None, "")
@@ -84,7 +82,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [plan.off_text] if plan.off_text else []
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
-    notes += [*record.notes, *decisions(first), *fixed(first), *_unproved(rules_of(module).unproved)]
+    asserted = dict.fromkeys(line for graph in graphs.values() for line in (*decisions(graph), *fixed(graph)))
+    notes += [*record.notes, *asserted, *_unproved(rules_of(module).unproved)]
 
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         scale = attached.describe_scale()

@@ -54,7 +54,7 @@ def a_length_one_too_large() -> Iterator[None]:
 
 @scene_fault("asks")
 def sizes_that_are_no_numbers() -> Iterator[None]:
-    with unproved(), patched("tracing.isinstance_patch", "_number_isinstance", lambda was: lambda value, kinds: False):
+    with unproved(), patched("tracing.isinstance_patch", "number_isinstance", lambda was: lambda value, kinds: False):
         yield
 
 

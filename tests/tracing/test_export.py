@@ -89,6 +89,8 @@ class Pair(NamedTuple):
 class Answer:
     loss: Tensor
     more: dict[str, Any]
+    count: int | None = 3
+    nothing: int | None = None
 
 
 @dataclass
@@ -108,7 +110,7 @@ class Nested(nn.Module):
 
     def forward(self, batch: dict[str, Any], question: Question, *more: Tensor, twice: bool = False, **named: Tensor) -> Answer:
         h = self.layer(batch["x"]["deep"]) + question.x * question.scale + more[0] + named["bias"]
-        return Answer(h.sum(), {"pair": Pair(h, h * 2), "ordered": OrderedDict(a=h), "list": [h, 3, None], "twice": twice})
+        return Answer(h.sum(), {"pair": Pair(h, h * 2), "ordered": OrderedDict(a=h), "list": [h, 3, None], "twice": twice}, count=None)
 
 
 def nested(seed: int, rows: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -284,7 +284,8 @@ class TensorMap:
         """Describe a dataclass, a named tuple, a subclass of dict or another object; raise UnsupportedValue if a graph cannot make it."""
         kind = type(value)
         if is_dataclass(value):
-            return Built(kind, {f.name: self.of(part) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None})
+            parts = {f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.init}
+            return Built(kind, {name: self.of(part) for name, (part, default) in parts.items() if part is not None or default is not None})
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return Built(kind, {name: self.of(part) for name, part in zip(value._fields, value, strict=True)})
         if isinstance(value, dict):
