@@ -87,6 +87,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
             if not (self.training or placed.in_eval):
                 return original.forward(self, *args, **kwargs)
             return placed.run(self, form, args, kwargs)
+        # Dynamo traces what follows, and cannot trace state_in, which may wait for another thread.
         placed = self.graphreg_in_place
         if not (self.training or placed.in_eval):
             return original.forward(self, *args, **kwargs)

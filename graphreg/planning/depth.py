@@ -24,6 +24,7 @@ def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence
     order = _order(traced)
     of_site = {site: block_of(traced, site) for site in sites}
     reads = _first_reads(traced, order)
+    # A parameter outside of all blocks computes no value: it stands where it is first read.
     blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, reads.get(block, len(order))))
     if len(blocks) < 2:
         raise RegularizerError(

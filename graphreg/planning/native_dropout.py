@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.ir.random_ops import NativeDropout
-from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of, unmatched
+from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of
 from graphreg.ir.site import Site
 from graphreg.ir.terminal import Lines, Paragraph
 from graphreg.ir.text_table import Table
@@ -92,6 +92,7 @@ def decide(
             choices[site.name] = (value, text)
 
     chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
+    # A later selector may keep a dropout that an earlier one, such as '*', has chosen.
     chosen = [choice for choice in chosen if choice[1] != "keep"]
     unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
     movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
@@ -124,13 +125,6 @@ def _matching(
         suggestion = suggestions_text(asked.op, ops, "Near ops") if asked and asked.op else ""
         suggestion = suggestion or suggestions_text(asked.name if asked else str(selector), strings_of(sites))
         raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{suggestion} Its dropouts: {names}.") from None
-
-
-def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """Return the strings of the option's selectors that match no dropout."""
-    sites = [dropout.site for dropout in dropouts]
-    by_selector = option if isinstance(option, Mapping) else {}
-    return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
 
 
 def read_option(option: Any) -> Any:

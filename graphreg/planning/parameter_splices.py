@@ -81,6 +81,7 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
 
 def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
     labels = _labels(traced, splice, site)
+    # A string that excludes, such as '!fc.*', names no module at whose reads to act.
     patterns = [pattern for text in strings(splice.pattern) if not (pattern := Pattern.parse(text)).exclude]
     matching = [pattern for pattern in patterns if pattern.lone or pattern.find([site])]
     every = not matching or any(pattern.lone or ("**" in pattern.name and pattern.op is None) for pattern in matching)
@@ -143,6 +144,8 @@ def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[Nati
     chosen = {edit.dropout.site.name for edit in native}
     for site, name, readers in splices if chosen else ():
         for read in _reads_of(traced, site):
+            # Without a node of its own for the read, the call of the layer is what the splice
+            # replaces.
             if read.source is None and own_name(read.node) in chosen and read.is_by(readers):
                 raise RegularizerError(
                     f"{name} acts on {site.name} in the call of {read.node.target!r}, whose dropout own_dropout= replaces, but a call can "

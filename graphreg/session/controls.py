@@ -34,7 +34,6 @@ from graphreg.session.hosts import (
     session_of,
 )
 from graphreg.session.session import Session, StrengthBuffers
-from graphreg.session.strengths import with_sites
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -118,7 +117,8 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
 
 def strengths_now(module: Regulated) -> Strengths:
     """Return the present strengths by regularizer name. If they differ by site, also return them by (regularizer name, site name)."""
-    return with_sites(strengths(module), site_strengths(module))
+    differing = {name: sites for name, sites in site_strengths(module).items() if len(set(sites.values())) > 1}
+    return {**strengths(module), **{(name, site): value for name, sites in differing.items() for site, value in sites.items()}}
 
 
 def asked_of(module: Regulated) -> Asked:
