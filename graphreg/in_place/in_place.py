@@ -173,6 +173,7 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         check_model(model)  # always raises here
     with bare(model):
         check_model(model)
+    # By its name, because PEFT need not be installed.
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
         raise TraceError(
             f"{type(model).__name__} passes its calls on to the model inside it. Regularize the inner model, with the adapters in it: "

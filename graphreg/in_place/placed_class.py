@@ -40,6 +40,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "__doc__": original.__doc__,
         "__init__": _init(original),
         "__call__": _call(original, form),
+        # Weak, or the class and its model would keep each other alive.
         "forward": _forward(original, form, weakref.ref(model)),
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),

@@ -342,6 +342,7 @@ def _require_free(traced: Traced, example: Any, proving: Proving | None, numbers
     if proving is not None:
         args, kwargs = arguments(example) or ((), {})
         bound = inspect.signature(traced.model.forward).bind(*args, **kwargs)
+        # The second value of each number.
         bound.arguments.update(numbers)
         claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
         try:

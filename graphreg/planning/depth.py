@@ -13,13 +13,14 @@ from graphreg.tracing.trace import Traced
 
 
 def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> dict[Site, float]:
-    """Return the strength at each site of a regularizer whose ``weight`` is a ``ByDepth``; an empty dict for any other regularizer.
+    """Return the strength at each site of a regularizer whose ``weight`` is a ``ByDepth``.
 
     Raises:
         RegularizerError: All sites are in one block.
     """
     ramp = regularizer.weight
-    if not isinstance(ramp, ByDepth) or not sites:
+    assert isinstance(ramp, ByDepth)
+    if not sites:
         return {}
     order = _order(traced)
     of_site = {site: block_of(traced, site) for site in sites}

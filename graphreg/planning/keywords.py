@@ -209,6 +209,7 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
         options = dict(weight) if isinstance(weight, Mapping) and "weight" in weight else {"weight": weight}
         cure = f"Write {keyword}={{{selector!r}: 0.1}}.{like_an_option(cls, selector)}"
         options["weight"] = _number(f"{cls.__name__}: weight", options["weight"], cure)
+        # Without a gap before it, ``named_once`` gives the entry its number.
         yield cls(selector, **{"name": f"{keyword}_{place}" if place and left_out else keyword, **options})
 
 

@@ -101,6 +101,7 @@ def _parametrized(traced: Traced, text: str) -> str:
     for site in traced.parameters:
         owner, inside, rest = site.name.rpartition("parametrizations.")
         before = f"{owner}{rest.partition('.')[0]}"
+        # As if the parameter had the name that it had before.
         if inside and pattern.find([Site((replace(site.labels[0], name=before),), kind="parameter")]):
             return f" {before} is parametrized, and its parameter is {site.name}: '**.original' selects such parameters."
     return ""

@@ -139,6 +139,7 @@ def read_option(option: Any) -> Any:
         option = {selector: read_strength(choice) for selector, choice in option.items()}
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         if not (value in CHOICES if isinstance(value, str) else is_rate(value)):
+            # A number in quotes gets a hint of its own.
             hint = numeric_text(value)
             suggestion = f" {hint.strip()}" if hint else suggestions_text(value, CHOICES, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"

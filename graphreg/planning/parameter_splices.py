@@ -90,6 +90,7 @@ def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
     if not every:
         chosen = {label for pattern in matching for label, _ in pattern.labels([site])}
         labels = [label for label in labels if label in chosen] or labels
+    # A module with several paths may read under any of them.
     return alias_paths(traced.operations.modules, frozenset(map(_owner, labels)))
 
 

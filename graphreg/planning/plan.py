@@ -48,6 +48,7 @@ from graphreg.planning.parameter_splices import Readers, check_calls, check_orde
 from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Repeat, Strengths, lines, lines_beside_native, repeats, warning
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.by_depth import ByDepth
 from graphreg.regularizer.model_inputs import inputs_text
 from graphreg.regularizer.sequences import sequences, splice_steps
 from graphreg.regularizer.units import units_at, units_note
@@ -323,8 +324,9 @@ def decided(
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
         chosen = _select(traced, regularizer, missing, adapters_off)
-        depths = strengths_by_depth(traced, regularizer, list(chosen))
-        inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
+        depths = strengths_by_depth(traced, regularizer, list(chosen)) if isinstance(regularizer.weight, ByDepth) else {}
+        texts = {site: text for site, (text, _, _) in chosen.items()}
+        inputs = module_inputs(traced, regularizer, texts) if "module_input" in regularizer.takes else {}
         for site, (text, steps, units) in chosen.items():
             kind = type(regularizer)
             more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
@@ -339,10 +341,12 @@ def decided(
 
     # All edits are known. What follows looks at several of them together.
     replacing = [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter]
-    check_order(traced, replacing)
+    if replacing:
+        check_order(traced, replacing)
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    check_calls(traced, replacing, native_dropout)
+    if replacing:
+        check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices], native_dropout)
     lost = _missed(traced, named, own_dropout, missing)
@@ -440,7 +444,8 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
         chosen = {site: (text, of_site(site)) for site, text in matched.items()}
     else:
         chosen = {site: (text, None) for site, text in matched.items()}
-    if chosen and traced.front_end != "dynamo":  # the backend checks the edits that are left, without those that acted in another graph
+    # The backend checks the edits that are left, without those that acted in another graph.
+    if chosen and regularizer.model_inputs and traced.front_end != "dynamo":
         check_model_inputs(traced, regularizer, chosen)
     return chosen
 

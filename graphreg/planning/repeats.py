@@ -101,6 +101,7 @@ def repeats(
         # dropout.
         for way in (*groups, *((site,) for site in at if site in native and site not in grouped)):
             acts = tuple((site, name) for site in way for name in at.get(site, ()))
+            # A group may consist of native dropout alone.
             if acts:
                 repeated.append(Repeat(way, acts, tuple(native[site] for site in way if site in native)))
     return tuple(repeated)

@@ -82,10 +82,9 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     else:
         device = device_of(model)
         rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
-        seeds = _Seeds(noise)
-        numbers = {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
+        numbers, seeds = _numbers(streams, plan, noise)
         slots, keys = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
-        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds.drawn()), plan.own_dropout), keys
+        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds), plan.own_dropout), keys
     session.learn(plan)
     rules.session = session
 
@@ -260,26 +259,19 @@ def measures(regularizer: Regularizer) -> bool:
     return regularizer.on == "values" and "values" not in regularizer.takes and not regularizer.takes_vjp
 
 
-class _Seeds:
-    """The seeds of a module: a common one, drawn when it is first needed, and one for each splice with an ``rng`` of its own."""
-
-    def __init__(self, rng: Any) -> None:
-        self.rng, self.common = rng, None if rng is None else seed(rng)
-        self.by_name: dict[str, int] = {}
-
-    def of(self, stream: StreamName, plan: Plan) -> int:
+def _numbers(streams: Mapping[str, StreamName], plan: Plan, rng: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the numbers of streams, and the seeds: the common one under ``""``, that of each splice with an ``rng`` under its name."""
+    common, own, numbers = None if rng is None else seed(rng), dict[str, int](), dict[str, int]()
+    for name, stream in streams.items():
         regularizer = plan.regularizers.get(stream.of)
-        rng = regularizer.rng if isinstance(regularizer, Splice) else None
-        return self.default() if rng is None else self.by_name.setdefault(stream.of, seed(rng))
-
-    def drawn(self) -> dict[str, int]:
-        """Return the seeds that were given or drawn: the common one under ``""``, the others by regularizer name."""
-        return ({} if self.common is None else {"": self.common}) | self.by_name
-
-    def default(self) -> int:
-        if self.common is None:
-            self.common = seed(None)
-        return self.common
+        theirs = regularizer.rng if isinstance(regularizer, Splice) else None
+        if theirs is not None:
+            numbers[name] = stream.number(own.setdefault(stream.of, seed(theirs)))
+            continue
+        if common is None:  # where nothing needs it, it is not drawn, and torch's generator stays as it is
+            common = seed(None)
+        numbers[name] = stream.number(common)
+    return numbers, ({} if common is None else {"": common}) | own
 
 
 def seed(rng: int | torch.Generator | None) -> int:

@@ -64,7 +64,8 @@ def lower(
         work.clock = work.top = work.add_at_top(Kind.CLOCK)
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
-    work.add_parameters(chains)
+    if chains:
+        work.add_parameters(chains)
     for i in work.calls:
         work.add_sequence(i, plan.edits[i])
 

@@ -159,6 +159,7 @@ def reset_state(module: Regulated, *names: str) -> None:
     """
     if backend_host(module) is not None:
         raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
+    # A function, because most models keep no state, and a large one has very many parameters.
     session_of(module).reset_state(names, lambda: dict(rewritten(module).named_parameters(remove_duplicate=False)))
 
 
@@ -267,6 +268,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     of the block that was entered first.
     """
     session = session_of(module)
+    # An outer block has warned already.
     if not session.noise_is_frozen:
         _warn_unfrozen(module)
     with session.frozen():

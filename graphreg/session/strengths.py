@@ -139,6 +139,7 @@ class Row:
         """Return what was set, by ``OWN`` and site; a selector that matches no site yet stands in place of a site."""
         others = {OWN: self.given[OWN]} if OWN in self.given else {}
         waiting = {selector: value for selector, value in self.given.items() if selector != OWN and not self._matches(selector)}
+        # Sites last: for a site, the last key that means it counts.
         return others | waiting | self.chosen
 
     def lost(self) -> list[str]:
