@@ -8,7 +8,7 @@ a graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -108,6 +108,7 @@ class Block(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
         if (record := state.get(BLOCK)) is not None:
+            # A copy has no link to the model, and gets its code when the copied root generates it.
             state[BLOCK] = BlockRecord(record.path, mode=self.training)
         return _blank, (self.graphreg_kind,), state
 
@@ -129,6 +130,7 @@ def refusal(kind: str, path: str) -> str:
 
 def _class_of(kind: type[nn.Module]) -> type[Block]:
     """Return the class of the block objects for modules of class ``kind``."""
+    # Of a block object or a placed block, this is the user's own class.
     kind = getattr(kind, "graphreg_kind", getattr(kind, ORIGINAL, kind))
     if kind not in _classes:
         contents = {
@@ -154,7 +156,10 @@ def original(module: nn.Module) -> nn.Module:
 def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str]) -> dict[str, nn.Module | None]:
     """Return a model's children with block objects in place of the blocks and of the modules that contain blocks."""
     made, new = dict[int, nn.Module](), dict(children)
-    for path in sorted({block[:end] for block in blocks for end in _ends(block)}):
+    # for "layers.0.ff": layers, layers.0 and layers.0.ff, because the parents hold the block
+    # object, too
+    paths = {".".join(steps[:depth]) for steps in (block.split(".") for block in blocks) for depth in range(1, len(steps) + 1)}
+    for path in sorted(paths):
         owner, _, name = path.rpartition(".")
         siblings: Any = new
         for step in owner.split(".") if owner else ():
@@ -168,11 +173,6 @@ def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str])
         siblings = new if module is None else module._modules
         siblings.update({name: aliases.get(id(child), child) for name, child in siblings.items()})
     return new
-
-
-def _ends(path: str) -> Iterator[int]:
-    yield from (i for i, letter in enumerate(path) if letter == ".")
-    yield len(path)
 
 
 def twin_of(module: nn.Module, path: str) -> Block:

@@ -37,6 +37,7 @@ def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls
         else:
             unknown.append(node)
     for node in unknown:
+        # graphreg added the node: it belongs where the value is on which it acts.
         if is_marked(node):
             found[node] = _shared(found[value] for value in nodes_in(node.args[:1]) if value in found)
         else:

@@ -57,6 +57,7 @@ def outlined(
                 functions = [with_checkpoint(function, checkpoints[call.path]) for function in functions]
             variant = (functions[0], call.shown), (functions[1], compiled.shown), source
             known = variants[call.path]
+            # Calls of one block differ, for example, if a splice acts in only one of them.
             if variant not in known:
                 known.append(variant)
             number = known.index(variant)
@@ -112,6 +113,7 @@ def checkpointed(code: Callable[..., Any], use_reentrant: bool) -> Callable[...,
     """Return a function that runs the code of a block with a checkpoint, as the model's own forward calls the block."""
 
     def run(block: Any, shown: Any, *values: Any) -> Any:
+        # Without a backward pass, there is nothing to recompute.
         if not torch.is_grad_enabled():
             return code(block, shown, *values)
         return checkpoint(functools.partial(code, block, shown), *values, use_reentrant=use_reentrant)
@@ -131,6 +133,7 @@ class _FunctionMaker:
         define_named_tuples(graph)
         holder._graph = spelled(graph)
         python_code = generate_forward(holder)
+        # Equal text is not enough: a name in it may refer to another object.
         key = holder.code, tuple((name, id(value)) for name, value in python_code.globals.items())
         if key not in self._known:
             self._known[key] = hooked(type(holder).forward), holder.code

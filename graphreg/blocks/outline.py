@@ -156,7 +156,9 @@ class _Outlining:
         """
         level = _Level(calls[-1][0] if calls else "", graph)
         if inputs is not None:
+            # Named by position and not after the value, so that equal blocks have equal code.
             level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
+            # Only hooks get these. The code has the argument, and does not read it.
             for i in range(len(inputs.attributes)):
                 graph.placeholder(f"attribute_{i}" if i else "attribute")
             level.rows |= {node: graph.placeholder(f"key_{i}" if i else "key") for i, node in enumerate(inputs.draws)}
@@ -173,12 +175,14 @@ class _Outlining:
         item_of: dict[fx.Node, Any] = {}
         for node in members:
             home = self.homes[node]
+            # All nodes of a call of an inner block are one item, which is placed as a whole.
             item_of[node] = node if len(home) == len(calls) else home[len(calls)]
             if item_of[node] is not node:
                 inside.setdefault(item_of[node], []).append(node)
         flow: nx.DiGraph[Any] = nx.DiGraph()
         flow.add_nodes_from(dict.fromkeys(item_of.values()))
         for node in members:
+            # A block waits for what its hooks get, too, even if none of its operations reads that.
             given = (source for call in self.homes[node][len(calls) :] for source in self._recorded(call, "inputs"))
             sources = {item_of[source] for source in (*node.all_input_nodes, *given) if source in item_of} - {item_of[node]}
             flow.add_edges_from((source, item_of[node]) for source in sources)
@@ -188,6 +192,7 @@ class _Outlining:
                 f"the block {path!r} cannot be one call: operations outside of it read values from inside, and their results are read "
                 "inside again. Leave the block out of blocks=, or select a module that contains the block and these operations."
             )
+        # Where several orders are possible, items stay in the order of the flat graph.
         first = {item: self.order[inside[item][0] if item in inside else item] for item in flow}
         return [tuple(inside[item]) if item in inside else item for item in nx.lexicographical_topological_sort(flow, first.__getitem__)]
 
@@ -204,6 +209,7 @@ class _Outlining:
             return level.graph.node_copy(node, present)
         args, kwargs = map_arg((node.args, node.kwargs), present)
         target: Any = self._target(level.path, str(node.target)) if node.op == "call_module" else node.target
+        # Without the block's path and torch.fx's number, so that equal blocks have equal code.
         name = (
             target.removeprefix(f"{RULES}.")
             if node.op == "call_module"
@@ -231,6 +237,8 @@ class _Outlining:
         """Return the target by which the code of a block calls the module at a path."""
         room, _, name = path.partition(".")
         names = self.outliner.names.get(block, BlockNames())
+        # The name of a runtime module begins with its site's path, which would tell equal blocks
+        # apart.
         if room == RULES:
             return f"{RULES}.{_take(names.rules, name.removeprefix(f'{_identifier(block)}_'), name)}"
         if room.startswith(PREFIX):  # a stand-in for a recurrent layer
@@ -251,6 +259,8 @@ class _Outlining:
         target = self._target(level.path, call[0]) if level.path else call[0]
         args = tuple(self._value(level, node, members[0]) for node in border.reads)
         args += tuple(self._attribute(level, target) for target in border.attributes)
+        # The whole model takes rows from the tensor of all keys; a block gets its rows as
+        # arguments.
         keys = tuple(level.rows[node] if level.path else self._row(level, node) for node in border.draws)
         node = level.graph.create_node("call_module", target, args, {KEYS: keys, VARIANT: 0}, _identifier(target))
         self.calls.append(BlockCall(call[0], inner.graph, node, self._shown(call, border)))
@@ -275,8 +285,11 @@ class _Outlining:
             for source in node.all_input_nodes:
                 if is_kind(source, Kind.KEY):
                     draws.append(node)
+                # An attribute without a home does not cross the border: each level reads it for
+                # itself.
                 elif source not in within and source in self.homes:
                     reads[source] = None
+        # Hooks of blocks inside this one need their values here, too.
         for each in dict.fromkeys(each for node in members for each in self.homes[node][len(calls) :]):
             reads |= dict.fromkeys(node for node in self._recorded(each, "inputs") if node not in within and node in self.homes)
         shown = set(self._recorded(call, "output"))
@@ -294,7 +307,11 @@ class _Outlining:
     def _present(self, leaf: Leaf) -> fx.Node | None:
         """Return the node that has a recorded value, after splices; None if there is none."""
         node = self.named.get(leaf.node)
-        while node is not None and (later := next((user for user in node.users if _passes_on(user, node)), None)) is not None:
+        takes_its_place = (Kind.SPLICE, Kind.CLONE, Kind.TRACK)  # each takes a value, and the nodes after it read its result instead
+        while node is not None:
+            later = next((user for user in node.users if is_kind(user, *takes_its_place) and user.args[0] is node), None)
+            if later is None:
+                break
             node = later
         return node
 
@@ -349,11 +366,6 @@ class _Border:
     attributes: tuple[str, ...]
     draws: tuple[fx.Node, ...]
     leaves: tuple[fx.Node, ...]
-
-
-def _passes_on(node: fx.Node, value: fx.Node) -> bool:
-    """Return whether a node has a value in place of another, which it takes: after a splice."""
-    return is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK) and node.args[0] is value
 
 
 def _is_output(node: fx.Node, path: str) -> bool:

@@ -69,6 +69,8 @@ def new_owner() -> str:
 def place(block: nn.Module) -> None:
     """Make a module a placed block: give it the generated class. Do nothing if it is a placed block already."""
     if _calls_of(block) is None:
+        # Neither attribute goes through ``__setattr__``, which the user's class may have
+        # overridden.
         vars(block)[CALLS] = calls = Calls()
         _calls[block] = weakref.ref(calls)
         object.__setattr__(block, "__class__", _class_of(type(block)))
@@ -125,6 +127,7 @@ def leave(block: nn.Module, owner: str = "") -> None:
     if not kept:
         check_class(block)
         object.__setattr__(block, "__class__", getattr(type(block), ORIGINAL))
+        # During a trace, the attribute is not there.
         vars(block).pop(CALLS, None)
         del _calls[block]
     calls.__dict__ = kept
@@ -161,6 +164,7 @@ def scriptable(module: nn.Module) -> nn.Module:
     title, cure = type(module).__name__, "Give torch.jit.script what graphreg.strip_ makes of a copy (copy.deepcopy) of the model."
     if is_scripted_within():
         raise GraphRegError(f"torch.jit.script compiles a module that contains a {title}, which is, or is in, a model in place. {cure}")
+    # deepcopy takes what its memo has already, so the copy has these very tensors.
     kept = [*module.parameters(), *module.buffers(), *(value for each in module.modules() for value in vars(each).values())]
     try:
         return copy.deepcopy(module, {id(value): value for value in kept if isinstance(value, torch.Tensor)})

@@ -99,6 +99,7 @@ class ShownCall:
         Raises:
             GraphRegError: A hook gets or replaces what is no value of the code.
         """
+        # A hook may look at all that it gets, so nothing of it may be lacking.
         kind = self.output.missing() or (self.arguments if hooks_take_keywords(block) else self.positional).missing()
         if kind:
             raise GraphRegError(f"{_who(path)} would get {kind}, which the emitted code does not have there. {_CURE}")
@@ -126,6 +127,7 @@ class ShownCall:
         for element, value in pairs:
             if value is not _found(element, given, left) and (index := getattr(element, place)) is not None and not element.fixed:
                 new[index] = value
+        # A value may stand in several places: a hook that replaces it must have done so in all.
         for element, value in pairs:
             if value is not _found(element, *((new, left) if place == "given" else (given, new))):
                 raise GraphRegError(f"{_who(path)} has replaced a value that the emitted code reads from elsewhere, too. {_CURE}")

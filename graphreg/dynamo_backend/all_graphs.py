@@ -68,6 +68,8 @@ def check_selectors(
                 sites = list(matching_sites(united, regularizer, missing))
                 check_count(regularizer, sites)
                 if isinstance(regularizer, Splice) and regularizer.on == "parameters":
+                    # It raises if the splice acts at no read of the parameter, in none of the
+                    # graphs.
                     for site in sites:
                         readers_of(united, regularizer, site)
             except NoMatchError as error:
@@ -108,7 +110,12 @@ def backend_report(
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=advice)
     united, entries = union(subgraphs), []
     totals = count_sites(united)
-    weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, united)]
+    weights = list[Edit]()
+    for name, regularizer in regularizers.items():
+        # no graph's plan has a penalty on parameters: the call computes it once, in whichever graph
+        # comes first
+        if regularizer.on == "parameters" and not isinstance(regularizer, Splice):
+            weights += [Edit(site, name, regularizer, text) for site, text in matching_sites(united, regularizer, "ignore").items()]
     edits = [*(edit for subgraph in subgraphs for edit in subgraph.plan.edits), *weights]
     there = {(edit.name, edit.site.name) for edit in edits}
     differing = {key[0]: strength_text(key[0], strengths) for key in strengths if isinstance(key, tuple)}
@@ -130,13 +137,6 @@ def backend_report(
         no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(united, regularizer))},
     )  # fmt: skip
-
-
-def _on_parameters(name: str, regularizer: Regularizer, united: Traced) -> list[Edit]:
-    """Return the edits of a penalty on parameters, which no graph's plan contains. For other regularizers, return an empty list."""
-    acts = regularizer.on == "parameters" and not isinstance(regularizer, Splice)
-    matches = matching_sites(united, regularizer, "ignore") if acts else {}
-    return [Edit(site, name, regularizer, text) for site, text in matches.items()]
 
 
 def _graph(subgraph: Subgraph) -> tuple[str, str, str]:

@@ -66,9 +66,11 @@ class Backend(BackendHost, RenamedAttributes):
     ) -> None:  # fmt: skip
         self.regularizers, self.inner, self.missing, self.own_dropout = dict(regularizers), inner, missing, own_dropout
         self.proves, self._claims = prove, dict[int, Claim]()  # for a graph that has not run yet, by its number: what its first run proves
+        # These draw from a seed of their own, not from the backend's.
         own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
         self.streams, self.clock = CountedStreams(seed, own), CallClock()
         self.session = session = Session(self.regularizers, self.streams)
+        # A selector of set_strength may match a site of a graph that is captured later.
         session.keeps_selectors = True
         session.clock, session.attaches, session.scale = self.clock, penalties == "attach", scale
         session.asked = Asked(self.regularizers, {}, None, missing, own_dropout, penalties, written_scale(scale))
@@ -115,9 +117,12 @@ class Backend(BackendHost, RenamedAttributes):
         tracing = translator()
         call = self._current()
         assert self.model is not None and self._maker is not None
+        # The code may be a method of a wrapper, which stands for the module in it.
         paths = self._wrappers | self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
         subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self.session)
+        # If a local variable holds the module, the guard is on that variable, and no path is
+        # needed.
         guard(tracing, place, Watched(list(subgraph.owners), self._noise_state, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
         if self.proves and subgraph.emitted is not None:
@@ -164,6 +169,8 @@ class Backend(BackendHost, RenamedAttributes):
         model = without_wrappers(root)
         if getattr(model, RULES, None) is not None:
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip returns.")
+        # The model's parameters are known before any graph: what penalties on them select is
+        # checked here.
         traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
         penalties = {name: r for name, r in self.regularizers.items() if isinstance(r, Penalty) and r.on == "parameters"}
@@ -177,6 +184,8 @@ class Backend(BackendHost, RenamedAttributes):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
+        # The session's rows get the parameters, so that set_strength finds them before the first
+        # graph.
         CallStrengths(self.session.strengths, 0).learn((name, site) for name, sites in weights.items() for site in sites)
         self.model, self.title, self._root = model, title, root
         self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
@@ -192,6 +201,8 @@ class Backend(BackendHost, RenamedAttributes):
         off = session.penalties.state is False
         outer, self._call = self._call, Call(self.model, strengths, self._measurers, session.attaches, session.scale, off)
         self._last = None
+        # The call may run while the caller handles an exception: only another one than that is the
+        # call's.
         call, before = self._call, sys.exc_info()[1]
         strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
         strict.__enter__()
@@ -221,12 +232,15 @@ class Backend(BackendHost, RenamedAttributes):
 
     def _end(self, call: Call) -> None:
         self._last = call.totals()
+        # Graphs came in since the last look, so selectors are compared with the sites of all
+        # graphs.
         if not self.session.complete:
             with for_compiled():
                 check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
                 with self.session.unchanged_unless_done():
                     self.session.settle(self.missing, lambda row, selector: f"set_strength: {row.no_site(selector)}")
                     call.check()
+        # Only torch's frame has what the call returns: an output may have come through no graph.
         found = compiled_call() if self.session.attaches and not self._apart else None
         if found is not None:
             self._apart = call.check_joined(found.result)
@@ -280,6 +294,7 @@ class Backend(BackendHost, RenamedAttributes):
 
     def _ran(self, subgraph: Subgraph, call: Call, outputs: Sequence[Any]) -> None:
         call.names.update(dict.fromkeys(subgraph.claimed))
+        # A graph after a break gets the value as an input, and must not act on it once more.
         for edit in subgraph.plan.edits:
             for site in edit.sites:
                 call.acted.add((edit.name, site.name))
@@ -331,6 +346,7 @@ class Backend(BackendHost, RenamedAttributes):
         call = arguments(example_inputs)
         if call is None:
             raise GraphRegError("torch.compile captures graphs at calls, so backend= needs example_inputs, the arguments of one call.")
+        # It adds nothing, and runs each graph as it is: only the names of the sites are wanted.
         watcher = Backend({}, 0, lambda graph, inputs: graph, "ignore", "return", None, "keep", prove=False)
         compiled = torch.compile(copied(without_wrappers(model)), backend=watcher)
         with torch.random.fork_rng():
@@ -338,6 +354,7 @@ class Backend(BackendHost, RenamedAttributes):
         return watcher.traced()
 
     def planned(self, regularizers: Sequence[Regularizer], missing: Missing, own_dropout: OwnDropout) -> Plan:
+        # Asked about no regularizers, it plans its own.
         if not regularizers and own_dropout == "keep":
             regularizers = [dataclasses.replace(each, name=name) for name, each in self.regularizers.items()]
             missing, own_dropout = self.missing, self.own_dropout

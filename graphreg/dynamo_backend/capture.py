@@ -92,12 +92,15 @@ class Capture:
             taken: The site names that earlier graphs of the call use.
         """
         namer = Namer(self.modules.keys() - {""})
+        # One name is one site in all graphs of a call.
         for name in taken:
             namer.claim(name)
         self._copy(list(inputs), known, namer)
         self._label_functions(namer)
         self._label_modules(namer)
         end = self.graph.output_node()
+        # The graph ends at a break: what it returns is a value within the model, not the model's
+        # output.
         if not self.place.last:
             end.meta[BOUNDARY] = True
         names = tuple(label.name for node in self.graph.nodes if BOUNDARY not in node.meta for label in own_labels(node))
@@ -112,6 +115,8 @@ class Capture:
                 twins[node] = self._input(node, next(values), known, namer)
             else:
                 twins[node] = self.graph.node_copy(node, twins.__getitem__)
+                # A checkpointed region is one node: what it shares and writes is what its body
+                # does.
                 if is_region(node) and (body := self._body(node)) is not None:
                     twins[node].meta[REGION] = of_body(body)
             twins[node].meta["value"] = described(node.meta.get("example_value"))
@@ -134,6 +139,7 @@ class Capture:
             label_site(twin, "", label)
         else:
             made = known.get(id(value))
+            # A value that no graph made counts as computed with weights if it needs a gradient.
             twin.meta[BOUNDARY] = made.deep if made is not None else value.requires_grad
             if made is not None and made.labels:
                 label_site(twin, made.path, *made.labels)
@@ -147,6 +153,8 @@ class Capture:
         input is the argument itself.
         """
         name, keys = source_of(node)
+        # The arguments of ``forward(*args, **kwargs)`` of a wrapper are those of the model's
+        # forward.
         if self.place.passes and name in ("args", "inputs", "kwargs") and keys:
             names = list(inspect.signature(self.modules[""].forward).parameters)
             key = keys.pop(0)
@@ -157,6 +165,7 @@ class Capture:
         """Return the module calls in which the node was made, outermost first. Calls inside a layer (``is_layer``) are left out."""
         stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
+            # A key is the module's id; from the module's second call on, ``@`` and a number follow.
             number = str(key).partition("@")[0]
             path = self.paths.get(int(number)) if number.isdigit() else None
             if path:
@@ -191,6 +200,7 @@ class Capture:
             calls = self.calls(node)
             scope = calls[-1].path if calls else self.place.path
             label_site(node, scope)
+            # A layer is one operation in a trace, so values inside it have no names here, either.
             if not constants.take(node) and node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
                 base, op = base_and_operation(node)
                 label_site(node, scope, Label(namer.operation(scope, base), op))
@@ -202,6 +212,7 @@ class Capture:
         """
         for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
             path = block.call.path
+            # The cell returns h and c. In a trace, they are the ports of one call.
             if type(self.modules[path]) is nn.LSTMCell:
                 self._label_cell(path, [n for n in block.nodes if base_and_operation(n)[1] == "getitem"], namer)
             elif len(block.leaving) == 1:

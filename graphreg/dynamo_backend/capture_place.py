@@ -59,14 +59,12 @@ def root_of(call: CompiledCall) -> nn.Module:
     if inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function))):
         code = inspect.unwrap(getattr(function, "__func__", function))
         variables = inspect.getclosurevars(code)
-        used = {**variables.globals, **variables.nonlocals, **vars(owner or object.__new__(_Nothing))}
+        # What the function can name: globals, its closure, attributes of its object, then its
+        # arguments.
+        used = {**variables.globals, **variables.nonlocals, **(vars(owner) if owner else {})}
         used |= dict(zip(code.__code__.co_varnames[bool(owner) :], call.arguments, strict=False))
     modules = {name: value for name, value in used.items() if isinstance(value, nn.Module)}
     return Functions(getattr(function, "__name__", type(function).__name__), modules)
-
-
-class _Nothing:
-    pass
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,12 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     code = captured_code(translator, gm)
     function = isinstance(root, Functions) and code.name == root.title
     local = None if function else _variable_of_owner(code, paths)
+    # In a plain function that a method calls, the innermost method on the stack tells the module.
     path = paths[id(code.values[local])] if local is not None else here(paths)
     owner = module_itself(root if path == "" else root.get_submodule(path))
-    calls = code.name in ("forward", *CALLERS_OF_FORWARD, _outermost(owner))
+    outermost = getattr(type(owner).forward, "__code__", None)  # that of a decorator, if forward has one
+    calls = code.name in ("forward", *CALLERS_OF_FORWARD, "forward" if outermost is None else outermost.co_name)
+    # A compiled function is the whole model. Of a module, only code of its forward is.
     is_model = function or (not isinstance(root, Functions) and path == "" and calls)
     returns = path != "" and calls and not code.broken
     wraps = local is not None and inside(code.values[local]) is not code.values[local]
@@ -126,9 +127,3 @@ def _variable_of_owner(code: CapturedCode, paths: Mapping[int, str]) -> str | No
 def here(paths: Mapping[int, str]) -> str:
     """Return the path of the innermost module whose method is running in the compiled call; ``""`` if there is none."""
     return next((paths[id(owner)] for owner in first_arguments() if id(owner) in paths and isinstance(owner, nn.Module)), "")
-
-
-def _outermost(owner: nn.Module) -> str:
-    """Return the name of the code that a call of the module's forward runs first: the code of its decorator, if there is one."""
-    code = getattr(type(owner).forward, "__code__", None)
-    return code.co_name if code is not None else "forward"

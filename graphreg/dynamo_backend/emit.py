@@ -41,6 +41,8 @@ class Bound(nn.Module):
         (runtime_module,) = self.runtime_module
         if not self.takes_strength:
             return runtime_module(*args, **kwargs)
+        # The formula reads the buffer. For the compiler, which traces this call, it must be the
+        # input.
         before = runtime_module._buffers["strength"]
         runtime_module._buffers["strength"] = args[0]
         try:
@@ -102,11 +104,15 @@ class _Emitter:
 
     def emitted(self) -> Emitted:
         """Build the graph node by node: the captured graph's inputs, then the additional inputs, then the other nodes in their order."""
+        # The source was made from a copy of the captured graph: nodes of one name belong together.
         nodes = {node.name: node for node in self.source.nodes}
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
-                self.twins[nodes[node.name]] = self._placeholder(node)
+                self.twins[nodes[node.name]] = twin = self.graph.node_copy(node)
+                copy_source(node, twin)
         modules = {node: self._runtime_module(node) for node in self.source.nodes if node.op == "call_module"}
+
+        # Dynamo passes its own inputs by position, so those that are added come after them.
         if any(isinstance(module, KeyRule) for module in modules.values()):
             self.key = self._added("graphreg_keys")
         for module in modules.values():
@@ -114,9 +120,14 @@ class _Emitter:
                 self.strengths[name] = self._added(f"graphreg_strength_{name}")
         for name in self.weighed:
             self.strengths[name] = self._added(f"graphreg_strength_{name}")
+
+        # A penalty reads a parameter that the captured graph has as its own input, or else as one
+        # more.
         parameters = {str(node.target): twin for node, twin in self.twins.items() if node.op == "get_attr"}
         wanted = dict.fromkeys(name for _, names in self.weighed.values() for name in names)
         more = {name: self._added(f"graphreg_parameter_{i}") for i, name in enumerate([name for name in wanted if name not in parameters])}
+
+        # The mean over sites is left to the end of the call: other graphs may have some of them.
         measured = list[tuple[str, str, fx.Node]]()
         for node in self.source.nodes:
             if node in self.twins or node.op == "output":
@@ -146,6 +157,7 @@ class _Emitter:
 
     def _finished(self, measured: Sequence[tuple[str, str, fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
         value = self.source.output_node().args[0]
+        # Dynamo's code expects the outputs that it captured. The measurements go out behind them.
         value = value.output if isinstance(value, Regularized) else value
         outputs: Any = fx.node.map_arg(value, self.twins.__getitem__)
         self.graph.output((*outputs, *(node for _, _, node in measured), *totals.values())).meta.update(self.gm.graph.output_node().meta)
@@ -154,11 +166,6 @@ class _Emitter:
         copy_notes(self.gm, module)
         known = tuple((name, site) for name, site, _ in measured)
         return Emitted(module, self.key is not None, tuple(self.strengths), more, known, tuple(totals))
-
-    def _placeholder(self, node: fx.Node) -> fx.Node:
-        twin = self.graph.node_copy(node)
-        copy_source(node, twin)
-        return twin
 
     def _added(self, name: str) -> fx.Node:
         twin = self.graph.create_node("placeholder", name, name=name)
@@ -170,7 +177,10 @@ class _Emitter:
         return module if isinstance(module, RuntimeModule) else None
 
     def _strength(self, module: RuntimeModule | None) -> str | None:
-        return strength_of(getattr(self.rewritten, RULES), module)
+        """Return the name of the regularizer whose strength a runtime module reads; None if it reads none."""
+        strength = module._buffers.get("strength") if module is not None else None
+        by_name: dict[str, Tensor] = getattr(self.rewritten, RULES).strengths
+        return next((name for name, buffer in by_name.items() if buffer is strength), None)
 
     def _copied(self, node: fx.Node) -> fx.Node:
         module = self._runtime_module(node) if node.op == "call_module" else None
@@ -183,12 +193,6 @@ class _Emitter:
         elif node.op == "get_attr":
             self.attributes[str(node.target)] = getattr(self.gm, str(node.target))
         return twin
-
-
-def strength_of(rules: Rules, module: nn.Module | None) -> str | None:
-    """Return the name of the regularizer whose strength a runtime module reads; None if it reads none."""
-    strength = module._buffers.get("strength") if module is not None else None
-    return next((name for name, buffer in rules.strengths.items() if buffer is strength), None)
 
 
 def _site_of(node: fx.Node) -> str:

@@ -20,7 +20,6 @@ from graphreg.dynamo_backend.wrappers import inside
 from graphreg.errors import GraphRegError
 from graphreg.session.hosts import backend_host
 from graphreg.torch_internals.dynamo import (
-    CompiledCall,
     backend_in,
     compiled_call,
     function_of,
@@ -51,7 +50,13 @@ def left(context: Any = None) -> str:
     running = compiled_call() if context is None else None
     before = _before.get(running.record if running is not None else context)
     new = [text for text, count in left_to_eager().items() if before is not None and count > before[text]]
-    places = {place: f"{_code(*place)}: {text.splitlines()[0].strip().rstrip('.')}" for text in new for place in skipped_code(text)}
+    places = dict[tuple[str, str, str], str]()
+    for text in new:
+        for name, file, line in skipped_code(text):
+            # Dynamo compiles what follows a graph break as a function of its own, with a name that
+            # it makes up
+            rest = "the rest of " if (function := function_of(name)) != name else ""
+            places[name, file, line] = f"{rest}{function}, {file}:{line}: {text.splitlines()[0].strip().rstrip('.')}"
     if not places:
         return ""
     return (
@@ -61,28 +66,18 @@ def left(context: Any = None) -> str:
     )
 
 
-def _code(name: str, file: str, line: str) -> str:
-    function = function_of(name)
-    return f"{'the rest of ' * (function != name)}{function}, {file}:{line}"
-
-
 def _compiling(_: Any) -> None:
     """When Dynamo begins the first compilation for a call through graphreg's backend, add a check at the end of this and later calls."""
     try:
-        running = _new()
+        running = compiled_call()
+        inner = backend_in(running.record) if running is not None else None
+        is_new = running is not None and running.record not in _before and name_in(inner) == NAME
     except Exception as error:  # Dynamo calls this function at every compilation of the process, and an error would stop the compilation
         log.debug("a compilation is not watched: %s", error)
         return
-    if running is not None:
+    if running is not None and is_new:
         _before[running.record] = Counter(left_to_eager())
-        running.at_each_call(_watched(root_of(running), running.record, backend_in(running.record)))
-
-
-def _new() -> CompiledCall | None:
-    """Return the running compiled call, if it goes through graphreg's backend and no check was added to its context object yet."""
-    running = compiled_call()
-    inner = backend_in(running.record) if running is not None else None
-    return None if running is None or running.record in _before or name_in(inner) != NAME else running
+        running.at_each_call(_watched(root_of(running), running.record, inner))
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:

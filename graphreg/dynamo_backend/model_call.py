@@ -68,6 +68,7 @@ class Measurer:
                 )
             return values[0] if values else strength[0].to(torch.float32) * 0
         elif values:
+            # The graphs may run on several devices, and measure in several precisions.
             dtype = torch.float64 if any(value.dtype == torch.float64 for value in values) else values[0].dtype
             values = [value.to(values[0].device, dtype) for value in values]
         total = self.total_module(*values)
@@ -148,6 +149,8 @@ class Call:
         return self._joined(outputs, measured, values, inputs) if self.attaches else outputs
 
     def _joined(self, outputs: list[Any], measured: Sequence[Measured], values: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
+        # Not computed yet, so this is the call's first graph, behind which all others come in the
+        # chain.
         if "of_parameters" not in self.__dict__:
             self.joins.measured([(name, "") for name in self.of_parameters], list(self.of_parameters.values()))
         self.joins.measured(measured, values)

@@ -79,7 +79,10 @@ def backend(
     own_dropout = read_option(own_dropout)
     check_flag("prove", prove)
     every = [*instances(regularizers), *from_keywords(keywords)]
-    named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}
+    named = dict(named_once(every))
+    for name, regularizer in named.items():
+        if isinstance(regularizer, Splice) and regularizer.rng is not None:  # otherwise each graph would draw another seed from it
+            named[name] = dataclasses.replace(regularizer, rng=seed(regularizer.rng))
     made = _inner(inner, options)
     attaches = penalties == "attach" and any(not isinstance(r, Splice) for r in named.values())
     if attaches and not tells_result():
@@ -94,18 +97,10 @@ def backend(
             "accumulation); penalties are attached with scale 1. Pass scale=1 if that is right; else pass the scaler or the factor.",
             stacklevel=2,
         )
+    # Dynamo calls no backend if it captures no graph, and then nothing would be regularized,
+    # unnoticed.
     watch()
     return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout, prove)
-
-
-def _seeded(regularizer: Regularizer) -> Regularizer:
-    """Return the regularizer. If it is a splice with a generator, the generator is replaced by a seed that is drawn from it once.
-
-    Otherwise each graph would draw another seed.
-    """
-    if isinstance(regularizer, Splice) and regularizer.rng is not None:
-        return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
-    return regularizer
 
 
 def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
@@ -141,14 +136,9 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
 
 def _inductor(options: Mapping[str, Any] | None) -> Inner:
     try:
-        return inductor_with(_with_passes(options))
+        return inductor_with(with_our_passes(options or {}))
     except RuntimeError as error:
         raise RegularizerError(f"options={dict(options or {})!r} are not allowed: {str(error).splitlines()[0]}") from None
-
-
-def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    extended: dict[str, Any] = with_our_passes(options or {})
-    return extended
 
 
 def backend_of(compiled: Any) -> Backend:
@@ -191,6 +181,8 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **keywords: Any) -> Call
                     "options={'hidden_dropout': 0.1}."
                 )
             made = backend(**keywords["options"])
+            # torch calls this function once for each graph, and all graphs of a model have one
+            # backend.
             setattr(holder, BACKEND, made)
         return made(gm, inputs)
     except GraphRegError as error:

@@ -36,6 +36,7 @@ class CallStrengths:
         for name, site in acting:
             self.rows[name].learn({site.name: site}, {site.name: self.rows[name].own})
         self.chosen = {name: {s: number(value, self.call) for s, value in row.chosen.items()} for name, row in self.rows.items()}
+        # A selector of set_strength that waited may give the new sites a strength of their own.
         self._made.clear()
 
     def at(self, name: str, site: str) -> float:

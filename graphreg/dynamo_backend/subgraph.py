@@ -20,7 +20,6 @@ from graphreg.ir.local_shards import measured_shard
 from graphreg.ir.metadata import Kind, addition_of, own_labels, scope_of
 from graphreg.ir.module_record import RULES
 from graphreg.ir.roles import BOUNDARY, deep_nodes, value_sites
-from graphreg.ir.site import Label
 from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.native_dropout import OwnDropout, decide
 from graphreg.planning.plan import Edit, Plan, decided
@@ -133,6 +132,7 @@ class Maker:
         tensors: dict[int, str] = {}
         for named in (self.model.named_parameters, self.model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
+                # A tied parameter has several names, and is read by its first.
                 tensors.setdefault(id(tensor), name)
         captured = Capture(gm, self.model, place, self.paths(), tensors).captured(inputs, call.known(inputs), call.names)
         graphs = {"both": captured.graph}
@@ -158,8 +158,11 @@ class Maker:
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
         subgraph = Subgraph(number, place, broken, traced, plan, captured.claimed, _gives(traced))
         weighed = call.weighs()
+        # Nothing acts here: the inner compiler gets the graph that Dynamo captured.
         if not plan.edits and not plan.native_dropout and not weighed:
             return dataclasses.replace(subgraph, run=self.inner(gm, list(inputs)))
+
+        # The seed is of no matter: the graph gets its keys as an input.
         rewritten = rewrite(traced, plan, rng=0)
         if (found := measured_shard(graphs_of(rewritten)["both"], _returns_shard)) is not None:
             raise GraphRegError(shard_measured(*found))
@@ -167,9 +170,13 @@ class Maker:
         drawing = [module for module in rules.children() if isinstance(module, DrawingRule)]
         for module in drawing:  # penalties stay on: ``Call`` switches them off, so that a graph is the same in a block of penalties_off
             module.forced, module.silenced = session.noise.state is True, session.noise.state is False
+
+        # An input for each regularizer: its strengths, one for each of its sites in this graph.
         places = {name: tuple(sites) for name, sites in rules.planned_strengths.items()}
         places |= {name: call.measurers[name].sites for name in weighed}
         emitted = emit(rewritten, gm, plan, weighed)
+        # The inner compiler sees examples of the added inputs, with the sizes that they have at
+        # each call.
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)
         more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
@@ -180,6 +187,7 @@ class Maker:
         with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules
             run = self.inner(emitted.module, [*inputs, *more])
         owners: tuple[Any, ...] = tuple(dict.fromkeys(module.owner[0] for module in drawing))
+        # The rewritten module is thrown away; the mode that its root had is the model's.
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
         return dataclasses.replace(subgraph, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
@@ -218,7 +226,7 @@ def _gives(traced: Traced) -> dict[int, Known]:
     if BOUNDARY not in end.meta:
         return {}
     deep, values = deep_nodes(graph, traced.operations, traced.model), dict(enumerate(end.args[0]))  # type: ignore[arg-type]
-    return {i: Known(*_site(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
+    return {i: Known(scope_of(v), own_labels(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
 
 
 def _returns_shard(node: fx.Node) -> bool | None:
@@ -229,11 +237,6 @@ def _returns_shard(node: fx.Node) -> bool | None:
         return None
     given: Any = node.args[0]
     return any(not placement.is_replicate() for placement in given.meta["example_value"].placements)
-
-
-def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
-    path, labels = scope_of(node), own_labels(node)
-    return path, labels
 
 
 def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[CountedStream, ...]:

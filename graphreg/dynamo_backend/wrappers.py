@@ -24,6 +24,7 @@ class Unwrapped(nn.Module):
     def __init__(self, module: nn.Module, children: Mapping[str, nn.Module | None]) -> None:
         self.__dict__["module_itself"] = (module,)
         super().__init__()
+        # The dicts themselves: what is moved or registered later is so in both.
         self.__dict__["_parameters"], self.__dict__["_buffers"] = module._parameters, module._buffers
         self.__dict__["_modules"] = dict(children)
 
@@ -54,6 +55,7 @@ def unwrapped(module: nn.Module, known: dict[int, nn.Module] | None = None) -> n
     if id(module) not in known:
         children = {name: child if child is None else unwrapped(child, known) for name, child in module._modules.items()}
         same = all(children[name] is child for name, child in module._modules.items())
+        # The new class has the name of the module's class, which messages and reports show.
         known[id(module)] = module if same else type(type(module).__name__, (Unwrapped,), {})(module, children)
     return known[id(module)]
 

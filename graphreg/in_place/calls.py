@@ -68,6 +68,7 @@ class CallForm:
             if name not in self.order:
                 kind = number_kind(value) if name in loosened else ""
                 rest.append(f"{name}={kind or contents_of(value, (), True, seen)}")
+        # A dot-like sign of the text itself is doubled, so that different texts stay different.
         return ", ".join([*parts, *rest]).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
 
     def numbers(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

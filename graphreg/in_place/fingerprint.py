@@ -88,12 +88,14 @@ class Fingerprint:
         """Whether the model is as it was at the trace."""
         if self._now.holds():
             return True
+        # A model may change back and forth between two states.
         if self._other is not None and self._other.holds():
             return False
         model = self._model()
         if model is None:
             return False
         present = self._watch(model)
+        # Other objects, such as a configuration that was loaded again, may say the same.
         if present.description == self._then:
             self._now = present
             return True
@@ -243,6 +245,7 @@ class _ModelWatch:
         kind = _own_class(module)
         self._say(f"the class of {label}", id(kind))
         self._add_class(kind)
+        # Wrappers may come and go around a block, which is the same below them.
         for name, child in space["_modules"].items():
             self._say(f"submodules of {label}", (name, None if child is None else id(unwrapped_block(child))))
         if is_root:  # the graph has its own dict of the model's children, and shares the model's other two registries
@@ -332,9 +335,14 @@ class _ModelWatch:
                 continue
             self._classes[base] = None
             members = vars(base)
-            names = [
-                name for name, value in list(members.items()) if name in self._mentioned or (_is_special(name) and not _is_data(value))
-            ]
+            names = list[str]()
+            for name, value in list(members.items()):
+                is_special = name.startswith("__") and name.endswith("__")
+                is_data = _is_plain(value) or issubclass(type(value), _CONTAINERS)
+                # Python calls special methods by itself (``__call__``, ``__len__``), so no code
+                # needs to mention them
+                if name in self._mentioned or (is_special and not is_data):
+                    names.append(name)
             self._sized.append(members)
             self._say(f"the class {base.__name__}", (id(base), tuple(names)))
             self._add_items(members, names)
@@ -348,6 +356,8 @@ class _ModelWatch:
             self._tensors.append(value)
             self._described[id(value)] = value
             registered = id(value) in self._numbers
+            # A registered tensor may be replaced by one of the same form, so its number counts and
+            # not its id.
             self._say(name, (self._numbers[id(value)] if registered else id(value), _form(value)))
             if not registered and id(value) not in self._live:
                 self._equal.append((_version, value, _version(value)))
@@ -358,6 +368,7 @@ class _ModelWatch:
             self._say(name, _array(value))
         elif issubclass(kind, types.MethodType):
             self._described[id(value)] = value
+            # Python makes a new bound method at each access.
             self._say(name, (kind, id(value.__func__)))
             self._add(name, value.__self__)
         elif issubclass(kind, types.BuiltinFunctionType) and self._reads.knows(value.__self__):  # such as ``table.get``
@@ -381,6 +392,7 @@ class _ModelWatch:
         """Describe what is in a container or an object."""
         kind = type(value)
         if issubclass(kind, nn.Module):  # one that is in a container of the model, and not among its submodules
+            # ``_add_module`` passes over what was described.
             del self._described[id(value)]
             for path, inner in list(value.named_modules()):
                 self._add_module(f"{name} {path}".rstrip(), inner)
@@ -507,15 +519,6 @@ def _plain(value: Any) -> Any:
     if issubclass(kind, int):
         return kind, int.__repr__(value)
     return kind, str.__str__(value) if issubclass(kind, str) else repr(value)
-
-
-def _is_data(value: Any) -> bool:
-    """Whether the value of a member of a class is data, and not a function or a descriptor."""
-    return _is_plain(value) or issubclass(type(value), _CONTAINERS)
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
 
 
 def _is_array(kind: type) -> bool:

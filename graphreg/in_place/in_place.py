@@ -108,6 +108,7 @@ def regularize_(
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
     _check_splices(named, eval_penalties)
+    # ``verify`` compares with the model as it is before it gets another class.
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
     session = SharedSession(named, GrowingStreams(seeds, device_of(model)), own_dropout)
@@ -123,6 +124,8 @@ def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.M
     If a step fails, the model gets its own class back. ``before``: a copy of the model to compare the graph with; None for no comparison.
     """
     with Changes() as changes, changes:
+        # What undoes the change is registered before the change, and looks here whether all went
+        # well.
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))
         object.__setattr__(model, "__class__", generated_class(model, type(model)))
@@ -170,6 +173,7 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         check_model(model)  # always raises here
     with bare(model):
         check_model(model)
+    # By its name, because PEFT need not be installed.
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
         raise TraceError(
             f"{type(model).__name__} passes its calls on to the model inside it. Regularize the inner model, with the adapters in it: "

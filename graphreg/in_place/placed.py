@@ -37,9 +37,8 @@ from graphreg.rewriting.instantiate import device_of
 from graphreg.runtime.around_call import AroundCall
 from graphreg.runtime.attach import fed
 from graphreg.runtime.build_record import Asked, written_scale
-from graphreg.runtime.rank_mesh import unplace
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.session.hosts import InPlaceHost, record_of, rules_of
 from graphreg.session.session import Session
 from graphreg.session.streams import GrowingStreams
@@ -305,7 +304,9 @@ class Placed(InPlaceHost):
             if self.session.asked is None:  # ``blocks=`` is a function: a recipe has what it selected
                 self.session.asked = self._asked(graph.plan.asked_blocks)
             if self.session.streams.key.position is not None:  # ``set_ranks`` was called before this graph existed
-                unplace(graph.rules)
+                for child in graph.rules.children():  # it would draw whole masks: it raises until ``set_ranks`` is called again
+                    if isinstance(child, DrawingRule):
+                        child.cuts = None
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
                 log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)

@@ -40,6 +40,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
         "__doc__": original.__doc__,
         "__init__": _init(original),
         "__call__": _call(original, form),
+        # Weak, or the class and its model would keep each other alive.
         "forward": _forward(original, form, weakref.ref(model)),
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
@@ -87,6 +88,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
             if not (self.training or placed.in_eval):
                 return original.forward(self, *args, **kwargs)
             return placed.run(self, form, args, kwargs)
+        # Dynamo traces what follows, and cannot trace state_in, which may wait for another thread.
         placed = self.graphreg_in_place
         if not (self.training or placed.in_eval):
             return original.forward(self, *args, **kwargs)

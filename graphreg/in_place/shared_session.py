@@ -56,6 +56,7 @@ class SharedSession(Session):
         """Return the session of one graph that is copied, as ``verify`` does. It has nothing to do with the model and its other graphs."""
         twin = memo[id(self)] = type(self).__new__(type(self))
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name != "readers"})
+        # Of the readers, only the graph that is being copied.
         twin.readers = [twin.home, *(memo[id(reader)] for reader in self.readers if reader is not self.home and id(reader) in memo)]
         return twin
 

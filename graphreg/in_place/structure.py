@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from graphreg.blocks.block import CALLS, is_sharded
 from graphreg.blocks.placed_block import is_placed, leave, place, place_again, require_own_forward, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
-from graphreg.in_place.adapters import adapters_enabled, disabled_adapters
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.turns import resting_class
@@ -195,6 +194,7 @@ def traced_for(
     Raises:
         GraphRegError: The model cannot be traced, or no graph takes these arguments as numbers that may change.
     """
+    # A user may have given a block another class since the last trace.
     for inner in model.modules():
         place_again(inner)
     proving = _proving(model, options, at_call)
@@ -205,6 +205,7 @@ def traced_for(
         with reads.recorded(model):
             traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
         if options.prove and not is_eager():
+            # Within a transform there are no plain values to compare; the next plain call does it.
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced))
         decided, whole = _planned(model, example, traced, options)
@@ -225,6 +226,7 @@ def traced_for(
         return traced_for(model, example, options, session, at_call, reads, numbers)
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS or may_be_caught(node) for node in graph.nodes] for graph in graphs]
+    # A call that fails at a late assertion must be undone before another graph may run it.
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
@@ -249,21 +251,39 @@ def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -
     two, or an error of another kind, is an error as always.
     """
     asked: tuple[Any, Any, Any, Any] = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
-    layers = disabled_adapters(model)
+    modules: Iterable[Any] = model.modules()  # of PEFT's layers, which are known by these attributes alone
+    layers = [each for each in modules if getattr(each, "disable_adapters", None) is True and hasattr(each, "enable_adapters")]
     try:
         made = plan(traced, *asked)
         return replace(made, adapters_off=bool(layers)), made
     except (NoMatchError, RegularizerError):
         if not layers:
             raise
-    with adapters_enabled(layers):
+    with _adapters_enabled(layers):
         whole = plan(_traced(model, example, options.front_end, None, {}), *asked)
     return plan(traced, *asked, adapters_off=True), whole
+
+
+@contextlib.contextmanager
+def _adapters_enabled(layers: Sequence[Any]) -> Iterator[None]:
+    """Within the context, enable the adapters of PEFT's layers. Afterwards, the layers are as they were before."""
+    flags = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
+    states = [dict(vars(layer)) for layer in layers]
+    try:
+        for layer in layers:
+            layer.enable_adapters(True)
+        yield
+    finally:
+        for layer, state in zip(layers, states, strict=True):
+            vars(layer).update(state)
+        for parameter, flag in flags.items():  # enable_adapters has frozen those of the adapters that are not active
+            parameter.requires_grad_(flag)
 
 
 def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:
     """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
     modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
+    # Autocast knows no meta device.
     devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
     cast = [(device, torch.get_autocast_dtype(device)) for device in sorted(devices) if torch.is_autocast_enabled(device)]
 
@@ -322,6 +342,7 @@ def _require_free(traced: Traced, example: Any, proving: Proving | None, numbers
     if proving is not None:
         args, kwargs = arguments(example) or ((), {})
         bound = inspect.signature(traced.model.forward).bind(*args, **kwargs)
+        # The second value of each number.
         bound.arguments.update(numbers)
         claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
         try:
@@ -401,6 +422,7 @@ def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, An
     nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
+    # A module may hold layers and compute nothing itself, such as an nn.Sequential.
     inside |= {path.rpartition(".")[0] for path in called}
     opened = {part for path in inside for part in _ancestors(path)} - called - {*_record(module).blocks}
     places = [(path, inner) for path, inner in model.named_modules() if path in opened]
@@ -477,6 +499,7 @@ def bare(model: nn.Module) -> Iterator[None]:
     devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
     with Changes() as changes, changes, contextlib.ExitStack() as stack:
         at_rest(changes)
+        # The loop changes what ``modules`` walks through.
         for inner in list(model.modules()):
             for name, child in inner._modules.items():
                 if child is not None and (block := unwrapped_block(child)) is not child:

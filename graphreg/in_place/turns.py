@@ -48,6 +48,8 @@ class _Turns:
         """Whether this thread, which is in calls of the models ``mine``, may not begin a call of ``model`` now."""
         if self.tracing is not None and self.tracing[0] != get_ident() and any(each is self.tracing[1] for each in (model, *mine)):
             return True
+        # A trace that waits comes first, or calls that overlap might keep it waiting for ever. But
+        # it waits for the calls that run already, so a call within one of these goes on.
         return any(each is model for each in self.wanted) and all(each is not model for each in mine)
 
     def may_trace(self, model: Any) -> bool:
@@ -73,6 +75,7 @@ def begin_turn(model: Any) -> None:
     turns = _TurnsNow.turns
     with turns.lock:
         mine = turns.inside.setdefault(get_ident(), [])
+        # Most calls take this lock, and wait for nothing.
         if turns.tracing is not None or turns.wanted:
             _wait(turns, lambda: not turns.must_wait(model, mine))
         mine.append(model)
@@ -97,6 +100,7 @@ def tracing_turn(model: Any) -> Iterator[None]:
     turns, me = _TurnsNow.turns, get_ident()
     with turns.lock:
         before = turns.tracing
+        # Else this is a trace within a trace of the same thread, whose turn it is.
         if before is None or before[0] != me:
             turns.wanted.append(model)
             try:

@@ -31,8 +31,10 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         NoMatchError: A string matches no module that the model calls.
         RegularizerError: A string asks for a port or a role, or is ``*`` alone.
     """
+    # Most models: no block is asked for, and none checkpoints.
     if selector is None and not traced.checkpoints and not any(map(checkpoints_itself, traced.operations.modules.values())):
         return (), ()
+    # A graph of Dynamo's may be a part of a module, so it can call none.
     sites = _modules(traced) if traced.whole else []
     chosen = set[str]()
     if selector is not None:
@@ -74,6 +76,7 @@ def lost_to_checkpoints(traced: Traced, regularizers: Mapping[str, Regularizer])
     """Return a warning for selectors that would match inside modules that are opaque because they checkpoint; ``""`` for none."""
     opaque = [path for path, reason in traced.opaque_modules.items() if CHECKPOINTS in reason]
     modules = traced.operations.modules.items()
+    # Stand-ins for the values that these modules would have, to try the selectors on.
     hidden = [
         Site((Label(path, type(module).__name__, module=path),), module=path, role="hidden")
         for path, module in modules

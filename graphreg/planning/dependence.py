@@ -71,6 +71,7 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
         nodes = site_nodes(graph, traced.operations)
         after = downstream([nodes[s.name] for s in wrt_sites if s.name in nodes], traced.operations)
         before = upstream([nodes[s.name] for s in sites if s.name in nodes])
+        # A site depends on ``wrt`` if it does so in the graph of one mode.
         apart -= {s.name for s in sites if nodes.get(s.name) in after}
         between |= {own_name(node) or node.name: node for node in graph.nodes if node in after and node in before}
 
@@ -97,4 +98,5 @@ def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _may_attend(node: fx.Node, operations: Operations) -> bool:
     module = operations.module(node)
+    # It is not known what an opaque module computes.
     return isinstance(module, nn.MultiheadAttention) or function_name(node) in _ATTENTION or operations.is_opaque(node)

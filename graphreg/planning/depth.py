@@ -13,17 +13,19 @@ from graphreg.tracing.trace import Traced
 
 
 def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> dict[Site, float]:
-    """Return the strength at each site of a regularizer whose ``weight`` is a ``ByDepth``; an empty dict for any other regularizer.
+    """Return the strength at each site of a regularizer whose ``weight`` is a ``ByDepth``.
 
     Raises:
         RegularizerError: All sites are in one block.
     """
     ramp = regularizer.weight
-    if not isinstance(ramp, ByDepth) or not sites:
+    assert isinstance(ramp, ByDepth)
+    if not sites:
         return {}
     order = _order(traced)
     of_site = {site: block_of(traced, site) for site in sites}
     reads = _first_reads(traced, order)
+    # A parameter outside of all blocks computes no value: it stands where it is first read.
     blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, reads.get(block, len(order))))
     if len(blocks) < 2:
         raise RegularizerError(

@@ -108,6 +108,7 @@ def instances(regularizers: Any) -> list[Regularizer]:
         return [regularizers]
     if isinstance(regularizers, type) and issubclass(regularizers, Regularizer):
         raise RegularizerError(f"{regularizers.__name__} is a class; make an instance: {regularizers.__name__}('*', 0.1).")
+    # A tensor or an array, meant as example_inputs.
     if getattr(regularizers, "dtype", None) is not None:
         raise RegularizerError(
             f"{shown(regularizers)} is no regularizer. Give example inputs by name: graphreg.regularize(model, example_inputs=x)."
@@ -188,6 +189,7 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return list(value.items())
     if all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
+        # JSON and YAML have a list where Python has a tuple of selectors.
         return [(tuple(selector) if isinstance(selector, list) else selector, weight) for selector, weight in value]
     number = "rate" if keyword in FAMILIES else "weight"
     raise RegularizerError(f"{keyword}={shown(value)} is not allowed; give a {number}, or a dict of selectors to {number}s.")
@@ -207,6 +209,7 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
         options = dict(weight) if isinstance(weight, Mapping) and "weight" in weight else {"weight": weight}
         cure = f"Write {keyword}={{{selector!r}: 0.1}}.{like_an_option(cls, selector)}"
         options["weight"] = _number(f"{cls.__name__}: weight", options["weight"], cure)
+        # Without a gap before it, ``named_once`` gives the entry its number.
         yield cls(selector, **{"name": f"{keyword}_{place}" if place and left_out else keyword, **options})
 
 
@@ -223,8 +226,10 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
     A keyword that has a role in its name, such as ``hidden_dropout``, takes no selectors.
     """
     cls, value = find(key), read_strength(value)
+    # A schedule of zeros may still be replaced by another, so it is no absence of a regularizer.
     if value is None or value is False or (number_of(value) == 0 and not has_schedule(value)):
         return
+    # An empty dict is refused below, as one of options without a weight.
     if keyword not in PREFIXED and value != {} and _is_map(value, cls):
         yield from _mapped(keyword, cls, _entries(keyword, value))
     elif isinstance(value, Mapping):

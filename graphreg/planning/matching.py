@@ -72,6 +72,7 @@ def _inside_opaque(traced: Traced, text: str) -> str:
     if any(site.shape is not None for site in traced.values):  # the trace had example inputs
         return ""
     pattern = Pattern.parse(text)
+    # These could not be traced without inputs. Others are opaque for what they are.
     for outer in (path for path, reason in traced.opaque_modules.items() if reason.startswith(TraceError.__name__)):
         inside = next((path for path in traced.operations.modules if path.startswith(f"{outer}.") and pattern.path(path)), None)
         if inside is not None:
@@ -100,6 +101,7 @@ def _parametrized(traced: Traced, text: str) -> str:
     for site in traced.parameters:
         owner, inside, rest = site.name.rpartition("parametrizations.")
         before = f"{owner}{rest.partition('.')[0]}"
+        # As if the parameter had the name that it had before.
         if inside and pattern.find([Site((replace(site.labels[0], name=before),), kind="parameter")]):
             return f" {before} is parametrized, and its parameter is {site.name}: '**.original' selects such parameters."
     return ""

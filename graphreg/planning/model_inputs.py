@@ -29,6 +29,7 @@ def check_model_inputs(traced: Traced, regularizer: Regularizer, chosen: Mapping
             sequences need.
     """
     nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
+    # The graph fixes a specialized argument at its value, and does not take it as an input.
     inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}
     for option, name in regularizer.model_inputs.items():
         who = f"{type(regularizer).__name__}: {option}={name!r}"

@@ -23,18 +23,16 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
 
     Args:
         traced: The traced model.
-        regularizer: The regularizer.
+        regularizer: The regularizer, which takes ``module_input``.
         matched: The regularizer's sites, each with the string that matched it.
 
     Returns:
-        The dict; an empty dict if the regularizer does not take ``module_input``.
+        The dict.
 
     Raises:
         RegularizerError: A site is not the output of a module, or it is not certain which single
             value the module gets.
     """
-    if "module_input" not in regularizer.takes:
-        return {}
     who = type(regularizer).__name__
     if not strings(regularizer.pattern):
         raise RegularizerError(f"{who}: a selector that is a function selects values, not modules. Select the modules by a string.")

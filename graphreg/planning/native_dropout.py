@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.ir.random_ops import NativeDropout
-from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of, unmatched
+from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of
 from graphreg.ir.site import Site
 from graphreg.ir.terminal import Lines, Paragraph
 from graphreg.ir.text_table import Table
@@ -92,6 +92,7 @@ def decide(
             choices[site.name] = (value, text)
 
     chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
+    # A later selector may keep a dropout that an earlier one, such as '*', has chosen.
     chosen = [choice for choice in chosen if choice[1] != "keep"]
     unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
     movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
@@ -126,13 +127,6 @@ def _matching(
         raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{suggestion} Its dropouts: {names}.") from None
 
 
-def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """Return the strings of the option's selectors that match no dropout."""
-    sites = [dropout.site for dropout in dropouts]
-    by_selector = option if isinstance(option, Mapping) else {}
-    return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
-
-
 def read_option(option: Any) -> Any:
     """Return the value of ``own_dropout=``, with schedules in place of plain data that stands for them.
 
@@ -145,6 +139,7 @@ def read_option(option: Any) -> Any:
         option = {selector: read_strength(choice) for selector, choice in option.items()}
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         if not (value in CHOICES if isinstance(value, str) else is_rate(value)):
+            # A number in quotes gets a hint of its own.
             hint = numeric_text(value)
             suggestion = f" {hint.strip()}" if hint else suggestions_text(value, CHOICES, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"

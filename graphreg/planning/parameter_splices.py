@@ -81,6 +81,7 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
 
 def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
     labels = _labels(traced, splice, site)
+    # A string that excludes, such as '!fc.*', names no module at whose reads to act.
     patterns = [pattern for text in strings(splice.pattern) if not (pattern := Pattern.parse(text)).exclude]
     matching = [pattern for pattern in patterns if pattern.lone or pattern.find([site])]
     every = not matching or any(pattern.lone or ("**" in pattern.name and pattern.op is None) for pattern in matching)
@@ -89,6 +90,7 @@ def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
     if not every:
         chosen = {label for pattern in matching for label, _ in pattern.labels([site])}
         labels = [label for label in labels if label in chosen] or labels
+    # A module with several paths may read under any of them.
     return alias_paths(traced.operations.modules, frozenset(map(_owner, labels)))
 
 
@@ -143,6 +145,8 @@ def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[Nati
     chosen = {edit.dropout.site.name for edit in native}
     for site, name, readers in splices if chosen else ():
         for read in _reads_of(traced, site):
+            # Without a node of its own for the read, the call of the layer is what the splice
+            # replaces.
             if read.source is None and own_name(read.node) in chosen and read.is_by(readers):
                 raise RegularizerError(
                     f"{name} acts on {site.name} in the call of {read.node.target!r}, whose dropout own_dropout= replaces, but a call can "

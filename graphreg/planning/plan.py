@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
 from graphreg.ir.random_ops import NativeDropout
-from graphreg.ir.selector import Missing, Selector, escaped
+from graphreg.ir.selector import Missing, Selector, escaped, unmatched
 from graphreg.ir.site import Site, dtype_text, shape_text
 from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
@@ -40,7 +40,6 @@ from graphreg.planning.native_dropout import (
     NativeDropoutEdit,
     OwnDropout,
     decide,
-    nameless,
     rates_are_scheduled,
     read_option,
     table,
@@ -49,6 +48,7 @@ from graphreg.planning.parameter_splices import Readers, check_calls, check_orde
 from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Repeat, Strengths, lines, lines_beside_native, repeats, warning
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.by_depth import ByDepth
 from graphreg.regularizer.model_inputs import inputs_text
 from graphreg.regularizer.sequences import sequences, splice_steps
 from graphreg.regularizer.units import units_at, units_note
@@ -156,6 +156,7 @@ class Plan(Printed, RenamedAttributes):
 
     def strength_sites(self, name: str) -> dict[str, Site]:
         """Return, by name, the sites at which a strength can be set; for ``own_dropout``, those of native dropouts with a schedule."""
+        # A regularizer may have been given this very name.
         if name == OWN_DROPOUT and name not in self.regularizers:
             return {edit.dropout.site.name: edit.dropout.site for edit in self.native_dropout if edit.is_scheduled}
         return {edit.site.name: edit.site for edit in self.of(name)}
@@ -241,7 +242,10 @@ class Plan(Printed, RenamedAttributes):
     def _blocks(self) -> Iterator[Paragraph]:
         count, edits = len(self.regularizers), f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         yield Lines((f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}",), "bold")
-        rows = ((*_site(e), f"{type(e.regularizer).__name__} {e.name}", f"{e.weight:g}", e.matched) for e in self.edits)
+        rows = list[tuple[str, ...]]()
+        for edit in self.edits:
+            where = (edit.place, edit.site.op, shape_text(edit.site), dtype_text(edit.site))
+            rows.append((*where, f"{type(edit.regularizer).__name__} {edit.name}", f"{edit.weight:g}", edit.matched))
         yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
         notes = (f"{name}: {note}" for name in self.regularizers for note in (self.note(name), self.faint.get(name)) if note)
         yield Lines((*notes, *self.repeated()))
@@ -293,6 +297,8 @@ def plan(
     ``graphreg.plan`` in ``pipeline.py`` describes the arguments. With ``adapters_off``, the model's adapters are disabled, and there is a
     plan for the model with its adapters: no selector has to match, and a penalty on parameters that are all frozen has no site.
     """
+    # With disabled adapters, the plan of the model with its adapters has complained of what is
+    # missing.
     made = decided(traced, regularizers, "ignore" if adapters_off else missing, own_dropout, blocks, adapters_off)
     repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
     for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
@@ -318,8 +324,9 @@ def decided(
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
         chosen = _select(traced, regularizer, missing, adapters_off)
-        depths = strengths_by_depth(traced, regularizer, list(chosen))
-        inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
+        depths = strengths_by_depth(traced, regularizer, list(chosen)) if isinstance(regularizer.weight, ByDepth) else {}
+        texts = {site: text for site, (text, _, _) in chosen.items()}
+        inputs = module_inputs(traced, regularizer, texts) if "module_input" in regularizer.takes else {}
         for site, (text, steps, units) in chosen.items():
             kind = type(regularizer)
             more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
@@ -329,12 +336,17 @@ def decided(
                     continue
                 more |= {"readers": reads[0], "other_readers": reads[1]}
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
+            # Splices of one class at one site have noise streams that differ by this number alone.
             seen[site.name, kind] += 1
+
+    # All edits are known. What follows looks at several of them together.
     replacing = [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter]
-    check_order(traced, replacing)
+    if replacing:
+        check_order(traced, replacing)
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    check_calls(traced, replacing, native_dropout)
+    if replacing:
+        check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices], native_dropout)
     lost = _missed(traced, named, own_dropout, missing)
@@ -343,10 +355,6 @@ def decided(
     asked = (missing, own_dropout, called, unasked)
     more = {"adapters_off": adapters_off, "traced": traced}
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, **more)
-
-
-def _site(edit: Edit) -> tuple[str, ...]:
-    return edit.place, edit.site.op, shape_text(edit.site), dtype_text(edit.site)
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
@@ -371,7 +379,9 @@ def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDr
     if missing == "error":  # a string that matches nothing has already raised an error
         return {}
     texts_of = {name: missed(traced, regularizer) for name, regularizer in named.items()}
-    texts_of[OWN_DROPOUT] = nameless(own_dropout, traced.native_dropout, traced.values)
+    dropouts = [dropout.site for dropout in traced.native_dropout]
+    selectors = own_dropout if isinstance(own_dropout, Mapping) else ()
+    texts_of[OWN_DROPOUT] = tuple(text for each in selectors for text in unmatched(each, dropouts, dropouts, traced.values))
     return {name: texts for name, texts in texts_of.items() if texts}
 
 
@@ -387,6 +397,7 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
     wanted = [r.name or (r.keys[0] if r.keys else type(r).__name__.lower()) for r in regularizers]
     for base, regularizer in zip(wanted, regularizers, strict=True):
         name, count = base, 0
+        # A number must not make a name that another regularizer was given.
         while name in named or (count and name in wanted):
             count += 1
             name = f"{base}_{count}"
@@ -402,6 +413,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing, adapters
     units = units_at(matched, regularizer) if "units" in regularizer.takes else {}
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
+    # ``expect`` counts the sites of the model with its adapters.
     if not adapters_off:
         check_count(regularizer, list(chosen))
     if "previous" in regularizer.takes:
@@ -414,6 +426,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing, adapters
         except RegularizerError:
             if not adapters_off:
                 raise
+            # It acts on adapters, which alone are trained and are disabled.
             return {}
     return chosen
 
@@ -431,7 +444,8 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
         chosen = {site: (text, of_site(site)) for site, text in matched.items()}
     else:
         chosen = {site: (text, None) for site, text in matched.items()}
-    if chosen and traced.front_end != "dynamo":  # the backend checks the edits that are left, without those that acted in another graph
+    # The backend checks the edits that are left, without those that acted in another graph.
+    if chosen and regularizer.model_inputs and traced.front_end != "dynamo":
         check_model_inputs(traced, regularizer, chosen)
     return chosen
 

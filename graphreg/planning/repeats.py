@@ -89,22 +89,22 @@ def repeats(
         for site, name, regularizer in splices:
             if type(regularizer) is kind:
                 at.setdefault(site.name, []).append(name)
-        native = _native(traced.native_dropout, kind, rates)
+        # the dropouts that do the same as these splices, each with the rate at which the plan runs
+        # it
+        alike = [each for each in traced.native_dropout if issubclass(kind, Splice) and each.kind in kind.native_kinds]
+        planned = [replace(each, rate=float(rates.get(each.site.name, each.rate or 0.0))) for each in alike]
+        native = {each.site.name: each for each in planned if each.rate and each.when != "never"}
         among = at | native
         groups = one_value_over_again(graph, traced.operations, among) if graph is not None and len(among) > 1 else []
         grouped = {site for group in groups for site in group}
+        # Without a group of several sites, there is still a splice at the output of a native
+        # dropout.
         for way in (*groups, *((site,) for site in at if site in native and site not in grouped)):
             acts = tuple((site, name) for site in way for name in at.get(site, ()))
+            # A group may consist of native dropout alone.
             if acts:
                 repeated.append(Repeat(way, acts, tuple(native[site] for site in way if site in native)))
     return tuple(repeated)
-
-
-def _native(dropouts: Sequence[NativeDropout], kind: type[Regularizer], rates: Mapping[str, float]) -> dict[str, NativeDropout]:
-    """Return the native dropouts that act and do the same as the splices of a class, by site, each with its rate in the plan."""
-    alike = kind.native_kinds if issubclass(kind, Splice) else ()
-    planned = [replace(each, rate=float(rates.get(each.site.name, each.rate or 0.0))) for each in dropouts if each.kind in alike]
-    return {each.site.name: each for each in planned if each.rate and each.when != "never"}
 
 
 def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
@@ -141,6 +141,7 @@ def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer],
     notable = [repeat for repeat in repeated if repeat.is_of_splices and repeat.text(regularizers, strengths)]
     if not notable:
         return ""
+    # The warning shows the first, so this is the value on which the most splices act.
     notable.sort(key=lambda repeat: -len(repeat.present(strengths).acts))
     more = f", which differ only by views, dropout, norms and scale{_and_so_on(len(notable) - 1)}"
     text = notable[0].text(regularizers, strengths, more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         name = f"{identifier(native.dropout.site.name)}_own"
         while name in taken:
+            # Another way than above. Both stand in saved states, so both stay.
             name += "_"
         taken.add(name)
         names[i] = name
@@ -68,24 +69,28 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
 
     rules, streams = Rules(), _streams(plan, names)
-    draws = bool(streams) or _draws_elsewhere(plan)
+    # A stage of a pipeline gets keys if another stage may draw: set_ranks and noise_on may be
+    # called for all stages alike.
+    splices = any(isinstance(each, Splice) for each in plan.regularizers.values())
+    draws = bool(streams) or (bool(plan.in_whole) and (plan.own_dropout != "keep" or splices))
     key: KeyRule | SharedKeyRule
     if isinstance(noise, Session):
         assert isinstance(noise.streams, GrowingStreams)
         session, device = noise, noise.streams.key.step.device
+        # All graphs of a model in place draw with the rows of one table of keys.
         slots, key = noise.streams.rows(streams), SharedKeyRule(noise.streams.key)
     else:
         device = device_of(model)
         rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
-        seeds = _Seeds(noise)
-        numbers = {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
+        numbers, seeds = _numbers(streams, plan, noise)
         slots, keys = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
-        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds.drawn()), plan.own_dropout), keys
+        session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds), plan.own_dropout), keys
     session.learn(plan)
     rules.session = session
 
     rules.planned_strengths = {name: plan.planned_strengths(name) for name in session.strengths}
     for name, row in session.strengths.items():
+        # A strength with a schedule has no buffer: the clock returns it, a new one at each call.
         if not row.has_clock:
             rules.strengths[name] = strengths_on(device, row.elements(rules.planned_strengths[name]))
     elements = _add_clock(rules, session, device)
@@ -95,8 +100,11 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0), states)) is not None:
             rules.add_module(names[i], runtime_module)
             of, own = elements[edit.name], elements[edit.name][0]
+            # Each splice reads the element of its own site.
             if len(of) > 1 and isinstance(runtime_module, SpliceRule):
                 own = of[list(rules.planned_strengths[edit.name]).index(edit.site.name)]
+            # Code that reads element 7 is not equal to code that reads element 3, and equal blocks
+            # are compiled once. As long as all sites have one strength, all read the first element.
             if own != of[0] and plan.blocks and edit.at_depth is None and not session.strengths[edit.name].chosen:
                 rules.shared_elements.setdefault(edit.name, {})[names[i]] = own
                 own = of[0]
@@ -138,6 +146,7 @@ def _add_clock(rules: Rules, session: Session, device: torch.device) -> dict[str
     else:
         clock = ClockRule(strengths, device)
         rules.add_module(CLOCK, clock)
+    # In place, each further graph brings sites of its own.
     clock.extend(strengths)
     return elements | {name: clock.places(of) for name, of in scheduled.items()}
 
@@ -159,14 +168,6 @@ def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName
         if native.draws:
             streams[names[i]] = StreamName(native.dropout.site.name, "own dropout", 0)
     return streams
-
-
-def _draws_elsewhere(plan: Plan) -> bool:
-    """Whether the plan is for a stage of a pipeline, and something may draw in another stage.
-
-    Such a stage gets keys even if it draws nothing: then ``set_ranks`` and ``noise_on`` may be called for all stages alike.
-    """
-    return bool(plan.in_whole) and (plan.own_dropout != "keep" or any(isinstance(each, Splice) for each in plan.regularizers.values()))
 
 
 def _runtime_module(edit: Edit, rules: Rules, slot: int, states: Mapping[str, State]) -> RuntimeModule | None:
@@ -220,6 +221,7 @@ def _like(edit: Edit, parameters: Mapping[str, Tensor]) -> Tensor:
     dtype = torch.promote_types(site.dtype, weights[0].dtype) if weights else site.dtype  # wider than the value's under autocast
     like = zeros(site.shape, dtype, weights[0].device if weights else torch.device("cpu"))
     if edit.steps is not None and isinstance(edit.regularizer, Penalty):
+        # Only the shape of the steps is wanted, and lengths come with a call.
         steps = dataclasses.replace(edit.steps, lengths=None)
         return steps.of((like,) * len(steps.calls) or like, None, f"{kind} at {site.name}")[0]
     return like if edit.units is None else like.movedim(edit.units.axis, -1)
@@ -234,8 +236,10 @@ def _add_totals(
         strength, sites = rules.strengths.get(name), [edit.site.name for edit in plan.of(name)]
         if isinstance(regularizer, Splice):
             if name in states:
-                rules.add_module(name, _of_state(regularizer, name, strength, states[name], sites))
-                rules.get_submodule(name).elements = elements[name]  # type: ignore[assignment]
+                learns = regularizer.has_penalty()
+                holder = SpliceTotal(regularizer, name, strength, states[name], sites) if learns else StateHolder(states[name])
+                holder.elements = elements[name]
+                rules.add_module(name, holder)
             continue
         assert isinstance(regularizer, Penalty)
         if name in plan.slices:
@@ -250,36 +254,24 @@ def _add_totals(
         rules.add_module(name, total)
 
 
-def _of_state(regularizer: Splice, name: str, strength: Tensor | None, state: State, sites: Sequence[str]) -> RuntimeModule:
-    """Return the runtime module that has the state of a splice: it computes the splice's penalty, if the splice has one."""
-    return SpliceTotal(regularizer, name, strength, state, sites) if regularizer.has_penalty() else StateHolder(state)
-
-
 def measures(regularizer: Regularizer) -> bool:
     """Whether a penalty measures each site's value on its own, directly after the site, and not all values at once."""
     return regularizer.on == "values" and "values" not in regularizer.takes and not regularizer.takes_vjp
 
 
-class _Seeds:
-    """The seeds of a module: a common one, drawn when it is first needed, and one for each splice with an ``rng`` of its own."""
-
-    def __init__(self, rng: Any) -> None:
-        self.rng, self.common = rng, None if rng is None else seed(rng)
-        self.by_name: dict[str, int] = {}
-
-    def of(self, stream: StreamName, plan: Plan) -> int:
+def _numbers(streams: Mapping[str, StreamName], plan: Plan, rng: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the numbers of streams, and the seeds: the common one under ``""``, that of each splice with an ``rng`` under its name."""
+    common, own, numbers = None if rng is None else seed(rng), dict[str, int](), dict[str, int]()
+    for name, stream in streams.items():
         regularizer = plan.regularizers.get(stream.of)
-        rng = regularizer.rng if isinstance(regularizer, Splice) else None
-        return self.default() if rng is None else self.by_name.setdefault(stream.of, seed(rng))
-
-    def drawn(self) -> dict[str, int]:
-        """Return the seeds that were given or drawn: the common one under ``""``, the others by regularizer name."""
-        return ({} if self.common is None else {"": self.common}) | self.by_name
-
-    def default(self) -> int:
-        if self.common is None:
-            self.common = seed(None)
-        return self.common
+        theirs = regularizer.rng if isinstance(regularizer, Splice) else None
+        if theirs is not None:
+            numbers[name] = stream.number(own.setdefault(stream.of, seed(theirs)))
+            continue
+        if common is None:  # where nothing needs it, it is not drawn, and torch's generator stays as it is
+            common = seed(None)
+        numbers[name] = stream.number(common)
+    return numbers, ({} if common is None else {"": common}) | own
 
 
 def seed(rng: int | torch.Generator | None) -> int:

@@ -89,6 +89,8 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
         args = ours.args
         if ours.op == "output" and isinstance(args[0], Regularized):
             args = (args[0].output,)
+        # What our node reads, looked at as a value of the model: through the additions that
+        # replaced it.
         if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(originals.get(n, n))):
             fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
 

@@ -135,6 +135,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
     operations = Operations(module)
 
     def add(watch: Watch, name: str, args: tuple[Any, ...]) -> None:
+        # It is new. A watch that both modes' graphs call is made once.
         if watch.rules == ():
             watch.rules, watch.owner, watch.training = (rules,), (module,), rules.training
             while hasattr(rules, name):
@@ -154,6 +155,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
         for site in [site for site in sites if site in known]:
             splices_here = splices.get(site, {})
             last = max([known[site], *splices_here.values()])
+            # torch.fx wants all placeholders at the beginning of a graph.
             with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
                 watch = watches.setdefault(site, Watch(site, list(splices_here), near, clock))
                 add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in splices_here.values())))

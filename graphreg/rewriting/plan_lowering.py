@@ -54,16 +54,22 @@ def lower(
     mode = next(mode for mode, each in traced.graphs.items() if each is graph)
     work = _Lowering(graph, traced, plan, names, mode)
     by_site = work.edits_by_site()
+    # Before anything is inserted: this raises for a value that cannot be replaced.
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     chains = work.parameter_chains(traced.parameter_reads[mode])
+
+    # Key and clock stand first, because what is inserted later reads them.
     work.add_key([*by_site.values(), *(chain.edits for chain in chains)])
     if plan.is_scheduled:
         work.clock = work.top = work.add_at_top(Kind.CLOCK)
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
-    work.add_parameters(chains)
+    if chains:
+        work.add_parameters(chains)
     for i in work.calls:
         work.add_sequence(i, plan.edits[i])
+
+    # All values are in place, so the penalties can be computed from them.
     end, loss = work.end()
     totals = {name: work.add_total(name, measured, end) for name, measured in work.measured.items()}
     work.replace_native_dropout()
@@ -163,6 +169,7 @@ class _Lowering:
             return self.aliases.order[value], 0
         there = self.places[value.position, value.anchor]
         place = there.index(value)
+        # Before its anchor, a negative place; behind it, a positive one; the anchor itself has 0.
         return self.aliases.order[value.anchor], place - len(there) if value.position is Position.BEFORE else place + 1
 
     def ordered(self) -> tuple[Insertion, ...]:
@@ -179,6 +186,7 @@ class _Lowering:
         drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.slices for edits in sites for _, edit in edits)
         if not native and not drawn:
             return
+        # Dropout that acts in eval mode, too, needs keys in every call.
         args = (True,) if any(each.when == "always" for each in native) else ()
         self.key = self.top = self.add_at_top(Kind.KEY, args)
 
@@ -234,14 +242,18 @@ class _Lowering:
         saved for backward.
         """
         node = self.where[name]
+        # At an input, insertions stand behind the key, which stands behind all inputs.
         chain = _InsertionChain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
+        # A write into storage of the caller or of the model must reach its owner.
         is_external = written and (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
             track = self.names[name]
             chain.point = chain.value = self._add(chain.point, Kind.TRACK, track, f"{RULES}.{track}", (node,), site=name, replaces=node)
             self.wrt[name] = chain.value
             self.apart += [track] if written else []
+
+        # A penalty must not measure what the model has overwritten by then.
         penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
         overwritten = self.aliases.written_later(node) if spliced else written
         copies = overwritten and any(penalty.clean or not spliced for penalty in penalties)  # without splices, all read one value
@@ -249,7 +261,13 @@ class _Lowering:
         self._measure(chain, edits, clean=True)
         self._splice(chain, edits)
         if spliced and overwritten:
-            self._note_overwritten(edits, apart=written and not is_external and bool(penalties))
+            splices = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+            self.overwritten += splices
+            # A splice that does not act returns the value itself, which penalties read and the
+            # model then overwrites.
+            self.apart += splices[:1] if written and not is_external and penalties else []
+        # A splice that does not act returns the value itself here, and the model's write goes into
+        # it.
         if spliced and is_external and written and any(not penalty.clean for penalty in penalties):
             chain.read = self._copy(chain, Kind.COPY)
         self._measure(chain, edits, clean=False)
@@ -276,11 +294,6 @@ class _Lowering:
             args, kwargs = (chain.value, self.key), self._other_values(edit, chain.node) | self._read_by(edit)
             more: dict[str, Any] = {**_whose(edit), "kwargs": kwargs, "replaces": chain.node}
             chain.point = chain.value = chain.read = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more)
-
-    def _note_overwritten(self, edits: Edits, apart: bool) -> None:
-        splices = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
-        self.overwritten += splices
-        self.apart += splices[:1] if apart else []
 
     def _measure(self, chain: _InsertionChain, edits: Edits, clean: bool) -> None:
         """Insert the measurements of the penalties with this ``clean``. For penalties that are computed later, note the value to read."""
@@ -361,6 +374,8 @@ class _Lowering:
         there = [i for i, edit in enumerate(planned) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {(edit := planned[i]).site.name: measured.get(edit.site.name) or self._read(edit, end) for i in there}
         args = (values,) if "values" in self.plan.regularizers[name].takes else tuple(values.values())
+        # The other sites are in the other mode's graph: the runtime module must know whose
+        # strengths these are.
         some = 0 < len(there) < len(planned) and self.plan.regularizers[name].by_site
         more |= {"places": tuple(there)} if some else {}
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs=more)
@@ -371,6 +386,7 @@ class _Lowering:
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
         args, target, regularizer = (ordered, wrt, self.key), f"{RULES}.{name}", self.plan.regularizers[name]
         more: dict[str, Any] = {"regularizer": name, "kwargs": self._clock_for(regularizer) | self._inputs_of(name, regularizer)}
+        # None of its sites is in this mode's graph.
         if not ordered:
             return self._add_before(end, Kind.TOTAL, name, target, args, **more)
         known = [value for value in (*ordered.values(), *wrt.values(), self.key, self.clock) if value is not None]

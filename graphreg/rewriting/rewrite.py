@@ -73,9 +73,12 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     rules = make_rules(traced.model, plan, names, noise)
     lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
+    # The graphs of both modes have the same penalties, so those of the first count.
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         reads = frozenset(traced.specialized).union(*(insertions.reads for insertions in lowered.values()))
-        rules.add_module("attach", AttachRule(tuple(attached), scale, _device(rules), reads))
+        clock = clock_of(rules)  # without one, no strength has a schedule, and each has a buffer
+        device = next(iter(rules.strengths.values())).device if clock is None else clock.now.device
+        rules.add_module("attach", AttachRule(tuple(attached), scale, device, reads))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     owner = new_owner() if plan.blocks and isinstance(noise, Session) else ""  # only models in place give one
     structures = None if isinstance(noise, Session) else _structures(traced)  # in place, each structure has a graph of its own
@@ -107,6 +110,7 @@ def _structures(traced: Traced) -> CallStructures | None:
     names = [str(n.target) for n in placeholders]
     assumed = given is None
     if given is None:
+        # Without example inputs, all that has no default is assumed to be a tensor.
         required = [name for name in names if name not in traced.specialized and not name.startswith("*")]
         given = {**dict(traced.specialized), **{name: TensorKind(torch.Tensor, None, 0) for name in required}}
     structures = [dict(given)] if traced.shares else [dict(given), {name: unshared(value) for name, value in given.items()}]
@@ -118,12 +122,6 @@ def _structures(traced: Traced) -> CallStructures | None:
     }  # fmt: skip
     loose = traced.front_end != "export"
     return CallStructures(structures, inputs, loose, traced.digest, traced.front_end, proves, defaults, assumed)
-
-
-def _device(rules: Rules) -> torch.device:
-    """Return the device of the strengths."""
-    clock = clock_of(rules)
-    return clock.now.device if clock is not None else next(iter(rules.strengths.values())).device
 
 
 def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:

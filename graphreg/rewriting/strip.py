@@ -50,6 +50,7 @@ def strip_graph(graph: fx.Graph) -> None:
     output = graph.output_node()
     if isinstance(output.args[0], Regularized):
         output.args = (output.args[0].output,)
+    # From the end, because additions read additions before them.
     for node in reversed(graph.nodes):
         if is_replaced_call(node):
             restore(node)
@@ -57,6 +58,7 @@ def strip_graph(graph: fx.Graph) -> None:
             value = replaced_by(node)
             if value is not None:
                 node.replace_all_uses_with(value)
+            # What the model reads has been put back, so this reader is not of the model.
             if node.users:
                 raise GraphRegError(
                     f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so {node.name} cannot be removed. A "

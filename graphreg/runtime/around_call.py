@@ -18,10 +18,10 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.parameter_identity import require_same_parameters
 from graphreg.runtime.result import Regularized
-from graphreg.runtime.runtime_module import DrawingRule
+from graphreg.runtime.runtime_module import DrawingRule, device_with_values
 from graphreg.runtime.sharding import explained, refuse_parallelized
-from graphreg.runtime.uncalled_checkpoints import warn_of_uncalled_checkpoints
 from graphreg.runtime.unfinished import running, take_back
+from graphreg.runtime.unseen_changes import warn_of_uncalled_checkpoints
 from graphreg.torch_internals.autograd import NO_BACKWARD, backward_task
 from graphreg.torch_internals.distributed import has_process_group, is_distributed
 from graphreg.torch_internals.dynamo_marks import disable
@@ -80,8 +80,10 @@ class AroundCall:
     def _check_call(self, rules: Any) -> None:
         """Do before a call what compiled code cannot do, or what would fail there with an error of Dynamo's around that of graphreg."""
         module = self.module
-        if rules.awaits_device:
-            rules.settle_device(module)
+        # a model that was made on the meta device may have got its values since the last call
+        if rules.awaits_device and (device := device_with_values(module)) is not None:
+            rules.awaits_device = False
+            rules.to(device)
         proves = rules.prover is not None and self._is_unproved()
         if proves or self.compiled:  # compiled code cannot trace the model for another structure of arguments
             forward: Any = type(module).forward

@@ -91,6 +91,7 @@ class BuildRecord:
         """Return the record for a plan that is carried out on a traced model."""
         traced_as = dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes
         asked = None if traced.asked_front_end == "auto" else traced.asked_front_end
+        # The record is pickled with the module, and a trace holds the model that was traced.
         return cls(replace(plan, traced=None), *traced_as, dict(seeds), penalties, written_scale(scale), asked)
 
     @property

@@ -213,6 +213,8 @@ def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:
     """
     begin, steps, start, stop, bends, every = numbers.unbind(-1)
     step = (step.to(numbers.dtype) / every).floor()
+    # How far each piece has come, as if there were no other; ``last`` then picks one of each
+    # element.
     share = ((step - begin) / steps).clamp(0, 1)
     share = torch.where(bends > 0, (1 - torch.cos(math.pi * share)) / 2, share)
     last = (begin <= step).sum(-1, keepdim=True) - 1  # the last piece that has begun

@@ -273,6 +273,7 @@ class Counter(RuntimeModule):
         self.step = torch.full_like(self.step, call)
         self._buffers[self.product] = self.made(self.step)
         if self.frozen_call is not None:
+            # The open blocks repeat the new call from here on.
             self.frozen_call, self.beyond = call, 0
             self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
 
@@ -296,6 +297,8 @@ class Counter(RuntimeModule):
                 self.frozen_call, self.free = int(self.step), torch.zeros_like(self.free)
                 number = self.frozen_call
             else:
+                # A nested block repeats the call of the outer one; one of another thread, a call of
+                # its own.
                 number = mine[0] if mine else self._next_beyond()
             self.left.discard(_thread.token)
             self.blocks[block] = (_thread.token, number)

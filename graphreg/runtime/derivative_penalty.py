@@ -72,6 +72,7 @@ class Derivative(Total):
         if torch.compiler.is_dynamo_compiling():
             improve_graph()
             improve_derivatives()
+        # Token numbers have no derivative; the penalty goes on with the other values.
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = is_compiling()
@@ -80,6 +81,7 @@ class Derivative(Total):
         require_inputs(self.regularizer, inputs, self.description)
         arguments = {**dict.fromkeys(VJP_NAMES, vjp), "weight": weight, **fitted(self.regularizer, inputs, weight.dtype, first.device)}
         total = formula(self.regularizer, arguments, first.device.type, self.description)
+        # No operation has refused its second derivative, so later calls need not look for one.
         if not compiling:
             self.proven = True
         return weight * total

@@ -69,7 +69,9 @@ def computed(
     values = {name: without_partial_sums(value) if is_distributed(value) else value for name, value in values.items()}
     if not inputs and len(values) == 1 and regularizer.value_range is None:  # the range of a DTensor's numbers is not checked
         ((name, value),) = values.items()
-        if _computes_on_shards(compute, name, value, (_identity(regularizer), repr(reads))):
+        # regularizers of one class and with equal options compute the same formula
+        options = tuple((field.name, repr(getattr(regularizer, field.name))) for field in fields(regularizer))
+        if _computes_on_shards(compute, name, value, ((type(regularizer), options), repr(reads))):
             return whole(compute({name: value.redistribute(placements=value.placements)}))  # type: ignore[no-any-return]
     trained = any(each.requires_grad for each in inputs.values() if isinstance(each, Tensor))  # _OnWhole has the gradients of values alone
     if trained or not torch.is_grad_enabled() or not any(value.requires_grad for value in values.values()):
@@ -148,11 +150,6 @@ def own_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] if found[name].device == value.device else value for name, value in values.items()}  # not offloaded ones
 
 
-def whole_parameter(value: Any) -> Any:
-    """Return a parameter as a plain tensor that has all elements. If FSDP2 has gathered it for a forward, gather its own again."""
-    return whole(own_parameters({"": value})[""])
-
-
 def leaves_graph(parameters: Iterable[Any]) -> bool:
     """Return whether Dynamo must not compile a function of these parameters: only in eager can FSDP2 be asked for its own parameters."""
     if not has_process_group():
@@ -201,11 +198,6 @@ class _WithPlainGradient(torch.autograd.Function):
 
 
 # Trials
-
-
-def _identity(regularizer: Penalty) -> Hashable:
-    """Return what two regularizers have in common that compute the same formula: their class and options."""
-    return type(regularizer), tuple((field.name, repr(getattr(regularizer, field.name))) for field in fields(regularizer))
 
 
 def _computes_on_shards(compute: Compute, name: str, value: Any, formula: Hashable) -> bool:

@@ -153,15 +153,11 @@ class NativeDropoutRule(DrawingRule):
             return (1, *ones) if arguments.get("mode") == "batch" else (z.shape[0], *ones)
         if z.dim() < 2:
             raise RuntimeError(f"{self.description}: the value has {z.dim()} dims; dropout of channels needs 2 or more.")
-        return (z.shape[0], *ones) if self._unbatched(z) else (z.shape[0], z.shape[1], *ones[1:])
-
-    def _unbatched(self, z: Tensor) -> bool:
-        """Whether torch reads the value as one example without a batch axis, so that axis 0 has the channels.
-
-        torch decides by the function and the number of axes.
-        """
+        # torch reads some values as one example without a batch axis, by the function and the
+        # number of axes: axis 0 has the channels then
         name = self.function or type(self.layer[0]).__name__.lower()
-        return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
+        unbatched = (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
+        return (z.shape[0], *ones) if unbatched else (z.shape[0], z.shape[1], *ones[1:])
 
     def _drop(self, p: Rate, noise: Tensor) -> Callable[[Tensor], Tensor]:
         draws = self.noise(noise)

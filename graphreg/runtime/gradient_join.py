@@ -83,7 +83,7 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
 
 def _join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
-    if _has_tangent(total):
+    if is_forward_mode() and forward_ad.unpack_dual(total).tangent is not None:  # type: ignore[no-untyped-call]
         raise GraphRegError(_FORWARD_MODE)
     if not live or not recorded(total):
         return tuple(tensors)
@@ -119,10 +119,6 @@ def refuse_twice(below: Tensor | None = None) -> None:
     if torch.is_grad_enabled() and (below is None or recorded(below)):
         hint = "" if below is None else " If the gradient is not differentiated again, give torch.func the parameters detached."
         raise GraphRegError(TWICE + hint)
-
-
-def _has_tangent(total: Tensor) -> bool:
-    return is_forward_mode() and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def in_place(apply: Link, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:

@@ -32,14 +32,5 @@ def fitted(regularizer: Regularizer, inputs: Mapping[str, Any], dtype: torch.dty
     An argument whose option is None, so that it has no input, is None.
     """
     none: dict[str, Tensor | None] = dict.fromkeys((*regularizer.input_options, "lengths", "counted"))
-    return none | {option: _fitted(value, dtype, device) for option, value in inputs.items()}
-
-
-def _fitted(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    found: Tensor = whole(value)
-    return found.to(device, dtype) if found.is_floating_point() else found.to(device)
-
-
-def are_whole_numbers(inputs: Mapping[str, Any]) -> bool:
-    """Whether no input has a floating-point dtype, so that none has a gradient."""
-    return not any(value.is_floating_point() or value.is_complex() for value in inputs.values())
+    tensors: dict[str, Tensor] = {option: whole(value) for option, value in inputs.items()}
+    return none | {option: x.to(device, dtype) if x.is_floating_point() else x.to(device) for option, x in tensors.items()}

@@ -88,6 +88,7 @@ class KeyRule(Counter):
 
     def among(self, key: Tensor, mesh: Any) -> Tensor:
         """Return the key that all ranks of a mesh share: that of the lowest rank. ``key``: this rank's key of a stream, int32 [2]."""
+        # These ranks have one key already.
         if self.alike or all(name in self.meshed for name in mesh.mesh_dim_names or (None,)):
             return key
         if self.position is not None:

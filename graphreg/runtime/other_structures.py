@@ -56,6 +56,7 @@ def settle_structure(
             structures.given.append(given)
             structures.accepted[text] = True
             return
+        # Not among the refused: a call outside of the trace can find out.
         if why is _LATER:
             raise GraphRegError(f"{unlike(writer, structures, given)} {why}")
         structures.refused[text] = f"{unlike(writer, structures, given)} {why} {_INSTEAD}"
@@ -77,6 +78,7 @@ def _why_not(
     model = traced_model(module)
     if model is None or isinstance(model, fx.GraphModule):
         return "This module has no link to the model (it was copied or unpickled), so graphreg cannot find out whether the graph is right."
+    # The graph takes these numbers as inputs, so the trace must not fix them, either.
     inputs = [name for name, value in writer.by_name(args, kwargs).items() if type(value) in (int, float) and name in structures.inputs]
     title = type(model).__name__
     proving = Proving(around=_autocast_again(model), at_call=True) if structures.proves else None
@@ -99,11 +101,13 @@ def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any
     other = [name for name in given if name in then and contents_of(given[name]) != contents_of(then[name])]
     fixed = [name for name in other if name not in structures.inputs and name in writer.defaults]
     lead = ""
+    # Such as a list or a configuration, whose contents at the trace are in the graph.
     if fixed and may_change(then[fixed[0]]):
         lead = (
             f"{fixed[0]} was {shown_contents(then[fixed[0]])} when the model was traced, and the graph is specialized to that. It has "
             f"other contents now, or is another object. Regularize the model once more, with this {fixed[0]} in the example_inputs. "
         )
+    # The argument was left out in this call.
     elif fixed and fixed[0] in structures.defaults and contents_of(given[fixed[0]]) == contents_of(structures.defaults[fixed[0]]):
         lead = (
             f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced, and in this call it is its default, "
@@ -114,6 +118,7 @@ def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any
             f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced. "
             f"Give regularize example_inputs that carry {fixed[0]}. "
         )
+    # An optional tensor was given at the trace, and is None in this call.
     elif other and given[other[0]] is None and not structures.assumed:
         lead = (
             f"{other[0]} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it. "

@@ -6,15 +6,18 @@ no ``state_dict``; ``rng_state`` saves them. ``stateful.py`` has the runtime mod
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from graphreg.errors import GraphRegError, RegularizerError, listed
+from graphreg.errors import GraphRegError, RegularizerError, listed, warn
 from graphreg.ir.naming import identifier
 from graphreg.ir.precision import with_values
 from graphreg.regularizer.base import Regularizer
@@ -110,17 +113,14 @@ class State(RuntimeModule):
 
     def place(self, site: str, like: Tensor) -> SiteState:
         """Return the state of a site; make it if there is none. ``like``: as in ``Regularizer.init_state``."""
-        if site in self.sites and self.regularizer.on == "values" and self._fits_no_more(site, like):
-            log.warning("%s: the value at %s has another shape now; its state starts anew", self.name, site)
-            self.drop(site)
+        if site in self.sites and self.regularizer.on == "values":
+            held, anew = self.at(site).tensors(), self._made(site, like)
+            if {name: tensor.shape for name, tensor in held.items()} != {name: tensor.shape for name, tensor in anew.items()}:
+                log.warning("%s: the value at %s has another shape now; its state starts anew", self.name, site)
+                self.drop(site)
         if site not in self.sites:
             self._put(site, self._made(site, like), like)
         return self.at(site)
-
-    def _fits_no_more(self, site: str, like: Tensor) -> bool:
-        """Return whether the state of a site would have tensors of other shapes if it were made now."""
-        held = {name: tensor.shape for name, tensor in self.at(site).tensors().items()}
-        return held != {name: tensor.shape for name, tensor in self._made(site, like).items()}
 
     def at(self, site: str) -> SiteState:
         """Return the state of a site."""
@@ -151,6 +151,8 @@ class State(RuntimeModule):
         for site in self.sites:
             held = self.at(site)
             first = next(iter((*held.parameters(), *held.buffers(), *parameters.values())))
+            # Of a value, only shape and dtype are known between calls, and init_state may use no
+            # more.
             like = parameters[site] if self.regularizer.on == "parameters" else zeros(*held.like, first.device)
             held.renew(self._made(site, like))
             held.like = like.shape, like.dtype
@@ -175,6 +177,7 @@ class State(RuntimeModule):
         """Load a saved state, in the dtype and on the device of the present state."""
         for site, tensors in saved.items():
             if site not in self.sites:
+                # In place, there is no graph yet, so the shape of the site is not known.
                 self._put(site, {name: tensor.detach().clone() for name, tensor in tensors.items()}, torch.empty(0, device="cpu"))
                 continue
             old = self.at(site)._buffers
@@ -190,6 +193,7 @@ class State(RuntimeModule):
             return {name: _own(tensor, like.device) for name, tensor in tensors.items()}
 
     def _put(self, site: str, tensors: Mapping[str, Tensor], like: Tensor) -> None:
+        # The tensors become attributes of a SiteState.
         taken = set(dir(nn.Module())) | {"like", "names", "tensors", "replace", "renew"}
         if wrong := [name for name in tensors if name in taken or not name.isidentifier()]:
             raise RegularizerError(f"{self.name}: init_state calls a tensor {wrong[0]!r}, and modules use that name themselves. Rename it.")
@@ -252,3 +256,36 @@ def moves_on(rule: RuntimeModule, training: bool) -> bool:
 def states_in(module: nn.Module) -> Iterator[State]:
     """Yield the states of a module's runtime modules."""
     return (each for each in module.modules() if isinstance(each, State))
+
+
+def watch_optimizers(module: nn.Module) -> None:
+    """Call ``_warn_of_missed`` when a backward pass first reaches one of the parameters that regularizers own."""
+    owned = [parameter for state in states_in(module) for parameter in state.parameters() if parameter.requires_grad]
+    handles = list[Callable[[], None]]()
+    root = weakref.ref(module)
+
+    def reached(parameter: Tensor) -> None:
+        while handles:
+            handles.pop()()
+        if (present := root()) is not None:
+            _warn_of_missed(present)
+
+    for parameter in owned if all(parameter.is_leaf for parameter in owned) else ():
+        handles.append(parameter.register_post_accumulate_grad_hook(reached).remove)  # type: ignore[no-untyped-call]
+
+
+def _warn_of_missed(module: nn.Module) -> None:
+    """Warn of the regularizers' parameters that no optimizer has, if some optimizer has a parameter of the model."""
+    owned = {id(parameter) for state in states_in(module) for parameter in state.parameters()}
+    named = dict(module.named_parameters())
+    theirs = {id(parameter) for parameter in named.values()} - owned
+    # by type(): isinstance reads an attribute of every object in the process, which may have side
+    # effects
+    groups = [{id(p) for g in each.param_groups for p in g["params"]} for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+    trained = set[int]().union(*groups)
+    missed = [name for name, parameter in named.items() if id(parameter) in owned and id(parameter) not in trained]
+    if missed and not theirs.isdisjoint(trained):
+        warn(
+            f"the optimizer has the model's parameters, and not those that regularizers learn ({listed(missed, 3)}), which stay as they "
+            "are. Make it from the parameters of the rewritten module: torch.optim.SGD(module.parameters(), ...)."
+        )

@@ -31,6 +31,7 @@ class _Known:
         return [*itertools.chain.from_iterable([each.values() for each in self.registries_filled])]
 
     def holds(self, module: nn.Module) -> bool:
+        # Sizes first: what is put into an empty registry is not among the values.
         if module._modules is not self.registries[0] or list(map(len, self.registries)) != self.sizes:
             return False
         return all(map(operator.is_, self._values(), self.values))

@@ -198,8 +198,12 @@ class Total(RuntimeModule):
             sites = _gathered(strengths, [elements[place] for place in places] if places else elements)
             if is_compiling():  # without a common factor, which backward would need, too
                 return self._joined(stacked * sites.to(stacked), of)
-            weight, shares = _split(sites)
-            stacked = stacked * shares.to(stacked)
+            # Strengths are a common factor times shares. If all are equal, each share is 1, and the
+            # penalty is the same bit for bit as with a number. The factor is detached: a derivative
+            # by a strength goes through its share.
+            first = sites[0].detach()
+            weight = torch.where(first == 0, 1, first)
+            stacked = stacked * (sites / weight).to(stacked)
         total = self._joined(stacked, of)
         return weight.to(total.dtype) * total
 
@@ -279,17 +283,6 @@ def _gathered(strengths: Tensor, places: Sequence[int]) -> Tensor:
     if tuple(places) == tuple(range(first, first + count)):
         return strengths[first : first + count]
     return torch.stack([strengths[place] for place in places])
-
-
-def _split(sites: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a common factor, [], and shares, [sites], whose products are the strengths at the sites.
-
-    If all sites have one strength, it is the factor, and the shares are 1: then the penalty is the same bit for bit as with a number. A
-    derivative by a strength goes through its share.
-    """
-    first = sites[0].detach()
-    factor = torch.where(first == 0, 1, first)
-    return factor, sites / factor
 
 
 def measured(

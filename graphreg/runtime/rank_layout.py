@@ -57,6 +57,7 @@ def window(z: Tensor, cuts: Sequence[Cut] | None, description: str) -> Window | 
                 f"{description}: set_ranks was told that the ranks of {cut.name!r} divide axis {cut.axis} of the value, and it has the "
                 f"shape {tuple(z.shape)}. Give another placement, or leave the site out."
             )
+        # A further cut of the same axis divides each part of the one before.
         index[cut.axis], parts[cut.axis] = index[cut.axis] * cut.parts + cut.index, parts[cut.axis] * cut.parts
     sizes = tuple(z.shape)
     whole = tuple(size * n for size, n in zip(sizes, parts, strict=True))
@@ -86,6 +87,7 @@ def shard_window(z: Any) -> Window | None:
     for i, placement in enumerate(z.placements):
         if placement.is_replicate():
             continue
+        # Nor as _StridedShard, whose parts lie in another order.
         if type(placement).__name__ != "Shard":
             raise GraphRegError(
                 f"a value is shared among ranks as {placement}, and splices act on values that are replicated, or divided by Shard. Call "
@@ -118,6 +120,7 @@ def require_separable(regularizer: Any, place: Window | None, description: str) 
 
 def is_dtensor(value: object) -> bool:
     """Return whether a value is a DTensor."""
+    # By its name, because torch.distributed.tensor is slow to import and rarely needed.
     return type(value).__name__ == "DTensor" and isinstance(value, Tensor)
 
 
@@ -128,19 +131,6 @@ def made_whole(z: Any) -> Any:
     from torch.distributed.tensor import Replicate  # noqa: PLC0415  # most processes never need it
 
     return z.redistribute(placements=[Replicate() if each.is_partial() else each for each in z.placements])
-
-
-def from_part(part: Tensor, z: Any) -> Any:
-    """Return the DTensor that has ``part`` as this rank's shard, and otherwise the shape and the placements of the DTensor ``z``."""
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # most processes never need it
-
-    return DTensor.from_local(part, z.device_mesh, z.placements, run_check=False, shape=z.shape, stride=z.stride())
-
-
-def like_part(value: Any, z: Any) -> Tensor:
-    """Return this rank's part of the DTensor ``value``, divided among ranks as the DTensor ``z`` is. Both have the same shape."""
-    local: Tensor = value.redistribute(z.device_mesh, z.placements).to_local()
-    return local
 
 
 @assume_constant_result

@@ -97,6 +97,7 @@ class RankMesh:
     @property
     def position(self) -> int:
         """The number of this rank among the ranks that draw different masks; 0 if no two ranks do."""
+        # The coordinates are the digits of one number, in the order of the mesh.
         position = 0
         for name in self._ordered(self.differing):
             position = position * self._size(name) + self._index(name)
@@ -122,12 +123,16 @@ class RankMesh:
             axes = self._axes(rule, site, sharing, chosen.get(site))
             if isinstance(rule, DrawingRule):
                 cuts = [self._cut(name, 0) for name in self._ordered(self.data) if self.one_batch]
+                # Rows of the batch first: of two cuts of one axis, that into larger parts comes
+                # first (``window``).
                 found[rule] = (*cuts, *(self._cut(name, axis) for name, axis in axes.items()))
                 _require(rule, found[rule])
             elif axes:
                 raise GraphRegError(self._part_measured(rule, site, axes))
-        for rule in _replacing_parameters(root):
-            found[rule] = ()
+        rules: Any = root._modules[RULES]
+        for rule in rules.children():  # each rank has a parameter whole, or as a DTensor that tells its place
+            if isinstance(rule, SpliceRule) and rule.on_parameter:
+                found[rule] = ()
         return found
 
     def _shared(self, root: nn.Module) -> Iterator[tuple[DrawingRule | Measure | Total, str, Sharing]]:
@@ -164,6 +169,7 @@ class RankMesh:
         Raises:
             GraphRegError: That is not known, or they divide it unequally.
         """
+        # placements= cannot help here: it says that all parts are equal.
         if isinstance(sharing, Unequal):
             raise GraphRegError(
                 f"{rule.description}: the value {sharing.why}. Leave the site out; or give the layer a number of features that "
@@ -252,23 +258,10 @@ def batch_notes(module: nn.Module, rules: Rules, plan: Plan) -> list[str]:
     return lines
 
 
-def unplace(rules: Rules) -> None:
-    """For a graph that was made after ``set_ranks`` was called: let all that draws raise an error until ``set_ranks`` is called again."""
-    for child in rules.children():
-        if isinstance(child, DrawingRule):
-            child.cuts = None
-
-
 def _is_value(node: fx.Node) -> bool:
     """Return whether a node that a penalty reads has a value of the model, not a number that graphreg computed."""
     addition = addition_of(node)
     return addition is None or addition.kind not in (Kind.KEY, Kind.CLOCK, Kind.MEASURE, Kind.TOTAL)
-
-
-def _replacing_parameters(root: nn.Module) -> Iterator[SpliceRule]:
-    """Yield the splices on parameters of a rewritten module. Each rank has the whole parameter, or a DTensor that tells its place."""
-    rules: Any = root._modules[RULES]
-    yield from (rule for rule in rules.children() if isinstance(rule, SpliceRule) and rule.on_parameter)
 
 
 def _sites(root: nn.Module) -> list[Site]:

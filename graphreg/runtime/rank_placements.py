@@ -77,6 +77,7 @@ class _Borders:
         if not self.blocks or source.op == "get_attr":
             return sharing
         outside, inside = calls_of(source) or (), calls_of(reader) or ()
+        # From the innermost block outwards, in the order in which the value leaves them.
         for path, *_ in reversed([call for call in outside if call not in inside and call[0] in self.blocks]):
             if (layout := output_layout(self.blocks[path])) is not None:
                 sharing = _declared(layout, f"leaves the block {path!r}", self.blocks[path], self.dimension)
@@ -125,6 +126,7 @@ def _declared(layout: Layout, what: str, module: nn.Module, dimension: str) -> S
     """Return how ranks share the only result of a module. ``what``: where the result comes from, for a message."""
     sharing = _converted(layout, what)
     weight: Any = getattr(module, "weight", None)
+    # Only the last axis has the features, whose number the weight tells.
     if sharing != -1 or not is_dtensor(weight):
         return sharing
     features = weight.shape[0] if isinstance(module, nn.Linear) else weight.shape[-1]

@@ -39,20 +39,24 @@ from graphreg.ir.module_record import (
     state_of,
 )
 from graphreg.ir.serialize import freeze, thaw
+from graphreg.regularizer.base import Regularizer
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import SCRIPTED, chosen, guarded, no_method, signature
-from graphreg.runtime.optimizers import watch_optimizers
+from graphreg.runtime.owned_state import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.runtime.structure import structure
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.emitted_code import generate_forward
 from graphreg.torch_internals.functorch import enters_levels
 from graphreg.torch_internals.fx import define_in_copies, define_named_tuples
-from graphreg.torch_internals.modules import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, take_state_version
+from graphreg.torch_internals.modules import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, modules_by_path, take_state_version
+from graphreg.tracing.symbolic.tracer import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
+_OPTIONS = (*PLAIN, Regularizer)
+_COMMON = frozenset(PLAIN)  # to look up exact types, which is quick
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))  # what every module has
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
@@ -83,6 +87,8 @@ class RewrittenModule(fx.GraphModule):
 
         If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
         check_names(model, plain_too=whole_model)
+        # Empty, because torch.fx would copy modules, and they are shared below. ``Impl`` ends the
+        # name that torch.fx gives the class of a GraphModule.
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
         self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
@@ -156,6 +162,8 @@ class RewrittenModule(fx.GraphModule):
         if state is None or not state.graphs:  # torch.fx is constructing it
             return super().recompile()
         forwards, compiled = {}, {}
+
+        # A new forward must not reach the modules that share the present class.
         _leave_class(self)
         _give_way(self)
         state.codes, state.compiled_codes, named = {}, {}, list[dict[str, Any]]()
@@ -171,10 +179,13 @@ class RewrittenModule(fx.GraphModule):
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
             check_arguments(graph, "", type(self).__name__)
             named.append((python_code := _emitted(self, called)).globals)
+            # torch.fx puts the forward on the class and its text into ``_code``. The next graph
+            # replaces both.
             forwards[mode], state.codes[mode] = type(self).forward, self._code
             if state.blocks:
                 state.compiled_codes.setdefault(mode, self._code)
-                state.codes[mode] = _text(graph)
+                define_named_tuples(graph)
+                state.codes[mode] = str(spelled(graph).python_code("self").src)  # what users read has the blocks' operations, too
             check_arguments(graph, state.codes[mode], type(self).__name__)
             self._graph, graph.owning_module = graph, self
         derivatives = list[str]()
@@ -184,6 +195,8 @@ class RewrittenModule(fx.GraphModule):
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
         writer = CallText(next(iter(forwards.values())), state.model.specialized, state.structures) if state.structures else None
+
+        # One forward that chooses among those that were generated takes their place.
         type(self).forward = chosen(
             forwards, compiled or forwards, writer, RULES, derivatives, levels, any(map(catches, state.graphs.values()))
         )
@@ -276,6 +289,7 @@ class RewrittenModule(fx.GraphModule):
             state["_modules"] = with_blocks(self._modules, _known(self).blocks)
         state[STATE].owner = owner
         if (rules := self._modules.get(RULES)) is not None:
+            # deepcopy leaves alone what is in its memo: the layers, and what scales the penalties.
             shared: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
             shared += [scale for child in rules.children() if (scale := vars(child).get("scale")) is not None]
             state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in shared}})
@@ -323,6 +337,7 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     module.__dict__.update({n: v for n, v in attributes.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
     for name in TENSOR_REGISTRIES:
         module.__dict__[name] = model.__dict__[name]
+    # In place, graphs call the model's own modules as blocks, and need no objects in their place.
     children = {name: child for name, child in model._modules.items() if name != RULES}
     module.__dict__["_modules"] = children if _known(module).owner else with_blocks(children, _known(module).blocks)
     module.__dict__["meta"] = dict(meta) if isinstance(meta := attributes.get("meta"), dict) else {}
@@ -347,12 +362,14 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     includes the ids of the objects that the forward of the class refers to.
     """
     state, kind = _known(module), type(module)
+    # Another library has derived a class of its own, such as FSDP.
     if kind.__bases__ != (RewrittenModule,):
         return
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = hashlib.blake2b(repr((kind.__name__, source, sorted(ours), references, structure(module))).encode())
+    key = hashlib.blake2b(repr((kind.__name__, source, sorted(ours), references, _structure(module))).encode())
     for mode, code in (*state.codes.items(), *state.compiled_codes.items()):
+        # With its length, so that two texts cannot run together to the same bytes as two others.
         key.update(f"\0{mode}\0{len(code)}\0{code}".encode())
     common = _common.setdefault(key.digest(), kind)
     if common is not kind:
@@ -396,7 +413,31 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     return generate_forward(module)
 
 
-def _text(graph: fx.Graph) -> str:
-    """Return the emitted Python of a graph from which no forward is generated."""
-    define_named_tuples(graph)
-    return str(spelled(graph).python_code("self").src)
+def _structure(module: nn.Module) -> list[Any]:
+    """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
+    structure: list[Any] = []
+    regularizers: dict[str, int] = {}  # a number for each text: a regularizer's text may list many sites, and it is at each of them
+    texts: dict[int, str] = {}  # by id of a regularizer
+
+    def text(value: Regularizer) -> str:
+        if id(value) not in texts:
+            texts[id(value)] = f"regularizer {regularizers.setdefault(repr(value), len(regularizers))}"
+        return texts[id(value)]
+
+    for path, inner in modules_by_path(module).items():
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
+        plain = [
+            (name, value) for name, value in attributes.items()
+            if (type(value) in _COMMON or (name not in _OWN and _is_option(value))) and name != "training"
+        ]  # fmt: skip
+        options = sorted((name, repr(text(value) if isinstance(value, Regularizer) else value)) for name, value in plain)
+        named = (*inner._parameters.items(), *inner._buffers.items())
+        tensors = [
+            (name, None if nn.parameter.is_lazy(x) else x.shape, x.dtype, x.device, x.requires_grad) for name, x in named if x is not None
+        ]
+        structure.append((path, type(inner) if inner is not module else None, options, tensors))
+    return [*structure, list(regularizers)]
+
+
+def _is_option(value: Any) -> bool:
+    return all(map(_is_option, value)) if isinstance(value, tuple) else isinstance(value, _OPTIONS)

@@ -44,7 +44,7 @@ class Rules(nn.Module):
         watching: The monitor; None if no monitor watches the module.
         stage_calls: Checks and ends the calls of a stage of a pipeline; None for any other module.
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
-        is_uncalled: Whether the module was not called since its code was made; see ``uncalled_checkpoints.py``.
+        is_uncalled: Whether the module was not called since its code was made; see ``warn_of_uncalled_checkpoints``.
         unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
@@ -128,12 +128,6 @@ class Rules(nn.Module):
         self.move(fn, {})
         return self
 
-    def settle_device(self, root: nn.Module) -> None:
-        """Follow a model that was made on the meta device to the device where it has got its values, if it has. ``root``: as above."""
-        if (device := device_with_values(root)) is not None:
-            self.awaits_device = False
-            self.to(device)
-
     def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Any]) -> None:
         """Move all tensors to the device to which ``fn`` moves them. The tensors of a state also get the dtype that ``fn`` gives.
 
@@ -144,7 +138,11 @@ class Rules(nn.Module):
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
-                moved[id(tensor)] = self._moved(name, tensor, followed(tensor, fn))
+                device = followed(tensor, fn)
+                if tensor.dtype == torch.float64 or not has_float64(device):
+                    moved[id(tensor)] = brought(tensor, device)
+                else:  # from a device without float64 to one with it: as exact as they were set
+                    moved[id(tensor)] = strengths_on(device, self.session.strengths[name].elements(self.planned_strengths[name]))
         for child in self.children():
             for name, buffer in child._buffers.items():
                 if buffer is not None:
@@ -157,12 +155,6 @@ class Rules(nn.Module):
                 if state is not child and not state._modules and id(state) not in moved:
                     moved[id(state)] = state._apply(fn)  # type: ignore[no-untyped-call]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
-
-    def _moved(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        """Return strengths on a device: exactly as they were set, if it has float64 and the present one has not."""
-        if tensor.dtype == torch.float64 or not has_float64(device):
-            return brought(tensor, device)
-        return strengths_on(device, self.session.strengths[name].elements(self.planned_strengths[name]))
 
     def on_strength_changed(self, row: Any) -> None:
         """Write the strengths of a regularizer in place. ``row``: its row in the session's table."""

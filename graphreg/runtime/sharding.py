@@ -88,6 +88,7 @@ def _parallelized_wrongly(number: int) -> str:
     for graph in state.graphs.values():
         if (found := measured_shard(graph, _returns_shard(module, graph), _crosses(module, state.blocks))) is not None:
             return shard_measured(*found)
+    # The search takes long, and the graphs stay.
     _examined.add(rules)
     return ""
 
@@ -127,6 +128,7 @@ def _returns_shard(module: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], bo
 
     def is_shard(node: fx.Node) -> bool | None:
         added = addition_of(node)
+        # A call that graphreg has replaced is still the call of its layer.
         op, target = added.was if added is not None and added.was is not None else (node.op, node.target)
         if op == "call_module" and (added is None or added.was is not None):
             return returns_shard(module.get_submodule(str(target)))
@@ -157,6 +159,7 @@ def _crosses(module: nn.Module, blocks: Sequence[str]) -> Callable[[fx.Node, fx.
 
 def _called(graphs: Mapping[str, fx.Graph]) -> set[str]:
     """Return the paths of the modules that the graphs call."""
+    # A layer whose parameters are replaced is called by another node, which knows the call.
     was = [added.was for graph in graphs.values() for node in graph.nodes if (added := addition_of(node)) is not None and added.was]
     calls = [(node.op, node.target) for graph in graphs.values() for node in graph.nodes]
     return {str(target) for op, target in (*calls, *was) if op == "call_module"}

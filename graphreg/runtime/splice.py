@@ -21,10 +21,9 @@ from graphreg.rng.hash import in_plain_eager
 from graphreg.rng.noise import Noise
 from graphreg.rng.operators import compiling, recomputes
 from graphreg.rng.window import Window
-from graphreg.runtime.model_inputs import are_whole_numbers, fitted, require_inputs
-from graphreg.runtime.rank_layout import is_dtensor, window
+from graphreg.runtime.model_inputs import fitted, require_inputs
+from graphreg.runtime.rank_layout import is_dtensor, made_whole, require_separable, shard_window, window, within
 from graphreg.runtime.runtime_module import WIDE, DrawingRule, LayerMode, accumulation, element_of
-from graphreg.runtime.shards import on_shards
 from graphreg.torch_internals.other_threads import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
@@ -84,7 +83,7 @@ class SpliceRule(DrawingRule):
             return self._replaced_in_eager(z, key) if in_eager else self._replaced_while_traced(z, key)
         inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
         if is_dtensor(z):
-            return on_shards(self, z, self.row(key), inputs, clock, others)
+            return _on_shards(self, z, self.row(key), inputs, clock, others)
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
     def _replaced_in_eager(self, z: Tensor, key: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class SpliceRule(DrawingRule):
         if self.steps is not None and "lengths" in inputs:
             inputs = {**inputs, "lengths": self.steps.counts(inputs["lengths"], z, self.description)}
         # recompute_in_backward takes no other value of the model than z: a splice that reads one with a gradient is not recomputed
-        alone = not others and are_whole_numbers(inputs)
+        alone = not others and not any(value.is_floating_point() or value.is_complex() for value in inputs.values())
         given = self._others(z, others) | fitted(self.regularizer, inputs, z.dtype, z.device)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype), clock), self.noise(key, shared, window)
@@ -220,3 +219,52 @@ class SpliceRule(DrawingRule):
         if "values" in self.regularizer.takes:  # nothing else reads self.site: Dynamo compiles a graph for each value of it
             arguments["values"] = {self.site: z}
         return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))
+
+
+def _on_shards(
+    splice: SpliceRule, z: Any, key: Tensor, inputs: dict[str, Any], clock: Tensor | None, others: dict[str, Tensor]
+) -> Tensor:
+    """Replace a DTensor. Return a DTensor with the same placements, except that partial sums are added up first.
+
+    The mask is the one that a single process would draw for the whole value, so that the result does not depend on the placements.
+
+    Args:
+        splice: The splice.
+        z: The DTensor.
+        key: The splice's row of the keys, int32 [2].
+        inputs: The inputs of the model that the formula takes; none are allowed.
+        clock: As in ``SpliceRule.forward``.
+        others: As in ``SpliceRule.forward``; they must be DTensors.
+
+    Raises:
+        RegularizerError: The value is a parameter, the formula cannot be applied to a part of a value, or an argument is not allowed.
+        GraphRegError: The value is divided in another way than ``Shard`` says.
+    """
+    if splice.on_parameter:
+        raise RegularizerError(
+            f"{splice.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
+            "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
+            "parameter out."
+        )
+    if inputs:
+        option = next(iter(inputs))
+        raise RegularizerError(
+            f"{splice.description}: the value is a DTensor, and the input that {option}= names is not divided as it is. Leave {option}= "
+            "out, or the site."
+        )
+    if plain := [name for name, value in others.items() if not is_dtensor(value)]:
+        what = "module" if plain[0] == "module_input" else "cell"
+        raise RegularizerError(f"{splice.description}: the value is a DTensor, and the {what} gets a plain tensor. Leave the site out.")
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # most processes never need it
+
+    z, distributed = made_whole(z), dict[str, Any](others)
+    place = shard_window(z)
+    require_separable(splice.regularizer, place, splice.description)
+    # this rank's parts of the other values, which may be divided in another way
+    local: dict[str, Tensor] = {name: value.redistribute(z.device_mesh, z.placements).to_local() for name, value in distributed.items()}
+    place = within(place, z, splice.cuts, splice.description)
+    part = splice.replaced(z.to_local(), splice.key_among(key, z.device_mesh), place, {}, clock, local)
+    # the shape and strides are said, because by the part alone torch would take all parts to be of
+    # one size
+    whole: Tensor = DTensor.from_local(part, z.device_mesh, z.placements, run_check=False, shape=z.shape, stride=z.stride())
+    return whole

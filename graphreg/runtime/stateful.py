@@ -13,7 +13,7 @@ from graphreg.ir.time_steps import Steps
 from graphreg.ir.units import Units
 from graphreg.regularizer.base import Penalty, Splice
 from graphreg.rng.noise import Noise
-from graphreg.runtime.distributed_values import whole_parameter
+from graphreg.runtime.distributed_values import own_parameters, whole
 from graphreg.runtime.owned_state import SiteState, State, cast, moves_on
 from graphreg.runtime.penalty import Measure, Total, average, measured, nothing, uncast
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -55,7 +55,8 @@ class StatefulTotal(StateHoldingTotal):
                     f"{self.description}: a parameter has the shape {tuple(value.shape)}, and its state was made for "
                     f"{tuple(held.like[0])}. Call graphreg.reset_state(module), so that the state starts anew, or regularize once more."
                 )
-            measurements.append(measured(self, {"": whole_parameter(value)}, clock, inputs, held))  # a state is whole on all ranks
+            full = {name: whole(own) for name, own in own_parameters({"": value}).items()}  # a state is whole on all ranks
+            measurements.append(measured(self, full, clock, inputs, held))
         return self.combined(measurements, places, clock, of) if measurements else self.weight(torch.float32, clock) * 0
 
 

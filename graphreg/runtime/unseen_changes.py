@@ -1,8 +1,10 @@
-"""Warns at a call of a rewritten module about changes of the model that the module does not follow: of hooks, and of flags.
+"""Warns at a call of a rewritten module about changes of the model that the module does not follow: of hooks, flags and wrappers.
 
 The graph contains the operations of the modules that it opens, as the model's code did them when it was traced. So it runs no hook that is
 registered on such a module later, and its code does not read such a module's flags again: ``gradient_checkpointing_enable()`` of
 transformers, and ``set_grad_checkpointing()`` of timm, set flags. A model that is regularized in place follows them, or refuses the call.
+A checkpoint wrapper around a module that a graph opens is never called, so backward recomputes nothing, and the user would take the memory
+to be saved. It is looked for at the first call alone.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from typing import Any
 from torch import nn
 
 from graphreg.blocks.homes import opened
+from graphreg.blocks.placed_block import is_block
 from graphreg.errors import listed, warn
 from graphreg.ir.module_record import state_of
+from graphreg.runtime.sharding import module_of, named_modules
+from graphreg.torch_internals.checkpointing import checkpoint_wrapped
 from graphreg.torch_internals.hooked_calls import is_users_hook
 from graphreg.torch_internals.modules import CALL_HOOKS, modules_by_path, own_hooks
 
@@ -43,7 +48,10 @@ class UnseenChanges:
                     self.paths[id(hooks)] = path
         for path in (path for path in models if not path or path in inside):
             space = vars(models[path])
-            self.flags += [(space, name, value) for name, value in (_flags(type(models[path])) | space).items() if _is_flag(name, value)]
+            kinds = [each for each in reversed(type(models[path]).__mro__) if each not in (nn.Module, object)]
+            of_class = {name: value for kind in kinds for name, value in vars(kind).items() if _is_flag(name, value)}
+            # An object may replace a flag of its class by one of its own.
+            self.flags += [(space, name, value) for name, value in (of_class | space).items() if _is_flag(name, value)]
             self.paths[id(space)] = path
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -81,11 +89,21 @@ class UnseenChanges:
         )
 
 
-def _flags(kind: type) -> dict[str, Any]:
-    """Return the flags of a class, which its objects may replace by flags of their own."""
-    kinds = [each for each in reversed(kind.__mro__) if each not in (nn.Module, object)]
-    return {name: value for each in kinds for name, value in vars(each).items() if _is_flag(name, value)}
-
-
 def _is_flag(name: str, value: object) -> bool:
     return type(value) is bool and not name.startswith("_") and name != "training"
+
+
+def warn_of_uncalled_checkpoints(rules: Any) -> None:
+    """Warn if the emitted code never calls a checkpoint wrapper. ``rules``: the container of the module's runtime modules."""
+    rules.is_uncalled = False
+    module = module_of(rules.number)
+    if module is None or (state := state_of(module)) is None:
+        return
+    wrapped = [path for path, inner in named_modules(module) if (within := checkpoint_wrapped(inner)) is not None and not is_block(within)]
+    within_graph = opened(state.graphs.values(), wrapped) if wrapped else ()
+    if lost := [path for path in wrapped if path in within_graph]:
+        warn(
+            f"checkpoint_wrapper was put around {listed(lost, 3)}, and the emitted code runs the operations inside without calling the "
+            "wrapper, so backward recomputes nothing there and no memory is saved. Make what you wrap a block that is called: "
+            f"graphreg.regularize(model, ..., blocks={lost[0]!r}), with a selector of all such modules; then wrap the blocks of the result."
+        )

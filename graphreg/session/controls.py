@@ -34,7 +34,6 @@ from graphreg.session.hosts import (
     session_of,
 )
 from graphreg.session.session import Session, StrengthBuffers
-from graphreg.session.strengths import with_sites
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -118,7 +117,8 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
 
 def strengths_now(module: Regulated) -> Strengths:
     """Return the present strengths by regularizer name. If they differ by site, also return them by (regularizer name, site name)."""
-    return with_sites(strengths(module), site_strengths(module))
+    differing = {name: sites for name, sites in site_strengths(module).items() if len(set(sites.values())) > 1}
+    return {**strengths(module), **{(name, site): value for name, sites in differing.items() for site, value in sites.items()}}
 
 
 def asked_of(module: Regulated) -> Asked:
@@ -159,6 +159,7 @@ def reset_state(module: Regulated, *names: str) -> None:
     """
     if backend_host(module) is not None:
         raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
+    # A function, because most models keep no state, and a large one has very many parameters.
     session_of(module).reset_state(names, lambda: dict(rewritten(module).named_parameters(remove_duplicate=False)))
 
 
@@ -267,6 +268,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     of the block that was entered first.
     """
     session = session_of(module)
+    # An outer block has warned already.
     if not session.noise_is_frozen:
         _warn_unfrozen(module)
     with session.frozen():

@@ -54,6 +54,7 @@ def _unwrapped(module: Any) -> Any:
     inner = module
     while not isinstance(inner, RewrittenModule):
         wrapped = original_of(inner)
+        # By their names, so that none of them is imported.
         if wrapped is None and type(inner).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
             wrapped = inner.module
         if wrapped is None:
@@ -162,6 +163,7 @@ def in_place_host(target: Any) -> InPlaceHost | None:
 def _placed_in(inner: Any) -> InPlaceHost | None:
     if isinstance(inner, InPlaceHost):
         return inner
+    # A user may pass anything.
     placed = vars(inner).get(PLACED) if hasattr(inner, "__dict__") else None
     return placed if isinstance(placed, InPlaceHost) else None
 

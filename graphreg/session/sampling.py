@@ -72,6 +72,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
     if call is None:
         raise RegularizerError("inputs=None is not allowed; give a tensor, a tuple (positional) or a dict (keyword).")
     running = _Running()
+    # Eval mode, so that batch norm uses the statistics of training, as in a prediction.
     with _evaluating(module), noise_on(module), torch.no_grad(), _line(n, progress) as line:
         for i in range(n):
             line.at(i)
@@ -100,10 +101,13 @@ class _Running:
                 f"the module's output is {type(output).__name__}, and no tensor is found in it to average. "
                 "Make its class known: torch.utils._pytree.register_dataclass, or register_pytree_node."
             )
+        # Half precision could not hold the sums, and integers have no mean of their own.
         values = [t.to(torch.float32 if t.is_floating_point() and t.dtype != torch.float64 else widest(t.device)) for t in tensors]
         if self.n == 1:
             self.mean, self.squares = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
         for i, value in enumerate(values):
+            # Welford: the deviation from the mean before this pass, times that from the mean after
+            # it.
             away = value - self.mean[i]
             self.mean[i] = self.mean[i] + away / self.n
             self.squares[i] = self.squares[i] + away * (value - self.mean[i])

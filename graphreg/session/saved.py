@@ -96,6 +96,7 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
             f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_MORE}. Give the dict that "
             f"{form.returned_by} returned, or read it with the graphreg that saved it."
         )
+    # Say whose state it is, before any of its fields is said to be missing.
     for other in (MODULE_STATE, BACKEND_STATE, IN_PLACE_STATE):
         if other is not form and state.keys() >= {*other.fields}:
             raise RegularizerError(
@@ -106,16 +107,13 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
         is_right, wrong = _FIELDS[name]
         if not is_right(state.get(name)):
             raise _damaged(f"{name}={state.get(name)!r}, {wrong}")
-    if more and ("state" in state or "clock" not in state) and not _is_tensors(state.get("state")):
+    is_state = _is_dict_of(_is_dict_of(_is_dict_of(lambda value: isinstance(value, Tensor))))
+    # A state of this version has one of the two, or both.
+    if more and ("state" in state or "clock" not in state) and not is_state(state.get("state")):
         raise _damaged("something under 'state' that is not a dict of tensors by regularizer and site")
     if foreign := [str(name) for name in state if name not in ("version", *form.fields, *more)]:
         raise _damaged(f"{listed(foreign, 3)}, which no state has")
     return state
-
-
-def _is_tensors(value: object) -> bool:
-    is_tensor = lambda value: isinstance(value, Tensor)  # noqa: E731
-    return _is_dict_of(_is_dict_of(_is_dict_of(is_tensor)))(value)
 
 
 def _damaged(what: str) -> RegularizerError:

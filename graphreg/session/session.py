@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, warn
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text, warn
 from graphreg.ir.selector import Missing
 from graphreg.planning.native_dropout import OWN_DROPOUT, OwnDropout
 from graphreg.planning.plan import Plan
@@ -30,7 +30,7 @@ from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.schedules import Schedule
 from graphreg.session.saved import checked_state, clock_of_state, written_state
 from graphreg.session.streams import CallClock, Streams
-from graphreg.session.strengths import Row, no_row, table
+from graphreg.session.strengths import Row, table
 from graphreg.session.switches import Switches
 from graphreg.torch_internals.patching import Changes
 
@@ -107,7 +107,8 @@ class Session:
             " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate}). If it is a schedule, "
             f"set_strength(module, {OWN_DROPOUT!r}, ...) changes it."
         )
-        raise no_row(name, self.strengths, hint if isinstance(name, str) and name in self.native else "")
+        known, cure = ", ".join(self.strengths) or "none", hint if isinstance(name, str) and name in self.native else ""
+        raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.strengths)} Names: {known}.{cure}")
 
     def now(self) -> int:
         """Return the number of the call in train mode whose strengths count now."""
@@ -129,6 +130,7 @@ class Session:
         if isinstance(value, Mapping):
             row.require_by_site()
             row.set({selector: self._checked(row, each) for selector, each in value.items()}, not self.complete)
+            # It holds at the sites that are known, and not at those of graphs that come later.
             if self.complete and not self.keeps_selectors:
                 row.keep_sites()
         else:
@@ -158,6 +160,7 @@ class Session:
                     f"{name}: {checked!r} is not allowed, because {name} was given a number and has no clock. Give the schedule to "
                     "regularize."
                 )
+            # Compiled graphs read a tensor with room for this many pieces.
             if len(checked.pieces) > self.clock.room:
                 raise RegularizerError(
                     f"{name}: {checked!r} has {len(checked.pieces)} pieces, and there is room for {self.clock.room}, those of the longest "
@@ -166,6 +169,8 @@ class Session:
         return checked
 
     def _tell(self, row: Row) -> None:
+        # Graphs read a strength with a schedule from the clock, and any other from a reader's
+        # buffers.
         if isinstance(self.clock, ClockRule) and row.has_clock:
             self.clock.set(row.name, lambda element: row.at(element.site, element.planned) if element.site else row.others)
         for reader in self.readers:
@@ -205,6 +210,7 @@ class Session:
         complete, native = self.complete, self.native
         try:
             yield
+        # A user may interrupt a long trace.
         except BaseException:
             for row, was in before.items():
                 vars(row).update(was)
@@ -237,6 +243,7 @@ class Session:
         checked = checked_state(state, self.streams.form)
         self.streams.check(checked)
         call = clock_of_state(checked, self._saves_clock)
+        # All is compared before the first change, so that an error leaves the noise as it was.
         states, saved = self._saved_states(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(
@@ -286,6 +293,7 @@ class Session:
 
         ``ranks``: ``"differ"``, ``"same"`` or a ``RankMesh``; ``roots``: the rewritten modules whose graphs run.
         """
+        # This raises for a formula that cannot be divided, before anything is changed.
         found = {rule: cuts for root in roots for rule, cuts in ranks.cuts(root).items()} if isinstance(ranks, RankMesh) else {}
         self.streams.set_ranks(ranks)
         for child in (child for rules in self._graphs() for child in rules.children()):
@@ -307,6 +315,7 @@ class Session:
         block = object()
         with Changes() as changes, changes:
             for counter in self.counters():
+                # First what undoes it: an exception in between then leaves nothing frozen.
                 changes.later(partial(counter.release, block))
                 counter.freeze(block)
             yield

@@ -116,6 +116,7 @@ class _KeyStreams(Streams):
     def load(self, state: Mapping[str, Any]) -> None:
         if self.key is not None:
             self._take(self.key, state)
+            # Where set_ranks has placed the ranks in a mesh, they stay as it placed them.
             self.key.alike = state["ranks"] == "same" and self.key.position is None
             self.key.seek(state["call"])
 
@@ -181,6 +182,7 @@ class GrowingStreams(_KeyStreams):
         numbers = [name.number(self.seeds[name.of]) for name in self.names]
         key.names = tuple(name.text for name in self.names)
         key.streams = torch.tensor(numbers, dtype=torch.int64, device=key.step.device)
+        # In a block of frozen_noise, a new stream draws as if it had been there from the start.
         call = key.step if key.frozen_call is None else torch.full_like(key.step, key.frozen_call)
         key.keys = call_keys(key.streams, call)
 
@@ -255,6 +257,8 @@ class CountedStreams(Streams):
         calls = torch.tensor([self._drawn.get(row.text, self.calls.get(row.text, 0)) for row in rows], dtype=torch.int64, device="cpu")
         for row, drawn in zip(rows, draws, strict=True):
             if drawn and row.text not in self._drawn:
+                # A parameter is replaced once in a call: the graphs after this one get the same
+                # draw.
                 if row.once:
                     self._drawn[row.text] = self.calls.get(row.text, 0)
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
@@ -263,6 +267,7 @@ class CountedStreams(Streams):
         positions = {row.shared_by for row in rows}
         if len(positions) <= 1:
             return of_process(keys, self.alike, next(iter(positions), None)).to(device)
+        # Ranks that share a DTensor draw parts of one mask: the key is that of the first of them.
         each = [of_process(keys[i : i + 1], self.alike, row.shared_by) for i, row in enumerate(rows)]
         return torch.cat(each).to(device)
 
@@ -282,6 +287,7 @@ class CountedStreams(Streams):
 
         def end(finished: bool) -> None:
             counted, self._counted = self._counted, outer
+            # The last draw first: only a count that is still this draw's may be taken back.
             for text, number in reversed([] if finished else counted):
                 if self.calls.get(text) == number:
                     self.calls[text] = number - 1
@@ -331,6 +337,7 @@ class CountedStreams(Streams):
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.seeds[""], self.alike, self.calls = state["seed"], state["ranks"] == "same", dict(state["calls"])
+        # They were computed from the former seed.
         self._numbers.clear()
 
 
@@ -363,6 +370,7 @@ class CallClock:
     def begin(self, counts: bool) -> tuple[int, Callable[[bool], None]]:
         """Begin a call. Return its number, and the function that ends it; a call that has not finished does not count."""
         before, now = self.next, self.present_call()
+        # In a block of frozen_noise, only the first call moves it on.
         self.next = after = max(self.next, now + counts)
 
         def end(finished: bool) -> None:

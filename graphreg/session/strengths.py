@@ -7,7 +7,7 @@ graphs read (a tensor of each regularizer, the clock's result, the inputs of a b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from graphreg.errors import NoMatchError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir.selector import select_among
@@ -61,6 +61,7 @@ class Row:
 
     def at(self, site: str, planned: float) -> float:
         """Return the strength at a site. ``planned``: that in the plan of the graph that asks."""
+        # What was set for the site, else what was set for all, else the plan.
         return self.chosen.get(site, self.given.get(OWN, planned))
 
     def elements(self, planned: Mapping[str, float]) -> list[float]:
@@ -86,6 +87,7 @@ class Row:
 
     def learn(self, sites: Mapping[str, Site], planned: Mapping[str, float]) -> None:
         """Take the sites of a graph, with the strengths in its plan. What was set for selectors counts at the new ones, too."""
+        # Its formula takes all sites at once, and has one strength.
         if not self.by_site:
             return
         self.planned |= planned
@@ -104,6 +106,7 @@ class Row:
         if not may_wait and (lost := next((selector for selector, names in matched.items() if not names), None)) is not None:
             raise NoMatchError(self.no_site(lost))
         for selector, value in values.items():
+            # Before any site is known, ``**`` means all that will come.
             if selector == EVERYWHERE and not matched[selector]:
                 self.set_all(value)
                 continue
@@ -136,6 +139,7 @@ class Row:
         """Return what was set, by ``OWN`` and site; a selector that matches no site yet stands in place of a site."""
         others = {OWN: self.given[OWN]} if OWN in self.given else {}
         waiting = {selector: value for selector, value in self.given.items() if selector != OWN and not self._matches(selector)}
+        # Sites last: for a site, the last key that means it counts.
         return others | waiting | self.chosen
 
     def lost(self) -> list[str]:
@@ -193,19 +197,7 @@ def number(strength: float, call: int) -> float:
     return float(strength.at(call)) if isinstance(strength, Schedule) else float(strength)
 
 
-def with_sites(strengths: Mapping[str, float], by_site: Mapping[str, Mapping[str, float]]) -> Strengths:
-    """Join strengths by regularizer with those by (regularizer, site), where these differ: what reports and drawings read."""
-    differing = {name: sites for name, sites in by_site.items() if len(set(sites.values())) > 1}
-    return {**strengths, **{(name, site): value for name, sites in differing.items() for site, value in sites.items()}}
-
-
 def strength_text(name: str, now: Strengths) -> str:
     """Return the strength of a regularizer as text: a number, or a range such as ``0 to 0.2`` if it differs by site."""
     by_site = [value for key, value in now.items() if isinstance(key, tuple) and key[0] == name]
     return f"{min(by_site):g} to {max(by_site):g}" if by_site else f"{now[name]:g}"
-
-
-def no_row(name: object, rows: Iterable[str], hint: str) -> NoMatchError:
-    """Return the error for a name that no strength has."""
-    known = ", ".join(rows) or "none"
-    return NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), rows)} Names: {known}.{hint}")

@@ -38,6 +38,7 @@ class StageCalls:
             GraphRegError: The schedule has other settings than ``regularize_stage`` was told, or splits the backward pass although
                 ``of_parameters`` is not empty.
         """
+        # The schedule is found on Python's stack, so Dynamo must not trace this method.
         run = pipeline_run()
         if run is not None and run.schedule is not None and module.training:
             self._check(run)

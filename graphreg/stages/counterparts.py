@@ -83,6 +83,7 @@ class _Search:
 
     def _fits(self, node: fx.Node, other: fx.Node) -> bool:
         pairs = paired((node.args, node.kwargs), (other.args, other.kwargs))
+        # An argument without candidates is an input of the stage, which may be any value.
         return pairs is not None and all(not self.found.get(ours) or theirs in self.found[ours] for ours, theirs in pairs)
 
     def settle(self) -> None:
@@ -92,12 +93,17 @@ class _Search:
         for a reader of the node reads it at the same place, or if it is certainly the counterpart of another node.
         """
         count = -1
+        # Each round only removes candidates, so there is a last one.
         while count != (count := sum(map(len, self.found.values()))):
             for node in self.found:
                 self._keep(node, [each for each in self.found[node] if self._fits(node, each)])
+            # Readers first: then one round carries what is known of the last node up to the first.
             for node in reversed(self.found):
                 self._read_by(node)
-            self._leave_taken()
+            # a node whose only candidate is this one has it; no other node can
+            taken = {each[0]: node for node, each in self.found.items() if len(each) == 1}
+            for node, each in self.found.items():
+                self._keep(node, [other for other in each if taken.get(other, node) is node])
         self._in_order()
 
     def _read_by(self, user: fx.Node) -> None:
@@ -108,12 +114,6 @@ class _Search:
                 read.setdefault(ours, []).append(theirs)
         for ours, theirs_read in read.items():
             self._keep(ours, [each for each in self.found.get(ours, []) if each in theirs_read])
-
-    def _leave_taken(self) -> None:
-        """Remove the candidates that are certainly the counterparts of other nodes."""
-        taken = {each[0]: node for node, each in self.found.items() if len(each) == 1}
-        for node, each in self.found.items():
-            self._keep(node, [other for other in each if taken.get(other, node) is node])
 
     def _in_order(self) -> None:
         """If several nodes have the same candidates, as many as there are nodes, pair them in the order of the two graphs."""
@@ -152,11 +152,7 @@ def _pairs(ours: Any, theirs: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
             yield from _pairs(one, theirs[name])
     elif isinstance(ours, slice) and isinstance(theirs, slice):
         yield from _pairs((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step))
-    elif not _equal(ours, theirs):
+    elif isinstance(ours, torch.device) and isinstance(theirs, torch.device):
+        return  # the whole model may be on the meta device
+    elif type(ours) is not type(theirs) or not (ours == theirs or (is_nan(ours) and is_nan(theirs))):
         raise _DifferentError
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.device) and isinstance(other, torch.device):  # the whole model may be on the meta device
-        return True
-    return type(one) is type(other) and bool(one == other or (is_nan(one) and is_nan(other)))

@@ -34,6 +34,7 @@ class Paths:
             RegularizerError: Two tensors of the stage get the same path.
         """
         modules = dict(whole.named_modules(remove_duplicate=False))
+        # Of a module with several paths, the first counts.
         theirs = {id(module): path for path, module in reversed(modules.items())}
         paths = cls(stage, {path: name for path, name in given.items() if path != name})
         for path, module in stage.named_modules(remove_duplicate=False):  # a module comes before what is inside it
@@ -46,6 +47,8 @@ class Paths:
     def __call__(self, path: str) -> str:
         """Translate a path in the stage into the path in the whole model."""
         outer = path
+        # The innermost entry counts: {'0': 'layers.4', '0.ff': 'layers.4.mlp'} gives 0.ff.w the
+        # second.
         while outer not in self.renamed:
             if not outer:
                 return path
@@ -71,6 +74,8 @@ class Paths:
 
     def _place(self, path: str, module: nn.Module, root: nn.Module) -> None:
         """Put a module into the root: as it is, or in parts if paths inside it are renamed."""
+        # A module inside which paths are renamed is taken apart, since the stage itself must stay
+        # as it is.
         within = [each for each in self.renamed if each != path and (each.startswith(f"{path}.") or not path)]
         if path and not within:
             _put(root, self(path), module, module)

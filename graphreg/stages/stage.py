@@ -90,13 +90,28 @@ def regularize_stage(
     with Changes() as changes, changes:
         at_rest(changes)
         traced_whole = whole if isinstance(whole, Traced) else trace(whole, None, front_end)
+        # The plan is the whole model's, so that selectors and strengths by depth mean the same in
+        # each stage.
         every = [*instances(regularizers), *from_kwargs(traced_whole, **keywords)]
         plan = planned(traced_whole, every, missing, own_dropout, blocks)
         _require_seed(plan, rng)
-        found = named_as_in_whole(trace(stage, example_inputs, _like(traced_whole, front_end, example_inputs)), traced_whole, names or {})
+        # another front end than that of the whole model would name some values differently
+        if front_end == "auto" and example_inputs is not None:
+            front_end = "export" if traced_whole.front_end == "export" else "symbolic"
+        found = named_as_in_whole(trace(stage, example_inputs, front_end), traced_whole, names or {})
         decided = plan_of_stage(plan, traced_whole, found, blocks)
-        module = rewrite(found.traced, decided, rng, "attach", _scale(scale, 1 if scale_grads else microbatches))
-    of_parameters = tuple(name for name in decided.regularizers if _is_of_parameters(decided, name))
+
+        # the penalties of a step's microbatches add up, and only a schedule with scale_grads
+        # divides their gradients
+        shared = StageScale(scale, microbatches) if microbatches > 1 and not scale_grads else 1 if scale is None else scale
+        module = rewrite(found.traced, decided, rng, "attach", shared)
+
+    # the model's parameters, or those that a splice has learned
+    of_parameters = tuple(
+        name
+        for name, r in decided.regularizers.items()
+        if decided.of(name) and r.has_penalty() and (r.on == "parameters" or isinstance(r, Splice))
+    )
     rules_of(module).stage_calls = StageCalls(microbatches, scale_grads, of_parameters)
     log_plan(decided, found.traced.notes)
     return compile_if_asked(module, compile)
@@ -115,13 +130,6 @@ def _check(whole: object, microbatches: object, scale_grads: object, names: obje
         raise RegularizerError(f"rng={shown(rng)} is not allowed; give an int, the same for all stages.")
 
 
-def _like(whole: Traced, front_end: FrontEnd, example_inputs: Any) -> FrontEnd:
-    """Return the front end for a stage: for ``"auto"`` that of the whole model, because other front ends name some values differently."""
-    if front_end != "auto" or example_inputs is None:
-        return front_end
-    return "export" if whole.front_end == "export" else "symbolic"
-
-
 def _require_seed(plan: Plan, rng: int | None) -> None:
     """Raise RegularizerError if something draws and no seed was given: each process would draw a seed of its own."""
     drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) and r.rng is None]
@@ -130,16 +138,3 @@ def _require_seed(plan: Plan, rng: int | None) -> None:
             f"{drawing[0] if drawing else 'own_dropout'} draws, and rng= was not given: each stage would draw a seed by itself. Give all "
             "stages the same number, such as rng=0."
         )
-
-
-def _is_of_parameters(plan: Plan, name: str) -> bool:
-    """Return whether a penalty that acts in the stage measures parameters: the model's, or those that a splice has learned."""
-    regularizer = plan.regularizers[name]
-    return bool(plan.of(name)) and regularizer.has_penalty() and (regularizer.on == "parameters" or isinstance(regularizer, Splice))
-
-
-def _scale(scale: Scale | None, parts: int) -> Any:
-    """Return the scale of the penalties in one microbatch, of which ``parts`` add up."""
-    if parts == 1:
-        return 1 if scale is None else scale
-    return StageScale(scale, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import fx
@@ -46,19 +46,15 @@ def plan_of_stage(plan: Plan, whole: Traced, stage: StageTrace, blocks: Selector
     called, unasked = called_blocks(stage.traced, blocks, "ignore")
     check_layers([(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter], called)
     there = {edit.site.name for edit in edits} | dropouts.keys()
+    one = next(iter(whole.graphs.values()))  # for a stage with two graphs of a model with one
+    counts = {mode: _counts(plan, whole, whole.graphs.get(mode) or one) for mode in stage.traced.graphs}
     return replace(
         plan, title=stage.traced.title, edits=edits, native_dropout=native,
         unmovable=tuple(each for each in plan.unmovable if each.site.name in dropouts),
         site_counts=count_sites(stage.traced), repeats=tuple(each for each in plan.repeats if there.issuperset(each.sites)),
-        blocks=called, unasked=unasked, in_whole={mode: _counts(plan, whole, graph) for mode, graph in _graphs(whole, stage)},
+        blocks=called, unasked=unasked, in_whole=counts,
         traced=stage.traced,
     )  # fmt: skip
-
-
-def _graphs(whole: Traced, stage: StageTrace) -> Iterator[tuple[str, fx.Graph]]:
-    """Yield the graph of the whole model for each mode in which the stage has a graph."""
-    for mode in stage.traced.graphs:
-        yield mode, whole.graphs.get(mode) or next(iter(whole.graphs.values()))
 
 
 def _counts(plan: Plan, whole: Traced, graph: fx.Graph) -> Mapping[str, int]:
@@ -66,9 +62,11 @@ def _counts(plan: Plan, whole: Traced, graph: fx.Graph) -> Mapping[str, int]:
     there = site_nodes(graph, whole.operations)
     counts = {}
     for name, regularizer in plan.regularizers.items():
+        # A sum needs no count, and a formula that takes all sites at once is no mean over them.
         if not regularizer.has_penalty() or not regularizer.by_site or regularizer.engine_options.reduction != "mean":
             continue
         edits = [edit for edit in plan.of(name) if edit.site.kind == "parameter" or any(site.name in there for site in edit.sites)]
+        # The penalty of a splice comes from its state, which every mode has for all sites.
         counts[name] = len(plan.of(name)) if isinstance(regularizer, Splice) else len(edits)
     return counts
 
@@ -93,7 +91,8 @@ def _edit(edit: Edit, stage: StageTrace) -> Edit | None:
             "the stage with a whole module, or leave the site out."
         )
     _require_inputs(edit, stage)
-    return replace(edit, site=_at_stage(edit.site, _made(stage)[edit.site.name]))
+    value = _made(stage)[edit.site.name]  # its batch is a microbatch
+    return replace(edit, site=replace(edit.site, shape=value.shape, dtype=value.dtype))
 
 
 def _require_inputs(edit: Edit, stage: StageTrace) -> None:
@@ -110,11 +109,6 @@ def _require_inputs(edit: Edit, stage: StageTrace) -> None:
 def _made(stage: StageTrace) -> dict[str, Site]:
     """Return, by name, the sites of the values that the stage itself computes, and of those inputs that are inputs of the whole model."""
     return {site.name: site for site in stage.traced.values if site.name not in stage.received}
-
-
-def _at_stage(site: Site, here: Site) -> Site:
-    """Return a site of the whole model with the shape and dtype that its value has in the stage, where the batch is a microbatch."""
-    return replace(site, shape=here.shape, dtype=here.dtype)
 
 
 def _parameter_edit(edit: Edit, stage: StageTrace) -> Edit | None:

@@ -140,6 +140,7 @@ class _Names:
             elif node.op != "output":
                 self._label(node, found, inside)
         for node in graph.nodes:
+            # After the search for counterparts, which goes by the stage's own paths.
             if node.op in ("call_module", "get_attr") and node.target not in self.constants:
                 node.target = self.paths(str(node.target))
 
@@ -149,9 +150,11 @@ class _Names:
         between = [each for each in read if each.op != "placeholder"]  # a stage may read the shape of one input from another
         source = between[0] if len(between) == 1 else inputs[0] if len(inputs) == 1 and not between else None
         label_site(node, "")
+        # What another stage computed is no input of the model, at which regularizers of inputs act.
         if source is None or source.op != "placeholder":
             node.meta[BOUNDARY] = True
         labels = labels_of(source, self.whole.operations)[:1] if source is not None else ()
+        # Two inputs of the stage may have one value, and one name is for one site.
         if source is None or not labels or labels[0].text in taken:
             return
         taken.add(labels[0].text)
@@ -173,6 +176,8 @@ class _Names:
             self.made.update(label.text for label in labels_of(theirs[0], self.whole.operations))
         elif theirs:
             self.uncertain[ours] = tuple(own_name(each) for each in theirs)
+        # The whole model's trace has the operations of this module, and the stage's calls it as
+        # one.
         elif node.op == "call_module" and (path := self.paths(str(node.target))) in inside:
             self.opaque[path] = None
             if len({n for each in inside[path] for outer, n in calls_of(each) or () if outer == path}) == 1:  # the only call
@@ -205,8 +210,11 @@ class _Names:
         """Return whether the first of the whole model's reads of a parameter is in the stage, which has the reads ``here``."""
         if not in_whole or in_whole[0] in self.nodes:
             return True
+        # Each read of the stage is known in the whole model, and the first read there is none of
+        # them.
         if self.known.issuperset(here):
             return False
+        # With one read in the whole model, that of the stage must be it, whatever it is called.
         return True if len(set(in_whole)) == 1 else None
 
 
