@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, first_line
+from graphreg.ir.autograd_functions import FunctionCall
 from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.call_records import CallRecord, call_key, in_containers, record_module_calls, replaced_leaf
 from graphreg.ir.containers import building
@@ -27,6 +28,7 @@ from graphreg.ir.made_objects import held_objects, is_record, making
 from graphreg.ir.metadata import is_labelled, label_site, mark_caught, scope_of
 from graphreg.ir.naming import Namer, label_node, label_output
 from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, is_stack
+from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fx import take_as_one
 from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
@@ -131,7 +133,12 @@ class SiteTracer(DecisionTracer):
         self._places = model_globals(root)
 
         try:
-            with self._checkpoints_followed(), isinstance_answered(self._places), self.environment.intercepted(root, self._places):
+            with (
+                self._checkpoints_followed(),
+                self._functions_recorded(),
+                isinstance_answered(self._places),
+                self.environment.intercepted(root, self._places),
+            ):
                 graph = super().trace(root)
                 # the forward has caught the error of a question without an answer, and gone on
                 if self.refused:
@@ -205,6 +212,22 @@ class SiteTracer(DecisionTracer):
 
         with Changes() as changes, changes:
             through_checkpoints(changes, begin)
+            yield
+
+    @contextmanager
+    def _functions_recorded(self) -> Iterator[None]:
+        """Record a call of a ``torch.autograd.Function`` with traced values as one node. Its code runs without gradients, so not here."""
+        # a Python classmethod up to torch 2.14 and a C one from 2.15 on; both are descriptors
+        inherited = inspect.getattr_static(torch.autograd.Function, "apply")
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            here = threading.get_ident() == self.thread and not self.evaluating
+            if here and any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+                return self.create_proxy("call_function", FunctionCall(cls), args, kwargs)
+            return inherited.__get__(None, cls)(*args, **kwargs)
+
+        with Changes() as changes, changes:
+            changes.put(torch.autograd.Function, "apply", classmethod(apply))
             yield
 
     def _last_node(self) -> fx.Node | None:
