@@ -63,6 +63,7 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "at least one": lambda x, z: float(max(x.shape[0], 1)),
     "squeezed": lambda x, z: float(x.squeeze(0).dim()),
     "divided by a size": lambda x, z: 1.0 if z.shape[0] // max(x.shape[0], 1) > 2 else 2.0,
+    "the quotient and the rest": lambda x, z: float(sum(divmod(x.shape[0], 4))),
     "in a set": lambda x, z: 1.0 if x.shape[0] in {3, 6} else 2.0,
     "not in a set": lambda x, z: 1.0 if x.shape[0] in {2, 3} else 2.0,
     "in a dict": lambda x, z: TABLE.get(x.shape[0], 99.0),

@@ -228,6 +228,12 @@ class Value(_Asked, fx.Proxy):
             return hash(self._concrete("a key", bool, int, float, tuple))
         return object.__hash__(self)
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
