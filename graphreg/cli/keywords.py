@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from graphreg import schedules
 from graphreg.cli.errors import UsageError
 from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.ir.site import ROLES
@@ -16,11 +17,10 @@ from graphreg.planning.native_dropout import CHOICES, OwnDropout, read_option
 from graphreg.regularizer.base import Regularizer
 from graphreg.regularizer.by_depth import by_depth
 from graphreg.regularizer.registry import PREFIXED, registered
-from graphreg.schedules import cosine, linear, piecewise
 from graphreg.tracing.trace import Traced
 
 Keywords = Sequence[tuple[str, str]]
-_KINDS: Mapping[str, Callable[..., Any]] = {"linear": linear, "cosine": cosine, "piecewise": piecewise, "by_depth": by_depth}
+_KINDS: Mapping[str, Callable[..., Any]] = {kind: vars(schedules)[kind] for kind in schedules.KINDS} | {"by_depth": by_depth}
 _SCHEDULE = re.compile(rf"({'|'.join(_KINDS)})\(.*\)$", re.DOTALL)
 ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
 

@@ -20,32 +20,27 @@ class CallStrengths:
     Attributes:
         rows: The session's table of strengths.
         call: The number of the call, which schedules follow.
-        others: By regularizer, the strength at all sites that have none of their own.
-        chosen: By regularizer, the strengths at single sites.
     """
 
     def __init__(self, rows: Mapping[str, Row], call: int) -> None:
         self.rows, self.call = rows, call
-        self.others = {name: number(row.others, call) for name, row in rows.items()}
-        self.chosen: dict[str, dict[str, float]] = {}
         self._made: dict[tuple[str, tuple[str, ...], torch.device], Tensor] = {}
-        self.learn(())
 
     def learn(self, acting: Iterable[tuple[str, Site]]) -> None:
         """Take sites of a graph that is captured in this call, each with the name of a regularizer that acts there."""
         for name, site in acting:
             self.rows[name].learn({site.name: site}, {site.name: self.rows[name].own})
-        self.chosen = {name: {s: number(value, self.call) for s, value in row.chosen.items()} for name, row in self.rows.items()}
         # A selector of set_strength that waited may give the new sites a strength of their own.
         self._made.clear()
 
     def at(self, name: str, site: str) -> float:
         """Return the strength of a regularizer at a site."""
-        return self.chosen[name].get(site, self.others[name])
+        row = self.rows[name]
+        return number(row.at(site, row.own), self.call)
 
     def differ(self, name: str) -> bool:
         """Whether a site of the regularizer has a strength of its own."""
-        return bool(self.chosen[name])
+        return bool(self.rows[name].chosen)
 
     def tensor(self, name: str, sites: tuple[str, ...], device: torch.device) -> Tensor:
         """Return the strengths at some sites of a regularizer, [sites]; without sites, the strength at all, [1].
@@ -53,6 +48,6 @@ class CallStrengths:
         It is float64, or float32 where the device has no float64.
         """
         if (name, sites, device) not in self._made:
-            values = [self.at(name, site) for site in sites] or [self.others[name]]
+            values = [self.at(name, site) for site in sites] or [number(self.rows[name].others, self.call)]
             self._made[name, sites, device] = strengths_on(device, values)
         return self._made[name, sites, device]

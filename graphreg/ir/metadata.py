@@ -2,7 +2,7 @@
 
 ``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]``
 is a dict of plain data, and ``node.meta["calls"]`` has the calls of submodules during which the
-value was made; ``node.meta["caught"]`` is there if the model may catch what its operation raises.
+value was made; ``node.meta["caught"]`` names the errors of its operation that the model catches.
 All survive copying, pickling and passes that copy ``node.meta``. No other file accesses them,
 except ``serialize.py``, which pickles them.
 """
@@ -176,14 +176,14 @@ def unmark(node: fx.Node) -> Addition:
     return addition
 
 
-def mark_caught(node: fx.Node) -> None:
-    """Note that the model's code may catch what the operation of a node raises."""
-    node.meta[CAUGHT] = True
+def mark_caught(node: fx.Node, errors: tuple[str, ...]) -> None:
+    """Note which errors that the operation of a node may raise the model's code catches, by the names of their classes."""
+    node.meta[CAUGHT] = errors
 
 
-def catches(graph: fx.Graph) -> bool:
-    """Return whether the model's code may catch what an operation of its graph raises, and then goes another way than the graph."""
-    return any(map(may_be_caught, graph.nodes))
+def caught_errors(graph: fx.Graph) -> frozenset[str]:
+    """Return which errors the model's code catches, by the names of their classes: it then goes another way than its graph."""
+    return frozenset(name for node in graph.nodes for name in node.meta.get(CAUGHT, ()))
 
 
 def may_be_caught(node: fx.Node) -> bool:

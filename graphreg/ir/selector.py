@@ -236,7 +236,8 @@ def select(
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
 
     def why(pattern: Pattern, matched: Sequence[Site]) -> str:
-        return none_usual if pattern.lone else _nothing(pattern, matched, sites, what, model, who, elsewhere) + hint(pattern.text)
+        nothing = none_usual if pattern.lone else _nothing(pattern, matched, sites, what, model, who, elsewhere)
+        return nothing + hint(pattern.text)
 
     if not default and all(pattern.exclude and not pattern.lone for pattern in map(Pattern.parse, texts)):
         complain(none_usual, missing)

@@ -37,7 +37,7 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 def chosen(
     forwards: Forwards, compiled: Forwards, writer: CallText | None, additions: str, derivatives: Sequence[str], enters_levels: bool,
-    catches: bool,
+    caught: frozenset[str],
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
@@ -48,13 +48,13 @@ def chosen(
         additions: The name of the submodule that holds the runtime modules.
         derivatives: The names that the penalties on derivatives have in that submodule.
         enters_levels: Whether the code enters levels of torch.func.
-        catches: Whether the model's code may catch what the code raises.
+        caught: The names of the classes of errors that the model's code catches.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (collecting_nothing(compiled.get("both") or compiled[mode]) for mode in ("train", "eval"))
     check, plain = _argument_check(in_train, writer), in_train
-    if catches:
-        in_train, in_eval = map(_catching, (in_train, in_eval))
+    if caught:
+        in_train, in_eval = (_catching(code, caught) for code in (in_train, in_eval))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -85,7 +85,7 @@ def chosen(
     return own  # type: ignore[no-any-return]
 
 
-def _catching(code: Callable[..., Any]) -> Callable[..., Any]:
+def _catching(code: Callable[..., Any], caught: frozenset[str]) -> Callable[..., Any]:
     """Return code that raises OtherInputs in place of an error which the model's code may catch: then the model goes on another way."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -94,6 +94,8 @@ def _catching(code: Callable[..., Any]) -> Callable[..., Any]:
         except GraphRegError:
             raise
         except Exception as error:
+            if caught.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+                raise
             raise OtherInputs(
                 f"{first_line(error).rstrip('.')}. The model's forward may catch this error (try, except), and then does "
                 "something else; a graph does what the forward did with the example_inputs. Use graphreg.regularize_, which traces the "

@@ -24,7 +24,7 @@ from graphreg.compiler.recurrent_lowering import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir.call_structures import CallStructures, CallText
 from graphreg.ir.codegen_fixes import check_arguments, spelled
-from graphreg.ir.metadata import catches
+from graphreg.ir.metadata import caught_errors
 from graphreg.ir.module_record import (
     IGNORED,
     PREFIX,
@@ -196,10 +196,10 @@ class RewrittenModule(fx.GraphModule):
         levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
         writer = CallText(next(iter(forwards.values())), state.model.specialized, state.structures) if state.structures else None
 
+        caught = frozenset[str]().union(*map(caught_errors, state.graphs.values()))
+
         # One forward that chooses among those that were generated takes their place.
-        type(self).forward = chosen(
-            forwards, compiled or forwards, writer, RULES, derivatives, levels, any(map(catches, state.graphs.values()))
-        )
+        type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels, caught)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (writer and writer.first, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))

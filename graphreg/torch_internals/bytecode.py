@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,18 +22,68 @@ def _operations(code: types.CodeType) -> Mapping[int, dis.Instruction]:
     return {each.offset: each for each in dis.get_instructions(code) if each.opname in kinds}
 
 
-@functools.lru_cache(8192)
-def _handlers(code: types.CodeType) -> tuple[tuple[int, int, bool], ...]:
-    """Return the places that an ``except``, ``finally`` or ``with`` covers: where each begins and ends, and whether it is a ``with``."""
-    names = {each.offset: each.opname for each in dis.get_instructions(code)}
-    after = dict(zip(names, [*names][1:], strict=False))
+class _Handler(NamedTuple):
+    """What runs when an error is raised in a part of some code.
 
-    entries: Any = getattr(dis.Bytecode(code), "exception_entries", ())
-    # Python adds further handlers, for generators and comprehensions, that begin with another operation.
-    return tuple(
-        (each.start, each.end, names.get(after.get(each.target, -1)) == "WITH_EXCEPT_START")
-        for each in entries if names.get(each.target) == "PUSH_EXC_INFO"
-    )  # fmt: skip
+    Attributes:
+        start: Where the part begins.
+        end: Where it ends.
+        target: Where the handler begins.
+        is_with: Whether it is the end of a ``with``.
+        is_written: Whether it is an ``except``, a ``finally`` or the end of a ``with``, and not one that Python adds.
+        named: The dotted names of the classes that ``except`` names; ``BaseException`` for a bare one.
+    """
+
+    start: int
+    end: int
+    target: int
+    is_with: bool
+    is_written: bool
+    named: tuple[tuple[str, ...], ...]
+
+
+@functools.lru_cache(8192)
+def _handlers(code: types.CodeType) -> tuple[_Handler, ...]:
+    steps = list(dis.get_instructions(code))
+    position = {step.offset: i for i, step in enumerate(steps)}
+    found = []
+    for entry in getattr(dis.Bytecode(code), "exception_entries", ()):
+        first, second = (step.opname for step in (*steps[position[entry.target] :], *steps[-1:])[:2])
+        is_written = first == "PUSH_EXC_INFO"
+        is_with = is_written and second == "WITH_EXCEPT_START"
+        named = _named(steps[position[entry.target] + 1 :]) if is_written and not is_with else ()
+        found.append(_Handler(entry.start, entry.end, entry.target, is_with, is_written, named))
+    return tuple(found)
+
+
+def _named(steps: Sequence[dis.Instruction]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of classes in the clauses of an ``except``; none for a ``finally``, which lets the error go on."""
+    named, loaded = list[tuple[str, ...]](), list[tuple[str, ...]]()
+    for step in steps:
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and loaded:
+            loaded[-1] = (*loaded[-1], str(step.argval))
+        elif step.opname.startswith("LOAD_"):
+            loaded.append((str(step.argval),))
+        elif step.opname == "CHECK_EXC_MATCH":
+            named += loaded
+        elif step.opname == "POP_EXCEPT" and not named:
+            return (("BaseException",),)
+        elif step.opname == "RERAISE":
+            break
+        if not step.opname.startswith("LOAD_") and step.opname not in ("CACHE", "BUILD_TUPLE", "PUSH_NULL", "NOP"):
+            loaded.clear()
+    return tuple(named)
+
+
+def _handlers_of(frame: types.FrameType) -> Iterator[_Handler]:
+    """Yield the handlers of an error that is raised in a frame now, the innermost first: each may let it go on to the next."""
+    at, known = frame.f_lasti, _handlers(frame.f_code)
+    for _ in known:
+        # each part has one handler; that of a handler's own code is the next one outwards
+        if (handler := next((each for each in known if each.start <= at < each.end), None)) is None:
+            return
+        yield handler
+        at = handler.target
 
 
 def reads_attribute(frame: types.FrameType) -> bool:
@@ -55,7 +106,19 @@ def matches_class(frame: types.FrameType) -> bool:
 
 def is_guarded(frame: types.FrameType, by_with: bool = False) -> bool:
     """Return whether a frame runs code in a ``try`` that may catch what this code raises. ``by_with``: whether a ``with`` counts, too."""
-    return any(start <= frame.f_lasti < end and (by_with or not is_with) for start, end, is_with in _handlers(frame.f_code))
+    return any(handler.is_written and (by_with or not handler.is_with) for handler in _handlers_of(frame))
+
+
+def caught(frame: types.FrameType) -> set[str]:
+    """Return the names of the classes of errors that an ``except`` of a frame catches where the frame is now."""
+    kinds = set[str]()
+    for first, *rest in (names for handler in _handlers_of(frame) for names in handler.named):
+        kind: Any = next((space[first] for space in (frame.f_locals, frame.f_globals, vars(builtins)) if first in space), BaseException)
+        for name in rest:
+            kind = getattr(kind, name, BaseException)
+        several = kind if isinstance(kind, tuple) else (kind,)
+        kinds.update(each.__name__ if isinstance(each, type) else "BaseException" for each in several)
+    return kinds
 
 
 _TELLS = {"_assert", "print", "warn", "debug", "info", "warning", "error", "critical", "log", "exception"}

@@ -6,7 +6,7 @@ import sys
 import types
 
 from graphreg.ir.contents import FOREIGN
-from graphreg.torch_internals.bytecode import is_guarded
+from graphreg.torch_internals.bytecode import caught, is_guarded
 
 _TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
 
@@ -30,6 +30,11 @@ def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
     return False
 
 
-def is_caught_here() -> bool:
-    """Return whether the model's code may catch what is raised by the caller of this function."""
-    return is_caught(sys._getframe(1))
+def caught_here() -> tuple[str, ...]:
+    """Return the names of the classes of errors that the model's code may catch if the caller of this function raises them."""
+    frame, kinds = sys._getframe(1), set[str]()
+    while frame is not None and home_of(frame) != _TRACE:
+        if not is_foreign(frame):
+            kinds |= caught(frame)
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(sorted(kinds))

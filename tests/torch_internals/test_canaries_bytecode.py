@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -68,6 +69,25 @@ def test_steps() -> None:
     except AttributeError:
         raise
     assert value.found == [False, True]
+
+    value = _Watched(bytecode.caught)
+    errors = (ValueError, TypeError)
+    try:
+        value.shape  # noqa: B018
+        with contextlib.suppress(OSError):
+            value.shape  # noqa: B018
+    except (KeyError, torch.linalg.LinAlgError):
+        raise
+    except errors:
+        raise
+    finally:
+        value.shape  # noqa: B018
+    try:
+        value.shape  # noqa: B018
+    except:
+        raise
+    both = {"KeyError", "_LinAlgError", "ValueError", "TypeError"}
+    assert value.found == [both, both, set(), {"BaseException"}]
 
     _Disguised.found.clear()
     match _Disguised():

@@ -294,7 +294,7 @@ def test_objects_that_refer_to_one_another_in_many_ways_are_compared_once() -> N
 
 
 class Tries(Base):
-    """Takes another row where an index is out of range; adds to a matrix that has no Cholesky factor."""
+    """Takes another row where an index is out of range, or where a matrix has no Cholesky factor. What else is raised goes on."""
 
     def __init__(self, factor: bool) -> None:
         super().__init__()
@@ -304,7 +304,9 @@ class Tries(Base):
         h = self.l(x)
         try:
             return torch.linalg.cholesky(h.mT @ h) if self.factor else h[5]
-        except Exception:
+        except KeyError:
+            return h[1]
+        except (IndexError, torch.linalg.LinAlgError):
             return h[0]
 
 
@@ -328,6 +330,9 @@ def test_an_error_that_the_model_catches(factor: bool) -> None:
     else:
         assert torch.equal(placed(fails), plain(fails))
     assert torch.equal(placed(fits), plain(fits))
+    for each in (module, placed, plain):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # of which the model knows nothing
+            each(torch.zeros(7, 3))
 
 
 def keeps_last(layer: str, argument: str) -> nn.Module:

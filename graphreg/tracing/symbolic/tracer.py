@@ -37,7 +37,7 @@ from graphreg.torch_internals.random_state import ModuleStack, randomness, regio
 from graphreg.torch_internals.trace_state import restore_fx_patches
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
-from graphreg.tracing.frames import is_caught_here
+from graphreg.tracing.frames import caught_here
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
@@ -406,8 +406,8 @@ class SiteTracer(DecisionTracer):
                 "this runs under torch.no_grad, autocast or the like, and a trace would lose that; move it into a submodule of its own"
             )
         node = super().create_node(kind, *rest, **more)
-        if kind.startswith("call") and is_caught_here():
-            mark_caught(node)
+        if kind.startswith("call") and (caught := caught_here()):
+            mark_caught(node, caught)
         return node
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
