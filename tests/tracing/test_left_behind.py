@@ -246,6 +246,9 @@ def table(n: int, m: int) -> Tensor:
     return torch.ones(n, m).tril()
 
 
+nothing = functools.cache(functools.partial(lambda n: None, 1))  # a cache without a name
+
+
 class Caches(Base):
     @functools.cache  # noqa: B019
     def mask(self, n: int) -> Tensor:
@@ -258,6 +261,7 @@ class Caches(Base):
 
     def forward(self, x: Tensor) -> Any:
         n = x.shape[0]
+        nothing()
         return self.mask(n) @ self.l(x) + table(n, n) @ x + self.fixed(4) @ x
 
 

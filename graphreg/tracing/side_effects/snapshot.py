@@ -112,7 +112,7 @@ class Snapshot:
 
     def _add_reachable(self, code: ReachableCode) -> None:
         """Add global variables, closures, default arguments, attributes and caches of functions."""
-        self.places += [FunctionCache(cache, cache.__qualname__) for cache in code.caches.values()]
+        self.places += [FunctionCache(cache, "a cache") for cache in code.caches.values()]
         for space, names in code.variables.values():
             self._add_attributes(Variables(space, frozenset(names)), 2)
             if any(_draws_from_numpy(space[name]) for name in names):
