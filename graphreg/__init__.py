@@ -110,7 +110,7 @@ _FILES = {
     "verification.verify": ("verify",),
 }  # fmt: skip
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
-_MODULES = ("schedules",)  # public modules that ``__getattr__`` imports when they are first used
+_MODULES = ("passes", "schedules")  # public modules that ``__getattr__`` imports when they are first used
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
@@ -118,8 +118,8 @@ __all__ = [
     "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
     "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "penalties_off",
-    "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite",
+    "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "passes",
+    "penalties_off", "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite",
     "rng_state", "sample",
     "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths", "strip",
     "strip_", "to_networkx", "trace", "verify",

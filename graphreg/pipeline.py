@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from graphreg.errors import RegularizerError, TraceError, check_flag, shown, warn
+from graphreg.errors import RegularizerError, TraceError, check_flag, listed, shown, warn
 from graphreg.ir.metadata import is_marked
 from graphreg.ir.module_record import RULES
 from graphreg.ir.selector import Missing, Selector
@@ -170,6 +171,9 @@ def plan(
 def check_compile(compile: object) -> None:
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
+    known = inspect.signature(torch.compile).parameters.keys() - {"model"}
+    if unknown := [name for name in compile if name not in known] if isinstance(compile, Mapping) else []:
+        raise RegularizerError(f"compile={shown(compile)}: torch.compile has no option {unknown[0]!r}; it has {listed(sorted(known), 8)}.")
 
 
 def compile_if_asked(module: M, compile: bool | Mapping[str, Any]) -> M:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
+
+_known: WeakValueDictionary[Any, FunctionCall] = WeakValueDictionary()
+
+
+def function_call(function: Any) -> FunctionCall:
+    """Return the target of a node that calls a ``torch.autograd.Function``: one for each class, so that modules can share their code."""
+    call = _known.get(function)
+    if call is None:
+        call = _known[function] = FunctionCall(function)
+    return call
 
 
 class FunctionCall:
-    """The target of such a node. Two of one class are equal.
+    """The target of such a node.
 
     Attributes:
         function: The class.
@@ -21,14 +32,8 @@ class FunctionCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function.apply(*args, **kwargs)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FunctionCall) and self.function is other.function
-
-    def __hash__(self) -> int:
-        return hash(self.function)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return FunctionCall, (self.function,)
+        return function_call, (self.function,)
 
     def __repr__(self) -> str:
         return f"{self.__qualname__}.apply"

@@ -148,7 +148,8 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
         if unknown:
             raise GraphRegError(
                 f"the forward decides on {shown(expression)}. No assertion can check that at a call, because it contains a size that is "
-                "not the size of any dimension of an input."
+                "not the size of any dimension of an input. If it is the stride of an input that is a part of another tensor (x[:, :4]), "
+                "give example_inputs that lie in memory by themselves: x[:, :4].contiguous()."
             )
         for symbol in expression.free_symbols - sizes.keys():
             node, axis, _ = first[symbol]

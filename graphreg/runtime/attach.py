@@ -6,6 +6,7 @@ options. ``gradient_join.py`` has the autograd function that ``AttachRule`` call
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -278,10 +279,23 @@ def check_penalties(penalties: str) -> None:
         raise RegularizerError(f"penalties={shown(penalties)} is unknown; it is 'return' or 'attach'.")
 
 
+def _takes_nothing(scale: object) -> bool:
+    """Return whether something is a function that can be called without arguments, as far as Python can tell."""
+    if not callable(scale):
+        return False
+    try:
+        inspect.signature(scale).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
 def check_scale(scale: Scale | None) -> None:
     """Raise RegularizerError for a ``scale=`` that is no positive number, 0-d tensor, GradScaler, function or ``CallScale``."""
     reads = hasattr(scale, "get_scale") or hasattr(scale, "of_call")
-    ok = scale is None or reads or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
+    ok = scale is None or reads or _takes_nothing(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(

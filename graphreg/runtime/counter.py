@@ -291,7 +291,7 @@ class Counter(RuntimeModule):
 
     def freeze(self, block: object) -> None:
         """Begin a block of ``frozen_noise``: until this thread's blocks end, all calls in this thread repeat its next call."""
-        with taking():
+        with taking(), without_transforms():  # what is made here outlasts a transform around the block
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
             if self.frozen_call is None:
                 self.frozen_call, self.free = int(self.step), torch.zeros_like(self.free)
@@ -305,7 +305,7 @@ class Counter(RuntimeModule):
 
     def release(self, block: object) -> None:
         """End a block. At the end of the last block, go on with the first call number that was not used while the noise was frozen."""
-        with taking():
+        with taking(), without_transforms():
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):
                 self.left.add(thread)

@@ -202,7 +202,8 @@ class RewrittenModule(fx.GraphModule):
         type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels, caught)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
-        _join_class(self, (writer and writer.first, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
+        ids = [{name: id(value) for name, value in each.items()} for each in named]
+        _join_class(self, (writer and writer.first, derivatives, sorted(caught), ids))
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:

@@ -51,7 +51,11 @@ def _handlers(code: types.CodeType) -> tuple[_Handler, ...]:
         first, second = (step.opname for step in (*steps[position[entry.target] :], *steps[-1:])[:2])
         is_written = first == "PUSH_EXC_INFO"
         is_with = is_written and second == "WITH_EXCEPT_START"
-        named = _named(steps[position[entry.target] + 1 :]) if is_written and not is_with else ()
+        named: tuple[tuple[str, ...], ...]
+        if is_with:
+            named = (("BaseException",),) if _suppresses(steps[: position[entry.start]]) else ()
+        else:
+            named = _named(steps[position[entry.target] + 1 :]) if is_written else ()
         found.append(_Handler(entry.start, entry.end, entry.target, is_with, is_written, named))
     return tuple(found)
 
@@ -73,6 +77,18 @@ def _named(steps: Sequence[dis.Instruction]) -> tuple[tuple[str, ...], ...]:
         if not step.opname.startswith("LOAD_") and step.opname not in ("CACHE", "BUILD_TUPLE", "PUSH_NULL", "NOP"):
             loaded.clear()
     return tuple(named)
+
+
+def _suppresses(before: Sequence[dis.Instruction]) -> bool:
+    """Return whether a ``with``, which begins behind these instructions, is one of ``contextlib.suppress``."""
+    rest = [step for step in reversed(before) if step.opname != "CACHE"]
+    entered = next((i for i, step in enumerate(rest) if step.opname == "BEFORE_WITH"), len(rest))
+    for step in rest[entered + 1 :]:
+        if step.argval == "suppress":
+            return True
+        if not step.opname.startswith(("LOAD_", "PUSH_NULL", "PRECALL", "CALL", "KW_NAMES", "BUILD_")):
+            return False
+    return False
 
 
 def _handlers_of(frame: types.FrameType) -> Iterator[_Handler]:

@@ -207,6 +207,7 @@ def test_the_options_that_an_error_lists_are_options() -> None:
     ("penalties", lambda m: regularize(m, weight_l2=0.1, penalties="atach"), r"penalties='atach' is unknown.*'return' or 'attach'"),
     ("penalties True", lambda m: regularize(m, weight_l2=0.1, penalties=True), r"penalties=True is unknown.*'return' or 'attach'"),
     ("compile", lambda m: regularize(m, weight_l2=0.1, compile="yes"), r"compile='yes' is not allowed.*True, False or a dict"),
+    ("compile option", lambda m: regularize(m, weight_l2=0.1, compile={"nope": 1}), r"torch.compile has no option 'nope'; it has backend"),
     ("compile 1", lambda m: regularize(m, weight_l2=0.1, compile=1), r"compile=1 is not allowed.*True, False or a dict"),
     ("compile None", lambda m: regularize(m, weight_l2=0.1, compile=None), r"compile=None is not allowed.*True, False or a dict"),
     ("scale of returned", lambda m: regularize(m, weight_l2=0.1, scale=2), r"scale= is for penalties='attach'"),

@@ -118,7 +118,7 @@ def test_the_scale_is_no_part_of_the_state_and_not_broadcast() -> None:
     assert not rules_of(module).get_submodule("attach").fed
 
 
-@pytest.mark.parametrize("scale", [True, 0, -1.0, float("inf"), "2"])
+@pytest.mark.parametrize("scale", [True, 0, -1.0, float("inf"), "2", lambda loss: 1.0])
 def test_what_is_no_scale(scale: Any) -> None:
     with pytest.raises(graphreg.RegularizerError, match=r"scale=.* is not allowed; give a number above 0, a 0-d tensor, a GradScaler"):
         graphreg.regularize(torch.nn.Linear(2, 2), weight_l2=0.1, penalties="attach", scale=scale)

@@ -68,6 +68,21 @@ def test_a_block_draws_the_next_masks_and_counts_as_one_call() -> None:
     assert torch.equal(draw(module), third)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))])
+def test_a_block_within_a_transform(transform: Callable[..., Any]) -> None:
+    """What the block leaves behind outlasts the transform."""
+    module, plain = noisy(), noisy()
+    first, second, third = _three(plain)
+
+    def frozen(x: Tensor) -> Tensor:
+        with graphreg.frozen_noise(module):
+            return draw(module, x).sum()
+
+    for _ in (first, second):
+        transform(frozen)(X)
+    assert torch.equal(draw(module), third)
+
+
 def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -312,6 +313,26 @@ class Tries(Base):
             return h[1]
         except (IndexError, torch.linalg.LinAlgError):
             return h[0]
+
+
+class Suppresses(Base):
+    def forward(self, x: Tensor) -> Any:
+        h = self.l(x)
+        y = h[0]
+        with contextlib.suppress(IndexError):
+            y = h[5]
+        return y
+
+
+def test_an_error_that_suppress_catches() -> None:
+    """Also where modules of the same code without it were made before: they have other classes."""
+    plain, model = Suppresses(), Suppresses()
+    graphreg.regularize(type("Suppresses", (Base,), {"forward": lambda self, x: self.l(x)[5]})(), weight_l2=0.1)
+    with pytest.raises(OtherInputs, match="may catch this error"):
+        graphreg.regularize(model, weight_l2=0.1, example_inputs=torch.randn(7, 4))(X)
+    placed = graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)
+    for x in (torch.randn(7, 4), X, torch.randn(7, 4), X):
+        assert torch.equal(placed(x), plain(x))
 
 
 @pytest.mark.parametrize("factor", [False, True])

@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir.autograd_functions import FunctionCall
+from graphreg.ir.autograd_functions import function_call
 from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.call_records import CallRecord, call_key, in_containers, record_module_calls, replaced_leaf
 from graphreg.ir.containers import building
@@ -223,7 +223,7 @@ class SiteTracer(DecisionTracer):
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             here = threading.get_ident() == self.thread and not self.evaluating
             if here and any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-                return self.create_proxy("call_function", FunctionCall(cls), args, kwargs)
+                return self.create_proxy("call_function", function_call(cls), args, kwargs)
             return inherited.__get__(None, cls)(*args, **kwargs)
 
         with Changes() as changes, changes:
