@@ -120,8 +120,8 @@ __all__ = [
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "passes",
     "penalties_off", "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state",
-    "rewrite", "rng_state", "sample", "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers",
-    "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "rewrite", "rng_state", "sample", "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
+    "strength_buffers", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 
