@@ -167,7 +167,9 @@ class _StateSearch:
         """Add the functions that ``_functions`` finds in a value. ``direct``: whether their ids belong in ``_direct``."""
         for function in _functions(value):
             if issubclass(type(function), functools._lru_cache_wrapper):
-                self.code.caches[id(function)] = function
+                inner = function.__wrapped__
+                if not issubclass(type(inner), types.FunctionType) or not _is_foreign_namespace(inner.__globals__):
+                    self.code.caches[id(function)] = function
                 continue
             if direct:
                 self._direct.add(id(function))
