@@ -168,7 +168,7 @@ class _StateSearch:
         for function in _functions(value):
             if issubclass(type(function), functools._lru_cache_wrapper):
                 inner = function.__wrapped__
-                if not issubclass(type(inner), types.FunctionType) or not _is_foreign_namespace(inner.__globals__):
+                if not issubclass(type(inner), types.FunctionType) or not is_foreign_name(inner.__globals__.get("__name__")):
                     self.code.caches[id(function)] = function
                 continue
             if direct:
