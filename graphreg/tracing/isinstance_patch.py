@@ -81,6 +81,25 @@ class TracedType(type, metaclass=_AnswersType):
     """What a model's code has in place of ``type`` during a trace."""
 
 
+class _Recorded(type):
+    """The class of what stands for a class of torch during a trace. Where it is not called with traced values, it is that class."""
+
+    original: Any
+    record: Callable[..., Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        traced = any(issubclass(builtins.type(each), (Value, Attribute)) for each in (*args, *kwargs.values()))
+        return (cls.record if traced else cls.original)(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return builtins.isinstance(instance, cls.original)
+
+
+def recorded_class(original: type, record: Callable[..., Any]) -> Any:
+    """Return what stands for a class of torch during a trace. ``record`` records a call with traced values."""
+    return _Recorded(original.__name__, (), {"original": original, "record": staticmethod(record)})
+
+
 def number_isinstance(value: object, kinds: Any) -> bool:
     """Do what ``isinstance`` does, but take a symbolic size of torch.export for a number."""
     return builtins.isinstance(_NUMBERS.get(type(value), value), kinds)

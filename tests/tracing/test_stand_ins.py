@@ -560,3 +560,34 @@ def test_an_attribute_that_is_set_on_a_tensor_of_the_model_later(compiled: bool)
     module.buffer.later = 2.0
     with pytest.raises(GraphRegError, match="asks whether a value has the attribute 'later'"):
         module(x)
+
+
+class Masked(nn.Module):
+    """Fills what a mask leaves out with the least number of the dtype that the scores have at this call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.o = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q = self.q(x)
+        scores = (q @ q.mT).masked_fill(mask == 0, torch.finfo(q.dtype).min)
+        y: Tensor = self.o(scores.softmax(-1) @ q)
+        return y.clamp(max=-torch.iinfo(mask.dtype).min)
+
+
+def test_the_limits_of_a_dtype() -> None:
+    """One graph, right in each dtype and under autocast; what stands for torch.finfo is gone afterwards."""
+    x, mask = torch.randn(2, 3, 4), torch.tensor([[1, 0, 1]] * 3)
+    plain, model = Masked(), Masked()
+    for example in ((x, mask), None):
+        module = graphreg.regularize(model, weight_l2=0.1, hidden_dropout=0.0, example_inputs=example)
+        assert "torch.finfo(getattr_" in module.code and torch.finfo(torch.float16).bits == 16 and isinstance(torch.finfo, type)
+        assert all(site.kind != "value" or site.role != "hidden" for site in graphreg.names(model).sites if "info" in site.name)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        for run in (module, compiled):
+            assert torch.equal(run(x, mask).output, plain(x, mask))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x, mask).output, plain(x, mask))
+    assert torch.equal(module.double()(x.double(), mask).output, plain.double()(x.double(), mask))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
 from graphreg.tracing.frames import caught_here
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
-from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
+from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
@@ -136,6 +137,7 @@ class SiteTracer(DecisionTracer):
             with (
                 self._checkpoints_followed(),
                 self._functions_recorded(),
+                self._dtypes_asked(),
                 isinstance_answered(self._places),
                 self.environment.intercepted(root, self._places),
             ):
@@ -229,6 +231,17 @@ class SiteTracer(DecisionTracer):
         with Changes() as changes, changes:
             changes.put(torch.autograd.Function, "apply", classmethod(apply))
             yield
+
+    @contextmanager
+    def _dtypes_asked(self) -> Iterator[None]:
+        """Record ``torch.finfo(x.dtype)`` and ``torch.iinfo`` of a traced value, which masks of attention ask, as a value of the graph."""
+        with Changes() as changes, changes:
+            for asked in (torch.finfo, torch.iinfo):
+                changes.put(torch, asked.__name__, recorded_class(asked, partial(self._created, asked)))
+            yield
+
+    def _created(self, function: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def _last_node(self) -> fx.Node | None:
         return next(iter(reversed(self.graph.nodes)), None)
