@@ -25,7 +25,7 @@ class FunctionCall:
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        # what it belongs to, for the analyses of graphs, and what torch.fx writes into the code
+        # ``__self__``: the analyses of graphs ask for the owner. The others: torch.fx writes them into the code.
         self.__self__ = function
         self.__name__, self.__qualname__, self.__module__ = function.__name__, function.__qualname__, function.__module__
 

@@ -85,6 +85,14 @@ def chosen(
     return own  # type: ignore[no-any-return]
 
 
+def _as_other_inputs(kind: type[Exception]) -> type[OtherInputs]:
+    """Return an ``OtherInputs`` that is also an error of this class, for callers that catch it: another place may have raised it."""
+    try:
+        return type("OtherInputs", (OtherInputs, kind), {"__module__": OtherInputs.__module__})
+    except TypeError:  # the class cannot be combined with others
+        return OtherInputs
+
+
 def _catching(code: Callable[..., Any], caught: frozenset[str]) -> Callable[..., Any]:
     """Return code that raises OtherInputs in place of an error which the model's code may catch: then the model goes on another way."""
 
@@ -94,9 +102,10 @@ def _catching(code: Callable[..., Any], caught: frozenset[str]) -> Callable[...,
         except GraphRegError:
             raise
         except Exception as error:
-            if caught.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+            lacks_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if lacks_memory or caught.isdisjoint(kind.__name__ for kind in type(error).__mro__):
                 raise
-            raise OtherInputs(
+            raise _as_other_inputs(type(error))(
                 f"{first_line(error).rstrip('.')}. The model's forward may catch this error (try, except), and then does "
                 "something else; a graph does what the forward did with the example_inputs. Use graphreg.regularize_, which traces the "
                 "model for such a call anew, or move the try into a submodule of its own and make that opaque."

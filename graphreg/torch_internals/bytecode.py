@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,51 +45,68 @@ class _Handler(NamedTuple):
 
 @functools.lru_cache(8192)
 def _handlers(code: types.CodeType) -> tuple[_Handler, ...]:
-    steps = list(dis.get_instructions(code))
+    """Return the handlers of some code, each with the part that it is for."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
     position = {step.offset: i for i, step in enumerate(steps)}
     found = []
     for entry in getattr(dis.Bytecode(code), "exception_entries", ()):
-        first, second = (step.opname for step in (*steps[position[entry.target] :], *steps[-1:])[:2])
-        is_written = first == "PUSH_EXC_INFO"
-        is_with = is_written and second == "WITH_EXCEPT_START"
-        named: tuple[tuple[str, ...], ...]
+        at = position[entry.target]
+        is_written = steps[at].opname == "PUSH_EXC_INFO"
+        is_with = is_written and steps[at + 1].opname == "WITH_EXCEPT_START"
+        named: tuple[tuple[str, ...], ...] = ()
         if is_with:
-            named = (("BaseException",),) if _suppresses(steps[: position[entry.start]]) else ()
-        else:
-            named = _named(steps[position[entry.target] + 1 :]) if is_written else ()
+            named = _suppressed(steps, next(i for i, step in enumerate(steps) if step.offset >= entry.start))
+        elif is_written:
+            named = _clauses(steps, at + 1, position)
         found.append(_Handler(entry.start, entry.end, entry.target, is_with, is_written, named))
     return tuple(found)
 
 
-def _named(steps: Sequence[dis.Instruction]) -> tuple[tuple[str, ...], ...]:
-    """Return the names of classes in the clauses of an ``except``; none for a ``finally``, which lets the error go on."""
-    named, loaded = list[tuple[str, ...]](), list[tuple[str, ...]]()
+_ALL = ("BaseException",)
+
+
+def _clauses(steps: Sequence[dis.Instruction], at: int, position: Mapping[int, int]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the classes in the clauses of an ``except``; none for a ``finally``, which lets the error go on.
+
+    A clause that does not match jumps to the next one. A bare ``except`` throws the error away at once.
+    """
+    named = list[tuple[str, ...]]()
+    while steps[at].opname not in ("RERAISE", "POP_TOP"):
+        matched = next((i for i in range(at, len(steps)) if steps[i].opname in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "RERAISE")), None)
+        if matched is None or steps[matched].opname == "RERAISE":  # a ``finally``, with code of its own
+            return tuple(named)
+        if steps[matched].opname == "CHECK_EG_MATCH":
+            return (_ALL,)
+        named += _loaded(steps[at:matched])
+        jump = next((step for step in steps[matched:] if step.opname.startswith("POP_JUMP")), None)
+        if jump is None or jump.argval not in position:
+            return (*named, _ALL)
+        at = position[jump.argval]
+    return (*named, _ALL) if steps[at].opname == "POP_TOP" else tuple(named)
+
+
+def _loaded(steps: Sequence[dis.Instruction]) -> list[tuple[str, ...]]:
+    """Return the dotted names that code loads; BaseException if it does anything else."""
+    names = list[tuple[str, ...]]()
     for step in steps:
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and loaded:
-            loaded[-1] = (*loaded[-1], str(step.argval))
-        elif step.opname.startswith("LOAD_"):
-            loaded.append((str(step.argval),))
-        elif step.opname == "CHECK_EXC_MATCH":
-            named += loaded
-        elif step.opname == "POP_EXCEPT" and not named:
-            return (("BaseException",),)
-        elif step.opname == "RERAISE":
-            break
-        if not step.opname.startswith("LOAD_") and step.opname not in ("CACHE", "BUILD_TUPLE", "PUSH_NULL", "NOP"):
-            loaded.clear()
-    return tuple(named)
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and names:
+            names[-1] = (*names[-1], str(step.argval))
+        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE"):
+            names.append((str(step.argval),))
+        elif step.opname not in ("BUILD_TUPLE", "PUSH_NULL", "NOP"):
+            return [_ALL]
+    return names or [_ALL]
 
 
-def _suppresses(before: Sequence[dis.Instruction]) -> bool:
-    """Return whether a ``with``, which begins behind these instructions, is one of ``contextlib.suppress``."""
-    rest = [step for step in reversed(before) if step.opname != "CACHE"]
-    entered = next((i for i, step in enumerate(rest) if step.opname == "BEFORE_WITH"), len(rest))
-    for step in rest[entered + 1 :]:
-        if step.argval == "suppress":
-            return True
-        if not step.opname.startswith(("LOAD_", "PUSH_NULL", "PRECALL", "CALL", "KW_NAMES", "BUILD_")):
-            return False
-    return False
+def _suppressed(steps: Sequence[dis.Instruction], start: int) -> tuple[tuple[str, ...], ...]:
+    """Return the classes that ``contextlib.suppress`` names in a ``with`` whose block begins at a step; none for another ``with``."""
+    entered = next((i for i in reversed(range(start)) if steps[i].opname == "BEFORE_WITH"), 0)
+    first = entered
+    while first and steps[first - 1].opname.startswith(("LOAD_", "PUSH_NULL", "PRECALL", "CALL", "KW_NAMES", "BUILD_TUPLE")):
+        first -= 1
+    names = _loaded([step for step in steps[first:entered] if not step.opname.startswith(("CALL", "PRECALL", "KW_NAMES"))])
+    of = next((i for i, name in enumerate(names) if name[-1] == "suppress"), None)
+    return () if of is None else tuple(names[of + 1 :]) or (_ALL,)
 
 
 def _handlers_of(frame: types.FrameType) -> Iterator[_Handler]:
@@ -125,13 +143,14 @@ def is_guarded(frame: types.FrameType, by_with: bool = False) -> bool:
     return any(handler.is_written and (by_with or not handler.is_with) for handler in _handlers_of(frame))
 
 
-def caught(frame: types.FrameType) -> set[str]:
-    """Return the names of the classes of errors that an ``except`` of a frame catches where the frame is now."""
+def caught_by(frame: types.FrameType) -> set[str]:
+    """Return the names of the classes of errors that a frame catches where it is now; BaseException for what cannot be looked up."""
     kinds = set[str]()
     for first, *rest in (names for handler in _handlers_of(frame) for names in handler.named):
-        kind: Any = next((space[first] for space in (frame.f_locals, frame.f_globals, vars(builtins)) if first in space), BaseException)
+        # without the frame's locals: to read them changes them, up to Python 3.12
+        kind: Any = next((space[first] for space in (frame.f_globals, vars(builtins)) if first in space), BaseException)
         for name in rest:
-            kind = getattr(kind, name, BaseException)
+            kind = inspect.getattr_static(kind, name, BaseException)
         several = kind if isinstance(kind, tuple) else (kind,)
         kinds.update(each.__name__ if isinstance(each, type) else "BaseException" for each in several)
     return kinds

@@ -6,7 +6,7 @@ import sys
 import types
 
 from graphreg.ir.contents import FOREIGN
-from graphreg.torch_internals.bytecode import caught, is_guarded
+from graphreg.torch_internals.bytecode import caught_by, is_guarded
 
 _TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
 
@@ -35,6 +35,6 @@ def caught_here() -> tuple[str, ...]:
     frame, kinds = sys._getframe(1), set[str]()
     while frame is not None and home_of(frame) != _TRACE:
         if not is_foreign(frame):
-            kinds |= caught(frame)
+            kinds |= caught_by(frame)
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(sorted(kinds))

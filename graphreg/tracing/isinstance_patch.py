@@ -115,8 +115,9 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
         seen.update(dict.fromkeys(type(module).__mro__))
         yield from forward_hooks(module)
         yield from (value for value in vars(module).values() if callable(value))
-    for kind in seen.keys() - {nn.Module, object}:
-        yield from vars(kind).values()
+    for kind in seen:
+        if kind not in (nn.Module, object):
+            yield from vars(kind).values()
 
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:

@@ -205,8 +205,11 @@ def inside(value: Any) -> list[Any]:
 
 
 def reads_by_itself(kind: type) -> bool:
-    """Return whether a class has a ``__getattr__`` or ``__getattribute__`` of its own, which may read others than it is asked for."""
-    for name in ("__getattribute__", "__getattr__"):
+    """Return whether a class has a ``__getattr__`` or ``__getattribute__`` of its own, which may read others than it is asked for.
+
+    The ``__getattr__`` of a module does not count: wrappers of adapters have one, and what it reads of modules is recorded.
+    """
+    for name in ("__getattribute__",) if issubclass(kind, nn.Module) else ("__getattribute__", "__getattr__"):
         own = next((base for base in kind.__mro__ if name in vars(base)), object)
         if own is not object and not is_foreign_class(own):
             return True

@@ -23,6 +23,7 @@ from torch.nn.utils import prune
 
 import graphreg
 from graphreg import GraphRegError
+from graphreg.in_place import placed
 
 X = torch.randn(3, 4)
 Change = Callable[[Any], Any]
@@ -311,6 +312,26 @@ def test_a_change_is_noticed(name: str) -> None:
         change(plain)
     after = model(X)
     assert torch.equal(after, plain(X)) and torch.equal(model(X), after)
+
+
+class Delegates(Net):
+    """Reads what it has not from a layer of its own, as wrappers of adapters do."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("a"), name)
+
+
+def test_what_a_wrapper_does_not_read_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces, original = [], placed.traced_for
+    monkeypatch.setattr(placed, "traced_for", lambda *args, **kwargs: traces.append(1) or original(*args, **kwargs))
+    model = graphreg.regularize_(Delegates(), weight_l2=0.1, scale=1)
+    for step in range(3):
+        model.global_step = step
+        model(X)
+    assert traces == [1]
 
 
 GAINS = {name: Config() for name in ("method", "class", "function", "default", "attribute")}

@@ -315,6 +315,54 @@ class Tries(Base):
             return h[0]
 
 
+class Clauses(Base):
+    """The second clause catches; the first one has a cleanup of its own. A layer outside of the try raises errors of that class, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.l(x)
+        try:
+            y = h[5]
+        except KeyError as error:
+            raise RuntimeError from error
+        except (ValueError, LookupError):
+            y = h[0]
+        return y
+
+
+def test_a_later_clause_catches_and_what_is_raised_is_of_the_errors_class_too() -> None:
+    plain, model = Clauses(), Clauses()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=torch.randn(7, 4))
+    with pytest.raises(IndexError, match="may catch this error") as raised:
+        module(X)
+    assert isinstance(raised.value, OtherInputs)
+    placed = graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)
+    for x in (torch.randn(7, 4), X):
+        assert torch.equal(placed(x), plain(x))
+
+
+class Kept:
+    value = 1.0
+
+
+@functools.cache
+def kept(name: str) -> Kept:
+    return Kept()
+
+
+class KeepsInCache(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) * kept("new").value * kept("old").value
+
+
+def test_what_a_program_keeps_in_a_cache_stays_there() -> None:
+    kept.cache_clear()
+    mine = kept("old")
+    mine.value = 5.0
+    model, plain = KeepsInCache(), KeepsInCache()
+    assert torch.equal(graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)(X), plain(X))
+    assert kept("old") is mine
+
+
 class Suppresses(Base):
     def forward(self, x: Tensor) -> Any:
         h = self.l(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -59,7 +60,7 @@ for _name in vars(int).keys() - vars(object).keys() - vars(ChangingNumber).keys(
     setattr(ChangingNumber, _name, _refusal if callable(vars(int)[_name]) else property(_refusal))
 
 
-# what code may do with a container that each call makes longer: what tells nothing of what is in it
+# methods that tell the code nothing about what the container holds
 _GROWS = {
     "append", "appendleft", "extend", "extendleft", "insert", "add", "__init__", "__new__", "__iadd__", "__ior__", "__getattribute__",
     "__class_getitem__",
@@ -74,7 +75,8 @@ def _refusing(method: Any) -> Any:
     """Return a method of a container that raises TypeError in the model's code, and does what ``method`` does elsewhere."""
 
     def ask(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_foreign(sys._getframe(1)):
+        # Python's library reads for the model: collections.Counter(self.seen)
+        if home_of(sys._getframe(1)).partition(".")[0] not in ("graphreg", "torch"):
             raise TypeError(f"the forward reads a {_plain_kind(self).__name__} that each call makes longer or shorter")
         return method(self, *args, **kwargs)
 
@@ -90,7 +92,7 @@ def _changing(kind: Any) -> type:
 def changing(items: Any) -> Any:
     """Return a copy of a list, set or deque that each call makes longer or shorter. Code may add to it; what reads it raises TypeError."""
     kind: Any = type(items)
-    return _changing(kind)(items)
+    return _changing(kind)(items, *((items.maxlen,) if kind is deque else ()))
 
 
 class ChangingIterator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import types
 from collections import OrderedDict, deque
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.proxy import Attribute
 
 from graphreg.errors import TraceError
 from graphreg.ir.operations import SIZE_ATTRIBUTES, function_name
@@ -23,9 +25,9 @@ PLAIN = (int, float, complex, str, bytes, type(None))
 NOTHING = object()  # stands for a value that does not exist
 
 
-# what gives an object's attributes
-# so many items are put into a container that each call makes longer: a length that no earlier call has
+# how many items to add to a container that grows: no earlier call left so many
 _FAR = 10_000
+# what gives an object's attributes
 _DICTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
@@ -256,7 +258,8 @@ class Items(Attributes):
 
     def mark_counters(self) -> bool:
         marked, now = super().mark_counters(), self.read()
-        if len(now) in (self.size, len(self.content)):
+        # a dict that is not the model's own may be in use by other threads
+        if len(now) in (self.size, len(self.content)) or not self.name.startswith("self."):
             return marked
         self.fill({**now, **{StaleValue(): None for _ in range(_FAR)}})
         return True
@@ -304,6 +307,8 @@ class Container(StatePlace):
             return False
         if self.holder is not None and self.holder.read().get(self.key) is self.owner and type(self.owner) is _base(self.owner):
             self.holder.set(self.key, changing(self.owner))
+        elif not self.name.startswith("self."):  # others may use it meanwhile
+            return False
         else:  # what holds it is not known: a length that no later call has for a long time
             self.fill([*self.read(), *(StaleValue() for _ in range(_FAR))])
         return True
@@ -330,9 +335,10 @@ def _base(value: Any) -> Any:
 
 
 class FunctionCache(StatePlace):
-    """The cache of a function (``functools.lru_cache``). What a trace has put into it, stand-ins among them, is of no use afterwards.
+    """The cache of a function (``functools.lru_cache``). What a trace has put into it must not be what the model finds there later.
 
-    No single entry can be removed, so the cache is emptied, as it may be at any time.
+    Entries with proxies or other stand-ins are removed; all others stay, since a program may keep its only copy of something there. Of a
+    cache with a limit no single entry can be removed, so it is emptied if it has one with a stand-in.
     """
 
     def read(self) -> int:
@@ -343,9 +349,33 @@ class FunctionCache(StatePlace):
         yield from ()
 
     def restore(self) -> None:
-        if self.read() > self.content:
-            self.owner.cache_clear()
-            self.content = 0
+        if self.read() == self.content:
+            return
+        held = gc.get_referents(self.owner)
+        if self.owner.cache_parameters()["maxsize"] is not None:
+            if any(map(_holds_stand_in, held)):
+                self.owner.cache_clear()
+        else:
+            for entries in held:
+                if type(entries) is dict and entries is not vars(self.owner):
+                    for key in [key for key, value in entries.items() if _holds_stand_in((key, value))]:
+                        del entries[key]
+        self.content = self.read()
+
+
+def _holds_stand_in(value: Any, depth: int = 4) -> bool:
+    kind = type(value)
+    if issubclass(kind, (fx.Proxy, Attribute, StaleValue)) or (issubclass(kind, torch.Tensor) and is_fake(value)):
+        return True
+    if not depth or issubclass(kind, (type, types.ModuleType, types.FunctionType, torch.Tensor, torch.nn.Module)):
+        return False
+    if issubclass(kind, (tuple, list, set, frozenset, deque)):
+        items: list[Any] = list(value)
+    elif issubclass(kind, dict):
+        items = [*value.keys(), *value.values()]
+    else:
+        items = list((own_attributes(value) or {}).values())
+    return any(_holds_stand_in(item, depth - 1) for item in items)
 
 
 class Memory(StatePlace):

@@ -81,7 +81,7 @@ class _Asked:
     """What Python asks of a traced value without saying so to torch.fx. See ``questions.py``."""
 
     def __eq__(self, other: object) -> Any:
-        """Record a comparison. Behind the trace, where a cache of a library may hold this value among its keys, it equals itself alone."""
+        """Record a comparison. After the trace, when a cache of a library may hold this value among its keys, compare by identity."""
         return self is other if getattr(self.tracer, "ended", False) else fx.Proxy.__eq__(self, other)  # type: ignore[attr-defined]
 
     __hash__ = object.__hash__

@@ -223,7 +223,8 @@ class SiteTracer(DecisionTracer):
         inherited = inspect.getattr_static(torch.autograd.Function, "apply")
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            here = threading.get_ident() == self.thread and not self.evaluating
+            # torch.fx writes a function of torch's by its name, which is that of its class
+            here = threading.get_ident() == self.thread and not self.evaluating and cls.__module__.partition(".")[0] != "torch"
             if here and any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
                 return self.create_proxy("call_function", function_call(cls), args, kwargs)
             return inherited.__get__(None, cls)(*args, **kwargs)
