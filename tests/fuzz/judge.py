@@ -27,7 +27,7 @@ check_each_rewrite()
 CALLS = ("train", "train", "eval", "eval", "train")
 
 _MADE = re.compile(r"torch\.(zeros|ones|full|empty|arange|eye|linspace|tensor)\(|new_(zeros|ones|full|empty)")  # made by a forward
-_WRITES_BUFFER = re.compile(r"self\.buf\d+\.\w+_\(")
+_WRITES_TENSOR = re.compile(r"self\.\w+\.\w+_\(")
 _IDLE = re.compile(r"(\w+): no parameter that can train reaches its sites")
 
 
@@ -140,9 +140,9 @@ class Judge:
         except Fault as fault:
             if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
                 return refusal("case", GraphRegError(theirs))
-            # the penalty has a gradient through a buffer, which the plain model's loss need not have
-            if self.compiled and fault.kind == "gradient" and _WRITES_BUFFER.search(self.group.source):
-                return refusal("case", GraphRegError("torch computes again, in backward, with a buffer written since (pytorch#197039)"))
+            # the penalty has a gradient through a tensor of the model, which the plain model's loss need not have
+            if self.compiled and fault.kind == "gradient" and _WRITES_TENSOR.search(self.group.source):
+                return refusal("case", GraphRegError("torch computes again, in backward, with a tensor written since (pytorch#197039)"))
             if case.later and fault.kind == "gradient" and case.penalties == "attach" and "as_strided" in self.group.source:
                 return refusal("case", GraphRegError("torch gives the plain model a wrong gradient through as_strided"))
             return Verdict("fault", fault.kind, fault.detail)
