@@ -288,7 +288,7 @@ def _takes_nothing(scale: object) -> bool:
     except TypeError:
         return False
     except ValueError:  # it has no signature
-        return True
+        pass
     return True
 
 

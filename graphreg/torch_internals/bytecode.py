@@ -86,13 +86,15 @@ def _clauses(steps: Sequence[dis.Instruction], at: int, position: Mapping[int, i
 
 
 def _loaded(steps: Sequence[dis.Instruction]) -> list[tuple[str, ...]]:
-    """Return the dotted names that code loads; BaseException if it does anything else."""
+    """Return the dotted names of global variables that code loads; BaseException for other variables, and if it does anything else."""
     names = list[tuple[str, ...]]()
     for step in steps:
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and names:
             names[-1] = (*names[-1], str(step.argval))
-        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE"):
+        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.append((str(step.argval),))
+        elif step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
+            names.append(_ALL)
         elif step.opname not in ("BUILD_TUPLE", "PUSH_NULL", "NOP"):
             return [_ALL]
     return names or [_ALL]

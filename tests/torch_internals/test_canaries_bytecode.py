@@ -13,6 +13,9 @@ import torch
 from graphreg.torch_internals import bytecode, torch_modes
 
 
+errors = OSError  # a local variable of this name is caught below
+
+
 class _Watched:
     """Notes what ``look`` says of each frame that asks something of it."""
 
