@@ -12,7 +12,6 @@ import torch
 
 from graphreg.torch_internals import bytecode, torch_modes
 
-
 errors = OSError  # a local variable of this name is caught below
 
 
