@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -121,10 +122,13 @@ class Aliases:
         is known to be dense, a replacement has the same layout: then return None, too.
         """
         # asked first, because a probe of operations finds out what is dense
-        if not any(function_name(each).startswith("as_strided") for each in self.order) or self.effects.is_dense(node):
+        if not self._strided or self.effects.is_dense(node):
             return None
-        strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
-        return min(strided, key=self.order.__getitem__, default=None)
+        return min((self._downstream([node]) - {node}) & self._strided, key=self.order.__getitem__, default=None)
+
+    @cached_property
+    def _strided(self) -> set[fx.Node]:
+        return {node for node in self.order if function_name(node).startswith("as_strided")}
 
     def _last_read(self, names: Iterable[fx.Node]) -> int:
         """Return the position of the last node that reads one of ``names``; -1 if no node does."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from graphreg.errors import TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs
@@ -71,7 +72,8 @@ def no_shape(call: Arguments) -> str:
 
 
 def propagate(
-    model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]
+    model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor],
+    known: Callable[[fx.Graph], Mapping[fx.Node, Any] | None] = lambda graph: None,
 ) -> None:
     """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
@@ -81,11 +83,17 @@ def propagate(
         bound: The example inputs by argument name.
         call: The example inputs as positional and keyword arguments.
         constants: The tensors that the graphs read and the model does not have, by name.
+        known: Returns the value of each node of a graph, if the trace has found them; else None.
 
     Raises:
         TraceError: A graph does not run on the example inputs although the model does.
     """
     for mode, graph in graphs.items():
+        if (found := known(graph)) is not None:
+            for node in graph.nodes:
+                value = map_arg(node.args[0], found.__getitem__) if node.op == "output" else found[node]
+                node.meta["value"] = _shape_and_dtype(value)
+            continue
         # fake tensors come first: they need no memory, and no copy of the parameters
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
         if _propagate_on_fakes(model, mode, graph, values, constants):

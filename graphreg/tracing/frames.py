@@ -32,9 +32,10 @@ def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
 
 def caught_here() -> tuple[str, ...]:
     """Return the names of the classes of errors that the model's code may catch if the caller of this function raises them."""
-    frame, kinds = sys._getframe(1), set[str]()
-    while frame is not None and home_of(frame) != _TRACE:
-        if not is_foreign(frame):
+    # asked for each operation of a trace, so the cheap questions come first
+    frame, kinds, start = sys._getframe(1), set[str](), vars(sys.modules[_TRACE])
+    while frame is not None and frame.f_globals is not start:
+        if frame.f_code.co_exceptiontable and not is_foreign(frame):
             kinds |= caught_by(frame)
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(sorted(kinds))

@@ -39,16 +39,14 @@ def model_globals(root: nn.Module) -> list[Globals]:
 
 
 @contextmanager
-def isinstance_answered(places: Iterable[Globals], answer: Callable[[object, Any], bool] | None = None) -> Iterator[None]:
+def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
     """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
 
     They do so in code whose globals are in ``places``. ``isinstance`` also works in
     ``torch.is_tensor`` and ``torch.jit.isinstance``.
-
-    ``answer``: what code calls in place of ``isinstance``, by default ``traced_isinstance``.
     """
     models = list(places)
-    answers = {"isinstance": answer or traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
+    answers = {"isinstance": traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
     with Changes() as changes, changes:
         for place in (*models, vars(torch), jit_namespace()):
             for name, function in answers.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -163,6 +163,7 @@ class DecisionTracer(fx.Tracer):
         sizes: The nodes whose values are numbers or shapes.
         evaluating: Whether operations and modules run now to compute an answer, so that they must
             not be traced.
+        values: The values that nodes have for the examples, as far as they were needed; UNKNOWN for those that depend on data.
         refused: The errors for questions that the trace could not answer, where the model's code
             may have caught them.
         assumed_tensors: The names of arguments without an example that were assumed to be tensors,
@@ -174,7 +175,9 @@ class DecisionTracer(fx.Tracer):
         self.sizes: set[fx.Node] = set()
         self.evaluating = False
         self._scopes = [""]
-        self.examples, self._values = examples, dict[fx.Node, Any]()
+        self.examples, self.values = examples, dict[fx.Node, Any]()
+        self._reshaped = False  # whether a method has changed the shape of the tensor that it was called on
+        self._constants_made: Mapping[str, torch.Tensor] = {}
         self._known = dict[fx.Node, Any]()
         self._reads_input: dict[fx.Node, bool] = {}  # whether a value is computed from an input
         self._kinds: dict[fx.Node, type | None] = {}
@@ -352,7 +355,7 @@ class DecisionTracer(fx.Tracer):
 
     def _depends_on_input(self, node: fx.Node) -> bool:
         """Return whether a value is computed from an input."""
-        for each in _needed(node, self._reads_input):
+        for each in needed(node, self._reads_input):
             self._reads_input[each] = each.op == "placeholder" or any(self._reads_input[source] for source in each.all_input_nodes)
         return self._reads_input[node]
 
@@ -364,19 +367,34 @@ class DecisionTracer(fx.Tracer):
 
     def _value(self, node: fx.Node) -> Any:
         """Return a node's value for the examples; UNKNOWN if it depends on data, or on inputs that the examples do not include."""
+        self._evaluate(needed(node, self.values))
+        return self.values[node]
+
+    def all_values(self, graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> Mapping[fx.Node, Any] | None:
+        """Return the value that each node of the finished graph has for the examples, on fake tensors.
+
+        Return None if a value is not known, or if the trace needed no values: then it costs less to run the whole graph at once.
+        """
+        nodes = [node for node in graph.nodes if node.op != "output"]
+        if not self.values or self._reshaped:
+            return None
+        self._constants_made = constants
+        self._evaluate([node for node in nodes if node not in self.values])
+        return None if self._reshaped or any(self.values[node] is UNKNOWN for node in nodes) else self.values
+
+    def _evaluate(self, nodes: Iterable[fx.Node]) -> None:
+        """Run nodes in this order. UNKNOWN is stored, too, so that each node runs only once."""
         self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                # UNKNOWN is stored, too, so that each node runs only once
-                for each in _needed(node, self._values):
-                    self._values[each] = self._attempt(each)
-            return self._values[node]
+                for node in nodes:
+                    self.values[node] = self._attempt(node)
         finally:
             self.evaluating = False
 
     def _attempt(self, node: fx.Node) -> Any:
         """Run a node and return its value; UNKNOWN if the node fails, or if a value that it reads is not known."""
-        if _reads_flag(node) or any(self._values[source] is UNKNOWN for source in node.all_input_nodes):
+        if _reads_flag(node) or any(self.values[source] is UNKNOWN for source in node.all_input_nodes):
             return UNKNOWN
         try:
             return self._run(node)
@@ -388,7 +406,7 @@ class DecisionTracer(fx.Tracer):
     def _run(self, node: fx.Node) -> Any:
         """Run a node on fake tensors."""
         target: Any = node.target
-        args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
+        args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "placeholder":
             return self._as_fake(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
@@ -396,7 +414,13 @@ class DecisionTracer(fx.Tracer):
             tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
             return functional_call(module, self._as_fake(tensors), args, kwargs)
         if node.op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
+            before = getattr(args[0], "shape", None)
+            result = getattr(args[0], target)(*args[1:], **kwargs)
+            # as by ``x.t_()``: what reads the value and has not run yet would get another shape
+            self._reshaped |= getattr(args[0], "shape", None) != before
+            return result
+        if node.op == "get_attr" and target in self._constants_made:
+            return self._as_fake(self._constants_made[target])
         if node.op == "get_attr":
             owner, _, name = target.rpartition(".")
             return self._as_fake(getattr(self.root.get_submodule(owner), name))
@@ -412,7 +436,7 @@ def _reads_flag(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1:] == ("requires_grad",)
 
 
-def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
+def needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
     """Return the nodes that must be computed for a node and are not in ``known``, in order; the node itself is the last.
 
     The search is not recursive, because graphs may be deep.

@@ -401,9 +401,9 @@ def _traced_by_fx(
                 found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, True)
             if shares := not same_apart_from_sharing(found[0], found_shared[0]):
                 found, constants = found_shared, constants_shared
-        graphs, opaque_modules, assumed, checkpoints = found
+        graphs, opaque_modules, assumed, checkpoints, tracers = found
         if call:
-            propagate(model, graphs, bound, call, constants)
+            propagate(model, graphs, bound, call, constants, lambda graph: tracers[graph].all_values(graph, constants))
 
     for graph in graphs.values():
         _erase_behind_output(graph)

@@ -150,15 +150,61 @@ class WithOpaque(Layers):
         return F.dropout(self.inner(x), 0.5, self.training)
 
 
-FOLLOWED = [Layers, Nested, Unpacked]
+class Shift(torch.autograd.Function):
+    """A function with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x + 1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+
+class Asks(Layers):
+    """It asks for sizes, a type and a dtype's bounds, and calls a function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        x = F.dropout(self.a(x), 0.5, self.training)
+        if columns > 2 and isinstance(x, Tensor):
+            x = x.clamp(min=torch.finfo(x.dtype).min)
+        for i in range(rows):
+            x = Shift.apply(x) * (i + 1)
+        return x.reshape(*x.shape[:-1], 2, 2)
+
+
+class AsksForWhatModesDecide(Layers):
+    """The mode decides a size, which decides a number of layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(x.narrow(0, 0, 1 if self.training else 2).shape[0]):
+            x = self.a(x)
+        return x
+
+
+class AsksForWhatNobodyKnows(Layers):
+    """It catches that a question has no answer, in eval mode alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.a(x), 0.5, self.training)
+        try:
+            return x if self.training or x.sum() > 0 else -x
+        except Exception:
+            return x
+
+
+FOLLOWED = [Layers, Nested, Unpacked, AsksForTypes, Asks]
 TRACED = [
-    Branches, OtherOrder, Longer, Shorter, OtherLayer, Makes, MakesBoth, Counts, AsksForTypes, Swallows, OfAnother, WithOpaque,
+    Branches, OtherOrder, Longer, Shorter, OtherLayer, Makes, MakesBoth, Counts, Swallows, OfAnother, WithOpaque, AsksForWhatModesDecide,
 ]  # fmt: skip
+ASKING = (Asks, AsksForWhatModesDecide)
 
 
 def described(model: nn.Module) -> list[Any]:
     """Trace a model, and return all that its trace says."""
-    traced = graphreg.trace(model)
+    traced = graphreg.trace(model, X if isinstance(model, ASKING) else None)
     nodes = [
         (mode, node.name, node.op, str(node.target), str(node.args), str(node.kwargs), str(node.meta))
         for mode, graph in traced.graphs.items()
@@ -198,7 +244,12 @@ def test_it_is_traced(monkeypatch: pytest.MonkeyPatch, make: type[nn.Module]) ->
 def test_both_modes_are_the_models_own(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = make()
-    assert_both_modes_are_the_models(model, X)
+    assert_both_modes_are_the_models(model, X, X if isinstance(model, ASKING) else None)
+
+
+def test_a_question_without_an_answer_is_refused_in_the_other_mode_too() -> None:
+    with pytest.raises(graphreg.TraceError, match="control flow"):
+        graphreg.trace(AsksForWhatNobodyKnows(), X, front_end="symbolic")
 
 
 class Seeds(Layers):

@@ -8,7 +8,6 @@ of the ordinary, it gives up, and the caller traces the other mode from the begi
 
 from __future__ import annotations
 
-import builtins
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -16,14 +15,14 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
-from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 
 from graphreg.ir.comparison import Literals, flat, literals_apart, name_of
 from graphreg.ir.metadata import scope_of
+from graphreg.ir.random_ops import FUNCTIONS
 from graphreg.torch_internals.patching import raise_interrupt
 from graphreg.torch_internals.random_state import randomness, regions
-from graphreg.tracing.isinstance_patch import isinstance_answered
+from graphreg.tracing.shape_decisions import needed
 from graphreg.tracing.side_effects.opaque_modules import untraced_modules
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import Snapshot
@@ -104,7 +103,9 @@ class ModeFollower(SiteTracer):
         self.literals: dict[str, Literals] = {}
         self.departed = False
         # these describe the model and the graph, and are the same in both modes
-        self.operations, self.sizes, self._buffers, self._places = leader.operations, leader.sizes, leader._buffers, leader._places
+        self.operations, self.sizes, self._places = leader.operations, leader.sizes, leader._places
+        self._buffers, self._parameters = leader._buffers, leader._parameters
+        self._leader, self._unlike = leader, dict[fx.Node, bool]()
         self._expected: Iterator[fx.Node] = iter(leader.graph.nodes)
         self._returns = iter(leader._outputs)
         self.tape: Any = _NothingMade(self._depart)
@@ -117,10 +118,10 @@ class ModeFollower(SiteTracer):
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """Follow the graph to its end. Raises Departs if the forward does anything else."""
         drawn = randomness()
-        answered = isinstance_answered(self._places, self._isinstance)
-        with self._checkpoints_followed(), answered, self.environment.intercepted(root, self._places):
+        with self._answering(root):
             graph = fx.Tracer.trace(self, root)
-        if randomness() != drawn or next(self._expected, None) is not None or next(self._returns, None) is not None:
+        rest = next(self._expected, None), next(self._returns, None)
+        if randomness() != drawn or rest != (None, None) or self.refused:
             self._depart()
         return graph
 
@@ -184,19 +185,23 @@ class ModeFollower(SiteTracer):
         """Return the proxy of a node."""
         return Value(node, self)
 
-    def _isinstance(self, value: object, kinds: Any) -> bool:
-        """Do what ``isinstance`` does; give up if it is asked of a traced value, because the answer may add nodes to the graph."""
-        if issubclass(type(value), (Value, Attribute)):
-            self._depart()
-        return builtins.isinstance(value, kinds)
-
     def _add_unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Return the graph's next node, which asserts something."""
         return self.create_node("call_function", function, args, {})
 
-    # These methods of the base class compute answers for the forward, and may add nodes that assert
-    # them.
-    _answer = _length = _value = kind = requires_grad_of = alias = _depart  # type: ignore[assignment]
+    def _value(self, node: fx.Node) -> Any:
+        """Return the value of a node for the examples, as it was in the other mode; give up if it may be another one in this mode.
+
+        Of what the modes do differently, a dropout alone is certain to leave sizes, types and lengths as they are.
+        """
+        for each in needed(node, self._unlike):
+            itself = name_of(each) in self.literals and each.target not in FUNCTIONS
+            self._unlike[each] = itself or any(self._unlike[source] for source in each.all_input_nodes)
+        if node not in self._leader.values or self._unlike[node]:
+            self._depart()
+        return self._leader.values[node]
+
+    alias = _depart  # type: ignore[assignment]
 
 
 def _are_alike(a: Any, b: Any) -> bool:

@@ -42,7 +42,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
     watch_draws: bool, shares: bool | None = None,
-) -> tuple[ModeGraphs, dict[str, str], list[str], dict[str, bool]]:
+) -> tuple[ModeGraphs, dict[str, str], list[str], dict[str, bool], Mapping[fx.Graph, SiteTracer]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
     Args:
@@ -56,8 +56,8 @@ def symbolic(
 
     Returns:
         The graphs of both modes, the opaque modules with reasons, the arguments that were assumed
-        to be tensors, and the modules whose callers checkpoint them, with whether the checkpoint is
-        reentrant.
+        to be tensors, the modules whose callers checkpoint them, with whether the checkpoint is
+        reentrant, and the tracer of each graph.
 
     Raises:
         TraceError: The model cannot be traced. If a line of the user's code is the cause, the
@@ -65,15 +65,15 @@ def symbolic(
         DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
     asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
-    opaque, assumed, mode_reads, last = dict[str, str](), dict[str, None](), ModeReads(), list[SiteTracer]()
-    checkpoints = dict[str, bool]()
+    opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
+    checkpoints, tracers = dict[str, bool](), dict[fx.Graph, SiteTracer]()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares, asked))
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
-        last[:] = [tracer]  # for ``follow``
+        tracers[graph] = tracer
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         checkpoints.update(tracer.checkpoints)
@@ -87,12 +87,12 @@ def symbolic(
         return graph
 
     def follow(graph: fx.Graph) -> dict[str, Literals] | None:
-        return literals_in_other_mode(model, graph, last[0], before)
+        return literals_in_other_mode(model, graph, tracers[graph], before)
 
     try:
         # this also fills ``opaque`` and ``assumed``
         graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)
-        return graphs, opaque, list(assumed), checkpoints
+        return graphs, opaque, list(assumed), checkpoints, tracers
     except GraphRegError:
         raise
     except Exception as error:

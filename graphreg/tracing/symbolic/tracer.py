@@ -105,6 +105,7 @@ class SiteTracer(DecisionTracer):
         self._records: list[tuple[str, CallRecord]] = []
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
+        self._parameters: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
         self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
@@ -128,19 +129,14 @@ class SiteTracer(DecisionTracer):
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
+        self._parameters = {id(parameter): name for name, parameter in root.named_parameters()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         self._drawn = randomness()
         self._places = model_globals(root)
 
         try:
-            with (
-                self._checkpoints_followed(),
-                self._functions_recorded(),
-                self._dtypes_asked(),
-                isinstance_answered(self._places),
-                self.environment.intercepted(root, self._places),
-            ):
+            with self._answering(root):
                 graph = super().trace(root)
                 # the forward has caught the error of a question without an answer, and gone on
                 if self.refused:
@@ -182,6 +178,18 @@ class SiteTracer(DecisionTracer):
         """Without ``watch_draws``, raise DrawsRandomly if the forward has drawn random numbers."""
         if not self.watch_draws and randomness() != self._drawn:
             raise DrawsRandomly
+
+    @contextmanager
+    def _answering(self, root: nn.Module) -> Iterator[None]:
+        """Within the block, what the forward asks and calls beside operations is answered or recorded for traced values."""
+        with (
+            self._checkpoints_followed(),
+            self._functions_recorded(),
+            self._dtypes_asked(),
+            isinstance_answered(self._places),
+            self.environment.intercepted(root, self._places),
+        ):
+            yield
 
     @contextmanager
     def _checkpoints_followed(self) -> Iterator[None]:
@@ -446,6 +454,11 @@ class SiteTracer(DecisionTracer):
             # torch.fx would use the buffer itself: an in-place update would change the user's buffer in the trace, and not in later calls.
             if name not in parameter_proxy_cache:
                 parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
+            return parameter_proxy_cache[name]
+        # as torch.fx does it, which would search all parameters of the model at each read of one
+        if (name := self._parameters.get(id(attr_val))) is not None:
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
             return parameter_proxy_cache[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
