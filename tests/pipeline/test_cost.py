@@ -272,14 +272,14 @@ class Decided(Sized):
 
 def test_decisions_on_shapes_look_at_each_value_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[int] = Counter()
-    needed = decisions._needed
+    needed = decisions.needed
 
     def counting(node: fx.Node, known: object) -> list[fx.Node]:
         found = needed(node, known)  # type: ignore[arg-type]
         seen[count] += len(found)
         return found
 
-    monkeypatch.setattr(decisions, "_needed", counting)
+    monkeypatch.setattr(decisions, "needed", counting)
     for count in (5, 10, 15):
         graphreg.trace(Decided(count), torch.randn(3, WIDTH))
     assert seen[15] - seen[10] == seen[10] - seen[5] > 0
