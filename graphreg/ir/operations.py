@@ -70,6 +70,18 @@ FACTORIES = {
 WRAPPED = FACTORIES | {packing.pack_padded_sequence, packing.pack_sequence, packing.pad_packed_sequence}
 
 
+# Functions of einops that only move or repeat elements, return several values, or compute with sizes. A trace records each function of
+# einops as one call, since its code reads patterns and sizes.
+_EINOPS_MOVES = {"rearrange", "repeat", "unpack"}
+_EINOPS_LISTS = {"pack", "unpack"}
+
+
+def is_of_einops(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Return whether the node calls a function of einops, or one of its layers. ``module``: the module that it calls."""
+    home = type(module).__module__ if module is not None else getattr(node.target, "__module__", None) if node.op == "call_function" else ""
+    return str(home).partition(".")[0] == "einops"
+
+
 class Operations:
     """Answers questions about the nodes of one model's graphs.
 
@@ -86,12 +98,12 @@ class Operations:
     def is_opaque(self, node: fx.Node) -> bool:
         """Return whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything."""
         if node.op == "call_module" and (module := self.module(node)) is not None:
-            return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
+            return not type(module).__module__.startswith(("torch.nn.", "einops.")) and not is_drop_path(module)
         # making a dataclass or named tuple only stores the arguments
         if node.op != "call_function" or isinstance(node.target, type):
             return False
         home = getattr(node.target, "__module__", None) or "torch"
-        return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
+        return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg", "einops")
 
     def is_product(self, node: fx.Node) -> bool:
         """Return whether the operation counts as a product: by its name, by its module's parameters, or because it is an opaque function.
@@ -119,13 +131,17 @@ class Operations:
 
     def passes_through(self, node: fx.Node) -> bool:
         """Return whether the operation is a view, moves elements or is native dropout. Reading its output counts as reading its input."""
-        module = self.module(node)
+        module, name = self.module(node), function_name(node)
         if module is not None:
-            return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
+            moves = isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
+            return moves or (type(module).__name__ == "Rearrange" and is_of_einops(node, module))
         # a part of a split tensor is a view of the tensor; an element of another tuple is no view
         if is_port(node, self):
-            return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
-        return function_name(node) in _PASSED_THROUGH
+            source = node.args[0]
+            return isinstance(source, fx.Node) and (
+                function_name(source) in SPLITS or (function_name(source) == "unpack" and is_of_einops(source))
+            )
+        return name in _PASSED_THROUGH or (name in _EINOPS_MOVES and is_of_einops(node))
 
     def is_list(self, node: fx.Node) -> bool:
         """Return whether the value is a tuple or list of tensors."""
@@ -144,7 +160,7 @@ class Operations:
                 return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
-        return name in LISTS or name == "multi_head_attention_forward"
+        return name in LISTS or name == "multi_head_attention_forward" or (name in _EINOPS_LISTS and is_of_einops(node))
 
     def guesses_list(self, node: fx.Node) -> bool:
         """Return whether the value is assumed to be a tuple only because the forward indexes it and does nothing else with it."""
@@ -315,6 +331,11 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
         return name != "type" or len(node.args) + len(node.kwargs) == 1  # x.type(dtype) is a tensor
     if name == "getattr":
         return node.args[1] in SIZE_ATTRIBUTES
+    if name == "parse_shape" and is_of_einops(node):
+        return True
+    packed = node.args[0] if name == "getitem" and node.args[1] == 1 else None
+    if isinstance(packed, fx.Node) and function_name(packed) == "pack" and is_of_einops(packed):  # the shapes of what was packed
+        return True
     if node.op != "call_function" or getattr(node.target, "__module__", "") not in ("_operator", "builtins", "math"):
         return False
     inputs = node.all_input_nodes

@@ -30,6 +30,7 @@ from graphreg.ir.operations import (  # fmt: skip
     function_name,
     in_place_argument,
     is_drop_path,
+    is_of_einops,
     is_pythons,
     nodes_in,
     placed,
@@ -95,7 +96,7 @@ class Effects:
 
     def _written(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         """Return the arguments that the operation may write into, and those that it definitely writes into."""
-        if is_inert(node):
+        if is_inert(node) or is_of_einops(node):
             return (), ()
         if self._is_unknown(node):
             # of a function with the name of a dropout, only ``inplace=True`` says that it writes
@@ -151,7 +152,7 @@ class Effects:
         if is_inert(node):
             return (), True
         # an instance keeps the arguments of the call that makes it
-        if self._is_unknown(node) or isinstance(node.target, (type, MadeObject)):
+        if self._is_unknown(node) or isinstance(node.target, (type, MadeObject)) or is_of_einops(node, self.operations.module(node)):
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False
@@ -212,6 +213,8 @@ class Effects:
             module = self.operations.module(node)
             if module is None or self.operations.is_opaque(node):
                 return True
+            if is_of_einops(node, module):
+                return False
             # parametrizations compute weights, and are not called on data
             inner = module.named_modules() if module._modules else [("", module)]
             return any(_is_foreign(m) for name, m in inner if "parametrizations" not in name.split("."))

@@ -78,6 +78,23 @@ def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
+def called_instead(function: types.FunctionType, instead: Callable[..., Any]) -> tuple[types.CodeType, Callable[..., Any]]:
+    """Return code with which a function calls ``instead``, with the arguments that it gets, and a copy of the function as it is.
+
+    Whoever holds the function then calls ``instead``: importers of its name, partials, registries, closures. Python reads the defaults of
+    a function only for parameters that its code has, and the returned code has none.
+    """
+
+    def template(*args: Any, **kwargs: Any) -> Any:
+        call: Any = "instead"
+        return call(*args, **kwargs)
+
+    code = template.__code__
+    constants = tuple(instead if each == "instead" else each for each in code.co_consts)
+    named = {"co_name": function.__code__.co_name, "co_freevars": function.__code__.co_freevars}
+    return code.replace(co_consts=constants, **named), with_own_code(function)  # type: ignore[arg-type]
+
+
 def show_parameters_of(function: Callable[..., Any], shown: Callable[..., Any]) -> None:
     """Make tools that look into a function see the parameters and the source of the function in whose place it stands, ``shown``.
 

@@ -67,8 +67,8 @@ def decided_count(value: Any, expected: int) -> None:
     """Raise unless a value has as many items as the forward unpacked when the model was traced."""
     if len(value) != expected:
         raise OtherInputs(
-            f"the model's forward unpacks a value into {expected} variables (a, b = x), and these inputs give it {len(value)} items. "
-            "Give inputs that can be unpacked so."
+            f"the model's forward takes a value for one of {expected} items, as in a, b = x, and these inputs give it {len(value)} items. "
+            f"Give inputs that give it {expected}."
         )
 
 
@@ -213,6 +213,9 @@ class DecisionTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over a value whose length is known for the examples."""
         count = self._length(obj)
+        if count is None and (count := self.fixed_count(obj.node)) is not None and self._depends_on_input(obj.node):
+            # of ``x.chunk(3)``, which may give fewer
+            self._add_unnamed(decided_count, obj.node, count)
         if count is None:
             found: Iterator[Any] = self._unless_refused(super().iter, obj)
             return found

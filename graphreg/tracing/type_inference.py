@@ -16,6 +16,7 @@ from graphreg.ir.operations import (
     function_name,
     gives_tuple,
     is_dropout_module,
+    is_of_einops,
     is_single_operation,
 )
 from graphreg.torch_internals.operators import schema_of
@@ -53,6 +54,8 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return nn.Parameter if name in operations.modules[owner]._parameters else torch.Tensor
     if node.op == "placeholder" or operations.is_opaque(node):
         return None
+    if is_of_einops(node, module):
+        return {"pack": tuple, "unpack": list, "parse_shape": dict}.get(name, torch.Tensor)
     if module is not None:
         return _type_from_layer(node, module, tracer)
     if name in ("getitem", "__getitem__"):
@@ -84,7 +87,7 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
 def fixed_count(node: fx.Node, operations: Operations) -> int | None:
     """Return how many items a node's value has whatever the inputs; None if the operation does not determine it."""
     name = function_name(node)
-    if gives_tuple(node, operations.modules):
+    if gives_tuple(node, operations.modules) or (name == "pack" and is_of_einops(node)):
         return 2
     if operations.module(node) is not None or operations.is_opaque(node):
         return None

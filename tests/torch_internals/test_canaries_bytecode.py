@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from graphreg.torch_internals import bytecode, torch_modes
+from graphreg.torch_internals.interpreter import called_instead
 
 errors = OSError  # a local variable of this name is caught below
 
@@ -124,3 +126,26 @@ def test_questions() -> None:
     assert bytecode.asks(by_identity.__code__) == {"identity"} and bytecode.asks(by_pattern.__code__) == {"sequence", "mapping"}
     assert "_isinstance" in torch_modes.jit_namespace()
     assert torch.jit.isinstance(1, int)  # type: ignore[no-untyped-call]
+
+
+def test_functions_that_call_another() -> None:
+    """Whoever holds the function calls the other one: with defaults, keywords and a closure."""
+
+    def made(kept: int) -> Any:
+        def function(a: int, b: int = 2, *rest: int, c: int = 3) -> tuple[int, ...]:
+            return a, b, *rest, c, kept
+
+        return function
+
+    function = made(7)
+    held, calls = functools.partial(function, 1), list[Any]()
+    code, copy = called_instead(function, lambda *args, **kwargs: calls.append((args, kwargs)))
+    own, function.__code__ = function.__code__, code
+    try:
+        function(1)
+        held(4, c=5)
+        assert calls == [((1,), {}), ((1, 4), {"c": 5})]
+        assert copy(1) == (1, 2, 3, 7)
+    finally:
+        function.__code__ = own
+    assert held(4, 8, c=5) == (1, 4, 8, 5, 7)

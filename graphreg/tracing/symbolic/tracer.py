@@ -45,6 +45,7 @@ from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
+from graphreg.tracing.symbolic.opaque_functions import record_functions
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 from graphreg.tracing.tensors import storage_key
@@ -226,19 +227,26 @@ class SiteTracer(DecisionTracer):
 
     @contextmanager
     def _functions_recorded(self) -> Iterator[None]:
-        """Record a call of a ``torch.autograd.Function`` with traced values as one node. Its code runs without gradients, so not here."""
+        """Record some calls with traced values as one node each: those of a ``torch.autograd.Function``, and of functions of einops.
+
+        The code of a ``torch.autograd.Function`` runs without gradients, so not here.
+        """
         # a Python classmethod up to torch 2.14 and a C one from 2.15 on; both are descriptors
         inherited = inspect.getattr_static(torch.autograd.Function, "apply")
 
+        def is_traced(arguments: Any) -> bool:
+            here = threading.get_ident() == self.thread and not self.evaluating
+            return here and any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(arguments))
+
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             # torch.fx writes a function of torch's by its name, which is that of its class
-            here = threading.get_ident() == self.thread and not self.evaluating and cls.__module__.partition(".")[0] != "torch"
-            if here and any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+            if cls.__module__.partition(".")[0] != "torch" and is_traced((args, kwargs)):
                 return self.create_proxy("call_function", function_call(cls), args, kwargs)
             return inherited.__get__(None, cls)(*args, **kwargs)
 
         with Changes() as changes, changes:
             changes.put(torch.autograd.Function, "apply", classmethod(apply))
+            record_functions(changes, self._created, is_traced)
             yield
 
     @contextmanager
@@ -297,8 +305,9 @@ class SiteTracer(DecisionTracer):
         return self._leaves.setdefault(id(example), proxy) if self.shares else proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one node of the graph: a layer of torch, a drop path (stochastic depth) or an opaque module."""
-        return module_qualified_name in self.opaque or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
+        """Return whether a module is one node of the graph: a layer of torch or einops, a drop path or an opaque module."""
+        known = is_drop_path(m) or type(m).__module__.startswith("einops.layers.")
+        return module_qualified_name in self.opaque or known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace a call of a module, or make the module opaque if that raises. Name the result. torch.fx calls this method."""
