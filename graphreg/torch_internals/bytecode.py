@@ -46,7 +46,7 @@ class _Handler(NamedTuple):
 @functools.lru_cache(8192)
 def _handlers(code: types.CodeType) -> tuple[_Handler, ...]:
     """Return the handlers of some code, each with the part that it is for."""
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
+    steps = _steps(code)
     position = {step.offset: i for i, step in enumerate(steps)}
     found = []
     for entry in getattr(dis.Bytecode(code), "exception_entries", ()):
@@ -138,6 +138,53 @@ def matches_class(frame: types.FrameType) -> bool:
     """Return whether a frame compares a value with a class pattern (``case Tensor():``)."""
     step = _operations(frame.f_code).get(frame.f_lasti)
     return step is not None and step.opname == "MATCH_CLASS"
+
+
+def spares_an_error(frame: types.FrameType) -> bool | None:
+    """Return which truth value of the value that a frame tests keeps it from raising an error at once; None if neither or both do.
+
+    True for ``assert ok``, False for ``if wrong: raise ValueError(...)``.
+    """
+    steps = _steps(frame.f_code)
+    at = next((i for i, step in enumerate(steps) if step.offset == frame.f_lasti), len(steps))
+    while at < len(steps) and steps[at].opname in ("COMPARE_OP", "CONTAINS_OP", "TO_BOOL"):  # these test their own result, from 3.13 on
+        at += 1
+    step = steps[at] if at < len(steps) else None
+    if step is None or not (step.opname.startswith("POP_JUMP") and step.opname.endswith(("IF_TRUE", "IF_FALSE"))):
+        return None
+
+    goes_on, jumps = _only_raises(frame.f_code, at + 1), _only_raises(frame.f_code, _place(steps, step.argval))
+    return None if goes_on == jumps else step.opname.endswith("IF_TRUE") == goes_on
+
+
+@functools.lru_cache(8192)
+def _only_raises(code: types.CodeType, start: int) -> bool:
+    """Return whether every way on from a step of some code ends in a ``raise``."""
+    steps, waiting, seen = _steps(code), [start], set[int]()
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if steps[at].opname.startswith(("RETURN", "YIELD", "SEND")):
+            return False
+        step = steps[at]
+        if step.opname == "RAISE_VARARGS":
+            continue
+        if step.opcode in (*dis.hasjrel, *dis.hasjabs):
+            waiting.append(_place(steps, step.argval))
+        if step.opname not in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"):
+            waiting.append(at + 1)
+    return True
+
+
+def _place(steps: Sequence[dis.Instruction], offset: int) -> int:
+    return next(i for i, step in enumerate(steps) if step.offset >= offset)
+
+
+@functools.lru_cache(8192)
+def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
+    return tuple(step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG", "NOT_TAKEN"))
 
 
 def is_guarded(frame: types.FrameType, by_with: bool = False) -> bool:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -20,9 +21,11 @@ from torch.fx.node import has_side_effect, map_arg
 
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
+from graphreg.torch_internals.bytecode import spares_an_error
 from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table
-from graphreg.tracing.frames import is_caught
+from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.tensors import with_attributes
 
 UNKNOWN = object()  # stands for a value that is not known
@@ -70,6 +73,15 @@ def decided_count(value: Any, expected: int) -> None:
             f"the model's forward takes a value for one of {expected} items, as in a, b = x, and these inputs give it {len(value)} items. "
             f"Give inputs that give it {expected}."
         )
+
+
+@has_side_effect
+def has_passed(value: Any, expected: bool, place: str) -> None:
+    """Raise unless a check on shapes comes out so that the model's forward does not raise an error behind it."""
+    if torch.compiler.is_dynamo_compiling():
+        value = True if value else False  # noqa: SIM210  # as in ``decided``
+    if bool(value) != expected:
+        raise OtherInputs(f"these inputs fail a check of the model's own ({place}), behind which its forward raises an error.")
 
 
 @has_side_effect
@@ -136,20 +148,20 @@ def in_parts(value: Any, name: str) -> None:
 
 
 # these raise OtherInputs
-DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute)
+DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute, has_passed)
 
 
 def decisions(graph: fx.Graph) -> list[str]:
     """Return a line for each module that decides something on a shape, a type or ``requires_grad``, for listings and reports."""
     lines = []
     reasons = {
-        decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients",
-        decided_layout: "how the example lies in memory",
-        decided_attribute: "the attributes of the types it was traced with",
+        decided: "follows the example's shapes", decided_kind: "follows the types it was traced with",
+        decided_flag: "follows what requires gradients", decided_layout: "follows how the example lies in memory",
+        decided_attribute: "follows the attributes of the types it was traced with", has_passed: "takes its own checks for passed",
     }  # fmt: skip
     for target, what in reasons.items():
         places = Counter(scope_of(node) for node in graph.nodes if node.target is target)
-        lines += [f"decided: {path or 'the model itself'} follows {what} ({n} asserted)" for path, n in places.items()]
+        lines += [f"decided: {path or 'the model itself'} {what} ({n} asserted)" for path, n in places.items()]
     return lines
 
 
@@ -195,7 +207,24 @@ class DecisionTracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""
         kinds = (bool, int, float, tuple, list)
-        return bool(self._answer(obj, kinds, lambda: self._unless_refused(super(DecisionTracer, self).to_bool, obj)))
+
+        def unknown() -> bool:
+            # without examples: of a check that raises an error, the answer is the other one
+            spared = self._spared() if obj.node in self.sizes else None
+            if spared is None:
+                return bool(self._unless_refused(super(DecisionTracer, self).to_bool, obj))
+            origin = origin_now()
+            self._add_unnamed(has_passed, obj.node, spared, short(origin) if origin else "")
+            return spared
+
+        return bool(self._answer(obj, kinds, unknown))
+
+    def _spared(self) -> bool | None:
+        """Return the answer after which the code that asks for a truth value raises no error; None if that is not certain."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and home_of(frame).startswith(("graphreg.", "torch.fx.")):
+            frame = frame.f_back
+        return None if frame is None or is_caught(frame) else spares_an_error(frame)
 
     def refuse(self, error: Exception) -> NoReturn:
         """Raise an error for a question that the trace cannot answer. If the model's code catches it, it is raised again later."""

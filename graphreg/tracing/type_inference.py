@@ -99,6 +99,14 @@ def fixed_count(node: fx.Node, operations: Operations) -> int | None:
     return _count_from_schemas(name)
 
 
+def is_shape(node: Any) -> bool:
+    """Return whether a value is the whole shape of a tensor, ``x.shape`` or ``x.size()``."""
+    if not isinstance(node, fx.Node):
+        return False
+    called = node.op == "call_method" and node.target == "size" and len(node.args) + len(node.kwargs) == 1
+    return called or (node.target is getattr and node.args[1] == "shape")
+
+
 @cache
 def _count_from_schemas(name: str) -> int | None:
     """Return how many values all overloads of the aten operator of this name return; None if they differ, or return one."""

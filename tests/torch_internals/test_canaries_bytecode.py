@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from canary import answers_that_spare_errors, answers_that_spare_none
 from graphreg.torch_internals import bytecode, torch_modes
 from graphreg.torch_internals.interpreter import called_instead
 
@@ -149,3 +150,8 @@ def test_functions_that_call_another() -> None:
     finally:
         function.__code__ = own
     assert held(4, 8, c=5) == (1, 4, 8, 5, 7)
+
+
+def test_errors_that_an_answer_spares() -> None:
+    assert answers_that_spare_errors(bytecode.spares_an_error) == [True, True, True, False, False, True, False, False]
+    assert answers_that_spare_none(bytecode.spares_an_error) == [None] * 4

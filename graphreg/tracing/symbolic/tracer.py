@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import is_
+from operator import getitem, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +49,7 @@ from graphreg.tracing.symbolic.opaque_functions import record_functions
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 from graphreg.tracing.tensors import storage_key
-from graphreg.tracing.type_inference import definite_type, fixed_count
+from graphreg.tracing.type_inference import definite_type, fixed_count, is_shape
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
@@ -391,8 +391,15 @@ class SiteTracer(DecisionTracer):
         return proxy
 
     def fixed_count(self, node: fx.Node) -> int | None:
-        """Return how many items a value has whatever the inputs; None if that is not certain."""
-        return fixed_count(node, self.operations)
+        """Return how many items a value has whatever the inputs, or else fewer; None if that is not certain."""
+        count = fixed_count(node, self.operations)
+        if count is None and node.target is getitem and isinstance(part := node.args[1], slice) and part.step is None:
+            source: Any = node.args[0]
+            start, stop = part.start or 0, part.stop or 0
+            # the first or the last sizes of a shape
+            if is_shape(source) and type(start) is type(stop) is int and (0 <= start < stop or start < stop <= 0):
+                count = stop - start
+        return count
 
     def create_arg(self, a: Any) -> Any:
         """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this method."""
