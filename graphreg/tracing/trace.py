@@ -45,6 +45,7 @@ from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propaga
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
+from graphreg.tracing.side_effects.opaque_modules import function_of
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
 from graphreg.tracing.symbolic.symbolic import same_apart_from_sharing, symbolic
@@ -401,17 +402,19 @@ def _traced_by_fx(
                 found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, True)
             if shares := not same_apart_from_sharing(found[0], found_shared[0]):
                 found, constants = found_shared, constants_shared
-        graphs, opaque_modules, assumed, checkpoints, tracers = found
+        graphs, opaque, assumed, checkpoints, tracers = found
         if call:
             propagate(model, graphs, bound, call, constants, lambda graph: tracers[graph].all_values(graph, constants))
 
     for graph in graphs.values():
         _erase_behind_output(graph)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
-    notes = tuple(f"assumed to be a tensor: {name}, {why}" for name in assumed)
+    functions = {key: reason for key, reason in opaque.items() if function_of(key) is not None}
+    notes = [f"assumed to be a tensor: {name}, {why}" for name in assumed]
+    notes += [f"opaque function: {key.removesuffix('()')} ({reason})" for key, reason in functions.items()]
     sites = value_sites(model, graphs)
-    kept: Any = {"constants": constants, "notes": notes, "shares": shares, "checkpoints": checkpoints}
-    return Traced(model, graphs, sites, opaque_modules, specialized, **kept)
+    kept: Any = {"constants": constants, "notes": tuple(notes), "shares": shares, "checkpoints": checkpoints}
+    return Traced(model, graphs, sites, {path: why for path, why in opaque.items() if path not in functions}, specialized, **kept)
 
 
 def _erase_behind_output(graph: fx.Graph) -> None:

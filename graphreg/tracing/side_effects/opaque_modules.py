@@ -7,7 +7,9 @@ it: if code reads the replacement, the trace raises or gives another graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -29,9 +31,39 @@ from graphreg.tracing.side_effects.state_places import (
 _NOTHING = object()
 
 
+class FunctionNeeded(BaseException):
+    """Ends a trace that failed in a function. The caller traces again, with the function opaque.
+
+    This is a BaseException, so that no ``except Exception`` between the tracer and its caller
+    catches it.
+    """
+
+    def __init__(self, opaque: dict[str, str]) -> None:
+        super().__init__()
+        self.opaque = opaque
+
+
+def key_of(function: FunctionType) -> str:
+    """Return the key of an opaque function among the opaque modules, whose keys are their paths."""
+    return f"{function.__module__}.{function.__qualname__}()"
+
+
+def function_of(key: str) -> FunctionType | None:
+    """Return the function that has a key; None if the key is the path of a module, or if there is no such function."""
+    home, _, name = key.removesuffix("()").rpartition(".")
+    function = getattr(sys.modules.get(home), name, None) if key.endswith("()") else None
+    return function if isinstance(function, FunctionType) else None
+
+
+def opaque_functions(opaque: Mapping[str, str]) -> list[FunctionType]:
+    """Return the functions among opaque modules and functions."""
+    return [function for function in map(function_of, opaque) if function is not None]
+
+
 def untraced_modules(model: nn.Module, opaque: Mapping[str, str]) -> list[nn.Module]:
     """Return the modules whose code is the user's and is not traced: opaque modules, their submodules, and torch's layers with hooks."""
-    opaque_contents = [module for path in opaque if path for module in model.get_submodule(path).modules()]
+    paths = [path for path in opaque if path and not path.endswith("()")]
+    opaque_contents = [module for path in paths for module in model.get_submodule(path).modules()]
     hooked = [module for module in model.modules() if is_foreign_class(type(module)) and forward_hooks(module)]
     return list(dict.fromkeys([*(module for module in opaque_contents if not is_foreign_class(type(module))), *hooked]))
 
@@ -47,8 +79,8 @@ class OpaqueState:
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}
         self._names: dict[str, None] = {}
 
-    def hide(self, modules: Iterable[nn.Module]) -> list[str]:
-        """Hide the state that these modules change, and return the names of the hidden state."""
+    def hide(self, modules: Iterable[nn.Module], functions: Iterable[FunctionType]) -> list[str]:
+        """Hide the state that these modules and functions change, and return the names of the hidden state."""
         known: dict[type, ReachableCode] = {}
         for module in modules:
             # modules of one class run the same code, but for what an instance has of its own
@@ -56,6 +88,9 @@ class OpaqueState:
             if hooked or type(module) not in known:
                 known[type(module)] = reachable_code([module])
             self._hide_module(module, known[type(module)])
+        for function in functions:
+            code = reachable_code((), [function])
+            self._hide_shared(code.classes, code)
         return list(self._names)
 
     def _hide_module(self, module: nn.Module, code: ReachableCode) -> None:
@@ -67,8 +102,13 @@ class OpaqueState:
             self._hide_attribute(self._attributes[id(module)], name, module)
         for name in sorted(assigned.items & vars(module).keys()):
             self._hide_items(vars(module)[name], self._attributes[id(module)].label(name))
+        self._hide_shared((*type(module).__mro__, *code.classes), code)
+
+    def _hide_shared(self, kinds: Iterable[type], code: ReachableCode) -> None:
+        """Hide what code assigns to these classes, and to global and closure variables."""
+        assigned = code.assigned
         # a count or the like that all instances share, as an attribute of their class
-        for kind in (*type(module).__mro__, *code.classes):
+        for kind in kinds:
             if (place := self._attributes.get(id(kind))) is not None:
                 for name in sorted(name for name in assigned.attributes & place.content.keys() if is_plain(place.content[name])):
                     self._hide(place, name, place.content[name])

@@ -105,9 +105,9 @@ def is_own(value: Any) -> bool:
     return not is_foreign_name(value.__module__) and not is_installed(file)
 
 
-def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
-    """Return what can be reached from the modules' forwards, from their hooks, and from the functions in their attributes."""
-    return _StateSearch().run(modules)
+def reachable_code(modules: Iterable[nn.Module], functions: Iterable[types.FunctionType] = ()) -> ReachableCode:
+    """Return what can be reached from functions, and from modules' forwards, their hooks, and the functions in their attributes."""
+    return _StateSearch().run(modules, functions)
 
 
 class _StateSearch:
@@ -122,9 +122,11 @@ class _StateSearch:
         # name
         self._direct: set[int] = set()
 
-    def run(self, modules: Iterable[nn.Module]) -> ReachableCode:
-        """Follow the modules' code, and the code that it mentions, until nothing new is found."""
+    def run(self, modules: Iterable[nn.Module], functions: Iterable[types.FunctionType]) -> ReachableCode:
+        """Follow the code of modules and functions, and the code that it mentions, until nothing new is found."""
         kinds: dict[type, None] = {}
+        for function in functions:
+            self._function(function, True)
         for module in modules:
             kinds[type(module)] = None
             kinds |= {type(value): None for value in vars(module).values()}

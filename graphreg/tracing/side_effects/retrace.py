@@ -19,7 +19,7 @@ from graphreg.ir.comparison import compared, difference
 from graphreg.ir.operations import Operations
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
-from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
+from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, OpaqueState, opaque_functions, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
 
@@ -133,13 +133,13 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     Raises:
         TraceError: The model's own forward reads such state.
     """
-    modules = untraced_modules(model, opaque)
-    if not modules:
+    modules, functions = untraced_modules(model, opaque), opaque_functions(opaque)
+    if not modules and not functions:
         return
 
     # what is hidden is not assigned by the forward
     with assignments_noted(), model_restored(model) as before:
-        hidden, known = OpaqueState(before).hide(modules), len(opaque)
+        hidden, known = OpaqueState(before).hide(modules, functions), len(opaque)
         if not hidden:
             return
         reason = ""
@@ -161,7 +161,8 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
         return
     raise TraceError(
-        f"{type(model).__name__}.forward reads what an opaque module changes{reason}: {names}. A graph would contain its value at the "
+        f"{type(model).__name__}.forward reads what an opaque {'module' if modules else 'function'} changes{reason}: {names}. A graph "
+        "would contain its value at the "
         "time of the trace. Return it from that module's forward, make it a buffer there (register_buffer), or read it in a submodule "
         "of its own, which then becomes an opaque module."
     )
@@ -188,6 +189,9 @@ def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None
         if not error.paths or error.paths <= opaque.keys():
             raise
         opaque.update(dict.fromkeys(sorted(error.paths), "its forward changes what its next call reads"))
+        return None
+    except FunctionNeeded as needed:
+        opaque.update(needed.opaque)
         return None
 
 

@@ -99,7 +99,7 @@ class ModeFollower(SiteTracer):
     def __init__(self, leader: SiteTracer) -> None:
         """Prepare to follow the graph of ``leader``."""
         shares = leader.shares if leader.notes_leaves else None
-        super().__init__({}, leader.specialized, leader.examples, {}, False, shares, leader.asked)
+        super().__init__(leader.opaque, leader.specialized, leader.examples, {}, False, shares, leader.asked, leader.tried)
         self.literals: dict[str, Literals] = {}
         self.departed = False
         # these describe the model and the graph, and are the same in both modes

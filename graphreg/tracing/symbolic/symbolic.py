@@ -21,6 +21,7 @@ from graphreg.tracing.shape_decisions import DECISIONS, NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.symbolic.holders import LEAF
+from graphreg.tracing.symbolic.opaque_functions import Tried
 from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
@@ -66,10 +67,10 @@ def symbolic(
     """
     asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
     opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
-    checkpoints, tracers = dict[str, bool](), dict[fx.Graph, SiteTracer]()
+    checkpoints, tracers, tried = dict[str, bool](), dict[fx.Graph, SiteTracer](), Tried()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
-        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares, asked))
+        return _traced(model, into, lambda: SiteTracer(opaque, dict(specialized), examples, answers, watch_draws, shares, asked, tried))
 
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})

@@ -42,10 +42,11 @@ from graphreg.tracing.frames import caught_here
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer
+from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
-from graphreg.tracing.symbolic.opaque_functions import record_functions
+from graphreg.tracing.symbolic.opaque_functions import Tried, can_be_recorded, function_to_blame, functions_of_einops, record_function
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 from graphreg.tracing.tensors import storage_key
@@ -66,7 +67,7 @@ class SiteTracer(DecisionTracer):
     """Traces a module and names every value.
 
     Attributes:
-        opaque: The opaque modules by path, with reasons; a trace may add some.
+        opaque: The opaque modules by path, and the opaque functions by key (``key_of``), with reasons; a trace may add some.
         specialized: The specialized arguments by name.
         environment: The queries of global state that the forward made, such as ``torch.is_grad_enabled()``.
         region: Whether grad mode, inference mode and autocast were on when the trace began.
@@ -79,24 +80,25 @@ class SiteTracer(DecisionTracer):
 
     def __init__(
         self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any], answers: Answers, watch_draws: bool,
-        shares: bool | None, asked: Set[str],
+        shares: bool | None, asked: Set[str], tried: Tried,
     ) -> None:  # fmt: skip
         """Prepare a trace.
 
         Args:
-            opaque: Opaque modules by path, with reasons.
+            opaque: Opaque modules by path and opaque functions by key, with reasons.
             specialized: Specialized arguments by name.
             examples: The example inputs by argument name. Where the forward decides on a shape, it gets the shape of the examples.
             answers: Answers that queries of global state get in place of torch's own.
             watch_draws: As the attribute.
             shares: Whether arguments that are one tensor in the examples have one proxy. None if there are no such arguments.
             asked: As the attribute.
+            tried: As in ``function_to_blame``.
         """
         # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, to give nodes the same names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
-        self.opaque, self.specialized = dict(opaque), specialized
+        self.opaque, self.specialized, self.tried = dict(opaque), specialized, tried
         self.notes_leaves, self.shares, self._leaves = shares is not None, bool(shares), dict[int, fx.Proxy]()
         self.watch_draws, self._drawn, self.asked = watch_draws, randomness(), asked
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
@@ -114,6 +116,7 @@ class SiteTracer(DecisionTracer):
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
         self.ended = False
+        self.intercept: Callable[[str], None] = lambda key: None  # records calls of one more opaque function
         self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
         self._made: list[fx.Node] = []  # the nodes that the forward made
         self.checkpoints: dict[str, bool] = {}  # the modules whose callers checkpoint them, by path: whether the checkpoint is reentrant
@@ -142,9 +145,13 @@ class SiteTracer(DecisionTracer):
                 # the forward has caught the error of a question without an answer, and gone on
                 if self.refused:
                     raise self.refused[-1]
-        except Exception:  # with its drawing submodules opaque, the forward may not raise
+        except Exception as error:  # with its drawing submodules opaque, the forward may not raise
             self._require_no_draws()
-            raise
+            if isinstance(error, (GraphRegError, RecursionError)):
+                raise
+            if (key := function_to_blame(error, type(root), self.opaque, self.tried)) is None:
+                raise
+            raise FunctionNeeded(self.opaque | {key: first_line(error)}) from error
         self._require_no_draws()
 
         if randomness() != self._drawn:
@@ -227,7 +234,7 @@ class SiteTracer(DecisionTracer):
 
     @contextmanager
     def _functions_recorded(self) -> Iterator[None]:
-        """Record some calls with traced values as one node each: those of a ``torch.autograd.Function``, and of functions of einops.
+        """Record some calls with traced values as one node each: those of a ``torch.autograd.Function``, and of opaque functions.
 
         The code of a ``torch.autograd.Function`` runs without gradients, so not here.
         """
@@ -244,9 +251,21 @@ class SiteTracer(DecisionTracer):
                 return self.create_proxy("call_function", function_call(cls), args, kwargs)
             return inherited.__get__(None, cls)(*args, **kwargs)
 
+        def is_recorded(key: str, arguments: Any) -> bool:
+            others = (leaf for leaf in pytree.tree_leaves(arguments) if not isinstance(leaf, (fx.Proxy, torch.Tensor)))
+            return key in self.opaque and is_traced(arguments) and can_be_recorded(others, lambda leaf: type(leaf) in PLAIN)
+
+        def intercept(key: str) -> None:
+            if (function := function_of(key)) is not None:
+                record_function(changes, function, self._created, partial(is_recorded, key))
+
         with Changes() as changes, changes:
             changes.put(torch.autograd.Function, "apply", classmethod(apply))
-            record_functions(changes, self._created, is_traced)
+            for function in functions_of_einops():
+                record_function(changes, function, self._created, is_traced)
+            for key in self.opaque:
+                intercept(key)
+            self.intercept = intercept
             yield
 
     @contextmanager
@@ -332,25 +351,37 @@ class SiteTracer(DecisionTracer):
                 return self._called_whole(path, m, forward, args, kwargs)
 
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness() if self.watch_draws else self._drawn
-            try:
-                number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
-                value = self._record_call(path, m, forward, args, kwargs)
-                if (assigned := _assigned_buffer(m)) is not None:
-                    raise AttributeError(f"its forward assigns the buffer {assigned}")
-                if len(self.refused) > mark.refused:
-                    raise self.refused[-1]
-                if self.watch_draws and randomness() != drawn:
-                    raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except (GraphRegError, RecursionError):
-                raise  # a GraphRegError is for the user; after a RecursionError, the trace would go on at the same depth
-            except Exception as error:  # a forward may raise anything on proxies
-                raise_interrupt(error)
-                self._require_no_draws()
-                self._roll_back(mark)
-                m._buffers.update(buffers)
-                restore_randomness(drawn)
-                self.opaque[path] = first_line(error)
-                return self._called_whole(path, m, forward, args, kwargs)
+            number, inputs = self.num_calls.get(path, 0), in_containers((args, kwargs), replaced_leaf if has_pre_hooks(m) else _node_in)
+            added, reason = list[str](), ""
+            while True:
+                try:
+                    value = self._record_call(path, m, forward, args, kwargs)
+                    if (assigned := _assigned_buffer(m)) is not None:
+                        raise AttributeError(f"its forward assigns the buffer {assigned}")
+                    if len(self.refused) > mark.refused:
+                        raise self.refused[-1]
+                    if self.watch_draws and randomness() != drawn:
+                        raise AttributeError("its forward draws random numbers, which a trace would freeze")
+                    break
+                except (GraphRegError, RecursionError):
+                    raise  # a GraphRegError is for the user; after a RecursionError, the trace would go on at the same depth
+                except Exception as error:  # a forward may raise anything on proxies
+                    raise_interrupt(error)
+                    self._require_no_draws()
+                    self._roll_back(mark)
+                    m._buffers.update(buffers)
+                    restore_randomness(drawn)
+                    reason = reason or first_line(error)
+                    # once more, with a function opaque; the module becomes opaque if none helps
+                    if (key := function_to_blame(error, type(m), self.opaque, self.tried)) is not None:
+                        self.opaque[key] = first_line(error)
+                        added.append(key)
+                        self.intercept(key)
+                        continue
+                    for key in added:
+                        del self.opaque[key]
+                    self.opaque[path] = reason
+                    return self._called_whole(path, m, forward, args, kwargs)
 
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
