@@ -38,6 +38,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "contractive": ("The contractive penalty", ["contractive.py"]),
     "dropout": ("Native dropout, seeded", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
+    "tracing": ("The time to trace models of transformers", ["tracing.py"]),
     "export-cost": ("The cost of regularize() with torch.export", ["export_cost.py"]),
     "proof": ("The price of the proof", ["proof.py"]),
     "generators": ("Random number generators", ["generators.py"]),

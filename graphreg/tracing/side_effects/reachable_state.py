@@ -76,6 +76,13 @@ class ReachableCode:
     caches: dict[int, Any] = field(default_factory=dict)
     clocks: bool = False
 
+    def values(self) -> Iterator[Any]:
+        """Yield the values of the global and closure variables that the code mentions."""
+        for space, names in self.variables.values():
+            yield from (space[name] for name in names if name in space)
+        for function in self.functions.values():
+            yield from map(content, function.__closure__ or ())
+
     @property
     def assigned(self) -> Assigned:
         """What the functions assign."""

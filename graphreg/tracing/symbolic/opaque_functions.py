@@ -7,27 +7,38 @@ under which grad mode it computes, stays as it is.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
 from graphreg.torch_internals.interpreter import called_instead
 from graphreg.torch_internals.patching import Changes
-from graphreg.tracing.frames import home_of, is_foreign
+from graphreg.tracing.frames import functions_behind_modules
 from graphreg.tracing.side_effects.opaque_modules import function_of, key_of
 from graphreg.tracing.side_effects.reachable_state import reachable_code
-from graphreg.tracing.side_effects.state_places import content
 
 # Their code takes patterns apart, and asks for sizes and the type of a tensor. ``repeat`` of a
 # parameter could be traced into, since its sizes are known, but then the names of values would
 # depend on what a pattern is applied to.
 _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_shape")
-Tried = set[tuple[type, str]]  # a module's class, and a function that was opaque in vain for it
+
+
+@dataclass
+class Tried:
+    """What was tried in the traces of one model.
+
+    Attributes:
+        functions: A module's class and the key of a function that was made opaque for it.
+        error: The first error of the model's own forward for which a function was made opaque.
+    """
+
+    functions: set[tuple[type, str]] = field(default_factory=set)
+    error: Exception | None = None
 
 
 def functions_of_einops() -> list[FunctionType]:
@@ -67,22 +78,13 @@ def function_to_blame(error: BaseException, kind: type, opaque: Mapping[str, str
         opaque: What is opaque already.
         tried: What was tried already. The function is added.
     """
-    frames, trace = list[FrameType](), error.__traceback__
-    while trace is not None:
-        frames.append(trace.tb_frame)
-        trace = trace.tb_next
-    last = max((i for i, frame in enumerate(frames) if not is_foreign(frame) and _is_method_of_module(frame)), default=None)
-    if last is None:
-        return None
-
-    own = home_of(frames[last]).partition(".")[0]
-    found = [(home_of(frame), function) for frame in frames[last + 1 :] if not is_foreign(frame) for function in _importable(frame)]
-    others = [function for home, function in found if home.partition(".")[0] != own]
-    theirs = [function for home, function in reversed(found) if home.partition(".")[0] == own]
-    for function in (*others, *theirs):
+    package, found = functions_behind_modules(error)
+    others = [function for function in found if function.__module__.partition(".")[0] != package]
+    own = [function for function in reversed(found) if function.__module__.partition(".")[0] == package]
+    for function in (*others, *own):
         key = key_of(function)
-        if key not in opaque and (kind, key) not in tried and _reaches_no_tensor(function):
-            tried.add((kind, key))
+        if function_of(key) is function and key not in opaque and (kind, key) not in tried.functions and _reaches_no_tensor(function):
+            tried.functions.add((kind, key))
             return key
     return None
 
@@ -92,23 +94,6 @@ def can_be_recorded(arguments: Iterable[Any], is_plain: Callable[[Any], bool]) -
     return all(is_plain(each) or (isinstance(each, FunctionType) and function_of(key_of(each)) is each) for each in arguments)
 
 
-def _is_method_of_module(frame: FrameType) -> bool:
-    code = frame.f_code
-    return code.co_argcount > 0 and issubclass(type(frame.f_locals.get(code.co_varnames[0])), nn.Module)
-
-
-def _importable(frame: FrameType) -> Iterator[FunctionType]:
-    """Yield the function whose code runs in a frame, if it can be imported by its name, and is no generator."""
-    function = frame.f_globals.get(frame.f_code.co_name)
-    if isinstance(function, FunctionType) and getattr(inspect.unwrap(function), "__code__", None) is frame.f_code:
-        is_plain = not frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
-        if is_plain and function_of(key_of(function)) is function:
-            yield function
-
-
 def _reaches_no_tensor(function: FunctionType) -> bool:
     """Return whether a function reaches no module and no tensor through global variables and closures: the graph would not show them."""
-    code = reachable_code((), [function])
-    values = [space[name] for space, names in code.variables.values() for name in names if name in space]
-    values += [content(cell) for each in code.functions.values() for cell in each.__closure__ or ()]
-    return not any(issubclass(type(value), (Tensor, nn.Module)) for value in values)
+    return not any(issubclass(type(value), (Tensor, nn.Module)) for value in reachable_code((), [function]).values())

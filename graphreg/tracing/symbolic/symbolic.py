@@ -97,7 +97,8 @@ def symbolic(
     except GraphRegError:
         raise
     except Exception as error:
-        raise TraceError(refusal(model, error, bool(examples))) from error
+        first = tried.error or error  # what the others say follows from functions that were opaque in vain
+        raise TraceError(refusal(model, first, bool(examples))) from first
 
 
 def same_apart_from_sharing(apart: ModeGraphs, shared: ModeGraphs) -> bool:

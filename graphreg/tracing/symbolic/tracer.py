@@ -151,6 +151,7 @@ class SiteTracer(DecisionTracer):
                 raise
             if (key := function_to_blame(error, type(root), self.opaque, self.tried)) is None:
                 raise
+            self.tried.error = self.tried.error or error
             raise FunctionNeeded(self.opaque | {key: first_line(error)}) from error
         self._require_no_draws()
 
