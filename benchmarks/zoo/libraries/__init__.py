@@ -1,0 +1,1 @@
+"""The zoo of other libraries: one small model of each kind that a library has."""
