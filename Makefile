@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo suites rng-battery lint clean beside docs site
+.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo zoo-libraries suites rng-battery lint clean beside docs site
 
 # .venv/.NAME: the environment with the extra NAME, and with those that EXTRAS_NAME names.
 EXTRAS_lint := test,lint
@@ -127,6 +127,18 @@ study: .venv/.demo
 zoo: .venv/.zoo
 	PYTHONPATH=benchmarks $(PY) -m zoo --workers $(WORKERS) $(ARGS)
 
+# The same for models of other libraries, in an environment of its own: docs/models_other.md. Goes on where it was stopped, as make zoo does.
+# make zoo-libraries ARGS="--only 'pyg/*' wwt"; also --failed, --fresh. rtdl asks for torch 1, and runs with torch 2.
+LIBRARIES := vit-pytorch x-transformers monai torch-geometric segmentation-models-pytorch pytorchcv diffusers speechbrain stable-baselines3 \
+	open-clip-torch rtdl-revisiting-models rtdl-num-embeddings
+zoo-libraries:
+	test -x .venv-libraries/bin/python || $(PYTHON) -m venv .venv-libraries
+	.venv-libraries/bin/python -m pip install --quiet --disable-pip-version-check $(LIBRARIES) -e '.[zoo]'
+	.venv-libraries/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rtdl
+	@echo "About 290 models in $(WORKERS) processes: about two hours on two cores; what has run is not run again."
+	PYTHONPATH=benchmarks .venv-libraries/bin/python -m zoo --models zoo.libraries.models --workers $(WORKERS) \
+		--results docs/models_other.jsonl --page docs/models_other.md $(ARGS)
+
 # The tests that timm and transformers have for their own models, on plain models and on models regularized in place, in an environment of
 # its own: docs/suites.md. Days of one core, most of them timm's; goes on where it was stopped. make suites ARGS="--only bert 'g*'": these.
 # SUITES=FOLDER: has the libraries' sources, timm/ and transformers/; without it they are fetched from PyPI and GitHub.
@@ -146,4 +158,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv .venv-beside .venv-oldest .venv-rivals .venv-suites build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-beside .venv-libraries .venv-oldest .venv-rivals .venv-suites build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -57,7 +57,9 @@ navigation = {
         " report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),
-    "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits models suites gpu versions"),
+    "Reference": docs(
+        "reference/api options selectors cli recipes reference/errors reference/migration limits models models_other suites gpu versions"
+    ),
     "Explanation": docs("architecture front_ends randomness sameness verify benchmarks fuzz"),
     "Coming from": docs("coming_from/keras coming_from/hooks theanets"),
     "Contributing": ["CONTRIBUTING", "CHANGELOG", "docs/SECURITY"],

@@ -1,6 +1,6 @@
-"""``make zoo``: runs what has not run yet, and writes docs/models.md once all has.
+"""``make zoo``, ``make zoo-libraries``: runs what has not run yet, and writes the page once all has.
 
-The records are kept in docs/models.jsonl beside the page, so that a run goes on from there on another machine, too.
+The records are kept beside the page, so that a run goes on from there on another machine, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="for one model")
     parser.add_argument("--memory", type=float, default=11, help="GiB, for one model")
-    parser.add_argument("--models", default="zoo.models", metavar="MODULE", help="where PROVIDERS and PACKAGES stand")
+    parser.add_argument("--models", default="zoo.models", metavar="MODULE", help="where PROVIDERS, PACKAGES and INTRODUCTION stand")
     parser.add_argument("--results", type=Path, default=TOP / "docs" / "models.jsonl")
     parser.add_argument("--page", type=Path, default=TOP / "docs" / "models.md")
     return parser.parse_args(arguments)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stays = "" if given.unfinished else f": {given.page.name} is left as it is"
         print(f"{len(left)} of the zoo's {len(names)} models have not run{stays}")
     if given.unfinished or not left:
-        given.page.write_text(page(names, records, passed_over(given.models)))
+        given.page.write_text(page(names, records, passed_over(given.models), importlib.import_module(given.models).INTRODUCTION))
         print(f"written: {given.page}")
     return 0
 

@@ -82,7 +82,7 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 def server(module: str) -> ForkServerContext:
     """Forks the processes: it has the libraries in it, whose import costs more than a small model, and has run nothing yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo.one", "torch._dynamo", "torch._inductor.compile_fx", *importlib.import_module(module).PACKAGES])
+    context.set_forkserver_preload(["zoo.one", "torch._dynamo", "torch._inductor.compile_fx", *importlib.import_module(module).PRELOADED])
     with mock.patch.dict(os.environ, QUIET):
         forkserver.ensure_running()
     return context

@@ -1,4 +1,4 @@
-"""Writes docs/models.md: a table for each provider, and below it the reason for each cell that is not a plain yes."""
+"""Writes a page of the zoo: a table for each provider, and below it the reason for each cell that is not a plain yes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,7 @@ from zoo.run import PLACE, Record, by_reason, failure_lines, passes
 
 FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
 
-HEAD = """# Models
-
-`make zoo` tests graphreg on models that it was not written for, and writes this page. The models have random weights, and the smallest \
-input that they accept in both modes. They come from these providers:
-
-| provider | models |
-|---|---|
-| torchvision, segmentation, video, flow, detection | every builder in `torchvision.models.list_models()`. Detection gets scenes of \
-64 x 64, which SSD resizes; optical flow does two updates instead of twelve |
-| quantizable | torchvision's quantizable models in their float form (`quantize=False`), which is the form that is trained |
-| timm | {timm} architectures: the first of each family, then the second of each, and so on. A family is a module of `timm.models` \
-(`timm.list_modules()`). Families are in alphabetical order, and the architectures of a family in the order in which timm registers \
-them. Only the picture is made small |
-| transformers | the first {transformers} families (folders of `transformers.models`), in alphabetical order, that can be made tiny and \
-whose forward takes text, pictures or sound. A rule on the names of configuration fields makes their values small \
-(`benchmarks/zoo/tiny.py`). If the model cannot run like that, only its depth and vocabulary are reduced. It has at most 100 million \
-parameters. Of the types of a family, the first whose `AutoModel` runs is used. The second of two texts ends in padding, because with a \
-mask of ones transformers builds another graph when it is traced than when it runs |
-| transformer, recurrent | torch's own layers, used in common ways |
-| control | models whose forward decides by the shapes or the values of its inputs |
+HEAD = """{introduction}
 
 Each model goes through `regularize(model)`, with `example_inputs` if it needs them (`front_end="auto"`: symbolic, else export). A model \
 that neither front end can trace goes through `torch.compile(model, backend=graphreg.backend(...))`. The column *front end* shows which \
@@ -70,8 +51,11 @@ Front ends: {ways}.
 """
 
 
-def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mapping[str, Mapping[str, str]]) -> str:
-    """The whole text: ``names`` in order, each with the family it stands for, the record of each, and by provider what was passed over."""
+def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mapping[str, Mapping[str, str]], introduction: str) -> str:
+    """The whole text: ``names`` in order, each with the family it stands for, the record of each, and by provider what was passed over.
+
+    ``introduction``: what the models are; a provider's name in braces stands for the number of its models.
+    """
     ran = {name: records[name] for name in names if name in records}
     left, passing = [name for name in names if name not in ran], sum(map(passes, ran.values()))
     versions = ", ".join(f"{what} {version}" for what, version in next(iter(ran.values()))["versions"].items())
@@ -81,7 +65,7 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
     head = HEAD.format(
         timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(ran), share=passing / len(ran),
         left=f"**{len(left)} of the zoo's {len(names)} models have not run.** " * bool(left),
-        timm=counts["timm"], transformers=counts["transformers"], ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
+        introduction=introduction.strip().format(**counts), ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
         bare=f"{len(bare)} failed with an error that graphreg does not raise itself: {', '.join(bare)}." if bare
         else "Every failure is an error that graphreg raises itself.",
     )  # fmt: skip

@@ -127,7 +127,8 @@ def test_the_page() -> None:
         "b/three": record(step="3 parameters lost their gradient: w", zero="train mode: 1 of 1 outputs differ, by 1.0e-07 at most"),
         "b/four": {"versions": {}, "error": "ValueError: it wants 5 channels", "ours": False},
     }
-    text = page(names, records, {"a": {}, "b": {"five": "it takes no picture"}})
+    text = page(names, records, {"a": {}, "b": {"five": "it takes no picture"}}, "# Nets\n\n{a} of one, {b} of another.\n")
+    assert text.startswith("# Nets\n\n2 of one, 3 of another.\n\nEach model goes through `regularize(model)`")
     line = (
         "\nPython 3.11, torch 2.13. 3 of 5 models pass every column (60.0%). "
         "1 failed with an error that graphreg does not raise itself: b/four. Front ends: symbolic 3, backend 1, none 1.\n"

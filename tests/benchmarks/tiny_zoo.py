@@ -44,5 +44,6 @@ def names() -> dict[str, str]:
     return dict.fromkeys(("passes", "branches", "raises", "hangs", "dies", "leaves", "fills"), "")
 
 
-PACKAGES, INDUCTOR = ("torch",), ()
+INTRODUCTION = "# Models\n\n{tiny} models of the tests' own."
+PACKAGES, PRELOADED, INDUCTOR = ("torch",), ("torch",), ()
 PROVIDERS = {"tiny": Provider(names, build)}

@@ -70,40 +70,79 @@ def molecule() -> Inputs:
 
 def entries() -> dict[str, Entry]:
     layers = {
-        "GCNConv": {}, "SAGEConv": {}, "GATConv": {}, "GATv2Conv": {}, "GraphConv": {}, "TransformerConv": {}, "ChebConv": {"K": 2},
-        "TAGConv": {}, "SGConv": {}, "ARMAConv": {}, "LEConv": {}, "ClusterGCNConv": {}, "FiLMConv": {}, "ResGatedGraphConv": {},
-    }  # fmt: skip
+        "GCNConv": {},
+        "SAGEConv": {},
+        "GATConv": {},
+        "GATv2Conv": {},
+        "GraphConv": {},
+        "TransformerConv": {},
+        "ChebConv": {"K": 2},
+        "TAGConv": {},
+        "SGConv": {},
+        "ARMAConv": {},
+        "LEConv": {},
+        "ClusterGCNConv": {},
+        "FiLMConv": {},
+        "ResGatedGraphConv": {},
+    }
     models: dict[str, Any] = {
-        "GCN": {}, "GraphSAGE": {}, "GIN": {}, "GAT": {}, "GAT v2": {"v2": True, "jk": "cat"}, "EdgeCNN": {}, "GraphSAGE with norms": {"norm": "BatchNorm", "jk": "lstm"},
-    }  # fmt: skip
-    of_layers = {f"two of {name}": Entry(partial(convolved, getattr(pyg, name), **options), graph, "layers") for name, options in layers.items()}
+        "GCN": {},
+        "GraphSAGE": {},
+        "GIN": {},
+        "GAT": {},
+        "GAT v2": {"v2": True, "jk": "cat"},
+        "EdgeCNN": {},
+        "GraphSAGE with norms": {"norm": "BatchNorm", "jk": "lstm"},
+    }
+    of_layers = {
+        f"two of {name}": Entry(partial(convolved, getattr(pyg, name), **options), graph, "layers") for name, options in layers.items()
+    }
     basics = {
         name: Entry(partial(basic, getattr(pyg, name.partition(" ")[0]), **options), graph, "models") for name, options in models.items()
     }
-    return basics | of_layers | {
-        "two of GINConv": Entry(isomorphic, graph, "layers"),
-        "graph classifier": Entry(Graphs, graphs, "graphs"),
-        "GraphUNet": Entry(lambda: pyg.GraphUNet(WIDTH, HIDDEN, CLASSES, depth=2), graph, "models"),
-        "DeepGCN": Entry(lambda: pyg.Sequential("x, edge_index", [
-            (nn.Linear(WIDTH, HIDDEN), "x -> x"),
-            (pyg.DeepGCNLayer(pyg.GENConv(HIDDEN, HIDDEN), pyg.LayerNorm(HIDDEN), nn.ReLU(), dropout=0.1), "x, edge_index -> x"),
-            (nn.Linear(HIDDEN, CLASSES), "x -> x"),
-        ]), graph, "models"),
-        "LINKX": Entry(lambda: pyg.LINKX(NODES, WIDTH, HIDDEN, CLASSES, num_layers=2), graph, "models"),
-        "MLP": Entry(lambda: pyg.MLP([WIDTH, HIDDEN, CLASSES], dropout=0.1), lambda: (numbers(NODES, WIDTH),), "models"),
-        "AttentiveFP": Entry(
-            lambda: pyg.AttentiveFP(WIDTH, HIDDEN, CLASSES, edge_dim=2, num_layers=2, num_timesteps=2),
-            lambda: (numbers(NODES, WIDTH), EDGES, numbers(EDGES.shape[1], 2, seed=1), HALVES), "graphs"),
-        "SchNet": Entry(
-            lambda: pyg.SchNet(HIDDEN, num_filters=HIDDEN, num_interactions=2, num_gaussians=5, interaction_graph=near), molecule, "graphs"),
-        "GAE encoder": Entry(lambda: pyg.GAE(pyg.GCN(WIDTH, HIDDEN, 2)), graph, "models"),
-        "PMLP": Entry(lambda: pyg.PMLP(WIDTH, HIDDEN, CLASSES, num_layers=2), graph, "models"),
-        "SGFormer": Entry(lambda: pyg.SGFormer(WIDTH, HIDDEN, CLASSES), graphs, "models"),
-        "Polynormer": Entry(lambda: pyg.Polynormer(WIDTH, HIDDEN, CLASSES, local_layers=2, global_layers=1), graphs, "models"),
-        "RECT_L": Entry(lambda: pyg.RECT_L(WIDTH, HIDDEN), graph, "models"),
-        "NeuralFingerprint": Entry(lambda: pyg.models.NeuralFingerprint(WIDTH, HIDDEN, CLASSES, num_layers=2), graphs, "graphs"),
-        "LightGCN": Entry(lambda: pyg.LightGCN(NODES, HIDDEN, 2), lambda: (EDGES,), "models"),
-    }  # fmt: skip
+    return (
+        basics
+        | of_layers
+        | {
+            "two of GINConv": Entry(isomorphic, graph, "layers"),
+            "graph classifier": Entry(Graphs, graphs, "graphs"),
+            "GraphUNet": Entry(lambda: pyg.GraphUNet(WIDTH, HIDDEN, CLASSES, depth=2), graph, "models"),
+            "DeepGCN": Entry(
+                lambda: pyg.Sequential(
+                    "x, edge_index",
+                    [
+                        (nn.Linear(WIDTH, HIDDEN), "x -> x"),
+                        (
+                            pyg.DeepGCNLayer(pyg.GENConv(HIDDEN, HIDDEN), pyg.LayerNorm(HIDDEN), nn.ReLU(), dropout=0.1),
+                            "x, edge_index -> x",
+                        ),
+                        (nn.Linear(HIDDEN, CLASSES), "x -> x"),
+                    ],
+                ),
+                graph,
+                "models",
+            ),
+            "LINKX": Entry(lambda: pyg.LINKX(NODES, WIDTH, HIDDEN, CLASSES, num_layers=2), graph, "models"),
+            "MLP": Entry(lambda: pyg.MLP([WIDTH, HIDDEN, CLASSES], dropout=0.1), lambda: (numbers(NODES, WIDTH),), "models"),
+            "AttentiveFP": Entry(
+                lambda: pyg.AttentiveFP(WIDTH, HIDDEN, CLASSES, edge_dim=2, num_layers=2, num_timesteps=2),
+                lambda: (numbers(NODES, WIDTH), EDGES, numbers(EDGES.shape[1], 2, seed=1), HALVES),
+                "graphs",
+            ),
+            "SchNet": Entry(
+                lambda: pyg.SchNet(HIDDEN, num_filters=HIDDEN, num_interactions=2, num_gaussians=5, interaction_graph=near),
+                molecule,
+                "graphs",
+            ),
+            "GAE encoder": Entry(lambda: pyg.GAE(pyg.GCN(WIDTH, HIDDEN, 2)), graph, "models"),
+            "PMLP": Entry(lambda: pyg.PMLP(WIDTH, HIDDEN, CLASSES, num_layers=2), graph, "models"),
+            "SGFormer": Entry(lambda: pyg.SGFormer(WIDTH, HIDDEN, CLASSES), graphs, "models"),
+            "Polynormer": Entry(lambda: pyg.Polynormer(WIDTH, HIDDEN, CLASSES, local_layers=2, global_layers=1), graphs, "models"),
+            "RECT_L": Entry(lambda: pyg.RECT_L(WIDTH, HIDDEN), graph, "models"),
+            "NeuralFingerprint": Entry(lambda: pyg.models.NeuralFingerprint(WIDTH, HIDDEN, CLASSES, num_layers=2), graphs, "graphs"),
+            "LightGCN": Entry(lambda: pyg.LightGCN(NODES, HIDDEN, 2), lambda: (EDGES,), "models"),
+        }
+    )
 
 
 def near(positions: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:

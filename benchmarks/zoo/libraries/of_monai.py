@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import monai.networks.nets as nets
 import torch
+from monai.networks import nets
 from torch import Tensor, nn
 
 from zoo.libraries.made import Entry, known, provider
@@ -32,7 +32,8 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "Critic": {"in_shape": (1, SIZE, SIZE)},
     "DAF3D": {},
     "DecoderOnlyTransformer": {
-        "num_tokens": 30, "max_seq_len": 12, "attn_layers_dim": 16, "attn_layers_depth": 2, "attn_layers_heads": 2, "embedding_dropout_rate": 0.1,
+        "num_tokens": 30, "max_seq_len": 12, "attn_layers_dim": 16, "attn_layers_depth": 2, "attn_layers_heads": 2,
+        "embedding_dropout_rate": 0.1,
     },
     "DenseNet": {"init_features": 8, "growth_rate": 4, "block_config": (2, 2)},
     "Discriminator": {"in_shape": (1, SIZE, SIZE)},
@@ -75,12 +76,13 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 NETWORKS = (  # one spelling of each; what is a deeper form of another, or a part, is left out
-    "AHNet", "AttentionUnet", "AutoEncoder", "AutoencoderKL", "BasicUNet", "BasicUNetPlusPlus", "Classifier", "ControlNet", "Critic", "DAF3D",
-    "DecoderOnlyTransformer", "DenseNet", "DiffusionModelUNet", "DiNTS", "Discriminator", "DynUNet", "EfficientNetBN", "EfficientNetBNFeatures",
-    "FlexibleUNet", "FullyConnectedNet", "Generator", "GlobalNet", "HighResNet", "HoVerNet", "LocalNet", "MaskedAutoEncoderViT", "MedNeXt",
-    "MILModel", "MultiScalePatchDiscriminator", "NaViT", "PatchDiscriminator", "Quicknat", "Regressor", "RegUNet", "ResNet", "ResNetFeatures",
-    "SegResNet", "SegResNetDS", "SegResNetVAE", "SENet", "SPADEAutoencoderKL", "SPADEDiffusionModelUNet", "SPADENet", "SwinUNETR",
-    "TorchVisionFCModel", "UNet", "UNETR", "VarAutoEncoder", "VarFullyConnectedNet", "ViT", "ViTAutoEnc", "VNet", "VoxelMorph", "VQVAE",
+    "AHNet", "AttentionUnet", "AutoEncoder", "AutoencoderKL", "BasicUNet", "BasicUNetPlusPlus", "Classifier", "ControlNet", "Critic",
+    "DAF3D", "DecoderOnlyTransformer", "DenseNet", "DiffusionModelUNet", "DiNTS", "Discriminator", "DynUNet", "EfficientNetBN",
+    "EfficientNetBNFeatures", "FlexibleUNet", "FullyConnectedNet", "Generator", "GlobalNet", "HighResNet", "HoVerNet", "LocalNet",
+    "MaskedAutoEncoderViT", "MedNeXt", "MILModel", "MultiScalePatchDiscriminator", "NaViT", "PatchDiscriminator", "Quicknat",
+    "Regressor", "RegUNet", "ResNet", "ResNetFeatures", "SegResNet", "SegResNetDS", "SegResNetVAE", "SENet", "SPADEAutoencoderKL",
+    "SPADEDiffusionModelUNet", "SPADENet", "SwinUNETR", "TorchVisionFCModel", "UNet", "UNETR", "VarAutoEncoder", "VarFullyConnectedNet",
+    "ViT", "ViTAutoEnc", "VNet", "VoxelMorph", "VQVAE",
 )  # fmt: skip
 
 LEFT: Mapping[str, str] = {

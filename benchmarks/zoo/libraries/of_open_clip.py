@@ -36,21 +36,36 @@ def entries() -> dict[str, Entry]:
         "CLIP, ResNet": Entry(partial(made, CLIP, residual), both, "two towers"),
         "CLIP, patches dropped": Entry(partial(made, CLIP, {"patch_dropout": 0.5, "ls_init_value": 0.1}), both, "two towers"),
         "CLIP, attentional pool": Entry(
-            partial(made, CLIP, {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}), both, "two towers"),
+            partial(made, CLIP, {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}), both, "two towers"
+        ),
         "CLIP, timm": Entry(
-            partial(made, CLIP, {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "linear"}), both, "two towers"),
+            partial(made, CLIP, {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "linear"}), both, "two towers"
+        ),
         "CustomTextCLIP": Entry(partial(made, CustomTextCLIP), both, "two towers"),
         "SigLIP": Entry(
-            partial(made, CustomTextCLIP, {"no_ln_pre": True, "pool_type": "avg"}, {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}, init_logit_bias=-10.0),
-            both, "two towers"),
+            partial(
+                made,
+                CustomTextCLIP,
+                {"no_ln_pre": True, "pool_type": "avg"},
+                {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+                init_logit_bias=-10.0,
+            ),
+            both,
+            "two towers",
+        ),
         "CoCa": Entry(
             lambda: CoCa(
-                WIDTH, {**TEXT, "mlp_ratio": 4}, {**TEXT, "embed_cls": True, "output_tokens": True},
-                {**PICTURE, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}),
-            both, "captions"),
+                WIDTH,
+                {**TEXT, "mlp_ratio": 4},
+                {**TEXT, "embed_cls": True, "output_tokens": True},
+                {**PICTURE, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+            ),
+            both,
+            "captions",
+        ),
         "picture tower": Entry(lambda: made(CLIP).visual, lambda: both()[:1], "tower"),  # type: ignore[arg-type, return-value]
         "text tower": Entry(lambda: made(CustomTextCLIP).text, lambda: both()[1:], "tower"),  # type: ignore[arg-type, return-value]
-    }  # fmt: skip
+    }
 
 
 PROVIDER = provider(entries)

@@ -63,11 +63,14 @@ def entries() -> dict[str, Entry]:
     return {
         "evaluate_actions, numbers": Entry(actor_critic(ActorCriticPolicy, PLACE, FORCE, "evaluate_actions"), forces, "PPO"),
         "evaluate_actions, choices": Entry(
-            actor_critic(ActorCriticPolicy, PLACE, CHOICE, "evaluate_actions"), lambda: (*places(), torch.tensor([0, 2, 1, 1])), "PPO"),
+            actor_critic(ActorCriticPolicy, PLACE, CHOICE, "evaluate_actions"), lambda: (*places(), torch.tensor([0, 2, 1, 1])), "PPO"
+        ),
         "predict_values": Entry(actor_critic(ActorCriticPolicy, PLACE, FORCE, "predict_values"), places, "PPO"),
         "predict_values, pictures": Entry(actor_critic(ActorCriticCnnPolicy, SCREEN, CHOICE, "predict_values"), screens, "PPO"),
         "predict_values, both": Entry(actor_critic(MultiInputActorCriticPolicy, BOTH, CHOICE, "predict_values"), both, "PPO"),
-        "features, pictures": Entry(lambda: ActorCriticCnnPolicy(SCREEN, CHOICE, rate, **NARROW).features_extractor, lambda: (screens()[0] / 255,), "PPO"),
+        "features, pictures": Entry(
+            lambda: ActorCriticCnnPolicy(SCREEN, CHOICE, rate, **NARROW).features_extractor, lambda: (screens()[0] / 255,), "PPO"
+        ),
         "mlp_extractor": Entry(lambda: ActorCriticPolicy(PLACE, FORCE, rate, **NARROW).mlp_extractor, places, "PPO"),
         "q_net": Entry(lambda: MlpPolicy(PLACE, CHOICE, rate, **NARROW).q_net, places, "DQN"),
         "q_net, pictures": Entry(lambda: CnnPolicy(SCREEN, CHOICE, rate, **NARROW).q_net, screens, "DQN"),
@@ -75,7 +78,7 @@ def entries() -> dict[str, Entry]:
         "sac critic": Entry(lambda: SACPolicy(PLACE, FORCE, rate, **NARROW).critic, forces, "SAC"),
         "td3 actor": Entry(lambda: TD3Policy(PLACE, FORCE, rate, **NARROW).actor, places, "TD3"),
         "td3 critic": Entry(lambda: TD3Policy(PLACE, FORCE, rate, **NARROW).critic, forces, "TD3"),
-    }  # fmt: skip
+    }
 
 
 PROVIDER = provider(entries)

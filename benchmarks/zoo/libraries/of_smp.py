@@ -33,7 +33,9 @@ def made(decoder: str, encoder: str, **options: Any) -> nn.Module:
 
 def entries() -> dict[str, Entry]:
     found = {
-        name: Entry(partial(made, name, ENCODERS.get(name, "resnet18"), **OWN.get(name, {})), partial(images, PICTURES.get(name, 64)), "decoder")
+        name: Entry(
+            partial(made, name, ENCODERS.get(name, "resnet18"), **OWN.get(name, {})), partial(images, PICTURES.get(name, 64)), "decoder"
+        )
         for name in decoders()
     }
     encoders = {f"Unet on {name}": Entry(partial(made, "Unet", encoder), partial(images, 64), "encoder") for name, encoder in WITH.items()}

@@ -42,31 +42,66 @@ def bins() -> list[Tensor]:
 
 
 def entries() -> dict[str, Entry]:
-    sizes: dict[str, Any] = {"d_token": WIDTH, "n_blocks": 2, "attention_dropout": 0.1, "ffn_d_hidden": 16, "ffn_dropout": 0.1, "residual_dropout": 0.1}
+    sizes: dict[str, Any] = {
+        "d_token": WIDTH,
+        "n_blocks": 2,
+        "attention_dropout": 0.1,
+        "ffn_d_hidden": 16,
+        "ffn_dropout": 0.1,
+        "residual_dropout": 0.1,
+    }
     again: dict[str, Any] = {
-        "d_block": WIDTH, "n_blocks": 2, "attention_n_heads": 2, "attention_dropout": 0.1, "ffn_d_hidden": None,
-        "ffn_d_hidden_multiplier": 2, "ffn_dropout": 0.1, "residual_dropout": 0.0,
-    }  # fmt: skip
+        "d_block": WIDTH,
+        "n_blocks": 2,
+        "attention_n_heads": 2,
+        "attention_dropout": 0.1,
+        "ffn_d_hidden": None,
+        "ffn_d_hidden_multiplier": 2,
+        "ffn_dropout": 0.1,
+        "residual_dropout": 0.0,
+    }
     residual: dict[str, Any] = {"n_blocks": 2, "dropout1": 0.1, "dropout2": 0.1, "d_out": 2}
     return {
         "rtdl.MLP": Entry(lambda: rtdl.MLP.make_baseline(d_in=COLUMNS, d_layers=[16, 16], dropout=0.1, d_out=2), rows, "perceptron"),
-        "rtdl.ResNet": Entry(lambda: rtdl.ResNet.make_baseline(
-            d_in=COLUMNS, n_blocks=2, d_main=WIDTH, d_hidden=16, dropout_first=0.1, dropout_second=0.1, d_out=2), rows, "residual"),
-        "rtdl.FTTransformer": Entry(lambda: rtdl.FTTransformer.make_baseline(
-            n_num_features=COLUMNS, cat_cardinalities=list(CATEGORIES), d_out=2, **sizes), both, "transformer"),
+        "rtdl.ResNet": Entry(
+            lambda: rtdl.ResNet.make_baseline(
+                d_in=COLUMNS, n_blocks=2, d_main=WIDTH, d_hidden=16, dropout_first=0.1, dropout_second=0.1, d_out=2
+            ),
+            rows,
+            "residual",
+        ),
+        "rtdl.FTTransformer": Entry(
+            lambda: rtdl.FTTransformer.make_baseline(n_num_features=COLUMNS, cat_cardinalities=list(CATEGORIES), d_out=2, **sizes),
+            both,
+            "transformer",
+        ),
         "MLP": Entry(lambda: revisited.MLP(d_in=COLUMNS, d_out=2, n_blocks=2, d_block=WIDTH, dropout=0.1), rows, "perceptron"),
-        "ResNet": Entry(lambda: revisited.ResNet(
-            d_in=COLUMNS, d_block=WIDTH, d_hidden=None, d_hidden_multiplier=2.0, **residual), rows, "residual"),
-        "FTTransformer": Entry(lambda: revisited.FTTransformer(
-            n_cont_features=COLUMNS, cat_cardinalities=list(CATEGORIES), d_out=2, **again), both, "transformer"),
-        "FTTransformer of numbers": Entry(lambda: revisited.FTTransformer(
-            n_cont_features=COLUMNS, cat_cardinalities=[], d_out=2, linformer_kv_compression_ratio=0.5,
-            linformer_kv_compression_sharing="headwise", **again), lambda: (*rows(), None), "transformer"),
+        "ResNet": Entry(
+            lambda: revisited.ResNet(d_in=COLUMNS, d_block=WIDTH, d_hidden=None, d_hidden_multiplier=2.0, **residual), rows, "residual"
+        ),
+        "FTTransformer": Entry(
+            lambda: revisited.FTTransformer(n_cont_features=COLUMNS, cat_cardinalities=list(CATEGORIES), d_out=2, **again),
+            both,
+            "transformer",
+        ),
+        "FTTransformer of numbers": Entry(
+            lambda: revisited.FTTransformer(
+                n_cont_features=COLUMNS,
+                cat_cardinalities=[],
+                d_out=2,
+                linformer_kv_compression_ratio=0.5,
+                linformer_kv_compression_sharing="headwise",
+                **again,
+            ),
+            lambda: (*rows(), None),
+            "transformer",
+        ),
         "LinearEmbeddings": Entry(lambda: Embedded(embeddings.LinearReLUEmbeddings(COLUMNS, 6), 6), rows, "embedded"),
         "PeriodicEmbeddings": Entry(lambda: Embedded(embeddings.PeriodicEmbeddings(COLUMNS, 6, lite=False), 6), rows, "embedded"),
-        "PiecewiseLinearEmbeddings": Entry(lambda: Embedded(
-            embeddings.PiecewiseLinearEmbeddings(bins(), 6, activation=True, version="B"), 6), rows, "embedded"),
-    }  # fmt: skip
+        "PiecewiseLinearEmbeddings": Entry(
+            lambda: Embedded(embeddings.PiecewiseLinearEmbeddings(bins(), 6, activation=True, version="B"), 6), rows, "embedded"
+        ),
+    }
 
 
 PROVIDER = provider(entries)

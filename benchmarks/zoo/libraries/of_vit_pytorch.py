@@ -32,7 +32,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {  # what the table does not fit
     "looped_vit": {"pre_loop_depth": 1, "num_looped_blocks": 1, "post_loop_depth": 1, "loop_depth": 2},
     "max_vit": {"depth": (1, 1), "window_size": 2},
     "max_vit_with_registers": {"depth": (1, 1), "window_size": 2},
-    "mobile_vit": {"patch_size": (2, 2), "image_size": (64, 64), "dims": [16, 16, 24], "channels": [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 16], "depths": (1, 1, 1)},
+    "mobile_vit": {"patch_size": (2, 2), "image_size": (64, 64), "dims": [16, 16, 24], "channels": [8] * 10 + [16], "depths": (1, 1, 1)},
     "local_vit": {"image_size": 128},
     "na_vit": {"token_dropout_prob": 0.1},
     "na_vit_nested_tensor": {"token_dropout_prob": 0.1},
@@ -115,7 +115,9 @@ def entries() -> dict[str, Entry]:
         "mp3": Entry(_shuffled, partial(images, SIZE)),
         "na_vit": Entry(partial(_made, "na_vit"), lambda: ([_nested()[0]],)),
         "na_vit_nested_tensor": Entry(partial(_made, "na_vit_nested_tensor"), _nested),
-        "na_vit_nested_tensor_3d": Entry(partial(_made, "na_vit_nested_tensor_3d"), lambda: ([numbers(3, FRAMES, SIZE, SIZE), numbers(3, FRAMES, 16, SIZE, seed=1)],)),
+        "na_vit_nested_tensor_3d": Entry(
+            partial(_made, "na_vit_nested_tensor_3d"), lambda: ([numbers(3, FRAMES, SIZE, SIZE), numbers(3, FRAMES, 16, SIZE, seed=1)],)
+        ),
         "vat_siglip": Entry(_acting, lambda: (numbers(2, 1, 3, SIZE, SIZE),)),
     }
     return {name: special.get(name) or Entry(partial(_made, name), partial(_inputs, name)) for name in modules()}

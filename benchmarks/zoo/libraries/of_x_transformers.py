@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from x_transformers import (
-    ContinuousTransformerWrapper, CrossAttender, Decoder, Encoder, MultiInputTransformerWrapper, NeoMLP, PrefixDecoder, TransformerWrapper,
-    ViTransformerWrapper, XTransformer, XValTransformerWrapper,
-)  # fmt: skip
+    ContinuousTransformerWrapper,
+    CrossAttender,
+    Decoder,
+    Encoder,
+    MultiInputTransformerWrapper,
+    NeoMLP,
+    PrefixDecoder,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+    XValTransformerWrapper,
+)
 from x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 
 from zoo.libraries.made import Entry, provider
@@ -103,20 +112,16 @@ def entries() -> dict[str, Entry]:
             "decoder",
         ),
         "xval": Entry(
-            lambda: XValTransformerWrapper(
-                num_tokens=TOKENS, numerical_token_id=3, max_seq_len=2 * WORDS, attn_layers=Decoder(**LAYERS)
-            ),
+            lambda: XValTransformerWrapper(num_tokens=TOKENS, numerical_token_id=3, max_seq_len=2 * WORDS, attn_layers=Decoder(**LAYERS)),
             valued,
             "decoder",
         ),
         "neo_mlp": Entry(
-            lambda: NeoMLP(
-                dim_in=5, dim_hidden=7, dim_out=3, dim_model=WIDTH, depth=2, encoder_kwargs={"attn_dim_head": 8, "heads": 2}
-            ),
+            lambda: NeoMLP(dim_in=5, dim_hidden=7, dim_out=3, dim_model=WIDTH, depth=2, encoder_kwargs={"attn_dim_head": 8, "heads": 2}),
             lambda: (numbers(2, 5),),
             "encoder",
         ),
-    }  # fmt: skip
+    }
 
 
 PROVIDER = provider(entries)
