@@ -135,7 +135,7 @@ zoo-libraries:
 	test -x .venv-libraries/bin/python || $(PYTHON) -m venv .venv-libraries
 	.venv-libraries/bin/python -m pip install --quiet --disable-pip-version-check $(LIBRARIES) -e '.[zoo]'
 	.venv-libraries/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rtdl
-	@echo "About 290 models in $(WORKERS) processes: about two hours on two cores; what has run is not run again."
+	@echo "About 360 models in $(WORKERS) processes: about three hours on two cores; what has run is not run again."
 	PYTHONPATH=benchmarks .venv-libraries/bin/python -m zoo --models zoo.libraries.models --workers $(WORKERS) \
 		--results docs/models_other.jsonl --page docs/models_other.md $(ARGS)
 

@@ -32,13 +32,13 @@ def entries() -> dict[str, Entry]:
     residual = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
     return {
         "CLIP": Entry(partial(made, CLIP), both, "two towers"),
-        "CLIP, quick GELU": Entry(partial(made, CLIP, quick_gelu=True), both, "two towers"),
-        "CLIP, ResNet": Entry(partial(made, CLIP, residual), both, "two towers"),
-        "CLIP, patches dropped": Entry(partial(made, CLIP, {"patch_dropout": 0.5, "ls_init_value": 0.1}), both, "two towers"),
-        "CLIP, attentional pool": Entry(
+        "CLIP with quick GELU": Entry(partial(made, CLIP, quick_gelu=True), both, "two towers"),
+        "CLIP on a ResNet": Entry(partial(made, CLIP, residual), both, "two towers"),
+        "CLIP with patches dropped": Entry(partial(made, CLIP, {"patch_dropout": 0.5, "ls_init_value": 0.1}), both, "two towers"),
+        "CLIP with attentional pool": Entry(
             partial(made, CLIP, {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}), both, "two towers"
         ),
-        "CLIP, timm": Entry(
+        "CLIP on timm": Entry(
             partial(made, CLIP, {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "linear"}), both, "two towers"
         ),
         "CustomTextCLIP": Entry(partial(made, CustomTextCLIP), both, "two towers"),

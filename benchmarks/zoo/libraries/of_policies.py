@@ -61,19 +61,19 @@ def actor_critic(policy: Any, seen: Any, does: Any, method: str = "forward", **o
 def entries() -> dict[str, Entry]:
     forces: Callable[[], Inputs] = lambda: (*places(), numbers(4, 2, seed=1))  # noqa: E731
     return {
-        "evaluate_actions, numbers": Entry(actor_critic(ActorCriticPolicy, PLACE, FORCE, "evaluate_actions"), forces, "PPO"),
-        "evaluate_actions, choices": Entry(
+        "evaluate_actions of forces": Entry(actor_critic(ActorCriticPolicy, PLACE, FORCE, "evaluate_actions"), forces, "PPO"),
+        "evaluate_actions of choices": Entry(
             actor_critic(ActorCriticPolicy, PLACE, CHOICE, "evaluate_actions"), lambda: (*places(), torch.tensor([0, 2, 1, 1])), "PPO"
         ),
         "predict_values": Entry(actor_critic(ActorCriticPolicy, PLACE, FORCE, "predict_values"), places, "PPO"),
-        "predict_values, pictures": Entry(actor_critic(ActorCriticCnnPolicy, SCREEN, CHOICE, "predict_values"), screens, "PPO"),
-        "predict_values, both": Entry(actor_critic(MultiInputActorCriticPolicy, BOTH, CHOICE, "predict_values"), both, "PPO"),
-        "features, pictures": Entry(
+        "predict_values of pictures": Entry(actor_critic(ActorCriticCnnPolicy, SCREEN, CHOICE, "predict_values"), screens, "PPO"),
+        "predict_values of both": Entry(actor_critic(MultiInputActorCriticPolicy, BOTH, CHOICE, "predict_values"), both, "PPO"),
+        "features of pictures": Entry(
             lambda: ActorCriticCnnPolicy(SCREEN, CHOICE, rate, **NARROW).features_extractor, lambda: (screens()[0] / 255,), "PPO"
         ),
         "mlp_extractor": Entry(lambda: ActorCriticPolicy(PLACE, FORCE, rate, **NARROW).mlp_extractor, places, "PPO"),
         "q_net": Entry(lambda: MlpPolicy(PLACE, CHOICE, rate, **NARROW).q_net, places, "DQN"),
-        "q_net, pictures": Entry(lambda: CnnPolicy(SCREEN, CHOICE, rate, **NARROW).q_net, screens, "DQN"),
+        "q_net of pictures": Entry(lambda: CnnPolicy(SCREEN, CHOICE, rate, **NARROW).q_net, screens, "DQN"),
         "sac actor": Entry(lambda: SACPolicy(PLACE, FORCE, rate, **NARROW).actor, places, "SAC"),
         "sac critic": Entry(lambda: SACPolicy(PLACE, FORCE, rate, **NARROW).critic, forces, "SAC"),
         "td3 actor": Entry(lambda: TD3Policy(PLACE, FORCE, rate, **NARROW).actor, places, "TD3"),

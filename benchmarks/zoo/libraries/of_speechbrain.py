@@ -82,7 +82,7 @@ def entries() -> dict[str, Entry]:
             "speaker",
         ),
         "CRDNN": Entry(lambda: made("CRDNN.CRDNN", **shape, **crdnn), frames, "recognition"),
-        "CRDNN, LSTM": Entry(
+        "CRDNN on an LSTM": Entry(
             lambda: made("CRDNN.CRDNN", **shape, **crdnn, rnn_class=importlib.import_module("speechbrain.nnet.RNN").LSTM),
             frames,
             "recognition",
@@ -109,7 +109,7 @@ def entries() -> dict[str, Entry]:
         "TransformerASR": Entry(
             lambda: made("transformer.TransformerASR.TransformerASR", **both), lambda: (*frames(), words()), "recognition"
         ),
-        "TransformerASR, Conformer": Entry(
+        "TransformerASR on a Conformer": Entry(
             lambda: made(
                 "transformer.TransformerASR.TransformerASR",
                 **both,
