@@ -34,8 +34,9 @@ class Part(nn.Module):
         super().__init__()
         self.policy, self.method = policy, method
 
-    def forward(self, *given: Any) -> Any:
-        return getattr(self.policy, self.method)(*given)
+    def forward(self, seen: Any, done: Any = None) -> Any:
+        method = getattr(self.policy, self.method)
+        return method(seen) if done is None else method(seen, done)
 
 
 def places() -> Inputs:
