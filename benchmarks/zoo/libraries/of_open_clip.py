@@ -24,6 +24,14 @@ def made(kind: Any, picture: Mapping[str, Any] | None = None, words: Mapping[str
     return network
 
 
+def captioning() -> nn.Module:
+    """With a projection that the library leaves as the memory is: ``init_parameters`` of its decoder is not called, and cannot be."""
+    picture = {**PICTURE, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    network = CoCa(WIDTH, {**TEXT, "mlp_ratio": 4}, {**TEXT, "embed_cls": True, "output_tokens": True}, picture)
+    nn.init.normal_(network.text_decoder.text_projection, std=WIDTH**-0.5)
+    return network
+
+
 def both() -> Inputs:
     return numbers(2, 3, SIZE, SIZE), torch.randint(1, TOKENS, (2, WORDS), generator=torch.Generator().manual_seed(0))
 
@@ -54,12 +62,7 @@ def entries() -> dict[str, Entry]:
             "two towers",
         ),
         "CoCa": Entry(
-            lambda: CoCa(
-                WIDTH,
-                {**TEXT, "mlp_ratio": 4},
-                {**TEXT, "embed_cls": True, "output_tokens": True},
-                {**PICTURE, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-            ),
+            captioning,
             both,
             "captions",
         ),
