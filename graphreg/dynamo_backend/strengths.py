@@ -18,18 +18,21 @@ class CallStrengths:
     A graph gets the strengths of a regularizer as one tensor, which has an element for each of its sites in this graph.
 
     Attributes:
-        rows: The session's table of strengths.
+        table: The session's table of strengths.
+        rows: The table as it was at the beginning of the call.
         call: The number of the call, which schedules follow.
     """
 
-    def __init__(self, rows: Mapping[str, Row], call: int) -> None:
-        self.rows, self.call = rows, call
+    def __init__(self, table: Mapping[str, Row], call: int) -> None:
+        self.table, self.call = table, call
+        self.rows = {name: row.as_it_is() for name, row in table.items()}
         self._made: dict[tuple[str, tuple[str, ...], torch.device], Tensor] = {}
 
     def learn(self, acting: Iterable[tuple[str, Site]]) -> None:
         """Take sites of a graph that is captured in this call, each with the name of a regularizer that acts there."""
         for name, site in acting:
-            self.rows[name].learn({site.name: site}, {site.name: self.rows[name].own})
+            for row in (self.table[name], self.rows[name]):
+                row.learn({site.name: site}, {site.name: row.own})
         # A selector of set_strength that waited may give the new sites a strength of their own.
         self._made.clear()
 

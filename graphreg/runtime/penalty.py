@@ -191,7 +191,8 @@ class Total(RuntimeModule):
             joined = values[0] if len(values) == 1 and (self.sums or not of) else self._joined(torch.stack(tuple(values)), of)
             return self.weight(joined.dtype) * joined
         stacked = torch.stack(tuple(values))
-        strengths, elements = (self.strength, range(len(self.strength))) if clock is None else (clock, self.elements)
+        # a copy: backward may read it after ``set_strength`` has written into the strength
+        strengths, elements = (self.strength.clone(), range(len(self.strength))) if clock is None else (clock, self.elements)
         if len(elements) == 1:
             weight = strengths[elements[0]]
         else:

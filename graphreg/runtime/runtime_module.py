@@ -355,9 +355,12 @@ class LayerMode:
 
 
 def element_of(strength: Tensor, asked: tuple[int, torch.dtype]) -> Tensor:
-    """Return an element of a strength as a 0-d tensor. ``asked``: the element and the dtype."""
+    """Return an element of a strength as a 0-d tensor. ``asked``: the element and the dtype.
+
+    It is a copy, which backward may read after ``set_strength`` has written into the strength.
+    """
     element, dtype = asked
-    return strength[element].to(dtype)
+    return strength[element].to(dtype, copy=True)
 
 
 WIDE = (torch.float32, torch.float64)  # the dtypes in which formulas compute

@@ -16,7 +16,7 @@ from graphreg.rng.noise import Noise
 from graphreg.runtime.distributed_values import own_parameters, whole
 from graphreg.runtime.owned_state import SiteState, State, cast, moves_on
 from graphreg.runtime.penalty import Measure, Total, average, measured, nothing, uncast
-from graphreg.runtime.runtime_module import RuntimeModule, accumulation
+from graphreg.runtime.runtime_module import RuntimeModule, accumulation, element_of
 from graphreg.runtime.splice import SpliceRule
 
 
@@ -114,7 +114,7 @@ class SpliceTotal(RuntimeModule):
 
     def _measured(self, held: SiteState, place: int, clock: Tensor | None) -> Tensor:
         dtype = accumulation(next((t.dtype for t in held.tensors().values() if t.is_floating_point()), torch.float32))
-        weight = (self.strength[place] if clock is None else clock[self.elements[place]]).to(dtype)
+        weight = element_of(self.strength, (place, dtype)) if clock is None else clock[self.elements[place]].to(dtype)
         arguments, takes = {"state": cast(held, dtype), "weight": weight}, self.regularizer.penalty_takes
         with uncast(weight.device.type):
             value = self.regularizer.penalty(**{name: arguments[name] for name in takes})  # type: ignore[attr-defined]

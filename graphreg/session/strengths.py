@@ -6,6 +6,7 @@ graphs read (a tensor of each regularizer, the clock's result, the inputs of a b
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -43,6 +44,12 @@ class Row:
         self.given: dict[str, float] = {}
         self.chosen: dict[str, float] = {}
         self.awaited: tuple[str, ...] = ()
+
+    def as_it_is(self) -> Row:
+        """Return a copy of the row, which does not follow what is set and learned later."""
+        twin = copy.copy(self)
+        twin.sites, twin.planned, twin.given, twin.chosen = dict(self.sites), dict(self.planned), dict(self.given), dict(self.chosen)
+        return twin
 
     @property
     def by_site(self) -> bool:

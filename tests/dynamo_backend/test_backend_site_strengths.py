@@ -236,3 +236,45 @@ def test_a_selector_that_the_first_call_does_not_know(missing: Any) -> None:
             run(X)
     else:
         run(X)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
+@pytest.mark.parametrize("weight", [0.2, schedules.linear(0.2, 2.0, 10)])
+@pytest.mark.parametrize("change", [0.0, 7.0, {"sigmoid": 3.0}, schedules.linear(1.0, 0.0, 4)])
+def test_backward_has_the_strengths_of_its_call(breaks: bool, penalties: Any, weight: Any, change: Any) -> None:
+    """Those that are set after the forward are for the next one, whose backward is in the same pass."""
+    found: list[list[Tensor | None]] = []
+    for changes in (False, True):
+        torch.compiler.reset()
+        model = Net(breaks)
+        attached = penalties == "attach"
+        backend = graphreg.backend(
+            HiddenL1(SITES, weight), BernoulliDropout(SITES, 0.3), inner="eager", rng=1, penalties=penalties, scale=1 if attached else None
+        )
+        run = torch.compile(model, backend=backend)
+        loss = run(X).sum() + (0 if attached else sum(backend.penalties().values()))
+        if changes:
+            graphreg.set_strength(backend, "hidden_l1", change)
+            graphreg.set_strength(backend, "dropout", 0.6)
+            with torch.no_grad():
+                run(X)
+        found.append(gradients(model, loss))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_strengths_that_are_set_within_a_call_are_for_the_next() -> None:
+    """Also at the sites of a graph that the call captures only after that."""
+    backend = graphreg.backend(HiddenL1(SITES, 0.5), inner="eager")
+    model = Net(breaks=True)
+    model.b.register_forward_pre_hook(torch.compiler.disable(lambda *_: graphreg.set_strength(backend, "hidden_l1", {"**": 0.1})))
+    run = torch.compile(model, backend=backend)
+    for strength in (0.5, 0.1):
+        run(X)
+        sigmoid = torch.sigmoid(model.a(X))
+        tanh = torch.tanh(sigmoid @ model.b.weight.T + model.b.bias)
+        cos = torch.cos(model.more(tanh))
+        measured = [each.abs().mean() for each in (sigmoid, tanh, cos, torch.exp(model.c(cos)))]
+        torch.testing.assert_close(backend.penalties()["hidden_l1"], strength * torch.stack(measured).mean())

@@ -101,3 +101,22 @@ def test_a_total_of_several_dtypes_is_multiplied_by_the_strength_in_the_widest()
     wide = ours.get_submodule("wide")(narrow.double()).tanh()
     assert penalty.dtype == torch.float64
     torch.testing.assert_close(penalty, 0.1 * (narrow.abs().mean().double() + wide.abs().mean()) / 2, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by_site", [False, True])
+@pytest.mark.parametrize("change", [0.0, 0.9])
+def test_backward_has_the_strengths_of_its_call(dtype: torch.dtype, by_site: bool, change: float) -> None:
+    """Also in float64, the dtype of the strengths: there, no conversion makes a copy."""
+    found = []
+    for changes in (False, True):
+        ours = module().to(dtype)
+        if by_site:
+            graphreg.set_strength(ours, "hidden_l1", {"1": 0.1})
+            graphreg.set_strength(ours, "weight_l2", {"0.weight": 0.1})
+        loss = total(ours(X.to(dtype)))
+        for name in graphreg.strengths(ours) if changes else ():
+            graphreg.set_strength(ours, name, change)
+        loss.backward()
+        found.append([parameter.grad for parameter in ours.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
