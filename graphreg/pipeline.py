@@ -22,7 +22,7 @@ from graphreg.ir.module_record import RULES
 from graphreg.ir.selector import Missing, Selector
 from graphreg.planning.blocks import check_blocks
 from graphreg.planning.keywords import from_keywords, from_kwargs, instances
-from graphreg.planning.native_dropout import OwnDropout, read_option
+from graphreg.planning.native_dropout import OwnDropout, log_unmovable, read_option
 from graphreg.planning.plan import Plan, check_missing
 from graphreg.planning.plan import plan as planned
 from graphreg.recipes.arguments import RecipeLike, by_recipe, opened
@@ -230,8 +230,7 @@ def log_plan(decided: Plan, notes: Iterable[str]) -> None:
         log.warning("%s", line)
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
-    for dropout in decided.unmovable:
-        log.warning("native dropout keeps drawing from torch's generator: %s", dropout.text)
+    log_unmovable(decided.unmovable)
 
 
 def warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:

@@ -12,7 +12,7 @@ from graphreg.errors import GraphRegError, NoMatchError, warn
 from graphreg.ir.selector import Missing, Pattern, strings
 from graphreg.ir.site import Site
 from graphreg.planning.matching import check_count, count_sites, matching_sites, missed
-from graphreg.planning.native_dropout import OwnDropout, decide
+from graphreg.planning.native_dropout import OwnDropout, decide, log_unmovable
 from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit
 from graphreg.planning.practically_off import practically_off
@@ -78,7 +78,8 @@ def check_selectors(
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]
-    decide(own_dropout, native, united.title, missing, united.values)
+    _, unmovable = decide(own_dropout, native, united.title, missing, united.values)
+    log_unmovable(unmovable)
 
 
 def _elsewhere(united: Traced, regularizer: Regularizer) -> str:

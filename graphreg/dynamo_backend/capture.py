@@ -19,10 +19,11 @@ from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.ir.aliasing import of_body
 from graphreg.ir.buffer_constants import BufferConstants
-from graphreg.ir.metadata import add_label, label_site, own_labels
+from graphreg.ir.metadata import add_label, label_draw, label_site, own_labels
 from graphreg.ir.module_calls import ModuleCall, blocks
 from graphreg.ir.naming import COUNTED, Namer
 from graphreg.ir.operations import IN_PLACE_NAMES, is_drop_path
+from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, is_region
 from graphreg.ir.site import Label
 from graphreg.ir.views_and_writes import REGION
@@ -161,8 +162,8 @@ class Capture:
             name = key if name == "kwargs" else names[min(int(key), len(names) - 1)]
         return name, (".".join(keys),) if keys else ()
 
-    def calls(self, node: fx.Node) -> list[ModuleCall]:
-        """Return the module calls in which the node was made, outermost first. Calls inside a layer (``is_layer``) are left out."""
+    def calls(self, node: fx.Node, in_layers: bool = False) -> list[ModuleCall]:
+        """Return the module calls in which the node was made, outermost first; calls inside a layer (``is_layer``) only if asked."""
         stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             # A key is the module's id; from the module's second call on, ``@`` and a number follow.
@@ -171,7 +172,7 @@ class Capture:
             if path:
                 module = self.modules[path]
                 stack.append(ModuleCall(str(key), path, type(module).__name__))
-                if is_layer(module):
+                if is_layer(module) and not in_layers:
                     break
         return stack
 
@@ -210,14 +211,27 @@ class Capture:
 
         If several values leave the call, they get labels only if the module is an LSTMCell.
         """
+        named = dict[ModuleCall, Label]()
         for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
             path = block.call.path
             # The cell returns h and c. In a trace, they are the ports of one call.
             if type(self.modules[path]) is nn.LSTMCell:
                 self._label_cell(path, [n for n in block.nodes if base_and_operation(n)[1] == "getitem"], namer)
             elif len(block.leaving) == 1:
-                add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))
+                named[block.call] = Label(namer.module(path), block.call.kind, module=path)
+                add_label(block.leaving[0], named[block.call])
         self._label_frame(namer)
+        self._label_draws(named, namer)
+
+    def _label_draws(self, named: dict[ModuleCall, Label], namer: Namer) -> None:
+        """Label random operations inside layers, whose values are no sites, by the module that calls them, as a trace labels the module.
+
+        ``named``: the labels of modules' outputs. If several operations draw in one call, the first of them takes the module's label.
+        """
+        for node in self.graph.nodes:
+            if is_random(node) and not own_labels(node) and (calls := self.calls(node, in_layers=True)):
+                path, kind = calls[-1].path, calls[-1].kind
+                label_draw(node, named.pop(calls[-1]) if calls[-1] in named else Label(namer.module(path), kind, module=path))
 
     def _label_cell(self, path: str, outputs: list[fx.Node], namer: Namer) -> None:
         name = namer.module(path)

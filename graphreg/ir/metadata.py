@@ -2,7 +2,8 @@
 
 ``node.meta["site"]`` is (path of the module that made the value, labels), ``node.meta["graphreg"]``
 is a dict of plain data, and ``node.meta["calls"]`` has the calls of submodules during which the
-value was made; ``node.meta["caught"]`` names the errors of its operation that the model catches.
+value was made; ``node.meta["caught"]`` names the errors of its operation that the model catches, and
+``node.meta["draws"]`` the random operation whose value is no site.
 All survive copying, pickling and passes that copy ``node.meta``. No other file accesses them,
 except ``serialize.py``, which pickles them.
 """
@@ -21,6 +22,7 @@ SITE = "site"
 ADDITION = "graphreg"
 CALLS = "calls"
 CAUGHT = "caught"
+DRAWS = "draws"
 # (path of a module, number of its call in the graph, from 0), outermost first
 ModuleCalls = tuple[tuple[str, int], ...]
 _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
@@ -97,6 +99,17 @@ def own_name(node: fx.Node) -> str:
     """Return the name of the node's value; "" if it has none."""
     labels = own_labels(node)
     return labels[0].text if labels else ""
+
+
+def draw_labels(node: fx.Node) -> tuple[Label, ...]:
+    """Return the labels of a random operation: those of its value, or if the value is no site, a label for the operation alone."""
+    labels: tuple[Label, ...] = own_labels(node) or node.meta.get(DRAWS, ())
+    return labels or (Label(f"{scope_of(node)}.{node.name}".strip("."), node.name),)
+
+
+def label_draw(node: fx.Node, label: Label) -> None:
+    """Give a random operation a label by which it can be chosen as native dropout. Its value does not become a site."""
+    node.meta[DRAWS] = (label,)
 
 
 def label_site(node: fx.Node, scope: str, *labels: Label) -> None:

@@ -23,7 +23,7 @@ from graphreg.ir.layout import is_dense
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
 from graphreg.torch_internals.dynamo_marks import without_importing_dynamo
-from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, has_kernel, is_name_of_namespace, overload_name, schema_of
+from graphreg.torch_internals.operators import OpOverload, has_kernel, overload_name, overloads_of, schema_of
 from graphreg.torch_internals.torch_modes import TorchDispatchMode, without_functions, without_modes
 
 TRIES = 400  # the most calls of a probe; many of them raise
@@ -357,12 +357,7 @@ def declared(operator: str | OpOverload) -> Declared | None:
 
 
 def _overloads(name: str) -> list[OpOverload]:
-    is_internal = not name.isidentifier() or name.startswith("__") or is_name_of_namespace(name)
-    packet = None if is_internal else getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, OpOverloadPacket):
-        return []
-    overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-    overloads = [overload for overload in overloads if _takes_tensors(overload)]
+    overloads = [overload for overload in overloads_of(name) if _takes_tensors(overload)]
 
     # Without those with ``out=``, those of named tensors, and those that only TorchScript can call
     # (``sort.Tensor`` sorts a list).

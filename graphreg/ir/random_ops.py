@@ -8,19 +8,21 @@ with the reason why it cannot be moved.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from graphreg.ir.metadata import own_labels, scope_of
+from graphreg.ir.metadata import draw_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overloads_of, schema_of
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]
@@ -45,11 +47,10 @@ MODULES: dict[type, DropoutKind] = {
     nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
     nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
 }  # fmt: skip
-# Other random operations. None of them is a dropout that could be moved to graphreg's streams.
-RANDOM = {
-    "bernoulli", "bernoulli_", "rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "geometric_", "random_",
-    "log_normal_", "cauchy_", "multinomial", "normal", "poisson", "rrelu", "gumbel_softmax", "drop_block2d", "drop_block3d", "rand",
-    "randn", "randint", "randperm", "fractional_max_pool2d", "fractional_max_pool3d",
+# Functions that draw and that are no operators of torch, so that no tag says it.
+COMPOSED = {
+    "gumbel_softmax", "drop_block2d", "drop_block3d", "fractional_max_pool2d", "fractional_max_pool3d",
+    "fractional_max_pool2d_with_indices", "fractional_max_pool3d_with_indices", "svd_lowrank", "pca_lowrank", "lobpcg",
 }  # fmt: skip
 DEPTH = ("input", "p", "mode", "training")
 
@@ -89,36 +90,121 @@ class NativeDropout:
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
-def find_native_dropouts(graphs: ModeGraphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
-    """Return the native dropouts in graph order, each once. ``opaque``: path of each opaque module -> the reason why it is opaque."""
+def find_native_dropouts(
+    graphs: ModeGraphs, operations: Operations, opaque: Mapping[str, str], constants: Mapping[str, Any] | None = None
+) -> tuple[NativeDropout, ...]:
+    """Return the native dropouts in graph order, each once.
+
+    ``opaque``: path of each opaque module -> the reason why it is opaque. ``constants``: the attributes that the graphs read and that the
+    model does not have, such as the bodies of checkpointed regions.
+    """
     dropouts: dict[str, NativeDropout] = {}
+    bodies = {**operations.modules, **(constants or {})}
     for graph in graphs.values():
         for node in graph.nodes:
-            labels = own_labels(node)
-            if labels:
-                for dropout in _native_dropouts(node, labels, operations, opaque):
-                    dropouts.setdefault(dropout.site.name, dropout)
+            for dropout in _native_dropouts(node, operations, opaque, bodies):
+                dropouts.setdefault(dropout.site.name, dropout)
     return tuple(dropouts.values())
 
 
-def _native_dropouts(node: fx.Node, labels: tuple[Label, ...], operations: Operations, opaque: Mapping[str, str]) -> list[NativeDropout]:
+def _native_dropouts(node: fx.Node, operations: Operations, opaque: Mapping[str, str], bodies: Mapping[str, Any]) -> list[NativeDropout]:
     module, name = operations.module(node), function_name(node)
-    is_known = node.op == "call_function" and node.target in FUNCTIONS
-    if module is None and not is_known and name not in RANDOM and name != "stochastic_depth":
+    inside = draws_in_bodies(node, bodies)
+    if module is None and not inside and not is_random(node):
         return []
     known = node.meta.get("value")
     shape, dtype = known if isinstance(known, tuple) else (None, None)
-    site = Site(labels, module=scope_of(node), shape=shape, dtype=dtype)
+    site = Site(draw_labels(node), module=scope_of(node), shape=shape, dtype=dtype)
     if module is not None:
         dropout = _of_module(site, str(node.target), module)
         return [dropout] if dropout else _inside(site, str(node.target), module, opaque)
-    if is_known:
-        return _of_function(site, node, *FUNCTIONS[node.target])  # type: ignore[index]
-    if name == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision."):
+    if inside:
+        why_not = f"it draws random numbers by {', '.join(inside)}, in code that the graph calls as one operation, such as a checkpoint"
+        return [NativeDropout(site, "layer", None, why_not=why_not)]
+    if _is_depth(node):
         return _of_function(site, node, "depth", DEPTH)
-    if name in RANDOM:
-        return [NativeDropout(site, "layer", None, why_not=f"it draws random numbers by {name}, which is no dropout that graphreg knows")]
-    return []
+    if known_function(node) is not None:
+        return _of_function(site, node, *FUNCTIONS[known_function(node)])
+    return _of_operator(site, node, name)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Return whether a node calls a function or method that can draw random numbers: one of those above, or an operator that torch tags."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    known = function_name(node) in COMPOSED or _is_depth(node) or known_function(node) is not None
+    return known or bool(_random_overloads(_operator(node)))
+
+
+def _is_depth(node: fx.Node) -> bool:
+    return function_name(node) == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision.")
+
+
+def draws_in_bodies(node: fx.Node, bodies: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the random operations in the graphs that a node gets as arguments, as a checkpointed region gets its body."""
+    read = [bodies.get(str(each.target)) for each in node.all_input_nodes if each.op == "get_attr"] if node.op == "call_function" else []
+    found = dict[str, None]()
+    for body in read:
+        if isinstance(body, fx.GraphModule):
+            further = dict(body.named_modules())
+            for inner in body.graph.nodes:
+                found.update(dict.fromkeys(draws_in_bodies(inner, further)))
+                if is_random(inner) and _acts(inner):
+                    found[function_name(inner)] = None
+    return tuple(found)
+
+
+def known_function(node: fx.Node) -> Any:
+    """Return the key of ``FUNCTIONS`` that a node calls, also as the operator of that name (``torch.ops.aten.dropout``); else None."""
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    if isinstance(target, (OpOverload, OpOverloadPacket)) and str(target).startswith("aten."):
+        name = function_name(node)
+        target = getattr(torch, name, getattr(F, name, None))
+    return target if target in FUNCTIONS else None
+
+
+def _operator(node: fx.Node) -> OpOverload | OpOverloadPacket | str:
+    return node.target if isinstance(node.target, (OpOverload, OpOverloadPacket)) else function_name(node)
+
+
+@cache
+def _random_overloads(operator: OpOverload | OpOverloadPacket | str) -> tuple[OpOverload, ...]:
+    """Return the overloads of an operator, or of the aten operator with this name, that torch tags as drawing random numbers."""
+    return tuple(overload for overload in overloads_of(operator) if torch.Tag.nondeterministic_seeded in overload.tags)
+
+
+def _parameters(node: fx.Node) -> dict[str, Any]:
+    """Return the parameters of a function or operator that draws, in order, with their defaults; those of all overloads."""
+    if inspect.isfunction(node.target):
+        return {name: each.default for name, each in inspect.signature(node.target).parameters.items()}
+    arguments = [each for overload in _random_overloads(_operator(node)) for each in schema_of(overload).arguments]
+    return {each.name: each.default_value for each in arguments}
+
+
+def _of_operator(site: Site, node: fx.Node, name: str) -> list[NativeDropout]:
+    """Return the native dropout of a function that draws and that cannot be moved, unless its arguments say that it never draws."""
+    if not _acts(node):
+        return []
+    path = _mode_of(_argument(node, ("training", "train"))) or ""
+    why_not = f"it draws random numbers by {name}, which is no dropout that graphreg knows"
+    return [NativeDropout(site, "layer", None, path=path, why_not=why_not)]
+
+
+def _acts(node: fx.Node) -> bool:
+    """Return whether a function that can draw may draw with the arguments that the graph shows."""
+    if _argument(node, ("training", "train")) is False:
+        return False
+    rate = _argument(node, ("dropout_p", "dropout", "p") if "dropout" in function_name(node) else ("dropout_p", "dropout"))
+    # a recurrent layer drops between its stacked layers
+    return rate is None or (rate != 0 and _argument(node, ("num_layers",)) != 1)
+
+
+def _argument(node: fx.Node, names: Iterable[str]) -> Any:
+    """Return the argument of a call that has one of these names, or its default; None if there is none."""
+    parameters = _parameters(node)
+    return next((named_argument(node, tuple(parameters), name, parameters[name]) for name in names if name in parameters), None)
 
 
 def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None:

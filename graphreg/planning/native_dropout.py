@@ -6,7 +6,8 @@ attention dropout, and others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from graphreg.ir.terminal import Lines, Paragraph
 from graphreg.ir.text_table import Table
 from graphreg.regularizer.by_depth import read_strength
 from graphreg.schedules import Schedule, VaryingStrength
+
+log = logging.getLogger("graphreg")
 
 Choice = Literal["keep", "seeded", "off"]
 # from selectors to choices and rates, or a schedule as plain data
@@ -108,6 +111,12 @@ def decide(
             "and attention dropout, and only where it can trace them."
         )
     return edits, unmovable
+
+
+def log_unmovable(unmovable: Iterable[NativeDropout]) -> None:
+    """Warn in the log of dropouts that were chosen but cannot be moved."""
+    for dropout in unmovable:
+        log.warning("native dropout keeps drawing from torch's generator: %s", dropout.text)
 
 
 def _matching(

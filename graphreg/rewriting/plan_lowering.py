@@ -15,11 +15,12 @@ from graphreg.ir.aliasing import Aliases
 from graphreg.ir.cell_states import state_before
 from graphreg.ir.containers import end_of, loss_of
 from graphreg.ir.layout import apart
-from graphreg.ir.metadata import Kind, own_name
+from graphreg.ir.metadata import Kind, draw_labels, own_name
 from graphreg.ir.module_record import RULES
 from graphreg.ir.naming import identifier
 from graphreg.ir.operations import nodes_in
 from graphreg.ir.parameter_reads import ParameterReads
+from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import site_nodes
 from graphreg.planning.plan import Edit, Plan
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
@@ -105,6 +106,7 @@ class _Lowering:
         self.plan, self.names, self.operations = plan, names, traced.operations
         self.inputs = {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
         self.native = {name: node for node in self.graph.nodes if (name := own_name(node))}
+        self.native |= {draw_labels(node)[0].text: node for node in self.graph.nodes if is_random(node)}
         self.take_name = node_namer(node.name for node in self.graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, ValueSource] = {}  # by replaced node: what later nodes of the model read instead

@@ -44,6 +44,17 @@ def packet_of(operator: Any) -> Any:
     return getattr(operator, "_overloadpacket", operator)
 
 
+def overloads_of(operator: OpOverload | OpOverloadPacket | str) -> list[OpOverload]:
+    """Return all overloads of a packet or of the aten operator with a name; an overload in a list; [] if there is no such operator."""
+    if isinstance(operator, OpOverload):
+        return [operator]
+    packet: Any = operator
+    if isinstance(operator, str):
+        is_internal = not operator.isidentifier() or operator.startswith("__") or is_name_of_namespace(operator)
+        packet = None if is_internal else getattr(torch.ops.aten, operator, None)
+    return [getattr(packet, name) for name in packet.overloads()] if isinstance(packet, OpOverloadPacket) else []  # type: ignore[no-untyped-call]
+
+
 def is_name_of_namespace(name: str) -> bool:
     """Return whether the class of ``torch.ops.aten`` has an attribute ``name``. No operator can have such a name, e.g. ``__getattr__``."""
     return hasattr(_OpNamespace, name)

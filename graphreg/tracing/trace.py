@@ -130,7 +130,7 @@ class Traced(RenamedAttributes):
     @cached_property
     def native_dropout(self) -> tuple[NativeDropout, ...]:
         """The native dropouts: all random operations that the model itself contains."""
-        return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
+        return find_native_dropouts(self.graphs, self.operations, self.opaque_modules, self.constants)
 
     @cached_property
     def parameter_reads(self) -> Mapping[str, ParameterReads]:

@@ -8,9 +8,10 @@ from torch import fx, nn
 from graphreg.ir import layout
 from graphreg.ir.cell_states import state_before
 from graphreg.ir.layout import apart
-from graphreg.ir.metadata import Kind, addition_of, is_kind, is_marked, is_native_dropout, own_name
+from graphreg.ir.metadata import Kind, addition_of, draw_labels, is_kind, is_marked, is_native_dropout
 from graphreg.ir.module_record import RULES
 from graphreg.ir.operations import Operations
+from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import site_nodes
 from graphreg.planning.plan import Edit, Plan
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
@@ -47,9 +48,9 @@ def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
     """Check that each native dropout in the plan calls its runtime module, with the key of the call if it draws."""
     planned = {edit.dropout.site.name: edit for edit in plan.native_dropout}
     for node in graph.nodes:
-        name = own_name(node)
+        name = draw_labels(node)[0].text
         if not is_native_dropout(node):
-            if name in planned and not is_marked(node):
+            if name in planned and not is_marked(node) and (node.op == "call_module" or is_random(node)):
                 fail(f"{node.name} still calls the native dropout.")
             continue
         rule, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
