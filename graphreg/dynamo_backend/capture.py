@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.wrappers import module_itself
+from graphreg.errors import TraceError
 from graphreg.ir.aliasing import of_body
 from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.metadata import add_label, label_draw, label_site, own_labels
@@ -273,6 +274,8 @@ def described(value: Any) -> Any:
     For a tuple or list, return the list of the results for its items; for anything else, None.
     """
     if isinstance(value, torch.Tensor):
+        if value.is_nested:
+            raise TraceError("the model computes with a nested tensor, which a backend cannot take. Pad it first: x.to_padded_tensor(0.0).")
         return tuple(_size(n) for n in value.shape), value.dtype
     return [described(item) for item in value] if isinstance(value, (tuple, list)) else None
 

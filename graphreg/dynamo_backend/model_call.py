@@ -26,6 +26,18 @@ from graphreg.runtime.penalty import AllSitesTotal, Total
 from graphreg.torch_internals.distributed import is_distributed
 
 
+def parameter_of(model: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter that a penalty measures. Raise GraphRegError if the model has no parameter of this name any more."""
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        raise GraphRegError(
+            f"a penalty measures {name}, which {type(model).__name__} has no more as a parameter: the layer was replaced, pruned or "
+            "parametrized (weight_norm, spectral_norm) after the first call. Compile the model again with another backend: "
+            "torch.compile(model, backend=graphreg.backend(...))."
+        ) from None
+
+
 class Measurer:
     """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements, times its strength.
 
@@ -55,7 +67,7 @@ class Measurer:
         places = tuple(self.sites or sites) if strengths.differ(self.name) else ()
         strength = self.total_module._buffers["strength"] = strengths.tensor(self.name, places, device)
         if self.parameters:
-            weights = [model.get_parameter(name) for name in self.parameters]
+            weights = [parameter_of(model, name) for name in self.parameters]
             if self.all_at_once:
                 total: Tensor = self.total_module(dict(zip(self.parameters, weights, strict=True)))
                 return total
@@ -76,7 +88,7 @@ class Measurer:
 
     def is_plain(self, model: nn.Module) -> bool:
         """Return whether all parameters that the penalty measures are plain tensors, not of a subclass such as DTensor."""
-        return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
+        return all(type(parameter_of(model, name)) in (nn.Parameter, Tensor) for name in self.parameters)
 
     def share(self, strength: float, count: int) -> float:
         """Return the derivative of the penalty with respect to one of its ``count`` measurements. ``strength``: that at its site."""

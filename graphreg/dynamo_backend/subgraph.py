@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
-from graphreg.dynamo_backend.model_call import Call
+from graphreg.dynamo_backend.model_call import Call, parameter_of
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
 from graphreg.ir.local_shards import measured_shard
@@ -105,7 +105,7 @@ class Subgraph:
         Dynamo does not notice if one of them was frozen or moved since the capture. Then zeros are returned instead of the parameters, and
         the caller must not use the totals that the graph computes for penalties on parameters.
         """
-        present = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
+        present = [parameter_of(model, name) for name in self.emitted.more] if self.emitted else []
         if tuple(map(parameter_metadata, present)) == self.extra:
             return list(present), True
         return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device, _ in self.extra], False
@@ -181,7 +181,7 @@ class Maker:
         rows = _rows(rewritten, plan)
         more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
         more += [constant(call.strengths.tensor(name, places[name], device)) for name in emitted.strengths]
-        extra = [self.model.get_parameter(name) for name in emitted.more]
+        extra = [parameter_of(self.model, name) for name in emitted.more]
         more += map(constant, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules

@@ -71,6 +71,12 @@ def no_shape(call: Arguments) -> str:
     return f" They are the arguments of a call, such as torch.randn({', '.join(map(str, values))}), and not the shape of one."
 
 
+def no_values_yet(model: nn.Module) -> str:
+    """Return what to do, for an error message, about a model with lazy modules that have not run yet; ``""`` for any other model."""
+    name = next((name for named in (model.named_parameters, model.named_buffers) for name, x in named() if nn.parameter.is_lazy(x)), None)
+    return "" if name is None else f" {name} belongs to a lazy module. Run one forward first, model(*inputs), which gives it its shape."
+
+
 def propagate(
     model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor],
     known: Callable[[fx.Graph], Mapping[fx.Node, Any] | None] = lambda graph: None,
@@ -109,9 +115,9 @@ def _copy_of(model: nn.Module) -> nn.Module:
     try:
         return _with_their_attributes(copy.deepcopy(model), model)
     except Exception as error:  # the model holds a lock, a generator or an open file
+        cure = no_values_yet(model) or " Regularize it without them, or give its class a __deepcopy__."
         raise TraceError(
-            f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs. "
-            "Regularize it without them, or give its class a __deepcopy__."
+            f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs.{cure}"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
@@ -260,3 +261,32 @@ def test_past_dynamos_limit_nothing_runs_without_its_regularizers() -> None:
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             run(torch.ones(4, 4))
     assert torch._dynamo.config.fail_on_recompile_limit_hit is False
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_l2": 0.1}, {"hidden_l2": 0.1}])
+def test_a_nested_tensor(options: dict[str, Any]) -> None:
+    x = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    run = torch.compile(nn.Linear(4, 2), backend=graphreg.backend(inner="eager", **options))
+    with pytest.raises(TraceError, match=r"^the model computes with a nested tensor, which a backend cannot take\. Pad it first"):
+        run(x)
+
+
+@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
+@pytest.mark.parametrize("change", ["weight_norm", "prune", "other layer"])
+def test_a_penalized_parameter_that_is_gone(penalties: Any, change: str) -> None:
+    """Also one that no graph reads, so that torch.compile captures nothing anew."""
+    for name in ("a", "other"):
+        torch.compiler.reset()
+        model = Net()
+        run = torch.compile(
+            model, backend=graphreg.backend(inner="eager", weight_l2=0.1, penalties=penalties, scale=1 if penalties == "attach" else None)
+        )
+        run(X)
+        if change == "weight_norm":
+            nn.utils.parametrizations.weight_norm(getattr(model, name))
+        elif change == "prune":
+            prune.l1_unstructured(getattr(model, name), "weight", 0.5)
+        else:
+            setattr(model, name, nn.Sequential(getattr(model, name)))
+        with pytest.raises(GraphRegError, match=rf"^a penalty measures {name}\.weight, which Net has no more as a parameter"):
+            run(X)

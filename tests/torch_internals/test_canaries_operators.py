@@ -31,6 +31,15 @@ def test_operators() -> None:
     assert operators.is_name_of_namespace("__getattr__") and not operators.is_name_of_namespace("add_")
 
 
+def test_overloads() -> None:
+    """Which overloads an operator has, and that torch tags those that draw. It concerns native dropout."""
+    dropout = torch.ops.aten.native_dropout.default
+    assert operators.overloads_of(dropout) == [dropout]
+    assert dropout in operators.overloads_of(torch.ops.aten.native_dropout) == operators.overloads_of("native_dropout")
+    assert operators.overloads_of("no_such_operator") == operators.overloads_of("__getattr__") == operators.overloads_of("a b") == []
+    assert torch.Tag.nondeterministic_seeded in dropout.tags and torch.Tag.nondeterministic_seeded not in torch.ops.aten.relu.default.tags
+
+
 def test_has_kernel() -> None:
     """How operators have kernels. It concerns the analysis of operations."""
     add, matmul = torch.ops.aten.add.Tensor, torch.ops.aten.matmul.default

@@ -930,6 +930,16 @@ def test_a_model_that_cannot_be_copied() -> None:
         assert torch.equal(graphreg.regularize(model, weight_l2=1e-4, example_inputs=example)(x).output, model(x))
 
 
+@pytest.mark.parametrize("front_end", ["auto", "symbolic", "export"])
+def test_a_lazy_module_runs_once_first(front_end: Any) -> None:
+    model, x = nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(4, 2)), torch.ones(3, 4)
+    first = r"0\.weight belongs to a lazy module\. Run one forward first, model\(\*inputs\)"
+    with pytest.raises(TraceError, match=first):
+        graphreg.regularize(model, weight_l2=1e-4, example_inputs=x, front_end=front_end)
+    model(x)
+    graphreg.regularize(model, weight_l2=1e-4, example_inputs=x, front_end=front_end)(x)
+
+
 class AsksForGradients(Keeps):
     def forward(self, x: Tensor) -> Tensor:
         return self.l(x) * (2 if self.l.weight.grad is None else 3)
