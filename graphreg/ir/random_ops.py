@@ -109,7 +109,7 @@ def find_native_dropouts(
 
 def _native_dropouts(node: fx.Node, operations: Operations, opaque: Mapping[str, str], bodies: Mapping[str, Any]) -> list[NativeDropout]:
     module, name = operations.module(node), function_name(node)
-    inside = draws_in_bodies(node, bodies)
+    inside = _draws_in_bodies(node, bodies)
     if module is None and not inside and not is_random(node):
         return []
     known = node.meta.get("value")
@@ -123,8 +123,8 @@ def _native_dropouts(node: fx.Node, operations: Operations, opaque: Mapping[str,
         return [NativeDropout(site, "layer", None, why_not=why_not)]
     if _is_depth(node):
         return _of_function(site, node, "depth", DEPTH)
-    if known_function(node) is not None:
-        return _of_function(site, node, *FUNCTIONS[known_function(node)])
+    if _known_function(node) is not None:
+        return _of_function(site, node, *FUNCTIONS[_known_function(node)])
     return _of_operator(site, node, name)
 
 
@@ -132,7 +132,7 @@ def is_random(node: fx.Node) -> bool:
     """Return whether a node calls a function or method that can draw random numbers: one of those above, or an operator that torch tags."""
     if node.op not in ("call_function", "call_method"):
         return False
-    known = function_name(node) in COMPOSED or _is_depth(node) or known_function(node) is not None
+    known = function_name(node) in COMPOSED or _is_depth(node) or _known_function(node) is not None
     return known or bool(_random_overloads(_operator(node)))
 
 
@@ -140,7 +140,7 @@ def _is_depth(node: fx.Node) -> bool:
     return function_name(node) == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision.")
 
 
-def draws_in_bodies(node: fx.Node, bodies: Mapping[str, Any]) -> tuple[str, ...]:
+def _draws_in_bodies(node: fx.Node, bodies: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the random operations in the graphs that a node gets as arguments, as a checkpointed region gets its body."""
     read = [bodies.get(str(each.target)) for each in node.all_input_nodes if each.op == "get_attr"] if node.op == "call_function" else []
     found = dict[str, None]()
@@ -148,13 +148,13 @@ def draws_in_bodies(node: fx.Node, bodies: Mapping[str, Any]) -> tuple[str, ...]
         if isinstance(body, fx.GraphModule):
             further = dict(body.named_modules())
             for inner in body.graph.nodes:
-                found.update(dict.fromkeys(draws_in_bodies(inner, further)))
+                found.update(dict.fromkeys(_draws_in_bodies(inner, further)))
                 if is_random(inner) and _acts(inner):
                     found[function_name(inner)] = None
     return tuple(found)
 
 
-def known_function(node: fx.Node) -> Any:
+def _known_function(node: fx.Node) -> Any:
     """Return the key of ``FUNCTIONS`` that a node calls, also as the operator of that name (``torch.ops.aten.dropout``); else None."""
     if node.op != "call_function":
         return None
@@ -175,36 +175,40 @@ def _random_overloads(operator: OpOverload | OpOverloadPacket | str) -> tuple[Op
     return tuple(overload for overload in overloads_of(operator) if torch.Tag.nondeterministic_seeded in overload.tags)
 
 
-def _parameters(node: fx.Node) -> dict[str, Any]:
-    """Return the parameters of a function or operator that draws, in order, with their defaults; those of all overloads."""
-    if inspect.isfunction(node.target):
-        return {name: each.default for name, each in inspect.signature(node.target).parameters.items()}
-    arguments = [each for overload in _random_overloads(_operator(node)) for each in schema_of(overload).arguments]
-    return {each.name: each.default_value for each in arguments}
-
-
 def _of_operator(site: Site, node: fx.Node, name: str) -> list[NativeDropout]:
     """Return the native dropout of a function that draws and that cannot be moved, unless its arguments say that it never draws."""
     if not _acts(node):
         return []
-    path = _mode_of(_argument(node, ("training", "train"))) or ""
+    modes = [_mode_of(_first_of(arguments, ("training", "train"))) for arguments in _arguments(node)]
     why_not = f"it draws random numbers by {name}, which is no dropout that graphreg knows"
-    return [NativeDropout(site, "layer", None, path=path, why_not=why_not)]
+    return [NativeDropout(site, "layer", None, path=next(filter(None, modes), ""), why_not=why_not)]
 
 
 def _acts(node: fx.Node) -> bool:
     """Return whether a function that can draw may draw with the arguments that the graph shows."""
-    if _argument(node, ("training", "train")) is False:
-        return False
-    rate = _argument(node, ("dropout_p", "dropout", "p") if "dropout" in function_name(node) else ("dropout_p", "dropout"))
-    # a recurrent layer drops between its stacked layers
-    return rate is None or (rate != 0 and _argument(node, ("num_layers",)) != 1)
+    rates = ("dropout_p", "dropout", "p") if "dropout" in function_name(node) else ("dropout_p", "dropout")
+    acts = []
+    for arguments in _arguments(node):
+        rate, training, layers = _first_of(arguments, rates), _first_of(arguments, ("training", "train")), arguments.get("num_layers")
+        # arguments of other types are those of another overload
+        if not isinstance(rate, bool) and (isinstance(training, bool) or not isinstance(training, (int, float))):
+            # a recurrent layer drops between its stacked layers
+            acts.append(training is not False and (rate is None or (rate != 0 and layers != 1)))
+    return any(acts) or not acts
 
 
-def _argument(node: fx.Node, names: Iterable[str]) -> Any:
-    """Return the argument of a call that has one of these names, or its default; None if there is none."""
-    parameters = _parameters(node)
-    return next((named_argument(node, tuple(parameters), name, parameters[name]) for name in names if name in parameters), None)
+def _arguments(node: fx.Node) -> list[dict[str, Any]]:
+    """Return the arguments and defaults of a call by name: for a function once, for an operator by each of its overloads that draw."""
+    if inspect.isfunction(node.target):
+        signatures = [{name: each.default for name, each in inspect.signature(node.target).parameters.items()}]
+    else:
+        overloads = [schema_of(overload).arguments for overload in _random_overloads(_operator(node))]
+        signatures = [{each.name: each.default_value for each in arguments} for arguments in overloads]
+    return [{name: named_argument(node, tuple(names), name, names[name]) for name in names} for names in signatures]
+
+
+def _first_of(arguments: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((arguments[name] for name in names if name in arguments), None)
 
 
 def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None:

@@ -83,6 +83,23 @@ def test_what_never_draws_with_its_arguments_is_not(function: Any) -> None:
     assert graphreg.trace(Calls(function), torch.randn(2, 8)).native_dropout == ()
 
 
+@pytest.mark.parametrize(
+    ("layers", "rate", "train", "draws"), [(2, 0.5, True, 1), (1, 0.5, True, 0), (2, 0.0, True, 0), (2, 0.5, False, 0)]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_functions_draw_between_stacked_layers(packed: bool, layers: int, rate: float, train: bool, draws: int) -> None:
+    """The two overloads have the same number of arguments, in another order."""
+
+    def function(m: Calls, h: Tensor) -> Tensor:
+        state, weights = h.new_zeros(layers, 2, 8), [h.new_zeros(24, 8)] * 2 * layers
+        more: Any = (False, layers, rate, train, False)
+        if packed:
+            return torch.gru(h, torch.tensor([2]), state, weights, *more)[0]
+        return torch.gru(h[None], state, weights, *more, False)[0][0]
+
+    assert len(graphreg.trace(Calls(function), torch.randn(2, 8)).native_dropout) == draws
+
+
 def test_an_aten_dropout_is_moved_like_the_function_of_its_name() -> None:
     x, found = torch.randn(2, 8), []
     for dropout in (F.dropout, torch.dropout, torch.ops.aten.dropout, torch.ops.aten.dropout.default):
