@@ -29,7 +29,9 @@ from graphreg.torch_internals.dynamo import graph_break, plain_number, traces_ob
 # Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the
 # proxy's class; if a model's code asks, the trace raises an error. functools is left out, because
 # singledispatch checks classes on behalf of the model.
-FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
+FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {
+    "torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy", "einops",
+}  # fmt: skip
 
 # Python refuses to write whole numbers of thousands of digits in decimal; these are written in
 # hexadecimal

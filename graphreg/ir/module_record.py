@@ -23,7 +23,7 @@ RULES = "graphreg_rules"
 ORIGINAL = "graphreg_original"  # an attribute of the class that ``regularize_`` generates for a model: the model's own class
 PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
-_EMPTY = frozenset(dir(nn.Module()))
+_EMPTY = frozenset((*dir(nn.Module()), "_abc_impl"))  # the latter is Python's, of each class that derives from ``abc.ABC``
 # Reserved names that a model may use for values of these types.
 _CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}
 _REGISTERED = ("_parameters", "_buffers", "_modules")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
-
-from torch import nn
 
 from graphreg.ir.contents import FOREIGN
 from graphreg.torch_internals.bytecode import caught_by, is_guarded
@@ -31,31 +28,6 @@ def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def functions_behind_modules(error: BaseException) -> tuple[str, list[types.FunctionType]]:
-    """Return the package of the last method of a module through which an error came, and the functions behind that, outermost first.
-
-    Only functions that their Python module has under their own name count, and no generators.
-    """
-    frames, trace = list[types.FrameType](), error.__traceback__
-    while trace is not None:
-        if not is_foreign(trace.tb_frame):
-            frames.append(trace.tb_frame)
-        trace = trace.tb_next
-
-    last, functions = -1, list[types.FunctionType]()
-    for i, frame in enumerate(frames):
-        code = frame.f_code
-        if code.co_argcount and issubclass(type(frame.f_locals.get(code.co_varnames[0])), nn.Module):
-            last = i
-    for frame in frames[last + 1 :] if last >= 0 else []:
-        code, function = frame.f_code, frame.f_globals.get(frame.f_code.co_name)
-        generates = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
-        # of a decorated function, what stands under its name runs its code, too
-        if isinstance(function, types.FunctionType) and getattr(inspect.unwrap(function), "__code__", None) is code and not generates:
-            functions.append(function)
-    return home_of(frames[last]).partition(".")[0] if last >= 0 else "", functions
 
 
 def caught_here() -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def decided_count(value: Any, expected: int) -> None:
 
 @has_side_effect
 def has_passed(value: Any, expected: bool, place: str) -> None:
-    """Raise unless a check on shapes comes out so that the model's forward does not raise an error behind it."""
+    """Raise unless a check, of shapes or of values, comes out so that the model's forward does not raise an error behind it."""
     if torch.compiler.is_dynamo_compiling():
         value = True if value else False  # noqa: SIM210  # as in ``decided``
     if bool(value) != expected:
@@ -209,8 +209,8 @@ class DecisionTracer(fx.Tracer):
         kinds = (bool, int, float, tuple, list)
 
         def unknown() -> bool:
-            # without examples: of a check that raises an error, the answer is the other one
-            spared = self._spared() if obj.node in self.sizes else None
+            # of a check that raises an error, the answer is the other one
+            spared = self._spared()
             if spared is None:
                 return bool(self._unless_refused(super(DecisionTracer, self).to_bool, obj))
             origin = origin_now()

@@ -156,10 +156,10 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     if nn.parameter.is_lazy(parameter):
         return Site(labels, "parameter", module=owner, selectable=False, why_not="not initialized yet")
     numbers = parameter.is_floating_point() or parameter.is_complex()  # others, as of quantized layers, cannot train
-    return Site(
-        labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, selectable=numbers,
-        why_not="" if numbers else f"of {parameter.dtype}",
-    )  # fmt: skip
+    # a mean over no elements is nan
+    why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
+    shape = tuple(parameter.shape)
+    return Site(labels, "parameter", module=owner, shape=shape, dtype=parameter.dtype, selectable=not why_not, why_not=why_not)
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:

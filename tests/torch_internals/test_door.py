@@ -45,6 +45,7 @@ STACK_READERS = {
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
     "graphreg/tracing/frames.py": "whether it is the model's code that asks a stand-in, and whether it catches what is raised",
     "graphreg/tracing/global_queries.py": "whether it is the model's code that asks a question of its surroundings",
+    "graphreg/tracing/symbolic/opaque_functions.py": "the frames of an error, for the function in which a trace failed",
     "graphreg/tracing/side_effects/state_places.py": "as global_queries.py, and the variables of the functions around the model's",
     "graphreg/tracing/side_effects/reachable_state.py": "the names that the model's code mentions",
     "graphreg/tracing/side_effects/snapshot.py": "as state_places.py",

@@ -86,3 +86,21 @@ def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @decorated
 def shifted(x: Tensor, index: Tensor) -> Tensor:
     return x[: groups(index)]
+
+
+def scaled_by(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def inner(x: Tensor, index: Tensor) -> Tensor:
+        return function(x, index) * float(index.max())
+
+    return inner
+
+
+@scaled_by
+def kept(x: Tensor, index: Tensor) -> Tensor:
+    return x
+
+
+@scaled_by
+def negated(x: Tensor, index: Tensor) -> Tensor:
+    return -x

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from checking_models import Branches, Catches, Checks
-from torch import nn
+from torch import Tensor, nn
 
 import graphreg
 from graphreg.errors import OtherInputs
 
-X = torch.randn(3, 4)
+X = torch.randn(3, 4).abs()
 
 
 def test_they_are_taken_for_passed_and_asserted() -> None:
@@ -38,7 +38,15 @@ def test_inputs_that_fail_them_are_refused(compiled: bool) -> None:
             module(wrong)
 
 
-@pytest.mark.parametrize("model", [Catches(), Branches(0), Branches(1), Branches(2)])
+@pytest.mark.parametrize("example_inputs", [None, X])
+def test_checks_of_values(example_inputs: Tensor | None) -> None:
+    module = graphreg.regularize(Branches(1), example_inputs=example_inputs, front_end="symbolic", weight_l2=1e-3)
+    assert torch.equal(module(X.abs())[0], Branches.forward(module, X.abs()))
+    with pytest.raises(OtherInputs, match="fail a check of the model's own"):
+        module(-X.abs())
+
+
+@pytest.mark.parametrize("model", [Catches(), Branches(0), Branches(2)])
 def test_others_need_inputs(model: nn.Module) -> None:
     with pytest.raises(graphreg.TraceError, match="control flow"):
         graphreg.trace(model, front_end="symbolic")
