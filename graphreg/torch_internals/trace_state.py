@@ -1,4 +1,7 @@
-"""Restores the global state that torch changes during a trace, even if an interrupt ends the trace."""
+"""Restores the global state that torch changes during a trace, even if an interrupt ends the trace.
+
+What a forward may change of torch's state is restored after each run of it, too (``global_state.py``).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C._dynamo.guards import set_is_in_mode_without_ignore_compile_internals
-from torch._ops import mode_stack_state_for_pre_dispatch
 from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 
+from graphreg.torch_internals.global_state import GlobalState
 from graphreg.torch_internals.patching import Changes, outermost, put_back, there
 
 # Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one flag for each thread.
@@ -37,7 +40,7 @@ _PLACES = (  # attributes that torch changes while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Restore the global state that torch changes during a trace, if an exception ends the block of ``changes``.
+    """Restore the global state that torch changes during a trace, if an exception ends the block of ``changes``; its modes in any case.
 
     Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode forever. If the trace succeeds,
     torch has restored all of it, and what differs is of another thread. ``changes`` becomes the outermost ``Changes`` of the thread. If the
@@ -48,12 +51,9 @@ def restore_after_trace(changes: Changes) -> None:
     for place, names in _PLACES:
         for name in names:
             changes.if_raised(put_back(place, name))
-    exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
-    depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
-    changes.later(partial(_modes_back, *depths, (exporting.get(0), exporting.get(1))))
     dispatches = _python_dispatch.is_in_any_mode_without_ignore_compile_internals()
     changes.if_raised(partial(set_is_in_mode_without_ignore_compile_internals, dispatches))
-    changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
+    changes.later(GlobalState().restore)
 
 
 def restore_fx_patches() -> None:
@@ -67,16 +67,3 @@ def _unpatched(patches: Iterable[Any]) -> None:
     for patch in list(patches):
         if there(patch.frame_dict, patch.fn_name) is patch.new_fn:
             patch.revert()
-
-
-def _modes_back(functions: int, operators: int, exporting: tuple[Any, Any]) -> None:
-    """End all function modes and dispatch modes but the outer ones, so many as were active, and restore torch.export's two modes."""
-    while torch._C._len_torch_function_stack() > functions:
-        torch._C._pop_torch_function_stack()
-    while torch._C._len_torch_dispatch_stack() > operators:
-        torch._C._pop_torch_dispatch_stack(None)
-    now = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
-    if (now.get(0), now.get(1)) != exporting:
-        now.set(0, exporting[0])
-        now.set(1, exporting[1])
-        torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.PreDispatch, any(exporting))

@@ -10,7 +10,7 @@ import pickle
 import threading
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.errors import GraphRegError, OtherInputs, TraceError
+from graphreg.torch_internals.global_state import GlobalState
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 FRONT_ENDS = [None, "symbolic", "export"]
@@ -1037,3 +1038,113 @@ class Compares(nn.Module):
 def test_a_comparison_with_what_a_call_left_behind_is_refused(front_end: Any) -> None:
     with pytest.raises(TraceError):
         graphreg.regularize(Compares(), weight_l2=0.1, front_end=front_end, example_inputs=(torch.ones(2, 3), "a"))
+
+
+# torch's own state
+
+
+class Opened(Base):
+    """Enters a block by hand, and computes there; refused by both front ends where that decides what is computed."""
+
+    def __init__(self, block: Callable[[], Any]) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        block = self.block()
+        block.__enter__()
+        z = self.l(h)
+        block.__exit__(None, None, None)
+        return self.l(h) * z  # type: ignore[no-any-return]
+
+
+class Leaves(Base):
+    """Changes torch's state for the code after the call."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x).relu()
+        self.step()
+        return h  # type: ignore[no-any-return]
+
+
+class LeavesHalfway(Leaves):
+    def forward(self, x: Tensor) -> Tensor:
+        self.step()
+        return self.l(x) if self.l(x).sum() > 100 else self.l(-x)  # type: ignore[no-any-return]
+
+
+def closed_later() -> contextlib.ExitStack:
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.no_grad())
+    return stack
+
+
+BLOCKS = {
+    "no_grad": torch.no_grad, "set_grad_enabled": lambda: torch.set_grad_enabled(False), "a stack": closed_later,
+    "inference_mode": torch.inference_mode, "autocast": lambda: torch.autocast("cpu"),
+}  # fmt: skip
+STEPS: dict[str, Callable[[], Any]] = {
+    "grad mode": lambda: torch.set_grad_enabled(False), "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "default device": lambda: torch.set_default_device("meta"), "deterministic": lambda: torch.use_deterministic_algorithms(True),
+    "autocast": lambda: torch.autocast("cpu").__enter__(), "precision": lambda: torch.set_float32_matmul_precision("high"),
+    "benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True), "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+    "kernels": lambda: torch.backends.cuda.enable_flash_sdp(False),
+    "hooks": lambda: torch.autograd.graph.saved_tensors_hooks(torch.neg, torch.neg).__enter__(),
+}  # fmt: skip
+
+
+@pytest.fixture
+def torchs() -> Iterator[GlobalState]:
+    state = GlobalState()
+    yield state
+    state.restore()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("front_end", [None, "symbolic", "export", "auto"])
+def test_a_block_that_is_entered_by_hand_is_refused_and_ends(name: str, front_end: str | None, torchs: GlobalState) -> None:
+    for _ in range(2):  # as at first: it was accepted the second time
+        with pytest.raises(TraceError, match=r"no_grad|inference_mode|autocast"):
+            regularized(Opened(BLOCKS[name]), front_end)
+        assert not torchs.changed()
+    with pytest.raises(TraceError, match=r"no_grad|inference_mode|autocast"):
+        graphreg.regularize_(Opened(BLOCKS[name]), weight_l2=0.1)(X)
+    assert not torchs.changed()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_trace_leaves_torchs_state_as_it_was(name: str, torchs: GlobalState) -> None:
+    with pytest.raises(TraceError, match="the change of torch's"):
+        graphreg.regularize(Leaves(STEPS[name]), weight_l2=0.1, example_inputs=X)
+    assert not torchs.changed()
+    with pytest.raises(TraceError, match="the change of torch's"):
+        graphreg.regularize_(Leaves(STEPS[name]), weight_l2=0.1)(X)
+    assert not torchs.changed()
+    regularized(Leaves(STEPS[name]), None)
+    assert not torchs.changed()
+    with pytest.raises(TraceError):
+        regularized(LeavesHalfway(STEPS[name]), None)
+    assert not torchs.changed()
+
+
+def test_a_change_that_the_forward_takes_back_is_followed(torchs: GlobalState) -> None:
+    class Careful(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.set_default_dtype(torch.float64)
+            h = self.l(x)
+            torch.set_default_dtype(torch.float32)
+            return h  # type: ignore[no-any-return]
+
+    assert_same(graphreg.regularize(Careful(), weight_l2=0.1, example_inputs=X), Careful())
+    assert not torchs.changed()
+
+
+def test_a_change_that_was_made_before_is_none(torchs: GlobalState) -> None:
+    STEPS["benchmark"]()
+    graphreg.regularize(Leaves(STEPS["benchmark"]), weight_l2=0.1, example_inputs=X)
+    assert torchs.changed() == {"cudnn_benchmark": True}

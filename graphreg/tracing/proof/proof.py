@@ -123,13 +123,13 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
     if reason := _unprovable(claim, call):
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
-    with alike(claim.model) as generators, model_restored(claim.model) as before:
+    # the snapshot is taken within ``around``, since each run begins in torch's state of that time
+    with alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
-        with proving.around():
-            for mode in proving.modes:
-                if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
-                    reasons[mode] = reason
+        for mode in proving.modes:
+            if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
+                reasons[mode] = reason
     return reasons
 
 
@@ -347,6 +347,8 @@ class _Trial:
                     # writes into the one that was there
                     now = space.get(name) if place.startswith(_BUFFER) else copied
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
+                # what is left changed there, the code after the call computes in
+                ran.values |= {f"the change of torch's {name}": repr(value) for name, value in self.before.torchs.changed().items()}
             except Exception as error:
                 raise_interrupt(error)
                 ran.error = error

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphreg.torch_internals.global_state import GlobalState
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.tracing.side_effects.iterators import (
     ByteArray,
@@ -89,10 +90,12 @@ class Snapshot:
             generator. Each key is the full name of the state; the value is the name of the
             attribute or variable that holds it, or ``""``.
         code: What the model's code can reach.
+        torchs: torch's global state, such as grad mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Take the snapshot."""
+        self.torchs = GlobalState()
         self.places: list[StatePlace] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
@@ -286,6 +289,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state from before the forward."""
+        # first of all, since what follows may compute
+        self.torchs.restore()
         self._note_assigned()
         self._restore_registered()
         self.open_containers()
