@@ -31,8 +31,8 @@ from graphreg.rewriting.instantiate import check_rng
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.runtime.attach import Penalties, Scale, check_penalties, check_scale
 from graphreg.runtime.result import Regularized
-from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.session.hosts import backend_host, graphs_of, rules_of
+from graphreg.runtime.rewritten_module import OTHER_METHODS, RewrittenModule
+from graphreg.session.hosts import backend_host, graphs_of, record_of, rules_of
 from graphreg.torch_internals.interpreter import at_rest
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.dynamo_graphs import CapturedGraphs
@@ -120,7 +120,7 @@ def regularize(
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
-    log_plan(decided, traced.notes)
+    log_plan(decided, record_of(module).notes)
     warn_of_scale(module, penalties, scale)
     return compile_if_asked(module, compile)
 
@@ -217,7 +217,7 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
 def log_plan(decided: Plan, notes: Iterable[str]) -> None:
     """Log what a plan does. ``notes``: those on the trace."""
     for note in notes:
-        if note.startswith(NOT_ASSIGNED):
+        if note.startswith((NOT_ASSIGNED, OTHER_METHODS)):
             log.info(note)
     for name, regularizer in decided.regularizers.items():
         count = len(decided.of(name))

@@ -37,13 +37,13 @@ class ModelFacts:
         class_name: The name of the model's class.
         methods: The names of that class's methods, which the rewritten module does not have.
         specialized: The specialized arguments by name, with the values at which the graph fixes them.
-        trainer: A tuple that contains the model, if its class overrides ``train()``; else an empty tuple.
+        acting: A tuple that contains the model, if its class overrides a method that acts on all modules, such as ``train()``; else ().
     """
 
     class_name: str
     methods: frozenset[str]
     specialized: dict[str, Any]
-    trainer: tuple[nn.Module, ...]
+    acting: tuple[nn.Module, ...]
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penaltie
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.clock import clock_of
 from graphreg.runtime.result import Regularized
-from graphreg.runtime.rewritten_module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule, unlike_the_model
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.session.session import Session
@@ -95,6 +96,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
         rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
         unseen = UnseenChanges(module)
         rules.unseen = unseen if unseen.hooks or unseen.flags else None
+        if unlike := unlike_the_model(traced.model):
+            rules.build_record = replace(rules.build_record, notes=(*traced.notes, unlike))
     rules.train(module.training)
     check(module, traced)
     require_trained(module, traced, plan)

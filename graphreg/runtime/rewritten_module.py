@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
 
-from graphreg.blocks.block import with_blocks
+from graphreg.blocks.block import Block, with_blocks
 from graphreg.blocks.homes import opened
 from graphreg.blocks.install import outlined
 from graphreg.blocks.placed_block import new_owner
 from graphreg.compiler.recurrent_lowering import LOWERED, LayerLowering
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, TraceError, listed
 from graphreg.ir.call_structures import CallStructures, CallText
 from graphreg.ir.codegen_fixes import check_arguments, spelled
 from graphreg.ir.metadata import caught_errors
@@ -56,6 +57,15 @@ from graphreg.tracing.symbolic.tracer import PLAIN
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
 _OPTIONS = (*PLAIN, Regularizer)
 _COMMON = frozenset(PLAIN)  # to look up exact types, which is quick
+# The methods of nn.Module that act on all modules, parameters and buffers, and return the module.
+_MODES = ("train", "eval")
+_CONVERSIONS = (
+    "bfloat16", "cpu", "cuda", "double", "float", "half", "ipu", "mtia", "share_memory", "to", "to_empty", "type", "xpu",
+)  # fmt: skip
+_OF_ALL = (*_MODES, *_CONVERSIONS, "_apply", "apply", "requires_grad_", "zero_grad")
+_SHOWS = ("extra_repr", "_get_name")  # what a rewritten module shows is its own
+_NAMED = 6  # how many methods a note lists
+OTHER_METHODS = "not the model's methods"  # how the note on other methods that the model's class overrides begins
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))  # what every module has
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
@@ -206,14 +216,6 @@ class RewrittenModule(fx.GraphModule):
         _join_class(self, (writer and writer.first, derivatives, sorted(caught), ids))
         return python_code
 
-    def train(self, mode: bool = True) -> RewrittenModule:
-        trainer = _known(self).model.trainer
-        if not trainer:
-            return super().train(mode)
-        trainer[0].train(mode)
-        self.training = mode
-        return self
-
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile in place, as ``nn.Module.compile`` does.
 
@@ -327,9 +329,80 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> ModuleRecord:
         return ModuleRecord(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
-    # If the root overrides train(), for example to keep a backbone frozen, RewrittenModule.train calls the root's method.
-    trainer = (model,) if kind.train is not nn.Module.train else ()
-    return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, trainer), (model,))
+    acting = (model,) if any(_overrides(kind, name) for name in _OF_ALL) else ()
+    return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, acting), (model,))
+
+
+def _overrides(kind: type, name: str) -> bool:
+    return getattr(kind, name) is not getattr(nn.Module, name)
+
+
+def unlike_the_model(model: nn.Module) -> str:
+    """Name the methods of nn.Module that a model's class overrides and that a rewritten module does not have; ``""`` if there are none."""
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.partition(".")[0] not in ("torch", "graphreg", "builtins")]
+    known = {*_OF_ALL, *_SHOWS, "forward"}
+    found = dict.fromkeys(name for kind in kinds for name in vars(kind) if callable(getattr(nn.Module, name, None)))
+    names = [name for name in found if not name.startswith("__") and name not in known]
+    if not names:
+        return ""
+    return f"{OTHER_METHODS}: {listed(names, _NAMED)}. {type(model).__name__} overrides them, and this module has those of nn.Module"
+
+
+def _of_all(name: str) -> Callable[..., Any]:
+    """Return a method of RewrittenModule that calls the model's own, if the model's class overrides it.
+
+    Layers that were replaced or added in the rewritten module follow, and what graphreg has added.
+    """
+    plain = getattr(nn.Module, name)
+
+    @functools.wraps(plain)
+    def method(self: RewrittenModule, *args: Any, **kwargs: Any) -> Any:
+        acting = _known(self).model.acting
+        # FSDP derives a class whose ``_apply`` must see each conversion
+        is_derived = name in _CONVERSIONS and type(self)._apply is not RewrittenModule._apply
+        if not acting or not _overrides(type(acting[0]), name) or is_derived:
+            return plain(self, *args, **kwargs)
+
+        (model,) = acting
+        result = getattr(model, name)(*args, **kwargs)
+        _act_on_others(self, model, set(model.modules()), name, args, kwargs)
+        if name in _MODES:
+            self.training = model.training
+        return self if result is model else result
+
+    return method
+
+
+def _act_on_others(
+    module: nn.Module, model: nn.Module | None, theirs: set[nn.Module], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Call a method that acts on all modules on those below ``module`` that the model does not have.
+
+    ``model``: the model's module in the same place. In a mode that the model gives it, a layer that replaced it is, too. ``theirs``: all
+    modules of the model.
+    """
+    for key, child in module._modules.items():
+        if child is None or child in theirs:
+            continue
+        their = None if model is None else model._modules.get(key)
+        if isinstance(child, Block):  # its parameters and buffers are those of the model's module
+            if name in _MODES and their is not None:
+                child.training = their.training
+        elif theirs.isdisjoint(child.modules()):
+            getattr(child, name)(*args, **kwargs)
+            if name in _MODES and their is not None and child.training != their.training:
+                child.train(their.training)
+            continue
+        else:  # it contains layers of the model, on which the model has acted
+            alone = nn.Module()
+            vars(alone).update({**vars(child), "_modules": {}})
+            getattr(alone, name)(*args, **kwargs)
+            child.training = alone.training
+        _act_on_others(child, their, theirs, name, args, kwargs)
+
+
+for _name in _OF_ALL:
+    setattr(RewrittenModule, _name, _of_all(_name))
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:
