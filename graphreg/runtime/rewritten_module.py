@@ -63,7 +63,6 @@ _CONVERSIONS = (
     "bfloat16", "cpu", "cuda", "double", "float", "half", "ipu", "mtia", "share_memory", "to", "to_empty", "type", "xpu",
 )  # fmt: skip
 _OF_ALL = (*_MODES, *_CONVERSIONS, "_apply", "apply", "requires_grad_", "zero_grad")
-_SHOWS = ("extra_repr", "_get_name")  # what a rewritten module shows is its own
 _NAMED = 6  # how many methods a note lists
 OTHER_METHODS = "not the model's methods"  # how the note on other methods that the model's class overrides begins
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))  # what every module has
@@ -340,7 +339,7 @@ def _overrides(kind: type, name: str) -> bool:
 def unlike_the_model(model: nn.Module) -> str:
     """Name the methods of nn.Module that a model's class overrides and that a rewritten module does not have; ``""`` if there are none."""
     kinds = [kind for kind in type(model).__mro__ if kind.__module__.partition(".")[0] not in ("torch", "graphreg", "builtins")]
-    known = {*_OF_ALL, *_SHOWS, "forward"}
+    known = {*_OF_ALL, "forward", "extra_repr"}
     found = dict.fromkeys(name for kind in kinds for name in vars(kind) if callable(getattr(nn.Module, name, None)))
     names = [name for name in found if not name.startswith("__") and name not in known]
     if not names:

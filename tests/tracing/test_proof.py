@@ -512,3 +512,20 @@ def test_prove_false_runs_no_forward() -> None:
     Loud.forward = lambda self, x: runs.append(isinstance(x, fx.Proxy)) or original(self, x)  # type: ignore[method-assign,assignment,func-returns-value]
     graphreg.trace(nn.Sequential(nn.Linear(4, 4), Loud()), X, prove=False)
     assert all(runs)
+
+
+class Calls(Net):
+    def __call__(self, *args: Any) -> Any:
+        return {"logits": super().__call__(*args)["logits"] * 2}
+
+
+class CallsAlike(Net):
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args)
+
+
+def test_a_call_of_the_models_own_is_named() -> None:
+    for regularize in (graphreg.regularize, lambda model, **options: graphreg.regularize_(model, scale=1, **options)(X)):
+        with pytest.raises(TraceError, match=r"Calls has a __call__ of its own, which no graph has: do in the forward what it does\."):
+            regularize(Calls(), weight_l2=0.1, example_inputs=X)
+    assert graphreg.regularize(CallsAlike(), weight_l2=0.1, example_inputs=X)

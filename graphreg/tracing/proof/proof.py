@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import TraceError, first_line
+from graphreg.ir.module_record import ORIGINAL
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
@@ -285,6 +286,9 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+        kind = getattr(type(self.claim.model), ORIGINAL, type(self.claim.model))
+        if kind.__call__ is not nn.Module.__call__ and not isinstance(self.claim.model, fx.GraphModule):
+            cause = f"{self.claim.title} has a __call__ of its own, which no graph has: do in the forward what it does."
 
         how = "by torch.export" if self.near else "symbolically"
         raise NotTheModel(
