@@ -352,15 +352,14 @@ def _of_all(name: str) -> Callable[..., Any]:
 
     Layers that were replaced or added in the rewritten module follow, and what graphreg has added.
     """
-    plain = getattr(nn.Module, name)
 
-    @functools.wraps(plain)
+    @functools.wraps(getattr(nn.Module, name))
     def method(self: RewrittenModule, *args: Any, **kwargs: Any) -> Any:
         acting = _known(self).model.acting
         # FSDP derives a class whose ``_apply`` must see each conversion
         is_derived = name in _CONVERSIONS and type(self)._apply is not RewrittenModule._apply
         if not acting or not _overrides(type(acting[0]), name) or is_derived:
-            return plain(self, *args, **kwargs)
+            return getattr(super(RewrittenModule, self), name)(*args, **kwargs)
 
         (model,) = acting
         result = getattr(model, name)(*args, **kwargs)
