@@ -1,4 +1,4 @@
-"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, and ``doctor``.
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, and ``doctor`` on a model or on torch.
 
 ``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what
 it calls.
@@ -18,6 +18,7 @@ import graphreg
 from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.keywords import check_options, keyword_of, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, load
+from graphreg.diagnosis.front_ends import try_front_ends
 from graphreg.errors import GraphRegError
 from graphreg.ir.site import Names
 from graphreg.planning.native_dropout import OwnDropout
@@ -48,7 +49,9 @@ class Drawn:
 def run(args: Namespace) -> Any:
     """Run a command other than ``demo`` and ``completion``. Return the result; it prints as text and has ``to_dict()``."""
     if args.command == "doctor":
-        return graphreg.doctor()
+        if args.torch == (args.model is not None):
+            raise UsageError("give doctor a model, or --torch: graphreg doctor models.py:make --input 2x3x32x32.")
+        return graphreg.doctor() if args.torch else try_front_ends(*_model_and_inputs(args))
     if args.command == "names":
         return _names(args)
     if args.command == "audit":

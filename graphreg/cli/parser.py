@@ -24,7 +24,7 @@ COMMANDS = {
     "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
     "audit": "look over a model's own dropout",
-    "doctor": "test which parts of graphreg work with the torch that is installed",
+    "doctor": "try which front end takes a model, or test which parts of graphreg work with the torch that is installed",
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
 }
@@ -113,10 +113,12 @@ def parser() -> Parser:
         if command in ("report", "diff"):
             subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
 
-    # The commands that take no model.
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
-    doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("model", metavar="MODEL", nargs="?", help=MODEL)
+    doctor.add_argument("--torch", action="store_true", help="test torch, without a model")
+    _add_model_options(doctor, front_end=False)
+
+    # The commands that take no model.
     made = ", ".join("make demo" if name == DEMOS[0] else f"make demo-{name}" for name in DEMOS)
 
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description=f"Run a demo ({made}).")
@@ -127,13 +129,15 @@ def parser() -> Parser:
     return top
 
 
-def _add_model_options(subparser: argparse.ArgumentParser) -> None:
+def _add_model_options(subparser: argparse.ArgumentParser, front_end: bool = True) -> None:
     subparser.add_argument("--kwargs", metavar="JSON", help="""the arguments of the callable, e.g. '{"num_classes": 10}'""")
     subparser.add_argument(
         "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
     )
     subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
-    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="which front end traces the model")
+    if front_end:
+        choices = ("auto", "symbolic", "export")
+        subparser.add_argument("--front-end", choices=choices, default="auto", help="which front end traces the model")
     subparser.add_argument("--json", action="store_true", help="print JSON")
     subparser.add_argument("--traceback", action="store_true", help="show where an error comes from")
 

@@ -560,7 +560,20 @@ def test_the_doctor_of_torch(findings: tuple[graphreg.Finding, ...], status: int
 
 
 def test_the_doctor_is_told_what_to_test(say: Say) -> None:
-    refused(say("doctor"), "the following arguments are required: --torch. graphreg doctor --help shows what is allowed.")
+    for given in ((), ("cli_nets.py:net", "--torch")):
+        refused(say("doctor", *given), "give doctor a model, or --torch: graphreg doctor models.py:make --input 2x3x32x32.")
+
+
+def test_the_doctor_of_a_model(say: Say) -> None:
+    status, out, err = say("doctor", "cli_nets.py:Net", "--input", "2x4", "--json")
+    found = json.loads(out)
+    assert (status, err, found["chosen"], found["advice"]) == (0, "", "symbolic", [])
+    assert [(each["front_end"], each["refusal"], each["proved"]) for each in found["attempts"]] == [
+        ("symbolic", "", True), ("export", "", True),
+    ]  # fmt: skip
+    status, out, err = say("doctor", "cli_nets.py:Net")
+    assert status == 0 and out.startswith("front_end='auto' takes Net by symbolic\nsymbolic: yes, in ")
+    assert "export: no, after " in out and "to do: give example inputs" in out
 
 
 # The demo, completion, and what torch is not needed for

@@ -729,3 +729,26 @@ def test_a_name_that_a_value_is_given_is_refused_and_kept_in_a_submodule(front_e
         regularized(Names(), front_end)
     model = Steps(Names)
     torch.testing.assert_close(regularized(model, front_end)(X).output, model(X))
+
+
+class SetsMany(nn.Module):
+    """It may assign forty attributes, and decides by a value, so that it is opaque."""
+
+    exec("def forward(self, x):\n" + "".join(f"    setattr(self, 'a{i}', 2)\n" for i in range(40)) + "    return x if x.sum() > 0 else x\n")
+
+
+class ReadsOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SetsMany()
+        for i in range(40):
+            setattr(self.inner, f"a{i}", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.inner.a7  # type: ignore[operator]
+
+
+def test_of_many_attributes_the_error_names_the_module() -> None:
+    """A list of all that its code may set says nothing."""
+    with pytest.raises(TraceError, match=r"reads what an opaque module changes .*: self\.inner \(TraceError: .*\)\. A graph"):
+        graphreg.trace(ReadsOne(), front_end="symbolic")
