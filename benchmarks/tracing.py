@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -102,6 +103,7 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     options = arguments(__doc__, ("--rounds", 3), names=MODELS)
     torch.set_num_threads(1)
+    logging.getLogger("graphreg").setLevel(logging.ERROR)  # what it says of these strengths
     print(f"1 thread, {options.rounds} interleaved rounds after one that is not counted; medians, CPU time.\n")
     print(row("model", "one export, s", "`regularize`, s", "ratio", "in place, s", "ratio"))
     print(row(*["---"] * 6))
