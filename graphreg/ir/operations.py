@@ -283,7 +283,7 @@ def _annotated(function: Any) -> bool | None:
 
 
 def _only_indexed(node: fx.Node) -> bool:
-    assertions = ("in_parts", "decided_count")  # these only assert that the value is a tuple
+    assertions = ("in_parts", "decided_count", "no_singleton")  # these only assert what the value is
     users = [user for user in node.users if function_name(user) not in assertions]
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users

@@ -140,6 +140,14 @@ def matches_class(frame: types.FrameType) -> bool:
     return step is not None and step.opname == "MATCH_CLASS"
 
 
+def is_discarded(frame: types.FrameType) -> bool:
+    """Return whether a frame throws the result of the call away that it makes now."""
+    steps = _steps(frame.f_code)
+    # up to Python 3.12, the place behind a call's caches
+    following = next((step for step in steps if step.offset > frame.f_lasti), None)
+    return following is not None and following.opname == "POP_TOP"
+
+
 def spares_an_error(frame: types.FrameType) -> bool | None:
     """Return which truth value of the value that a frame tests keeps it from raising an error at once; None if neither or both do.
 

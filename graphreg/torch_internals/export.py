@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch._guards import tracing
-from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental import proxy_tensor, symbolic_shapes
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -25,6 +25,21 @@ _PRINTS = "torch.export._trace"  # imported when it is needed, because it import
 _INTERPRETER = "torch.utils._sympy.interp"  # logs an operation on sizes that raises, such as a division by 0
 SPECIALIZED_LOGGER = "torch._export.non_strict_utils"  # logs each size that torch.export fixes because the size is 0 or 1
 SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs each failure of torch's solver of inequalities
+
+
+def on_data_dependence(changes: Changes, told: Callable[[set[str]], object]) -> None:
+    """Call ``told`` whenever torch is about to refuse that code decides by values, until the block of ``changes`` ends.
+
+    ``told`` gets the names of the error's classes.
+    """
+    kind: Any = symbolic_shapes.GuardOnDataDependentSymNode
+    original, kinds = kind.__init__, {each.__name__ for each in kind.__mro__}
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        told(kinds)
+        original(self, *args, **kwargs)
+
+    changes.put(kind, "__init__", made)
 
 
 def take_module_calls(changes: Changes, around: Callable[[CallModule], CallModule]) -> None:

@@ -6,9 +6,10 @@ import sys
 import types
 
 from graphreg.ir.contents import FOREIGN
-from graphreg.torch_internals.bytecode import caught_by, is_guarded
+from graphreg.torch_internals.bytecode import caught_by, is_discarded, is_guarded
 
 _TRACE = "graphreg.tracing.symbolic.symbolic"  # the code that starts a trace
+_EXPORT = "graphreg.tracing.export.export"  # the same, of torch.export
 
 
 def home_of(frame: types.FrameType) -> str:
@@ -30,10 +31,23 @@ def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:
     return False
 
 
-def caught_here() -> tuple[str, ...]:
-    """Return the names of the classes of errors that the model's code may catch if the caller of this function raises them."""
+def note_caught(caught: list[str], kinds: set[str]) -> None:
+    """Add the names of those classes of an error that the model's code may catch if torch.export raises it now."""
+    caught += kinds.intersection(caught_here(_EXPORT))
+
+
+def discards_result(depth: int) -> bool:
+    """Return whether the code ``depth`` frames up the stack from the caller throws the result of its present call away."""
+    return is_discarded(sys._getframe(depth + 1))
+
+
+def caught_here(trace: str = _TRACE) -> tuple[str, ...]:
+    """Return the names of the classes of errors that the model's code may catch if the caller of this function raises them.
+
+    ``trace``: the Python module that has started the trace.
+    """
     # asked for each operation of a trace, so the cheap questions come first
-    frame, kinds, start = sys._getframe(1), set[str](), vars(sys.modules[_TRACE])
+    frame, kinds, start = sys._getframe(1), set[str](), vars(sys.modules[trace])
     while frame is not None and frame.f_globals is not start:
         if frame.f_code.co_exceptiontable and not is_foreign(frame):
             kinds |= caught_by(frame)

@@ -85,6 +85,16 @@ def has_passed(value: Any, expected: bool, place: str) -> None:
 
 
 @has_side_effect
+def no_singleton(value: Any, name: str) -> None:
+    """Raise if what an opaque function or module returned is None or a bool: the trace had a stand-in for it, which is neither."""
+    if value is None or value is True or value is False:
+        raise OtherInputs(
+            f"{name} is opaque, and returned {value} for these inputs. The model's code may ask for that (is None), and the graph does "
+            "what the model does for another result. Move the question into a function of its own, together with the call."
+        )
+
+
+@has_side_effect
 def decided_attribute(value: Any, name: str, expected: bool) -> None:
     """Raise unless a value has an attribute, or has none of this name, as when the model was traced."""
     if hasattr(value, name) != expected:
@@ -148,7 +158,7 @@ def in_parts(value: Any, name: str) -> None:
 
 
 # these raise OtherInputs
-DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute, has_passed)
+DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute, has_passed, no_singleton)
 
 
 def decisions(graph: fx.Graph) -> list[str]:

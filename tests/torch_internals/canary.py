@@ -85,3 +85,16 @@ def answers_that_spare_none(look: Callable[[FrameType], Any]) -> list[Any]:
             break
     found.append(None if (yes and 1) else "and")
     return found
+
+
+def discards(look: Callable[[FrameType], Any]) -> list[Any]:
+    """Return what ``look`` says of a call whose result is thrown away, and of one whose result is kept."""
+    found = list[Any]()
+
+    def called() -> None:
+        found.append(look(sys._getframe(1)))
+
+    called()
+    kept = called()
+    found.append(kept)
+    return found[:2]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from canary import answers_that_spare_errors, answers_that_spare_none
+from canary import answers_that_spare_errors, answers_that_spare_none, discards
 from graphreg.torch_internals import bytecode, torch_modes
 from graphreg.torch_internals.interpreter import called_instead
 
@@ -155,3 +155,4 @@ def test_functions_that_call_another() -> None:
 def test_errors_that_an_answer_spares() -> None:
     assert answers_that_spare_errors(bytecode.spares_an_error) == [True, True, True, False, False, True, False, False]
     assert answers_that_spare_none(bytecode.spares_an_error) == [None] * 4
+    assert discards(bytecode.is_discarded) == [True, False]

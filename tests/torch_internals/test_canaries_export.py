@@ -166,3 +166,18 @@ def test_an_export_within_a_compilation() -> None:
 
     x = torch.randn(3, 2)
     assert torch.equal(torch.compile(nn.Tanh(), backend=backend)(x), torch.tanh(x))
+
+
+def test_that_code_decides_by_values_is_told() -> None:
+    class Decides(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return x if x.sum() > 0 else -x
+            except Exception:
+                return x
+
+    told = list[set[str]]()
+    with Changes() as changes, changes:
+        export.on_data_dependence(changes, told.append)
+        torch.export.export(Decides(), (torch.ones(2),), strict=False)
+    assert told and {"GuardOnDataDependentSymNode", "RuntimeError"} <= told[0]

@@ -104,3 +104,30 @@ def kept(x: Tensor, index: Tensor) -> Tensor:
 @scaled_by
 def negated(x: Tensor, index: Tensor) -> Tensor:
     return -x
+
+
+def mask_of(index: Tensor, rows: int) -> Tensor | None:
+    """It returns None for some values."""
+    return None if int(index.max()) == rows else index > 1
+
+
+def noting(x: Tensor, notes: list[Tensor]) -> Tensor:
+    """It changes a list of its caller's."""
+    if x.detach().max() > 1:
+        notes.append(x.mean())
+    return x * 2
+
+
+class Settings:
+    factor = 1
+
+
+SETTINGS = Settings()
+SETTINGS.factor = 1
+
+
+def setting(x: Tensor) -> Tensor:
+    """It changes an object that others read."""
+    if x.detach().max() > 1:
+        SETTINGS.factor = 2
+    return x * 2

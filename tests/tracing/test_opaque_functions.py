@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.errors import OtherInputs
 
 X, INDEX = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
 INPUTS = (X, INDEX)
@@ -141,3 +142,77 @@ def test_in_place_and_compiled() -> None:
     module = graphreg.regularize(model, hidden_dropout=0.0)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*INPUTS)[0], expected)
+
+
+class Masks(Calls):
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        mask = others.mask_of(index, 5)
+        return self.first(x) if mask is None else self.last(x) * mask[:, None]
+
+
+def test_a_result_that_is_none_at_times() -> None:
+    """Nothing tells the trace what ``is None`` is asked of: the graph raises where the answer may be another one."""
+    model = Masks(None)
+    module = graphreg.regularize(model, example_inputs=INPUTS, front_end="symbolic", weight_l2=1e-3)
+    assert torch.equal(module(*INPUTS)[0], model(*INPUTS))
+    with pytest.raises(OtherInputs, match="mask_of is opaque, and returned None"):
+        module(X, INDEX + 3)
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor | None:
+        return None if x.max() > 9 else x
+
+
+class Gated(Calls):
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.gate = Gate()
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.last(x) if self.gate(x) is None else self.first(x)
+
+
+def test_an_opaque_module_that_returns_none_at_times() -> None:
+    model = Gated()
+    module = graphreg.regularize(model, example_inputs=INPUTS, front_end="symbolic", weight_l2=1e-3)
+    assert torch.equal(module(*INPUTS)[0], model(*INPUTS))
+    with pytest.raises(OtherInputs, match="gate is opaque, and returned None"):
+        module(X * 100, INDEX)
+
+
+class Notes(Calls):
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        notes = list[Tensor]()
+        x = others.noting(self.last(x), notes)
+        return x + sum(notes)
+
+
+def test_a_list_that_the_function_changes() -> None:
+    with pytest.raises(graphreg.TraceError, match="control flow"):
+        graphreg.trace(Notes(None), INPUTS, front_end="symbolic")
+
+
+class Reads(Calls):
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return others.setting(self.last(x)) * others.SETTINGS.factor
+
+
+def test_an_object_that_the_function_changes() -> None:
+    with pytest.raises(graphreg.TraceError, match="reads what an opaque function changes"):
+        graphreg.trace(Reads(None), INPUTS, front_end="symbolic")
+
+
+class Catches(Calls):
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        try:
+            if x.max() > 3:
+                return self.first(x)
+        except Exception:
+            pass
+        return self.last(x)
+
+
+def test_the_refusal_of_torch_export_that_the_forward_catches() -> None:
+    with pytest.raises(graphreg.TraceError, match="catches the error by which torch.export refuses"):
+        graphreg.trace(Catches(None), INPUTS, front_end="export")

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
-from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, apart_from_compilation, silence_export
+from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, apart_from_compilation, on_data_dependence, silence_export
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER
 from graphreg.torch_internals.modules import plain_transformers
 from graphreg.torch_internals.patching import Changes, raise_interrupt
@@ -27,6 +27,7 @@ from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
 from graphreg.tracing.fake_inputs import Arguments, no_values_yet, run_model
+from graphreg.tracing.frames import note_caught
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import location
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
@@ -144,7 +145,13 @@ def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> 
     # torch.export takes no dynamic shapes for arguments that ``**kwargs`` takes
     with apart_from_compilation(), spelled_out(model, call[1]), recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
-        program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
+        caught = list[str]()
+        with Changes() as changes, changes:
+            # the model's own code may catch this error, and go on as if it were the model's
+            on_data_dependence(changes, partial(note_caught, caught))
+            program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
+    if caught:
+        raise UnsupportedValue(f"the forward decides by values, and catches the error by which torch.export refuses that ({caught[0]})")
     return program, recorder
 
 

@@ -91,6 +91,7 @@ class OpaqueState:
         for function in functions:
             code = reachable_code((), [function])
             self._hide_shared(code.classes, code)
+            self._hide_objects(code)
         return list(self._names)
 
     def _hide_module(self, module: nn.Module, code: ReachableCode) -> None:
@@ -117,6 +118,21 @@ class OpaqueState:
                 self._hide(place, name, place.content[name])
             elif name in assigned.items:
                 self._hide_items(place.content[name], place.label(name))
+
+    def _hide_objects(self, code: ReachableCode) -> None:
+        """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers."""
+        reached = {*map(id, code.values()), *code.functions}
+        for function in code.functions.values():
+            reached.update(map(id, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
+        assigned = code.assigned
+        for place in [place for place in self._attributes.values() if id(place.owner) in reached]:
+            for name in sorted(assigned.attributes & place.content.keys()):
+                self._hide(place, name, place.content[name])
+            for name in sorted(assigned.items & place.content.keys()):
+                self._hide_items(place.content[name], place.label(name))
+        if assigned.items:
+            for found in [place for key, place in self._containers.items() if key in reached]:
+                self._hide_items(found.owner, found.name)
 
     def _variables_of(self, code: ReachableCode) -> Iterator[tuple[Attributes, str]]:
         """Yield the global and closure variables that this code can reach: the place and the name of each."""

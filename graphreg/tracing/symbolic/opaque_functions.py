@@ -93,8 +93,15 @@ def function_to_blame(error: BaseException, kind: type, opaque: Mapping[str, str
 
 
 def can_be_recorded(arguments: Iterable[Any], is_plain: Callable[[Any], bool]) -> bool:
-    """Return whether a graph can hold the arguments of a call: plain data, and functions that can be imported, beside values of it."""
-    return all(is_plain(each) or (isinstance(each, types.FunctionType) and function_of(key_of(each)) is each) for each in arguments)
+    """Return whether a graph can hold the arguments of a call: values of it, plain data, tuples, and functions that can be imported.
+
+    A list or dict is none: the function may change it, and the caller goes on with it.
+    """
+    for each in arguments:
+        is_function = isinstance(each, types.FunctionType) and function_of(key_of(each)) is each
+        if not (is_plain(each) or is_function or (type(each) is tuple and can_be_recorded(each, is_plain))):
+            return False
+    return True
 
 
 def _functions_behind_modules(error: BaseException) -> tuple[str, list[types.FunctionType]]:

@@ -38,10 +38,10 @@ from graphreg.torch_internals.random_state import ModuleStack, randomness, regio
 from graphreg.torch_internals.trace_state import restore_fx_patches
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
-from graphreg.tracing.frames import caught_here
+from graphreg.tracing.frames import caught_here, discards_result
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals, recorded_class
-from graphreg.tracing.shape_decisions import DecisionTracer
+from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
@@ -253,12 +253,15 @@ class SiteTracer(DecisionTracer):
             return inherited.__get__(None, cls)(*args, **kwargs)
 
         def is_recorded(key: str, arguments: Any) -> bool:
-            others = (leaf for leaf in pytree.tree_leaves(arguments) if not isinstance(leaf, (fx.Proxy, torch.Tensor)))
-            return key in self.opaque and is_traced(arguments) and can_be_recorded(others, lambda leaf: type(leaf) in PLAIN)
+            def is_plain(value: Any) -> bool:
+                return isinstance(value, (fx.Proxy, torch.Tensor)) or type(value) in PLAIN
+
+            given = (*arguments[0], *arguments[1].values())
+            return key in self.opaque and is_traced(arguments) and can_be_recorded(given, is_plain)
 
         def intercept(key: str) -> None:
             if (function := function_of(key)) is not None:
-                record_function(changes, function, self._created, partial(is_recorded, key))
+                record_function(changes, function, self._opaque_call, partial(is_recorded, key))
 
         with Changes() as changes, changes:
             changes.put(torch.autograd.Function, "apply", classmethod(apply))
@@ -279,6 +282,13 @@ class SiteTracer(DecisionTracer):
 
     def _created(self, function: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
         return self.create_proxy("call_function", function, args, kwargs)
+
+    def _opaque_call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Record a call of an opaque function, whose result the model's code may compare by identity (``mask is None``)."""
+        value = self._created(function, *args, **kwargs)
+        if not discards_result(3):  # the frames between are those of ``record_function``
+            self._add_unnamed(no_singleton, value.node, function.__name__)
+        return value
 
     def _last_node(self) -> fx.Node | None:
         return next(iter(reversed(self.graph.nodes)), None)
@@ -392,6 +402,8 @@ class SiteTracer(DecisionTracer):
     def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
         value = self._record_call(path, m, forward, args, kwargs)
+        if path in self.opaque and not is_stack(m):
+            self._add_unnamed(no_singleton, value.node, path)
         for hook in collecting_hooks(vars(m)[FORWARD_HOOKS]).values():
             hook(m, args, value)
         return value
