@@ -27,9 +27,9 @@ _T = TypeVar("_T")
 _grad, _inference, _autocast = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled
 
 
-def regions() -> tuple[bool, ...]:
-    """Return whether grad mode, inference mode, autocast on CPU and autocast on CUDA are on, in this order."""
-    return _grad(), _inference(), _autocast("cpu"), _autocast("cuda")
+def regions() -> tuple[Any, ...]:
+    """Return whether grad mode, inference mode, autocast on CPU and autocast on CUDA are on, and the innermost hooks on saved tensors."""
+    return _grad(), _inference(), _autocast("cpu"), _autocast("cuda"), torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 class _ThreadDraws(threading.local):

@@ -455,11 +455,11 @@ class DecisionTracer(fx.Tracer):
             module = self.root.get_submodule(target)
             tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
             return functional_call(module, self._as_fake(tensors), args, kwargs)
-        if node.op == "call_method":
+        if node.op in ("call_method", "call_function") and args:
             before = getattr(args[0], "shape", None)
-            result = getattr(args[0], target)(*args[1:], **kwargs)
+            result = getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
             # as by ``x.t_()``: what reads the value and has not run yet would get another shape
-            self._reshaped |= getattr(args[0], "shape", None) != before
+            self._reshaped |= isinstance(args[0], torch.Tensor) and args[0].shape != before
             return result
         if node.op == "get_attr" and target in self._constants_made:
             return self._as_fake(self._constants_made[target])

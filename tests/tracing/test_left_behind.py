@@ -1148,3 +1148,29 @@ def test_a_change_that_was_made_before_is_none(torchs: GlobalState) -> None:
     STEPS["benchmark"]()
     graphreg.regularize(Leaves(STEPS["benchmark"]), weight_l2=0.1, example_inputs=X)
     assert torchs.changed() == {"cudnn_benchmark": True}
+
+
+class Compresses(nn.Module):
+    """It keeps saved tensors in half the memory, and so computes other gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.to(torch.bfloat16), lambda t: t.to(torch.float32)):
+            y = torch.tanh(self.a(x))
+        return self.b(y)
+
+
+def test_hooks_on_saved_tensors_are_kept_or_refused() -> None:
+    torch.manual_seed(0)
+    model, x = Compresses(), torch.randn(8, 4)
+    with pytest.raises(graphreg.TraceError, match="hooks on saved tensors"):
+        graphreg.trace(model, front_end="symbolic")
+    outer = nn.Sequential(model, nn.ReLU())
+    module = graphreg.regularize(outer, hidden_dropout=0.0, weight_l2=1e-3)
+    assert graphreg.trace(outer).opaque_modules.keys() == {"0"}
+    wanted = torch.autograd.grad(outer(x).sum(), [*outer.parameters()])
+    found = torch.autograd.grad(module(x)[0].sum(), [*module.parameters()])
+    assert all(torch.equal(*each) for each in zip(found, wanted, strict=True))

@@ -37,6 +37,15 @@ class Turns(Asks):
         return before.sum(0), h.sum(0), columns * rows
 
 
+class TurnsByFunction(Turns):
+    def forward(self, x: Tensor) -> Any:
+        h = self.layer(x).unsqueeze(0)
+        before = h * len(x)
+        torch.ops.aten.squeeze_(h)
+        rows, _ = h.shape
+        return before.sum(0), h.sum(0), rows if rows > 1 else 1
+
+
 class AsksNothing(Asks):
     def forward(self, x: Tensor) -> Any:
         return self.drop(self.layer(x))
@@ -51,7 +60,7 @@ class Branches(Asks):
         return h[:, :columns] if self.training and columns > 3 else h
 
 
-@pytest.mark.parametrize("model", [Asks, Turns, AsksNothing, Branches])
+@pytest.mark.parametrize("model", [Asks, Turns, TurnsByFunction, AsksNothing, Branches])
 def test_they_are_those_of_a_run(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     def shapes() -> Any:
         traced = graphreg.trace(made, torch.randn(3, 4))

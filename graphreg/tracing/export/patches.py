@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.torch_internals.checkpointing import before_checkpoints
 from graphreg.torch_internals.fx import wrapped_functions
@@ -19,7 +20,7 @@ from graphreg.tracing.export.op_record import KeepOpaque
 
 
 def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> None:
-    """Make activation checkpointing, inference mode and ``torch.autograd.Function`` raise, because a trace would lose them.
+    """Make checkpoints, inference mode, hooks on saved tensors and ``torch.autograd.Function`` raise, because a trace would lose them.
 
     Args:
         changes: Restores the functions when its block ends.
@@ -40,6 +41,13 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
             raise KeepOpaque("it works under torch.inference_mode, and a trace would lose that")
         original_enter(mode)
 
+    original_hooks = saved_tensors_hooks.__enter__
+
+    def enter_hooks(hooks: saved_tensors_hooks) -> None:
+        if is_recording():
+            raise KeepOpaque("it puts hooks on saved tensors, and a trace would lose them")
+        original_hooks(hooks)
+
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if is_recording():
             raise KeepOpaque("it calls a torch.autograd.Function, and a trace would lose its backward")
@@ -48,6 +56,7 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
     before_checkpoints(changes, refuse_checkpoint)
     changes.put(torch.autograd.Function, "apply", classmethod(apply))
     changes.put(torch.inference_mode, "__enter__", enter)
+    changes.put(saved_tensors_hooks, "__enter__", enter_hooks)
 
 
 def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:

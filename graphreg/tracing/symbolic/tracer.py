@@ -485,7 +485,8 @@ class SiteTracer(DecisionTracer):
         """Make a node. Raise RuntimeError if it would run under another grad mode or autocast than the rest of the graph."""
         if kind not in ("placeholder", "get_attr", "output") and regions() != self.region:
             raise RuntimeError(
-                "this runs under torch.no_grad, autocast or the like, and a trace would lose that; move it into a submodule of its own"
+                "this runs under torch.no_grad, autocast, hooks on saved tensors or the like, and a trace would lose that; move it into a "
+                "submodule of its own"
             )
         node = super().create_node(kind, *rest, **more)
         if kind.startswith("call") and (caught := caught_here()):
