@@ -287,8 +287,8 @@ def _takes_nothing(scale: object) -> bool:
         inspect.signature(scale).bind()
     except TypeError:
         return False
-    except ValueError:  # it has no signature
-        pass
+    except ValueError:
+        pass  # it has no signature, so only the call can tell
     return True
 
 

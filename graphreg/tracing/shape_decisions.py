@@ -67,11 +67,11 @@ def decided_kind(value: Any, expected: str) -> None:
 
 @has_side_effect
 def decided_count(value: Any, expected: int) -> None:
-    """Raise unless a value has as many items as the forward unpacked when the model was traced."""
+    """Raise unless a value has as many items as the forward expects."""
     if len(value) != expected:
         raise OtherInputs(
-            f"the model's forward takes a value for one of {expected} items, as in a, b = x, and these inputs give it {len(value)} items. "
-            f"Give inputs that give it {expected}."
+            f"the model's forward expects {expected} items in a value (as in a, b = x), and with these inputs it has {len(value)}. "
+            f"Give inputs with which it has {expected}."
         )
 
 
@@ -167,7 +167,7 @@ def decisions(graph: fx.Graph) -> list[str]:
     reasons = {
         decided: "follows the example's shapes", decided_kind: "follows the types it was traced with",
         decided_flag: "follows what requires gradients", decided_layout: "follows how the example lies in memory",
-        decided_attribute: "follows the attributes of the types it was traced with", has_passed: "takes its own checks for passed",
+        decided_attribute: "follows the attributes of the types it was traced with", has_passed: "assumes that its own checks pass",
     }  # fmt: skip
     for target, what in reasons.items():
         places = Counter(scope_of(node) for node in graph.nodes if node.target is target)

@@ -1,4 +1,4 @@
-"""Checks of shapes that a model makes itself: without inputs they are taken for passed, and the graph asserts that at each call."""
+"""Checks of shapes that a model makes itself: where the trace cannot know, they are assumed to pass, and the graph checks that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphreg.errors import OtherInputs
 X = torch.randn(3, 4).abs()
 
 
-def test_they_are_taken_for_passed_and_asserted() -> None:
+def test_they_are_assumed_to_pass_and_asserted() -> None:
     model = Checks()
     traced = graphreg.trace(model, front_end="symbolic")
     graph = traced.graphs["both"]
