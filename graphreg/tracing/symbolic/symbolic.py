@@ -75,6 +75,7 @@ def symbolic(
     def once() -> fx.Graph:
         graph, tracer = trace_with(constants, {})
         tracers[graph] = tracer
+        tried.error = None  # the functions that are opaque have helped
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         checkpoints.update(tracer.checkpoints)
