@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx.proxy import Attribute
 
 from graphreg.torch_internals.modules import forward_hooks
@@ -178,6 +178,10 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     """Do what ``isinstance`` does, also for traced values. Raise TypeError if the type of a traced value is not known."""
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
+    if kinds is fx.Proxy:
+        # Whoever asks this wants to know whether a trace runs, as transformers does, and goes without
+        # decisions on values then, as it does under Dynamo.
+        return True
     traced: Any = value
     # Here the name of the attribute tells the type. To read ``traced.node``, as below, would add a
     # node to the graph.

@@ -171,3 +171,17 @@ def test_a_backbone_is_seen_into_where_export_is_asked_for() -> None:
     mask = torch.ones_like(ids)
     mask[:, 5:] = 0
     assert torch.equal(module(ids, mask)["logits"], model.eval()(ids, mask)["logits"])
+
+
+def test_without_a_cache_packed_sequences_keep_apart() -> None:
+    """The model looks for them in the values, unless a trace runs; the graph has them at every call."""
+    model = build("llama").eval()
+    ids = torch.arange(8)[None] % WORDS
+    in_row, packed = torch.arange(8)[None], torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    module = graphreg.regularize(
+        model, hidden_dropout=0.1, front_end="symbolic", example_inputs={"input_ids": ids, "position_ids": in_row, "use_cache": False}
+    ).eval()
+    assert not [note for note in graphreg.report(module).notes if "opaque" in note]
+    for positions in (in_row, packed):
+        expected = model(ids, position_ids=positions, use_cache=False).logits
+        assert torch.equal(module(input_ids=ids, position_ids=positions, use_cache=False).output.logits, expected)
