@@ -190,6 +190,7 @@ class DecisionTracer(fx.Tracer):
             may have caught them.
         assumed_tensors: The names of arguments without an example that were assumed to be tensors,
             as the keys of a dict, in order.
+        needs_table: Whether ``NeedsFunctionTable`` was raised, which a block of the forward may have swallowed.
     """
 
     def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
@@ -205,11 +206,13 @@ class DecisionTracer(fx.Tracer):
         self._kinds: dict[fx.Node, type | None] = {}
         self.assumed_tensors: dict[str, None] = {}
         self.refused: list[Exception] = []
+        self.needs_table = False
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
         """The fake tensor mode in which answers are computed."""
         if not has_function_table():
+            self.needs_table = True
             raise NeedsFunctionTable
         # a module may hold tensors that are neither parameters nor buffers, and these stay real
         return FakeTensorMode(allow_non_fake_inputs=True)

@@ -591,3 +591,27 @@ def test_the_limits_of_a_dtype() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(x, mask).output, plain(x, mask))
     assert torch.equal(module.double()(x.double(), mask).output, plain.double()(x.double(), mask))
+
+
+class SwallowsErrors:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> bool:
+        return True
+
+
+def test_a_block_that_swallows_errors_does_not_hide_what_a_trace_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trace of a process that computes shapes ends at the question, and begins anew with Dynamo's table."""
+
+    def forward(m: Any, x: Any) -> Any:
+        y = x
+        with SwallowsErrors():
+            if x.shape[0] > 30:
+                raise ValueError("too many")
+            y = m.layer(x)
+        return torch.relu(y)
+
+    answers = [False]
+    monkeypatch.setattr("graphreg.tracing.shape_decisions.has_function_table", lambda: answers.pop() if answers else True)
+    model, x = made(forward), torch.linspace(-1, 1, 12).view(3, 4)
+    assert torch.equal(traced(model, x)(x), model(x)) and not answers

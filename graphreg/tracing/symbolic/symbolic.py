@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -128,12 +127,15 @@ def _traced(
 ) -> tuple[fx.Graph, SiteTracer]:  # fmt: skip
     """Trace a model in its present mode, and move the tensors that the forward makes to ``constants``. Return the tracer, too."""
     before = set(model.__dict__)
-    tracer, graph = new_tracer(), None
+    tracer = new_tracer()
     try:
-        with suppress(NeedsFunctionTable):
+        try:
             graph = tracer.trace(model)
+        except (Exception, NeedsFunctionTable):
+            if not tracer.needs_table:
+                raise
         # Most models need no fake tensors, so the table, which takes seconds, is made for others only.
-        if graph is None:
+        if tracer.needs_table:
             make_function_table()
             tracer = new_tracer()
             graph = tracer.trace(model)
