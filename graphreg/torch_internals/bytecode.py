@@ -7,16 +7,29 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+T = TypeVar("T")
 _NAMES = {"LOAD_ATTR", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF", "LOAD_CONST", "LOAD_METHOD"}
 _SINGLETONS = (torch.dtype, torch.layout)
 
 
-@functools.lru_cache(8192)
+def _once_a_code(read: Callable[[types.CodeType], T]) -> Callable[[types.CodeType], T]:
+    """Have a function read the same code once. A ``functools.cache`` would compute the hash of the code, from all of it, at each call."""
+    known = dict[int, tuple[types.CodeType, T]]()  # it holds the code, so that no other code gets its id
+
+    def once(code: types.CodeType) -> T:
+        if (found := known.get(id(code))) is None:
+            found = known[id(code)] = code, read(code)
+        return found[1]
+
+    return once
+
+
+@_once_a_code
 def _operations(code: types.CodeType) -> Mapping[int, dis.Instruction]:
     """Return the instructions of code that read an attribute or unpack a value, and class patterns, by their offset."""
     kinds = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "UNPACK_SEQUENCE", "MATCH_CLASS"}
@@ -43,7 +56,7 @@ class _Handler(NamedTuple):
     named: tuple[tuple[str, ...], ...]
 
 
-@functools.lru_cache(8192)
+@_once_a_code
 def _handlers(code: types.CodeType) -> tuple[_Handler, ...]:
     """Return the handlers of some code, each with the part that it is for."""
     steps = _steps(code)
@@ -190,7 +203,7 @@ def _place(steps: Sequence[dis.Instruction], offset: int) -> int:
     return next(i for i, step in enumerate(steps) if step.offset >= offset)
 
 
-@functools.lru_cache(8192)
+@_once_a_code
 def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
     return tuple(step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG", "NOT_TAKEN"))
 
@@ -217,7 +230,7 @@ _TELLS = {"_assert", "print", "warn", "debug", "info", "warning", "error", "crit
 _BOUNDS = ("POP_TOP", "STORE_", "POP_JUMP", "JUMP", "RETURN", "RESUME", "RAISE", "YIELD")  # the operations between two statements
 
 
-@functools.lru_cache(8192)
+@_once_a_code
 def _statements(code: types.CodeType) -> Mapping[int, bool]:
     """Return for the offset of each instruction whether its statement only calls a function that tells something: ``print(...)``."""
     tells, offsets, names = dict[int, bool](), list[int](), list[Any]()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeCopyMode as FakeCopyMode
@@ -31,6 +33,16 @@ def fake_mode() -> FakeTensorMode | None:
 def is_fake(tensor: Tensor) -> bool:
     """Return whether a tensor is a fake tensor, even if the compilation or export that made the tensor has ended."""
     return isinstance(tensor, FakeTensor)
+
+
+@functools.cache
+def _own_attributes() -> frozenset[str]:
+    return frozenset(vars(FakeTensorMode().from_tensor(torch.empty(0))))
+
+
+def is_shape_alone(tensor: Tensor) -> bool:
+    """Return whether a tensor is a fake tensor without values and without attributes that somebody has set."""
+    return isinstance(tensor, FakeTensor) and tensor.constant is None and vars(tensor).keys() <= _own_attributes()
 
 
 def size_decisions() -> list[Any]:

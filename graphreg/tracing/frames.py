@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 
@@ -19,7 +20,12 @@ def home_of(frame: types.FrameType) -> str:
 
 def is_foreign(frame: types.FrameType) -> bool:
     """Return whether a frame runs code of torch, graphreg, Python's library or the like, and not of a model."""
-    return home_of(frame).partition(".")[0] in FOREIGN
+    return _is_foreign_name(home_of(frame))
+
+
+@functools.cache
+def _is_foreign_name(name: str) -> bool:
+    return name.partition(".")[0] in FOREIGN
 
 
 def is_caught(frame: types.FrameType | None, by_with: bool = False) -> bool:

@@ -181,3 +181,13 @@ def test_that_code_decides_by_values_is_told() -> None:
         export.on_data_dependence(changes, told.append)
         torch.export.export(Decides(), (torch.ones(2),), strict=False)
     assert told and {"GuardOnDataDependentSymNode", "RuntimeError"} <= told[0]
+
+
+def test_a_fake_tensor_that_is_a_shape_alone() -> None:
+    with fake_tensors.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        plain, marked, known = mode.from_tensor(torch.ones(1)), mode.from_tensor(torch.ones(1)), torch.tensor(2.0)
+        marked.mask = None  # type: ignore[attr-defined]
+        assert fake_tensors.is_shape_alone(plain) and fake_tensors.is_shape_alone(plain + 1)
+        assert not fake_tensors.is_shape_alone(marked)
+        assert known.item() == 2.0 and not fake_tensors.is_shape_alone(known)
+    assert not fake_tensors.is_shape_alone(torch.ones(1))
