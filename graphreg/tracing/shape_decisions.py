@@ -26,6 +26,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import spares_an_error
 from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table, is_shape_alone
 from graphreg.tracing.frames import home_of, is_caught
+from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
 from graphreg.tracing.tensors import with_attributes
 
 UNKNOWN = object()  # stands for a value that is not known
@@ -462,7 +463,7 @@ class DecisionTracer(fx.Tracer):
         """Return the first tensor that had the same shape, dtype and so on as a value, or for a tuple of tensors, that of each."""
         if type(value) in (tuple, list):
             return type(value)(map(self._first_of_its_kind, value))
-        return self._alike.setdefault(_layout(value), value) if isinstance(value, torch.Tensor) and is_shape_alone(value) else value
+        return self._alike.setdefault(layout_key(value), value) if isinstance(value, torch.Tensor) and is_shape_alone(value) else value
 
     def _likeness(self, node: fx.Node) -> Hashable:
         """Return what two nodes have in common only if their values have the same types, shapes and dtypes; None if that is not certain.
@@ -474,15 +475,15 @@ class DecisionTracer(fx.Tracer):
             return None
         target: Any = node.target
         if node.op == "get_attr" and target not in self._constants_made:
-            return _likeness_of_tensor(attribute_of(self.root, target))
+            return likeness_of_tensor(attribute_of(self.root, target))
         if node.op == "call_module":
-            called = _likeness_of_module(self.root.get_submodule(target))
+            called = likeness_of_module(self.root.get_submodule(target))
         elif node.op == "call_method":
             writes = target.startswith(("__i", "__set")) or (target.endswith("_") and not target.endswith("__"))
             called = target if not writes and isinstance(self.values.get(node.args[0]), (torch.Tensor, tuple)) else None  # type: ignore[arg-type]
         else:
-            called = target if node.op == "call_function" and _is_pure(target) else None
-        return None if called is None else (node.op, called, _frozen((node.args, node.kwargs), self.values))
+            called = target if node.op == "call_function" and is_pure(target) else None
+        return None if called is None else (node.op, called, frozen((node.args, node.kwargs), self.values))
 
     def _run(self, node: fx.Node) -> Any:
         """Run a node on fake tensors."""
@@ -511,70 +512,10 @@ class DecisionTracer(fx.Tracer):
         return pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(self._fake.from_tensor(tensor), tensor), value)
 
 
-_PLAIN = (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
-
-
 def attribute_of(root: torch.nn.Module, path: str) -> Any:
     """Return what a path such as ``layer.weight`` names in a module."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
-
-
-def _is_pure(function: Any) -> bool:
-    """Return whether a function is one of Python's operators or of torch, and writes into no argument."""
-    name, home = str(getattr(function, "__name__", "_")), str(getattr(function, "__module__", ""))
-    writes = name.endswith("_") or name.startswith("set") or (home == "_operator" and name.startswith("i") and hasattr(operator, name[1:]))
-    return not writes and home.partition(".")[0] in ("_operator", "builtins", "math", "torch")
-
-
-def _likeness_of_tensor(tensor: Any) -> Hashable:
-    return _layout(tensor) if isinstance(tensor, torch.Tensor) and not vars(tensor) else None
-
-
-def _layout(tensor: torch.Tensor) -> Hashable:
-    lies = (tensor.stride(), tensor.storage_offset()) if tensor.layout is torch.strided else _Itself(tensor)
-    return (type(tensor), tensor.shape, lies, tensor.dtype, tensor.device, tensor.requires_grad)
-
-
-def _likeness_of_module(module: torch.nn.Module) -> Hashable:
-    """Return what two layers of torch have in common only if they do the same to shapes; None if that is not certain."""
-    if not type(module).__module__.startswith("torch.nn.modules."):
-        return None
-    own = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers")}
-    tensors = {**module._parameters, **module._buffers}
-    of_tensors = (t if t is None else _likeness_of_tensor(t) or _Itself(t) for t in tensors.values())
-    return type(module), _frozen(own, {}), tuple(tensors), tuple(of_tensors)
-
-
-def _frozen(value: Any, values: Mapping[fx.Node, Any]) -> Hashable:
-    """Return a structure as a key of a dict: nodes by their values, data as it is, and other objects by identity."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return kind, value
-    if kind is fx.Node:
-        return _frozen(values[value], values)
-    if isinstance(value, (tuple, list)):
-        return kind, tuple(_frozen(each, values) for each in value)
-    if isinstance(value, dict):
-        return kind, tuple(value), tuple(_frozen(each, values) for each in value.values())
-    if kind is set:
-        return kind, frozenset(value)
-    if kind is slice:
-        return _frozen((value.start, value.stop, value.step), values)
-    return _Itself(value)
-
-
-class _Itself:
-    """Stands for an object in a key: equal to what stands for the same object. It holds the object, so that no other gets its id."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def _reads_flag(node: fx.Node) -> bool:
