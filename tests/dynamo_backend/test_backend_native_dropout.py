@@ -43,7 +43,7 @@ def output(result: Any) -> Tensor:
     return value
 
 
-@pytest.mark.parametrize("option", ["off", "seeded", 0.2, {"att": "off", "layer.dropout1": "off"}])
+@pytest.mark.parametrize("option", ["off", "seeded", {"att": 0.2, "layer.dropout1": "off"}])
 def test_it_is_moved_as_in_a_trace(option: Any) -> None:
     """By the same names and with the same masks."""
     module = graphreg.regularize(Attends(), own_dropout=option, rng=3, example_inputs=X)
