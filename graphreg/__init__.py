@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         strength_buffers,
         strengths,
     )
+    from graphreg.session.prox import prox_
     from graphreg.session.sampling import Samples, sample
     from graphreg.stages.stage import regularize_stage
     from graphreg.tracing.listing import names
@@ -103,6 +104,7 @@ _FILES = {
         "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state", "rng_state", "set_ranks",
         "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths",
     ),
+    "session.prox": ("prox_",),
     "session.sampling": ("Samples", "sample"),
     "stages.stage": ("regularize_stage",),
     "tracing.listing": ("names",),
@@ -119,7 +121,8 @@ __all__ = [
     "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
     "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "passes",
-    "penalties_off", "plan", "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state",
+    "penalties_off", "plan", "prox_",
+    "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state",
     "rewrite", "rng_state", "sample", "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
     "strength_buffers", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip

@@ -15,15 +15,18 @@ class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
         weight: The strength, 0 or more.
         l1_ratio: r, in [0, 1]: 1 is the lasso, 0 is ridge regression.
         reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
+        by: ``"gradient"``, or ``"prox"`` for exact zeros by ``graphreg.prox_``.
 
     Averaged over: the elements of each parameter, then the parameters.
     Default sites: the parameters of 2 dims or more.
     Source: Zou & Hastie, Regularization and variable selection via the elastic net, J. R. Stat. Soc. B 67 (2005), equation 3, in the form
-    of Friedman, Hastie & Tibshirani 2010, equation 2.
+    of Friedman, Hastie & Tibshirani 2010, equation 2. The proximal map: Parikh & Boyd, Proximal algorithms, Foundations and Trends in
+    Optimization 1 (2014), section 6.5.3.
     """
 
     l1_ratio: float = 0.5
     reduction: str = "mean"
+    by: str = "gradient"
 
     def check(self) -> None:
         super().check()
@@ -32,6 +35,10 @@ class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
     def __call__(self, w: Tensor) -> Tensor:
         net = self.l1_ratio * w.abs() + (1 - self.l1_ratio) * w.square() / 2
         return net.sum() if self.reduction == "sum" else net.mean()
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        step = step * self.slope(w.numel())
+        return w.sign() * (w.abs() - step * self.l1_ratio).relu() / (1 + step * (1 - self.l1_ratio))
 
     def slope(self, elements: int) -> float:
         """Return the derivative of the formula at a weight of 1, which does not depend on ``l1_ratio``."""

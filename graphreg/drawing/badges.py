@@ -97,6 +97,11 @@ def _all(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> Iterator[tuple
                 for one in edit.sites:
                     if (at := shower(graph, one.name, layers)) is not None:
                         yield at, Badge(name, name, strength, one.name)
+    # What ``prox_`` does is in no graph.
+    for edit in seen.plan.edits if seen.plan is not None else ():
+        name, site = edit.name, edit.site.name
+        if edit.regularizer.by_prox and (at := shower(graph, site, layers)) is not None:
+            yield at, Badge(name, f"{site.rpartition('.')[2]}: {name}", f"{seen.strengths.get((name, site), seen.strengths[name]):g}", site)
 
 
 def shower(graph: nx.DiGraph[str], site: str, layers: Layers) -> str | None:

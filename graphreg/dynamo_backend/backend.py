@@ -376,6 +376,10 @@ def _refuse_impossible(regularizers: Mapping[str, Regularizer], own_dropout: Own
                 f"{type(regularizer).__name__} keeps a state from call to call, and a backend's graphs keep none. Compile what "
                 "graphreg.regularize returns instead."
             )
+        if regularizer.by_prox:
+            raise RegularizerError(
+                f"{name}: by='prox' is not possible in a backend, because graphreg.prox_ takes a regularized module. Use {OTHERS}."
+            )
         if isinstance(regularizer.weight, ByDepth):
             raise RegularizerError(
                 f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "

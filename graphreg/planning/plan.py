@@ -169,6 +169,11 @@ class Plan(Printed, RenamedAttributes):
         return {edit.site.name: edit.weight for edit in self.of(name)} if self.regularizers[name].by_site else {}
 
     @property
+    def penalties(self) -> list[str]:
+        """The names of the regularizers that have an entry in the penalties of a call."""
+        return [name for name, regularizer in self.regularizers.items() if regularizer.has_penalty() and not regularizer.by_prox]
+
+    @property
     def is_scheduled(self) -> bool:
         """Whether some strength changes while the model trains, so that the rewritten module has a clock."""
         return any(r.is_scheduled for r in self.regularizers.values()) or rates_are_scheduled(self.own_dropout)

@@ -50,9 +50,14 @@ The engine averages the results of a penalty over its sites, or adds them if the
 sites. Then the engine multiplies by the strength. For all regularizers, the engine takes care of
 precision and of train and eval mode. A regularizer never sees an fx node.
 
-The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``,
-``lengths``, ``wrt``, ``always``, ``axis`` and ``share_axes``; see ``EngineOptions``. Declare such
-an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the class alone.
+A penalty on parameters that has the option ``by`` and a method ``prox`` may act by a proximal step
+in place of a gradient (``by="prox"``): ``graphreg.prox_`` calls the method after each step of the
+optimizer.
+
+The engine itself reads eight options, if the class has them: ``reduction``, ``time_axis``,
+``lengths``, ``wrt``, ``always``, ``axis``, ``share_axes`` and ``by``; see ``EngineOptions``. Declare
+such an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the class
+alone.
 """
 
 from __future__ import annotations
@@ -249,6 +254,11 @@ class Regularizer:
         return has_schedule(self.weight)
 
     @property
+    def by_prox(self) -> bool:
+        """Whether ``graphreg.prox_`` applies the penalty, which then has no entry in the penalties of a call."""
+        return self.engine_options.by == "prox"
+
+    @property
     def by_site(self) -> bool:
         """Whether each site may have a strength of its own, which requires that the formula takes one site at a time."""
         return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
@@ -433,6 +443,22 @@ class Penalty(Regularizer):
         self.require(isinstance(self.clean, bool), "clean", "True or False")
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
+        if self.engine_options.by != "gradient":
+            self.require(self.by_prox, "by", "'gradient' or 'prox'")
+            able = type(self).prox is not Penalty.prox and self.on == "parameters" and "w" in self.takes
+            self.require(able, "by", "'gradient': the class has no method prox, or its formula does not take one parameter w at a time")
+
+    def prox(self, w: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Return the proximal map of ``step`` times the formula: the v that minimizes ``step * self(v) + ((v - w) ** 2).sum() / 2``.
+
+        A class must have this method if it has the option ``by``. The method returns a new tensor.
+
+        Args:
+            w: A parameter, float32 or float64.
+            step: 0 or more, 0-d, in the dtype of ``w``: the learning rate times the strength, divided by the number of sites if the
+                penalty is a mean over them. At 0, the result is ``w``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method prox: write its proximal map there.")
 
     def slope(self, elements: int) -> float | None:
         """Return the derivative of the formula by one of ``elements`` elements, where that is 1; None if it is not known.

@@ -27,6 +27,8 @@ class EngineOptions:
             a convolution's value, and the last axis of any other value.
         share_axes: The axes along which a splice has one draw for all elements: ``"time"``,
             ``"batch"``, or numbers.
+        by: How a penalty on parameters acts: ``"gradient"``, as a term of the loss, or ``"prox"``,
+            by ``graphreg.prox_`` after the optimizer's step.
     """
 
     reduction: str = "mean"
@@ -36,6 +38,7 @@ class EngineOptions:
     always: bool = False
     axis: int | None = None
     share_axes: tuple[str | int, ...] = ()
+    by: str = "gradient"
 
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:

@@ -21,12 +21,11 @@ from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDrop
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
 # fields with columns of their own in a report, which "options" leaves out
 _WITH_COLUMN = ("pattern", "weight", "name")
-# Fields that many classes have: those of the base classes, and ``share_axes``, which most splices
-# have.
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}
+# Fields that many classes have: those of the base classes, and ``share_axes`` and ``by``.
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes", "by"}
 # of a penalty that takes ``counted``, they mean nothing without lengths
 _OF_LENGTHS = {"lengths", "time_axis"}
-_ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
+_ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures", "changes")
 
 
 def entry(
@@ -83,6 +82,7 @@ def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
     strength = strengths.get((edit.name, edit.site.name), strengths[edit.name])
     is_clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
     does: Does = "replaces" if not isinstance(edit.regularizer, Penalty) else "measures first" if is_clean else "measures"
+    does = "changes" if edit.regularizer.by_prox else does
     return Act(edit.name, does, strength, edit.matched, gone)
 
 

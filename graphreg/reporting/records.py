@@ -18,7 +18,7 @@ from graphreg.ir.text_table import Table
 
 KEPT = "kept"
 # "measures first": before the splices at the same site
-Does = Literal["replaces", "measures", "measures first"]
+Does = Literal["replaces", "measures", "measures first", "changes"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Entry:
         share: The number of elements at its sites, divided by the number of elements at all ``of``
             sites, in [0, 1]; None if some shape is not known.
         penalty: Whether it is a penalty, and not a splice.
-        trains: The parameters that receive a gradient from its penalty. None if it has no penalty,
-            or if the parameters are not known.
+        trains: The parameters that receive a gradient from its penalty, or that ``prox_`` changes.
+            None if it has no penalty, or if the parameters are not known.
         frozen: The parameters that would receive a gradient from its penalty if their
             ``requires_grad`` were not False.
         notes: Remarks, one clause each.
@@ -67,7 +67,8 @@ class Act:
     Attributes:
         regularizer: The regularizer's name.
         does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice
-            replaces the value.
+            replaces the value; ``"changes"`` for a penalty with ``by="prox"``, of which ``prox_``
+            changes the parameter.
         strength: The present weight or rate.
         matched: The string of the selector that matched the site.
         gone: Whether a later torch.fx pass removed the node of this action from the graph.

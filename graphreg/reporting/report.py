@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from graphreg.compiler.settings import changed
 from graphreg.errors import GraphRegError, listed
@@ -26,6 +26,7 @@ from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.runtime.attach import AttachRule
 from graphreg.runtime.clock import clock_of
+from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.rank_mesh import batch_notes, rank_notes
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.session.controls import Regulated, changed_strengths, site_strengths, strengths_now
@@ -105,13 +106,19 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
 
 def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[str, Any]) -> tuple[Entry, ...]:
     """Return the records of the regularizers. ``chosen``: the strengths that were set after the rewrite, from ``changed_strengths``."""
-    gradient_reach = trained(inner, graphs_of(inner))
+    gradient_reach, parameters = trained(inner, graphs_of(inner)), dict(inner.named_parameters(remove_duplicate=False))
     entries = []
     for name, regularizer in plan.regularizers.items():
-        edits = plan.of(name)
+        edits, zeros = plan.of(name), ""
+        if regularizer.by_prox:
+            changed = {edit.site.name: parameters[edit.site.name] for edit in edits if edit.site.name in parameters}
+            zeros = _zeros(changed.values())
+            gradient_reach[name] = tuple(n for n, p in changed.items() if p.requires_grad), tuple(
+                n for n, p in changed.items() if not p.requires_grad
+            )
         strengths = [(edit.site, now.get((name, edit.site.name), now[name])) for edit in edits]
         faint = practically_off(regularizer, strengths, plan.whole(name))
-        notes = [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), faint]
+        notes = [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), faint, zeros]
 
         # A key (name, site) is there only where the strength of a site differs from the name's.
         by_site = strength_text(name, now) if any(isinstance(key, tuple) and key[0] == name for key in now) else ""
@@ -119,6 +126,14 @@ def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[
         sites = [site for edit in edits for site in edit.sites]
         entries.append(entry(name, regularizer, sites, now[name], plan.site_counts, gradient_reach.get(name), notes, by_site, share))
     return tuple(entries)
+
+
+def _zeros(parameters: Iterable[Tensor]) -> str:
+    """Say how a penalty with ``by="prox"`` acts, and how many weights of its parameters are exactly 0, if they have values."""
+    known = [whole(parameter.detach()) for parameter in parameters if parameter.device.type != "meta"]
+    zeros, of = sum(int((each == 0).sum()) for each in known), sum(each.numel() for each in known)
+    count = f"; {zeros:,} of {of:,} weights are exactly 0 ({zeros / of:.1%})" if of else ""
+    return f"not in penalties: graphreg.prox_ applies it after the optimizer's step{count}"
 
 
 def _unproved(unproved: Mapping[str, str]) -> list[str]:
@@ -155,8 +170,9 @@ def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acte
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]
     at_once = {edit.name for edit in penalties if not measures(edit.regularizer)}
-    # A penalty that takes all its values at once has a single node, which names no site. So its sites count as present without a check.
-    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}
+    # A penalty that takes all its values at once has a single node, which names no site, and one with by="prox" has no node. So their
+    # sites count as present without a check.
+    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once or edit.regularizer.by_prox}
     places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     # In reverse, so that the first place of a name counts: it may be in the graphs of both modes.
     order = {name: i for i, name in reversed(list(enumerate(places)))}

@@ -134,15 +134,11 @@ def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
     if addition is None:
         return []
     if addition.kind == Kind.ATTACHED:
-        return [(name, "the output") for name in _penalties(plan)]
+        return [(name, "the output") for name in plan.penalties]
     # The node puts the result of a splice in the place of the value.
     if addition.kind == Kind.REPLACED and isinstance(splice := node.args[1], fx.Node):
         return _replacing(splice, plan)
     return [(name, addition.site or "") for name in _names(addition, plan)] if addition.kind in _REPLACES else []
-
-
-def _penalties(plan: Plan) -> list[str]:
-    return [name for name, regularizer in plan.regularizers.items() if regularizer.has_penalty()]
 
 
 def _names(addition: Addition, plan: Plan) -> list[str]:
@@ -161,7 +157,7 @@ def _names(addition: Addition, plan: Plan) -> list[str]:
     if kind == Kind.TRACK:
         return plan.tracked[site]
     if kind in (Kind.ATTACH, Kind.ATTACHED):
-        return _penalties(plan)
+        return plan.penalties
     if kind == Kind.PARAMETER:
         return [edit.name for edit in plan.edits if edit.replaces_parameter and edit.site.name == site]
     # A copy of a value serves all that acts at its site.

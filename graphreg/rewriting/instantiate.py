@@ -87,6 +87,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds), plan.own_dropout), keys
     session.learn(plan)
     rules.session = session
+    rules.proxed = tuple(dict.fromkeys(edit.site.name for edit in plan.edits if edit.regularizer.by_prox))
 
     rules.planned_strengths = {name: plan.planned_strengths(name) for name in session.strengths}
     for name, row in session.strengths.items():
@@ -242,6 +243,8 @@ def _add_totals(
                 rules.add_module(name, holder)
             continue
         assert isinstance(regularizer, Penalty)
+        if regularizer.by_prox:  # nothing of it is in the graph
+            continue
         if name in plan.slices:
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
             total: Total = Derivative(regularizer, name, strength, plan.slices[name], drawn)

@@ -129,7 +129,7 @@ def require_trained(module: RewrittenModule, traced: Traced, plan: Plan) -> None
     if not traced.whole or plan.in_whole or plan.adapters_off:  # without adapters, nothing may train for a while
         return
     trains = dict[str, bool]()
-    for emitted in graphs_of(module).values() if any(each.has_penalty() for each in plan.regularizers.values()) else ():
+    for emitted in graphs_of(module).values() if plan.penalties else ():
         graph = restored(emitted)
         trained = _trained(graph, module, Aliases(graph, traced.operations))
         for node in graph.nodes:

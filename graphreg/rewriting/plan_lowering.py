@@ -115,7 +115,7 @@ class _Lowering:
         self.key: Insertion | None = None
         self.clock: Insertion | None = None
         self.calls: dict[int, dict[str, ValueSource]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
-        self.measured: dict[str, dict[str, ValueSource]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
+        self.measured: dict[str, dict[str, ValueSource]] = {name: {} for name in plan.penalties}
         self.wrt: dict[str, ValueSource] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart, self.in_whole = list[str](), list[str](), list[str](), plan.in_whole.get(mode, {})
 

@@ -16,6 +16,7 @@ from graphreg.runtime.counter import settle
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
+from graphreg.runtime.optimizer_steps import warn_of_missed_prox
 from graphreg.runtime.parameter_identity import require_same_parameters
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import DrawingRule, device_with_values
@@ -62,6 +63,8 @@ class AroundCall:
             asks = rules.is_uncalled or rules.awaits_device or rules.regularized or rules.unseen is not None
             if asks or self.compiled or self.in_group or (rules.prover is not None and self._is_unproved()):
                 self._check_call(rules)
+        if rules.proxed and self.module.training:
+            warn_of_missed_prox(self.module, rules)
         self.before = None if rules.stage_calls is None else rules.stage_calls.begin(self.module)
 
         # what may raise comes first: Python calls ``__exit__`` only if this method returns

@@ -54,6 +54,7 @@ class Rules(nn.Module):
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
         regularized: The names of each parameter that a regularizer acts on; a tied parameter has several. Empty if nothing checks that
             they still are the names of one parameter each.
+        proxed: The names of the parameters that ``prox_`` changes.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,7 @@ class Rules(nn.Module):
         self.awaits_device, self.is_edited = False, False
         self.prover: Callable[[Any, Any, Any], None] | None = None
         self.regularized: tuple[tuple[str, ...], ...] = ()
+        self.proxed: tuple[str, ...] = ()
 
     named_modules = follow_averages(nn.Module.named_modules, hides_buffers=True)
 

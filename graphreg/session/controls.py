@@ -27,6 +27,7 @@ from graphreg.session.hosts import (
     backend_host,
     in_place_host,
     native_draws,
+    record_of,
     regularized,
     rewritten,
     roots_of,
@@ -96,7 +97,8 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
         module: A rewritten module, also compiled or wrapped. The names are those of the rewritten module's own ``named_buffers``.
 
     Returns:
-        A record for each regularizer that was made with a number. Those with a schedule are left out: their strengths are counted.
+        A record for each regularizer that was made with a number. Those with a schedule are left out: their strengths are counted. So are
+        penalties with ``by="prox"``, which no call computes.
 
     Raises:
         GraphRegError: graphreg did not rewrite the module, or it is regularized in place or a backend, whose graphs have no such buffers.
@@ -112,6 +114,7 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
     return {
         name: StrengthBuffers(tuple(n for n, buffer in buffers.items() if buffer is tensor), tuple(rules.planned_strengths[name]) or ("",))
         for name, tensor in rules.strengths.items()
+        if not record_of(module).plan.regularizers[name].by_prox
     }
 
 

@@ -24,6 +24,7 @@ from graphreg.regularizer.base import Regularizer
 from graphreg.runtime.attach import AttachRule, check_scale
 from graphreg.runtime.build_record import Asked, written_scale
 from graphreg.runtime.clock import ClockRule
+from graphreg.runtime.optimizer_steps import watch_steps
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.runtime.runtime_module import DrawingRule, Rules
@@ -96,6 +97,18 @@ class Session:
         self.native: frozenset[str] = frozenset()
         self.attaches = False
         self.scale: Any = None
+        if self.has_prox:
+            watch_steps(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.has_prox:  # the process that loads a pickle may not watch yet
+            watch_steps(self)
+
+    @property
+    def has_prox(self) -> bool:
+        """Whether ``prox_`` applies some of the penalties."""
+        return any(row.regularizer is not None and row.regularizer.by_prox for row in self.strengths.values())
 
     # Strengths
 

@@ -109,8 +109,8 @@ def regularize_stage(
     # the model's parameters, or those that a splice has learned
     of_parameters = tuple(
         name
-        for name, r in decided.regularizers.items()
-        if decided.of(name) and r.has_penalty() and (r.on == "parameters" or isinstance(r, Splice))
+        for name in decided.penalties
+        if decided.of(name) and ((r := decided.regularizers[name]).on == "parameters" or isinstance(r, Splice))
     )
     rules_of(module).stage_calls = StageCalls(microbatches, scale_grads, of_parameters)
     log_plan(decided, found.traced.notes)

@@ -177,7 +177,7 @@ def _reaches(graph: fx.Graph, plan: Plan, placed: Placed) -> None:
             fail(f"{node.name} does not take the key of the call.")
         if added.kind == Kind.TOTAL:
             totals[str(added.regularizer)] = node
-    wanted = [name for name, r in plan.regularizers.items() if r.has_penalty()]
+    wanted = plan.penalties
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")

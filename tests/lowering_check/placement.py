@@ -130,10 +130,10 @@ class Placed:
     def _reads(self, edit: Edit) -> int:
         """Check that a node reads the parameter of an edit, and return 1. For a splice, return 1 if it is there, else 0.
 
-        ``check_parameters`` checks what splices on parameters read.
+        ``check_parameters`` checks what splices on parameters read. A penalty with ``by="prox"`` reads none.
         """
         node = self.added.get((edit.name, edit.site.name))
-        if edit.replaces_parameter:
+        if edit.replaces_parameter or edit.regularizer.by_prox:
             return int(node is not None)
         if node is None or node.op != "get_attr" or node.target != edit.site.name:
             fail(f"{edit.name} does not read the parameter {edit.site.name}.")
