@@ -37,6 +37,7 @@ class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
         return net.sum() if self.reduction == "sum" else net.mean()
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        """Move each weight towards 0, and no further, and scale the rest down."""
         step = step * self.slope(w.numel())
         return w.sign() * (w.abs() - step * self.l1_ratio).relu() / (1 + step * (1 - self.l1_ratio))
 

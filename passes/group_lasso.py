@@ -17,9 +17,9 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
     Args:
         weight: The strength, 0 or more.
         axis: The axis of groups: all weights at one index of this axis are one group. With axis 0, a group holds the weights of one output
-            unit or channel. With None, groups are made of single weights.
-        group_size: How many neighbours along the axis are one group: for the heads of attention, the size of a head. With ``axis=None``,
-            how many consecutive weights of a row.
+            unit or channel. With ``"elements"``, groups are made of consecutive weights of a row.
+        group_size: How many neighbours along the axis are one group: for the heads of attention, the size of a head. With
+            ``axis="elements"``, how many consecutive weights.
         reduction: ``"mean"`` or ``"sum"``, over the parameters.
         by: ``"gradient"``, or ``"prox"`` for groups that are exactly 0, by ``graphreg.prox_``.
 
@@ -33,23 +33,23 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
     Parikh & Boyd, Proximal algorithms, Foundations and Trends in Optimization 1 (2014), section 6.5.4.
     """
 
-    axis: int | None = 0
+    axis: int | str = 0
     group_size: int = 1
     reduction: str = "mean"
     by: str = "gradient"
 
     def check(self) -> None:
         super().check()
-        self.require(self.axis is None or type(self.axis) is int, "axis", "a whole number, or None")
+        self.require(self.axis == "elements" or type(self.axis) is int, "axis", "a whole number, or 'elements'")
         self.require(type(self.group_size) is int and self.group_size > 0, "group_size", "a whole number above 0")
 
     def why_not(self, site: Site) -> str:
         if site.shape is None:
             return ""
         dims = len(site.shape)
-        if self.axis is not None and not -dims <= self.axis < dims:
+        if isinstance(self.axis, int) and not -dims <= self.axis < dims:
             return f"axis={self.axis} is out of range for shape {site.shape}. Give an axis from {-dims} to {dims - 1}."
-        length, of = (math.prod(site.shape[1:]), "a row") if self.axis is None else (site.shape[self.axis], f"axis {self.axis}")
+        length, of = (site.shape[self.axis], f"axis {self.axis}") if isinstance(self.axis, int) else (math.prod(site.shape[1:]), "a row")
         divides = length % self.group_size == 0
         return "" if divides else f"group_size={self.group_size} does not divide the length {length} of {of}. Give a divisor of it."
 
@@ -60,14 +60,15 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
         return math.sqrt(groups.shape[1]) * norms.sum()
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        """Shorten each group, and no further than to 0."""
         groups = self._groups(w)
         norms = torch.linalg.vector_norm(groups, dim=1, keepdim=True)
         threshold = step * math.sqrt(groups.shape[1])
         shrunk = torch.where(norms > threshold, groups * (1 - threshold / norms), 0.0)
-        return shrunk.view_as(w) if self.axis is None else shrunk.view_as(w.movedim(self.axis, 0)).movedim(0, self.axis)
+        return shrunk.view_as(w.movedim(self.axis, 0)).movedim(0, self.axis) if isinstance(self.axis, int) else shrunk.view_as(w)
 
     def _groups(self, w: Tensor) -> Tensor:
         """Return the weights as [groups, size of a group]."""
-        if self.axis is None:
-            return w.reshape(-1, self.group_size)
-        return w.movedim(self.axis, 0).reshape(w.shape[self.axis] // self.group_size, -1)
+        if isinstance(self.axis, int):
+            return w.movedim(self.axis, 0).reshape(w.shape[self.axis] // self.group_size, -1)
+        return w.reshape(-1, self.group_size)

@@ -40,6 +40,7 @@ class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
         return (norms - self.limit).relu().square().sum()
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        """Scale each row whose norm is above the limit down to the limit."""
         norms: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
         scales = torch.where((step > 0) & (norms > self.limit), self.limit / norms, 1.0)
         return w * scales.view(-1, *[1] * (w.dim() - 1))

@@ -30,6 +30,7 @@ class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
         return w.abs().sum() if self.reduction == "sum" else w.abs().mean()
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        """Move each weight towards 0, and no further."""
         return w.sign() * (w.abs() - step * self.slope(w.numel())).relu()
 
     def slope(self, elements: int) -> float:

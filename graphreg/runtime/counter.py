@@ -99,6 +99,8 @@ class Counter(RuntimeModule):
     free: Tensor
     streams: Tensor
     ahead: CallsAhead | None = None
+    # within a vmap over several calls (``sample``): what each of them needs, which was taken before
+    several: Tensor | None = None
 
     def __init__(self, description: str) -> None:
         super().__init__(description)
@@ -175,6 +177,8 @@ class Counter(RuntimeModule):
     @disable(CHUNKED)
     def _taken(self) -> Tensor:
         """Return what this call needs and store what the next needs: one thread at a time, outside of the transforms of torch.func."""
+        if self.several is not None:
+            return self.several
         if backward_task() != NO_BACKWARD:
             self.refuse_backward()
         if jit_trace() is not None:

@@ -46,7 +46,7 @@ def test_what_must_not_change() -> None:
 
 
 def test_errors() -> None:
-    refused("GroupLasso: axis='rows' is not allowed; axis must be a whole number, or None.",
+    refused("GroupLasso: axis='rows' is not allowed; axis must be a whole number, or 'elements'.",
             lambda: GroupLasso("*", 1, axis="rows"))  # type: ignore[arg-type]  # fmt: skip
     refused("GroupLasso at a.weight: axis=2 is out of range for shape (2, 2). Give an axis from -2 to 1.",
             lambda: graphreg.regularize(TwoLayers(), GroupLasso("*", 0.1, axis=2)))  # fmt: skip

@@ -54,7 +54,7 @@ BY_HAND: list[tuple[Penalty, float, list[list[float]]]] = [
     (WeightL1("*", 1, by="prox"), 1.4, [[2.65, -3.65], [0, 0.05]]),  # the mean over 4 weights: thresholds of 1.4 / 4
     (ElasticNet("*", 1, l1_ratio=0.5, reduction="sum", by="prox"), 0.7, [[2.65 / 1.35, -3.65 / 1.35], [0, 0.05 / 1.35]]),
     (GroupLasso("*", 1, by="prox"), 1 / math.sqrt(2), [[2.4, -3.2], [0, 0]]),  # norms 5 and 0.5, thresholds of 1
-    (GroupLasso("*", 1, axis=None, by="prox"), 0.35, [[2.65, -3.65], [0, 0.05]]),  # groups of one weight: the lasso
+    (GroupLasso("*", 1, axis="elements", by="prox"), 0.35, [[2.65, -3.65], [0, 0.05]]),  # groups of one weight: the lasso
     (MaxNorm("*", 1, limit=2.5, by="prox"), 1e-9, [[1.5, -2], [0.3, 0.4]]),
 ]  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_by_hand(penalty: Penalty, step: float, expected: list[list[float]]) -> 
     assert torch.equal(prox(penalty, torch.zeros_like(W), 0.5), torch.zeros_like(W))
 
 
-groupings = st.sampled_from([(0, 1), (1, 1), (-1, 2), (0, 3), (2, 2), (None, 1), (None, 4), (None, 8)])
+groupings = st.sampled_from([(0, 1), (1, 1), (-1, 2), (0, 3), (2, 2), ("elements", 1), ("elements", 4), ("elements", 8)])
 
 
 @given(st.builds(lambda g, r: (g, r), groupings, st.sampled_from(["mean", "sum"])), st.floats(0.01, 5), st.integers(0, 99))
@@ -94,7 +94,7 @@ def test_groups() -> None:
     """Heads of 2 rows, columns, filters, kernels in rows of 9: what is 0 is a whole group."""
     w = torch.ones(4, 2, 3, 3, dtype=torch.float64)
     w[:2] = 0.01
-    for options in ({}, {"group_size": 2}, {"axis": None, "group_size": 9}):
+    for options in ({}, {"group_size": 2}, {"axis": "elements", "group_size": 9}):
         v = prox(GroupLasso("*", 1, by="prox", **options), w, 0.05)
         assert not v[:2].any() and v[2:].all()
     v = prox(GroupLasso("*", 1, axis=1, by="prox"), w.transpose(0, 1), 0.05)
@@ -339,7 +339,7 @@ def test_errors() -> None:
     refused(RegularizerError, "GroupLasso at 0.weight: group_size=4 does not divide the length 6 of axis 0. Give a divisor of it.",
             lambda: as_module(GroupLasso("0.weight", 1.0, group_size=4)))  # fmt: skip
     refused(RegularizerError, "GroupLasso at 0.weight: group_size=3 does not divide the length 4 of a row. Give a divisor of it.",
-            lambda: as_module(GroupLasso("0.weight", 1.0, axis=None, group_size=3)))  # fmt: skip
+            lambda: as_module(GroupLasso("0.weight", 1.0, axis="elements", group_size=3)))  # fmt: skip
     refused(RegularizerError, "optimizer='sgd' is not allowed; give the torch.optim.Optimizer that made the step.",
             lambda: graphreg.prox_(module, "sgd"))  # type: ignore[arg-type]  # fmt: skip
     refused(GraphRegError, "no penalty of this module has by='prox', so prox_ has nothing to do.",
