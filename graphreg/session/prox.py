@@ -26,7 +26,8 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
     Call it after each ``optimizer.step()``. For plain SGD, the two together are proximal gradient descent. The penalty is the one that
     ``by="gradient"`` would add to the loss: with the same mean over elements and parameters, the present strengths by site, and schedules.
     Each parameter takes the learning rate that its group had in the step, also if a scheduler has changed it since. The learning rate is
-    not divided by the second moments of Adam, as in AdamW's weight decay. Several penalties on one parameter act in the order in which
+    taken as it is, as AdamW does for weight decay: not divided by the second moments of Adam, and, with a momentum m, not by 1 - m, by
+    which the gradients of the loss add up. Several penalties on one parameter act in the order in which
     they were given. Parameters that the optimizer does not have, or that are frozen, stay as they are. Nothing happens if the optimizer
     made no step since the last call, for instance because a GradScaler skipped it, or in a block of ``penalties_off``. Where parameters
     are DTensors, all ranks call the function.

@@ -27,6 +27,8 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.fake_inputs import arguments
 
+QUANTILE_LIMIT = 2**24  # torch.quantile takes no more numbers
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -118,8 +120,7 @@ class Samples:
             raise RegularizerError(f"q={shown(q)} is not allowed; give a number in [0, 1], or a list of such numbers.")
         values = torch.stack([_wide(tensor_of(output, of)) for output in self._passes("quantile")])
         at = torch.tensor(numbers, dtype=values.dtype, device=values.device)
-        # torch.quantile takes at most 2 ** 24 numbers
-        pieces = torch.split(values.flatten(1), max(1, 2**24 // self.n), 1)
+        pieces = torch.split(values.flatten(1), max(1, QUANTILE_LIMIT // self.n), 1)
         found = torch.cat([torch.quantile(piece, at, 0) for piece in pieces], 1).view(-1, *values.shape[1:])
         return found if several else found[0]
 
