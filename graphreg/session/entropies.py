@@ -41,6 +41,8 @@ class Entropies:
             raise RegularizerError(f"dim={shown(self.dim)} is not allowed; give the number of the axis of the classes.")
         if not isinstance(self.logits, bool):
             raise RegularizerError(f"logits={shown(self.logits)} is not allowed; give True for logits, False for probabilities.")
+        if self.of is not None and not isinstance(self.of, str) and not callable(self.of):
+            raise RegularizerError(f"of={shown(self.of)} is not allowed; give the name of a field or key, or a function of the output.")
 
     @classmethod
     def asked(cls, options: Mapping[str, Any]) -> Entropies:
@@ -82,8 +84,8 @@ class Entropies:
             )
         if shape[self.dim] < 2:
             raise RegularizerError(
-                f"axis dim={self.dim} has {shape[self.dim]} class (shape {shape}), whose entropy is 0. If it is the logit of a sigmoid, give "
-                f"of=lambda z: torch.cat([z, torch.zeros_like(z)], {self.dim})."
+                f"axis dim={self.dim} has {shape[self.dim]} class (shape {shape}), whose entropy is 0. If it is the logit of a sigmoid, "
+                f"give of=lambda z: torch.cat([z, torch.zeros_like(z)], {self.dim})."
             )
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         if self.logits:
@@ -110,15 +112,13 @@ def tensor_of(output: Any, of: Of | None) -> Tensor:
         raise RegularizerError(
             f"the output has {len(tensors)} tensors{_names_text(output)}. Give of=, the name of one of them or a function of the output."
         )
-    found: Any
-    if callable(of):
-        found = of(output)
-    else:
-        found = output.get(of) if isinstance(output, Mapping) else getattr(output, str(of), None)
+    found: Any = of(output) if callable(of) else output.get(of) if isinstance(output, Mapping) else getattr(output, of, None)
     if isinstance(found, Tensor):
         return found
     near = suggestions_text(of, _names(output)) if isinstance(of, str) else ""
-    raise RegularizerError(f"of={shown(of)} gives no tensor, but {shown(found)}.{near} Give the name of a tensor, or a function of the output.")
+    raise RegularizerError(
+        f"of={shown(of)} gives no tensor, but {shown(found)}.{near} Give the name of a tensor, or a function of the output."
+    )
 
 
 def _names(output: Any) -> list[str]:

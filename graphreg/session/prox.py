@@ -18,8 +18,10 @@ from graphreg.session.hosts import record_of, regularized, session_of
 from graphreg.session.session import Session
 from graphreg.session.strengths import number
 from graphreg.torch_internals.distributed import is_distributed, replicated
+from graphreg.torch_internals.dynamo_marks import disable
 
 
+@disable()
 def prox_(module: nn.Module, optimizer: Optimizer) -> None:
     """Apply the penalties with ``by="prox"``, in place: each parameter w becomes the proximal map of lr · strength · penalty at w.
 

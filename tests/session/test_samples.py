@@ -53,7 +53,10 @@ def kept(outputs: Tensor) -> Samples:
 @pytest.mark.parametrize("logits", [True, False])
 @pytest.mark.parametrize(
     ("passes", "entropy", "information"),
-    [([[1, 0], [0, 1]], LN2, LN2), ([[0.5, 0.5], [0.5, 0.5]], LN2, 0), ([[1, 0], [1, 0]], 0, 0), ([[1, 0], [0.5, 0.5]], 0.562335, 0.215762)],
+    [
+        ([[1, 0], [0, 1]], LN2, LN2), ([[0.5, 0.5], [0.5, 0.5]], LN2, 0), ([[1, 0], [1, 0]], 0, 0),
+        ([[1, 0], [0.5, 0.5]], 0.562335, 0.215762),
+    ],
 )  # fmt: skip
 def test_by_hand(passes: list[list[float]], entropy: float, information: float, logits: bool) -> None:
     """Of the last: H(0.75, 0.25) = 0.562335, and the mean of H(1, 0) = 0 and H(½, ½) = ln 2 is 0.346574."""
@@ -204,7 +207,7 @@ def test_errors() -> None:
         ("q=1.5 is not allowed; give a number in [0, 1], or a list of such numbers.", lambda: samples.quantile(1.5)),
         ("the outputs were not kept (keep=False), and entropy needs them. Give sample keep=True, or entropy={'dim': 1} with", bare.entropy),
         ("the outputs were not kept (keep=False), and quantile needs them. Give sample keep=True.", lambda: streamed.quantile(0.5)),
-        ("the passes were summed up with dim=1, logits=True, of=None, and not with dim=-1, logits=True, of=None, which needs", streamed.entropy),
+        ("the passes were summed up with dim=1, logits=True, of=None, and not with dim=-1, logits=True, of=None, which", streamed.entropy),
     ):  # fmt: skip
         refused(RegularizerError, text, call)
     assert pairs.entropy(of="mean").shape == (5,)
