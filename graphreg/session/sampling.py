@@ -165,9 +165,9 @@ def sample(
         RegularizerError: An argument is out of its range.
         GraphRegError: The module draws no noise; or, with ``at_once``, an operation of the model is not possible under ``torch.vmap``.
     """
-    for name, number in (("n", n), ("at_once", at_once)):
+    for name, number, what in (("n", n, "the number of passes"), ("at_once", at_once, "the number of passes in one call")):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise RegularizerError(f"{name}={shown(number)} is not allowed; {name} is a number of passes, a whole number of 1 or more.")
+            raise RegularizerError(f"{name}={shown(number)} is not allowed; {name} is {what}, a whole number of 1 or more.")
     if progress is not None and not isinstance(progress, bool):
         raise RegularizerError(
             f"progress={shown(progress)} is not allowed; give True, False, or None to show a line if stderr is a terminal."

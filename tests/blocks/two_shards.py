@@ -73,6 +73,8 @@ def train(module: Any) -> list[Any]:
         gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad.clone() for p in module.parameters()]
         steps.append([output.detach(), {name: value.detach() for name, value in penalties.items()}, gradients])
         optimizer.step()
+        if not PROX.keys().isdisjoint(graphreg.strengths(module)):
+            graphreg.prox_(module, optimizer)
     return steps
 
 
@@ -85,7 +87,8 @@ def error_of(run: Callable[[], Any]) -> str:
 
 
 ATTACHED: dict[str, Any] = {"penalties": "attach", "scale": 1.0}
-WHOLE: dict[str, Any] = {"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}}
+PROX: dict[str, Any] = {"group_lasso": {"weight": 0.1, "axis": 1, "by": "prox"}}
+WHOLE: dict[str, Any] = {"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}} | PROX
 # by name: further options, and the sharded module
 WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "blocks and root": ({}, lambda **more: sharded(made(**more))),

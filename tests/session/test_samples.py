@@ -193,7 +193,7 @@ def test_errors() -> None:
         return lambda: graphreg.sample(module, X, 2, **options)
 
     for text, call in (
-        ("at_once=0 is not allowed; at_once is a number of passes, a whole number of 1 or more.", sampled(at_once=0)),
+        ("at_once=0 is not allowed; at_once is the number of passes in one call, a whole number of 1 or more.", sampled(at_once=0)),
         ("entropy=1 is not allowed; give the arguments of Samples.entropy: {'dim': 1}.", sampled(entropy=1)),
         ("entropy: 'dims' is unknown. Near names: dim, logits. Names: dim, logits, of.", sampled(entropy={"dims": 1})),
         ("dim='class' is not allowed; give the number of the axis of the classes.", lambda: samples.entropy("class")),  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_errors() -> None:
     ):  # fmt: skip
         refused(RegularizerError, text, call)
     assert pairs.entropy(of="mean").shape == (5,)
-    backend = graphreg.backend(hidden_dropout=0.5)
+    backend = graphreg.backend(hidden_dropout=0.5, inner="eager")
     model = torch.compile(mlp(), backend=backend)
     model(X)
     refused(GraphRegError, "at_once is not possible with a backend", lambda: graphreg.sample(model, X, 2, at_once=2))
