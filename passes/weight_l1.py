@@ -20,7 +20,7 @@ class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
     Default sites: the parameters of 2 dims or more.
     Source: Tibshirani, Regression shrinkage and selection via the lasso, J. R. Stat. Soc. B 58 (1996), equation 1. The paper has a
     constraint in place of the penalty. The proximal map is soft thresholding: Parikh & Boyd, Proximal algorithms, Foundations and Trends
-    in Optimization 1 (2014), section 6.5.2.
+    in Optimization 1 (2014), section 6.5.
     """
 
     reduction: str = "mean"

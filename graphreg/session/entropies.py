@@ -41,8 +41,6 @@ class Entropies:
             raise RegularizerError(f"dim={shown(self.dim)} is not allowed; give the number of the axis of the classes.")
         if not isinstance(self.logits, bool):
             raise RegularizerError(f"logits={shown(self.logits)} is not allowed; give True for logits, False for probabilities.")
-        if self.of is not None and not isinstance(self.of, str) and not callable(self.of):
-            raise RegularizerError(f"of={shown(self.of)} is not allowed; give the name of a field or key, or a function of the output.")
 
     @classmethod
     def asked(cls, options: Mapping[str, Any]) -> Entropies:
@@ -112,6 +110,8 @@ def tensor_of(output: Any, of: Of | None) -> Tensor:
         raise RegularizerError(
             f"the output has {len(tensors)} tensors{_names_text(output)}. Give of=, the name of one of them or a function of the output."
         )
+    if not isinstance(of, str) and not callable(of):
+        raise RegularizerError(f"of={shown(of)} is not allowed; give the name of a field or key, or a function of the output.")
     found: Any = of(output) if callable(of) else output.get(of) if isinstance(output, Mapping) else getattr(output, of, None)
     if isinstance(found, Tensor):
         return found

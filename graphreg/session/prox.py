@@ -29,10 +29,11 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
     ``by="gradient"`` would add to the loss: with the same mean over elements and parameters, the present strengths by site, and schedules.
     Each parameter takes the learning rate that its group had in the step, also if a scheduler has changed it since. The learning rate is
     taken as it is, as AdamW does for weight decay: not divided by the second moments of Adam, and, with a momentum m, not by 1 - m, by
-    which the gradients of the loss add up. Several penalties on one parameter act in the order in which
-    they were given. Parameters that the optimizer does not have, or that are frozen, stay as they are. Nothing happens if the optimizer
-    made no step since the last call, for instance because a GradScaler skipped it, or in a block of ``penalties_off``. Where parameters
-    are DTensors, all ranks call the function.
+    which the gradients of the loss add up.
+
+    Several penalties on one parameter act in the order in which they were given. Parameters that the optimizer does not have, or that are
+    frozen, stay as they are. Nothing happens if the optimizer made no step since the last call, for instance because a GradScaler skipped
+    it, or in a block of ``penalties_off``. Where parameters are DTensors, all ranks must call the function.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.

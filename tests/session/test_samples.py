@@ -204,6 +204,8 @@ def test_errors() -> None:
         ("logits=False, but the values are no probabilities: the least is ", lambda: samples.entropy(logits=False)),
         ("the output has 2 tensors (mean, log_scale). Give of=, the name of one of them or a function", pairs.entropy),
         ("of='means' gives no tensor, but None. Near names: mean. Give the name of a tensor", lambda: pairs.quantile(0.5, of="means")),
+        ("of=3 is not allowed; give the name of a field or key, or a function of the output.",
+         lambda: samples.quantile(0.5, of=3)),  # type: ignore[arg-type]
         ("q=1.5 is not allowed; give a number in [0, 1], or a list of such numbers.", lambda: samples.quantile(1.5)),
         ("the outputs were not kept (keep=False), and entropy needs them. Give sample keep=True, or entropy={'dim': 1} with", bare.entropy),
         ("the outputs were not kept (keep=False), and quantile needs them. Give sample keep=True.", lambda: streamed.quantile(0.5)),
