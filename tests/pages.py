@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import graphreg
@@ -53,7 +54,9 @@ def registry_restored() -> Iterator[None]:
 
 def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
     """Run every Python block of a page in one space of names; yield what each prints and the ``text`` block behind it, or None."""
-    space = {"__name__": "page"} if space is None else space
+    if space is None:
+        module = sys.modules["docs_page"] = ModuleType("docs_page")  # a module, as Dynamo expects of classes that it compiles
+        space = vars(module)
     blocks = list(FENCE.finditer(text))
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         if block[1] == "python":
