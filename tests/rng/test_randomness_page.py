@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+import stateless
 from graphreg import Noise
 from rivals import of_torch, ours
 from rivals.rows import PAGE, found, said
@@ -33,6 +34,16 @@ def test_every_promise_names_one() -> None:
 @pytest.mark.parametrize(("column", "module"), [("graphreg", ours), ("`F.dropout`", of_torch)])
 def test_the_table_says_what_is_measured(column: str, module: object) -> None:
     assert found(module.PROBES) == said(TEXT)[column]  # type: ignore[attr-defined]
+
+
+def test_torchs_own_keys_keep_what_the_page_says() -> None:
+    """graphreg's column has the promises above; torch's is measured if torch has kernels for the CPU, and 2.13 has none."""
+    rows = dict(re.findall(r"^\| ([^|]+) \| yes \| (yes|no)\b", TEXT, re.MULTILINE))
+    assert rows.keys() >= stateless.PROMISES.keys()
+    if stateless.is_here():
+        found = stateless.verdicts(stateless.their_dropout, stateless.their_key(1))
+        assert found == {said: rows[said] for said in found}
+    assert not (stateless.is_here() and torch.__version__.startswith(("2.10.", "2.11.", "2.12.", "2.13.")))
 
 
 def test_links_are_defined() -> None:
