@@ -62,7 +62,7 @@ def test_gradient_penalties_by_hand(compiled: bool) -> None:
             ({"contractive": {"weight": 10 / 2, "pattern": "**#output"}}, 125.0, (30.0, 40.0)),
             ({"regularizers": page["GradientPenalty"]("**#output", 10.0)}, 160.0, (48.0, 64.0)),
         ]
-        for regularizers, value, gradient in cases:
+        for regularizers, value, gradient in cases[compiled:]:  # the page compiles R1
             layer = linear(3.0, 4.0)
             module = graphreg.regularize(nn.Sequential(layer), **regularizers, rng=0)
             (penalty,) = called(module, compiled)(torch.randn(5, 2)).penalties.values()
