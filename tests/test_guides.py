@@ -13,7 +13,8 @@ FOLDERS = ("howto", "tutorials", "coming_from", "reference")
 PAGES = [path for folder in FOLDERS for path in sorted((DOCS / folder).glob("*.md")) if "```python" in path.read_text()]
 ASKED_FOR = {
     "which_layers", "before_after", "off_for_a_batch", "one_weight", "ramp", "schedule", "checkpointing", "lora", "ema", "torch_func",
-    "quantization", "fsdp2", "deployment", "reproduce", "yaml", "uncertainty", "dropout_off", "r_drop", "gradient_penalty", "moe_balance", "max_logit",
+    "quantization", "fsdp2", "deployment", "reproduce", "yaml", "uncertainty", "dropout_off", "r_drop", "gradient_penalty", "moe_balance",
+    "max_logit",
 }  # fmt: skip
 
 
