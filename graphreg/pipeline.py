@@ -226,7 +226,9 @@ def log_plan(decided: Plan, notes: Iterable[str]) -> None:
         log.info("%s %s %r: %d %s (%s)", weight, kind, regularizer.pattern, count, what, name)
     for name, note in decided.faint.items():
         log.warning("%s is %s", name, note)
-    for line in decided.beside_native:
+    for name, note in decided.cautions.items():
+        log.warning("%s: %s", name, note)
+    for line in (*decided.beside_native, *decided.harms()):
         log.warning("%s", line)
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))

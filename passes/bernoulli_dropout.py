@@ -26,6 +26,7 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    raises_variance = True
     separable = "elements"
     native_kinds = ("element", "channel")
 

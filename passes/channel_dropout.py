@@ -24,6 +24,7 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
     """
 
     usual = "the hidden values that have the axes of a convolution's output"
+    raises_variance = True
     separable = "elements"
     native_kinds = ("element", "channel")
 

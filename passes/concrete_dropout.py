@@ -41,6 +41,7 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
     axis: int | None = None
 
     off_at_zero = False
+    raises_variance = True
 
     def check(self) -> None:
         super().check()

@@ -29,6 +29,7 @@ class DropBlock(Splice, keys=("drop_block",)):
     block_size: int = 7
 
     usual = "the hidden values that are maps of a 2d convolution"
+    raises_variance = True
     native_kinds = ("element", "channel")
 
     def check(self) -> None:

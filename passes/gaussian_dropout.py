@@ -25,6 +25,7 @@ class GaussianDropout(Splice, keys=("gaussian_dropout",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    raises_variance = True
     separable = "elements"
 
     def check(self) -> None:

@@ -25,6 +25,7 @@ class GaussianNoise(Splice, keys=("noise",)):
 
     share_axes: str | int | Sequence[str | int] = ()
 
+    raises_variance = True
     separable = "elements"
 
     def in_a_row(self, weights: Sequence[float]) -> str:

@@ -31,6 +31,7 @@ class LockedDropout(Splice, keys=("locked_dropout",)):
     # A ClassVar, so that it is no option: steps that do not share a draw are BernoulliDropout.
     share_axes: ClassVar[tuple[str, ...]] = ("time",)
 
+    raises_variance = True
     separable = "elements"
     native_kinds = ("element", "channel")
 

@@ -17,16 +17,17 @@ from torch import fx, nn
 
 from graphreg.diagnosis.findings import site_names, told
 from graphreg.errors import RegularizerError, listed, shown
-from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import NORM_MODULES, Operations, function_name
+from graphreg.ir.operations import NORM_MODULES, Operations
 from graphreg.ir.provenance import one_value_over_again
 from graphreg.ir.random_ops import NativeDropout
 from graphreg.ir.roles import site_nodes
+from graphreg.planning.harms import HARMS
 from graphreg.tracing.listing import trace_to_show
 from graphreg.tracing.trace import FrontEnd, Traced
 
-RemarkKind = Literal["acts in eval mode", "never acts", "drops everything", "before batch norm", "stacked", "weight decay", "rate 0"]
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+RemarkKind = Literal[
+    "acts in eval mode", "never acts", "drops everything", "before batch norm", "on the trunk", "stacked", "weight decay", "rate 0",
+]  # fmt: skip
 # the kinds of dropout that drop elements or channels of a value
 _OF_ELEMENTS = ("element", "channel", "alpha", "channel alpha")
 # the kinds that change the variance of a value; alpha dropout keeps the variance
@@ -98,7 +99,8 @@ def audit(
     """Look over a model's own dropout, and over an optimizer's weight decay.
 
     A remark is made on dropout that acts in eval mode, never acts, drops everything, has rate 0,
-    feeds a batch norm, or follows another dropout of the same value. A remark is made on weight
+    feeds a batch norm, lies on a residual trunk with others, or follows another dropout of the
+    same value. A remark is made on weight
     decay of biases, of the parameters of norms, and of other parameters with fewer than two dims.
     The model is not changed.
 
@@ -128,8 +130,7 @@ def audit(
     in_eval = site_nodes(traced.graphs.get("eval") or graph, traced.operations)
     seen = [each if each.when != "always" or each.site.name in in_eval else replace(each, when="mode") for each in dropouts]
     remarks = [*_by_themselves(seen)]
-    for find in (_before_batch_norm, _stacked):
-        remarks += find(graph, traced.operations, acting)
+    remarks += [*_harms(traced, acting), *_stacked(graph, traced.operations, acting)]
     if optimizer is not None:
         remarks += _decayed(traced, optimizer)
     remarks += _idle(dropouts)
@@ -160,51 +161,20 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
         )  # fmt: skip
 
 
-def _before_batch_norm(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
-    """Yield a remark on dropouts of elements or channels that feed a batch norm. ``_batch_norm_after`` finds the batch norm."""
-    nodes, sizes = site_nodes(graph, operations), sizes_of(graph)
-    found = {}
-    for dropout in acting:
-        node = nodes.get(dropout.site.name)
-        if node is not None and dropout.kind in _SHIFTS and (norm := _batch_norm_after(node, operations, sizes)) is not None:
-            found[dropout.site.name] = norm
-    if found:
-        yield Remark(
-            "before batch norm", tuple(found), listed([f"{name} feeds {norm}" for name, norm in found.items()]),
-            "dropout changes the variance of what it feeds, in train mode only: the running variance does not fit eval mode",
-            "move the dropout behind the last batch norm, or leave it out there",
-            "Li et al., Understanding the disharmony between dropout and batch normalization by variance shift, CVPR 2019",
-        )  # fmt: skip
-
-
-def _batch_norm_after(start: fx.Node, operations: Operations, sizes: set[fx.Node]) -> str | None:
-    """Return the name of a batch norm that has a running variance and gets the value of a node; None if there is none.
-
-    At most one layer with weights, and no other norm, lies between the node and the batch norm.
-    """
-    seen, waiting = set[tuple[fx.Node, int]](), [(start, 0)]
-    while waiting:
-        node, layers = waiting.pop(0)
-        for user in node.users:
-            module = operations.module(user)
-            if _keeps_variance(user, module):
-                return str(user.target) if module is not None else user.name
-            passed = layers + operations.is_product(user)
-            # Visited once for each number of layers: another path may have fewer of them.
-            if user in sizes or operations.is_norm(user) or passed > 1 or (user, passed) in seen:
-                continue
-            seen.add((user, passed))
-            waiting.append((user, passed))
-    return None
-
-
-def _keeps_variance(node: fx.Node, module: nn.Module | None) -> bool:
-    """Return whether a node is a batch norm that keeps a running variance for eval mode."""
-    if module is not None:
-        return isinstance(module, _BATCH_NORMS) and module.running_var is not None
-    # F.batch_norm(input, running_mean, running_var, ...)
-    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("running_var")
-    return function_name(node) == "batch_norm" and given is not None
+def _harms(traced: Traced, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
+    """Yield a remark for each kind of known harm that dropouts of elements or channels do."""
+    known, shifting = {site.name: site for site in traced.values}, [dropout.site.name for dropout in acting if dropout.kind in _SHIFTS]
+    for harm in HARMS:
+        found = harm.among([known[name] for name in shifting if name in known])
+        if not found:
+            continue
+        if harm.mark == "normed":
+            observed = listed([f"{site.name} feeds {site.normed}" for site in found])
+            advice = "move the dropout behind the last batch norm, or leave it out there"
+        else:
+            observed = f"{len(found)} dropouts on the values that residual branches are added to"
+            advice = "move the dropout into the branches, or behind the last block"
+        yield Remark(harm.kind, tuple(site.name for site in found), observed, harm.matters, advice, harm.source)
 
 
 def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDropout]) -> Iterator[Remark]:

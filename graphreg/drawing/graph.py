@@ -18,7 +18,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir.metadata import Addition, Kind, addition_of, is_added, is_kind, own_labels, scope_of
 from graphreg.ir.operations import function_name, nodes_in
 from graphreg.ir.roles import labels_of
-from graphreg.ir.site import Site, dtype_text, shape_text
+from graphreg.ir.site import MARKS, Site, dtype_text, shape_text
 from graphreg.ir.source_location import origin_of, short
 from graphreg.planning.plan import Plan
 from graphreg.torch_internals.interpreter import collector_at_rest
@@ -148,7 +148,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttribute
     }
 
     if site:
-        attributes |= {"names": ", ".join(site.names), "role": site.role, "branch": site.branch, "selectable": site.selectable}
+        attributes |= {"names": ", ".join(site.names), "role": site.role, "selectable": site.selectable}
+        attributes |= {mark: mark in site.marks for mark in MARKS}
         attributes["why_not"] = site.why_not
         attributes["module_output"] = ", ".join(label.module for label in site.labels if label.module)
         attributes["acts"] = ", ".join(edit.name for edit in seen.plan.by_site.get(site.name, ())) if seen.plan else ""

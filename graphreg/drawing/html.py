@@ -17,6 +17,7 @@ from graphreg.drawing.rules import Profiles, tried
 from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
 from graphreg.drawing.view import Viewed
 from graphreg.ir.site import Site, dtype_text, shape_text
+from graphreg.planning.harms import HARMS
 from graphreg.regularizer.base import Regularizer
 from graphreg.session.strengths import strength_text
 
@@ -31,6 +32,8 @@ def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
         "compared": seen.against is not None, "values": seen.readings,
         "boxes": _boxes(shown), "nodes": {key: _node(shown, key) for key in shown.nodes},
         "sites": _sites(seen, shown, profiles), "rules": rules, "refusals": list(profiles.texts),
+        "kinds": [{"kind": harm.kind, "mark": harm.mark, "least": harm.least, "why": harm.why} for harm in HARMS],
+        "harms": seen.plan.harms(seen.strengths) if seen.plan else [],
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # so that no text contains </script>
     scripts = "\n".join(_page_file(name) for name in SCRIPTS)
@@ -189,7 +192,8 @@ def site_metadata(site: Site) -> dict[str, Any]:
         for label in site.labels
     ]
     return {
-        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "branch": site.branch,
+        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role,
+        "branch": site.branch, "trunk": site.trunk, "normed": site.normed,
         "selectable": site.selectable, "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
     }  # fmt: skip
 

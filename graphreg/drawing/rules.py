@@ -53,6 +53,7 @@ def tried(traced: Traced) -> tuple[list[dict[str, Any]], Profiles]:
             "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
             "weight": float(built.weight), "options": options, "model": traced.title, "usual": cls.usual,
             "default": [places[site.name] for site in default], "needs": "" if isinstance(usual, Regularizer) else usual,
+            "raises": issubclass(cls, Splice) and cls.raises_variance,
             "unsure": bool({"steps", "previous"} & set(built.takes) or built.engine_options.share_axes),
         }  # fmt: skip
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from graphreg.dynamo_backend.fallback import left
@@ -11,33 +12,36 @@ from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, warn
 from graphreg.ir.selector import Missing, Pattern, strings
 from graphreg.ir.site import Site
+from graphreg.planning.harms import harm_lines
 from graphreg.planning.matching import check_count, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OwnDropout, decide, log_unmovable
 from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit
 from graphreg.planning.practically_off import practically_off
 from graphreg.planning.repeats import Strengths, lines, warning
-from graphreg.regularizer.base import Regularizer, Splice
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.records import Report
 from graphreg.schedules import Schedule
 from graphreg.session.strengths import strength_text
 from graphreg.tracing.trace import Traced
 
+log = logging.getLogger("graphreg")
+
 
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
     """Return a ``Traced`` with the sites of all graphs.
 
-    A site that several graphs have is listed once, with the data that the first of them has. But it is hidden, used or a branch if it is
-    that in any graph.
+    A site that several graphs have is listed once, with the data that the first of them has. But it is hidden, used, a branch or on the
+    trunk if it is that in any graph.
     """
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
         for site in subgraph.traced.values:
             known = sites.get(site.name, site)
             role = "hidden" if "hidden" in (known.role, site.role) else known.role
-            used, branch = known.used or site.used, known.branch or site.branch
-            sites[site.name] = dataclasses.replace(known, role=role, used=used, branch=branch)
+            anywhere = {name: getattr(known, name) or getattr(site, name) for name in ("used", "branch", "trunk")}
+            sites[site.name] = dataclasses.replace(known, role=role, **anywhere)
     graphs = {str(subgraph.number): graph for subgraph in subgraphs for graph in subgraph.traced.graphs.values()}
     notes = (f"torch.compile captured {len(subgraphs)} graph{'s' * (len(subgraphs) != 1)}",)
     return dataclasses.replace(subgraphs[0].traced, graphs=graphs, values=tuple(sites.values()), notes=notes)
@@ -77,9 +81,23 @@ def check_selectors(
     weights = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
+    for name, regularizer in regularizers.items():
+        on_weights = isinstance(regularizer, Penalty) and regularizer.on == "parameters"
+        if on_weights and (note := _caution(regularizer, list(matching_sites(united, regularizer, "ignore")))):
+            log.warning("%s: %s", name, note)
+    for line in harm_lines(_acts(edit for subgraph in subgraphs for edit in subgraph.plan.edits), weights):
+        log.warning("%s", line)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]
     _, unmovable = decide(own_dropout, native, united.title, missing, united.values)
     log_unmovable(unmovable)
+
+
+def _caution(regularizer: Regularizer, sites: Sequence[Site]) -> str:
+    return regularizer.caution(sites, len(sites)) if isinstance(regularizer, Penalty) and sites else ""
+
+
+def _acts(edits: Iterable[Edit]) -> list[tuple[Site, str, Regularizer]]:
+    return [(site, edit.name, edit.regularizer) for edit in edits for site in edit.sites]
 
 
 def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
@@ -124,6 +142,7 @@ def backend_report(
         schedule = f"schedule {given[name]!r}" if isinstance(given[name], Schedule) else ""
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
         faint = practically_off(regularizer, [(site, strengths.get((name, site.name), strengths[name])) for site in once.values()])
+        faint = _caution(regularizer, list(once.values())) or faint
         notes, by_site = [schedule, faint], differing.get(name, "")
         entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals, None, notes, by_site))
     edited = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
@@ -134,7 +153,7 @@ def backend_report(
     return Report(
         title, f"captured by torch.compile in {len(subgraphs)} graph{'s' * (len(subgraphs) != 1)}", tuple(entries),
         (*sites, *acted(weights, strengths, there)), native_dropout_rows(edited.values(), unedited), tuple(map(_graph, subgraphs)),
-        totals.parameters.sites, notes=tuple(lines(repeats, regularizers, strengths)),
+        totals.parameters.sites, notes=(*lines(repeats, regularizers, strengths), *harm_lines(_acts(edits), strengths)),
         no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(united, regularizer))},
     )  # fmt: skip

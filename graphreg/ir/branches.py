@@ -5,11 +5,14 @@ as a linear layer, must lie between the two: ``x + 0.04 * x ** 3`` has no branch
 ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most
 one product, ``f`` has more products, and the operations of both lie in the module whose forward
 computes the sum.
+
+A value is on the trunk if a later sum adds a branch to it, or if it lies between such a value and
+that sum, or the sum before it. So the last sum is not: no later block gets what is lost there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -29,16 +32,32 @@ _MOST = 32
 _LONGEST = 32
 
 
-def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
-    """Return the nodes of a graph whose values are residual branches.
+@dataclass(frozen=True)
+class Residuals:
+    """The residual branches of a graph, and the trunks that they are added to.
+
+    Attributes:
+        branches: The branches.
+        trunk: The nodes on a trunk, each with the first node of its trunk.
+    """
+
+    branches: Collection[fx.Node]
+    trunk: Mapping[fx.Node, fx.Node]
+
+
+def residuals(
+    graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], signals: Collection[fx.Node], products: Collection[fx.Node]
+) -> Residuals:
+    """Return the nodes of a graph whose values are residual branches, and those whose values are on the trunk.
 
     Args:
         graph: A traced graph.
         operations: The operations of the graph's model.
         sizes: The nodes whose values are numbers, shapes or flags.
+        signals: The nodes that ``signals`` returns.
         products: The nodes that multiply data by weights.
     """
-    return _Finder(graph, operations, sizes, products).find()
+    return _Finder(graph, operations, sizes, signals, products).find()
 
 
 def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
@@ -72,20 +91,30 @@ class _SummandChain:
 
 
 class _Finder:
-    """Finds the branches of each sum of a graph, in order."""
+    """Finds the branches and the trunk of each sum of a graph, in order."""
 
-    def __init__(self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> None:
-        self.graph, self.operations, self.sizes, self.products = graph, operations, sizes, products
+    def __init__(
+        self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], signals: Collection[fx.Node],
+        products: Collection[fx.Node],
+    ) -> None:  # fmt: skip
+        self.graph, self.operations, self.sizes, self.signals, self.products = graph, operations, sizes, signals, products
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.signals = signals(graph, sizes, products)
         self.residual = set[fx.Node]()  # the sums that have a branch
-        self.found = set[fx.Node]()
+        self.branches, self.trunk = set[fx.Node](), set[fx.Node]()
 
-    def find(self) -> set[fx.Node]:
+    def find(self) -> Residuals:
         for node in self.graph.nodes:
             if self._is_sum(node):
                 self._judge(node)
-        return self.found
+        for node in list(self.trunk):
+            self.trunk.update(self._since_the_sum(node))
+        return Residuals(self.branches, self._firsts())
+
+    def _firsts(self) -> dict[fx.Node, fx.Node]:
+        firsts = dict[fx.Node, fx.Node]()
+        for node in sorted(self.trunk, key=self.order.__getitem__):
+            firsts[node] = next((firsts[operand] for operand in self._operands(node) if operand in firsts), node)
+        return firsts
 
     def _is_sum(self, node: fx.Node) -> bool:
         return function_name(node) in SUMS and not self.operations.is_opaque(node) and node not in self.sizes
@@ -94,36 +123,43 @@ class _Finder:
         return [operand for operand in nodes_in((node.args, node.kwargs)) if operand in self.signals]
 
     def _judge(self, node: fx.Node) -> None:
-        """Record the branches of a sum.
+        """Record the branches of a sum, and what of its trunk is known: back to the value that a branch was computed from.
 
         An inner sum that only this sum reads is replaced by its summands. The first attempt does so
         only if the inner sum has no branch itself. If no branch is found, the second attempt does
         so in any case.
         """
         for through in (False, True):
-            summands = self._summands(node, through)
+            inner = list[fx.Node]()
+            summands = self._summands(node, through, inner)
             if len(summands) == 2:
                 # The branch is the one with more products on the way from a common value, which may
                 # be the other summand itself.
                 one, two = summands
-                trunks = ((one, two), (two, one))
-                branches = [branch for trunk, branch in trunks if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
+                tried = {branch: self._trunk(node, trunk, branch) for trunk, branch in ((one, two), (two, one))}
+                trunks = {branch: trunk for branch, trunk in tried.items() if trunk}
             else:
-                branches = self._of_several(summands)
-            if branches:
-                self.found.update(branches)
+                trunks = self._of_several(summands)
+            if trunks:
+                self.branches.update(trunks)
                 self.residual.add(node)
+                self.trunk.update(*trunks.values())
+                for each in sorted(inner, key=self.order.__getitem__):
+                    if not self.trunk.isdisjoint(self._operands(each)):
+                        self.trunk.add(each)
                 return
 
-    def _summands(self, node: fx.Node, through: bool) -> list[fx.Node]:
+    def _summands(self, node: fx.Node, through: bool, inner: list[fx.Node]) -> list[fx.Node]:
         """Return the summands of a sum; an empty list if there are too many.
 
         ``through``: whether inner sums that have a branch are also replaced by their summands.
+        ``inner``: gets the inner sums that were replaced.
         """
         summands, waiting = dict[fx.Node, None](), self._operands(node)[::-1]
         while waiting:
             operand = waiting.pop()
             if self._is_sum(operand) and len(operand.users) == 1 and (through or operand not in self.residual):
+                inner.append(operand)
                 waiting += self._operands(operand)[::-1]
             else:
                 summands[operand] = None
@@ -131,19 +167,19 @@ class _Finder:
                 return []
         return list(summands)
 
-    def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
-        """Return the branches of a sum of several values.
+    def _of_several(self, summands: Sequence[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        """Return the branches of a sum of several values, each with the nodes of the trunk.
 
         The trunk is the summand that was computed first. Views and dropout at the end of a
         summand's computation do not count.
         """
-        trunks = {summand: list(self._peeled(summand))[-1] for summand in summands}
-        if len(trunks) < 2:
-            return []
-        first = min(trunks, key=lambda summand: self.order[trunks[summand]])
-        trunk = trunks[first]
+        peeled = {summand: tuple(self._peeled(summand)) for summand in summands}
+        if len(peeled) < 2:
+            return {}
+        first = min(peeled, key=lambda summand: self.order[peeled[summand][-1]])
+        trunk = peeled[first][-1]
 
-        branches = []
+        branches = {}
         for other in summands:
             if other is first:
                 continue
@@ -151,19 +187,35 @@ class _Finder:
             # a product or more on the way from the trunk makes a summand a branch; without one, it
             # is another trunk
             if trunk in before and any(each in self.products for each in _from(trunk, before)):
-                branches.append(other)
+                branches[other] = peeled[first]
         return branches
 
-    def _leads(self, node: fx.Node, chain: _SummandChain, branch: fx.Node) -> bool:
-        """Return whether the branch was computed from a node of the chain, through more products than the chain has before that node."""
+    def _trunk(self, node: fx.Node, summand: fx.Node, branch: fx.Node) -> tuple[fx.Node, ...]:
+        """Return the nodes from a summand back to the value that the other summand, the branch, was computed from.
+
+        Return () if the other summand is no branch: it was not computed from any node of the
+        summand's chain, or through no more products than the chain has before that node.
+        """
+        chain = self._chain(summand, scope_of(node))
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
         if way is None:
-            return False
+            return ()
         between = _from(chain.nodes[way], before)
         passed = sum(each in self.products for each in chain.nodes[:way])
         inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
-        return inside and sum(each in self.products for each in between) > passed
+        is_branch = inside and sum(each in self.products for each in between) > passed
+        return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
+
+    def _since_the_sum(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes from a node of the trunk back to the residual sum that it was computed from without a product."""
+        between = list[fx.Node]()
+        while len(operands := self._operands(node)) == 1 and node not in self.products and len(between) < _LONGEST:
+            (node,) = operands
+            between.append(node)
+            if node in self.residual:
+                return between
+        return []
 
     def _peeled(self, node: fx.Node) -> Iterator[fx.Node]:
         """Yield a node, then the earlier nodes that have the same value up to views and dropout."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from graphreg.ir.branches import branches, signals
+from graphreg.ir.batch_norms import batch_norms_fed
+from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.made_objects import MadeObject
@@ -241,7 +242,9 @@ class _Judge:
         return node
 
     def sites(self) -> list[Site]:
-        sites, self.branches = list[Site](), branches(self.graph, self.operations, self.sizes, self.products)
+        sites, flow = list[Site](), signals(self.graph, self.sizes, self.products)
+        self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products)
+        self.norms = batch_norms_fed(self.graph, self.operations, flow, self.products)
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
             if labels:
@@ -257,7 +260,11 @@ class _Judge:
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
-        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, ""), "branch": node in self.branches}
+        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, "")}
+        first = self.residuals.trunk.get(node)
+        trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
+        facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}
+        facts["trunk"] = trunk.text if isinstance(trunk, Label) else str(trunk)
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:

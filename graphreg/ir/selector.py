@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -272,7 +272,7 @@ def _by_strings(
     for pattern in patterns:
         matched = list(default) if pattern.lone else pattern.find(sites)
         usable = [site for site in matched if site.selectable]
-        if not (usable or _needless(pattern, matched, elsewhere)):
+        if not (usable or _needless(pattern, matched, sites, elsewhere)):
             complain(why(pattern, matched), missing)
         if pattern.exclude:
             excluded.update(map(id, usable))
@@ -313,14 +313,20 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
     for text in strings(selector):
         pattern = Pattern.parse(text)
         matched = default if pattern.lone else pattern.find(sites)
-        if not (any(site.selectable for site in matched) or _needless(pattern, matched, elsewhere)):
+        if not (any(site.selectable for site in matched) or _needless(pattern, matched, sites, elsewhere)):
             lost.append(text)
     return tuple(lost)
 
 
-def _needless(pattern: Pattern, matched: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
-    """Return whether a pattern excludes only sites that are not selected anyway, such as a bias in a penalty on weights."""
-    return pattern.exclude and not pattern.lone and bool(matched or pattern.find(elsewhere))
+def _needless(pattern: Pattern, matched: Sequence[Site], sites: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
+    """Return whether a pattern may match nothing: it excludes what is not selected anyway, such as a bias in a penalty on weights.
+
+    It may also exclude by a role or mark that none of the sites that it names has, so that one
+    selector with ``!#normed`` serves models with and without batch norm.
+    """
+    if not pattern.exclude or pattern.lone:
+        return False
+    return bool(matched or pattern.find(elsewhere) or (pattern.role and replace(pattern, role=None).find(sites)))
 
 
 def complain(sentence: str, missing: Missing) -> None:

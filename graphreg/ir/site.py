@@ -16,7 +16,7 @@ Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
 # a selector asks for a mark by ``#``, as for a role; a site has at most one role, but any number of
 # marks
-MARKS = ("branch",)
+MARKS = ("branch", "trunk", "normed")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Site:
             [batch, channels, ...]; else 0.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was
             computed from.
+        trunk: If it is on a residual trunk, the name of that trunk's first value; else ``""``. On the
+            trunk is what a later sum adds a branch to.
+        normed: The name of the batch norm into which every reader takes the value, such as one
+            behind a convolution; ``""`` if some reader takes it elsewhere.
         reads: For the output of an embedding, the name of the model's input that holds the indices.
             A plan sets this field for the embedding's table (a parameter), too, because splices on
             the table need it. ``""`` for any other site.
@@ -90,6 +94,8 @@ class Site:
     sequence: Literal["", "batch first", "time first", "state"] = ""
     spatial: int = 0
     branch: bool = False
+    trunk: str = ""
+    normed: str = ""
     reads: str = ""
     used: bool = True
     why_not: str = ""
@@ -110,15 +116,20 @@ class Site:
         return tuple(dict.fromkeys(label.text for label in self.labels))
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """The site's marks, such as ``branch``."""
+        return tuple(mark for mark in MARKS if getattr(self, mark))
+
+    @property
     def marked(self) -> tuple[str, ...]:
         """The site's role, if it has one, and its marks. ``#`` in a selector matches any of these."""
-        return (*((self.role,) if self.role else ()), *(("branch",) if self.branch else ()))
+        return (*((self.role,) if self.role else ()), *self.marks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the site as plain data; ``shape`` and ``dtype`` are None if not known."""
         return {
             "name": self.name, "also": list(self.names[1:]), "kind": self.kind, "op": self.op, "module": self.module, "role": self.role,
-            "branch": self.branch,
+            "branch": self.branch, "trunk": bool(self.trunk), "normed": bool(self.normed),
             "shape": None if self.shape is None else list(self.shape), "dtype": dtype_text(self) or None,
             "selectable": self.selectable, "why_not": self.why_not,
         }  # fmt: skip

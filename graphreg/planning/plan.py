@@ -22,6 +22,7 @@ from graphreg.ir.units import Units
 from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
+from graphreg.planning.harms import harm_lines
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import (
     SiteCounts,
@@ -219,8 +220,15 @@ class Plan(Printed, RenamedAttributes):
 
     @cached_property
     def faint(self) -> dict[str, str]:
-        """A note for each penalty whose strength is practically off, by its name."""
+        """A note for each penalty whose strength is practically off, by its name; not for those of ``cautions``, which say more."""
         notes = {n: practically_off(r, [(e.site, e.weight) for e in self.of(n)], self.whole(n)) for n, r in self.regularizers.items()}
+        return {name: note for name, note in notes.items() if note and name not in self.cautions}
+
+    @cached_property
+    def cautions(self) -> dict[str, str]:
+        """What penalties warn of by ``Penalty.caution``, by name."""
+        penalties = {name: (r, [e.site for e in self.of(name)]) for name, r in self.regularizers.items() if isinstance(r, Penalty)}
+        notes = {name: r.caution(sites, self.whole(name) or len(sites)) for name, (r, sites) in penalties.items() if sites}
         return {name: note for name, note in notes.items() if note}
 
     @property
@@ -252,15 +260,23 @@ class Plan(Printed, RenamedAttributes):
             where = (edit.place, edit.site.op, shape_text(edit.site), dtype_text(edit.site))
             rows.append((*where, f"{type(edit.regularizer).__name__} {edit.name}", f"{edit.weight:g}", edit.matched))
         yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
-        notes = (f"{name}: {note}" for name in self.regularizers for note in (self.note(name), self.faint.get(name)) if note)
-        yield Lines((*notes, *self.repeated()))
+        notes = (f"{name}: {note}" for name in self.regularizers for note in self._remarks(name) if note)
+        yield Lines((*notes, *self.repeated(), *self.harms()))
         yield from table(self.native_dropout, self.unmovable)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         yield Lines((*([self.blocks_text] if self.blocks else []), *filter(None, [self.off_text]), *missed))
 
+    def _remarks(self, name: str) -> tuple[str | None, ...]:
+        return self.note(name), self.faint.get(name), self.cautions.get(name)
+
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
         return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
+
+    def harms(self, strengths: Strengths | None = None) -> list[str]:
+        """Return a line for each kind of known harm that dropout and noise do. ``strengths``: by default, those of the plan."""
+        acts = [(site, edit.name, edit.regularizer) for edit in self.edits for site in edit.sites]
+        return harm_lines(acts, strengths or _planned(self.regularizers, self.edits))
 
     @cached_property
     def beside_native(self) -> list[str]:

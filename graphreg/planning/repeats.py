@@ -45,7 +45,7 @@ class Repeat:
 
     def present(self, strengths: Strengths) -> Repeat:
         """Return the repeat without the splices whose strength is 0."""
-        acts = tuple(act for act in self.acts if _strength(act, strengths))
+        acts = tuple(act for act in self.acts if strength_at(act, strengths))
         there = {site for site, _ in acts} | {each.site.name for each in self.native}
         return Repeat(tuple(site for site in self.sites if site in there), acts, self.native)
 
@@ -60,14 +60,15 @@ class Repeat:
         first = regularizers[self.acts[0][1]]
         if not (now.is_of_splices or (now.acts and now.native)) or not isinstance(first, Splice):
             return ""
-        effect = first.in_a_row([*(_strength(act, strengths) for act in now.acts), *(each.rate or 0.0 for each in now.native)])
+        effect = first.in_a_row([*(strength_at(act, strengths) for act in now.acts), *(each.rate or 0.0 for each in now.native)])
         names = [*(name for _, name in now.acts), *(f"the model's own {each.site.op} {each.rate:g}" for each in now.native)]
         once = list(dict.fromkeys(names))
         act = f"{' and '.join(once)} {'acts' if len(once) == 1 else 'act'} {len(names)} times in a row on one value"
         return f"{act} ({', '.join(now.sites)}{more}): {effect}" if effect else ""
 
 
-def _strength(act: tuple[str, str], strengths: Strengths) -> float:
+def strength_at(act: tuple[str, str], strengths: Strengths) -> float:
+    """Return the strength of a splice. ``act``: the names of its site and of its regularizer."""
     site, name = act
     return strengths.get((name, site), strengths[name])
 

@@ -355,6 +355,9 @@ class Splice(Regularizer):
         native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"``
             for the dropout of single elements: a plan tells where one acts on a value that the
             splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
+        raises_variance: Whether the splice raises the variance of a value, in train mode only, as
+            dropout and added noise do. A plan then tells where it does known harm: before a batch
+            norm, and several times on a residual trunk.
         separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis
             0), or ``"nothing"``. If ranks divide a value among themselves, each can then replace
             its own part. The draws must have the shape of z, or share axes by ``shared=``.
@@ -371,6 +374,7 @@ class Splice(Regularizer):
     penalty_takes: ClassVar[tuple[str, ...]] = ()
     off_at_zero: ClassVar[bool] = True
     native_kinds: ClassVar[tuple[DropoutKind, ...]] = ()
+    raises_variance: ClassVar[bool] = False
     separable: ClassVar[Separable] = "nothing"
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
@@ -469,6 +473,14 @@ class Penalty(Regularizer):
         By it, a plan and the report say when a penalty's strength is practically off.
         """
         return None
+
+    def caution(self, sites: Sequence[Site], of: int) -> str:
+        """Return what the plan, the report and the log warn of, such as a strength that seems to mean more; ``""`` for none.
+
+        ``sites``: where the penalty measures. ``of``: over how many sites of the whole model it is
+        a mean; more than ``sites`` has in a stage of a pipeline.
+        """
+        return ""
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""

@@ -78,7 +78,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
-    notes += plan.repeated(now)
+    notes += [*plan.repeated(now), *plan.harms(now)]
     notes += [plan.blocks_text] if plan.blocks else []
     notes += [plan.off_text] if plan.off_text else []
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
@@ -117,7 +117,7 @@ def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[
                 n for n, p in changed.items() if not p.requires_grad
             )
         strengths = [(edit.site, now.get((name, edit.site.name), now[name])) for edit in edits]
-        faint = practically_off(regularizer, strengths, plan.whole(name))
+        faint = plan.cautions.get(name) or practically_off(regularizer, strengths, plan.whole(name))
         notes = [_averages(plan, name), plan.note(name), _schedule(regularizer, chosen.get(name)), faint, zeros]
 
         # A key (name, site) is there only where the strength of a site differs from the name's.

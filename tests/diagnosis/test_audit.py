@@ -43,12 +43,19 @@ CASES: list[tuple[Any, dict[str, tuple[str, ...]]]] = [
     (lambda m, x: F.dropout(m.a(x), 0.5, False), {"never acts": ("dropout",)}),
     (lambda m, x: F.dropout(m.a(x), 0.0, False), {"rate 0": ("dropout",)}),
     (lambda m, x: F.dropout(m.a(x), 1.0, m.training), {"drops everything": ("dropout",)}),
-    # a batch norm behind the dropout: at once, behind one layer, behind a view and a ReLU; not behind two layers or another norm
+    # a batch norm behind the dropout: at once, behind one layer, behind a view and a ReLU; not behind a function between two layers,
+    # or another norm
     (lambda m, x: m.bn(m.d(x)), {"before batch norm": ("d",)}),
     (lambda m, x: m.bn(F.relu(m.a(m.d(x))).view(-1, 4)), {"before batch norm": ("d",)}),
     (lambda m, x: F.batch_norm(m.d(x), m.bn.running_mean, m.bn.running_var), {"before batch norm": ("d",)}),
     (lambda m, x: x + m.bn(m.a(x)) + m.d(x), {}),
-    (lambda m, x: m.bn(m.a(m.b(m.d(x)))), {}),
+    (lambda m, x: m.bn(m.a(m.b(m.d(x)))), {"before batch norm": ("d",)}),
+    (lambda m, x: m.bn(m.a(F.relu(m.b(m.d(x))))), {}),
+    # another reader takes the value elsewhere
+    (lambda m, x: m.bn(m.a(y := m.d(x))) + y, {}),
+    (lambda m, x: m.e((h := m.d(m.a(x)) + x) + m.b(h)), {}),
+    (lambda m, x: (h := m.d(x + m.a(x))) + m.b(h), {}),
+    (lambda m, x: (k := m.e((h := m.d(x)) + m.a(h))) + m.b(k), {"on the trunk": ("d", "e")}),
     (lambda m, x: m.bn(m.a(m.ln(m.d(x)))), {}),
     (lambda m, x: m.d(m.bn(x)), {}),
     (lambda m, x: m.ln(m.d(x)), {}),

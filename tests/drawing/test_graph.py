@@ -59,8 +59,8 @@ def test_the_whole_of_a_small_graph() -> None:
     assert site.pop("source").startswith("torch/") is False
     assert site == {
         "name": "body.1", "kind": "site", "op": "ReLU", "call": "call_module", "target": "body.1", "module": "body.1", "box": "body",
-        "names": "body.1, body", "role": "hidden", "branch": False, "selectable": True, "why_not": "", "module_output": "body.1, body",
-        "acts": "hidden_dropout, hidden_l1", "shape": "5x4", "dtype": "float32",
+        "names": "body.1, body", "role": "hidden", "branch": False, "trunk": False, "normed": False, "selectable": True, "why_not": "",
+        "module_output": "body.1, body", "acts": "hidden_dropout, hidden_l1", "shape": "5x4", "dtype": "float32",
     }  # fmt: skip
     assert graph.nodes["$body_1_hidden_dropout"] == {
         "name": "body_1_hidden_dropout", "kind": "addition", "added": "splice", "regularizer": "hidden_dropout", "site": "body.1",

@@ -151,7 +151,7 @@ def test_a_folded_module_counts_what_is_lit_in_it(folder: Path) -> None:
     page.type("selector", "h.[34")
     assert page.things(".lit") == [] and page.text("wrong") == "'h.[34' matches no value of GPT." and page.text("paste") == ""
     page.type("selector", "#hiden")
-    role = "'#hiden' asks for the role 'hiden'; roles are input, hidden, output, branch."
+    role = "'#hiden' asks for the role 'hiden'; roles are input, hidden, output, branch, trunk, normed."
     assert page.text("wrong") == f"{role} Where # is a part of the name, write \\#."
 
 

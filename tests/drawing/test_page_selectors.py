@@ -24,7 +24,7 @@ from drawn_nets import GPT, Half
 from graphreg import GraphRegError, NoMatchError, Traced
 from graphreg.drawing import html
 from graphreg.ir.selector import select
-from graphreg.ir.site import Label, Site
+from graphreg.ir.site import MARKS, Label, Site
 
 # what is selected here is selected to be counted, insides and all
 pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
@@ -47,7 +47,7 @@ def of_table(kind: str) -> list[Site]:
     made = []
     for row in TABLE["sites"]:
         labels = tuple(Label(**(label | {"ports": tuple(label["ports"])})) for label in row["labels"])
-        facts = {"why_not": row.get("why_not", ""), "branch": row.get("branch", False)}
+        facts = {"why_not": row.get("why_not", ""), **{mark: row[mark] for mark in MARKS if mark in row}}
         made.append(Site(labels, row["kind"], row["role"], row["selectable"], shape=(1, 1), **facts))
     return [site for site in made if site.kind == kind]
 
@@ -155,6 +155,7 @@ def random_sites(choose: random.Random) -> list[Site]:
         role = choose.choice(("input", "hidden", "hidden", "output", "")) if kind == "value" else ""
         norm = kind == "value" and choose.random() < 0.2
         facts = {"why_not": "" if selectable else "integers", "branch": kind == "value" and choose.random() < 0.2}
+        facts |= {mark: "a" * (kind == "value" and choose.random() < 0.2) for mark in ("trunk", "normed")}
         sites.append(Site(tuple(labels), kind, role, selectable, norm, shape=(1, 1), **facts))  # type: ignore[arg-type]
     return sites
 
@@ -171,7 +172,7 @@ def random_selector(choose: random.Random, sites: Sequence[Site]) -> str:
     text = choose.choice(("", "", "", "!")) + choose.choice(("".join(parts), "".join(parts), "*", "**", ""))
     text += choose.choice(("", "", "", "", "", f"@{choose.choice((label.op, label.op, '*', 're*', '[RC]*', 'absent'))}"))
     text += choose.choice(("", "", "", "", "", f":{choose.choice((*label.ports, '*', '[01]', 'out'))}"))
-    role = choose.choice((site.role or "hidden", "input", "output", "branch", "other"))
+    role = choose.choice((site.role or "hidden", "input", "output", *MARKS, "other"))
     return choose.choice((text, text, text, text, text, text, f"{text}#{role}", f" {text} "))
 
 

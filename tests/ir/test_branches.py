@@ -247,3 +247,40 @@ def test_models_of_timm(name: str) -> None:
 
     size = 224 if name.endswith("224") else 64
     assert len(found(timm.create_model(name), torch.zeros(1, 3, size, size))) == COUNTS[name]
+
+
+def trunks(model: nn.Module, inputs: Any = None) -> dict[str, str]:
+    return {site.name: site.trunk for site in graphreg.trace(model, inputs).values if site.trunk}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (scaled, ["x"]),
+        (pre_norm, ["x", "add"]),
+        # what lies between a sum and the next branch; not the dropout of a branch, and not the last sum
+        (post_norm, ["x", "add", "norm"]),
+        (lambda m, x: (h := m.drop(F.relu(x + m.a(x)).view(-1, 4))) + m.b(h), ["x", "add", "relu", "view", "drop"]),
+        # a sum within the sum; a sum of two branches is none of them
+        (parallel_after, ["x", "add"]),
+        (parallel, ["x"]),
+        (projected, ["x", "c", "norm"]),
+        # what starts the trunk
+        (lambda m, x: m.d((h := m.drop(m.c(x))) + m.b(m.norm(h))), ["c", "drop"]),
+        (lambda m, x: m.a(x) + x ** 3, ["x", "pow"]),
+        (lambda m, x: m.b(F.relu(m.a(x))) + m.c(x), ["x", "c"]),
+        (lambda m, x: m.b(F.relu(m.a(x))), []),
+    ],
+)  # fmt: skip
+def test_the_trunk(call: Callable[..., Any], expected: list[str]) -> None:
+    found = trunks(Model(call))
+    assert list(found) == expected and set(found.values()) == set(expected[:1])
+
+
+def test_each_trunk_by_its_first_value() -> None:
+    def two(m: Any, x: Tensor) -> Tensor:
+        h, k = m.c(m.norm(x)), x + m.a(x)
+        y: Tensor = (k + m.d(k)) * (h + m.b(h))
+        return y
+
+    assert trunks(Model(two)) == {"x": "x", "c": "c", "add": "x"}

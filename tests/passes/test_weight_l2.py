@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
 
 import graphreg
@@ -63,3 +67,72 @@ def test_errors() -> None:
         WeightL2("*", 1, reduction="max")
     with pytest.raises(graphreg.NoMatchError, match="It finds only what cannot be regularized: 0.bias"):
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), WeightL2("*.bias", 1))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that the logger is asked to warn with."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+CAUTION = (
+    "weight_decay: a mean, as in theanets: it pulls {} times more weakly than the weight_decay of an optimizer. As SGD's: "
+    "weight_decay={{'weight': {}, 'reduction': 'sum'}}. AdamW's is an option of AdamW, for which graphreg.param_groups makes the groups"
+)
+
+
+def pair() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "weaker", "half"),
+    [
+        # the mean over 20 and over 10 elements, then over two parameters: its derivative is 2 w / 40 and 2 w / 20
+        (0.01, "10 to 20", "0.005"),
+        ({"weight": 0.01, "pattern": "0.*"}, "10", "0.005"),
+        (graphreg.schedules.linear(0.0, 0.1, 10), "10 to 20", "half of it"),
+    ],
+)
+def test_the_keyword_weight_decay_is_told_apart_from_an_optimizers(value: object, weaker: str, half: str, log: list[str]) -> None:
+    told = CAUTION.format(weaker, half)
+    module = graphreg.regularize(pair(), weight_decay=value)
+    assert log == [told]
+    assert told.partition(": ")[2] in graphreg.report(module).text(None)
+    assert told in str(graphreg.plan(graphreg.trace(net := pair()), graphreg.from_kwargs(net, weight_decay=value)))
+
+
+def test_where_nothing_is_told_of_weight_decay(log: list[str]) -> None:
+    cases: list[dict[str, Any]] = [{"weight_decay": {"weight": 0.01, "reduction": "sum"}}, {"weight_l2": 0.01}, {"weight_decay": 0.0}]
+    for keywords in cases:
+        assert "theanets" not in graphreg.report(graphreg.regularize(pair(), **keywords)).text(None)
+    graphreg.regularize(pair(), graphreg.build("weight_decay", weight=0.01))
+    assert log == []
+
+
+def test_of_a_backend_and_in_place(log: list[str]) -> None:
+    in_place = graphreg.regularize_(pair(), weight_decay=0.01, scale=1)
+    compiled = torch.compile(pair(), backend=graphreg.backend(weight_decay=0.01, inner="eager"))
+    for module in (in_place, compiled):
+        module(torch.randn(3, 4))
+        assert "weight_decay={'weight': 0.005, 'reduction': 'sum'}" in graphreg.report(module).text(None)
+    assert log == [CAUTION.format("10 to 20", "0.005")] * 2
+
+
+def test_the_cure_is_sgds() -> None:
+    """One step of SGD with the penalty of the cure is one with ``weight_decay``."""
+    x, steps = torch.randn(3, 4), []
+    torch.manual_seed(0)
+    start = pair().state_dict()
+    cases: list[tuple[float, dict[str, Any]]] = [(0.1, {}), (0.0, {"weight_decay": {"weight": 0.05, "reduction": "sum"}})]
+    for decay, keywords in cases:
+        (model := pair()).load_state_dict(start)
+        groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay}]
+        optimizer = torch.optim.SGD(groups, 0.5)
+        output, penalties = graphreg.regularize(model, **keywords)(x)
+        (output.square().mean() + sum(penalties.values())).backward()
+        optimizer.step()
+        steps.append([p.detach() for p in model.parameters()])
+    assert all(torch.allclose(one, other) for one, other in zip(*steps, strict=True))

@@ -91,6 +91,18 @@ function refusal(sites) {
   return `plan refuses ${refused.length} of ${sites.length}. ${data.refusals[refused[0].refusal][number].replaceAll("{}", () => refused[0].name)}`;
 }
 
+/** What `plan` would say of dropout and noise at these sites: a line for each kind of known harm. */
+function harmLines(sites) {
+  return data.kinds.flatMap(({ kind, mark, least, why }) => {
+    const count = record();
+    for (const site of sites) if (site[mark]) count[site[mark]] = (count[site[mark]] ?? 0) + 1;
+    const found = sites.filter((site) => count[site[mark]] >= least).length;
+    return found ? [`${kind}: ${found} of ${sites.length} sites: ${why}`] : [];
+  });
+}
+
+const asItems = (lines) => lines.map((line) => `<li>${html(line)}</li>`).join("");
+
 /** A recipe in TOML with these regularizers: regularize(model, recipe="recipe.toml") reads it. */
 function asRecipe(regularizers) {
   const tables = regularizers.map((each) => `\n[[regularizers]]\n${Object.entries(each).map(([name, value]) => `${name} = ${value}\n`).join("")}`);
@@ -123,6 +135,7 @@ function showSelected() {
   const count = selection.chosen.length;
   element("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
   element("wrong").textContent = selection.errors.join("\n");
+  element("harm").innerHTML = asItems(data.rules[Number(kind.value)]?.raises ? harmLines(typed) : []);
   const present = count && !selection.errors.length ? asked(text) : null;
   element("paste").textContent = present ? pasted(present) : "";
   element("unsure").hidden = !present || !data.rules[Number(kind.value)].unsure;

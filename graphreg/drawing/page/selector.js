@@ -1,7 +1,8 @@
 // Selects sites as graphreg/ir/selector.py does, with the same names and error messages. tests/data/selectors.json tests both.
 "use strict";
 
-const ROLES = ["input", "hidden", "output", "branch"]; // the roles, and the mark of residual branches
+const MARKS = ["branch", "trunk", "normed"];
+const ROLES = ["input", "hidden", "output", ...MARKS]; // what `#` takes
 const GRAMMAR = /^(!?)((?:\\[^]|[^@:#\\])*)(?:@((?:\\[^]|[^:#\\])+))?(?::((?:\\[^]|[^#\\])+))?(?:#([^]*))?$/u;
 
 const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // characters with a meaning in a selector
@@ -81,8 +82,8 @@ function names(pattern, label, site) {
   return pattern.named(label.name);
 }
 
-/** The site's role, if it has one, and its mark, if it has it: what `#` in a selector matches. */
-const marked = (site) => [site.role, site.branch ? "branch" : ""].filter(Boolean);
+/** The site's role, if it has one, and its marks: what `#` in a selector matches. */
+const marked = (site) => [site.role, ...MARKS.filter((mark) => site[mark])].filter(Boolean);
 
 function within(name, modules) {
   for (let end = name.lastIndexOf("."); end > 0; end = name.lastIndexOf(".", end - 1)) if (modules.has(name.slice(0, end))) return true;
@@ -136,7 +137,9 @@ function select(texts, sites, rule) {
   for (const pattern of patterns) {
     const matching = lone(pattern.text) ? usual : [...find(pattern, seen)];
     const acceptable = matching.filter(usable);
-    const needless = pattern.exclude && (matching.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
+    const elsewhere = () => find(pattern, sites.filter((site) => !seen.includes(site))).size;
+    const unmarked = () => pattern.role !== undefined && find({ ...pattern, role: undefined }, seen).size;
+    const needless = pattern.exclude && (matching.length || elsewhere() || unmarked());
     if (!acceptable.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, matching, seen, sites, rule, usable));
     if (!acceptable.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
     for (const site of acceptable) (pattern.exclude ? gone : wanted).add(site);

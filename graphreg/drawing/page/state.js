@@ -63,6 +63,7 @@ function keepState() {
   }, 200);
 }
 
+element("harms").innerHTML = asItems(data.harms);
 element("legend").innerHTML = data.regularizers
   .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" aria-pressed="false" style="--colour: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
   .join("");
