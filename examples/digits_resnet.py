@@ -23,7 +23,7 @@ TRAIN, BATCH, STEPS, EVERY = 1500, 32, 60, 10
 COMPILING, DRAWING = 30, 3  # seconds, usually
 RAISED, RAISE_AT, WEIGHT_L2 = 0.3, 31, 100
 KEYWORDS: dict[str, Any] = {
-    "dropout": {"layer[34].*": 0.1},
+    "dropout": {("!#normed", "!#trunk"): 0.1},
     "hidden_l1": {"weight": 2, "pattern": "layer[34].*"},
     "weight_l2": {"weight": WEIGHT_L2, "pattern": "*conv2.w*"},
 }
@@ -61,7 +61,7 @@ def show_call(screen: Screen) -> None:
 def show_code(screen: Screen, module: fx.GraphModule) -> None:
     """The lines around one splice, without the ``;  name = None`` with which fx frees memory."""
     lines = [line.strip().split(";  ")[0] for line in module.code.splitlines()]
-    at = next(i for i, line in enumerate(lines) if line.startswith("layer4_0_relu_1_dropout"))
+    at = next(i for i, line in enumerate(lines) if line.startswith("avgpool_dropout"))
     screen.line("\nmodule.code: the emitted Python around one splice")
     screen.block("\n".join(lines[at - 1 : at + 3]))
 

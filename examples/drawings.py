@@ -42,7 +42,7 @@ def resnet(depth: int) -> nn.Module:
     return graphreg.regularize(
         make(num_classes=10),
         example_inputs=torch.zeros(2, 3, 64, 64),
-        hidden_dropout=0.1,
+        dropout={("!#normed", "!#trunk"): 0.2},
         hidden_l1={"weight": 0.1, "pattern": "layer[34].*"},
         weight_l2={"weight": 1e-4, "pattern": "fc.*", "reduction": "sum"},
         rng=0,
@@ -55,7 +55,7 @@ def before_and_after(folder: Path) -> list[Path]:
     module = graphreg.regularize(
         block,
         example_inputs=x,
-        dropout={"relu": 0.1},
+        drop_path=0.1,
         hidden_l1={"weight": 0.1, "pattern": "relu_1"},
         weight_l2={"weight": 1e-4, "pattern": "conv*.weight", "reduction": "sum"},
         rng=0,

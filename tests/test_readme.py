@@ -39,6 +39,7 @@ COMPARED = {
     "docs/start.md": 3,
     "docs/selectors.md": 1,
     "docs/training.md": 5,
+    "docs/where.md": 3,
     "docs/writing.md": 2,
 }
 

@@ -7,6 +7,6 @@ operations that a derivative goes through, ``depth.py`` numbers the model's bloc
 depth, and ``module_inputs.py`` finds the value that a module gets as its input. ``repeats.py``
 finds values that splices act on several times in a row, ``parameter_splices.py`` finds the reads of
 a parameter that a splice replaces, and ``blocks.py`` finds the modules that ``blocks=`` names.
-``model_inputs.py`` checks the inputs of the model that options name, and ``practically_off.py``
-finds penalties too weak to matter.
+``model_inputs.py`` checks the inputs of the model that options name, ``practically_off.py`` finds
+penalties too weak to matter, and ``harms.py`` dropout and noise where they do known harm.
 """

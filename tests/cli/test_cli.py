@@ -183,7 +183,7 @@ def test_names_as_json(say: Say) -> None:
     told = json.loads(say("names", "cli_nets.py:Net", "--input", "5x4", "--json")[1])
     assert told["sites"][2] == {
         "name": "relu", "also": [], "kind": "value", "op": "relu", "module": "", "role": "hidden", "shape": [5, 3], "dtype": "float32",
-        "selectable": True, "why_not": "", "branch": False,
+        "selectable": True, "why_not": "", "branch": False, "trunk": False, "normed": False,
     }  # fmt: skip
     assert (told["title"], told["notes"]) == ("Net", ["native dropout: drop (Dropout 0.5)"])
 
@@ -498,7 +498,7 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["demo", "--jsn=3"], "unrecognized option --jsn. graphreg demo --help"),
         (["names", NET, "--select", "layer*"], "'layer*' matches no site of Net."),
         (["names", NET, "--select", "hid*@ReLU"], "The name exists, but not with this op, port or role"),
-        (["names", NET, "--select", "hid#middle"], "asks for the role 'middle'; roles are input, hidden, output, branch."),
+        (["names", NET, "--select", "hid#middle"], "asks for the role 'middle'; roles are input, hidden, output, branch, trunk, normed."),
         (["names", NET, "--on", "values"], "--on limits what --select can select; give --select, too."),
         (["names", NET, "--select", "*", "--on", "both"], "argument --on: invalid choice: 'both'"),
         (["plan", NET], "no regularizer is given; write e.g. graphreg plan cli_nets.py:Net --hidden-dropout 0.1."),
