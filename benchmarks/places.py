@@ -1,18 +1,21 @@
-"""What dropout does to train mode and eval mode where it feeds a batch norm or lies on the trunk: the table of docs/where.md.
+"""What dropout does to train mode and eval mode where it feeds a batch norm or lies on the trunk: the figures of docs/where.md.
 
-``python benchmarks/places.py`` prints it; two minutes of one core. Nothing is trained: each model runs in train mode on random inputs, as
-often as its batch norms need to know their variances, and then in both modes on the same inputs.
+``python benchmarks/places.py`` prints the table and draws ``docs/places.svg``; five minutes of one core. Nothing is trained: each model
+runs in train mode on random inputs, as often as its batch norms need to know their variances, and then in both modes on the same inputs.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 import torchvision
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import graphreg
@@ -85,13 +88,33 @@ def measured(name: str, pattern: Any) -> tuple[int, float, float]:
     return len(graphreg.report(module).sites), train, evaluated
 
 
+def drawn(ratios: Mapping[str, Sequence[float]]) -> Figure:
+    """Bars of train / eval, for each model and place. The ground is white, so that it reads the same on a dark page."""
+    figure = Figure(figsize=(7, 3), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for number, (place, shade) in enumerate(zip(PLACES, ("#c5c9d1", "#c4552d", "#0f6fb0"), strict=True)):
+        places = [row + (number - 1) * 0.27 for row in range(len(ratios))]
+        bars = axes.barh(places, [of[number] - 1 for of in ratios.values()], 0.25, left=1, color=shade, label=place)
+        axes.bar_label(bars, [f"{of[number]:.2f}" for of in ratios.values()], padding=3, fontsize=8)
+    axes.set_yticks(range(len(ratios)), list(ratios))
+    axes.set(xlabel=f"RMS behind the last block, train mode / eval mode, dropout {RATE:g}", xlim=(0.97, None))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def main() -> int:
     logging.getLogger("graphreg").setLevel(logging.ERROR)  # it would say what is measured here
     print(f"| model | dropout {RATE:g} at | sites | train | eval | train / eval |\n|---|---|---|---|---|---|")
+    ratios = dict[str, list[float]]()
     for name in MODELS:
         for place, pattern in PLACES.items():
             count, train, evaluated = measured(name, pattern)
             print(f"| {name} | {place} | {count} | {train:.3g} | {evaluated:.3g} | {train / evaluated:.2f} |", flush=True)
+            ratios.setdefault(name, []).append(train / evaluated)
+    matplotlib.rcParams["svg.hashsalt"] = "places"
+    drawn(ratios).savefig(Path(__file__).parents[1] / "docs" / "places.svg", metadata={"Date": None})
     return 0
 
 

@@ -286,7 +286,8 @@ class Plan(Printed, RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats``, ``blocks``.
+        Its keys: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats``,
+        ``harms``, ``blocks``.
         """
         return {
             "title": self.title,
@@ -301,6 +302,7 @@ class Plan(Printed, RenamedAttributes):
             "stays": [dropout.text for dropout in self.unmovable],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
             "repeats": [list(repeat.sites) for repeat in self.repeats],
+            "harms": self.harms(),
             "blocks": list(self.blocks),
         }
 
