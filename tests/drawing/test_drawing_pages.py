@@ -56,7 +56,7 @@ def test_the_pictures_of_the_readme(tmp_path: Path) -> None:
         assert f'src="docs/{path.name}"' in (DOCS.parent / "README.md").read_text()
         assert (DOCS / path.name).stat().st_size < 10_000
     assert set(told(before)) <= set(told(after))
-    assert {"dropout 0.1", "hidden_l1 0.1", "weight: weight_l2 0.0001"} <= set(told(after)) - set(told(before))
+    assert {"drop_path 0.1", "hidden_l1 0.1", "weight: weight_l2 0.0001"} <= set(told(after)) - set(told(before))
 
 
 @needs_chromium
