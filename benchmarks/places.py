@@ -113,7 +113,7 @@ def main() -> int:
             count, train, evaluated = measured(name, pattern)
             print(f"| {name} | {place} | {count} | {train:.3g} | {evaluated:.3g} | {train / evaluated:.2f} |", flush=True)
             ratios.setdefault(name, []).append(train / evaluated)
-    matplotlib.rcParams["svg.hashsalt"] = "places"
+    matplotlib.rcParams |= {"svg.hashsalt": "places", "svg.fonttype": "none"}
     drawn(ratios).savefig(Path(__file__).parents[1] / "docs" / "places.svg", metadata={"Date": None})
     return 0
 
