@@ -54,8 +54,7 @@ navigation = {
     "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
         "howto/README training trainers in_place scale blocks pipeline backend fx_pass where depth parameters exact_zeros learned"
-        " native_dropout"
-        " report diff drawing page beside monitor audit doctor writing"
+        " native_dropout report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),
     "Reference": docs(
