@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from graphreg.ir.selector import Selector
     from graphreg.ir.site import Site
     from graphreg.ir.time_steps import mean_over_counted, mean_over_pairs
+    from graphreg.optimizers.load_by_name import load_by_name
+    from graphreg.optimizers.param_groups import param_groups
+    from graphreg.optimizers.parameters import named_parameters
     from graphreg.pipeline import as_pass, plan, regularize
     from graphreg.planning.keywords import from_kwargs
     from graphreg.planning.plan import Plan
@@ -82,6 +85,9 @@ _FILES = {
     "ir.selector": ("Selector",),
     "ir.site": ("Site",),
     "ir.time_steps": ("mean_over_counted", "mean_over_pairs"),
+    "optimizers.load_by_name": ("load_by_name",),
+    "optimizers.param_groups": ("param_groups",),
+    "optimizers.parameters": ("named_parameters",),
     "pipeline": ("as_pass", "plan", "regularize"),
     "planning.keywords": ("from_kwargs",),
     "planning.plan": ("Plan",),
@@ -120,11 +126,11 @@ __all__ = [
     "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
     "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "passes",
-    "penalties_off", "plan", "prox_",
-    "recipe", "registered", "regularize", "regularize_", "regularize_stage", "report", "required", "reset_state",
-    "rewrite", "rng_state", "sample", "save_recipe", "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
-    "strength_buffers", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "load_by_name", "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "named_parameters", "names",
+    "noise_off", "noise_on", "param_groups", "passes", "penalties_off", "plan", "prox_", "recipe", "registered", "regularize",
+    "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
+    "schedules", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths", "strip", "strip_",
+    "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ Types of results:
 `Report`           The sites, strength and cost of each regularizer. Made by ``graphreg.report``.
 `Diff`             The changes of graphreg to the emitted Python. Made by ``graphreg.diff``.
 `Schedule`         A strength that changes while the model trains. Made by the functions of ``graphreg.schedules``.
+`ParamGroups`      The groups of an optimizer. Made by ``graphreg.param_groups``.
 `Diagnosis`        The result of ``graphreg.doctor``: `Finding` records.
 `Audit`            The result of ``graphreg.audit``: `Remark` records.
 =================  =====================================================================================================
@@ -30,6 +31,7 @@ from graphreg.diagnosis.audit import Audit, Remark
 from graphreg.diagnosis.findings import Diagnosis, Finding
 from graphreg.ir.selector import Missing, Selector
 from graphreg.ir.site import Label, Names, Site
+from graphreg.optimizers.param_groups import ParamGroups
 from graphreg.planning.plan import Edit, Plan
 from graphreg.reporting.diff import Diff
 from graphreg.reporting.monitor import Monitor
@@ -42,6 +44,6 @@ from graphreg.session.sampling import Samples
 from graphreg.tracing.trace import FrontEnd, Traced
 
 __all__ = [
-    "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
-    "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
+    "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "ParamGroups", "Penalties", "Plan",
+    "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, and ``doctor`` on a model or on torch.
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw``, ``groups`` and ``audit`` on a model, ``doctor`` also on torch.
 
 ``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what
 it calls.
@@ -17,12 +17,14 @@ from torch import nn
 import graphreg
 from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.keywords import check_options, keyword_of, own_dropout, regularizers
-from graphreg.cli.load import example_inputs, load
+from graphreg.cli.load import example_inputs, json_object, load
 from graphreg.diagnosis.front_ends import try_front_ends
 from graphreg.errors import GraphRegError
 from graphreg.ir.site import Names
+from graphreg.optimizers.param_groups import ParamGroups
 from graphreg.planning.native_dropout import OwnDropout
 from graphreg.recipes.arguments import opened
+from graphreg.recipes.asked_groups import FROZEN, AskedGroups
 from graphreg.recipes.files import write
 from graphreg.recipes.recipe import Recipe
 from graphreg.tracing.listing import names, trace_to_show
@@ -54,6 +56,8 @@ def run(args: Namespace) -> Any:
         return graphreg.doctor() if args.torch else try_front_ends(*_model_and_inputs(args))
     if args.command == "names":
         return _names(args)
+    if args.command == "groups":
+        return _groups(args)
     if args.command == "audit":
         return graphreg.audit(_traced(args, *_model_and_inputs(args)))
     return _drawn(args) if args.command == "draw" else _regularized(args)
@@ -79,6 +83,23 @@ def _names(args: Namespace) -> Names:
         raise UsageError("--on limits what --select can select; give --select, too.")
     traced = _traced(args, *_model_and_inputs(args))
     return names(traced, select=args.select, on=args.on, all=args.all)
+
+
+def _groups(args: Namespace) -> ParamGroups:
+    selectors: dict[str, Any] = {}
+    for text in args.group:
+        selector, equals, options = text.rpartition("=")
+        if not equals or not selector:
+            raise UsageError(f"--group {text!r} is no SELECTOR=OPTIONS; write --group 'head.*={{\"lr\": 0.01}}' or --group 'embed.*=frozen'.")
+        selectors[selector] = options if options == FROZEN else json_object(f"--group {selector}", options, '{"lr": 0.01}')
+    asked = AskedGroups.of_plain({
+        "selectors": selectors, "default": json_object("--default", args.default, '{"lr": 0.001}'), "decay": args.decay,
+    })  # fmt: skip
+    model = load(args.model, args.kwargs)
+    groups = graphreg.param_groups(model, asked.selectors, default=asked.default, decay=asked.decay, recipe=args.recipe)
+    if args.save is not None:
+        write(args.save, groups.recipe())
+    return groups
 
 
 @dataclass(frozen=True)

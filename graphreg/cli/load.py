@@ -36,7 +36,7 @@ def load(text: str, kwargs: str | None) -> nn.Module:
             import or the call raises an error; or the callable does not return a
             ``torch.nn.Module``.
     """
-    options = _options(kwargs)
+    options = json_object("--kwargs", kwargs, '{"num_classes": 10}')
     place, _, name = text.rpartition(":")
     if not place or not name:
         # The likely slips are ``net.Net``, with a dot, and ``net.py``, without a callable.
@@ -65,16 +65,17 @@ def load(text: str, kwargs: str | None) -> nn.Module:
     return model
 
 
-def _options(kwargs: str | None) -> dict[str, Any]:
-    if kwargs is None:
+def json_object(option: str, text: str | None, example: str) -> dict[str, Any]:
+    """Return the JSON object that is an option's value; an empty one for None. Raises UsageError for anything else."""
+    if text is None:
         return {}
     try:
-        options = json.loads(kwargs)
+        found = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--kwargs {kwargs!r} is no JSON ({error}); write --kwargs '{{\"num_classes\": 10}}'.") from None
-    if not isinstance(options, dict):
-        raise UsageError(f"--kwargs {kwargs!r} is no JSON object; write --kwargs '{{\"num_classes\": 10}}'.")
-    return options
+        raise UsageError(f"{option} {text!r} is no JSON ({error}); write {option} '{example}'.") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{option} {text!r} is no JSON object; write {option} '{example}'.")
+    return found
 
 
 def _file(place: str) -> ModuleType:

@@ -24,6 +24,7 @@ COMMANDS = {
     "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
     "audit": "look over a model's own dropout",
+    "groups": "show the parameter groups of an optimizer",
     "doctor": "try which front end takes a model, or test which parts of graphreg work with the torch that is installed",
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
@@ -113,6 +114,16 @@ def parser() -> Parser:
         if command in ("report", "diff"):
             subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
 
+    groups = commands.add_parser("groups", help=COMMANDS["groups"], description=f"{COMMANDS['groups'].capitalize()}.")
+    groups.add_argument("model", metavar="MODEL", help=MODEL)
+    what = """SELECTOR=frozen, or SELECTOR= and options as JSON: 'head.*={"lr": 0.01}'; repeatable"""
+    groups.add_argument("--group", action="append", default=[], metavar="SELECTOR=OPTIONS", help=what)
+    groups.add_argument("--default", metavar="JSON", help="""the options of all parameters: '{"lr": 0.001, "weight_decay": 0.05}'""")
+    groups.add_argument("--decay", choices=("standard",), help="no weight decay for norms, biases, embeddings and vectors")
+    groups.add_argument("--recipe", metavar="FILE", help="a recipe with param_groups; other options take precedence")
+    groups.add_argument("--save", metavar="FILE", help="write what was asked as a recipe: .json, .toml or .yaml")
+    _add_model_options(groups, inputs=False, front_end=False)
+
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("model", metavar="MODEL", nargs="?", help=MODEL)
     doctor.add_argument("--torch", action="store_true", help="test torch, without a model")
@@ -129,12 +140,13 @@ def parser() -> Parser:
     return top
 
 
-def _add_model_options(subparser: argparse.ArgumentParser, front_end: bool = True) -> None:
+def _add_model_options(subparser: argparse.ArgumentParser, inputs: bool = True, front_end: bool = True) -> None:
     subparser.add_argument("--kwargs", metavar="JSON", help="""the arguments of the callable, e.g. '{"num_classes": 10}'""")
-    subparser.add_argument(
-        "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
-    )
-    subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
+    if inputs:
+        subparser.add_argument(
+            "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
+        )
+        subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
     if front_end:
         choices = ("auto", "symbolic", "export")
         subparser.add_argument("--front-end", choices=choices, default="auto", help="which front end traces the model")

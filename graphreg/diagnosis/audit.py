@@ -215,7 +215,7 @@ def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remar
         yield Remark(
             "weight decay", tuple(found), f"weight_decay={rate:g} on {len(found)} parameter{'s' * (len(found) != 1)}",
             "they are biases, scales and shifts: decay pulls these to 0, which makes the network no simpler, and has cost accuracy",
-            "give them a parameter group of their own: {'params': biases_and_norms, 'weight_decay': 0}",
+            f"make the optimizer from graphreg.param_groups(model, default={{'weight_decay': {rate:g}}}, decay='standard')",
             "He et al., Bag of tricks for image classification with convolutional neural networks, CVPR 2019, section 3.1",
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check
 from graphreg.planning.keywords import from_keywords
 from graphreg.planning.native_dropout import read_option
 from graphreg.planning.plan import Plan, check_missing, named_once
+from graphreg.recipes.asked_groups import AskedGroups
 from graphreg.recipes.files import RecipeFile, read, write
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.regularizer.by_depth import ByDepth, read_strength
@@ -175,7 +176,7 @@ class Recipe:
         source: The data, and the file that it was read from.
         regularizers: The regularizers in the recipe's list ``regularizers``.
         keywords: Regularizers by keyword, as ``regularize`` takes them.
-        options: Options of ``regularize`` by name.
+        options: Options of ``regularize`` by name; under ``param_groups`` an ``AskedGroups``, which only ``param_groups`` reads.
         strengths: The strengths to set, by the regularizer's name: a number, a schedule, or a dict of selectors to these.
     """
 
@@ -223,7 +224,8 @@ class Recipe:
         # ``written`` takes strengths as sessions have them, with OWN where a recipe has ``**``.
         set_since = {name: value if isinstance(value, Mapping) else {ALL: value} for name, value in self.strengths.items()}
         by_site = {name: {OWN if at == ALL else at: each for at, each in sites.items()} for name, sites in set_since.items()}
-        return written(asked, by_site)
+        groups = given.get("param_groups")
+        return written(asked, by_site) | ({} if groups is None else {"param_groups": groups.to_plain()})
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to call a function with: those of ``given``, but the recipe's where ``given`` has the default."""
@@ -363,5 +365,5 @@ def _read_blocks(value: Any) -> Any:
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "rng": _kept(check_rng), "front_end": _kept(_check_front_end), "missing": _kept(check_missing), "penalties": _kept(check_penalties),
     "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")),
-    "own_dropout": _read_own_dropout, "blocks": _read_blocks,
+    "own_dropout": _read_own_dropout, "blocks": _read_blocks, "param_groups": AskedGroups.of_plain,
 }  # fmt: skip

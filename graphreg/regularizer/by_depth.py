@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
 from graphreg.errors import RegularizerError, number_of, shown
 from graphreg.schedules import Schedule, VaryingStrength, combined, of_plain
@@ -48,7 +49,24 @@ class ByDepth(VaryingStrength):
         return combined(self.first, self.last, lambda first, last: first + (last - first) * block / (blocks - 1))
 
 
-def by_depth(first: float, last: float) -> ByDepth:
+@dataclass(frozen=True)
+class DepthDecay:
+    """A factor for an option of an optimizer: 1 in the last block, and in every other block ``decay`` times that of the next.
+
+    It is no float, so a regularizer refuses it as a strength.
+    """
+
+    decay: float
+
+    def __repr__(self) -> str:
+        return f"by_depth(decay={self.decay:g})"
+
+
+@overload
+def by_depth(first: float, last: float) -> ByDepth: ...
+@overload
+def by_depth(*, decay: float) -> DepthDecay: ...
+def by_depth(first: float | None = None, last: float | None = None, *, decay: float | None = None) -> ByDepth | DepthDecay:
     """Return a strength that differs by depth, for the ``weight`` of any regularizer whose formula takes one site at a time.
 
     The blocks in which the regularizer has a site are numbered in the order in which they run. The
@@ -62,10 +80,28 @@ def by_depth(first: float, last: float) -> ByDepth:
     One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then
     the strengths are evenly spaced at each step.
 
+    For an option in ``graphreg.param_groups`` there is also ``by_depth(decay=0.65)``: the option's
+    value is multiplied by 1 in the last block, by 0.65 in the one before it, by 0.65² in the next,
+    and so on. This is the layer-wise decay of learning rates of Clark et al. (ELECTRA, ICLR 2020)
+    and Bao et al. (BEiT, ICLR 2022), timm's ``layer_decay``.
+
+    Args:
+        first: The strength in the first block.
+        last: The strength in the last block.
+        decay: In place of both: the factor from each block to the one before it, in (0, 1].
+
     Raises:
         RegularizerError: ``first`` or ``last`` is not a finite number, or they are schedules of
-            different kinds or steps.
+            different kinds or steps; ``decay`` is not in (0, 1], or given together with them.
     """
+    if decay is not None:
+        number = None if isinstance(decay, (bool, VaryingStrength)) else number_of(decay)
+        if number is None or not 0 < number <= 1 or (first, last) != (None, None):
+            together = " together with first or last" * ((first, last) != (None, None))
+            raise RegularizerError(
+                f"by_depth: decay={shown(decay)}{together} is not allowed; give one number in (0, 1]: by_depth(decay=0.65)."
+            )
+        return DepthDecay(number)
     ends = tuple(given if isinstance(given, Schedule) else number_of(given) for given in (first, last))
     for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):
         if number is None or isinstance(given, (bool, ByDepth)):
@@ -83,6 +119,8 @@ def by_depth(first: float, last: float) -> ByDepth:
 def read_strength(value: Any) -> Any:
     """Return the strength that plain data stands for: a schedule, ``{"linear": [0, 0.5, 1000]}``, or ``{"by_depth": [0, 0.2]}``.
 
+    ``{"by_depth": {"decay": 0.65}}`` stands for ``by_depth(decay=0.65)``.
+
     Any other value is returned unchanged: a number, and also a dict of selectors such as
     ``{"linear": 0.1}``, whose values are no lists.
 
@@ -91,9 +129,11 @@ def read_strength(value: Any) -> Any:
     """
     if (schedule := of_plain(value)) is not None:
         return schedule
-    if not isinstance(value, Mapping) or value.keys() != {"by_depth"} or not isinstance(value["by_depth"], (list, tuple)):
+    ends = value["by_depth"] if isinstance(value, Mapping) and value.keys() == {"by_depth"} else None
+    if isinstance(ends, Mapping) and ends.keys() == {"decay"}:
+        return by_depth(decay=ends["decay"])
+    if not isinstance(ends, (list, tuple)):
         return value
-    ends = value["by_depth"]
     if len(ends) != 2:
         raise RegularizerError(f"by_depth={shown(ends)} is not allowed; give a list of two numbers, such as [0, 0.2].")
     return by_depth(*map(read_strength, ends))

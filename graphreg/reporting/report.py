@@ -19,6 +19,7 @@ from graphreg.planning.repeats import Strengths
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.regularizer.by_depth import ByDepth
 from graphreg.reporting.cost import cost as measured
+from graphreg.reporting.decayed_too import decayed_too
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
 from graphreg.reporting.records import Acted, Cost, Entry, Report
@@ -95,6 +96,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [*rank_notes(rules_of(module)), *batch_notes(inner, rules_of(module), plan)]
     notes += placed.notes() if (placed := in_place_host(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
+    notes += decayed_too(plan, dict(inner.named_parameters(remove_duplicate=False)))
 
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
     entries = _entries(plan, now, inner, changed_strengths(module))

@@ -274,15 +274,19 @@ def watch_optimizers(module: nn.Module) -> None:
         handles.append(parameter.register_post_accumulate_grad_hook(reached).remove)  # type: ignore[no-untyped-call]
 
 
+def all_optimizers() -> list[Optimizer]:
+    """Return the optimizers that there are in the process."""
+    # by type(): isinstance reads an attribute of every object in the process, which may have side
+    # effects
+    return [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+
+
 def _warn_of_missed(module: nn.Module) -> None:
     """Warn of the regularizers' parameters that no optimizer has, if some optimizer has a parameter of the model."""
     owned = {id(parameter) for state in states_in(module) for parameter in state.parameters()}
     named = dict(module.named_parameters())
     theirs = {id(parameter) for parameter in named.values()} - owned
-    # by type(): isinstance reads an attribute of every object in the process, which may have side
-    # effects
-    groups = [{id(p) for g in each.param_groups for p in g["params"]} for each in gc.get_objects() if issubclass(type(each), Optimizer)]
-    trained = set[int]().union(*groups)
+    trained = {id(p) for optimizer in all_optimizers() for group in optimizer.param_groups for p in group["params"]}
     missed = [name for name, parameter in named.items() if id(parameter) in owned and id(parameter) not in trained]
     if missed and not theirs.isdisjoint(trained):
         warn(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
 
@@ -25,6 +25,13 @@ def is_distributed(value: Any) -> bool:
 def _kinds() -> Any:
     """Return the module of DTensor and its placements. It is imported wherever there is a DTensor; its import takes half a second."""
     return dist.tensor
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's class. After ``fully_shard``, which makes it an ``FSDPLinear``, this is still ``Linear``."""
+    kind = type(module)
+    by_fsdp = any(base.__name__ == "FSDPModule" for base in kind.__bases__[0].__mro__)
+    return (kind.__bases__[-1] if by_fsdp and len(kind.__bases__) == 2 else kind).__name__
 
 
 def has_process_group() -> bool:

@@ -24,6 +24,7 @@ from graphreg.ir.roles import value_sites
 from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
+from graphreg.torch_internals.distributed import class_name
 from graphreg.torch_internals.interpreter import at_rest, deep_enough
 from graphreg.torch_internals.modules import (
     compiles_itself,
@@ -152,7 +153,7 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
         parameter: The parameter, which may be uninitialized.
     """
     owner = names[0].rpartition(".")[0]
-    labels = tuple(Label(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names)
+    labels = tuple(Label(name, class_name(modules[name.rpartition(".")[0]])) for name in names)
     if nn.parameter.is_lazy(parameter):
         return Site(labels, "parameter", module=owner, selectable=False, why_not="not initialized yet")
     numbers = parameter.is_floating_point() or parameter.is_complex()  # others, as of quantized layers, cannot train

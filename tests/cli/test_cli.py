@@ -701,3 +701,31 @@ def test_the_audit(say: Say) -> None:
 
 def test_the_audit_takes_no_regularizer(say: Say) -> None:
     refused(say("audit", "torchvision.models:resnet18", "--hidden-dropout", "0.1"), "takes no regularizer (--hidden-dropout)")
+
+
+# The groups of an optimizer
+
+
+def test_groups(say: Say, folder: Path) -> None:
+    """The model is not traced; what was asked is saved as a recipe, which other options come after."""
+    asked = ("--group", "hid.*={\"lr\": 0.1}", "--default", '{"lr": 0.01, "weight_decay": 0.1}', "--decay", "standard")
+    status, out, err = say("groups", "cli_nets.py:Net", *asked, "--save", "groups.toml")
+    assert (status, err) == (0, "") and out.startswith("Net: 4 parameters in 4 groups\ngroup  lr    weight_decay  parameters  elements  names\n")
+    again = say("groups", "cli_nets.py:Net", "--recipe", "groups.toml", "--group", "out.*=frozen", "--json")
+    assert [group["options"]["lr"] for group in json.loads(again[1])["groups"]] == [0.1, 0.1]
+    assert json.loads(again[1])["frozen"] == ["out.weight", "out.bias"]
+    assert say("groups", "cli_nets.py:Decides", "--group", "*=frozen")[0] == 2
+    by_depth = say("groups", "cli_nets.py:Net", "--default", '{"lr": 1}', "--group", '*={"lr": {"by_depth": {"decay": 0.5}}}')
+    refused(by_depth, "lr=by_depth(decay=0.5) needs parameters in two blocks or more")
+
+
+@pytest.mark.parametrize(
+    ("group", "sentence"),
+    [
+        ("frozen", "--group 'frozen' is no SELECTOR=OPTIONS; write --group 'head.*={\"lr\": 0.01}' or --group 'embed.*=frozen'"),
+        ("hid.*=0.1", "--group hid.* '0.1' is no JSON object; write --group hid.* '{\"lr\": 0.01}'"),
+        ("hidd.*=frozen", "'hidd.*' matches no parameter of Net. Near names: hid."),
+    ],
+)
+def test_groups_refused(say: Say, folder: Path, group: str, sentence: str) -> None:
+    refused(say("groups", "cli_nets.py:Net", "--group", group), sentence)

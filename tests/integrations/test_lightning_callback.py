@@ -110,3 +110,24 @@ def test_resumed_bit_for_bit(tmp_path: Path) -> None:
 def test_a_model_that_is_not_regularized(tmp_path: Path) -> None:
     with pytest.raises(GraphRegError, match="no module in this Classifier is regularized"):
         fit(Classifier(), tmp_path, RegularizerCallback())
+
+
+class Grouped(Classifier):
+    """Its optimizer has the groups in the other order when ``reverse`` is set."""
+
+    reverse = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = graphreg.param_groups(self, {"out.*": {"lr": 0.1}}, default={"lr": 0.03, "weight_decay": 0.1}, decay="standard")
+        optimizer = torch.optim.AdamW(groups[::-1] if self.reverse else groups)
+        graphreg.load_by_name(optimizer)
+        return optimizer
+
+
+def test_groups_resume_by_name(tmp_path: Path) -> None:
+    whole, other = (graphreg.regularize_(Grouped(), **SETTINGS) for _ in range(2))
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(whole, tmp_path, RegularizerCallback(), saving, max_epochs=2, enable_checkpointing=True)
+    other.reverse = True
+    fit(other, tmp_path, RegularizerCallback(), max_epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert other.losses == whole.losses[4:]

@@ -428,3 +428,26 @@ def test_adapters_of_peft(tmp_path: Path) -> None:
     loaded = peft.PeftModel.from_pretrained(tied_words(), tmp_path / "saved")
     x = SENTENCES[0]["input_ids"][None]
     assert torch.equal(loaded.eval()(input_ids=x).logits, adapted.eval()(input_ids=x).logits)
+
+
+def test_groups_resume_by_name(tmp_path: Path) -> None:
+    """An optimizer of ``param_groups``, whose parameters are in another order when the run resumes; the scheduler goes by position."""
+
+    def made(reverse: bool) -> Any:
+        model = graphreg.regularize_(words(), **SETTINGS)
+        groups = graphreg.param_groups(model, {"**@Linear": {"lr": 0.03}}, default={"lr": 0.01, "weight_decay": 0.1}, decay="standard")
+        for group in groups if reverse else ():
+            group.update({name: group[name][::-1] for name in ("params", "param_names")})
+        optimizer = torch.optim.AdamW(groups)
+        graphreg.load_by_name(optimizer)
+        run = trainer(model, tmp_path, RegularizerCallback(), max_steps=4, save_steps=2, save_strategy="steps")
+        return transformers.Trainer(
+            model, run.args, callbacks=[RegularizerCallback()], train_dataset=SENTENCES, optimizers=(optimizer, None)
+        )
+
+    whole, again = made(False), made(True)
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert [group["weight_decay"] for group in again.optimizer.param_groups] == [0.0, 0.1, 0.0]

@@ -66,6 +66,7 @@ def test_fsdp() -> None:
         layer = Layer(2, 2)
         assert not distributed.uses_fsdp() and not distributed.taken_by_fsdp(layer.weight)
         fully_shard(layer, mesh=mesh)
+        assert type(layer).__name__ == "FSDPLayer" and distributed.class_name(layer) == distributed.class_name(Layer(1, 1)) == "Layer"
         own = layer.weight
         layer(torch.ones(1, 2))
         gathered, was_taken = seen[0]
