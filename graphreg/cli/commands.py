@@ -90,7 +90,8 @@ def _groups(args: Namespace) -> ParamGroups:
     for text in args.group:
         selector, equals, options = text.rpartition("=")
         if not equals or not selector:
-            raise UsageError(f"--group {text!r} is no SELECTOR=OPTIONS; write --group 'head.*={{\"lr\": 0.01}}' or --group 'embed.*=frozen'.")
+            usage = "write --group 'head.*={\"lr\": 0.01}' or --group 'embed.*=frozen'"
+            raise UsageError(f"--group {text!r} is no SELECTOR=OPTIONS; {usage}.")
         selectors[selector] = options if options == FROZEN else json_object(f"--group {selector}", options, '{"lr": 0.01}')
     asked = AskedGroups.of_plain({
         "selectors": selectors, "default": json_object("--default", args.default, '{"lr": 0.001}'), "decay": args.decay,

@@ -8,7 +8,6 @@ from torch import nn
 
 from graphreg.ir.site import Site
 from graphreg.optimizers.standard_decay import is_norm
-from graphreg.torch_internals.modules import wrapped_module
 
 
 def levels(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[Site, int]:
@@ -49,18 +48,21 @@ def _block_of(modules: Mapping[str, nn.Module], path: str) -> str | None:
     """
     parts = path.split(".") if path else []
     for end in range(1, len(parts) + 1):
-        outer, inner = (".".join(parts[:stop]) for stop in (end - 1, end))
+        outer, inner = ".".join(parts[: end - 1]), ".".join(parts[:end])
         module = modules[inner]
-        alike = [each for each in _numbered(modules[outer]) if type(each) is type(module)]
-        if module in alike and len(alike) > 1 and _has_parts(module) and not any(map(_is_list, (module, *module.children()))):
+        alike = [each for each in _numbered(modules, outer) if type(modules[each]) is type(module)]
+        lists = (inner, *(f"{inner}.{name}" for name in module._modules))
+        if inner in alike and len(alike) > 1 and _has_parts(module) and not any(_is_list(modules, path) for path in lists):
             return inner
     return None
 
 
-def _is_list(module: nn.Module) -> bool:
+def _is_list(modules: Mapping[str, nn.Module], path: str) -> bool:
     """Return whether a module consists of blocks: of several numbered modules of one class that have submodules, and of nothing else."""
-    children = _numbered(module)
-    alone = len(children) > 1 and len(children) == len(list(module.children()))
+    if path not in modules:  # None is registered there
+        return False
+    children = [modules[each] for each in _numbered(modules, path)]
+    alone = len(children) > 1 and len(children) == len(list(modules[path].children()))
     return alone and len({*map(type, children)}) == 1 and all(map(_has_parts, children))
 
 
@@ -68,9 +70,10 @@ def _has_parts(module: nn.Module) -> bool:
     return any(module.children()) and not is_norm(module)
 
 
-def _numbered(module: nn.Module) -> list[nn.Module]:
-    """Return the submodules whose name ends with a digit, without the wrappers around them."""
-    return [wrapped_module(child) or child for name, child in module._modules.items() if child is not None and name[-1:].isdigit()]
+def _numbered(modules: Mapping[str, nn.Module], path: str) -> list[str]:
+    """Return the paths of a module's submodules whose name ends with a digit."""
+    children = (f"{path}.{name}" if path else name for name in modules[path]._modules if name[-1:].isdigit())
+    return [child for child in children if child in modules]
 
 
 def _contains(outer: str, path: str) -> bool:

@@ -33,12 +33,12 @@ def decayed_too(plan: Plan, parameters: Mapping[str, Tensor]) -> list[str]:
                 ids = (id(parameter) for parameter in group["params"])
                 both.setdefault((type(optimizer).__name__, float(rate)), {}).update((each, None) for each in ids if each in penalized)
     notes = []
-    for (optimizer, rate), ids in both.items():
-        if ids:
-            names = [penalized[each][0] for each in ids]
-            penalties = listed(list(dict.fromkeys(name for each in ids for name in penalized[each][1])))
+    for (kind, rate), shared in both.items():
+        if shared:
+            names = [penalized[each][0] for each in shared]
+            penalties = listed(list(dict.fromkeys(name for each in shared for name in penalized[each][1])))
             notes.append(
-                f"decayed, too: {optimizer} has weight_decay={rate:g} for {len(names)} of the parameters that {penalties} penalizes "
+                f"decayed, too: {kind} has weight_decay={rate:g} for {len(names)} of the parameters that {penalties} penalizes "
                 f"({listed(names, 3)}). If one of the two is enough, graphreg.param_groups(module, {{selector: {{'weight_decay': 0}}}}) "
                 "leaves these without decay"
             )

@@ -710,10 +710,14 @@ def test_groups(say: Say, folder: Path) -> None:
     """The model is not traced; what was asked is saved as a recipe, which other options come after."""
     asked = ("--group", "hid.*={\"lr\": 0.1}", "--default", '{"lr": 0.01, "weight_decay": 0.1}', "--decay", "standard")
     status, out, err = say("groups", "cli_nets.py:Net", *asked, "--save", "groups.toml")
-    assert (status, err) == (0, "") and out.startswith("Net: 4 parameters in 4 groups\ngroup  lr    weight_decay  parameters  elements  names\n")
+    assert (status, err) == (0, "")
+    assert out.startswith("Net: 4 parameters in 4 groups\ngroup  lr    weight_decay  parameters  elements  names\n")
     again = say("groups", "cli_nets.py:Net", "--recipe", "groups.toml", "--group", "out.*=frozen", "--json")
     assert [group["options"]["lr"] for group in json.loads(again[1])["groups"]] == [0.1, 0.1]
     assert json.loads(again[1])["frozen"] == ["out.weight", "out.bias"]
+    planned = ("plan", "cli_nets.py:Net", "--recipe", "groups.toml", "--hidden-dropout", "0.1", "--save", "planned.json")
+    assert say(*planned)[0] == 0
+    assert graphreg.load_recipe("planned.json")["param_groups"] == graphreg.load_recipe("groups.toml")["param_groups"]
     assert say("groups", "cli_nets.py:Decides", "--group", "*=frozen")[0] == 2
     by_depth = say("groups", "cli_nets.py:Net", "--default", '{"lr": 1}', "--group", '*={"lr": {"by_depth": {"decay": 0.5}}}')
     refused(by_depth, "lr=by_depth(decay=0.5) needs parameters in two blocks or more")

@@ -192,6 +192,10 @@ def test_modules_of_graphreg() -> None:
     steps = param_groups(module, {"*": {"lr": by_depth(decay=0.5)}}, default={"lr": 1.0})
     assert {lr for name, lr in of_name(steps, "lr").items() if name in owned} == {1.0}
 
+    decayed: Any = {"*": {"lr": by_depth(decay=0.5)}}
+    blocks = graphreg.regularize(model, example_inputs=ids, hidden_dropout=0.1, blocks="layers.*")
+    assert param_groups(blocks, decayed, default={"lr": 1.0}).to_dict() == param_groups(model, decayed, default={"lr": 1.0}).to_dict()
+
     graphreg.regularize_(model, example_inputs=ids, hidden_dropout=0.1)
     assert param_groups(model, selectors).to_dict() == plain.to_dict()
     assert param_groups(torch.compile(model, backend="eager"), selectors).to_dict() == plain.to_dict()
