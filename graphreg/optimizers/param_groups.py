@@ -146,7 +146,7 @@ def param_groups(
             parameters only; ``"frozen"`` has not all names of a tied parameter; or no parameter is
             left to train.
     """
-    asked = AskedGroups(selectors or {}, default or {}, decay)
+    asked = AskedGroups({} if selectors is None else selectors, {} if default is None else default, decay)
     if recipe is not None:
         asked = _after(recipe, asked)
     parameters = ModelParameters.of(model)
@@ -183,10 +183,10 @@ def _frozen(parameters: ModelParameters, asked: AskedGroups, matches: Matches) -
         for site in matches[selector] if options == FROZEN else ():
             names.setdefault(site, set()).update(parameters.labels(selector, site))
     for site, selected in names.items():
-        others = [label for label in site.labels if label not in selected]
+        named, others = ([label for label in site.labels if (label in selected) == chosen] for chosen in (True, False))
         if others:
             raise RegularizerError(
-                f"'frozen' selects {next(iter(selected)).name}, which is tied to {others[0].name}: both names are one parameter. Freeze "
+                f"'frozen' selects {named[0].name}, which is tied to {others[0].name}: both names are one parameter. Freeze "
                 f"{exactly(others[0])!r}, too, or leave the parameter out: ('...', {'!' + exactly(site.labels[0])!r})."
             )
     return list(names)

@@ -63,6 +63,7 @@ MATRICES = {f"layers.{i}.{name}.weight" for i in range(3) for name in ("wide", "
 
 def test_the_table_by_hand() -> None:
     model = Words()
+    drawn, attributes = torch.get_rng_state(), list(vars(model))
     selectors: Any = {"layers.*": {"lr": 0.1}, "layers.2.*": {"lr": 0.2, "betas": (0.9, 0.95)}, "positions.*": "frozen"}
     groups = param_groups(model, selectors, default={"lr": 1e-3, "weight_decay": 0.05}, decay="standard")
     assert (
@@ -77,6 +78,7 @@ group   lr     weight_decay  betas        parameters  elements  names
 4       0.2    0.05          (0.9, 0.95)  2           64        layers.2.wide.weight, layers.2.back.weight
 frozen                                    1           20        positions.weight"""
     )
+    assert torch.equal(torch.get_rng_state(), drawn) and list(vars(model)) == attributes and model.training
     named = dict(model.named_parameters())
     assert all(p is named[name] for g in groups for p, name in zip(g["params"], g["param_names"], strict=True))
     assert groups.frozen == ("positions.weight",) and model.positions.weight.requires_grad
@@ -337,6 +339,7 @@ def test_a_tied_parameter_needs_all_its_names() -> None:
         ({"*": {"lr": by_depth(decay=0.5)}}, r"multiplies a number that the default or an earlier selector gives, and cls_token has none"),
         ({"norm.*": {"lr": by_depth(0.1, 0.2)}}, r"needs parameters in two blocks or more, and all that it selects are in one"),
         ({"*": "frozen"}, r"no parameter of Words is left to train: all 24 are frozen"),
+        ([], r"param_groups: \[\] is not allowed; give a dict of selectors to options"),
         ([("*", {})], r"is not allowed; give a dict of selectors to options"),
     ],
 )
@@ -349,6 +352,7 @@ def test_refused(selectors: Any, sentence: str) -> None:
     ("options", "sentence"),
     [
         ({"decay": "usual"}, r"decay='usual' is not allowed; give 'standard' or None"),
+        ({"default": 0}, r"default has 0; give a dict of the optimizer's options"),
         ({"default": 0.1}, r"default has 0.1; give a dict of the optimizer's options"),
         (
             {"default": {"lr": by_depth(0, 1)}},
