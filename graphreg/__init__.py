@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from graphreg.regularizer.registry import build, registered
     from graphreg.regularizer.vjp import Vjp
     from graphreg.reporting.diff import Diff, diff
+    from graphreg.reporting.effect import Effect, Effects, effect
     from graphreg.reporting.monitor import Monitor, monitor
     from graphreg.reporting.records import Report
     from graphreg.reporting.report import report
@@ -99,6 +100,7 @@ _FILES = {
     "regularizer.registry": ("build", "registered"),
     "regularizer.vjp": ("Vjp",),
     "reporting.diff": ("Diff", "diff"),
+    "reporting.effect": ("Effect", "Effects", "effect"),
     "reporting.monitor": ("Monitor", "monitor"),
     "reporting.records": ("Report",),
     "reporting.report": ("report",),
@@ -122,10 +124,10 @@ _MODULES = ("passes", "schedules")  # public modules that ``__getattr__`` import
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
-    "Audit", "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "ModelInput", "Monitor", "NoMatchError", "Noise", "Penalty",
-    "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError",
-    "Traced", "UntestedTorchWarning", "Vjp",
-    "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
+    "Audit", "Backend", "Diagnosis", "Diff", "Effect", "Effects", "Finding", "GraphRegError", "ModelInput", "Monitor", "NoMatchError",
+    "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site",
+    "Splice", "TraceError", "Traced", "UntestedTorchWarning", "Vjp",
+    "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "effect", "from_kwargs", "frozen_noise",
     "load_by_name", "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "named_parameters", "names",
     "noise_off", "noise_on", "param_groups", "passes", "penalties_off", "plan", "prox_", "recipe", "registered", "regularize",
     "regularize_", "regularize_stage", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",

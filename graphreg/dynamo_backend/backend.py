@@ -86,7 +86,7 @@ class Backend(BackendHost, RenamedAttributes):
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
         self._call: Call | None = None
-        self._last: dict[str, Tensor] | None = None
+        self.last: dict[str, Tensor] | None = None  # the penalties of the last call
         self._apart = False  # whether the user was warned that backward from some output misses the attached penalties
 
     # called by torch.compile
@@ -200,7 +200,7 @@ class Backend(BackendHost, RenamedAttributes):
         strengths = self._strengths_at(number)
         off = session.penalties.state is False
         outer, self._call = self._call, Call(self.model, strengths, self._measurers, session.attaches, session.scale, off)
-        self._last = None
+        self.last = None
         # The call may run while the caller handles an exception: only another one than that is the
         # call's.
         call, before = self._call, sys.exc_info()[1]
@@ -231,7 +231,7 @@ class Backend(BackendHost, RenamedAttributes):
         return self._strengths
 
     def _end(self, call: Call) -> None:
-        self._last = call.totals()
+        self.last = call.totals()
         # Graphs came in since the last look, so selectors are compared with the sites of all
         # graphs.
         if not self.session.complete:
@@ -313,12 +313,12 @@ class Backend(BackendHost, RenamedAttributes):
         Raises:
             GraphRegError: No call has ended yet.
         """
-        if self._last is None:
+        if self.last is None:
             raise GraphRegError(
                 "there are no penalties yet: penalties() returns those of the last call of the model that was compiled with this backend, "
                 "and no call has ended, or none had a graph. Call the compiled model first, and read the penalties after that call."
             )
-        return dict(self._last)
+        return dict(self.last)
 
     # what the session tells
 

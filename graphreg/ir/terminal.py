@@ -1,4 +1,4 @@
-"""Lays out tables and paragraphs: as text that fits a width, in colours on a terminal, or as HTML for a notebook."""
+"""Lays out tables and paragraphs: as text that fits a width, in colours on a terminal, or as HTML for a notebook. Shows progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import ClassVar
@@ -165,3 +167,29 @@ def marked(lines: Iterable[tuple[str, str]]) -> str:
         colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""
         shown.append(f'<span style="display:block;min-height:1.2em{colour}">{escape(line)}</span>')
     return f'<pre style="overflow-x:auto;line-height:1.3">{"".join(shown)}</pre>'
+
+
+class ProgressLine:
+    """Shows on one line how many passes are done, and overwrites it at most ten times a second."""
+
+    def __init__(self, title: str, n: int, shown: bool) -> None:
+        self.title, self.n, self.shown, self.last = title, n, shown, 0.0
+
+    def at(self, done: int) -> None:
+        now = time.monotonic()
+        if self.shown and now - self.last > 0.1:
+            self.last = now
+            sys.stderr.write(f"\r{self.title}: {done} of {self.n} passes")
+            sys.stderr.flush()
+
+
+@contextmanager
+def progress_line(title: str, n: int, shown: bool | None = None) -> Iterator[ProgressLine]:
+    """Show progress on stderr in the block, and clear the line at its end. ``shown``: None shows it if stderr is a terminal."""
+    line = ProgressLine(title, n, sys.stderr.isatty() if shown is None else shown)
+    try:
+        yield line
+    finally:
+        if line.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -45,7 +45,11 @@ class AttachRule(nn.Module):
         reads: The names of the model's inputs on which the loss depends, or, if the output has none, any value in the output. An input
             whose value the graph has fixed is among them, because nothing is known of it.
         fed: Whether ``feed`` has set ``now`` and ``share`` for the running call.
+        apart: If it is a dict, the penalties of a call are put into it, by name, and not attached: ``graphreg.effect`` differentiates each
+            by itself.
     """
+
+    apart: dict[str, Tensor] | None = None
 
     now: Tensor
     share: Tensor
@@ -110,6 +114,9 @@ class AttachRule(nn.Module):
             before, self.last = self.last, {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
             if not is_compiling():
                 counted(partial(self._take_back, before, self.last))
+        if self.apart is not None:
+            self.apart.update(zip(self.names, penalties, strict=True))
+            return outputs
         if not penalties:
             return outputs
         total = torch.stack(penalties).sum()

@@ -170,6 +170,19 @@ class Rules(nn.Module):
         for name, element in self.shared_elements.pop(regularizer, {}).items():
             self._modules[name].elements = (element,)  # type: ignore[union-attr]
 
+    def elements_of(self, regularizer: str) -> Callable[[], None]:
+        """Return a function that undoes ``read_own_elements``, if that is called from now on."""
+        shared = self.shared_elements.get(regularizer)
+        before = {name: self._modules[name].elements for name in shared or ()}  # type: ignore[union-attr]
+
+        def back() -> None:
+            if shared is not None and regularizer not in self.shared_elements:
+                self.shared_elements[regularizer] = shared
+                for name, elements in before.items():
+                    self._modules[name].elements = elements  # type: ignore[union-attr]
+
+        return back
+
     def on_switched(self, session: Any) -> None:
         """Let the runtime modules act as the open blocks of ``noise_on``, ``noise_off`` and ``penalties_off`` say."""
         noise, penalties = session.noise.state, session.penalties.state

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError
 from graphreg.ir.module_record import PLACED, RULES, state_of
@@ -92,10 +92,18 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
 
 
 class BackendHost(CapturedGraphs):
-    """Base class of backends. ``subgraphs``: the graphs that Dynamo gave to the backend."""
+    """Base class of backends.
+
+    Attributes:
+        subgraphs: The graphs that Dynamo gave to the backend.
+        model: The model without its wrappers; None until its first graph is captured.
+        last: The penalties of the last call, by name; None until a call has ended.
+    """
 
     session: Session
     subgraphs: list[Any]
+    model: nn.Module | None
+    last: dict[str, Tensor] | None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BackendHost:
         """Return itself: ``torch.compile`` copies its arguments once ``lightning`` is imported, and compiled code refers to this object."""

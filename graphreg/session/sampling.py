@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
 from graphreg.ir.precision import widest
+from graphreg.ir.terminal import progress_line
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 from graphreg.session.controls import noise_on
@@ -187,7 +186,7 @@ def sample(
 
     running = _Running()
     # Eval mode, so that batch norm uses the statistics of training, as in a prediction.
-    with _evaluating(module), noise_on(module), torch.no_grad(), _line(n, progress) as line:
+    with _evaluating(module), noise_on(module), torch.no_grad(), progress_line("graphreg.sample", n, progress) as line:
         for done in range(0, n, at_once):
             line.at(done)
             passes = min(at_once, n - done)
@@ -287,28 +286,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             changes.later(partial(setattr, m, "training", m.training))
         module.eval()
         yield
-
-
-class _Line:
-    """Shows the progress on one line, which it overwrites at most ten times a second."""
-
-    def __init__(self, n: int, shown: bool) -> None:
-        self.n, self.shown, self.last = n, shown, 0.0
-
-    def at(self, done: int) -> None:
-        now = time.monotonic()
-        if self.shown and now - self.last > 0.1:
-            self.last = now
-            sys.stderr.write(f"\rgraphreg.sample: {done} of {self.n} passes")
-            sys.stderr.flush()
-
-
-@contextmanager
-def _line(n: int, progress: bool | None) -> Iterator[_Line]:
-    line = _Line(n, sys.stderr.isatty() if progress is None else progress)
-    try:
-        yield line
-    finally:
-        if line.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, liste
 from graphreg.ir.selector import Missing
 from graphreg.planning.native_dropout import OWN_DROPOUT, OwnDropout
 from graphreg.planning.plan import Plan
-from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.runtime.attach import AttachRule, check_scale
 from graphreg.runtime.build_record import Asked, written_scale
 from graphreg.runtime.clock import ClockRule
@@ -28,10 +28,11 @@ from graphreg.runtime.optimizer_steps import watch_steps
 from graphreg.runtime.owned_state import State
 from graphreg.runtime.rank_mesh import RankMesh
 from graphreg.runtime.runtime_module import DrawingRule, Rules
+from graphreg.runtime.splice import SpliceRule
 from graphreg.schedules import Schedule
 from graphreg.session.saved import checked_state, clock_of_state, written_state
 from graphreg.session.streams import CallClock, Streams
-from graphreg.session.strengths import Row, table
+from graphreg.session.strengths import OWN, Row, table
 from graphreg.session.switches import Switches
 from graphreg.torch_internals.patching import Changes
 
@@ -164,6 +165,36 @@ class Session:
                 row.restore(checked[name])
                 self._tell(row)
 
+    @contextmanager
+    def without(self, parts: Mapping[str, Collection[str]]) -> Iterator[None]:
+        """Within the block, regularizers do nothing at some of their sites: their strengths are 0 there, also where 0 is out of range.
+
+        A splice that would still act at strength 0 is silenced.
+
+        ``parts``: by the name of a regularizer, the names of the sites; the site ``OWN`` means all of them.
+        """
+        with Changes() as changes, changes:
+            for name, sites in parts.items():
+                row = self.strengths[name]
+                changes.later(partial(self._put_back, row, row.as_it_is(), [rules.elements_of(name) for rules in self.graphs()]))
+                if OWN in sites:
+                    row.set_all(0.0)
+                else:
+                    row.set(dict.fromkeys(sites, 0.0), may_wait=False)
+                self._tell(row)
+                if isinstance(row.regularizer, Splice) and not row.regularizer.off_at_zero:
+                    splices = [each for rules in self.graphs() for each in rules.children() if isinstance(each, SpliceRule)]
+                    for splice in splices:
+                        if splice.regularizer.name == name and (OWN in sites or splice.site in sites):
+                            changes.put(splice, "silenced", True)
+            yield
+
+    def _put_back(self, row: Row, before: Row, elements: Sequence[Callable[[], None]]) -> None:
+        vars(row).update(vars(before))
+        self._tell(row)
+        for restore in elements:
+            restore()
+
     def _checked(self, row: Row, value: float) -> float:
         """Return a new strength as a float, or a schedule; raise RegularizerError if it is out of range, or cannot be set."""
         checked, name = row.checked(value), row.name
@@ -236,11 +267,12 @@ class Session:
         """Set the scale of attached penalties: a number, a 0-d tensor, a GradScaler, a function, a ``CallScale``, or None for 1."""
         check_scale(scale)
         self.scale = scale
-        for rules in self._graphs():
+        for rules in self.graphs():
             if isinstance(attach := rules._modules.get("attach"), AttachRule):
                 attach.scale = scale
 
-    def _graphs(self) -> list[Rules]:
+    def graphs(self) -> list[Rules]:
+        """Return the containers of the runtime modules of all graphs."""
         return [reader for reader in self.readers if isinstance(reader, Rules)]
 
     # What is saved
@@ -309,7 +341,7 @@ class Session:
         # This raises for a formula that cannot be divided, before anything is changed.
         found = {rule: cuts for root in roots for rule, cuts in ranks.cuts(root).items()} if isinstance(ranks, RankMesh) else {}
         self.streams.set_ranks(ranks)
-        for child in (child for rules in self._graphs() for child in rules.children()):
+        for child in (child for rules in self.graphs() for child in rules.children()):
             if isinstance(child, DrawingRule):
                 child.cuts = found.get(child, ())
 
