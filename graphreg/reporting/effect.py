@@ -39,7 +39,6 @@ from graphreg.tracing.proof.surroundings import Generators, alike
 log = logging.getLogger("graphreg")
 _WEAK, _STRONG, _BAR = 1e-3, 1.0, 12  # the pulls at which the bar is empty and full, and its length
 _VANISHED = 0.01  # a loss whose gradient times the parameters is less than this, in units of the loss, has nearly no gradient
-_APART = 1 << 16  # how far the draws of a stream of a backend are apart
 _TOO_FAR = 10.0  # a pull that tells of a vanished gradient, too
 
 
@@ -100,11 +99,8 @@ class Effects(Printed, Sequence[Effect]):
     def _blocks(self) -> Iterator[Paragraph]:
         draws = f"{self.draws} draw{'s' * (self.draws != 1)}"
         yield Lines((f"{self.title}: loss {self.loss:.3g} without regularizers, its gradient {self.gradient:.3g}; {draws}",), "bold")
-        rows = [
-            (row.name, row.site, f"{row.strength:g}", _text(row.adds), _text(row.pull), _bar(row.pull), _text(row.jitter), _text(row.output))
-            for row in self.rows
-        ]
-        yield Table(("name", "site", "strength", "adds", "pull", f"{_WEAK:g} to {_STRONG:g}", "jitter", "output"), tuple(rows))
+        head = ("name", "site", "strength", "adds", "pull", f"{_WEAK:g} to {_STRONG:g}", "jitter", "output")
+        yield Table(head, tuple((row.name, row.site, f"{row.strength:g}", *_cells(row)) for row in self.rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data."""
@@ -112,8 +108,9 @@ class Effects(Printed, Sequence[Effect]):
         return {"title": self.title, "draws": self.draws, "loss": self.loss, "gradient": self.gradient, "rows": rows}
 
 
-def _text(number: float | None) -> str:
-    return "" if number is None else f"{number:.2g}"
+def _cells(row: Effect) -> tuple[str, ...]:
+    adds, pull, jitter, output = ("" if each is None else f"{each:.2g}" for each in (row.adds, row.pull, row.jitter, row.output))
+    return adds, pull, _bar(row.pull), jitter, output
 
 
 def _bar(pull: float) -> str:
@@ -225,10 +222,10 @@ class _Mean:
         self.gradients = self.gradients or [None] * len(gradients)
         for i, gradient in enumerate(gradients):
             mean = self.gradients[i]
-            if gradient is None and mean is None:
-                continue
             if mean is None:
-                mean = self.gradients[i] = torch.zeros_like(gradient)  # type: ignore[arg-type]
+                if gradient is None or not gradient.any():  # compiled code gives zeros where nothing is reached
+                    continue
+                mean = self.gradients[i] = torch.zeros_like(gradient)
             away = -mean if gradient is None else gradient - mean
             mean += away / self.n
             self.squares += float((away * (away - away / self.n)).sum())
@@ -330,7 +327,7 @@ class _Passes:
                 changes.keep(attach, "last")
                 changes.put(attach, "apart", self.apart)
         for module in root.modules():
-            changes.keep(module, "training")
+            changes.later(partial(setattr, module, "training", module.training))
         if not root.training:  # a submodule that is in eval mode within a model in train mode stays so
             root.train()
         self.tensors = _State(root)
@@ -366,8 +363,9 @@ class _Passes:
         """Return the state of the noise for a draw: later calls than the present one, in which schedules have their present strengths."""
         if "calls" not in self.state:
             return {**self.state, "call": self.state["call"] + draw}
-        # of a backend: a stream that draws several times in a call gets other numbers in each draw
-        calls = {text: self.state["calls"].get(text, 0) + draw * _APART for text in self.drawn["calls"]}
+        # of a backend, where a stream may draw several times in a call
+        calls, after = self.state["calls"], self.drawn["calls"]
+        calls = {text: (first := calls.get(text, 0)) + draw * (after[text] - first) for text in after}
         return {**self.state, "calls": calls}
 
     def _checked(self, value: Any) -> Tensor:
@@ -377,7 +375,7 @@ class _Passes:
         if not value.requires_grad:
             raise RegularizerError("the loss has no gradient: compute it from the output, without detach(), and train a parameter.")
         if not bool(value.isfinite()):
-            raise RegularizerError(f"the loss is {float(value):g}, and nothing can be compared with it. Give a call whose loss is finite.")
+            raise RegularizerError(f"the loss is {value.item():g}, and nothing can be compared with it. Give a call whose loss is finite.")
         return value
 
 

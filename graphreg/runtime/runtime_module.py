@@ -268,9 +268,11 @@ class RuntimeModule(nn.Module):
         It is not kept in compiled code, under a tracer, a transform or a dispatch mode, or in inference mode: it would belong to that.
         It is not kept either if it is differentiated: ``torch.func.functional_call`` may lend a strength that requires a gradient.
         """
+        strength = self._buffers["strength"]
+        if (self._known is None or self._known[0] is not strength) and strength is not None and self.rules:
+            self._require_all(strength)
         if not in_plain_eager() or is_forward_mode():
             return None
-        strength = self._buffers["strength"]
         if strength is None or strength.requires_grad or torch.is_inference_mode_enabled() or strength.is_inference():
             return None
         known: tuple[Tensor, int, dict[Any, Any]] | None = self._known
@@ -280,6 +282,18 @@ class RuntimeModule(nn.Module):
         if asked not in known[2]:
             known[2][asked] = function(strength, argument)
         return known[2][asked]
+
+    def _require_all(self, strength: Tensor) -> None:
+        """Raise RegularizerError for a strength with too few elements, or with one that nothing reads: ``functional_call`` may lend any."""
+        rules, regularizer = self.rules[0], vars(self).get("regularizer")
+        if any(strength is own for own in rules.strengths.values()):
+            return
+        name = next((name for name, row in rules.session.strengths.items() if row.regularizer is regularizer), None)
+        if name in rules.strengths and strength.shape != (shape := rules.strengths[name].shape):
+            raise RegularizerError(
+                f"{name} was lent a strength of shape {list(strength.shape)}, and needs {list(shape)}: an element for each site in "
+                f"graphreg.strength_buffers(module)[{name!r}].sites."
+            )
 
     def has_moved(self) -> None:
         """Called after the buffers were moved to another device. Does nothing here; subclasses override it."""

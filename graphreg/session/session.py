@@ -185,7 +185,7 @@ class Session:
                 if isinstance(row.regularizer, Splice) and not row.regularizer.off_at_zero:
                     splices = [each for rules in self.graphs() for each in rules.children() if isinstance(each, SpliceRule)]
                     for splice in splices:
-                        if splice.regularizer.name == name and (OWN in sites or splice.site in sites):
+                        if splice.regularizer is row.regularizer and (OWN in sites or splice.site in sites):
                             changes.put(splice, "silenced", True)
             yield
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import graphreg
-from graphreg import GraphRegError, schedules
+from graphreg import GraphRegError, RegularizerError, schedules
 from graphreg.session.hosts import session_of
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -121,6 +121,19 @@ def test_strength_buffers_are_what_a_call_reads(blocks: str | None) -> None:
     assert torch.equal(output, expected.output)
     torch.testing.assert_close(penalties, expected.penalties)
     assert graphreg.strengths(module) == {"hidden_dropout": 0.3, "hidden_l1": 0.2, "weight_l2": 0.1}
+
+
+def test_an_element_that_nothing_reads_is_refused_and_missing_ones() -> None:
+    module = graphreg.regularize(net(), noise=0.3, hidden_l1=0.2, rng=0)
+    for name, wrong in (("noise", 3), ("hidden_l1", 3), ("hidden_l1", 1), ("noise", 1)):
+        message = rf"{name} was lent a strength of shape \[{wrong}\], and needs \[2\]: an element for each site in graphreg\."
+        with pytest.raises(RegularizerError, match=message):
+            functional_call(module, lent(module, {name: torch.rand(wrong)}), (X,))
+        with pytest.raises(RegularizerError, match=message):
+            many = {name: torch.rand(4, wrong)}
+            vmap(lambda strengths: functional_call(module, lent(module, strengths), (X,)).output, randomness="same")(many)
+    first = graphreg.strength_buffers(module)["noise"].names[:1]
+    assert torch.equal(functional_call(module, dict.fromkeys(first, torch.zeros(2)), (X,)).output, net()(X))  # torch ties the others
 
 
 def test_many_strengths_at_once() -> None:
