@@ -53,8 +53,8 @@ navigation = {
     "Start": docs("start"),
     "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
-        "howto/README training trainers in_place scale blocks pipeline backend fx_pass where depth parameters optimizers exact_zeros"
-        " learned native_dropout report diff drawing page beside monitor audit doctor writing"
+        "howto/README training how_strong trainers in_place scale blocks pipeline backend fx_pass where depth parameters optimizers"
+        " exact_zeros learned native_dropout report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),
     "Reference": docs(

@@ -11,6 +11,7 @@ Types of results:
 `Regularized`      The result of a call of a `RewrittenModule`: ``output`` and ``penalties``.
 `Samples`          The mean, spread and values of many forward passes with noise. Made by ``graphreg.sample``.
 `Monitor`          Statistics of a module's values, by site, while the module trains. Made by ``graphreg.monitor``.
+`Effects`          How strongly each regularizer acts: `Effect` records. Made by ``graphreg.effect``.
 `Report`           The sites, strength and cost of each regularizer. Made by ``graphreg.report``.
 `Diff`             The changes of graphreg to the emitted Python. Made by ``graphreg.diff``.
 `Schedule`         A strength that changes while the model trains. Made by the functions of ``graphreg.schedules``.
@@ -34,6 +35,7 @@ from graphreg.ir.site import Label, Names, Site
 from graphreg.optimizers.param_groups import ParamGroups
 from graphreg.planning.plan import Edit, Plan
 from graphreg.reporting.diff import Diff
+from graphreg.reporting.effect import Effect, Effects
 from graphreg.reporting.monitor import Monitor
 from graphreg.reporting.records import Report
 from graphreg.runtime.attach import Penalties, Scale
@@ -44,6 +46,7 @@ from graphreg.session.sampling import Samples
 from graphreg.tracing.trace import FrontEnd, Traced
 
 __all__ = [
-    "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "ParamGroups", "Penalties", "Plan",
-    "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule", "Selector", "Site", "Traced",
+    "Audit", "Diagnosis", "Diff", "Edit", "Effect", "Effects", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names",
+    "ParamGroups", "Penalties", "Plan", "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule",
+    "Selector", "Site", "Traced",
 ]  # fmt: skip

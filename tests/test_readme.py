@@ -30,6 +30,7 @@ COMPARED = {
     "docs/exact_zeros.md": 4,
     "docs/front_ends.md": 1,
     "docs/fx_pass.md": 1,
+    "docs/how_strong.md": 3,
     "docs/learned.md": 4,
     "docs/native_dropout.md": 1,
     "docs/not_here.md": 1,

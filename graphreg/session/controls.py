@@ -91,7 +91,8 @@ def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
     """Return where the strengths of a module are, for ``torch.func.functional_call``, by regularizer name.
 
     Give ``functional_call`` one tensor under all ``names`` of a regularizer: one element for each of ``sites``, each the strength at that
-    site. So one call computes with other strengths, and ``torch.vmap`` with many at once; the strengths of the module do not change.
+    site. So one call computes with other strengths, and ``torch.vmap`` with many at once; the strengths of the module do not change. A call
+    that is lent a tensor with fewer or more elements raises RegularizerError, unless it is compiled.
 
     Args:
         module: A rewritten module, also compiled or wrapped. The names are those of the rewritten module's own ``named_buffers``.

@@ -98,6 +98,37 @@ def test_schedules_switches_and_frozen_noise_mean_the_same() -> None:
     assert torch.equal(found["module"][2], found["module"][3]) and not torch.equal(found["module"][1], found["module"][2])
 
 
+@pytest.mark.parametrize("make", HOSTS.values(), ids=HOSTS)
+def test_what_validation_in_between_leaves_in_the_noise(make: Any) -> None:
+    """Eval mode leaves nothing; a call under ``noise_off`` is counted by the masks, not by schedules, unless the state is put back."""
+
+    def masks(between: Callable[[Any, Callable[[], Any]], None]) -> tuple[Tensor, Any]:
+        host, call = make(hidden_dropout=schedules.linear(0.3, 0.4, 4), rng=0)
+        call()
+        between(host, call)
+        return call()[0], graphreg.rng_state(host)["clock"]
+
+    def quiet(host: Any, call: Callable[[], Any]) -> None:
+        with graphreg.noise_off(host):
+            call()
+
+    def put_back(host: Any, call: Callable[[], Any]) -> None:
+        state = graphreg.rng_state(host)
+        quiet(host, call)
+        graphreg.set_rng_state(host, state)
+
+    def evaluated(host: Any, call: Callable[[], Any]) -> None:
+        model = host if isinstance(host, nn.Module) else host.model
+        model.eval()
+        call()
+        model.train()
+
+    plain, clock = masks(lambda host, call: None)
+    assert all(torch.equal(masks(between)[0], plain) and masks(between)[1] == clock for between in (put_back, evaluated))
+    counted, same_clock = masks(quiet)
+    assert not torch.equal(counted, plain) and same_clock == clock
+
+
 def lent(module: Any, strengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What ``functional_call`` gets to run a module with other strengths."""
     records = graphreg.strength_buffers(module)
