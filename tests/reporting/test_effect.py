@@ -7,13 +7,18 @@ import copy
 import io
 import math
 import sys
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from graphreg import GraphRegError, RegularizerError, schedules
@@ -199,6 +204,25 @@ def test_by_site(name: str) -> None:
         other(X)
         for ours, theirs in zip(graphreg.effect(module, mse, X, draws=1), graphreg.effect(other, mse, X, draws=1), strict=True):
             assert ours == theirs
+
+
+def test_in_a_process_group() -> None:
+    """DistributedDataParallel is looked through, so that no rank waits for another; sharded parameters are refused."""
+    hook = sys.excepthook  # which a process group puts its own around
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        module = graphreg.regularize(net(), **OPTIONS, rng=0)
+        expected = numbers(graphreg.effect(module, mse, X, draws=2))
+        wrapped = DistributedDataParallel(module)
+        with unittest.mock.patch.object(DistributedDataParallel, "forward", side_effect=AssertionError):
+            assert_alike(graphreg.effect(wrapped, mse, X, draws=2), expected)
+        assert all(parameter.grad is None for parameter in module.parameters())
+        sharded = fully_shard(graphreg.regularize(net(), **OPTIONS, rng=0), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(GraphRegError, match="the parameters are sharded"):
+            graphreg.effect(sharded, mse, X)
+    finally:
+        dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 def test_a_schedule_has_its_present_strength_in_all_draws() -> None:
