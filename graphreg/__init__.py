@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from graphreg.rewriting.rewrite import rewrite
     from graphreg.rewriting.strip import strip
     from graphreg.rng.noise import Noise
-    from graphreg.runtime.result import Regularized
+    from graphreg.runtime.result import Kept, Regularized
     from graphreg.session.controls import (
         frozen_noise,
         model_state_dict,
@@ -107,7 +107,7 @@ _FILES = {
     "rewriting.rewrite": ("rewrite",),
     "rewriting.strip": ("strip",),
     "rng.noise": ("Noise",),
-    "runtime.result": ("Regularized",),
+    "runtime.result": ("Kept", "Regularized"),
     "session.controls": (
         "frozen_noise", "model_state_dict", "noise_off", "noise_on", "penalties_off", "reset_state", "rng_state", "set_ranks",
         "set_rng_state", "set_strength", "site_strengths", "strength_buffers", "strengths",
@@ -124,9 +124,9 @@ _MODULES = ("passes", "schedules")  # public modules that ``__getattr__`` import
 _RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
-    "Audit", "Backend", "Diagnosis", "Diff", "Effect", "Effects", "Finding", "GraphRegError", "ModelInput", "Monitor", "NoMatchError",
-    "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site",
-    "Splice", "TraceError", "Traced", "UntestedTorchWarning", "Vjp",
+    "Audit", "Backend", "Diagnosis", "Diff", "Effect", "Effects", "Finding", "GraphRegError", "Kept", "ModelInput", "Monitor",
+    "NoMatchError", "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples",
+    "Selector", "Site", "Splice", "TraceError", "Traced", "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "effect", "from_kwargs", "frozen_noise",
     "load_by_name", "load_recipe", "mean_over_counted", "mean_over_pairs", "model_state_dict", "monitor", "named_parameters", "names",
     "noise_off", "noise_on", "param_groups", "passes", "penalties_off", "plan", "prox_", "recipe", "registered", "regularize",

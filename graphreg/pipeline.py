@@ -21,6 +21,7 @@ from graphreg.ir.metadata import is_marked
 from graphreg.ir.module_record import RULES
 from graphreg.ir.selector import Missing, Selector
 from graphreg.planning.blocks import check_blocks
+from graphreg.planning.kept import Keep, check_keep
 from graphreg.planning.keywords import from_keywords, from_kwargs, instances
 from graphreg.planning.native_dropout import OwnDropout, log_unmovable, read_option
 from graphreg.planning.plan import Plan, check_missing
@@ -30,7 +31,7 @@ from graphreg.regularizer.base import Regularizer
 from graphreg.rewriting.instantiate import check_rng
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.runtime.attach import Penalties, Scale, check_penalties, check_scale
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.rewritten_module import OTHER_METHODS, RewrittenModule
 from graphreg.session.hosts import backend_host, graphs_of, record_of, rules_of
 from graphreg.torch_internals.interpreter import at_rest
@@ -59,12 +60,13 @@ def regularize(
     recipe: RecipeLike | None = None,
     blocks: Selector | None = None,
     prove: bool = True,
+    keep: Keep | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
     """Trace a model, and return a module that runs the traced graph with regularizers at the sites that they select.
 
-    The result is a GraphModule that returns ``(output, penalties)``. With ``penalties="attach"``, it returns the output alone. The model
-    itself stays unchanged and shares its layers with the result.
+    The result is a GraphModule that returns ``(output, penalties)``. With ``penalties="attach"``, it returns the output alone, and with
+    ``keep=``, ``(output, penalties, values)``. The model itself stays unchanged and shares its layers with the result.
 
     Args:
         model: The model to regularize.
@@ -93,6 +95,10 @@ def regularize(
             so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
         prove: Whether to use the graph only after it gave the model's own result: on ``example_inputs``, in both modes, or else at the
             first eager call in each mode. This takes two forwards a mode. ``front_end="auto"`` tries the next front end if it did not.
+        keep: A selector of values that a call returns, too, with gradients: it then returns ``Kept(output, penalties, values)``, where
+            ``values`` is a dict by the names that the selector found. A value is kept as the model reads it, behind splices. In a dict of
+            selectors, ``"clean"`` keeps the value before the splices at its site, and ``"spliced"`` the value behind them; if several
+            selectors find one value, the last one counts. The calls of a recurrent cell are stacked to one sequence.
         **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=0.1``.
 
     Returns:
@@ -111,12 +117,13 @@ def regularize(
     # A wrong option is refused before the trace, which may take minutes.
     check_compile(compile)
     _check_scaled(penalties, scale)
+    check_keep(keep, penalties)
     before = model_before(model, example_inputs, verify)
     with Changes() as changes, changes:
         # Graphs are many objects and little garbage, in which Python's collector searches in vain.
         at_rest(changes)
         traced = trace(model, example_inputs, front_end, prove)
-        decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks)
+        decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks, keep=keep)
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
@@ -132,6 +139,7 @@ def plan(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
     recipe: RecipeLike | None = None,
+    keep: Keep | None = None,
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
 
@@ -146,7 +154,8 @@ def plan(
         own_dropout: What to do with native dropout, as in ``regularize``.
         blocks: A selector of modules that the rewritten module calls, as in ``regularize``.
         recipe: A recipe, as in ``regularize``. The plan uses only the recipe's regularizers, and the recipe's values of ``missing``,
-            ``own_dropout`` and ``blocks``.
+            ``own_dropout``, ``blocks`` and ``keep``.
+        keep: A selector of values that a call of the rewritten module returns, as in ``regularize``.
 
     Raises:
         NoMatchError: A string of a selector matches nothing, or a selector does not match as many sites as ``expect`` says.
@@ -154,7 +163,7 @@ def plan(
     """
     captured = backend_host(traced)
     sites: Any = captured.traced() if captured is not None else traced
-    given: dict[str, Any] = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks}
+    given: dict[str, Any] = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks, "keep": keep}
     every: Regularizer | Iterable[Regularizer] = regularizers
     if recipe is not None:
         asked = opened(recipe)
@@ -165,6 +174,8 @@ def plan(
         return planned(sites, every, **given)
     if given.pop("blocks") is not None:
         raise RegularizerError("blocks= is for graphs of a whole model, and torch.compile captures a model in parts.")
+    if given.pop("keep") is not None:
+        raise RegularizerError("keep= is for what graphreg.regularize makes: a model with a backend returns what the model returns.")
     return captured.planned(instances(every), **given)
 
 
@@ -233,6 +244,8 @@ def log_plan(decided: Plan, notes: Iterable[str]) -> None:
     if decided.native_dropout:
         log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
     log_unmovable(decided.unmovable)
+    if decided.kept:
+        log.info("kept: %d %s", len(decided.kept), ", ".join(each.name for each in decided.kept))
 
 
 def warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
@@ -258,6 +271,7 @@ def as_pass(
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
+    keep: Keep | None = None,
     **keywords: Any,
 ) -> PassBase:
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
@@ -281,11 +295,12 @@ def as_pass(
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass does not trace"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, blocks)
+    check_keep(keep, penalties)
     # A tuple, because an iterator could be read only once, and the pass may run again.
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
-    options |= {"own_dropout": read_option(own_dropout), "blocks": blocks}
+    options |= {"own_dropout": read_option(own_dropout), "blocks": blocks, "keep": keep}
     return Regularize(flat, options, keywords)
 
 
@@ -316,7 +331,7 @@ class Regularize(PassBase):
 
         # A graph that returns penalties is another one, even if no node of it is added.
         graphs = graphs_of(module).values()
-        if not any(isinstance(graph.output_node().args[0], Regularized) or any(map(is_marked, graph.nodes)) for graph in graphs):
+        if not any(isinstance(graph.output_node().args[0], (Regularized, Kept)) or any(map(is_marked, graph.nodes)) for graph in graphs):
             return PassResult(graph_module, False)
 
         rules_of(module).made_by = self.mark

@@ -9,6 +9,7 @@ Types of results:
 `Plan`             An `Edit` record for each regularizer at each of its sites. Made by ``graphreg.plan``.
 `RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` return.
 `Regularized`      The result of a call of a `RewrittenModule`: ``output`` and ``penalties``.
+`Kept`             The result of a call of one that was made with ``keep=``: ``output``, ``penalties`` and ``values``.
 `Samples`          The mean, spread and values of many forward passes with noise. Made by ``graphreg.sample``.
 `Monitor`          Statistics of a module's values, by site, while the module trains. Made by ``graphreg.monitor``.
 `Effects`          How strongly each regularizer acts: `Effect` records. Made by ``graphreg.effect``.
@@ -39,14 +40,14 @@ from graphreg.reporting.effect import Effect, Effects
 from graphreg.reporting.monitor import Monitor
 from graphreg.reporting.records import Report
 from graphreg.runtime.attach import Penalties, Scale
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.schedules import Schedule
 from graphreg.session.sampling import Samples
 from graphreg.tracing.trace import FrontEnd, Traced
 
 __all__ = [
-    "Audit", "Diagnosis", "Diff", "Edit", "Effect", "Effects", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names",
+    "Audit", "Diagnosis", "Diff", "Edit", "Effect", "Effects", "Finding", "FrontEnd", "Kept", "Label", "Missing", "Monitor", "Names",
     "ParamGroups", "Penalties", "Plan", "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule",
     "Selector", "Site", "Traced",
 ]  # fmt: skip

@@ -9,7 +9,8 @@ from torch import fx
 from graphreg.ir.metadata import Kind, ModuleCalls, is_kind, is_marked, surrounding_calls
 from graphreg.ir.operations import nodes_in
 
-OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of added nodes that are in no block
+# kinds of added nodes that are in no block
+OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED, Kind.KEEP)
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:

@@ -124,7 +124,7 @@ class Given:
         check_options(args.keywords, args.known, args.command)
         native_dropout = own_dropout(args.own_dropout)
         recipe = opened(args.recipe).without([keyword_of(option) for option, _ in args.keywords]) if args.recipe else None
-        return cls(native_dropout, recipe, recipe is None and not args.keywords and native_dropout == "keep")
+        return cls(native_dropout, recipe, recipe is None and not args.keywords and not args.keep and native_dropout == "keep")
 
     def option(self, name: str, given: Any, default: Any) -> Any:
         """Return the value of an option: the given one, or the recipe's, if the given one is the default and the recipe has the option."""
@@ -135,7 +135,8 @@ def _planned(args: Namespace, given: Given, model: nn.Module, inputs: Any) -> tu
     # Stored in ``args``, from which --save writes it into the new recipe.
     args.front_end = given.option("front_end", args.front_end, "auto")
     traced = _traced(args, model, inputs)
-    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, given.native_dropout, recipe=given.recipe)
+    every = regularizers(traced, args.keywords)
+    return traced, graphreg.plan(traced, every, args.missing, given.native_dropout, recipe=given.recipe, keep=args.keep)
 
 
 def _regularized(args: Namespace) -> Any:

@@ -161,6 +161,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
         "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
+    subparser.add_argument("--keep", action="append", metavar="SELECTOR", help="values that a call returns, too; repeatable")
     subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
         "regularizers",

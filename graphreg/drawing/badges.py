@@ -22,7 +22,7 @@ class Badge:
     """What a drawing shows at a node where a regularizer acts.
 
     Attributes:
-        regularizer: The regularizer's name.
+        regularizer: The regularizer's name; ``"keep"`` for a value that a call returns.
         label: What acts, without its strength: the regularizer's name, after the name of the
             parameter if it acts on one.
         strength: The present strength as text; ``""`` if the badge has none.
@@ -82,7 +82,9 @@ def badges(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> dict[str, tu
 def _all(graph: nx.DiGraph[str], seen: Viewed, layers: Layers) -> Iterator[tuple[str, Badge]]:
     # What is measured site by site has a node at each; of the rest, the plan knows the sites.
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
-    for _, a in graph.nodes(data=True):
+    for key, a in graph.nodes(data=True):
+        if "kept" in a:
+            yield key, Badge("keep", "kept", "", key, counted=False)
         if a.get("kind") != "addition":
             continue
         name, site, strength = a["regularizer"], a["site"], f"{a['strength']:g}" if "strength" in a else ""

@@ -153,6 +153,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> NodeAttribute
         attributes["why_not"] = site.why_not
         attributes["module_output"] = ", ".join(label.module for label in site.labels if label.module)
         attributes["acts"] = ", ".join(edit.name for edit in seen.plan.by_site.get(site.name, ())) if seen.plan else ""
+        if kept := [each.name for each in seen.plan.kept if site in (each.calls or (each.site,))] if seen.plan else []:
+            attributes["kept"] = ", ".join(kept)
         if site.shape is not None:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
         if (native := seen.native_dropout.get(site.name)) is not None and native.rate is not None and native.when != "never":

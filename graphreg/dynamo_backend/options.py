@@ -18,6 +18,7 @@ from graphreg.dynamo_backend.subgraph import Inner
 from graphreg.errors import GraphRegError, RegularizerError, check_flag, raising, shown, suggestions_text
 from graphreg.ir.selector import Missing
 from graphreg.pipeline import check_options
+from graphreg.planning.kept import refuse_keep
 from graphreg.planning.keywords import from_keywords, instances
 from graphreg.planning.native_dropout import OwnDropout, read_option
 from graphreg.planning.plan import named_once
@@ -72,6 +73,7 @@ def backend(
     if recipe is not None:
         return by_recipe(backend, locals())
     warn_if_untested()
+    refuse_keep(keywords, "graphreg.backend", "a compiled call returns what the model returns")
     for name in ("blocks", "compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")

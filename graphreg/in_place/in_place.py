@@ -18,6 +18,7 @@ from graphreg.in_place.structure import Options, bare, owner_refused
 from graphreg.ir.module_record import ORIGINAL, PLACED
 from graphreg.ir.selector import Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
+from graphreg.planning.kept import refuse_keep
 from graphreg.planning.keywords import from_keywords, instances
 from graphreg.planning.matching import matching_sites
 from graphreg.planning.native_dropout import OwnDropout, read_option
@@ -100,6 +101,7 @@ def regularize_(
     if recipe is not None:
         return cast("M", by_recipe(regularize_, locals()))
     warn_if_untested()
+    refuse_keep(keywords, "graphreg.regularize_", "in eval mode, the model's own forward runs, which returns no values")
     check_compile(compile)
     check_options(rng, missing, penalties, scale, blocks)
     own_dropout = read_option(own_dropout)

@@ -48,6 +48,7 @@ class Kind(StrEnum):
     ATTACH = "attach"  # joins the penalties to the outputs
     ATTACHED = "attached"  # an output that the penalties were joined to
     WATCH = "watch"  # measures a value for a monitor
+    KEEP = "keep"  # joins the outputs of a cell's calls, which are kept as one sequence
     PARAMETER = "parameter"  # reads a parameter for the splices that replace it
     REPLACED = "replaced"  # the tensor that a node of the model reads instead of a parameter
     LAYER = "layer"  # fetches a layer that is called with replaced parameters

@@ -23,6 +23,8 @@ from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkp
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.harms import harm_lines
+from graphreg.planning.kept import KEEP, Keep, KeptValue, check_keep, kept_values, missed_values
+from graphreg.planning.kept import table as table_of_kept
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import (
     SiteCounts,
@@ -120,8 +122,8 @@ class Plan(Printed, RenamedAttributes):
         native_dropout: What to do with native dropout.
         unmovable: Native dropouts that ``own_dropout`` selects but that cannot draw from graphreg's streams.
         site_counts: How many sites of the model can be selected.
-        missed: The strings of selectors that match nothing, by the regularizer's name, or under ``"own_dropout"`` for that option. Empty
-            with ``missing="error"``.
+        missed: The strings of selectors that match nothing, by the regularizer's name, or by ``"own_dropout"`` or ``"keep"`` for these
+            options. Empty with ``missing="error"``.
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
@@ -130,6 +132,8 @@ class Plan(Printed, RenamedAttributes):
         unasked: The paths of the blocks that ``blocks=`` does not select.
         in_whole: For a stage of a pipeline, by mode, then by penalty: over how many sites of the whole model the penalty is a mean.
         adapters_off: Whether the plan is for a model whose adapters are disabled; see ``plan``.
+        keep: The option ``keep`` of ``plan``.
+        kept: The values that a call returns beside output and penalties.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -149,6 +153,8 @@ class Plan(Printed, RenamedAttributes):
     unasked: tuple[str, ...] = ()
     in_whole: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     adapters_off: bool = False
+    keep: Keep | None = None
+    kept: tuple[KeptValue, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -263,6 +269,7 @@ class Plan(Printed, RenamedAttributes):
         notes = (f"{name}: {note}" for name in self.regularizers for note in self._remarks(name) if note)
         yield Lines((*notes, *self.repeated(), *self.harms()))
         yield from table(self.native_dropout, self.unmovable)
+        yield from table_of_kept(self.kept)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         yield Lines((*([self.blocks_text] if self.blocks else []), *filter(None, [self.off_text]), *missed))
 
@@ -287,7 +294,7 @@ class Plan(Printed, RenamedAttributes):
         """Return the plan as plain data that JSON can hold.
 
         Its keys: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats``,
-        ``harms``, ``blocks``.
+        ``harms``, ``blocks``, ``kept``.
         """
         return {
             "title": self.title,
@@ -304,6 +311,10 @@ class Plan(Printed, RenamedAttributes):
             "repeats": [list(repeat.sites) for repeat in self.repeats],
             "harms": self.harms(),
             "blocks": list(self.blocks),
+            "kept": [
+                {"name": each.name, "form": each.form, "matched": each.matched, "sites": [s.to_dict() for s in each.calls or (each.site,)]}
+                for each in self.kept
+            ],
         }
 
 
@@ -314,6 +325,7 @@ def plan(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
     adapters_off: bool = False,
+    keep: Keep | None = None,
 ) -> Plan:
     """Make a plan. Warn if splices of one kind act on one value several times in a row, and if checkpoints hide sites from a selector.
 
@@ -322,7 +334,7 @@ def plan(
     """
     # With disabled adapters, the plan of the model with its adapters has complained of what is
     # missing.
-    made = decided(traced, regularizers, "ignore" if adapters_off else missing, own_dropout, blocks, adapters_off)
+    made = decided(traced, regularizers, "ignore" if adapters_off else missing, own_dropout, blocks, adapters_off, keep)
     repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
     for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
@@ -336,11 +348,13 @@ def decided(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
     adapters_off: bool = False,
+    keep: Keep | None = None,
 ) -> Plan:
     """Make the same plan as ``plan``, without the two warnings of ``plan``."""
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
+    check_keep(keep)
     own_dropout = read_option(own_dropout)
     named = named_once(instances(regularizers))
     edits: list[Edit] = []
@@ -372,11 +386,11 @@ def decided(
         check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices], native_dropout)
-    lost = _missed(traced, named, own_dropout, missing)
+    lost = _missed(traced, named, own_dropout, missing, keep)
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
-    more = {"adapters_off": adapters_off, "traced": traced}
+    more = {"adapters_off": adapters_off, "keep": keep, "kept": kept_values(traced, keep, missing), "traced": traced}
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, **more)
 
 
@@ -398,13 +412,16 @@ def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Ed
     return slices
 
 
-def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> dict[str, tuple[str, ...]]:
+def _missed(
+    traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing, keep: Keep | None
+) -> dict[str, tuple[str, ...]]:
     if missing == "error":  # a string that matches nothing has already raised an error
         return {}
     texts_of = {name: missed(traced, regularizer) for name, regularizer in named.items()}
     dropouts = [dropout.site for dropout in traced.native_dropout]
     selectors = own_dropout if isinstance(own_dropout, Mapping) else ()
     texts_of[OWN_DROPOUT] = tuple(text for each in selectors for text in unmatched(each, dropouts, dropouts, traced.values))
+    texts_of[KEEP] = missed_values(traced, keep)
     return {name: texts for name, texts in texts_of.items() if texts}
 
 
@@ -478,6 +495,7 @@ def require_sites(plan: Plan, traced: Traced) -> None:
     known = {site.name for site in traced.sites}
     strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
     known_dropouts = {dropout.site.name for dropout in traced.native_dropout} if plan.native_dropout else set()
+    strange += [site.name for each in plan.kept for site in each.calls or (each.site,) if site.name not in known]
     strange += [edit.dropout.site.name for edit in plan.native_dropout if edit.dropout.site.name not in known_dropouts]
     if strange:
         raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, check_flag, number_of, numeric_text, shown, suggestions_text
+from graphreg.planning.kept import check_keep
 from graphreg.planning.keywords import from_keywords
 from graphreg.planning.native_dropout import read_option
 from graphreg.planning.plan import Plan, check_missing, named_once
@@ -31,6 +32,7 @@ VERSION = 1
 _OF_ONE = {  # options that only some of the functions with ``recipe=`` have, each with the error that the other functions raise
     "eval_penalties": "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too. Leave it out.",
     "blocks": "graphreg.backend has no such option: Dynamo calls no modules. Leave it out, which changes no value and no mask.",
+    "keep": "only graphreg.regularize has this option; elsewhere, a call returns what the model returns. Leave it out.",
 }
 ALL = "**"  # in a dict of strengths, the selector for all sites that no other selector of the dict matches
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "prove", "recipe")  # arguments of regularize that no recipe has
@@ -91,7 +93,7 @@ def load_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _of_plan(plan: Plan) -> Asked:
-    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.asked_blocks)
+    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.asked_blocks, keep=plan.keep)
 
 
 def written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -100,8 +102,8 @@ def written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[st
     options: dict[str, Any] = {
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
         "scale": asked.scale, "eval_penalties": asked.eval_penalties or None,
-        "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
-        "blocks": list(asked.blocks) or None,
+        "own_dropout": None if asked.own_dropout == "keep" else _by_selector(asked.own_dropout, "own_dropout"),
+        "blocks": list(asked.blocks) or None, "keep": None if asked.keep is None else _by_selector(asked.keep, "keep"),
     }  # fmt: skip
     # ``missing`` has no None: its default is left out by its name.
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
@@ -157,11 +159,14 @@ def _plain(value: Any, what: str) -> Any:
     raise RegularizerError(f"{what} is {shown(value)}, which a recipe cannot hold. {cure}, or make the module without a recipe.")
 
 
-def _own_dropout(option: Any) -> Any:
-    """Return the option ``own_dropout`` as plain data. A dict becomes a list of pairs if one of its selectors is not a single string."""
+def _by_selector(option: Any, what: str) -> Any:
+    """Return an option as plain data that may be a dict by selectors. A dict becomes a list of pairs if a selector is not a single string.
+
+    ``what``: the option's name, for the error.
+    """
     if not isinstance(option, Mapping):
-        return _plain(option, "own_dropout")
-    pairs = [(_plain(selector, "own_dropout"), _plain(choice, "own_dropout")) for selector, choice in option.items()]
+        return _plain(option, what)
+    pairs = [(_plain(selector, what), _plain(choice, what)) for selector, choice in option.items()]
     return dict(pairs) if all(isinstance(selector, str) for selector, _ in pairs) else [list(pair) for pair in pairs]
 
 
@@ -211,8 +216,8 @@ class Recipe:
     def of_plan(self, plan: Plan, **options: Any) -> dict[str, Any]:
         """Return the recipe of a plan that was made by this one, as plain data.
 
-        A plan has the regularizers, ``missing``, ``own_dropout`` and ``blocks``. All else is from ``options``, by the names that recipes
-        have, or else from this recipe.
+        A plan has the regularizers, ``missing``, ``own_dropout``, ``blocks`` and ``keep``. All else is from ``options``, by the names
+        that recipes have, or else from this recipe.
         """
         given = self.options | {name: value for name, value in options.items() if value is not None}
         rng, front_end = given.get("rng"), given.get("front_end", "auto")
@@ -234,7 +239,7 @@ class Recipe:
             if name in given and given[name] == parameters[name].default:
                 chosen[name] = value
             # ``plan`` has no ``penalties``, and takes from a recipe only what a plan needs.
-            elif name in _OF_ONE and value and name not in given and "penalties" in given:
+            elif name in _OF_ONE and value and name not in given and ("penalties" in given or name == "keep"):
                 raise self.source.error((name,), _OF_ONE[name])
         if chosen.get("scale") == GIVEN_IN_THE_CALL:
             raise self.source.error(("scale",), "the recipe was made with a scale that cannot be written down. Give scale= in the call.")
@@ -347,13 +352,23 @@ def _check_scale(value: Any) -> None:
         check_scale(value)
 
 
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+
+
 def _read_own_dropout(value: Any) -> Any:
     option = value
     if isinstance(value, list):
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        if not _is_pairs(value):
             raise RegularizerError("own_dropout is a choice, a rate, a dict of selectors to these, or a list of pairs [selector, choice].")
         option = {_read(selector): choice for selector, choice in value}
     return read_option(option)
+
+
+def _read_keep(value: Any) -> Any:
+    option = {_read(selector): form for selector, form in value} if _is_pairs(value) else value
+    check_keep(option)
+    return option
 
 
 def _read_blocks(value: Any) -> Any:
@@ -365,5 +380,5 @@ def _read_blocks(value: Any) -> Any:
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "rng": _kept(check_rng), "front_end": _kept(_check_front_end), "missing": _kept(check_missing), "penalties": _kept(check_penalties),
     "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")),
-    "own_dropout": _read_own_dropout, "blocks": _read_blocks, "param_groups": AskedGroups.of_plain,
+    "own_dropout": _read_own_dropout, "blocks": _read_blocks, "keep": _read_keep, "param_groups": AskedGroups.of_plain,
 }  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GROUP = "graphreg.passes"
 OPTIONS = frozenset({
     "model", "regularizers", "example_inputs", "rng", "front_end", "missing", "penalties", "compile", "scale", "own_dropout",
-    "verify", "recipe", "blocks", "prove",
+    "verify", "recipe", "blocks", "prove", "keep",
 })  # fmt: skip
 PREFIXED = frozenset(f"{role}_{kind}" for role in ("input", "hidden", "output") for kind in ("dropout", "noise"))
 _classes: dict[str, type[Regularizer]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from graphreg.ir.convolution_axes import convolution
 from graphreg.ir.operations import Operations
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
-from graphreg.ir.selector import Pattern, exactly, strings
+from graphreg.ir.selector import Pattern, Selector, exactly, strings
 from graphreg.ir.site import Label, Site
 from graphreg.ir.time_steps import Steps
 from graphreg.ir.train_eval import ModeGraphs
@@ -115,27 +115,56 @@ def sequences(
     Raises:
         RegularizerError: A value is no sequence, as far as shapes are known.
     """
-    texts = strings(regularizer.pattern)
-    # A call that a string such as ``!cell_1`` excludes is left out of its sequence.
-    away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
-    calls = _Calls(values, operations, graphs)
-    chosen_by = {text: _labels(text, values) for text in set(matched.values())} if texts else {}
-    taken, read_as = set[Site](), Sequences()
-    for site, text in matched.items():
-        # A call stands for its whole run, so no other call of the run begins a sequence.
-        if site in taken:
-            continue
-        named = calls.named(site, chosen_by[text][site.name]) if texts else None
-        for run in calls.runs(named) if named else [[site]]:
-            steps = [call for call in run if id(call) not in away]
-            taken.update(steps)
-            # Nothing is left of a run if all of its calls are excluded.
-            for first in steps[:1]:
-                read_as[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
+    calls, read_as = _Calls(values, operations, graphs), Sequences()
+    for text, named, steps in _runs(regularizer.pattern, matched, calls, values):
+        cell = named if named and calls.is_cell(named[0]) else None
+        read_as[steps[0]] = text, _steps(steps[0], steps, cell, calls, regularizer)
     for site, (_, form) in read_as.items():
         _require(site, form, regularizer)
         _require_time(site, form, regularizer, calls)
     return read_as
+
+
+def cell_calls(
+    selector: Selector, matched: Mapping[Site, str], values: Sequence[Site], operations: Operations, graphs: ModeGraphs
+) -> dict[Site, tuple[str, tuple[Site, ...]]]:
+    """Group the calls of recurrent cells among the selected sites, as ``sequences`` does.
+
+    Here a cell must have parameters: a ReLU that a residual block calls twice is none.
+
+    Returns:
+        A dict. Each key is a selected site; the value is the string that selected it, and the sites
+        of all calls if it is the first call of a cell, else ().
+    """
+    calls, grouped = _Calls(values, operations, graphs), dict[Site, tuple[str, tuple[Site, ...]]]()
+    for text, named, steps in _runs(selector, matched, calls, values):
+        if named and calls.cell(named[0], learned=True):
+            grouped[steps[0]] = text, tuple(steps)
+        else:
+            grouped |= {step: (matched[step], ()) for step in steps if step in matched}
+    return grouped
+
+
+def _runs(
+    selector: Selector, matched: Mapping[Site, str], calls: _Calls, values: Sequence[Site]
+) -> Iterator[tuple[str, Port | None, list[Site]]]:
+    """Yield each run of calls among the selected sites: the string, the module's output if a string names the module, the calls."""
+    texts = strings(selector)
+    # A call that a string such as ``!cell_1`` excludes is left out of its sequence.
+    away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
+    chosen_by = {text: {} if Pattern.parse(text).lone else _labels(text, values) for text in set(matched.values())} if texts else {}
+    taken = set[Site]()
+    for site, text in matched.items():
+        # A call stands for its whole run, so no other call of the run begins a sequence.
+        if site in taken:
+            continue
+        named = calls.named(site, chosen_by[text].get(site.name, ())) if texts else None
+        for run in calls.runs(named) if named else [[site]]:
+            steps = [call for call in run if id(call) not in away]
+            taken.update(steps)
+            # Nothing is left of a run if all of its calls are excluded.
+            if steps:
+                yield text, named, steps
 
 
 class _Calls:
@@ -178,16 +207,18 @@ class _Calls:
     def _of_torch(self, path: str) -> bool:
         return isinstance(self.operations.modules[path], nn.RNNCellBase)
 
-    def cell(self, path: str) -> str | None:
+    def cell(self, path: str, learned: bool = False) -> str | None:
         """Return the path of the cell of which the module's calls are the steps; None if they are not the steps of a cell.
 
         A cell is one of torch's cells, or a module whose calls read its earlier outputs. The cell
-        may be the module itself, or a module that contains it and is called as often.
+        may be the module itself, or a module that contains it and is called as often. ``learned``:
+        whether the cell must have parameters.
         """
         count = len(self.chains(path))
         # 0: a ModuleList or the like, which is never called
         while path and len(chain := self.chains(path)) in (0, count):
-            if chain and (self._of_torch(path) or len(set(chain.values())) < count):
+            is_cell = chain and (self._of_torch(path) or len(set(chain.values())) < count)
+            if is_cell and not (learned and next(self.operations.modules[path].parameters(), None) is None):
                 return path
             path = path.rpartition(".")[0]
         return None

@@ -58,7 +58,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
 
     labels = _labels(_of_train(graphs_of(twin)), plan)
-    names = [*plan.regularizers, OWN_DROPOUT, "keys", "schedules", "copies", "attach", "monitor", "other"]
+    names = [*plan.regularizers, OWN_DROPOUT, "keys", "schedules", "copies", "attach", "monitor", "kept values", "other"]
     operations, kept = Counter[str](), Counter[str]()
     for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
         more = with_them.operations[node] - without.operations[node]
@@ -95,7 +95,7 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     """
     kinds = {
         Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLOCK: "schedules", Kind.CLONE: "copies", Kind.COPY: "copies",
-        Kind.ATTACH: "attach", Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
+        Kind.ATTACH: "attach", Kind.ATTACHED: "attach", Kind.WATCH: "monitor", Kind.KEEP: "kept values",
     }  # fmt: skip
     labels = {}
     for node in graph.nodes:

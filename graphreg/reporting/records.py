@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
+from graphreg.planning.kept import HEADINGS
 
 KEPT = "kept"
 # "measures first": before the splices at the same site
@@ -109,6 +110,29 @@ class Acted:
 
 
 @dataclass(frozen=True)
+class KeptRow:
+    """A kept value in a report.
+
+    Attributes:
+        name: Its key in ``Kept.values``.
+        site: Its site's name; for the calls of a recurrent cell, that of the first call and the number of calls.
+        op: The operation that computes it.
+        shape: Its shape as text; ``""`` if not known.
+        dtype: Its dtype; ``""`` if not known.
+        form: ``"spliced"`` or ``"clean"``.
+        matched: The string of the selector that matched it.
+    """
+
+    name: str
+    site: str
+    op: str
+    shape: str
+    dtype: str
+    form: str
+    matched: str
+
+
+@dataclass(frozen=True)
 class NativeDropoutRow:
     """A native dropout in a report.
 
@@ -182,6 +206,7 @@ class Report(Printed):
         missed: A dict. Each key is the name of a regularizer; the value has the strings of its
             selector that match nothing.
         notes: Remarks, one a line.
+        kept: The values that a call returns beside output and penalties.
     """
 
     _gap: ClassVar[str] = "\n\n"
@@ -196,6 +221,7 @@ class Report(Printed):
     no_cost: str = ""
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    kept: tuple[KeptRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values that ``json`` can write."""
@@ -212,6 +238,7 @@ class Report(Printed):
         yield Lines(tuple(line for entry in self.regularizers if (line := self._notes_of(entry))))
         yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
         yield from _native_dropout(self.own_dropout)
+        yield Table(HEADINGS, tuple(astuple(row) for row in self.kept))
         yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
 
         missed = [f"matches nothing: {text!r} of {name}" for name, texts in self.missed.items() for text in texts]
@@ -231,6 +258,7 @@ class Report(Printed):
             what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
         if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
             what.append(f"{_counted(len(moved), 'native dropout')} moved")
+        what += [f"{_counted(len(self.kept), 'value')} kept"] if self.kept else []
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
     def _notes_of(self, entry: Entry) -> str:

@@ -22,7 +22,7 @@ from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.decayed_too import decayed_too
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
-from graphreg.reporting.records import Acted, Cost, Entry, Report
+from graphreg.reporting.records import Acted, Cost, Entry, KeptRow, Report
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.runtime.attach import AttachRule
@@ -103,6 +103,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     return Report(
         plan.title, f"traced by the {record.front_end} front end", entries, tuple(sites), native, (),
         len(dict(inner.named_parameters())), measured_cost, why_not, plan.missed, (*notes, *_settings(module)),
+        tuple(KeptRow(*each.row) for each in plan.kept),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from graphreg.planning.repeats import Strengths
 from graphreg.regularizer.base import Penalty, Splice
 from graphreg.reporting.entries import options_of, selector_of
 from graphreg.runtime.attach import AttachRule
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.hosts import graphs_of, record_of, rewritten, rules_of
 from graphreg.session.strengths import strength_text
@@ -119,9 +119,11 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
     comments = [f"reads {' and '.join(f'{name} at {site}' for name, site in replaced)}"] if replaced else []
     returned: tuple[str, ...] = ()
-    if key == "return" and isinstance(node.args[0], Regularized):
-        returned = tuple(node.args[0].penalties)
+    if key == "return" and isinstance(result := node.args[0], (Regularized, Kept)):
+        returned = tuple(result.penalties)
         comments.append(f"returns {', '.join(returned) or 'no penalty'}")
+        if isinstance(result, Kept):
+            comments.append(f"keeps {', '.join(result.values) or 'none of its values'}")
     return Line(code, key, "reads" if comments else "", (*names, *returned), sites, "; ".join(comments))
 
 
@@ -186,7 +188,9 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     elif kind in (Kind.ATTACH, Kind.ATTACHED):
         text = f"{listed} attached to the output"
     elif kind in (Kind.CLONE, Kind.COPY):
-        text = f"copy for {listed} at {sites[0]}: the model writes into it"
+        text = f"copy for {listed or 'keep='} at {sites[0]}: the model writes into it"
+    elif kind == Kind.KEEP:
+        text = f"keeps the calls of {sites[0]} as one sequence"
     elif kind == Kind.WATCH:
         text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == Kind.TRACK:

@@ -95,6 +95,7 @@ class Insertions:
             that the model may write into; they return a copy at a call at which a derivative is taken.
         reads: With ``penalties="attach"``, the names of the inputs of the model on which the value depends to which the penalties are
             attached: the output's loss, or, if it has none, any value in the output.
+        kept: The values that the graph returns beside output and penalties, by name; None if the plan keeps none.
     """
 
     ordered: tuple[Insertion, ...]
@@ -104,6 +105,7 @@ class Insertions:
     overwritten: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     reads: frozenset[str] = frozenset()
+    kept: Mapping[str, fx.Node | Insertion] | None = None
 
     def __iter__(self) -> Iterator[Insertion]:
         return iter(self.ordered)

@@ -21,7 +21,7 @@ from graphreg.ir.module_record import RULES
 from graphreg.ir.roles import BOUNDARY
 from graphreg.planning.plan import Plan
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.stateful import owned_by
 from graphreg.session.hosts import graphs_of
@@ -86,9 +86,7 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
     for ours, theirs in twin.items():
         if (ours.op, ours.target) != (theirs.op, theirs.target):
             fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
-        args = ours.args
-        if ours.op == "output" and isinstance(args[0], Regularized):
-            args = (args[0].output,)
+        args = (output_of(ours.args[0]),) if ours.op == "output" else ours.args
         # What our node reads, looked at as a value of the model: through the additions that
         # replaced it.
         if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(originals.get(n, n))):

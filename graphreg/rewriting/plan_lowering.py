@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from graphreg.compiler.recompute import recomputed
@@ -21,7 +22,8 @@ from graphreg.ir.naming import identifier
 from graphreg.ir.operations import nodes_in
 from graphreg.ir.parameter_reads import ParameterReads
 from graphreg.ir.random_ops import is_random
-from graphreg.ir.roles import site_nodes
+from graphreg.ir.roles import labels_of, site_nodes
+from graphreg.planning.kept import KeptValue
 from graphreg.planning.plan import Edit, Plan
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, ValueSource
@@ -73,10 +75,11 @@ def lower(
     # All values are in place, so the penalties can be computed from them.
     end, loss = work.end()
     totals = {name: work.add_total(name, measured, end) for name, measured in work.measured.items()}
+    kept = {each.name: value for each in plan.kept if (value := work.kept_value(each, end)) is not None} if plan.kept else None
     work.replace_native_dropout()
     reads = work.attach(totals, end, loss) if penalties == "attach" and totals else frozenset[str]()
     marked = tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)
-    return Insertions(work.ordered(), totals, penalties == "return", *marked, reads)
+    return Insertions(work.ordered(), totals, penalties == "return", *marked, reads, kept)
 
 
 @dataclass
@@ -117,11 +120,26 @@ class _Lowering:
         self.calls: dict[int, dict[str, ValueSource]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
         self.measured: dict[str, dict[str, ValueSource]] = {name: {} for name in plan.penalties}
         self.wrt: dict[str, ValueSource] = {}  # by site: the values to differentiate with respect to
+        self.keeps = self._keeps()
+        self.kept: dict[str, list[ValueSource]] = {}  # by name of a kept value: what to return, for a cell one value a call
         self.recomputed, self.overwritten, self.apart, self.in_whole = list[str](), list[str](), list[str](), plan.in_whole.get(mode, {})
+
+    def _keeps(self) -> dict[str, list[KeptValue]]:
+        """Return what is kept at each site of this graph, by the site's name."""
+        if not self.plan.kept:
+            return {}
+        # A label may be of one site in train mode, and of another one in eval mode.
+        labelled = {label.text: name for name, node in self.where.items() for label in labels_of(node, self.operations)}
+        keeps: dict[str, list[KeptValue]] = {}
+        for each in self.plan.kept:
+            for name in each.names:
+                if name in labelled:
+                    keeps.setdefault(labelled[name], []).append(each)
+        return keeps
 
     def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
         """Return the edits at each value of this graph, with their indices in the plan; tracked values come first."""
-        edits: dict[str, list[tuple[int, Edit]]] = {name: [] for name in self.plan.tracked if name in self.where}
+        edits: dict[str, list[tuple[int, Edit]]] = {name: [] for name in (*self.plan.tracked, *self.keeps) if name in self.where}
         for i, edit in enumerate(self.plan.edits):
             for site in edit.sites:
                 if site.kind == "value" and site.name in self.where:
@@ -234,10 +252,13 @@ class _Lowering:
                 f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the value's storage directly, and a "
                 f"replacement may have another memory layout. Select {reader.name} or a site after it."
             )
-        return self.aliases.written_later(node, is_definite=bool(replacing) and not self.plan.reads_replaced(name))
+        read = self.plan.reads_replaced(name) or any(each.form == "spliced" for each in self.keeps.get(name, ()))
+        return self.aliases.written_later(node, is_definite=bool(replacing) and not read)
 
     def add_site(self, name: str, edits: Edits, written: bool) -> None:
         """Insert what acts at a site: track node, measurements with ``clean=True``, splices, the other measurements, in this order.
+
+        What is kept is read as by a measurement.
 
         If the model may write into the value later, copies are inserted too. Measurements read a copy where they would otherwise read
         the overwritten value. After a splice or track node, the model's operations read and overwrite a copy, not a result that autograd
@@ -256,9 +277,10 @@ class _Lowering:
             self.apart += [track] if written else []
 
         # A penalty must not measure what the model has overwritten by then.
-        penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
+        reads_clean = [edit.regularizer.clean for _, edit in edits if isinstance(edit.regularizer, Penalty)]
+        reads_clean += [each.form == "clean" for each in self.keeps.get(name, ())]
         overwritten = self.aliases.written_later(node) if spliced else written
-        copies = overwritten and any(penalty.clean or not spliced for penalty in penalties)  # without splices, all read one value
+        copies = overwritten and any(clean or not spliced for clean in reads_clean)  # without splices, all read one value
         chain.read = self._copy(chain, Kind.COPY) if copies else chain.value
         self._measure(chain, edits, clean=True)
         self._splice(chain, edits)
@@ -267,10 +289,10 @@ class _Lowering:
             self.overwritten += splices
             # A splice that does not act returns the value itself, which penalties read and the
             # model then overwrites.
-            self.apart += splices[:1] if written and not is_external and penalties else []
+            self.apart += splices[:1] if written and not is_external and reads_clean else []
         # A splice that does not act returns the value itself here, and the model's write goes into
         # it.
-        if spliced and is_external and written and any(not penalty.clean for penalty in penalties):
+        if spliced and is_external and written and not all(reads_clean):
             chain.read = self._copy(chain, Kind.COPY)
         self._measure(chain, edits, clean=False)
         if written and (spliced or tracked):
@@ -298,7 +320,13 @@ class _Lowering:
             chain.point = chain.value = chain.read = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more)
 
     def _measure(self, chain: _InsertionChain, edits: Edits, clean: bool) -> None:
-        """Insert the measurements of the penalties with this ``clean``. For penalties that are computed later, note the value to read."""
+        """Insert the measurements of the penalties with this ``clean``. For penalties that are computed later, note the value to read.
+
+        Note what is kept, too.
+        """
+        for each in self.keeps.get(chain.site, ()):
+            if (each.form == "clean") == clean:
+                self.kept.setdefault(each.name, []).append(chain.read)
         for i, edit in edits:
             if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
                 continue
@@ -338,6 +366,14 @@ class _Lowering:
             last = self.top
         more = self._measured_by(edit)
         self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", (read,), **more)
+
+    def kept_value(self, kept: KeptValue, end: fx.Node) -> ValueSource | None:
+        """Return what to return of a kept value, for the calls of a cell after inserting their stack; None if this graph has none of it."""
+        values = self.kept.get(kept.name, [])
+        if not kept.calls or not values:
+            return next(iter(values), None)
+        steps, more = (tuple(sorted(values, key=self._order)),), {"op": "call_function", "site": kept.site.name}
+        return self._add_before(end, Kind.KEEP, f"{identifier(kept.name)}_steps", torch.stack, steps, **more)
 
     # Splices on parameters
 

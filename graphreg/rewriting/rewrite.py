@@ -23,6 +23,7 @@ from graphreg.ir.contents import TensorKind, contents_of, copied_contents, unsha
 from graphreg.ir.metadata import Addition, mark, record_calls, surrounding_calls
 from graphreg.ir.module_record import state_of
 from graphreg.ir.serialize import blank_like
+from graphreg.planning.kept import check_keep
 from graphreg.planning.plan import Plan, require_sites
 from graphreg.rewriting.first_call import prove_call
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
@@ -32,7 +33,7 @@ from graphreg.rewriting.plan_lowering import lower
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.clock import clock_of
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, unlike_the_model
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.unseen_changes import UnseenChanges
@@ -69,6 +70,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     check_scale(scale)
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
         raise RegularizerError("rewrite takes what graphreg.trace gives and what graphreg.plan gives, in this order.")
+    check_keep(plan.keep, penalties)
     require_sites(plan, traced)
     names = runtime_module_names(plan)
     rules = make_rules(traced.model, plan, names, noise)
@@ -203,7 +205,8 @@ def _copy_output(
     value: Any = fx.node.map_arg(node.args[0], read.__getitem__)
     if insertions.returns:
         totals: dict[str, Any] = {name: made[total] for name, total in insertions.totals.items()}
-        value = Regularized(value, totals)
+        kept: dict[str, Any] | None = None if insertions.kept is None else {name: made[each] for name, each in insertions.kept.items()}
+        value = Regularized(value, totals) if kept is None else Kept(value, totals, kept)
     copy.output(value).meta.update(node.meta)
 
 

@@ -12,7 +12,7 @@ from graphreg.ir.module_record import RULES, specialized_arguments, state_of
 from graphreg.ir.serialize import copied
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.hosts import graphs_of, rewritten
 from graphreg.tracing.checkpoints import checkpoints_itself
@@ -48,8 +48,7 @@ def strip(module: nn.Module) -> RewrittenModule:
 def strip_graph(graph: fx.Graph) -> None:
     """Remove graphreg's additions from a graph, in place."""
     output = graph.output_node()
-    if isinstance(output.args[0], Regularized):
-        output.args = (output.args[0].output,)
+    output.args = (output_of(output.args[0]),)
     # From the end, because additions read additions before them.
     for node in reversed(graph.nodes):
         if is_replaced_call(node):

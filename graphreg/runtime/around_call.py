@@ -18,7 +18,7 @@ from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.optimizer_steps import warn_of_missed_prox
 from graphreg.runtime.parameter_identity import require_same_parameters
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.runtime_module import DrawingRule, device_with_values
 from graphreg.runtime.sharding import explained, refuse_parallelized
 from graphreg.runtime.unfinished import running, take_back
@@ -154,10 +154,10 @@ def refuse_backward(rules: nn.Module) -> None:
 
 def addable(result: Any) -> Any:
     """Return a call's result, with penalties that can be added to a loss that is a DTensor, if the model's output has DTensors."""
-    if not isinstance(result, Regularized):
+    if not isinstance(result, (Regularized, Kept)):
         return result
     tensors: list[Tensor] = []
     collect(result.output, tensors, [])
     if not any(map(is_distributed, tensors)):
         return result
-    return Regularized(result.output, {name: with_plain_gradient(total) for name, total in result.penalties.items()})
+    return result._replace(penalties={name: with_plain_gradient(total) for name, total in result.penalties.items()})

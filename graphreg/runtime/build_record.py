@@ -10,6 +10,7 @@ from typing import Any
 from graphreg.errors import number_of
 from graphreg.ir.selector import Missing
 from graphreg.old_pickles import refuse_other
+from graphreg.planning.kept import Keep
 from graphreg.planning.native_dropout import OwnDropout
 from graphreg.planning.plan import Plan
 from graphreg.regularizer.base import Regularizer
@@ -38,6 +39,7 @@ class Asked:
         scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if no scale was given.
         eval_penalties: As in ``regularize_``.
         blocks: Selectors, as strings, of the modules that the emitted code calls as modules, as in ``regularize``.
+        keep: As in ``regularize``.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -49,6 +51,7 @@ class Asked:
     scale: float | str | None = None
     eval_penalties: bool = False
     blocks: tuple[str, ...] = ()
+    keep: Keep | None = None
 
 
 def written_scale(scale: Any) -> float | str | None:
@@ -99,7 +102,7 @@ class BuildRecord:
         """The arguments that the module was made with."""
         plan, front_end = self.plan, self.asked_front_end
         given = (front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
-        return Asked(plan.regularizers, self.seeds, *given, blocks=plan.asked_blocks)
+        return Asked(plan.regularizers, self.seeds, *given, blocks=plan.asked_blocks, keep=plan.keep)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         require_readable(state.get("version"), state.get("made_with", "0.1"))

@@ -45,7 +45,7 @@ from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_reada
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import SCRIPTED, chosen, guarded, no_method, signature
 from graphreg.runtime.owned_state import watch_optimizers
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.runtime_module import Rules
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.emitted_code import generate_forward
@@ -68,15 +68,16 @@ OTHER_METHODS = "not the model's methods"  # how the note on other methods that 
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))  # what every module has
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
-pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
-define_in_copies(Regularized)
+for _result in (Regularized, Kept):
+    pytree.register_namedtuple(_result, serialized_type_name=f"graphreg.{_result.__name__}")  # torch.export.save writes the name down
+    define_in_copies(_result)
 
 
 class RewrittenModule(fx.GraphModule):
     """The regularized model: a GraphModule that shares the model's layers and has one forward for both modes, or one for each.
 
-    A call returns ``Regularized(output, penalties)``, or the output alone where penalties attach. Parameters, buffers, ``state_dict`` and
-    the mode are the model's.
+    A call returns ``Regularized(output, penalties)``, ``Kept(output, penalties, values)`` if it keeps values, or the output alone where
+    penalties attach. Parameters, buffers, ``state_dict`` and the mode are the model's.
     """
 
     def __init__(

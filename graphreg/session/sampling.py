@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
 from graphreg.ir.precision import widest
 from graphreg.ir.terminal import progress_line
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import output_of
 from graphreg.runtime.unfinished import begin_counting, end_counting, take_back
 from graphreg.session.controls import noise_on
 from graphreg.session.entropies import Entropies, Of, tensor_of
@@ -181,8 +181,7 @@ def sample(
         raise GraphRegError("at_once is not possible with a backend, whose graphs are compiled. Leave it out, or use graphreg.regularize.")
 
     def run() -> Any:
-        result = module(*call[0], **call[1])
-        return result.output if isinstance(result, Regularized) else result
+        return output_of(module(*call[0], **call[1]))
 
     running = _Running()
     # Eval mode, so that batch norm uses the statistics of training, as in a prediction.

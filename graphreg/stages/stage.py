@@ -10,6 +10,7 @@ from torch import nn
 from graphreg.errors import RegularizerError, check_flag, shown
 from graphreg.ir.selector import Missing, Selector
 from graphreg.pipeline import check_compile, compile_if_asked, log_plan
+from graphreg.planning.kept import refuse_keep
 from graphreg.planning.keywords import from_kwargs, instances
 from graphreg.planning.native_dropout import OwnDropout
 from graphreg.planning.plan import Plan
@@ -84,6 +85,7 @@ def regularize_stage(
     """
     if recipe is not None:
         return by_recipe(regularize_stage, locals())
+    refuse_keep(keywords, "graphreg.regularize_stage", "a schedule passes on what a stage returns")
     _check(whole, microbatches, scale_grads, names, rng)
     check_compile(compile)
     check_scale(scale)

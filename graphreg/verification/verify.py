@@ -22,7 +22,7 @@ from graphreg.ir.module_record import RULES, specialized_arguments
 from graphreg.rewriting.substitute import with_native_dropout
 from graphreg.runtime.clock import set_to_zero
 from graphreg.runtime.dropout import NativeDropoutRule
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.splice import SpliceRule
 from graphreg.session.hosts import graphs_of, in_place_host, regularized, rewritten, rules_of
@@ -249,8 +249,7 @@ class Validation:
         before = [(path, name, v, v.clone()) for path, name, v in attributes_of(twin)] if expected is None else []
 
         _seed(number)
-        value = twin(*args, **kwargs)
-        output = value.output if isinstance(value, Regularized) else value
+        output = output_of(twin(*args, **kwargs))
 
         call = ComparedCall({place: snapshot(leaf) for place, leaf in leaves(output, "output")})
         for place, leaf in [*leaves(args, "args"), *leaves(kwargs, "kwargs")]:

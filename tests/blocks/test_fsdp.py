@@ -14,7 +14,7 @@ from two_shards import WAYS
 SCRIPT = Path(__file__).parent / "two_shards.py"
 
 
-FIRST = ("blocks and root", "checkpointed", "whole parameters", "in place", "attached")
+FIRST = ("blocks and root", "checkpointed", "whole parameters", "in place", "attached", "kept values")
 OTHERS = tuple(way for way in WAYS if way not in FIRST)
 
 

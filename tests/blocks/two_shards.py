@@ -66,9 +66,11 @@ def train(module: Any) -> list[Any]:
     for _ in range(2):
         optimizer.zero_grad()
         result = module(INPUTS)
-        attached = not isinstance(result, graphreg.Regularized)
-        output, penalties = (result, module.penalties()) if attached else result
+        attached = not isinstance(result, (graphreg.Regularized, graphreg.Kept))
+        output, penalties = (result, module.penalties()) if attached else result[:2]
         loss = output.square().mean()
+        if isinstance(result, graphreg.Kept):
+            loss = loss + sum(value.square().mean() for value in result.values.values())
         (loss if attached else loss + sum(penalties.values())).backward()
         gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad.clone() for p in module.parameters()]
         steps.append([output.detach(), {name: value.detach() for name, value in penalties.items()}, gradients])
@@ -88,6 +90,7 @@ def error_of(run: Callable[[], Any]) -> str:
 
 ATTACHED: dict[str, Any] = {"penalties": "attach", "scale": 1.0}
 PROX: dict[str, Any] = {"group_lasso": {"weight": 0.1, "axis": 1, "by": "prox"}}
+KEPT: dict[str, Any] = {"keep": {"layers.*": "clean", "layers.1.relu": "spliced"}}  # a block's output, and a value inside a block
 WHOLE: dict[str, Any] = {"orthogonality": 0.1, "weight_l1": {"weight": 0.1, "reduction": "sum"}} | PROX
 # by name: further options, and the sharded module
 WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
@@ -101,6 +104,9 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "learned parameters, checkpointed": (LEARNED, lambda **more: sharded(checkpointed(made(**more)))),
     "learned parameters, root alone": (LEARNED, lambda **more: fully_shard(made(**more, blocks=None), mesh=init_device_mesh("cpu", (2,)))),
     "learned parameters, DistributedDataParallel": (LEARNED, lambda **more: DistributedDataParallel(made(**more))),
+    "kept values": (KEPT, lambda **more: sharded(made(**more))),
+    "kept values, checkpointed": (KEPT, lambda **more: sharded(checkpointed(made(**more)))),
+    "kept values, DistributedDataParallel": (KEPT, lambda **more: DistributedDataParallel(made(**more))),
     "whole parameters": (WHOLE, lambda **more: sharded(made(**more))),
     "in place": ({}, lambda **more: sharded(placed(**more))),
     "in place, checkpointed": ({}, lambda **more: sharded(checkpointed(placed(**more)))),

@@ -22,7 +22,7 @@ from graphreg.runtime.clock import CLOCK
 from graphreg.runtime.derivative_penalty import Track
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.penalty import Measure
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.splice import SpliceRule
 from graphreg.session.hosts import graphs_of
@@ -40,7 +40,7 @@ def check_additions(module: RewrittenModule, traced: Traced, plan: Plan) -> None
         placed = placed_in(graph, original, traced, plan)
         placed.check()
         check_parameters(emitted, original, traced.parameter_reads[mode], plan)
-        _runtime_modules(graph, module, plan)
+        _runtime_modules(graph, module, plan, placed)
         _reaches(graph, plan, placed)
 
 
@@ -68,7 +68,7 @@ def _takes_clock(node: fx.Node) -> bool:
     return isinstance(clock, fx.Node) and is_kind(clock, Kind.CLOCK)
 
 
-def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed) -> None:
     """Check that each addition calls the runtime module that was made for it."""
     planned = {(e.name, e.site.name): e for e in plan.edits}
     acted = {site.name for e in plan.edits for site in e.sites}
@@ -88,7 +88,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
         elif kind in (Kind.KEY, Kind.CLOCK, Kind.ATTACH):
             ok = node.target == f"{RULES}.{kind}"
         elif kind in (Kind.CLONE, Kind.COPY):
-            ok = node.target in (torch.clone, layout.clone, apart) and place in acted | plan.tracked.keys()
+            ok = node.target in (torch.clone, layout.clone, apart) and place in acted | plan.tracked.keys() | placed.keeps.keys()
         else:
             ok = True
         if not ok:
@@ -178,7 +178,7 @@ def _reaches(graph: fx.Graph, plan: Plan, placed: Placed) -> None:
         if added.kind == Kind.TOTAL:
             totals[str(added.regularizer)] = node
     wanted = plan.penalties
-    returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
+    returned = output.args[0].penalties if isinstance(output.args[0], (Regularized, Kept)) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")
     for name, node in totals.items():

@@ -15,12 +15,14 @@ from graphreg.ir.aliasing import Aliases
 from graphreg.ir.layout import apart
 from graphreg.ir.metadata import Kind, addition_of, is_kind, is_marked
 from graphreg.ir.module_record import RULES
-from graphreg.ir.roles import site_nodes
+from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.time_steps import Steps
+from graphreg.planning.kept import KeptValue
 from graphreg.planning.plan import Edit, Plan
 from graphreg.regularizer.base import Penalty, Splice
 from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.invariants import fail
+from graphreg.runtime.result import Kept
 from graphreg.tracing.trace import Traced
 
 
@@ -30,8 +32,10 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
     Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
     first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
-    sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
-    definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
+    keeps = _keeps(first, traced, plan)
+    sites = {name for name in (*_values(plan), *plan.tracked, *keeps) if name in first}
+    read = {name for name in sites if plan.reads_replaced(name) or any(each.form == "spliced" for each in keeps.get(name, ()))}
+    definite = {name: bool(plan.splices(name)) and name not in read for name in sites}
     written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}
     overwritten = {name for name in sites if aliases.written_later(first[name])}
     added, tracks = _added(graph)
@@ -47,10 +51,22 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
         external={n for n in written if (plan.splices(n) or n in plan.tracked) and aliases.is_external(first[n])},
         added=added,
         tracks=tracks,
+        keeps=keeps,
         writers=[
             (node, frozenset[fx.Node]().union(*map(here.bases, into))) for node in graph.nodes if (into := here.effects.writes(node))
         ],
     )
+
+
+def _keeps(nodes: dict[str, fx.Node], traced: Traced, plan: Plan) -> dict[str, list[KeptValue]]:
+    """Return what the plan keeps at each site of a traced graph, of which ``nodes`` has the nodes by site."""
+    labels = {label.text: name for name, node in nodes.items() for label in labels_of(node, traced.operations)}
+    keeps: dict[str, list[KeptValue]] = {}
+    for each in plan.kept:
+        for name in each.names:
+            if name in labels:
+                keeps.setdefault(labels[name], []).append(each)
+    return keeps
 
 
 def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, fx.Node]]:
@@ -89,6 +105,7 @@ class Placed:
         external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
+        keeps: By site, what is kept there.
         writers: The nodes that may write into a value of ``graph``, each with the bases of what it writes into.
         needed_copies: The copies that the checks so far have found to be needed.
         reads: A dict for penalties on sequences. Each key is a penalty's name and its edit's site; the value is a dict from each site of
@@ -105,6 +122,7 @@ class Placed:
     external: set[str]
     added: dict[tuple[str, str], fx.Node]
     tracks: dict[str, fx.Node]
+    keeps: dict[str, list[KeptValue]]
     writers: list[tuple[fx.Node, frozenset[fx.Node]]]
     needed_copies: set[fx.Node] = field(default_factory=set)
     reads: dict[tuple[str, str], dict[str, fx.Node]] = field(default_factory=dict)
@@ -116,7 +134,7 @@ class Placed:
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
                 fail(f"the value {name} must have a track node, directly after its node, if and only if a penalty differentiates by it.")
-        for name, edits in ({site: list[Edit]() for site in self.tracks} | _values(self.plan)).items():
+        for name, edits in ({site: list[Edit]() for site in (*self.tracks, *self.keeps)} | _values(self.plan)).items():
             if name in self.where:
                 counted += self._chain(self.where[name], name, edits)
         counted += sum(self._reads(edit) for edit in self.plan.edits if edit.site.kind == "parameter")
@@ -126,6 +144,23 @@ class Placed:
         copies = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
         if counted != len(self.added) or copies != self.needed_copies:
             fail("there are additions that are not in the plan.")
+        self._kept()
+
+    def _kept(self) -> None:
+        """Check that the output returns exactly what the plan keeps in this graph, each value as it is read at its site."""
+        result = self.graph.output_node().args[0]
+        if isinstance(result, Kept) != bool(self.plan.kept):
+            fail("it must return Kept if and only if the plan keeps values.")
+        for each in self.plan.kept:
+            wanted = [self.read_at(site, each.form == "clean") for site, kept in self.keeps.items() if each in kept]
+            wanted.sort(key=self.aliases.order.__getitem__)
+            value = result.values.get(each.name)
+            if each.calls and wanted:
+                steps = list(value.args[0]) if value is not None and is_kind(value, Kind.KEEP) else []
+            else:
+                steps = [value] if value is not None else []
+            if steps != wanted or any(self._written_between(self.where[s], n) for s, k in self.keeps.items() if each in k for n in wanted):
+                fail(f"what it keeps as {each.name} is not the value of its site.")
 
     def _reads(self, edit: Edit) -> int:
         """Check that a node reads the parameter of an edit, and return 1. For a splice, return 1 if it is there, else 0.
@@ -172,7 +207,8 @@ class Placed:
         """Add to ``needed_copies`` those of the site's copies that the plan makes necessary."""
         self.needed_copies.update(protecting[:1] if name in self.written else [])
         replaces_alone = name in self.written and not _has_splice(edits)  # a track node replaces the value, and no splice does
-        if (name in self.external or replaces_alone) and value is not self.where[name] and _is_measured(edits):
+        measured = _is_measured(edits) or any(each.form == "spliced" or not _has_splice(edits) for each in self.keeps.get(name, ()))
+        if (name in self.external or replaces_alone) and value is not self.where[name] and measured:
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
             self.needed_copies.update(copies[:1])
@@ -215,6 +251,7 @@ class Placed:
     def _reads_aside(self, name: str, edits: Sequence[Edit]) -> bool:
         """Whether a penalty with ``clean=True`` reads the value that splices replace, and the model may write into this value later."""
         clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for edit in edits)
+        clean = clean or any(each.form == "clean" for each in self.keeps.get(name, ()))
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
@@ -240,14 +277,17 @@ class Placed:
         """For a penalty whose formula takes the values of all sites at once: return the value that it must read at one of these sites."""
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
-        value = self.tracks.get(edit.site.name, self.where[edit.site.name])
-        clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
-        if (copies := self._users(value, Kind.COPY)) and (clean or not self.plan.splices(edit.site.name)):
+        return self.read_at(edit.site.name, isinstance(edit.regularizer, Penalty) and edit.regularizer.clean)
+
+    def read_at(self, site: str, clean: bool) -> fx.Node:
+        """Return what is to be read of the value of a site: before the splices there if ``clean``, else behind them."""
+        value = self.tracks.get(site, self.where[site])
+        if (copies := self._users(value, Kind.COPY)) and (clean or not self.plan.splices(site)):
             return copies[0]
         if clean:
             return value
-        for other in self.plan.splices(edit.site.name):
-            value = self.added[other.name, edit.site.name]
+        for other in self.plan.splices(site):
+            value = self.added[other.name, site]
         return next(iter(self._users(value, Kind.COPY)), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
