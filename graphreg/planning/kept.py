@@ -146,4 +146,3 @@ def _require_one_shape(name: str, calls: Sequence[Site]) -> None:
             f"keep={name!r}: the calls of this cell are one sequence, and they give different shapes: {', '.join(shapes)}. "
             "Select the calls one by one, by a function of a site."
         )
-
