@@ -54,7 +54,7 @@ navigation = {
     "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
         "howto/README training how_strong trainers in_place scale blocks pipeline backend fx_pass where depth parameters optimizers"
-        " exact_zeros learned native_dropout report diff drawing page beside monitor audit doctor writing"
+        " exact_zeros keep learned native_dropout report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),
     "Reference": docs(

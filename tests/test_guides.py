@@ -14,7 +14,7 @@ PAGES = [path for folder in FOLDERS for path in sorted((DOCS / folder).glob("*.m
 ASKED_FOR = {
     "which_layers", "before_after", "off_for_a_batch", "one_weight", "ramp", "schedule", "checkpointing", "lora", "ema", "torch_func",
     "quantization", "fsdp2", "deployment", "reproduce", "yaml", "uncertainty", "dropout_off", "r_drop", "gradient_penalty", "moe_balance",
-    "max_logit", "many_strengths", "search",
+    "max_logit", "many_strengths", "search", "features", "distillation", "deep_supervision", "grad_cam",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ COMPARED = {
     "docs/front_ends.md": 1,
     "docs/fx_pass.md": 1,
     "docs/how_strong.md": 3,
+    "docs/keep.md": 1,
     "docs/learned.md": 4,
     "docs/native_dropout.md": 1,
     "docs/not_here.md": 1,

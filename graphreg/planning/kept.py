@@ -15,10 +15,10 @@ from graphreg.regularizer.sequences import cell_calls
 from graphreg.tracing.trace import Traced
 
 # "spliced": as the model reads the value; "clean": before the splices at its site
-Form = Literal["spliced", "clean"]
-FORMS = ("spliced", "clean")
+KeptForm = Literal["spliced", "clean"]
+KEPT_FORMS = ("spliced", "clean")
 # A mapping may also have tuples of strings and functions as keys.
-Keep = Selector | Mapping[Any, Form]
+Keep = Selector | Mapping[Any, KeptForm]
 KEEP = "keep"  # the key of this option in mappings such as Plan.missed, whose other keys are names of regularizers
 
 
@@ -36,7 +36,7 @@ class KeptValue:
 
     name: str
     site: Site
-    form: Form
+    form: KeptForm
     matched: str
     calls: tuple[Site, ...] = ()
 
@@ -92,7 +92,7 @@ def missed_values(traced: Traced, keep: Keep | None) -> tuple[str, ...]:
 def check_keep(keep: object, penalties: str = "return") -> None:
     """Raise RegularizerError for a value of ``keep=`` that is not allowed, or together with attached penalties."""
     given = [] if keep is None else list(keep.items()) if isinstance(keep, Mapping) else [(keep, "spliced")]
-    selectors = [selector for selector, form in given if form in FORMS and (isinstance(selector, (str, Sequence)) or callable(selector))]
+    selectors = [each for each, form in given if form in KEPT_FORMS and (isinstance(each, (str, Sequence)) or callable(each))]
     if len(selectors) < len(given) or (isinstance(keep, Mapping) and not keep):
         raise RegularizerError(
             f"keep={shown(keep)} is not allowed; give a selector ('layer4.*', several strings, or a function of a site), or a dict of "
@@ -120,7 +120,7 @@ def table(kept: Sequence[KeptValue]) -> Iterator[Paragraph]:
         yield Table(HEADINGS, tuple(value.row for value in kept))
 
 
-def _forms(keep: Keep | None) -> Mapping[Selector, Form]:
+def _forms(keep: Keep | None) -> Mapping[Selector, KeptForm]:
     if isinstance(keep, Mapping):
         return keep
     # A list cannot be a key.
