@@ -23,7 +23,7 @@ from graphreg.ir.terminal import Lines, Paragraph, Printed, ProgressLine, progre
 from graphreg.ir.text_table import Table
 from graphreg.regularizer.base import Penalty, Splice
 from graphreg.runtime.attach import AttachRule
-from graphreg.runtime.result import Regularized
+from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.session.hosts import BackendHost, backend_host, in_place_host, regularized, session_of
 from graphreg.session.session import Session
@@ -188,7 +188,7 @@ def _host(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[S
 
     def call(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         result = root(*args, **kwargs)
-        return (result.output, result.penalties) if isinstance(result, Regularized) else (result, None)
+        return (result.output, result.penalties) if isinstance(result, (Regularized, Kept)) else (result, None)
 
     return session, call, root
 
