@@ -26,6 +26,7 @@ from graphreg.runtime.attach import AttachRule
 from graphreg.runtime.result import Kept, Regularized
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.session.hosts import BackendHost, backend_host, in_place_host, regularized, session_of
+from graphreg.session.prox import prox_penalty
 from graphreg.session.session import Session
 from graphreg.session.strengths import OWN, Row
 from graphreg.torch_internals import pytree
@@ -317,7 +318,7 @@ class _Passes:
         self, session: Session, call: Callable[..., tuple[Any, Any]], arguments: Arguments, loss: Callable[[Any], Tensor], root: nn.Module,
         generators: Generators, changes: Changes,
     ) -> None:  # fmt: skip
-        self.session, self.call, self.arguments, self.loss, self.generators = session, call, arguments, loss, generators
+        self.session, self.call, self.arguments, self.loss, self.generators, self.root = session, call, arguments, loss, generators, root
         self.parameters = [parameter for parameter in root.parameters() if parameter.requires_grad]
         self.state = self.drawn = session.saved()
         self.done, self.apart = 0, dict[str, Tensor]()
@@ -351,7 +352,12 @@ class _Passes:
         args, kwargs = copied_call(self.arguments, {})
         with self.session.without(without):
             output, penalties = self.call(*args, **kwargs)
-            value = (self.apart if penalties is None else penalties)[penalty] if penalty else self._checked(self.loss(output))
+            if not penalty:
+                value = self._checked(self.loss(output))
+            elif self.session.strengths[penalty].regularizer.by_prox:  # type: ignore[union-attr]
+                value = prox_penalty(self.root, penalty)
+            else:
+                value = (self.apart if penalties is None else penalties)[penalty]
             gradients: Sequence[Tensor | None] = [None] * len(self.parameters)
             if value.requires_grad:  # a penalty may have no parameter that is trained
                 gradients = torch.autograd.grad(value.sum(), self.parameters, allow_unused=True)

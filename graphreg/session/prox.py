@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
-from graphreg.planning.plan import Plan
 from graphreg.regularizer.base import Penalty
 from graphreg.runtime.distributed_values import whole
 from graphreg.runtime.optimizer_steps import step_to_follow
 from graphreg.runtime.runtime_module import accumulation
 from graphreg.session.hosts import record_of, regularized, session_of
-from graphreg.session.session import Session
 from graphreg.session.strengths import number
 from graphreg.torch_internals.distributed import is_distributed, replicated
 from graphreg.torch_internals.dynamo_marks import disable
@@ -58,7 +56,7 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
         )
 
     groups = {id(p): i for i, group in enumerate(inner.param_groups) for p in group["params"]}
-    found = _targets(plan, session, dict(regularized(module).named_parameters(remove_duplicate=False)))
+    found = _targets(module)
     targets = [(penalty, p, groups[id(p)], factor) for penalty, p, factor in found if id(p) in groups]
     if found and not targets:
         names = [name for name, regularizer in plan.regularizers.items() if regularizer.by_prox]
@@ -79,11 +77,19 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
             _apply(penalty, p, rate, factor, step.skipped)
 
 
-def _targets(plan: Plan, session: Session, parameters: dict[str, nn.Parameter]) -> list[tuple[Penalty, nn.Parameter, float]]:
+def prox_penalty(module: Any, name: str) -> Tensor:
+    """Return a penalty with ``by="prox"`` as ``by="gradient"`` would have added it to the loss in the last call."""
+    targets = _targets(module)
+    values = [factor * penalty(p.to(accumulation(p.dtype))) for penalty, p, factor in targets if penalty.name == name]
+    return torch.stack(values).sum()
+
+
+def _targets(module: Any) -> list[tuple[Any, nn.Parameter, float]]:
     """Return each penalty at each of its parameters, with the factor of its formula in the sum of all penalties."""
+    session, plan = session_of(module), record_of(module).plan
+    parameters, found = dict(regularized(module).named_parameters(remove_duplicate=False)), list[tuple[Any, nn.Parameter, float]]()
     # The strengths of a schedule are those of the call before the step.
     call = 0 if session.clock is None else max(session.clock.call() - 1, 0)
-    found = []
     for name, penalty in plan.regularizers.items():
         if not isinstance(penalty, Penalty) or not penalty.by_prox:
             continue

@@ -225,6 +225,19 @@ def test_in_a_process_group() -> None:
         sys.excepthook = hook
 
 
+@pytest.mark.parametrize(("make", "more"), [(graphreg.regularize, {}), (graphreg.regularize_, {"penalties": "attach", "scale": 1})])
+def test_a_penalty_that_acts_by_prox_is_measured_as_its_twin(make: Callable[..., Any], more: dict[str, Any]) -> None:
+    found = []
+    for by in ("prox", "gradient"):
+        module = make(net(), weight_l1={"weight": schedules.linear(0.1, 0.5, 4), "by": by}, hidden_dropout=0.2, rng=0, **more)
+        module(X)
+        found += [numbers(graphreg.effect(module, lambda out: mse(getattr(out, "output", out)), X, by_site=sites)) for sites in (False, True)]
+    for prox, gradient in zip(found[:2], found[2:], strict=True):
+        assert prox.keys() == gradient.keys() and len(prox) in (2, 5)
+        for row, expected in gradient.items():
+            assert prox[row] == pytest.approx(expected, rel=1e-5, nan_ok=True), row
+
+
 def test_a_schedule_has_its_present_strength_in_all_draws() -> None:
     module = graphreg.regularize(net(), hidden_dropout=schedules.linear(0, 0.5, 4), hidden_l1=0.1, rng=0)
     module(X), module(X)
