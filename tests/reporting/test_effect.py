@@ -231,7 +231,7 @@ def test_a_penalty_that_acts_by_prox_is_measured_as_its_twin(make: Callable[...,
     for by in ("prox", "gradient"):
         module = make(net(), weight_l1={"weight": schedules.linear(0.1, 0.5, 4), "by": by}, hidden_dropout=0.2, rng=0, **more)
         module(X)
-        found += [numbers(graphreg.effect(module, lambda out: mse(getattr(out, "output", out)), X, by_site=sites)) for sites in (False, True)]
+        found += [numbers(graphreg.effect(module, mse, X, by_site=by_site)) for by_site in (False, True)]
     for prox, gradient in zip(found[:2], found[2:], strict=True):
         assert prox.keys() == gradient.keys() and len(prox) in (2, 5)
         for row, expected in gradient.items():
