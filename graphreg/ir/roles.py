@@ -116,6 +116,11 @@ def signal_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> s
     return signals(graph, judge.sizes, judge.products)
 
 
+def _has_tensor(known: Any) -> bool:
+    """Return whether ``node.meta["value"]`` is a tuple with a tensor in it, and not a shape or the like."""
+    return isinstance(known, tuple) or (isinstance(known, list) and any(map(_has_tensor, known)))
+
+
 class _Judge:
     """Walks a graph once, in order, and classifies each node by the kind of its value and by what it depends on."""
 
@@ -310,7 +315,7 @@ class _Judge:
         if "value" in node.meta:
             known = node.meta["value"]
             if not isinstance(known, tuple):
-                return "a tuple" if isinstance(known, list) else "no tensor"
+                return "a tuple" if _has_tensor(known) else "no tensor"
             return "" if known[1].is_floating_point else "complex numbers" if known[1].is_complex else "integers"
         if node in self.sizes:
             return "no tensor"

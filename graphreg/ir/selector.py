@@ -391,5 +391,10 @@ def _nothing(
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
 
-    known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
-    return f"{start}{suggestions_text(pattern.name, strings_of(known))}{end}"
+    known = strings_of((*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable])
+    near = suggestions_text(pattern.name, known)
+    # ``blok.*`` is meant for what is inside a module
+    outer = dict.fromkeys(f"{name.partition('.')[0]}.*" for name in known if "." in name)
+    if pattern.name.endswith(".*") and (inside := suggestions_text(pattern.name, outer)):
+        near = inside
+    return f"{start}{near}{end}"

@@ -517,7 +517,7 @@ def check_model(model: object) -> None:
     placed = next((path for path, inner in modules_by_path(model, once=True).items() if PLACED in vars(inner)), None)
     if placed is not None:
         what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__
-        raise TraceError(f"{what} is regularized in place already. Call graphreg.strip_ on it first, then regularize the model.")
+        raise TraceError(f"{what} is regularized in place already. Call graphreg.strip_ on it first.")
 
     # by name here and below, so that nobody who does not use torch.distributed has to import it
     kinds = {kind.__name__ for kind in type(model).__mro__}

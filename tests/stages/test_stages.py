@@ -513,7 +513,7 @@ def test_the_page_has_the_options_and_the_defaults() -> None:
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     shared = inspect.signature(graphreg.regularize).parameters
     assert {n: v for n, v in own.items() if n in shared} == {n: p.default for n, p in shared.items() if n in own}
-    lacks = {"regularizers", "keywords", "penalties", "verify", "prove"}
+    lacks = {"regularizers", "keywords", "penalties", "verify", "prove", "keep"}
     assert own.keys() - shared.keys() <= told.keys() and {*shared} - {*own, "model"} == lacks
     assert {name: str(own[name]) for name, default in told.items() if default} == {n: d for n, d in told.items() if d}
 
