@@ -160,4 +160,5 @@ def addable(result: Any) -> Any:
     collect(result.output, tensors, [])
     if not any(map(is_distributed, tensors)):
         return result
-    return result._replace(penalties={name: with_plain_gradient(total) for name, total in result.penalties.items()})
+    output, penalties, *values = result
+    return type(result)(output, {name: with_plain_gradient(total) for name, total in penalties.items()}, *values)

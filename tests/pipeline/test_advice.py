@@ -118,7 +118,7 @@ def given(**keywords: Any) -> Callable[[nn.Module], object]:
     (given(own_dropout="of"), r"by selector: (own_dropout=.*?)\. Near", keyword),
     (given(own_dropout="of"), r"Near words: (\w+)\.", lambda text: regularize(Net(), own_dropout=text)),
     (lambda m: regularize(nn.Linear(2, 2), own_dropout="off"), r"add dropout: (.*)\.$", keyword),
-    (lambda m: splice("#nothing"), r"roles are (\w+), (\w+), (\w+), \w+, \w+, (\w+)\.", lambda *roles: [splice(f"**#{role}") for role in roles[:3]]),
+    (lambda m: splice("#nothing"), r"roles are (\w+), (\w+), (\w+), .*\.", lambda *roles: [splice(f"**#{role}") for role in roles]),
     (lambda m: splice("fc@"), r"e\.g\. '(.*?)', '(.*?)', '(.*?)'\.", lambda *texts: [parsed(text) for text in texts]),
     (lambda m: splice("odd.a@1"), r"write (\S+) \(in Python r'(.*?)'\)", lambda *texts: [splice(text) for text in texts]),
     (lambda m: splice("od.a@1"), r"Near names: (.*?)\. List", lambda texts: [splice(text) for text in texts.split(", ")]),

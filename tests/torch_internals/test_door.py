@@ -27,6 +27,7 @@ ALLOWED = {
     "_graph": "of fx.GraphModule, which a rewritten module is: it has two graphs, and puts the one that runs there",
     "_code": "as _graph: what torch.fx made of it",
     "_fields": "of Python's named tuples, documented",
+    "_no_weight_decay": "a mark that mamba_ssm, and models made after it, set on a parameter",
     "_abc_impl": "of Python's own abc",
     "_inst": "of Python's own random: the generator that all share",
     "_rand": "of numpy's, the same",
