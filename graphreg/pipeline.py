@@ -98,7 +98,7 @@ def regularize(
         keep: A selector of values that a call returns, too, with gradients: it then returns ``Kept(output, penalties, values)``, where
             ``values`` is a dict by the names that the selector found. A value is kept as the model reads it, behind splices. In a dict of
             selectors, ``"clean"`` keeps the value before the splices at its site, and ``"spliced"`` the value behind them; if several
-            selectors find one value, the last one counts. The calls of a recurrent cell are stacked to one sequence.
+            selectors find one name, the last one counts. The calls of a recurrent cell are stacked to one sequence.
         **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=0.1``.
 
     Returns:

@@ -59,13 +59,13 @@ HEADINGS = ("kept", "site", "op", "shape", "dtype", "form", "matched by")
 
 
 def kept_values(traced: Traced, keep: Keep | None, missing: Missing) -> tuple[KeptValue, ...]:
-    """Return the values that ``keep=`` selects, in the order of the graph. If several selectors find one value, the last one counts.
+    """Return the values that ``keep=`` selects, in the order of the graph. If several selectors find one name, the last one counts.
 
     Raises:
         NoMatchError: A string matches no value, and ``missing`` is ``"error"``.
         RegularizerError: The calls of a cell have different shapes.
     """
-    found: dict[str, KeptValue] = {}
+    found: dict[tuple[str, str], KeptValue] = {}
     for selector, form in _forms(keep).items():
         matched = select(
             selector, traced.values, _usual(traced), model=traced.title, missing=missing, who="keep=", usual="the hidden values",
@@ -75,11 +75,11 @@ def kept_values(traced: Traced, keep: Keep | None, missing: Missing) -> tuple[Ke
         for site, (text, calls) in cell_calls(selector, matched, traced.values, traced.operations, traced.graphs).items():
             name = labels.get(text, {}).get(site.name, site.name)
             _require_one_shape(name, calls)
-            found[site.name] = KeptValue(name, site, form, text, calls)
+            found[site.name, name] = KeptValue(name, site, form, text, calls)
     order, by_name = {site.name: i for i, site in enumerate(traced.values)}, dict[str, KeptValue]()
-    for site_name in sorted(found, key=order.__getitem__):
+    for key in sorted(found, key=lambda key: order[key[0]]):
         # A module may return another value in eval mode, which has the same name.
-        by_name.setdefault(found[site_name].name, found[site_name])
+        by_name.setdefault(found[key].name, found[key])
     return tuple(by_name.values())
 
 
@@ -123,8 +123,11 @@ def table(kept: Sequence[KeptValue]) -> Iterator[Paragraph]:
 def _forms(keep: Keep | None) -> Mapping[Selector, KeptForm]:
     if isinstance(keep, Mapping):
         return keep
-    # A list cannot be a key.
-    return {} if keep is None else {keep if isinstance(keep, str) or callable(keep) else tuple(keep): "spliced"}
+    if keep is None or callable(keep):
+        return {} if keep is None else {keep: "spliced"}
+    # Each string has names of its own, but one with ``!`` takes away from the others.
+    together = any(Pattern.parse(text).exclude for text in strings(keep))
+    return {tuple(strings(keep)): "spliced"} if together else dict.fromkeys(strings(keep), "spliced")
 
 
 def _usual(traced: Traced) -> list[Site]:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, overload
@@ -30,6 +31,7 @@ from graphreg.session.prox import prox_penalty
 from graphreg.session.session import Session
 from graphreg.session.strengths import OWN, Row
 from graphreg.torch_internals import pytree
+from graphreg.torch_internals.autograd import write_uncounted
 from graphreg.torch_internals.distributed import is_distributed
 from graphreg.torch_internals.dynamo import runs_compiled
 from graphreg.torch_internals.patching import Changes
@@ -126,9 +128,10 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
 
     The model is called many times with the same arguments: for each draw with all regularizers, without any, and once more for each splice
     and each penalty on values; ``by_site`` does this for each site. Nothing is trained, and no state changes: not parameters, gradients,
-    buffers, modes, strengths, noise or global random generators. Native dropout acts in all passes. A module runs without torch.compile; a
-    model that was compiled with a backend runs its compiled graphs. Each row keeps a gradient of all parameters in memory. On several
-    ranks, each measures on its own batch, and averages nothing with the others.
+    buffers, modes, strengths, noise or global random generators. Native dropout acts in all passes, and hooks run in each; an open monitor
+    misses them. A module runs without torch.compile; a model that was compiled with a backend runs its compiled graphs. The parameters are
+    copied, and each row keeps a gradient of all of them in memory. On several ranks, each measures on its own batch, and averages nothing
+    with the others.
 
     Args:
         module: A rewritten module, also compiled or in DistributedDataParallel, a model that is regularized in place, or a model compiled
@@ -161,7 +164,13 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
     if any(map(is_distributed, root.parameters())):
         raise GraphRegError("effect needs whole gradients, and the parameters are sharded (DTensor). Call it before you shard the model.")
 
+    if not any(parameter.requires_grad for parameter in root.parameters()):
+        raise RegularizerError("no parameter of the model is trained, so nothing can pull. Call effect before you freeze all of them.")
+
     with Changes() as changes, changes, _eager(module, root), alike(root) as generators:
+        for rules in session.graphs():
+            if rules.watching is not None:
+                rules.watching.pause(changes)
         if (backend := backend_host(module)) is not None:
             changes.keep(backend, "last")
             changes.put(session, "attaches", False)
@@ -388,27 +397,35 @@ class _Passes:
 def _wide(tensor: Tensor) -> Tensor:
     """Return a tensor as a dense one, without a gradient, in float32 or float64."""
     dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
-    return dense.to(accumulation(dense.dtype))
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense.to(accumulation(dense.dtype))
 
 
 class _State:
-    """What a forward may change in a model: the contents of buffers, and which objects are attributes."""
+    """What a forward may change in a model: which objects are attributes, and the contents of tensors, lists, dicts and sets."""
 
     def __init__(self, root: nn.Module) -> None:
         modules = [module for name, module in root.named_modules() if name.partition(".")[0] != RULES]
         self.attributes = [(space, dict(space)) for module in modules for space in (vars(module), module._buffers)]
-        buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        own = [value for module in modules for name, value in vars(module).items() if not name.startswith("_")]
+        self.containers = [(each, copy(each)) for each in own if type(each) in (list, dict, set)]
+        # also parameters: an embedding with ``max_norm`` writes into its weight
+        tensors = [each for module in modules for each in (*module._buffers.values(), *module._parameters.values())]
+        written = {id(each): each for each in (*tensors, *own) if isinstance(each, Tensor) and not nn.parameter.is_lazy(each)}
+        self.tensors = [(each, each.detach().clone()) for each in written.values()]
 
     def restore(self) -> None:
+        for container, before in self.containers:
+            if container != before:
+                container.clear()
+                container.extend(before) if isinstance(container, list) else container.update(before)
         for space, before in self.attributes:
             for key in [key for key, value in space.items() if before.get(key, space) is not value]:
                 del space[key]
             space.update({key: value for key, value in before.items() if key not in space})
         with torch.no_grad():
-            for buffer, before in self.buffers:
-                if not torch.equal(buffer, before):  # a write would be counted by autograd
-                    buffer.copy_(before)
+            for tensor, before in self.tensors:
+                if not torch.equal(tensor, before):
+                    write_uncounted(tensor, before)
 
 
 def _measured(passes: _Passes, rows: Sequence[_Row], draws: int, title: str) -> Effects:

@@ -24,6 +24,7 @@ from graphreg.session.controls import Regulated
 from graphreg.session.hosts import backend_host, graphs_of, record_of, rewritten, rules_of
 from graphreg.torch_internals.autograd import in_backward
 from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.patching import Changes
 
 Log = Callable[[str, float, int], object]
 
@@ -143,6 +144,11 @@ class Monitor(Printed):
             self._recompile()
         if self._file is not None:
             self._file.close()
+
+    def pause(self, changes: Changes) -> None:
+        """Miss the calls until the block of ``changes`` ends."""
+        changes.put(self._rules, "watching", None)
+        changes.put(self._clock, "due", False)
 
     def _recompile(self) -> None:
         """Recompile the module. Watches are additions, so the module's graph does not count as edited."""

@@ -95,7 +95,7 @@ class Insertions:
             that the model may write into; they return a copy at a call at which a derivative is taken.
         reads: With ``penalties="attach"``, the names of the inputs of the model on which the value depends to which the penalties are
             attached: the output's loss, or, if it has none, any value in the output.
-        kept: The values that the graph returns beside output and penalties, by name; None if the plan keeps none.
+        kept: The values that the graph returns beside output and penalties, by name; None if the plan has no ``keep``.
     """
 
     ordered: tuple[Insertion, ...]

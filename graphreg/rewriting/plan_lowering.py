@@ -75,7 +75,7 @@ def lower(
     # All values are in place, so the penalties can be computed from them.
     end, loss = work.end()
     totals = {name: work.add_total(name, measured, end) for name, measured in work.measured.items()}
-    kept = {each.name: value for each in plan.kept if (value := work.kept_value(each, end)) is not None} if plan.kept else None
+    kept = None if plan.keep is None else {each.name: v for each in plan.kept if (v := work.kept_value(each, end)) is not None}
     work.replace_native_dropout()
     reads = work.attach(totals, end, loss) if penalties == "attach" and totals else frozenset[str]()
     marked = tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)

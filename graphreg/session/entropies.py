@@ -89,7 +89,7 @@ class Entropies:
         if self.logits:
             return values.softmax(self.dim)
         sums = values.sum(self.dim)
-        if not (values.amin() >= 0 and (sums - 1).abs().amax() <= TOLERANCE):
+        if values.numel() and not (values.amin() >= 0 and (sums - 1).abs().amax() <= TOLERANCE):
             raise RegularizerError(
                 f"logits=False, but the values are no probabilities: the least is {float(values.amin()):.3g}, and the sums along dim="
                 f"{self.dim} are from {float(sums.amin()):.3g} to {float(sums.amax()):.3g}. Give logits=True, or another dim."

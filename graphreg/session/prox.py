@@ -57,7 +57,7 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
 
     groups = {id(p): i for i, group in enumerate(inner.param_groups) for p in group["params"]}
     found = _targets(module)
-    targets = [(penalty, p, groups[id(p)], factor) for penalty, p, factor in found if id(p) in groups]
+    targets = [(penalty, p, groups[id(p)], factor) for _, penalty, p, factor in found if id(p) in groups]
     if found and not targets:
         names = [name for name, regularizer in plan.regularizers.items() if regularizer.by_prox]
         raise RegularizerError(
@@ -80,14 +80,14 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
 def prox_penalty(module: Any, name: str) -> Tensor:
     """Return a penalty with ``by="prox"`` as ``by="gradient"`` would have added it to the loss in the last call."""
     targets = _targets(module)
-    values = [factor * penalty(p.to(accumulation(p.dtype))) for penalty, p, factor in targets if penalty.name == name]
+    values = [factor * penalty(p.to(accumulation(p.dtype))) for its_name, penalty, p, factor in targets if its_name == name]
     return torch.stack(values).sum()
 
 
-def _targets(module: Any) -> list[tuple[Any, nn.Parameter, float]]:
-    """Return each penalty at each of its parameters, with the factor of its formula in the sum of all penalties."""
+def _targets(module: Any) -> list[tuple[str, Any, nn.Parameter, float]]:
+    """Return each penalty, with its name in the plan, at each of its parameters, with the factor of its formula in the sum of all."""
     session, plan = session_of(module), record_of(module).plan
-    parameters, found = dict(regularized(module).named_parameters(remove_duplicate=False)), list[tuple[Any, nn.Parameter, float]]()
+    parameters, found = dict(regularized(module).named_parameters(remove_duplicate=False)), list[tuple[str, Any, nn.Parameter, float]]()
     # The strengths of a schedule are those of the call before the step.
     call = 0 if session.clock is None else max(session.clock.call() - 1, 0)
     for name, penalty in plan.regularizers.items():
@@ -99,7 +99,7 @@ def _targets(module: Any) -> list[tuple[Any, nn.Parameter, float]]:
             parameter = parameters.get(edit.site.name)
             if parameter is None:
                 raise GraphRegError(f"{name}: the module has no parameter {edit.site.name} any more. Regularize the model again.")
-            found.append((penalty, parameter, number(row.at(edit.site.name, edit.weight), call) / count))
+            found.append((name, penalty, parameter, number(row.at(edit.site.name, edit.weight), call) / count))
     return found
 
 

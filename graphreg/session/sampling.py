@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError, first_line, shown
+from graphreg.ir.module_record import RULES
 from graphreg.ir.precision import widest
 from graphreg.ir.terminal import progress_line
 from graphreg.runtime.result import output_of
@@ -119,6 +120,8 @@ class Samples:
             raise RegularizerError(f"q={shown(q)} is not allowed; give a number in [0, 1], or a list of such numbers.")
         values = torch.stack([_wide(tensor_of(output, of)) for output in self._passes("quantile")])
         at = torch.tensor(numbers, dtype=values.dtype, device=values.device)
+        if not values.numel():
+            return values.new_empty((*((len(numbers),) if several else ()), *values.shape[1:]))
         pieces = torch.split(values.flatten(1), max(1, QUANTILE_LIMIT // self.n), 1)
         found = torch.cat([torch.quantile(piece, at, 0) for piece in pieces], 1).view(-1, *values.shape[1:])
         return found if several else found[0]
@@ -162,7 +165,8 @@ def sample(
 
     Raises:
         RegularizerError: An argument is out of its range.
-        GraphRegError: The module draws no noise; or, with ``at_once``, an operation of the model is not possible under ``torch.vmap``.
+        GraphRegError: The module draws no noise; or, with ``at_once``, an operation of the model is not possible under ``torch.vmap``, or
+            the model writes into a buffer.
     """
     for name, number, what in (("n", n, "the number of passes"), ("at_once", at_once, "the number of passes in one call")):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -189,14 +193,14 @@ def sample(
         for done in range(0, n, at_once):
             line.at(done)
             passes = min(at_once, n - done)
-            for output in [run()] if at_once == 1 else _at_once(run, session, passes):
+            for output in [run()] if at_once == 1 else _at_once(run, module, session, passes):
                 running.take(output, keep)
                 if entropies is not None:
                     entropies.take(output)
     return dataclasses.replace(running.samples(), _entropies=entropies)
 
 
-def _at_once(run: Callable[[], Any], session: Session, passes: int) -> Iterator[Any]:
+def _at_once(run: Callable[[], Any], module: nn.Module, session: Session, passes: int) -> Iterator[Any]:
     """Run several passes in one call, and yield the output of each."""
     rest = list[Any]()
     spec: pytree.TreeSpec = pytree.treespec_leaf()
@@ -209,6 +213,7 @@ def _at_once(run: Callable[[], Any], session: Session, passes: int) -> Iterator[
             rest, spec = pytree.tree_flatten(run())
         return [leaf for leaf in rest if isinstance(leaf, Tensor)]
 
+    before = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers() if RULES not in name.split(".")]
     counters, outer = session.streams.counters(), begin_counting()
     try:
         # The numbers of the calls are taken one by one, as in a loop, and given back if the call fails.
@@ -216,6 +221,14 @@ def _at_once(run: Callable[[], Any], session: Session, passes: int) -> Iterator[
         # A penalty on derivatives cannot be computed under vmap, and nobody reads it here.
         with session.penalties_off(), torch.compiler.set_stance("force_eager"):
             tensors = torch.vmap(one, randomness="same")(*keys)
+        if changed := [(name, buffer, value) for name, buffer, value in before if not torch.equal(buffer, value)]:
+            take_back()
+            for _, buffer, value in changed:
+                buffer.copy_(value)
+            raise GraphRegError(
+                f"at_once={passes}: the model writes into {changed[0][0]} in eval mode, too, so each pass depends on those before it. "
+                "Leave at_once out."
+            )
     except RuntimeError as error:
         take_back()
         raise GraphRegError(
@@ -229,7 +242,9 @@ def _at_once(run: Callable[[], Any], session: Session, passes: int) -> Iterator[
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 or wider."""
+    """Return a tensor in float32 or wider, or as it is if it is complex."""
+    if tensor.is_complex():
+        return tensor
     return tensor.to(torch.float32 if tensor.is_floating_point() and tensor.dtype != torch.float64 else widest(tensor.device))
 
 
@@ -256,13 +271,15 @@ class _Running:
         # Half precision could not hold the sums, and integers have no mean of their own.
         values = [_wide(t) for t in tensors]
         if self.n == 1:
-            self.mean, self.squares = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
+            self.mean, self.squares = values, [torch.zeros_like(v.real) for v in values]
         for i, value in enumerate(values):
             # Welford: the deviation from the mean before this pass, times that from the mean after
             # it.
-            away = value - self.mean[i]
+            # The logit of a class that is masked is -inf in all passes.
+            away = torch.where(value == self.mean[i], 0, value - self.mean[i])
             self.mean[i] = self.mean[i] + away / self.n
-            self.squares[i] = self.squares[i] + away * (value - self.mean[i])
+            after = torch.where(value == self.mean[i], 0, value - self.mean[i])
+            self.squares[i] = self.squares[i] + (away * after.conj()).real
         if keep:
             self.stored.append([t.clone() for t in tensors])  # a compiled module may reuse its output's memory
 

@@ -156,7 +156,7 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     labels = tuple(Label(name, class_name(modules[name.rpartition(".")[0]])) for name in names)
     if nn.parameter.is_lazy(parameter):
         return Site(labels, "parameter", module=owner, selectable=False, why_not="not initialized yet")
-    numbers = parameter.is_floating_point() or parameter.is_complex()  # others, as of quantized layers, cannot train
+    numbers = parameter.is_floating_point()  # formulas take real numbers; others, as of quantized layers, cannot train
     # a mean over no elements is nan
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
     shape = tuple(parameter.shape)

@@ -150,7 +150,7 @@ class Placed:
     def _kept(self) -> None:
         """Check that the output returns exactly what the plan keeps in this graph, each value as it is read at its site."""
         result = self.graph.output_node().args[0]
-        if isinstance(result, Kept) != bool(self.plan.kept):
+        if isinstance(result, Kept) != (self.plan.keep is not None):
             fail("it must return Kept if and only if the plan keeps values.")
         for each in self.plan.kept:
             wanted = [self.read_at(site, each.form == "clean") for site, kept in self.keeps.items() if each in kept]

@@ -363,3 +363,11 @@ def test_what_matches_nothing_may_be_left_out() -> None:
     assert module(X).values.keys() == {"fc"} and "matches nothing: 'tahn' of keep" in str(graphreg.report(module))
     with pytest.raises(AttributeError, match=r"this is \(output, penalties, values\), which has no 'shape'"):
         module(X).shape  # noqa: B018
+
+
+def test_each_name_that_is_asked_for_is_there() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    for keep in (["1", "1.1"], {"1": "clean", "1.1": "spliced"}):
+        assert list(graphreg.regularize(net, keep=keep, hidden_dropout=0.5, rng=0)(torch.ones(3, 4)).values) == ["1", "1.1"]
+    none = graphreg.regularize(net, keep="nothing", missing="ignore", hidden_dropout=0.5, rng=0)(torch.ones(3, 4))
+    assert isinstance(none, graphreg.Kept) and none.values == {}

@@ -356,3 +356,31 @@ def test_an_error_of_the_loss_leaves_nothing_behind() -> None:
         graphreg.effect(module, fails, X)
     assert len(calls) == 4
     assert_unchanged(before, state_of(module))
+
+
+class Writes(nn.Module):
+    """Its forward writes into a parameter and into buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out, self.norm = nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 2), nn.BatchNorm1d(2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return self.norm(self.out(self.table(ids)) + self.seen)
+
+
+def test_what_a_forward_writes_is_put_back_before_each_pass() -> None:
+    """So a splice that does nothing has no effect; nor has an open monitor seen the passes, nor a pending backward."""
+    model = Writes()
+    module, ids = graphreg.regularize(model, dropout={"table": 0.0, "out": 0.0}, rng=0), torch.tensor([0, 1, 4, 2, 2, 3, 1])
+    with graphreg.monitor(module, "table") as watched:
+        pending = mse(module(ids).output)
+        before, calls = {name: value.clone() for name, value in module.state_dict().items()}, watched.calls
+        rows = graphreg.effect(module, mse, ids, draws=3)
+        assert [(row.pull, row.jitter, row.adds) for row in rows] == [(0, 0, 0)] * 2
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        assert watched.calls == calls == 1
+        pending.backward()

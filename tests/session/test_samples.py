@@ -217,3 +217,26 @@ def test_errors() -> None:
     model = torch.compile(mlp(), backend=backend)
     model(X)
     refused(GraphRegError, "at_once is not possible with a backend", lambda: graphreg.sample(model, X, 2, at_once=2))
+
+
+def test_passes_that_depend_on_one_another_are_not_run_at_once() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n.add_(1)
+            masked: Tensor = self.layer(x).masked_fill(torch.tensor([True, False, False, False]), -torch.inf) + self.n
+            return masked
+
+    module, x = graphreg.regularize(Counts(), dropout={"layer": 0.5}, rng=0, example_inputs=torch.ones(2, 4)), torch.ones(2, 4)
+    module(x)
+    state = graphreg.rng_state(module)
+    with pytest.raises(GraphRegError, match=r"at_once=3: the model writes into n in eval mode"):
+        graphreg.sample(module, x, 3, at_once=3)
+    assert module.n.item() == 1 and graphreg.rng_state(module) == state
+    samples = graphreg.sample(module, x, 3)
+    assert samples.mean[:, 0].tolist() == [-torch.inf] * 2 and samples.spread[:, 0].tolist() == [0.0] * 2
+    torch.testing.assert_close(samples.mean, samples.outputs.mean(0))

@@ -231,3 +231,11 @@ def test_checkpoint_wrappers() -> None:
     inner = nn.Linear(1, 1)
     assert checkpointing.checkpoint_wrapped(checkpoint_wrapper(inner)) is inner and checkpointing.checkpoint_wrapped(inner) is None
     assert checkpointing.WRAPPED_MODULE in dict(checkpoint_wrapper(inner).named_children())
+
+
+def test_write_uncounted() -> None:
+    x, weight = torch.ones(2), torch.ones(2, requires_grad=True)
+    product = (weight * x).sum()  # keeps x for backward
+    autograd.write_uncounted(x, torch.full((2,), 3.0))
+    product.backward()
+    assert x.tolist() == [3.0, 3.0] and weight.grad is not None and weight.grad.tolist() == [3.0, 3.0]
