@@ -25,7 +25,7 @@ ENGINE, PASSES = sorted((TOP / "graphreg").rglob("*.py")), sorted((TOP / "passes
 FRONT_DOOR = {"__init__", "__main__"}  # they offer the rooms to users, and no room imports them
 EDITS = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
 MAKES = {"create_node", "call_function", "call_module", "call_method", "get_attr"}
-OPTIONAL = {"pygraphviz", "resvg_py", "yaml"}  # extras, imported where they are needed
+OPTIONAL = {"pygraphviz", "resvg_py", "rich.console", "rich.syntax", "yaml"}  # extras, imported where they are needed
 
 
 def rooms() -> list[set[str]]:

@@ -82,7 +82,7 @@ def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
         raise UsageError("--on limits what --select can select; give --select, too.")
     traced = _traced(args, *_model_and_inputs(args))
-    return names(traced, select=args.select, on=args.on, all=args.all)
+    return names(traced, select=args.select, on=args.on, all=args.all, source=args.source)
 
 
 def _groups(args: Namespace) -> ParamGroups:

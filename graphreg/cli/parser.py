@@ -105,6 +105,7 @@ def parser() -> Parser:
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
             subparser.add_argument("--on", choices=("values", "parameters"), help="select only values, or only parameters")
             subparser.add_argument("--all", action="store_true", help="list also what is no tensor, such as sizes")
+            subparser.add_argument("--source", action="store_true", help="print the model's own code, with the sites that each line makes")
         elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":

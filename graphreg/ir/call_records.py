@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphreg.ir.source_location import Origin
 from graphreg.torch_internals import pytree
 
 CALL_RECORDS = "call_records"
@@ -42,19 +43,21 @@ class Leaf:
 
 @dataclass(frozen=True)
 class CallRecord:
-    """A call of a submodule. Both attributes are nested containers; their elements are leaves once the graph is made.
+    """A call of a submodule. Inputs and output are nested containers; their elements are leaves once the graph is made.
 
     Attributes:
         inputs: The pair of the arguments and the keyword arguments.
         output: The result.
+        origin: The line of the user's code that made the call; None if it is not known.
     """
 
     inputs: Any
     output: Any
+    origin: Origin | None = None
 
     def map(self, function: Callable[[Any], Any]) -> CallRecord:
         """Return the record with the results of a function in place of the elements."""
-        return CallRecord(*(in_containers(value, function) for value in (self.inputs, self.output)))
+        return CallRecord(in_containers(self.inputs, function), in_containers(self.output, function), self.origin)
 
 
 def in_containers(value: Any, function: Callable[[Any], Any]) -> Any:

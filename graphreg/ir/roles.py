@@ -16,7 +16,7 @@ from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
-from graphreg.ir.site import Label, Role, Site
+from graphreg.ir.site import READS_PARAMETER, Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals.operators import HigherOrderOperator
@@ -309,7 +309,7 @@ class _Judge:
 
     def _why_not(self, node: fx.Node) -> str:
         if node.op == "get_attr":
-            return "a parameter" if node in self.weights else "a constant"
+            return READS_PARAMETER if node in self.weights else "a constant"
         if node in self.packed and not self.operations.is_list(node):
             return "a packed sequence"
         if "value" in node.meta:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from graphreg.errors import listed
+from graphreg.ir.source_function import SourceFunction
 from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
 
@@ -17,6 +19,7 @@ ROLES = ("input", "hidden", "output")
 # a selector asks for a mark by ``#``, as for a role; a site has at most one role, but any number of
 # marks
 MARKS = ("branch", "trunk", "normed")
+READS_PARAMETER = "a parameter"  # ``Site.why_not`` of a value that the forward reads from a parameter
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,16 @@ class Site:
 
 
 class Names(Printed, Sequence[str]):
-    """The listing that ``graphreg.names`` returns: a sequence of all names of all sites, which prints as a table of the sites."""
+    """The listing that ``graphreg.names`` returns: a sequence of all names of all sites, which prints as a table of the sites.
 
-    def __init__(self, title: str, sites: Sequence[Site], notes: Sequence[str] = ()) -> None:
+    ``source``: the model's own code with the sites, which then prints in the place of the table; None without ``source=True``.
+    """
+
+    def __init__(
+        self, title: str, sites: Sequence[Site], notes: Sequence[str] = (), source: Sequence[SourceFunction] | None = None
+    ) -> None:
         self.title, self.sites, self.notes = title, tuple(sites), tuple(notes)
+        self.source = None if source is None else tuple(source)
         self._names = [name for site in self.sites for name in site.names]
 
     def __iter__(self) -> Iterator[str]:
@@ -160,12 +169,29 @@ class Names(Printed, Sequence[str]):
             for s in self.sites
         ]
         yield Lines((f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}",), "bold")
+        if self.source is not None:
+            for function in self.source:
+                yield from function.paragraphs()
+            yield Lines(("", *self._unlined(self.source), *self.notes))
+            return
         yield Table(("name", "op", "shape", "dtype", "role", "also called"), tuple(rows))
         yield Lines(self.notes)
 
+    def _unlined(self, source: Sequence[SourceFunction]) -> Iterator[str]:
+        """Yield what no line makes."""
+        lined = {name for function in source for line in function.lines for name in line.sites}
+        values = [site for site in self.sites if site.kind == "value" and site.why_not != READS_PARAMETER]
+        unlined = [site.name for site in values if lined.isdisjoint(site.names)]
+        parameters = sum(site.kind == "parameter" for site in self.sites)
+        if unlined:
+            yield f"made by no line of the model's own code that is known: {listed(unlined)}"
+        if parameters:
+            yield f"not shown: {parameters} parameters, which no line makes"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (by ``Site.to_dict``), ``notes``."""
-        return {"title": self.title, "sites": [site.to_dict() for site in self.sites], "notes": list(self.notes)}
+        """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (by ``Site.to_dict``), ``notes``; ``source`` if asked."""
+        data = {"title": self.title, "sites": [site.to_dict() for site in self.sites], "notes": list(self.notes)}
+        return data if self.source is None else data | {"source": [function.to_dict() for function in self.source]}
 
 
 def shape_text(site: Site) -> str:

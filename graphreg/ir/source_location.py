@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from functools import cache
@@ -9,17 +10,17 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 Origin = tuple[str, int]
 # torch's and graphreg's
 LIBRARY_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
-_FRONT_END = "graphreg.tracing.symbolic.symbolic"
+_FRONT_ENDS = ("graphreg.tracing.symbolic.symbolic", "graphreg.tracing.export.export")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 @cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
     return not file.startswith((*LIBRARY_FOLDERS, "<"))
 
 
@@ -27,8 +28,8 @@ def origin_now() -> Origin | None:
     """Return the innermost running line of code outside torch and graphreg; None if no such line runs within the trace."""
     frame: FrameType | None = sys._getframe(1)
     # the frames beyond it belong to the tracer's caller
-    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:
-        if _is_users(frame.f_code.co_filename):
+    while frame is not None and frame.f_globals.get("__name__") not in _FRONT_ENDS:
+        if is_users(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None
@@ -37,7 +38,13 @@ def origin_now() -> Origin | None:
 def origin_in_trace(stack_trace: str | None) -> Origin | None:
     """Return the innermost line outside torch and graphreg in a stack trace that torch recorded; None if there is none."""
     origins = [(match["file"], int(match["line"])) for match in _FRAME.finditer(stack_trace or "")]
-    return next((origin for origin in reversed(origins) if _is_users(origin[0])), None)
+    return next((origin for origin in reversed(origins) if is_users(origin[0])), None)
+
+
+def forward_line(module: nn.Module) -> Origin | None:
+    """Return where the forward of a module begins, if it is the user's code; else None."""
+    code = getattr(inspect.unwrap(module.forward), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code is not None and is_users(code.co_filename) else None
 
 
 def origin_of(node: fx.Node) -> Origin | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -28,7 +29,14 @@ class Lines:
     style: str = ""
 
 
-Paragraph = Table | Lines
+@dataclass(frozen=True)
+class Code:
+    """Lines of Python, each with notes beside it. ``rows``: the number of the line, the code, and the notes."""
+
+    rows: tuple[tuple[int, str, tuple[str, ...]], ...]
+
+
+Paragraph = Table | Lines | Code
 
 
 def width_now() -> int | None:
@@ -110,6 +118,8 @@ def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
     if isinstance(block, Lines):
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
+    if isinstance(block, Code):
+        return _beside(block, width, colours)
     if not block.full[0]:
         return []
     aligned = block.aligned(width)
@@ -117,6 +127,40 @@ def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
         return _expanded(block.full, width, colours)
     head, *rows = aligned
     return [*(paint(line, "bold", colours) for line in head), *(line for row in rows for line in row)]
+
+
+def _beside(block: Code, width: int | None, colours: bool) -> list[str]:
+    """Lay out code with the notes in a column to its right. No code is broken: where it is too long, its notes are below it."""
+    digits = max(len(str(number)) for number, _, _ in block.rows)
+    longest = max((len(code) for _, code, notes in block.rows if notes), default=0)
+    room = longest if width is None else min(longest, (width - digits) * 3 // 5)
+    start = digits + 2 + room + 2
+    lines = []
+    for (number, code, notes), painted in zip(block.rows, _highlighted([code for _, code, _ in block.rows], colours), strict=True):
+        line = f"{paint(str(number).rjust(digits), 'dim', colours)}  {painted}".rstrip()
+        text = ", ".join(notes)
+        noted = [paint(piece, "cyan", colours) for piece in _filled(text, width and width - start, "")] if text else []
+        if noted and len(code) <= room:
+            line += " " * (room - len(code) + 2) + noted.pop(0)
+        lines += [line, *(" " * start + piece for piece in noted)]
+    return lines
+
+
+def _highlighted(codes: Sequence[str], colours: bool) -> list[str]:
+    """Return lines of Python in colours if there are to be any and rich is installed; else as they are."""
+    if not colours:
+        return list(codes)
+    try:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.syntax import Syntax  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return list(codes)
+    # the colours of the terminal, which are right on light and dark backgrounds
+    text = Syntax("", "python", theme="ansi_dark", background_color="default").highlight("\n".join(codes))
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False, highlight=False)
+    with console.capture() as painted:
+        console.print(text, soft_wrap=True, end="")
+    return painted.get().split("\n")[: len(codes)]
 
 
 def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
@@ -136,7 +180,7 @@ def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -
     return lines
 
 
-_CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-family:monospace"
+_CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-family:monospace;white-space:pre-wrap"
 _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "rgba(56,139,253,0.15)"}
 
 
@@ -145,17 +189,20 @@ def html(blocks: Iterable[Paragraph]) -> str:
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
+def _cells(tag: str, row: Iterable[str]) -> str:
+    return "".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row)
+
+
 def _block(block: Paragraph) -> str:
     if isinstance(block, Lines):
         lines = "<br>".join(map(escape, block.lines))
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
+    if isinstance(block, Code):
+        lined = [_cells("td", (str(number), code, ", ".join(notes))) for number, code, notes in block.rows]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in lined)}</table>"
     if not block.full[0]:
         return ""
-
-    def cells(tag: str, row: tuple[str, ...]) -> str:
-        return "".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row)
-
-    head, rows = cells("th", block.full[0]), [cells("td", row) for row in block.full[1:]]
+    head, rows = _cells("th", block.full[0]), [_cells("td", row) for row in block.full[1:]]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.errors import GraphRegError, shown
+from graphreg.errors import GraphRegError, check_flag, shown
 from graphreg.ir.selector import Selector, select, strings
 from graphreg.ir.shape_guards import fixed
-from graphreg.ir.site import Names, Site
+from graphreg.ir.site import READS_PARAMETER, Names, Site
+from graphreg.ir.source_listing import source_listing
 from graphreg.regularizer.base import On
 from graphreg.torch_internals.interpreter import collector_at_rest
 from graphreg.torch_internals.patching import raise_interrupt
@@ -74,6 +75,7 @@ def names(
     select: Selector | None = None,
     on: On | None = None,
     all: bool = False,
+    source: bool = False,
 ) -> Names:
     """List the sites of a model with name, op, shape, dtype and role.
 
@@ -92,9 +94,12 @@ def names(
             all parameters.
         on: With ``select``: select only among ``"values"`` or only among ``"parameters"``.
         all: List also what is no tensor, such as sizes, which no regularizer can act on.
+        source: Print the model's own code instead of the table: each function that ran, line by line,
+            with the sites that each line makes beside it. A terminal shows it in colours if rich is
+            installed.
 
     Returns:
-        A listing that prints as a table and iterates over names.
+        A listing that prints as a table, or as code, and iterates over names.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -105,9 +110,19 @@ def names(
         raise GraphRegError(f"on={shown(on)} is unknown; give 'values' or 'parameters', or leave it out.")
     if on is not None and select is None:
         raise GraphRegError("on= limits what select= can select; give select=, too.")
+    check_flag("source", source)
     traced = _traced(model_or_traced, example_inputs, front_end, backend)
+    known = _listing(traced, all) if select is None else _selected(traced, select, on)
+    if not source:
+        return known
+    made = {name for site in known.sites if site.kind == "value" and site.why_not != READS_PARAMETER for name in site.names}
+    functions = source_listing(traced.model, tuple(traced.graphs.values()), traced.operations, made)
     if select is not None:
-        return _selected(traced, select, on)
+        functions = tuple(function for function in functions if any(line.sites for line in function.lines))
+    return Names(known.title, known.sites, known.notes, functions)
+
+
+def _listing(traced: Traced, all: bool) -> Names:
     notes = [f"opaque module: {path} ({reason})" for path, reason in traced.opaque_modules.items()]
     how = "to trace it, give example_inputs that include it"
     notes += [f"specialized argument: {name}={value!r} ({how})" for name, value in traced.specialized.items()]
@@ -115,7 +130,7 @@ def names(
     notes += [f"native dropout: {dropout.text}" for dropout in traced.native_dropout]
     parameters = {site.name for site in traced.parameters}
     # A parameter and the value that the forward reads from the parameter share one line.
-    known = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in parameters]
+    known = [site for site in traced.sites if site.kind == "parameter" or site.why_not != READS_PARAMETER or site.name not in parameters]
     listed = known if all else [site for site in known if site.why_not != NO_TENSOR]
     if len(listed) < len(known):
         notes.insert(0, f"not listed: {len(known) - len(listed)} values that are no tensors, such as sizes (all=True lists them)")

@@ -22,6 +22,7 @@ from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
 from graphreg.ir.roles import value_sites
 from graphreg.ir.site import Label, Site
+from graphreg.ir.source_location import forward_line
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.distributed import class_name
@@ -224,6 +225,8 @@ def traced_for_call(
             traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():
             record_stacks(graph)
+            for node in graph.find_nodes(op="placeholder"):
+                node.meta.setdefault("origin", forward_line(model))
     return traced
 
 

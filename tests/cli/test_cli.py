@@ -188,6 +188,13 @@ def test_names_as_json(say: Say) -> None:
     assert (told["title"], told["notes"]) == ("Net", ["native dropout: drop (Dropout 0.5)"])
 
 
+def test_names_beside_the_code(say: Say) -> None:
+    told = json.loads(say("names", "cli_nets.py:Net", "--source", "--select", "**@relu", "--json")[1])
+    (function,) = told["source"]
+    assert (function["name"], function["file"]) == ("Net.forward", "cli_nets.py")
+    assert [line["sites"] for line in function["lines"]] == [[], ["relu"]]
+
+
 @pytest.mark.parametrize(
     ("options", "found"),
     [

@@ -18,6 +18,7 @@ from torch.overrides import is_tensor_method_or_property
 from graphreg.ir.call_records import CallRecord
 from graphreg.ir.made_objects import MadeObject, making
 from graphreg.ir.operations import SIZE_ATTRIBUTES, SIZES
+from graphreg.ir.source_location import Origin
 from graphreg.torch_internals.operators import HigherOrderOperator
 
 PLAIN = (
@@ -58,6 +59,7 @@ class OpCall:
         scope: The path of the module whose code calls the operation.
         swapped: Whether the first two arguments are in reverse order, as in ``2 - x``.
         more: Arguments to append.
+        origin: The line of the user's code; None if it is not known.
     """
 
     op: str
@@ -65,6 +67,7 @@ class OpCall:
     scope: str
     swapped: bool = False
     more: tuple[Any, ...] = ()
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from graphreg.ir.contents import called_by_foreign_code
 from graphreg.ir.made_objects import held_objects
 from graphreg.ir.naming import elements
 from graphreg.ir.operations import is_single_operation
+from graphreg.ir.source_location import origin_now
 from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.export import give_proxy, module_behind, proxy_of, take_module_calls
 from graphreg.torch_internals.fake_tensors import size_decisions, take_assignments
@@ -167,7 +169,8 @@ class Recorder(TorchFunctionMode):
             self.record.opaque[path] = str(reason)
             return self._opaque(path, m, traced, forward, args, kwargs)
         self.record.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._returned_tensors(value)))
-        self.record.module_calls += [(call_key(path, key), CallRecord(inputs, in_containers(value, self._element))) for key in keys[:1]]
+        called = CallRecord(inputs, in_containers(value, self._element), origin_now())
+        self.record.module_calls += [(call_key(path, key), called) for key in keys[:1]]
         return value
 
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -332,7 +335,7 @@ class Recorder(TorchFunctionMode):
             if call.target is not operator.setitem and not holds_tensors(value):
                 raise UnsupportedValue
             key = str(len(self.record.calls))
-            self.record.calls[key] = call
+            self.record.calls[key] = replace(call, origin=origin_now())
             ordered = (*reversed(positional[:2]), *positional[2:]) if call.swapped else positional
             # Without this, each access to a tensor would go through three modes in Python, and size arithmetic would be recorded.
             with without_functions(), without_proxies():

@@ -210,11 +210,13 @@ class Unlifter:
         if node.target is RECORDED_OP:
             call = self.record.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
+            origin = call.origin
         else:
             made = self.graph.create_node("call_function", node.target, args, kwargs, name if isinstance(node.target, OpOverload) else None)
-            scope = self._scope(node)
+            # an element of a tuple is at the line of the operation that gave the tuple
+            scope, origin = self._scope(node), args[0].meta["origin"] if node.target is operator.getitem else None
         made.meta["val"] = node.meta.get("val")
-        made.meta["origin"] = origin_in_trace(node.stack_trace)
+        made.meta["origin"] = origin or origin_in_trace(node.stack_trace)
         # a module that is registered twice has two paths: the stack gets the first one
         stack = node.meta.get(STACK) or {}
         made.meta[STACK] = {key: (self._paths.get(str(path), str(path)), kind) for key, (path, kind) in stack.items()}

@@ -29,6 +29,7 @@ from graphreg.ir.made_objects import held_objects, is_record, making
 from graphreg.ir.metadata import is_labelled, label_site, mark_caught, scope_of
 from graphreg.ir.naming import Namer, label_node, label_output
 from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, is_stack
+from graphreg.ir.source_location import origin_now
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fx import take_as_one
@@ -396,7 +397,7 @@ class SiteTracer(DecisionTracer):
 
         value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
-        self._records.append((call_key(path, f"@{number}"), CallRecord(inputs, in_containers(value, _node_in))))
+        self._records.append((call_key(path, f"@{number}"), CallRecord(inputs, in_containers(value, _node_in), origin_now())))
         return value
 
     def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
