@@ -20,19 +20,22 @@ from graphreg.ir.site import Site, dtype_text, shape_text
 from graphreg.planning.harms import HARMS
 from graphreg.regularizer.base import Regularizer
 from graphreg.session.strengths import strength_text
+from graphreg.tracing.listing import NO_TENSOR, source_of
 
-SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "values.js", "input.js", "state.js")
+SCRIPTS = ("selector.js", "spacing.js", "scene.js", "panel.js", "code.js", "values.js", "input.js", "state.js")
 
 
 def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
     """Return the text of the HTML file. A browser needs no other file to show it."""
     rules, profiles = tried(seen.traced)
+    tensors = [site for site in seen.traced.values if site.why_not != NO_TENSOR]
     data = {
         "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
         "compared": seen.against is not None, "values": seen.readings,
         "boxes": _boxes(shown), "nodes": {key: _node(shown, key) for key in shown.nodes},
         "sites": _sites(seen, shown, profiles), "rules": rules, "refusals": list(profiles.texts),
         "kinds": [{"kind": harm.kind, "mark": harm.mark, "least": harm.least, "why": harm.why} for harm in HARMS],
+        "source": [function.to_dict() for function in source_of(seen.traced, tensors)],
         "harms": seen.plan.harms(seen.strengths) if seen.plan else [],
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # so that no text contains </script>

@@ -55,6 +55,10 @@ class CallRecord:
     output: Any
     origin: Origin | None = None
 
+    def __reduce__(self) -> tuple[type[CallRecord], tuple[Any, Any]]:
+        # by the time a pickle is read, the file may have changed
+        return CallRecord, (self.inputs, self.output)
+
     def map(self, function: Callable[[Any], Any]) -> CallRecord:
         """Return the record with the results of a function in place of the elements."""
         return CallRecord(in_containers(self.inputs, function), in_containers(self.output, function), self.origin)

@@ -85,6 +85,8 @@ def source_listing(
                 if origin is not None:
                     sites.setdefault(origin, {})[label.text] = None
 
+    if not sites:  # the graphs record no lines, as after pickling
+        return ()
     shown = [span for span in modules if not any(other.surrounds(span) for other in modules)]
     return tuple(_function(span, modules, sites) for span in shown)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from graphreg.errors import GraphRegError, check_flag, shown
 from graphreg.ir.selector import Selector, select, strings
 from graphreg.ir.shape_guards import fixed
 from graphreg.ir.site import READS_PARAMETER, Names, Site
+from graphreg.ir.source_function import SourceFunction
 from graphreg.ir.source_listing import source_listing
 from graphreg.regularizer.base import On
 from graphreg.torch_internals.interpreter import collector_at_rest
@@ -115,11 +116,16 @@ def names(
     known = _listing(traced, all) if select is None else _selected(traced, select, on)
     if not source:
         return known
-    made = {name for site in known.sites if site.kind == "value" and site.why_not != READS_PARAMETER for name in site.names}
-    functions = source_listing(traced.model, tuple(traced.graphs.values()), traced.operations, made)
+    functions = source_of(traced, known.sites)
     if select is not None:
         functions = tuple(function for function in functions if any(line.sites for line in function.lines))
     return Names(known.title, known.sites, known.notes, functions)
+
+
+def source_of(traced: Traced, sites: Iterable[Site]) -> tuple[SourceFunction, ...]:
+    """List the model's own code, with the names of those of the given sites that each line makes."""
+    made = {name for site in sites if site.kind == "value" and site.why_not != READS_PARAMETER for name in site.names}
+    return source_listing(traced.model, tuple(traced.graphs.values()), traced.operations, made)
 
 
 def _listing(traced: Traced, all: bool) -> Names:

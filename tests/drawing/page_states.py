@@ -30,6 +30,7 @@ STATES = {
     "a search": ("gpt", "type('search', 'ln')"),
     "compared": ("compared", "graphreg.toggle('h/'); graphreg.toggle('h.0/'); graphreg.go('h.0.ln1')"),
     "values": ("values", "graphreg.choose('relu')"),
+    "code": ("gpt", "for (const one of ['nav [data-key=c]', '[data-line]']) document.querySelector(one).click(); graphreg.go('h.3.ln1')"),
 }
 TYPE = "const pick = (cls) => document.querySelector(`#kind [title=${cls}]`).selected = true;"
 TYPE += "const type = (id, text) => { const box = document.getElementById(id); box.value = text; box.dispatchEvent(new Event('input')); };"

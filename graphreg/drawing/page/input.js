@@ -50,7 +50,7 @@ graph.addEventListener("wheel", (event) => {
 const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
 const COMMANDS = {
   "+": () => scene.zoom(1.25), "=": () => scene.zoom(1.25), "-": () => scene.zoom(0.8), 0: () => scene.fit(), w: () => scene.fit("whole"),
-  "/": () => element("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
+  "/": () => element("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(), c: () => showCode(code.hidden),
   Escape: () => letGo(), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
 };
 
@@ -61,9 +61,9 @@ function clear(box) {
 }
 
 function letGo() {
-  choose(null);
   clear(field);
   clear(element("search"));
+  choose(null);
 }
 
 function foldAll(open) {
@@ -111,6 +111,7 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   if (button.dataset.go !== undefined) go(button.dataset.go);
+  else if (button.dataset.line) button.dataset.line === litLine ? press(null) : pressLine(button.dataset.line);
   else if (button.dataset.key) COMMANDS[button.dataset.key]();
   else if (button.dataset.rule) press(button.dataset.rule === pressed ? null : button.dataset.rule);
   else if (button.id === "copy") copy(button, element("paste"));

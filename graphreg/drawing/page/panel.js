@@ -32,7 +32,8 @@ function described(site) {
 
 function showDetails(key) {
   const box = data.boxes[key], node = data.nodes[key];
-  if (!box && !node) return void (element("panel").innerHTML = element("start").innerHTML);
+  markLines(box ? [box.path] : node ? (siteOf[node.site]?.names ?? []) : []);
+  if (!box && !node) return void (element("panel").innerHTML = litLine === null ? element("start").innerHTML : lineDetails());
   const parameters = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
   const site = node && siteOf[node.site];
   element("panel").innerHTML = box
@@ -146,6 +147,7 @@ function showSelected() {
 
 /** Light up the badges of a regularizer of the legend, and what they are on; for null, the sites that the selector box selects. */
 function press(rule) {
+  letGoOfLine();
   pressed = rule;
   for (const button of element("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
   const counts = record();

@@ -12,7 +12,7 @@ function stateText() {
     s: field.value, for: field.value ? data.rules[Number(kind.value)].key : "", q: element("search").value, c: scene.chosen ?? "",
     rule: pressed === null ? "" : data.regularizers[Number(pressed)].name, open: toggled.join("."),
     at: scene.fitted === "first" ? "" : [Math.round(x), Math.round(y), Number(zoom.toPrecision(3))].join(","),
-    theme: document.documentElement.dataset.theme ?? "",
+    theme: document.documentElement.dataset.theme ?? "", code: code.hidden ? "" : (litLine ?? "open"),
     value: readings.steps.length ? `${element("statistic").value},${element("step").value}` : "",
   };
   for (const [name, text] of Object.entries(entries)) if (text) state.set(name, text);
@@ -41,6 +41,8 @@ function showState(text) {
   showSelected();
   const pressedNow = data.regularizers.findIndex(({ name }) => name === state.get("rule"));
   if (pressedNow >= 0) press(String(pressedNow));
+  showCode(state.has("code"));
+  if (/^\d+\.\d+$/.test(state.get("code"))) pressLine(state.get("code"));
   const chosen = state.get("c");
   choose(chosen !== null && (chosen in data.nodes || chosen in data.boxes) ? chosen : null);
   const at = (state.get("at") ?? "").split(",").map(Number);
