@@ -40,7 +40,7 @@ COMPARED = {
     "docs/depth.md": 6,
     "docs/regularizers.md": 3,
     "docs/start.md": 3,
-    "docs/selectors.md": 1,
+    "docs/selectors.md": 2,
     "docs/training.md": 5,
     "docs/where.md": 3,
     "docs/writing.md": 2,
