@@ -85,7 +85,8 @@ def _at(pattern: Any, **options: Any) -> dict[str, Any]:
 
 _ALL = (
     *(Arm(plain(setup), setup, {}) for setup in (
-        "few", "maps", "deep", "selu", "chain", "cells", "lstm", "autoencoder", "views", "transfer", "regression", "columns")),
+        "few", "maps", "deep", "resnet", "wide", "selu", "chain", "cells", "lstm", "autoencoder", "views", "transfer", "regression",
+        "columns")),
     Arm("few: dropout", "few", {"hidden_dropout": S}, RATES, "best"),
     Arm("few: weight decay", "few", {"weight_l2": _summed()}, (1e-4, 3e-4, 1e-3, 3e-3), "best"),
     Arm("few: Gaussian dropout", "few", {"gaussian_dropout": S}, RATES, "best"),
@@ -106,6 +107,13 @@ _ALL = (
     Arm("maps: DropBlock", "maps", {"drop_block": _at(["2", "4"], block_size=3)}, MAP_RATES, "best"),
     Arm("deep: drop path", "deep", {"drop_path": DEPTH}, (0.1, 0.2, 0.3, 0.5), "best"),
     Arm("deep: LayerDrop", "deep", {"layer_drop": _at("blocks.*")}, (0.1, 0.2, 0.3, 0.5), "strongest"),
+    Arm("resnet: dropout, all hidden", "resnet", {"hidden_dropout": S}, RATES, "best"),
+    Arm("resnet: dropout, unmarked", "resnet", {"dropout": _at(["!#normed", "!#trunk"])}, RATES, "best"),
+    Arm("wide: dropout, all hidden", "wide", {"hidden_dropout": S}, RATES, "best"),
+    Arm("wide: dropout, unmarked", "wide", {"dropout": _at(["!#normed", "!#trunk"])}, RATES, "best"),
+    Arm("wide: dropout, classifier", "wide", {"dropout": _at("pool")}, RATES, "best"),
+    Arm("deep: dropout, all hidden", "deep", {"hidden_dropout": S}, RATES, "best"),
+    Arm("deep: dropout, classifier", "deep", {"dropout": _at("norm")}, RATES, "best"),
     Arm("selu: alpha dropout", "selu", {"alpha_dropout": S}, (0.05, 0.1, 0.2), "best"),
     Arm("selu: dropout", "selu", {"hidden_dropout": S}, (0.05, 0.1, 0.2), "best"),
     Arm("chain: orthogonality", "chain", {"orthogonality": _summed()}, SUM_DECAYS, "best"),
@@ -127,3 +135,12 @@ _ALL = (
     Arm("columns: L1", "columns", {"weight_l1": _summed(pattern="0.weight")}, COLUMN_DECAYS, "strongest"),
 )  # fmt: skip
 ARMS = {arm.name: arm for arm in _ALL}
+PLACES = {  # the arms that tell places of dropout apart: at how many values of the network it acts, and which these are
+    "resnet: dropout, all hidden": (17, "all hidden values"),
+    "resnet: dropout, unmarked": (1, "without `#normed` and `#trunk`: the classifier's input"),
+    "wide: dropout, all hidden": (17, "all hidden values"),
+    "wide: dropout, unmarked": (9, "without `#normed` and `#trunk`: what the second convolution of each branch reads, the classifier's input"),
+    "wide: dropout, classifier": (1, "the classifier's input"),
+    "deep: dropout, all hidden": (33, "all hidden values; none has a mark"),
+    "deep: dropout, classifier": (1, "the classifier's input"),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,55 @@ def deep(keywords: Mapping[str, Any], seed: int, steps: int = 300) -> Outcome:
     fitted = fit(net, keywords, minibatch(x[train], y[train], BATCH), seed, steps=steps, rate=1e-3)
     with torch.no_grad():
         return scores(fitted, validation, test) | {"pruned": accuracy(net.without_every_other(x[test]), y[test])}
+
+
+class PostNorm(nn.Module):
+    """A residual block of torchvision's ResNets: convolve, normalize, ReLU, convolve, normalize, add, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+        return (x + branch).relu()
+
+
+class PreNorm(PostNorm):
+    """A residual block of Wide ResNets: normalize, ReLU, convolve, twice, and add."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.conv2(self.norm2(self.conv1(self.norm1(x).relu())).relu())
+        return x + branch
+
+
+def residual(keywords: Mapping[str, Any], seed: int, steps: int, block: type[PostNorm], channels: int = 32) -> Outcome:
+    """Eight residual blocks of convolutions on maps of 4 x 4."""
+    x, y = digits()
+    train, validation, test = digits_split(seed)
+    torch.manual_seed(seed)
+    normalized = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+    before, behind = (normalized, nn.Identity()) if block is PostNorm else (nn.Identity(), normalized)
+    parts = OrderedDict[str, nn.Module](
+        image=nn.Unflatten(1, (1, 8, 8)), stem=nn.Conv2d(1, channels, 3, stride=2, padding=1), before=before,
+        blocks=nn.Sequential(*(block(channels) for _ in range(8))), behind=behind,
+        pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(channels, 10),
+    )  # fmt: skip
+    fitted = fit(nn.Sequential(parts), keywords, minibatch(x[train], y[train], BATCH), seed, steps=steps, rate=3e-3)
+    return scores(fitted, validation, test)
+
+
+def resnet(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
+    """A convolution to 32 maps of 4 x 4, batch norm, ReLU, eight residual blocks as in torchvision's ResNets (convolution, batch norm, ReLU,
+    convolution, batch norm, sum, ReLU), the mean of each map, a linear layer; 200 images, 150 steps of 50 images, Adam from 3e-3."""
+    return residual(keywords, seed, steps, PostNorm)
+
+
+def wide(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
+    """The same with the blocks of Wide ResNets (twice batch norm, ReLU, convolution; then the sum), and a batch norm and a ReLU behind the
+    last; 200 images, 150 steps of 50 images, Adam from 3e-3."""
+    return residual(keywords, seed, steps, PreNorm)
 
 
 class Standardize(nn.Module):

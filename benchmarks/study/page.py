@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from study.arms import ALLOWED, ARMS, SEEDS, TUNING, Arm
+from study.arms import ALLOWED, ARMS, PLACES, SEEDS, TUNING, Arm, plain
 from study.claims import CHANGES, CLAIMS, CLOSE, NOT_TESTED, Check, Claim
-from study.run import written
+from study.run import validation, written
 from study.setups import MEASURES, SETUPS
 from study.verdicts import Found, Records, found, ready
 
@@ -41,6 +41,23 @@ from grids by the same rules. The score is accuracy; for the regression it is RÂ
 steps; with regularizers, every arm took three steps (in chain 60), to see that it runs.
 - **Training.** Adam without weight decay; the rate falls to 0 in a straight line. What `L0Gates` and `ConcreteDropout` learn has ten \
 times the rate.
+"""
+
+ADDED = """\
+- **Added later.** The claims on the [places of dropout](#places-of-dropout) and the networks `resnet` and `wide` came in December 2026, when \
+the results of all others were known. They, too, were committed before any of their arms was run. Their controls had been trained before on \
+seed 7, which is one of the ten. The control of `deep` is that of the other claims, from another machine than its arms with dropout here; \
+differences of rounding between the two are in the intervals.
+"""
+
+WHERE = """## Places of dropout
+
+[where.md](where.md) advises against dropout at hidden values that feed a batch norm (`#normed`) or lie on the trunk of residual blocks \
+(`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. Dropout acts at all their \
+hidden values, at those without a mark, or at the classifier's input alone. Two of these places may be the same.
+
+The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
+highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %.
 """
 
 ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \
@@ -77,7 +94,8 @@ def page(records: Records) -> str:
     return "\n".join([
         HEAD.format(count=len(CLAIMS), classes=classes),
         *results(records, ran),
-        PROTOCOL.format(**settings),
+        *places(records),
+        PROTOCOL.format(**settings) + ADDED,
         *changes(), *claims(), *arms(records), *networks(), *measures(), *not_tested(),
         RUN.format(minutes=round(seconds / 60) or "fifteen"),
     ])  # fmt: skip
@@ -103,6 +121,23 @@ def results(records: Records, ran: list[tuple[Claim, list[Found]]]) -> list[str]
     failures = {claim: [seen(each) for each in checks if not each.holds] for claim, checks in ran}
     sentences = [f"- `{claim.regularizer}` ({claim.arm}): {'; '.join(each)}." for claim, each in failures.items() if each]
     return [*lines, "\n## What is not shown\n", *(sentences or ["Nothing."]), ""]
+
+
+def places(records: Records) -> list[str]:
+    """Dropout at several places of the residual networks: at each rate, and as it was chosen."""
+    ran = [claim for claim in CLAIMS if claim.arm in PLACES and ready(records, claim)]
+    if not ran:
+        return []
+    rates = ARMS[ran[0].arm].grid
+    head = row("network", "dropout at", "values", *map(written, rates), "chosen", "test", "test, without dropout", "difference [95 %]")
+    lines = [WHERE.format(tuning=len(TUNING), seeds=len(SEEDS)), head, "|" + "---|" * (len(rates) + 7)]
+    for claim in ran:
+        setup, record, (count, where) = ARMS[claim.arm].setup, records[claim.arm], PLACES[claim.arm]
+        each = found(records, claim, Check("accuracy", "higher", plain(setup)))
+        scores = (f"{validation(record['runs'][written(rate)]):.1f}" for rate in rates)
+        effect = f"{number(each.effect)} [{number(each.low)}, {number(each.high)}]"
+        lines.append(row(setup, where, count, *scores, written(record["chosen"]), number(each.value), number(each.against), effect))
+    return [*lines, ""]
 
 
 def summary(ran: list[tuple[Claim, list[Found]]]) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from study.on_codes import autoencoder, transfer, views
-from study.on_digits import deep, few, maps, plain_chain, selu
+from study.on_digits import deep, few, maps, plain_chain, resnet, selu, wide
 from study.on_sequences import cells, lstm
 from study.on_tables import columns, regression
 from study.training import Outcome
@@ -14,8 +14,8 @@ from study.training import Outcome
 Setup = Callable[..., Outcome]
 
 SETUPS: dict[str, Setup] = {
-    "few": few, "maps": maps, "deep": deep, "selu": selu, "chain": plain_chain, "cells": cells, "lstm": lstm,
-    "autoencoder": autoencoder, "views": views, "transfer": transfer, "regression": regression, "columns": columns,
+    "few": few, "maps": maps, "deep": deep, "resnet": resnet, "wide": wide, "selu": selu, "chain": plain_chain, "cells": cells,
+    "lstm": lstm, "autoencoder": autoencoder, "views": views, "transfer": transfer, "regression": regression, "columns": columns,
 }  # fmt: skip
 MEASURES = {
     "accuracy": "test accuracy, %",

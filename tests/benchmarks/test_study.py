@@ -15,7 +15,7 @@ import torch
 import graphreg
 from study import run as study_run
 from study.__main__ import asked, main
-from study.arms import ARMS, SEEDS, TUNING, Arm, S, plain
+from study.arms import ARMS, PLACES, SEEDS, TUNING, Arm, S, plain
 from study.claims import CLAIMS, NOT_TESTED, Check, Claim
 from study.data import CANCER_TEST, DIGITS_TEST, TWINS, cancer, digits, digits_split, split, twins
 from study.measures import calibration_error, closed_gates, correlation, halved
@@ -70,8 +70,8 @@ def test_the_data() -> None:
     assert x.shape == (569, 60) and torch.equal(x[:, 4].sort().values, x[:, 34].sort().values) and not torch.equal(x[:, 4], x[:, 34])
 
 
-@pytest.mark.parametrize("arm", [plain("few"), "few: L0 gates", "maps: DropBlock", "deep: LayerDrop", "selu: alpha dropout",
-    "chain: orthogonality", "cells: zoneout", "lstm: weight drop", "autoencoder: contractive", "views: covariance", "transfer: L2-SP",
+@pytest.mark.parametrize("arm", [plain("few"), "few: L0 gates", "maps: DropBlock", "deep: LayerDrop", "resnet: dropout, unmarked",
+    "wide: dropout, unmarked", "selu: alpha dropout", "chain: orthogonality", "cells: zoneout", "lstm: weight drop", "autoencoder: contractive", "views: covariance", "transfer: L2-SP",
     "regression: elastic net", "columns: group lasso"])  # fmt: skip
 def test_networks_train_and_measure_what_the_claims_need(arm: str) -> None:
     """With the same seed, they do it again, number by number."""
@@ -80,6 +80,21 @@ def test_networks_train_and_measure_what_the_claims_need(arm: str) -> None:
     assert outcomes[0] == outcomes[1]
     needed = {check.measure for claim in CLAIMS if claim.arm == arm for check in claim.checks}
     assert needed | {"validation"} <= set(outcomes[0]) <= set(MEASURES) | {"validation"}
+
+
+@pytest.mark.parametrize("arm", PLACES)
+def test_the_places_of_dropout_are_those_that_the_page_says(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = list[torch.nn.Module]()
+
+    def regularize(*args: Any, **keywords: Any) -> torch.nn.Module:
+        modules.append(graphreg_regularize(*args, **keywords))
+        return modules[-1]
+
+    graphreg_regularize = graphreg.regularize
+    monkeypatch.setattr(graphreg, "regularize", regularize)
+    SETUPS[ARMS[arm].setup](ARMS[arm].filled(0.5), 7, steps=1)
+    sites = [site.name for site in graphreg.report(modules[0]).sites]
+    assert len(sites) == PLACES[arm][0] and sites[-1] == ("norm" if ARMS[arm].setup == "deep" else "pool")
 
 
 # The measures
