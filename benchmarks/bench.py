@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "breakdown": ("Where the time goes", ["breakdown.py"]),
     "memory": ("Memory", ["memory.py"]),
     "recompute": ("What a compiled backward recomputes", ["recompute.py"]),
+    "strengths": ("Many strengths, and a search", ["strengths.py"]),
     "compile-time": ("Time to compile", ["compile_time.py"]),
     "overhead": ("Overhead of calls, and the start of processes", ["overhead.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
@@ -68,7 +69,7 @@ def section(name: str, said: str, load: Load) -> str:
     text = said if "|" in said else f"```text\n{said}\n```"
     reason = busy(load, idle=False)
     under = f", {load}" if reason is None else f", **measured while the machine was busy**: {reason}"
-    return f"## {title}\n\n`python benchmarks/{' '.join(command)}`, {datetime.date.today()}{under}\n\n{text}\n"
+    return f"## {title}\n\n`python benchmarks/{' '.join(command)}`, {datetime.date.today()}, {processor()}{under}\n\n{text}\n"
 
 
 def page() -> str:

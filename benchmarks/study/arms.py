@@ -135,11 +135,11 @@ _ALL = (
     Arm("columns: L1", "columns", {"weight_l1": _summed(pattern="0.weight")}, COLUMN_DECAYS, "strongest"),
 )  # fmt: skip
 ARMS = {arm.name: arm for arm in _ALL}
-PLACES = {  # the arms that tell places of dropout apart: at how many values of the network it acts, and which these are
+PLACES = {  # the arms that tell places of dropout apart: at how many values of the network it acts, and at which
     "resnet: dropout, all hidden": (17, "all hidden values"),
-    "resnet: dropout, unmarked": (1, "without `#normed` and `#trunk`: the classifier's input"),
+    "resnet: dropout, unmarked": (1, "the unmarked: the classifier's input"),
     "wide: dropout, all hidden": (17, "all hidden values"),
-    "wide: dropout, unmarked": (9, "without `#normed` and `#trunk`: what the second convolution of each branch reads, the classifier's input"),
+    "wide: dropout, unmarked": (9, "the unmarked: the input of each branch's second convolution, and the classifier's"),
     "wide: dropout, classifier": (1, "the classifier's input"),
     "deep: dropout, all hidden": (33, "all hidden values; none has a mark"),
     "deep: dropout, classifier": (1, "the classifier's input"),

@@ -108,8 +108,7 @@ CLAIMS = (
           "Dropout behind the last batch norm is better than none, and better than before batch norms.",
           _better("wide", "wide: dropout, all hidden")),
     Claim("BernoulliDropout", "deep: dropout, all hidden", "Srivastava et al. 2014 ([where.md](where.md))",
-          "Without a batch norm and without a hidden value on the trunk, dropout at all hidden values is better than none, and no worse than at "
-          "the classifier's input alone.",
+          "Where no hidden value has a mark, dropout at all is better than none, and no worse than at the classifier's input alone.",
           (*_better("deep"), Check("accuracy", "higher", "deep: dropout, classifier", CLOSE))),
     Claim("BernoulliDropout", "deep: dropout, classifier", "Srivastava et al. 2014",
           "Dropout lowers the test error of networks that overfit. Here: at the classifier's input alone.", _better("deep")),

@@ -144,14 +144,14 @@ def residual(keywords: Mapping[str, Any], seed: int, steps: int, block: type[Pos
 
 
 def resnet(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
-    """A convolution to 32 maps of 4 x 4, batch norm, ReLU, eight residual blocks as in torchvision's ResNets (convolution, batch norm, ReLU,
-    convolution, batch norm, sum, ReLU), the mean of each map, a linear layer; 200 images, 150 steps of 50 images, Adam from 3e-3."""
+    """A convolution to 32 maps of 4 x 4, batch norm, ReLU, eight residual blocks as in torchvision's ResNets (convolution, batch norm,
+    ReLU, convolution, batch norm, sum, ReLU), the mean of each map, a linear layer; 200 images, 150 steps of 50, Adam from 3e-3."""
     return residual(keywords, seed, steps, PostNorm)
 
 
 def wide(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
     """The same with the blocks of Wide ResNets (twice batch norm, ReLU, convolution; then the sum), and a batch norm and a ReLU behind the
-    last; 200 images, 150 steps of 50 images, Adam from 3e-3."""
+    last; 200 images, 150 steps of 50, Adam from 3e-3."""
     return residual(keywords, seed, steps, PreNorm)
 
 

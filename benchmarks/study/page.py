@@ -44,17 +44,18 @@ times the rate.
 """
 
 ADDED = """\
-- **Added later.** The claims on the [places of dropout](#places-of-dropout) and the networks `resnet` and `wide` came in December 2026, when \
-the results of all others were known. They, too, were committed before any of their arms was run. Their controls had been trained before on \
-seed 7, which is one of the ten. The control of `deep` is that of the other claims, from another machine than its arms with dropout here; \
-differences of rounding between the two are in the intervals.
+- **Added later.** The claims on the [places of dropout](#places-of-dropout) and the networks `resnet` and `wide` came in December 2026, \
+when the results of all others were known. They, too, were committed before any of their arms was run. Their controls had been trained \
+before on seed 7, which is one of the ten. The control of `deep` is the one of the first run, whose processor rounds differently (seed 3: \
+91.0 there, 91.1 in December).
 """
 
 WHERE = """## Places of dropout
 
 [where.md](where.md) advises against dropout at hidden values that feed a batch norm (`#normed`) or lie on the trunk of residual blocks \
-(`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. Dropout acts at all their \
-hidden values, at those without a mark, or at the classifier's input alone. Two of these places may be the same.
+(`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. Dropout acts at all \
+their hidden values, at those without a mark (the selector `["!#normed", "!#trunk"]`), or at the classifier's input alone. Where two of \
+these places are the same, they stand here once.
 
 The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
 highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %.
