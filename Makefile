@@ -117,7 +117,7 @@ rivals:
 	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check $(RIVALS) -e .
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks .venv-rivals/bin/python -m rivals
 
-# Whether the regularizers show what their papers claim, on scikit-learn's data: docs/study.md. A quarter of an hour of one core; goes on
+# Whether the regularizers show what their papers claim, on scikit-learn's data: docs/study.md. Half an hour of one core; goes on
 # where it was stopped. make study ARGS="--only 'few: *'"; also --fresh: run again.
 study: .venv/.demo
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(PY) -m study --workers $(WORKERS) $(ARGS)

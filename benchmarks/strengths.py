@@ -149,8 +149,8 @@ def of_trials(count: int) -> None:
     later = {form: seconds[1:] for form, seconds in found.items()}
     print(
         f"CPU seconds of a trial of a search: {STEPS} steps of the net with 32 hidden units, then validation. Medians of {count - 1} "
-        "trials after the first. *Regularized anew*: a module of its own for each trial, for which Dynamo takes the code that it compiled for the "
-        "first. *Compiled anew*: Dynamo has no such code, as in a new process, and Inductor's cache has the kernels.\n"
+        "trials after the first. *Regularized anew*: a module of its own for each trial; Dynamo takes the code of the first. "
+        "*Compiled anew*: Dynamo has no such code, as in a new process, and Inductor's cache has the kernels.\n"
     )
     print(row("the first", *TRIALS.values(), "compiled anew / by `set_strength`"))
     print(row(*["---"] * (2 + len(TRIALS))))

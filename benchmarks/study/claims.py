@@ -108,7 +108,8 @@ CLAIMS = (
           "Dropout behind the last batch norm is better than none, and better than before batch norms.",
           _better("wide", "wide: dropout, all hidden")),
     Claim("BernoulliDropout", "deep: dropout, all hidden", "Srivastava et al. 2014 ([where.md](where.md))",
-          "Where no hidden value has a mark, dropout at all is better than none, and no worse than at the classifier's input alone.",
+          "Where no hidden value has a mark, dropout at all of them is better than none, and no worse than at the classifier's "
+          "input alone.",
           (*_better("deep"), Check("accuracy", "higher", "deep: dropout, classifier", CLOSE))),
     Claim("BernoulliDropout", "deep: dropout, classifier", "Srivastava et al. 2014",
           "Dropout lowers the test error of networks that overfit. Here: at the classifier's input alone.", _better("deep")),

@@ -58,7 +58,8 @@ their hidden values, at those without a mark (the selector `["!#normed", "!#trun
 these places are the same, they stand here once.
 
 The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
-highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %.
+highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
+[where.md](where.md#on-data) says what follows.
 """
 
 ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \
