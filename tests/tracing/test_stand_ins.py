@@ -615,3 +615,31 @@ def test_a_block_that_swallows_errors_does_not_hide_what_a_trace_needs(monkeypat
     monkeypatch.setattr("graphreg.tracing.shape_decisions.has_function_table", lambda: answers.pop() if answers else True)
     model, x = made(forward), torch.linspace(-1, 1, 12).view(3, 4)
     assert torch.equal(traced(model, x)(x), model(x)) and not answers
+
+
+def with_a_default_of_its_own(forward: Forward) -> Forward:
+    """As decorators of transformers do: it looks among the keywords alone."""
+
+    @functools.wraps(forward)
+    def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        kwargs["scale"] = kwargs.get("scale") or 3.0
+        return forward(self, *args, **kwargs)
+
+    return called
+
+
+class Decorated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    @with_a_default_of_its_own
+    def forward(self, x: Any = None, scale: float | None = None) -> Any:
+        return self.layer(x) * scale
+
+
+def test_optional_arguments_are_passed_by_keyword() -> None:
+    """Passed by position, ``scale`` would be there twice."""
+    model = Decorated()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs={"x": X}, front_end="symbolic")
+    assert torch.equal(module(x=X).output, model(x=X))

@@ -301,7 +301,10 @@ class SiteTracer(DecisionTracer):
         calls ``type(root).forward``, and would lose both.
         """
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), dict[int, str]()
-        for name, parameter in inspect.signature(root.forward).parameters.items():
+        parameters = inspect.signature(root.forward).parameters
+        # Optional arguments are passed by keyword, as most callers do: decorators such as those of transformers look for them there.
+        in_order = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+        for name, parameter in parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             proxy = self.create_proxy("placeholder", star + name, placeholder_default(parameter), {})
             keep_default(proxy.node, parameter)
@@ -309,7 +312,8 @@ class SiteTracer(DecisionTracer):
                 variadic[len(values)] = star
             example = self.examples.get(name, {} if star == "**" else None)
             values.append(self.specialized[name] if name in self.specialized else stand_in(proxy, example))
-            keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
+            optional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty and not in_order
+            keywords.append(name if optional or parameter.kind is parameter.KEYWORD_ONLY else None)
 
         held = held_objects(root, self.specialized)
 
