@@ -42,7 +42,7 @@ def test_selectors() -> None:
 
 
 def test_a_selector_that_matches_nothing() -> None:
-    with pytest.raises(graphreg.NoMatchError, match=r"'layer\.\*' matches no called module of Stack\. Near names: .*layers\.0"):
+    with pytest.raises(graphreg.NoMatchError, match=r"'layer\.\*' matches no called module of Stack\. Near names: layers\.\*"):
         planned(Stack(), "layer.*")
     for text in ("*", "layers.*:out", "layers.*#hidden"):
         with pytest.raises(graphreg.RegularizerError, match="names no modules. Give the paths of the blocks, such as blocks='layers"):
