@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import sys
@@ -85,14 +86,32 @@ def called_instead(function: types.FunctionType, instead: Callable[..., Any]) ->
     a function only for parameters that its code has, and the returned code has none.
     """
 
-    def template(*args: Any, **kwargs: Any) -> Any:
-        call: Any = "instead"
-        return call(*args, **kwargs)
-
-    code = template.__code__
+    code = _template(function.__code__.co_freevars)
     constants = tuple(instead if each == "instead" else each for each in code.co_consts)
-    named = {"co_name": function.__code__.co_name, "co_freevars": function.__code__.co_freevars}
-    return code.replace(co_consts=constants, **named), with_own_code(function)  # type: ignore[arg-type]
+    return code.replace(co_consts=constants, co_name=function.__code__.co_name), with_own_code(function)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _template(free: tuple[str, ...]) -> types.CodeType:
+    """Return code that calls the constant ``"instead"``, for a function whose closure has these variables.
+
+    The code must have read them itself (COPY_FREE_VARS): up to Python 3.12, whoever asks for the ``f_locals`` of a frame whose code only
+    claims to have them, such as a tool that prints the variables of a traceback, ends the process with a segmentation fault.
+    """
+    text = f"""
+def around():
+    {" = ".join((*free, "_"))} = None
+    def called(*graphreg_args, **graphreg_kwargs):
+        graphreg_call = "instead"
+        return graphreg_call(*graphreg_args, **graphreg_kwargs)
+        {", ".join(free) or "pass"}
+    return called
+"""
+    space: dict[str, Any] = {}
+    exec(compile(text, __file__, "exec"), space)  # the text consists of identifiers, from code that Python has compiled
+    code: types.CodeType = space["around"]().__code__
+    assert code.co_freevars == free
+    return code
 
 
 def show_parameters_of(function: Callable[..., Any], shown: Callable[..., Any]) -> None:

@@ -156,3 +156,19 @@ def test_errors_that_an_answer_spares() -> None:
     assert answers_that_spare_errors(bytecode.spares_an_error) == [True, True, True, False, False, True, False, False]
     assert answers_that_spare_none(bytecode.spares_an_error) == [None] * 4
     assert discards(bytecode.is_discarded) == [True, False]
+
+
+def test_the_variables_of_a_frame_in_which_something_is_called_instead() -> None:
+    """A tool that prints the variables of a traceback reads them. Up to Python 3.12 that ended the process."""
+    outer, other = object(), [1]
+    seen = list[dict[str, Any]]()
+
+    def function(x: int) -> Any:
+        return outer, other, x
+
+    def instead(*args: Any) -> Any:
+        seen.append(dict(sys._getframe(1).f_locals))
+        return args
+
+    function.__code__, _ = called_instead(function, instead)
+    assert function(3) == (3,) and seen[0]["outer"] is outer and seen[0]["other"] is other
