@@ -85,10 +85,9 @@ def called_instead(function: types.FunctionType, instead: Callable[..., Any]) ->
     Whoever holds the function then calls ``instead``: importers of its name, partials, registries, closures. Python reads the defaults of
     a function only for parameters that its code has, and the returned code has none.
     """
-
     code = _template(function.__code__.co_freevars)
     constants = tuple(instead if each == "instead" else each for each in code.co_consts)
-    return code.replace(co_consts=constants, co_name=function.__code__.co_name), with_own_code(function)  # type: ignore[arg-type]
+    return code.replace(co_consts=constants, co_name=function.__code__.co_name), with_own_code(function)
 
 
 @functools.cache
@@ -110,8 +109,7 @@ def around():
     space: dict[str, Any] = {}
     exec(compile(text, __file__, "exec"), space)  # the text consists of identifiers, from code that Python has compiled
     code: types.CodeType = space["around"]().__code__
-    assert code.co_freevars == free
-    return code
+    return code.replace(co_freevars=free)  # in the order of the function's closure
 
 
 def show_parameters_of(function: Callable[..., Any], shown: Callable[..., Any]) -> None:
