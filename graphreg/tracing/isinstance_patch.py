@@ -178,7 +178,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     """Do what ``isinstance`` does, also for traced values. Raise TypeError if the type of a traced value is not known."""
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
-    if kinds is fx.Proxy:
+    if kinds is fx.Proxy or (builtins.isinstance(kinds, tuple) and any(each is fx.Proxy for each in kinds)):
         # Whoever asks this wants to know whether a trace runs, as transformers does, and goes without
         # decisions on values then, as it does under Dynamo.
         return True

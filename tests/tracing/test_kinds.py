@@ -348,20 +348,21 @@ def test_threads_trace_one_after_the_other() -> None:
 class AsksForTheTrace(nn.Module):
     """Without a trace it decides by values, as transformers does to leave out a mask that masks nothing."""
 
-    def __init__(self, otherwise: float) -> None:
+    def __init__(self, otherwise: float, kinds: Any = torch.fx.Proxy) -> None:
         super().__init__()
-        self.layer, self.otherwise = nn.Linear(4, 4), otherwise
+        self.layer, self.otherwise, self.kinds = nn.Linear(4, 4), otherwise, kinds
 
     def forward(self, x: Tensor) -> Any:
-        if not isinstance(x, torch.fx.Proxy) and bool((x > 0).all()):
+        if not isinstance(x, self.kinds) and bool((x > 0).all()):
             return self.layer(x) * self.otherwise
         return self.layer(x.clamp(min=0))
 
 
-def test_who_asks_for_a_trace_is_told_of_it() -> None:
+@pytest.mark.parametrize("kinds", [torch.fx.Proxy, (list, torch.fx.Proxy)])
+def test_who_asks_for_a_trace_is_told_of_it(kinds: Any) -> None:
     """The graph then has what serves all inputs. If that is not what the model does, the proof says so."""
-    model, ones, x = AsksForTheTrace(1.0), torch.ones(2, 4), torch.randn(2, 4)
+    model, ones, x = AsksForTheTrace(1.0, kinds), torch.ones(2, 4), torch.randn(2, 4)
     stripped = graphreg.strip(graphreg.regularize(model, weight_l2=0.1, front_end="symbolic", example_inputs=ones))
     assert torch.equal(stripped(ones), model(ones)) and torch.equal(stripped(x), model(x))
     with pytest.raises(graphreg.TraceError, match="its graph does not give the model's result"):
-        graphreg.regularize(AsksForTheTrace(2.0), weight_l2=0.1, front_end="symbolic", example_inputs=ones)
+        graphreg.regularize(AsksForTheTrace(2.0, kinds), weight_l2=0.1, front_end="symbolic", example_inputs=ones)
