@@ -121,7 +121,12 @@ def put_back(place: Any, name: str) -> Callable[[], None]:
 
 
 def there(place: Any, name: str) -> Any:
-    """Return the entry ``name`` of a dict, or of the ``__dict__`` of an object; ``_MISSING`` if there is no such entry."""
+    """Return the entry ``name`` of a dict, or of the ``__dict__`` of an object; ``_MISSING`` if there is no such entry.
+
+    A function's code is no entry, but an attribute.
+    """
+    if name == "__code__":
+        return place.__code__
     return (place if isinstance(place, dict) else vars(place)).get(name, _MISSING)
 
 

@@ -30,6 +30,8 @@ _FLAG: tuple[Any, tuple[str, ...]] = (
 _DISPATCHES = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode", "_is_in_any_mode_without_ignore_compile_internals")
 _PLACES = (  # attributes that torch changes while it traces
     (nn.Module, ("__call__", "__getattr__")),
+    (nn.Module.__call__, ("__code__",)),
+    (nn.Module.__getattr__, ("__code__",)),
     (_symbolic_trace, ("CURRENT_PATCHER",)),
     _FLAG,
     (_python_dispatch, _DISPATCHES),
