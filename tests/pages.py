@@ -44,8 +44,9 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def registry_restored() -> Iterator[None]:
     """The classes that a page registers are taken back at the end."""
+    graphreg.registered()
     before = registry._classes
-    registry._classes = dict(graphreg.registered())
+    registry._classes = dict(before)
     try:
         yield
     finally:

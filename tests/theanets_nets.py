@@ -28,7 +28,7 @@ NETWORKS: Mapping[str, Record] = MappingProxyType(GOLDEN["networks"])
 TOLERANCE = 1e-9
 
 # theanets' keys that graphreg knows, and those it does not know (yet): records of the latter are not looked at
-PRESENT = frozenset(graphreg.registered())
+PRESENT = graphreg.registered().spellings
 ABSENT = frozenset(GOLDEN["observed"]["registry"]["keys"]) - PRESENT - {"regularizer"}  # the base class is a row, below
 
 

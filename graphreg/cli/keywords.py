@@ -11,18 +11,17 @@ from typing import Any
 from graphreg import schedules
 from graphreg.cli.errors import UsageError
 from graphreg.errors import NoMatchError, suggestions_text
-from graphreg.ir.site import ROLES
-from graphreg.planning.keywords import FAMILIES, from_kwargs
+from graphreg.planning.keywords import from_kwargs
 from graphreg.planning.native_dropout import CHOICES, OwnDropout, read_option
 from graphreg.regularizer.base import Regularizer
 from graphreg.regularizer.by_depth import by_depth
-from graphreg.regularizer.registry import PREFIXED, registered
+from graphreg.regularizer.registry import FAMILIES, PREFIXED, registered
 from graphreg.tracing.trace import Traced
 
 Keywords = Sequence[tuple[str, str]]
 _KINDS: Mapping[str, Callable[..., Any]] = {kind: vars(schedules)[kind] for kind in schedules.KINDS} | {"by_depth": by_depth}
 _SCHEDULE = re.compile(rf"({'|'.join(_KINDS)})\(.*\)$", re.DOTALL)
-ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
+ORDER = [name for family in FAMILIES for name in (*(keyword for keyword, (key, _) in PREFIXED.items() if key == family), family)]
 
 
 def regularizers(traced: Traced, keywords: Keywords) -> list[Regularizer]:
@@ -46,7 +45,7 @@ def check_options(keywords: Keywords, known: Iterable[str], command: str) -> Non
         NoMatchError: An option is neither an option of the command nor the key of a regularizer.
         UsageError: An option has a wrong value.
     """
-    keys = {*registered(), *PREFIXED, *FAMILIES}
+    keys = registered().spellings
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
     for option, text in keywords:
         if keyword_of(option) not in keys:
@@ -61,7 +60,7 @@ def check_options(keywords: Keywords, known: Iterable[str], command: str) -> Non
 def _value(option: str, text: str) -> Any:
     """Parse the value of an option for ``from_kwargs``: a strength, or a dict of options."""
     if text.lstrip().startswith("{"):
-        return _json(option, text, '{"weight": 0.1, "pattern": "fc.*"}')
+        return _json(option, text, '{"strength": 0.1, "pattern": "fc.*"}')
     glob, equals, strength = _parts(text)
     try:
         weight = _strength(option, text, strength)

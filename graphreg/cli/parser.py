@@ -16,7 +16,7 @@ from graphreg.cli.regularizer_names import written_keys
 from graphreg.errors import suggestions
 
 MODEL = "module:callable or file.py:callable; the callable returns a torch.nn.Module, or is one"
-EXAMPLE = """graphreg plan torchvision.models:resnet18 --dropout 'layer4.*=0.1' --weight-l2 '{"weight": 1e-4, "reduction": "sum"}'"""
+EXAMPLE = """graphreg plan torchvision.models:resnet18 --dropout 'layer4.*=0.1' --weight-l2 '{"strength": 1e-4, "reduction": "sum"}'"""
 COMMANDS = {
     "names": "list the sites of a model, or those that a selector finds",
     "plan": "show what regularizers would change, before anything changes",
@@ -166,7 +166,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
         "regularizers",
-        """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number,
+        """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"strength": 0.1, "pattern": "fc.*"}'; repeatable. STRENGTH is a number,
 a schedule, 'linear(0, 0.5, 1000)', or a strength by depth, 'by_depth(0, 0.2)'""",
     )
     for key, line in written_keys().items():

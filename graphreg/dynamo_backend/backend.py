@@ -382,8 +382,8 @@ def _refuse_impossible(regularizers: Mapping[str, Regularizer], own_dropout: Own
             )
         if isinstance(regularizer.weight, ByDepth):
             raise RegularizerError(
-                f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
-                f"of all blocks. Give a number, or use {OTHERS}."
+                f"{name}: {regularizer.strength_option}={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time "
+                f"and not the order of all blocks. Give a number, or use {OTHERS}."
             )
         if {"module_input", "previous"}.intersection(regularizer.takes):
             kind = type(regularizer).__name__

@@ -29,7 +29,7 @@ def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence
     blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, reads.get(block, len(order))))
     if len(blocks) < 2:
         raise RegularizerError(
-            f"{type(regularizer).__name__}: weight={ramp!r} needs sites in two blocks or more, but all sites that "
+            f"{type(regularizer).__name__}: {regularizer.strength_option}={ramp!r} needs sites in two blocks or more, but all sites that "
             f"{regularizer.pattern!r} selects are in {blocks[0]!r}. Give a number."
         )
     return {site: ramp.at(blocks.index(block), len(blocks)) for site, block in of_site.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -18,11 +17,11 @@ from graphreg.errors import NoMatchError, RegularizerError, TraceError, no_numbe
 from graphreg.ir.site import ROLES, Site
 from graphreg.regularizer.base import Regularizer
 from graphreg.regularizer.by_depth import has_schedule, read_strength
-from graphreg.regularizer.registry import OPTIONS, PREFIXED, find, registered
+from graphreg.regularizer.options import option_names, strength_names
+from graphreg.regularizer.registry import FAMILIES, OPTIONS, PREFIXED, find, registered
 from graphreg.schedules import VaryingStrength
 from graphreg.tracing.trace import Traced, trace
 
-FAMILIES = ("dropout", "noise")
 log = logging.getLogger("graphreg")
 
 
@@ -31,14 +30,14 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
     A value of a keyword may be:
 
-    - a number, the weight or rate; 0, None and False give no regularizer;
+    - a number, the strength or rate; 0, None and False give no regularizer;
     - a schedule (``graphreg.schedules``) or ``by_depth(...)``, in place of any number, also as
       plain data: ``{"linear": [0, 0.5, 1000]}``, ``{"by_depth": [0, 0.2]}``; a schedule gives a
       regularizer even if all its values are 0;
-    - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight
+    - a dict of selectors to strengths, which gives one regularizer for each entry, even if the strength
       is 0: ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
     - a dict of options, which is recognized by an option among its keys:
-      ``weight_l1={"weight": 0.1, "pattern": "fc.*"}``.
+      ``weight_l1={"strength": 0.1, "pattern": "fc.*"}``.
 
     Args:
         model_or_traced: A model, which is traced without example inputs, or what ``graphreg.trace``
@@ -131,11 +130,11 @@ def _warn_of_both(keywords: Mapping[str, Any], overriding: Mapping[str, Any]) ->
 
 
 def _check_keyword(keyword: str) -> None:
-    known = {*registered(), *PREFIXED, *FAMILIES}
     if keyword in OPTIONS:
         raise RegularizerError(f"{keyword!r} is an option of graphreg.regularize, not a regularizer: from_kwargs does not take it.")
-    if keyword.lower() not in known:
-        options = known | (OPTIONS - {"model"})
+    known = registered()
+    if keyword not in known:
+        options = known.spellings | (OPTIONS - {"model"})
         raise NoMatchError(
             f"{keyword!r} is no option of graphreg.regularize and no key of a regularizer."
             f"{suggestions_text(keyword.lower(), sorted(options), 'Near keys')} graphreg.registered() lists the keys."
@@ -148,7 +147,7 @@ def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> 
     entries = _entries(family, value) if _is_map(value, find(family)) else []
     for role in ROLES:
         keyword = f"{role}_{family}"
-        pattern = "*" if role == "hidden" else f"**#{role}"
+        pattern = PREFIXED[keyword][1]
         # as in theanets, a tuple that names exactly the sites of a role takes the place of the
         # keyword of that role
         taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, sites)]
@@ -170,19 +169,15 @@ def _names_the_role(selector: tuple[str, ...], role: str, sites: Sequence[Site])
     return len(texts) == len(of_role) and all(not texts.isdisjoint(site.names) for site in of_role)
 
 
-def _options(cls: type[Regularizer]) -> list[str]:
-    return [field.name for field in fields(cls)]
-
-
 def like_an_option(cls: type[Regularizer], text: object) -> str:
     """Return a hint if a selector resembles the name of an option, because the user may have meant the option; else ``""``."""
-    similar = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
+    similar = difflib.get_close_matches(str(text), option_names(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
     return f" {text!r} was read as a selector; the option that it resembles is {similar[0]!r}." if similar else ""
 
 
 def _is_map(value: Any, cls: type[Regularizer]) -> bool:
     """Whether a value maps selectors to weights, as a dict or as pairs. A dict that has an option among its keys is a dict of options."""
-    return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not any(key in _options(cls) for key in value))
+    return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not any(key in option_names(cls) for key in value))
 
 
 def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
@@ -206,11 +201,18 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
         if weight is None or weight is False:
             left_out = True
             continue
-        options = dict(weight) if isinstance(weight, Mapping) and "weight" in weight else {"weight": weight}
+        given = _strength_option(cls, weight) if isinstance(weight, Mapping) else None
+        options = dict(weight) if given else {"weight": weight}
         cure = f"Write {keyword}={{{selector!r}: 0.1}}.{like_an_option(cls, selector)}"
-        options["weight"] = _number(f"{cls.__name__}: weight", options["weight"], cure)
+        name = given or "weight"
+        options[name] = _number(f"{cls.__name__}: {name}", options[name], cure)
         # Without a gap before it, ``named_once`` gives the entry its number.
         yield cls(selector, **{"name": f"{keyword}_{place}" if place and left_out else keyword, **options})
+
+
+def _strength_option(cls: type[Regularizer], options: Mapping[Any, Any]) -> str | None:
+    """Return the name by which a dict of options has the strength, ``weight`` or ``strength``; None if it has neither."""
+    return next((name for name in strength_names(cls) if name in options), None)
 
 
 def _number(what: str, value: Any, cure: str) -> float:
@@ -234,23 +236,25 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
         yield from _mapped(keyword, cls, _entries(keyword, value))
     elif isinstance(value, Mapping):
         _check_map_of_options(keyword, key, value, sites)
-        cure = f"Write {keyword}={{'weight': 0.1, ...}}."
-        yield cls(**{"name": keyword, **options, **value, "weight": _number(f"{cls.__name__}: weight", value["weight"], cure)})
+        given = _strength_option(cls, value) or "weight"
+        cure = f"Write {keyword}={{{given!r}: 0.1, ...}}."
+        yield cls(**{"name": keyword, **options, **value, given: _number(f"{cls.__name__}: {given}", value[given], cure)})
     else:
         yield cls(weight=_number(f"{cls.__name__}: weight", value, f"Write {keyword}=0.1."), name=keyword, **options)
 
 
 def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], sites: Sequence[Site]) -> None:
-    """Raise RegularizerError if a dict of options has no weight, or if it has a selector and the keyword has a role in its name."""
+    """Raise RegularizerError if a dict of options has no strength, or if it has a selector and the keyword has a role in its name."""
     names = {name for site in sites for name in site.names}
-    if "weight" not in value:
-        prefixed = keyword in PREFIXED
-        known = _options(find(key))
+    cls = find(key)
+    if _strength_option(cls, value) is None:
+        prefixed, needed = keyword in PREFIXED, strength_names(cls)[-1]
+        known = option_names(cls)
         unknown = [f" {name!r} is no option.{suggestions_text(str(name), known, 'Near options')}" for name in value if name not in known]
-        by_selector = f"for its own sites, or {key}={{selector: rate}}" if prefixed else f"or {keyword}={{selector: weight}}"
+        by_selector = f"for its own sites, or {key}={{selector: rate}}" if prefixed else f"or {keyword}={{selector: strength}}"
         meant = [name for name in value if name in names and not prefixed]
         raise RegularizerError(
-            f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}} {by_selector}."
+            f"{keyword}={dict(value)!r} has no {needed!r}; write {keyword}={{{needed!r}: 0.1, ...}} {by_selector}."
             + (f" {meant[0]!r} is the name of an option and of a site; for the site write {{({meant[0]!r},): 0.1}}." if meant else "")
             + "".join(() if prefixed else unknown[:1])
         )

@@ -20,7 +20,8 @@ from graphreg.recipes.asked_groups import AskedGroups
 from graphreg.recipes.files import RecipeFile, read, write
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.regularizer.by_depth import ByDepth, read_strength
-from graphreg.regularizer.registry import PREFIXED, find, registered
+from graphreg.regularizer.options import strength_names
+from graphreg.regularizer.registry import build, find, registered
 from graphreg.rewriting.instantiate import check_rng
 from graphreg.runtime.attach import check_penalties, check_scale
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked
@@ -274,8 +275,8 @@ class Recipe:
     def _add_keyword(self, key: Any, value: Any) -> None:
         if key in _OF_THE_CALL:
             raise self.source.error((key,), f"{key}= is given in the call, and is no part of a recipe.")
-        if not isinstance(key, str) or key.lower() not in {*registered(), *PREFIXED}:
-            known = {*registered(), *PREFIXED, *_CHECKS, "regularizers", "strengths"}
+        if not isinstance(key, str) or key not in registered():
+            known = {*registered().spellings, *_CHECKS, "regularizers", "strengths"}
             near = suggestions_text(str(key).lower(), sorted(known), "Near keys")
             raise self.source.error((key,), f"{key!r} is no option of a recipe and no key of a regularizer.{near}", NoMatchError)
         self.keywords[key] = self._checked((key,), _read, value)
@@ -288,9 +289,9 @@ class Recipe:
         kind: type[Regularizer] = self._checked((*place, "key"), find, entry["key"])
         options = {name: self._checked((*place, name), _read, value) for name, value in entry.items() if name != "key"}
         try:
-            return kind(**options)
+            return build(entry["key"], **options)
         except GraphRegError as error:
-            at = _faulty(kind, options)
+            at = _faulty(entry["key"], kind, options)
             raise self.source.at(place if at is None else (*place, at), error) from None
 
     def _strength(self, place: tuple[str, ...], value: Any) -> Any:
@@ -312,14 +313,15 @@ class Recipe:
             raise self.source.at(place, error) from None
 
 
-def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
+def _faulty(key: str, kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
     """Return the option that is wrong: without it, the regularizer can be made. None if no single option is wrong.
 
-    Without its weight, the regularizer is made with 0.5, because a weight has no default.
+    Without its strength, the regularizer is made with 0.5, because a strength has no default.
     """
     for name in options:
+        others = {key: value for key, value in options.items() if key != name}
         with contextlib.suppress(GraphRegError):
-            kind(**{"weight": 0.5, **{key: value for key, value in options.items() if key != name}})
+            build(key, **({} if others.keys() & strength_names(kind) else {"weight": 0.5}) | others)
             return name
     return None
 

@@ -64,9 +64,9 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields
 from types import NoneType
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import torch
 from torch import nn
@@ -80,7 +80,7 @@ from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
 from graphreg.regularizer.model_inputs import check_given_inputs, check_input_options, input_options, named_inputs
-from graphreg.regularizer.options import NotGiven, check_names, required
+from graphreg.regularizer.options import STRENGTH, NotGiven, check_names, required, strength_names, taking_strength
 from graphreg.regularizer.sequences import check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
@@ -101,6 +101,7 @@ class Regularizer:
         weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or
             a schedule (``graphreg.schedules``), or one of these as plain data, such as
             ``{"linear": [0, 0.5, 1000]}``.
+        strength: Another name of ``weight``.
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword
             or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
@@ -126,8 +127,16 @@ class Regularizer:
     pattern: Selector = "*"
     weight: float = required()
     _: KW_ONLY
+    strength: float = required()
     name: str | None = None
     expect: int | None = None
+
+    # ``strength`` stands among the fields for type checkers alone. ``taking_strength`` takes it for ``weight``.
+    del __annotations__["strength"]
+    if not TYPE_CHECKING:
+        strength = property(lambda self: self.weight)
+    # the name by which the strength was given, for messages: ``weight`` or ``strength``
+    strength_option: ClassVar[str] = "weight"
 
     on: ClassVar[On] = "values"
     takes: ClassVar[tuple[str, ...]] = ()
@@ -155,6 +164,8 @@ class Regularizer:
         super().__init_subclass__(**more)
         # So a subclass needs no decorator: what it annotates becomes an option.
         dataclass(frozen=True)(cls)
+        if STRENGTH in strength_names(cls):
+            setattr(cls, "__init__", taking_strength(cls.__init__))  # noqa: B010 (mypy refuses the plain assignment)
         cls.on = on or cls.on
         if cls.on not in cls.may_act_on:
             raise RegularizerError(f"{cls.__name__}: on={cls.on!r} is not allowed; it is {' or '.join(map(repr, cls.may_act_on))}.")
@@ -188,7 +199,7 @@ class Regularizer:
         # One form for each selector: a string, a tuple of several, or a function.
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
-        object.__setattr__(self, "weight", self._number("weight", read_strength(self.weight)))
+        object.__setattr__(self, "weight", self._number(self.strength_option, read_strength(self.weight)))
 
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
@@ -213,20 +224,21 @@ class Regularizer:
     def _check_weight(self, weight: float) -> None:
         """Run ``check`` with each extreme of the strength; refuse ``by_depth`` if the formula takes all sites at once."""
         # ``check`` reads ``self.weight``, so each extreme of a schedule takes its place once.
-        for number in extremes(weight) if self.is_scheduled else [weight]:
+        for number in extremes(weight) if has_schedule(weight) else [weight]:
             object.__setattr__(self, "weight", number)
             try:
                 self.check()
             except RegularizerError as error:
                 raise error if number is weight else RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
-        object.__setattr__(self, "weight", weight)
 
-        # As a number, a ByDepth is the end further from 0; the copies check each end by itself.
+        # As a number, a ByDepth is the end further from 0, so each end is checked by itself.
         for end in extremes(weight) if isinstance(weight, ByDepth) else ():
-            replace(self, weight=end)
+            self._check_weight(end)
+        object.__setattr__(self, "weight", weight)
         if isinstance(weight, ByDepth) and not self.by_site:
             raise RegularizerError(
-                f"{type(self).__name__}: weight={weight!r} is not allowed, because the formula takes all sites at once. Give a number."
+                f"{type(self).__name__}: {self.strength_option}={weight!r} is not allowed, because the formula takes all sites at once. "
+                "Give a number."
             )
 
     @classmethod
@@ -273,7 +285,8 @@ class Regularizer:
     def require(self, condition: bool, field: str, allowed: str) -> None:
         """Raise RegularizerError unless ``condition`` holds. The message has the option ``field``, its value, and ``allowed``."""
         if not condition:
-            raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
+            name = self.strength_option if field == "weight" else field
+            raise RegularizerError(f"{type(self).__name__}: {name}={getattr(self, field)!r} is not allowed; {name} must be {allowed}.")
 
     def require_number(self, field: str, fits: Callable[[float], bool], allowed: str) -> None:
         """Raise RegularizerError unless the option ``field`` is a finite number for which ``fits`` returns True.
@@ -285,7 +298,8 @@ class Regularizer:
             kind, key = type(self).__name__, self.keys[0] if self.keys else "key"
             raise RegularizerError(
                 f"{kind}: {field} was not given; it must be a number {allowed}. Write "
-                f"{kind}({self.pattern!r}, {self.weight:g}, {field}=...), or {key}={{'weight': {self.weight:g}, '{field}': ...}}."
+                f"{kind}({self.pattern!r}, {self.weight:g}, {field}=...), or "
+                f"{key}={{'{self.strength_option}': {self.weight:g}, '{field}': ...}}."
             )
         number = number_of(value)
         # A bool is a number to Python: without this check, True would pass as 1.

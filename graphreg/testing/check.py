@@ -18,7 +18,7 @@ from graphreg.ir.site import shape_text
 from graphreg.pipeline import plan, regularize
 from graphreg.recipes.recipe import recipe
 from graphreg.regularizer.base import Regularizer, Splice
-from graphreg.regularizer.options import required
+from graphreg.regularizer.options import option_names, required, strength_names
 from graphreg.rewriting.strip import strip
 from graphreg.runtime.owned_state import states_in
 from graphreg.runtime.result import Regularized
@@ -37,8 +37,9 @@ DRAWS = 50  # a splice must change the output in at least one of this many calls
 def check_regularizer(
     cls: type[Regularizer],
     pattern: Selector = "*",
-    weight: float = 0.5,
+    weight: float | None = None,
     *,
+    strength: float | None = None,
     model: nn.Module | None = None,
     inputs: Any = None,
     wrong: Mapping[str, Sequence[Any]] | None = None,
@@ -61,7 +62,8 @@ def check_regularizer(
     Args:
         cls: The class, a subclass of ``Splice`` or ``Penalty``.
         pattern: The selector of the sites to act on.
-        weight: The strength.
+        weight: The strength; None for 0.5.
+        strength: Another name of ``weight``.
         model: A model that the regularizer can act on; None for the first of ``graphreg.testing.examples()`` that it can act on.
         inputs: The arguments of a call of the model, as ``example_inputs`` of ``graphreg.regularize``.
         wrong: A dict. Each key is the name of an option; the value is a list of values of this option that the class must refuse.
@@ -80,6 +82,10 @@ def check_regularizer(
         raise RegularizerError(f"check_regularizer takes a class of regularizers, not {shown(cls)}. Give a subclass of Splice or Penalty.")
     if (model is None) != (inputs is None):
         raise RegularizerError("check_regularizer takes model and inputs together. Give both, or neither.")
+
+    if strength is not None and weight is not None:
+        raise RegularizerError(f"check_regularizer: strength={strength} and weight={weight} are two names of one option. Give one of them.")
+    weight = next(each for each in (strength, weight, 0.5) if each is not None)
 
     check_refusals(cls, pattern, weight, wrong or {}, options)
     regularizer: Any = cls(pattern, weight, **options)
@@ -224,14 +230,15 @@ def check_refusals(
     cls: type[Any], pattern: Selector, weight: float, wrong: Mapping[str, Sequence[Any]], options: Mapping[str, Any]
 ) -> None:  # fmt: skip
     """Check that wrong options raise RegularizerError, with the names of the class and of the option."""
-    names = {field.name for field in fields(cls)}
+    names = option_names(cls)
     if unknown := [name for name in wrong if name not in names]:
         raise RegularizerError(f"wrong={{{unknown[0]!r}: ...}} names no option of {cls.__name__}. Its options: {', '.join(sorted(names))}.")
     cases = [(name, value) for name, values in wrong.items() for value in values]
     # An option that must be given is tried with the mark that it has if it is left out.
     cases += [("weight", float("nan")), ("weight", "much"), *((f.name, required()) for f in fields(cls) if f.default is required())]
     for name, value in cases:
-        if sentence := _not_refused(cls, {"pattern": pattern, "weight": weight, **options, name: value}, name):
+        given = {"pattern": pattern, **({} if name in strength_names(cls) else {"weight": weight}), **options, name: value}
+        if sentence := _not_refused(cls, given, name):
             raise AssertionError(f"{cls.__name__}: {name}={shown(value)} {sentence}")
 
 

@@ -27,9 +27,8 @@ from graphreg.cli import regularizer_names as cli_keys
 from graphreg.cli.keywords import own_dropout, regularizers
 from graphreg.cli.load import example_inputs
 from graphreg.ir.selector import Missing
-from graphreg.planning.keywords import FAMILIES
 from graphreg.regularizer import registry
-from graphreg.regularizer.registry import PREFIXED
+from graphreg.regularizer.registry import FAMILIES, PREFIXED
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.tracing.trace import FRONT_ENDS
 
@@ -462,7 +461,7 @@ REGULARIZERS: list[tuple[list[str], str]] = [
     (["--hidden-l1", "hidd*=1"], "'hidd*' matches no value of Net. Near names: hid. List all: graphreg names cli_nets.py:Net."),
     (["--hidden-l1", "=1"], "'' is no selector."),
     (["--hidden-l1", '{"weight": 1'], "is no JSON"),
-    (["--hidden-l1", '{"pattern": "hid"}'], "has no 'weight'"),
+    (["--hidden-l1", '{"pattern": "hid"}'], "has no 'strength'"),
     (["--weight-l2", '{"weight": 1, "reduce": "sum"}'], "WeightL2 has no option 'reduce'. Near options: reduction"),
     (["--own-dropout", "of"], "--own-dropout 'of': 'of' is no choice; it is keep, seeded, off or a rate in [0, 1)."),
     (["--own-dropout", "2"], "own_dropout=2.0"),
@@ -616,7 +615,7 @@ def test_completion_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -
 def test_help_has_every_key() -> None:
     """Read in the sources, where they are not imported: the same as the registry's, but for class names."""
     built_in = {key for cls in graphreg.registered().values() if cls.__module__.startswith("graphreg.passes.") for key in cls.keys}
-    assert built_in | PREFIXED | set(cli_keys.HELP) == set(cli_keys.written_keys())
+    assert built_in | set(PREFIXED) | set(cli_keys.HELP) == set(cli_keys.written_keys())
     assert cli_keys.HELP.keys() == set(FAMILIES)
 
 

@@ -45,6 +45,7 @@ NAMES = {
     "selector": "layer4.drop",
     "rate": 0.1,
     "weight": 0.1,
+    "strength": 0.1,
 }
 
 
@@ -103,10 +104,10 @@ def given(**keywords: Any) -> Callable[[nn.Module], object]:
     (given(weight_l2="1e-4"), r"Write (weight_l2=0\.1)\.", keyword),
     (given(weight_l2={"layer4.**": "x"}), r"Write (weight_l2=\{.*?\})\.", keyword),
     (given(dropout={"weight": "x"}), r"Write (dropout=\{.*?\})\.", keyword),
-    (given(weight_l2={"pattern": "*"}), r"write (weight_l2=\{'weight'.*?\}) or", keyword),
-    (given(weight_l2={"pattern": "layer4.drop"}), r" or (weight_l2=\{selector: weight\})\.", lambda text: Pattern.parse("layer4.drop")),
-    (given(dropout={"pattern": "*"}), r" or (dropout=\{selector: weight\})\.", keyword),
-    (given(hidden_dropout={"layer4.drop": 0.1}), r"write (hidden_dropout=\{'weight'.*?\}) for", keyword),
+    (given(weight_l2={"pattern": "*"}), r"write (weight_l2=\{'strength'.*?\}) or", keyword),
+    (given(weight_l2={"pattern": "layer4.drop"}), r" or (weight_l2=\{selector: strength\})\.", lambda text: Pattern.parse("layer4.drop")),
+    (given(dropout={"pattern": "*"}), r" or (dropout=\{selector: strength\})\.", keyword),
+    (given(hidden_dropout={"layer4.drop": 0.1}), r"write (hidden_dropout=\{'strength'.*?\}) for", keyword),
     (given(hidden_dropout={"layer4.drop": 0.1}), r" or (dropout=\{selector: rate\})\.", keyword),
     (given(hidden_dropout={"weight": 0.1, "pattern": "fc"}), r"write (dropout=\{selector: rate\}) to", keyword),
     (given(recurrent_state=0.1), r"Give (recurrent_state=\{.*?\}) or", keyword),
@@ -165,7 +166,7 @@ def test_what_the_command_advises_is_taken(option: str, text: str, advice: str) 
     found = re.search(advice, sentence(lambda m: regularizers(traced, [(option, text)])))
     assert found
     (made,) = regularizers(traced, [("--hidden-noise" if "dropout" in option and "=" not in found[1] else "--noise", found[1])])
-    assert made.weight in (0.1, 1e-4, 1e-3, 1.0) and (not text.startswith("{") or json.loads(found[1])["weight"] == made.weight)
+    assert made.weight in (0.1, 1e-4, 1e-3, 1.0) and (not text.startswith("{") or json.loads(found[1])["strength"] == made.weight)
 
 
 METHODS = {

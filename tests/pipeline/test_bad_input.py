@@ -196,7 +196,7 @@ def test_the_options_that_an_error_lists_are_options() -> None:
     with pytest.raises(RegularizerError) as caught:
         WeightL2("*", 0.1, reducton="sum")
     listed = str(caught.value).rpartition("Options: ")[2].rstrip(".").split(", ")
-    assert sorted(listed) == ["clean", "expect", "name", "pattern", "reduction", "weight"]
+    assert sorted(listed) == ["clean", "expect", "name", "pattern", "reduction", "strength", "weight"]
 
 
 @table(
@@ -282,9 +282,9 @@ def test_none_as_a_weight() -> None:
     ("only a selector", lambda m: regularize(m, WeightL2("*")), r"WeightL2: weight was not given.*" + FINITE),
     ("nothing", lambda m: regularize(m, BernoulliDropout()), r"BernoulliDropout: weight was not given.*" + FINITE),
     ("build", lambda m: graphreg.build("weight_l2"), r"WeightL2: weight was not given.*" + FINITE),
-    ("a dict", lambda m: regularize(m, weight_l2={"pattern": "*"}), r"weight_l2=\{'pattern': '\*'\} has no 'weight'.*\{'weight': 0\.1"),
-    ("a prefixed dict", lambda m: regularize(m, hidden_dropout={"expect": 2}), r"\{'expect': 2\} has no 'weight'.*'weight': 0\.1"),
-    ("an empty dict", lambda m: regularize(m, hidden_l1={}), r"hidden_l1=\{\} has no 'weight'.*\{'weight': 0\.1"),
+    ("a dict", lambda m: regularize(m, weight_l2={"pattern": "*"}), r"weight_l2=\{'pattern': '\*'\} has no 'strength'.*\{'strength': 0\.1"),
+    ("a prefixed dict", lambda m: regularize(m, hidden_dropout={"expect": 2}), r"\{'expect': 2\} has no 'strength'.*'strength': 0\.1"),
+    ("an empty dict", lambda m: regularize(m, hidden_l1={}), r"hidden_l1=\{\} has no 'strength'.*\{'strength': 0\.1"),
 )
 def test_missing_weight(call: Call, match: str) -> None:
     model = net()

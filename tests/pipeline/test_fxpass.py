@@ -522,7 +522,7 @@ def test_a_pass_that_matches_nothing() -> None:
     [
         ({"hiden_dropout": 0.1}, NoMatchError, r"'hiden_dropout' is no option of graphreg\.regularize.*Near keys: hidden_dropout"),
         ({"hidden_dropout": 1.5}, RegularizerError, r"weight=1\.5 is not allowed"),
-        ({"weight_l2": {"wieght": 1, "pattern": "*"}}, RegularizerError, r"has no 'weight'.* Near options: weight"),
+        ({"weight_l2": {"wieght": 1, "pattern": "*"}}, RegularizerError, r"has no 'strength'.* Near options: weight"),
         ({"missing": "never"}, RegularizerError, r"missing='never' is unknown"),
         ({"penalties": "give"}, RegularizerError, r"penalties='give' is unknown"),
         ({"rng": "0"}, RegularizerError, r"rng='0' is not allowed"),

@@ -139,13 +139,13 @@ def refused(**keywords: Any) -> str:
     ({"weight_l2": {"wieght": 0.1}}, ["'wieght' matches no parameter", "the option that it resembles is 'weight'"]),
     ({"dropout": {"patern": 0.1, "act": 0.1}}, ["'patern' matches no value", "the option that it resembles is 'pattern'"]),
     ({"weight_l2": {"wieght": 0.1, "patern": "a.*"}}, ["weight is 'a.*'", "the option that it resembles is 'pattern'"]),
-    ({"weight_l2": {"wieght": 0.1, "pattern": "a.*"}}, ["has no 'weight'", "'wieght' is no option. Near options: weight"]),
+    ({"weight_l2": {"wieght": 0.1, "pattern": "a.*"}}, ["has no 'strength'", "'wieght' is no option. Near options: weight"]),
     ({"weight_l2": {"weight": 0.1, "patern": "a.*"}}, ["WeightL2 has no option 'patern'. Near options: pattern"]),
     (
         {"recurrent_norm": {"norm": 0.1}},
-        ["has no 'weight'", "'norm' is the name of an option and of a site; for the site write {('norm',): 0.1}"],
+        ["has no 'strength'", "'norm' is the name of an option and of a site; for the site write {('norm',): 0.1}"],
     ),
-    ({"hidden_dropout": {"act": 0.1}}, ["has no 'weight'", "or dropout={selector: rate}"]),
+    ({"hidden_dropout": {"act": 0.1}}, ["has no 'strength'", "or dropout={selector: rate}"]),
     ({"weight_l2": ["a.*", "b.*"]}, ["weight_l2=['a.*', 'b.*'] is not allowed; give a weight, or a dict of selectors to weights"]),
     ({"weight_l2": {"nowhere": 0.1}}, ["'nowhere' matches no parameter"]),
 ])  # fmt: skip

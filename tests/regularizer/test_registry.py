@@ -30,7 +30,8 @@ def summary(regularizers: list[Regularizer]) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_classes", registered())
+    registered()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     yield
     registry._discover.cache_clear()
 
@@ -58,8 +59,52 @@ def test_build(key: str) -> None:
     assert build(key, pattern="hid*", weight=0.25, name="mine", expect=2) == cls("hid*", 0.25, name="mine", expect=2)
 
 
+def test_registered_has_each_keyword_once() -> None:
+    found = registered()
+    built_in = {cls for cls in found.values() if cls.__module__.startswith("graphreg.passes.")}
+    keywords = [keyword for keyword, cls in found.items() if cls in built_in]
+    assert {getattr(graphreg.passes, name) for name in graphreg.passes.__all__} == built_in
+    assert len(keywords) == len(set(keywords)) == len(built_in) + len(registry.PREFIXED)  # 43: one for each class, and those with a role
+    assert all(found[keyword] is BernoulliDropout for keyword in ("dropout", "input_dropout", "hidden_dropout", "output_dropout"))
+    assert found.aliases("weight_l2") == ("weight_decay", "weightl2")
+    assert found.aliases("hidden_dropout") == found.aliases("zoneout") == () and "weight_decay" not in keywords
+    with pytest.raises(KeyError):
+        found["weight_l3"]
+
+
+def test_each_spelling_is_a_keyword() -> None:
+    """One source: what is registered is what ``from_kwargs`` and ``build`` take, and a recipe, too."""
+    found = registered()
+    for spelling in found.spellings:
+        cls = found[spelling]
+        if not cls.__module__.startswith("graphreg.passes."):  # of another test
+            continue
+        assert spelling in found and spelling.upper() in found
+        limit = {field: 1.0 for field in ("limit",) if field in cls.__dataclass_fields__}
+        pattern = {} if spelling in registry.PREFIXED else {"pattern": "hid1"}
+        (made,) = from_kwargs(net(), **{spelling: {"strength": 0.1, **limit, **pattern}})
+        assert type(made) is cls and made == build(spelling, strength=0.1, name=made.name, **limit, **pattern)
+
+
+def test_build_with_a_role() -> None:
+    assert build("Input_Dropout", strength=0.1) == BernoulliDropout("**#input", 0.1, name="input_dropout")
+    with pytest.raises(RegularizerError, match=r"hidden_noise names its own sites; write build\('noise', pattern=\.\.\.\)"):
+        build("hidden_noise", strength=0.1, pattern="hid1")
+    recipe = {"regularizers": [{"key": "hidden_dropout", "strength": 0.1}]}
+    assert graphreg.plan(graphreg.trace(net()), recipe=recipe).regularizers == {"hidden_dropout": build("hidden_dropout", strength=0.1)}
+
+
+def test_registered_prints_as_a_table() -> None:
+    lines = registered().text().splitlines()
+    assert lines[0].split() == ["keyword", "also", "class"]
+    rows = [line.split() for line in lines[1:]]
+    assert ["weight_l2", "weight_decay", "WeightL2"] in rows and ["hidden_dropout", "BernoulliDropout"] in rows
+    assert len(rows) == len(registered())
+
+
 def test_registered_gives_a_copy() -> None:
-    registered().clear()
+    found = registered()
+    found._classes.clear()
     assert build("dropout", weight=0.1) == BernoulliDropout("*", 0.1)
     assert all(key == key.lower() and issubclass(cls, Regularizer) for key, cls in registered().items())
 
@@ -329,7 +374,7 @@ def test_a_broken_entry_point_is_named_and_harmless(monkeypatch: pytest.MonkeyPa
     ):  # fmt: skip
         assert f"{value.partition(':')[2].lower()} = {value} was not loaded" in sentence and error in sentence
     assert found["dropout"] is BernoulliDropout and found["theirs"].__module__ == "their_good"
-    assert set(found) >= set(KEYS)
+    assert found.spellings >= set(KEYS)
     assert list(graphreg.strengths(regularize(net(), theirs=0.1, hidden_dropout=0.2, rng=0))) == ["hidden_dropout", "theirs"]
 
 
