@@ -67,7 +67,7 @@ def train(job: Job) -> nn.Sequential:
     x = digits()[0][split(job.seed)[0]]
     torch.manual_seed(job.seed)  # the same initial weights whatever the strengths: differences to plain are paired
     net = autoencoder(job.setup.hidden)
-    keywords = {name: {"weight": weight, **OPTIONS[name]} for name, weight in job.strengths.items()}
+    keywords = {name: {"strength": weight, **OPTIONS[name]} for name, weight in job.strengths.items()}
     module = graphreg.regularize(net, rng=job.seed, **keywords)
     optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE, fused=True)
     for _ in range(job.setup.steps):

@@ -93,7 +93,7 @@ class Training:
         self.module = graphreg.regularize(
             Transformer(setup.width, setup.depth),
             hidden_dropout=schedules.linear(0.0, 0.1, setup.steps),
-            weight_l2={"weight": 1e-4, "reduction": "sum"},
+            weight_l2={"strength": 1e-4, "reduction": "sum"},
             rng=0,
             blocks="blocks.*",
         )

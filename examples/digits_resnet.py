@@ -24,8 +24,8 @@ COMPILING, DRAWING = 30, 3  # seconds, usually
 RAISED, RAISE_AT, WEIGHT_L2 = 0.3, 31, 100
 KEYWORDS: dict[str, Any] = {
     "dropout": {("!#normed", "!#trunk"): 0.1},
-    "hidden_l1": {"weight": 2, "pattern": "layer[34].*"},
-    "weight_l2": {"weight": WEIGHT_L2, "pattern": "*conv2.w*"},
+    "hidden_l1": {"strength": 2, "pattern": "layer[34].*"},
+    "weight_l2": {"strength": WEIGHT_L2, "pattern": "*conv2.w*"},
 }
 
 

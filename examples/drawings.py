@@ -43,8 +43,8 @@ def resnet(depth: int) -> nn.Module:
         make(num_classes=10),
         example_inputs=torch.zeros(2, 3, 64, 64),
         dropout={("!#normed", "!#trunk"): 0.2},
-        hidden_l1={"weight": 0.1, "pattern": "layer[34].*"},
-        weight_l2={"weight": 1e-4, "pattern": "fc.*", "reduction": "sum"},
+        hidden_l1={"strength": 0.1, "pattern": "layer[34].*"},
+        weight_l2={"strength": 1e-4, "pattern": "fc.*", "reduction": "sum"},
         rng=0,
     )
 
@@ -56,8 +56,8 @@ def before_and_after(folder: Path) -> list[Path]:
         block,
         example_inputs=x,
         drop_path=0.1,
-        hidden_l1={"weight": 0.1, "pattern": "relu_1"},
-        weight_l2={"weight": 1e-4, "pattern": "conv*.weight", "reduction": "sum"},
+        hidden_l1={"strength": 0.1, "pattern": "relu_1"},
+        weight_l2={"strength": 1e-4, "pattern": "conv*.weight", "reduction": "sum"},
         rng=0,
     )
     return [
@@ -72,7 +72,7 @@ def drawings(folder: Path) -> list[Path]:
         Block(),
         example_inputs=torch.zeros(2, 10, 64),
         hidden_dropout=0.1,
-        weight_l2={"weight": 1e-4, "pattern": "mlp.*", "reduction": "sum"},
+        weight_l2={"strength": 1e-4, "pattern": "mlp.*", "reduction": "sum"},
         rng=0,
     )
     return [graphreg.draw(resnet(18), folder / "resnet18.svg", level=1), graphreg.draw(block, folder / "block.svg", level=9)]

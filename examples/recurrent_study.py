@@ -93,7 +93,7 @@ def train(job: Job) -> Reader:
     generator = torch.Generator().manual_seed(job.seed)
     torch.manual_seed(job.seed)  # the same initial weights and sequences whatever the strengths: differences to plain are paired
     net = Reader(job.setup.hidden, job.activation)
-    module = graphreg.regularize(net, **{name: {"weight": weight, **OPTIONS[name]} for name, weight in job.strengths.items()})
+    module = graphreg.regularize(net, **{name: {"strength": weight, **OPTIONS[name]} for name, weight in job.strengths.items()})
     optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE, fused=True)
     for _ in range(job.setup.steps):
         x, y = streams(rows, BATCH, TRAINED, generator)

@@ -49,8 +49,8 @@ def regularized() -> fx.GraphModule:
         Digits(),
         example_inputs=IMAGES,
         hidden_dropout=0.1,
-        hidden_l1={"weight": 1e-3, "pattern": ["relu*"], "clean": True},
-        weight_l2={"weight": 1e-4, "pattern": ["*.weight", "head.*"], "reduction": "sum"},
+        hidden_l1={"strength": 1e-3, "pattern": ["relu*"], "clean": True},
+        weight_l2={"strength": 1e-4, "pattern": ["*.weight", "head.*"], "reduction": "sum"},
         own_dropout={"drop2": "seeded"},
         missing="ignore",  # "head.*" matches nothing, which the report says
         rng=0,
@@ -62,7 +62,7 @@ def see_report() -> Iterator[str]:
     report = graphreg.report(regularized())
     yield report.text(80)
     yield report.text(160)
-    plan = graphreg.plan(graphreg.trace(Digits()), graphreg.build("dropout", weight=0.2, pattern="relu*"), own_dropout="seeded")
+    plan = graphreg.plan(graphreg.trace(Digits()), graphreg.build("dropout", strength=0.2, pattern="relu*"), own_dropout="seeded")
     yield graphreg.report(plan).text()
 
 
@@ -70,7 +70,7 @@ def see_diff() -> Iterator[str]:
     """Against the model, between two settings, and of a model that has a forward for each mode."""
     first = regularized()
     yield graphreg.diff(first).text()
-    stronger = graphreg.build("dropout", weight=0.2, pattern="relu_1", name="hidden_dropout")
+    stronger = graphreg.build("dropout", strength=0.2, pattern="relu_1", name="hidden_dropout")
     yield graphreg.diff(first, graphreg.regularize(Digits(), stronger, own_dropout={"drop2": "seeded"}, rng=0), context=1).text()
     yield graphreg.diff(graphreg.regularize(Steady(), hidden_dropout=0.1)).text()
 

@@ -6,6 +6,7 @@ Types of results:
 `Site`             A named value or parameter of a traced model; its names are `Label` records.
 `Names`            The list of sites that ``graphreg.names`` returns; it prints as a table.
 `Traced`           A traced model: its graphs and its sites. Made by ``graphreg.trace``.
+`Keywords`         The keywords of regularizers, with their classes. ``graphreg.registered`` returns it; it prints as a table.
 `Plan`             An `Edit` record for each regularizer at each of its sites. Made by ``graphreg.plan``.
 `RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` return.
 `Regularized`      The result of a call of a `RewrittenModule`: ``output`` and ``penalties``.
@@ -35,6 +36,7 @@ from graphreg.ir.selector import Missing, Selector
 from graphreg.ir.site import Label, Names, Site
 from graphreg.optimizers.param_groups import ParamGroups
 from graphreg.planning.plan import Edit, Plan
+from graphreg.regularizer.registry import Keywords
 from graphreg.reporting.diff import Diff
 from graphreg.reporting.effect import Effect, Effects
 from graphreg.reporting.monitor import Monitor
@@ -47,7 +49,7 @@ from graphreg.session.sampling import Samples
 from graphreg.tracing.trace import FrontEnd, Traced
 
 __all__ = [
-    "Audit", "Diagnosis", "Diff", "Edit", "Effect", "Effects", "Finding", "FrontEnd", "Kept", "Label", "Missing", "Monitor", "Names",
-    "ParamGroups", "Penalties", "Plan", "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule",
+    "Audit", "Diagnosis", "Diff", "Edit", "Effect", "Effects", "Finding", "FrontEnd", "Kept", "Keywords", "Label", "Missing", "Monitor",
+    "Names", "ParamGroups", "Penalties", "Plan", "Regularized", "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Schedule",
     "Selector", "Site", "Traced",
 ]  # fmt: skip

@@ -36,6 +36,7 @@ COMPARED = {
     "docs/native_dropout.md": 1,
     "docs/not_here.md": 1,
     "docs/optimizers.md": 8,
+    "docs/options.md": 1,
     "docs/randomness.md": 6,
     "docs/depth.md": 6,
     "docs/regularizers.md": 3,

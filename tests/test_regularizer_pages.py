@@ -52,7 +52,8 @@ def test_the_options_are_those_of_the_class(cls: type[Any]) -> None:
     """Each option but those of every regularizer has a row, with its default."""
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .+? \| .+? \|$", part(page(cls), "Options"), re.MULTILINE)
     told = {name: "required" if default == "required" else eval(default.strip("`")) for name, default in rows}
-    options = {field.name: field.default for field in fields(cls) if field.name not in OF_ALL}
+    # Pages call the field ``weight`` by its other name.
+    options = {"strength" if field.name == "weight" else field.name: field.default for field in fields(cls) if field.name not in OF_ALL}
     assert told == {name: "required" if default is NotGiven.OPTION else default for name, default in options.items()}
 
 
