@@ -67,7 +67,7 @@ def by_depth(first: float, last: float) -> ByDepth: ...
 @overload
 def by_depth(*, decay: float) -> DepthDecay: ...
 def by_depth(first: float | None = None, last: float | None = None, *, decay: float | None = None) -> ByDepth | DepthDecay:
-    """Return a strength that differs by depth, for the ``weight`` of any regularizer whose formula takes one site at a time.
+    """Return a strength that differs by depth, for any regularizer whose formula takes one site at a time.
 
     The blocks in which the regularizer has a site are numbered in the order in which they run. The
     strength is ``first`` in the first of these blocks, ``last`` in the last one, and evenly spaced
