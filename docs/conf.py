@@ -53,7 +53,8 @@ navigation = {
     "Start": docs("start"),
     "Tutorials": docs("tutorials/vit tutorials/bert tutorials/gru tutorials/monte_carlo tutorials/fsdp2"),
     "How-to": docs(
-        "howto/README training how_strong trainers in_place scale blocks pipeline backend fx_pass where depth parameters optimizers"
+        "howto/README training penalties modes mixed_precision which_tool how_strong trainers in_place scale blocks pipeline backend"
+        " fx_pass where attention depth parameters optimizers"
         " exact_zeros keep learned native_dropout report diff drawing page beside monitor audit doctor writing"
     ),
     "Regularizers": docs("regularizers not_here study"),

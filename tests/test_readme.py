@@ -24,6 +24,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 # How many blocks of a page have their output compared. Other tests run the other pages: see test_every_page_with_code_is_run.
 COMPARED = {
     "README.md": 1,
+    "docs/attention.md": 2,
     "docs/audit.md": 1,
     "docs/backend.md": 1,
     "docs/doctor.md": 2,
@@ -33,10 +34,13 @@ COMPARED = {
     "docs/how_strong.md": 3,
     "docs/keep.md": 1,
     "docs/learned.md": 4,
+    "docs/mixed_precision.md": 4,
+    "docs/modes.md": 1,
     "docs/native_dropout.md": 1,
     "docs/not_here.md": 1,
     "docs/optimizers.md": 8,
     "docs/options.md": 1,
+    "docs/penalties.md": 2,
     "docs/randomness.md": 6,
     "docs/depth.md": 6,
     "docs/regularizers.md": 3,
@@ -44,6 +48,7 @@ COMPARED = {
     "docs/selectors.md": 2,
     "docs/training.md": 5,
     "docs/where.md": 3,
+    "docs/which_tool.md": 5,
     "docs/writing.md": 2,
 }
 
