@@ -52,7 +52,7 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
     if not session.has_prox:
         raise GraphRegError(
             "no penalty of this module has by='prox', so prox_ has nothing to do. Give the option when you regularize: "
-            "weight_l1={'weight': 1e-4, 'by': 'prox'}."
+            "weight_l1={'strength': 1e-4, 'by': 'prox'}."
         )
 
     groups = {id(p): i for i, group in enumerate(inner.param_groups) for p in group["params"]}
