@@ -88,7 +88,7 @@ def check_given_inputs(regularizer: Any) -> None:
         if value is NotGiven.OPTION:
             raise RegularizerError(
                 f"{kind}: {name} was not given; it must be the name of an input of the model. Write {kind}(..., {name}='...'), or "
-                f"{key}={{'weight': ..., '{name}': '...'}}, with the name of an argument of the model's forward."
+                f"{key}={{'{regularizer.strength_option}': ..., '{name}': '...'}}, with the name of an argument of the model's forward."
             )
         if value is not None and not (isinstance(value, str) and value):
             raise RegularizerError(

@@ -33,8 +33,8 @@ def require_selector(regularizer: Any) -> None:
         key = regularizer.keys[0] if regularizer.keys else "key"
         raise RegularizerError(
             f"{kind} needs a selector: {regularizer.pattern!r} does not say which values are sequences. Give "
-            f"{key}={{'weight': {regularizer.weight:g}, 'pattern': 'rnn'}} or {kind}('rnn', {regularizer.weight:g}), with a name of "
-            "your model in place of 'rnn'; graphreg.names(model) lists them."
+            f"{key}={{'{regularizer.strength_option}': {regularizer.weight:g}, 'pattern': 'rnn'}} or "
+            f"{kind}('rnn', {regularizer.weight:g}), with a name of your model in place of 'rnn'; graphreg.names(model) lists them."
         )
 
 
