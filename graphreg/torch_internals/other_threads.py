@@ -381,12 +381,12 @@ def _own_patcher(original: Callable[..., Any], copies: Mapping[str, FunctionType
         with original() as patcher:
 
             def patch_method(cls: type, name: str, new: Any, deduplicate: bool = True) -> None:
-                method = getattr(cls, name)
+                method: Any = getattr(cls, name)
                 if method is not getattr(_symbolic_trace, _METHODS.get(name, ""), None):  # a library has replaced it
                     type(patcher).patch_method(patcher, cls, name, only_here(new, method), deduplicate)
                     return
                 code: Any = _code_that_calls(only_here(new, copies[_METHODS[name]]))
-                before: Any = method.__code__
+                before = method.__code__
                 patcher.patches_made.append(_symbolic_trace._PatchedFnSetAttr(method, "__code__", before, code))
                 patcher.patches_made[-1].patch()
 
