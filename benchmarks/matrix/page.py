@@ -10,7 +10,7 @@ from matrix.pairs import PAIRS, Pair
 
 Row = Mapping[str, Any]
 
-HEAD = """# Versions
+HEAD = """# Versions of torch and Python
 
 The goal is to support every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
 The package requires torch 2.10 or newer. `make matrix` tests pairs of a Python and a torch, each in its own environment. The table \

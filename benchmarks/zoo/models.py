@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 INTRODUCTION = """
-# Models
+# Models of torchvision, timm and transformers
 
 `make zoo` tests graphreg on models that it was not written for, and writes this page; [models of other libraries](models_other.md) have \
 one of their own. The models have random weights, and the smallest input that they accept in both modes. They come from these \

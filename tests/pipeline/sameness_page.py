@@ -19,7 +19,7 @@ Row = tuple[str, str, str]  # backend, recomputation, checkpointing
 Record = Mapping[str, Any]
 ROWS: list[Row] = list(dict.fromkeys((cell.backend, cell.recomputation, cell.checkpointing) for cell in product()))
 
-HEAD = """# Sameness
+HEAD = """# Where masks are the same
 
 `make sweep` tests whether a rewritten module applies exactly the masks that its noise prescribes, in forward and backward, for every \
 combination of the settings below. A combination is called a cell. The command also writes this page.
