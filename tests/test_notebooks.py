@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from notebooks import TUTORIALS, link, notebook, path_of
+from pages import AS_WIDE_AS_THE_SITE
 
 each_tutorial = pytest.mark.parametrize("page", TUTORIALS, ids=[page.stem for page in TUTORIALS])
 
@@ -38,8 +39,9 @@ def test_there_is_no_other() -> None:
 
 @pytest.mark.sweep
 @each_tutorial
-def test_it_runs(page: Path, tmp_path: Path) -> None:
+def test_it_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a kernel of Jupyter it prints what it shows."""
+    monkeypatch.setenv("COLUMNS", AS_WIDE_AS_THE_SITE["COLUMNS"])
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     shown, executed = (nbformat.read(path_of(page), as_version=4) for _ in range(2))
     nbformat.validate(shown)
