@@ -195,7 +195,8 @@ def killed_and_resumed(screen: Screen, setup: Setup, place: Path) -> list[str]:
     screen.line(f"{setup.steps} steps on {RANKS} ranks; the loss of rank 0 went from {first:.3f} to {last:.3f}.")
     screen.title("2. The same run, and rank 1 is killed")
     run = killed(screen, broken, setup, random.randrange(setup.every + 1, setup.steps - 1))  # any step after the first checkpoint will do
-    screen.line(f"Rank 1 was killed by SIGKILL in the middle of step {run.step}; its status is {run.status}. Rank 0 ended with:")
+    screen.line(f"Rank 1 was killed by SIGKILL in the middle of step {run.step}; its status is {run.status}.")
+    screen.line("Rank 0 ended with:")
     screen.line(f"  {run.said}")
     screen.line(f"The last checkpoint is that of step {run.start}.")
     screen.title("3. For comparison: both ranks resumed without the state of graphreg")
