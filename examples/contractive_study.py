@@ -143,37 +143,38 @@ def train_all(screen: Screen, setup: Setup) -> list[Entry]:
 
 
 def setting(setup: Setup) -> str:
-    return f"""\
-An autoencoder, 64 pixels to {setup.hidden} sigmoids and back, learns {TRAIN} of scikit-learn's digits in {setup.steps}
-steps, about as many as suit it best: as it is ("plain"); with contractive on its code (pattern="{CODE}",
-one random projection a step); and, for comparison, with weight_l2. {len(setup.seeds)} seeds each. Of each penalty
-the strongest is taken whose error on {VALIDATION} validation digits is no higher than plain's; the {TEST} test
-digits take no part in that."""
+    return (
+        f"An autoencoder, 64 pixels to {setup.hidden} sigmoids and back, learns {TRAIN} of scikit-learn's digits in {setup.steps} steps, "
+        f'about as many as suit it best: as it is ("plain"); with contractive on its code (pattern="{CODE}", one random projection a '
+        f"step); and, for comparison, with weight_l2. {len(setup.seeds)} seeds each. Of each penalty the strongest is taken whose error on "
+        f"{VALIDATION} validation digits is no higher than plain's; the {TEST} test digits take no part in that."
+    )
 
 
 KEY = f"""\
-mean over seeds ± half of its 95 % interval, on test digits.
-error: of the reconstruction, summed over pixels;  Jacobian: the exact norm of d code / d image
-moved: how far normal noise of {NOISE:g} on the pixels moves the code;  noisy: error of the reconstruction
-from the noisy image, against the clean one;  neighbour: % of noisy images whose nearest code among
-the {TRAIN} training images' has the right label"""
-KEY_GAIN = 'difference to plain, paired by seed, likewise; one that is smaller than its ± is "no effect"'
+mean over seeds ± half of its 95 % interval, on test digits
+error: of the reconstruction, summed over pixels
+Jacobian: the exact norm of d code / d image
+moved: how far normal noise of {NOISE:g} on the pixels moves the code
+noisy: error of the reconstruction from the noisy image, against the clean one
+neighbour: % of noisy images next to a training image of their label, by code"""
+KEY_GAIN = 'difference to plain, paired by seed; one that is smaller than its ± is "no effect"'
 
 
 def measures_table(entries: Sequence[Entry]) -> str:
-    rows: list[tuple[str, ...]] = [("", "error", "Jacobian", "moved", "noisy", "neighbour")]
-    for entry in entries:
-        rows.append((entry.title, *(interval(entry.of(name)).short(form) for name, form in MEASURES.items())))
+    rows: list[tuple[str, ...]] = [("", *(entry.title for entry in entries))]
+    for name, form in MEASURES.items():
+        title = name.capitalize() if name == "jacobian" else name
+        rows.append((title, *(interval(entry.of(name)).short(form) for entry in entries)))
     return table(rows)
 
 
 def gain_table(entries: Sequence[Entry]) -> str:
-    rows: list[tuple[str, ...]] = [("", "error", "verdict", "Jacobian", "verdict", "neighbour", "verdict")]
-    for entry in entries[1:]:
-        error, jacobian, neighbour = (difference(entry, entries[0], name) for name in ("error", "jacobian", "neighbour"))
-        verdicts = (error.verdict("higher", "lower"), jacobian.verdict("larger", "smaller"), neighbour.verdict("better", "worse"))
-        texts = (error.short("+.3f"), jacobian.short("+.2f"), neighbour.short("+.1f"))
-        rows.append((entry.title, *(cell for pair in zip(texts, verdicts, strict=True) for cell in pair)))
+    rows: list[tuple[str, ...]] = [("", *(cell for entry in entries[1:] for cell in (entry.title, "verdict")))]
+    verdicts = (("error", "+.3f", "higher", "lower"), ("Jacobian", "+.2f", "larger", "smaller"), ("neighbour", "+.1f", "better", "worse"))
+    for name, form, up, down in verdicts:
+        gains = [difference(entry, entries[0], name.lower()) for entry in entries[1:]]
+        rows.append((name, *(cell for gain in gains for cell in (gain.short(form), gain.verdict(up, down)))))
     return table(rows)
 
 

@@ -33,7 +33,8 @@ def main() -> None:
     whole = options.parse_args().study
     start, screen = time.perf_counter(), Screen()
     minutes = "Three minutes" if whole else "A minute"
-    screen.line(f"graphreg: dropout, noise and penalties by name in a PyTorch model. {minutes} on two cores, no network.", style="bold")
+    screen.line("graphreg: dropout, noise and penalties by name in a PyTorch model", style="bold")
+    screen.line(f"{minutes} on two cores, no network.")
     with screen.course(STUDY if whole else SECONDS):
         digits, network = imported("digits_verdict"), imported("digits_resnet")
         lines = [*digits.study(screen, whole), *network.resnet(screen, FOLDER)]

@@ -22,7 +22,8 @@ def main() -> None:
     """Both parts, then what came out of them."""
     start = time.perf_counter()
     screen = Screen()
-    screen.line("graphreg: recurrent and contractive penalties by name. Two to three minutes, no network.", style="bold")
+    screen.line("graphreg: recurrent and contractive penalties by name", style="bold")
+    screen.line("Two to three minutes, no network.")
     lines = [*recurrent(screen), *contractive(screen)]
     screen.title("Summary")
     for line in lines:

@@ -195,8 +195,9 @@ def killed_and_resumed(screen: Screen, setup: Setup, place: Path) -> list[str]:
     screen.line(f"{setup.steps} steps on {RANKS} ranks; the loss of rank 0 went from {first:.3f} to {last:.3f}.")
     screen.title("2. The same run, and rank 1 is killed")
     run = killed(screen, broken, setup, random.randrange(setup.every + 1, setup.steps - 1))  # any step after the first checkpoint will do
-    screen.line(f"Rank 1 was killed by SIGKILL in the middle of step {run.step}; its status is {run.status}. Rank 0 ended with:")
-    screen.block(run.said)
+    screen.line(f"Rank 1 was killed by SIGKILL in the middle of step {run.step}; its status is {run.status}.")
+    screen.line("Rank 0 ended with:")
+    screen.line(f"  {run.said}")
     screen.line(f"The last checkpoint is that of step {run.start}.")
     screen.title("3. For comparison: both ranks resumed without the state of graphreg")
     finished(screen, broken, setup, "training", control=True)
@@ -217,10 +218,11 @@ def killed_and_resumed(screen: Screen, setup: Setup, place: Path) -> list[str]:
 def main() -> None:
     """The four runs, then what came out of them."""
     start, screen = time.perf_counter(), Screen()
-    screen.line("graphreg: a sharded run, killed and resumed. A minute on two cores, no network.", style="bold")
+    screen.line("graphreg: a sharded run, killed and resumed", style="bold")
+    screen.line("A minute on two cores, no network.")
     setup = Setup()
     screen.line(
-        f"A transformer of {setup.depth} blocks on scikit-learn's digits: FSDP2, compiled blocks, dropout that rises by a schedule,\n"
+        f"A transformer of {setup.depth} blocks on scikit-learn's digits: FSDP2, compiled blocks, dropout that rises by a schedule, "
         f"a penalty on weights whose strength changes, and a checkpoint every {setup.every} steps."
     )
     with tempfile.TemporaryDirectory() as place:

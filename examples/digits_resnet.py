@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models import resnet18  # type: ignore[import-untyped]
 
 import graphreg
+from graphreg import Site
 
 TRAIN, BATCH, STEPS, EVERY = 1500, 32, 60, 10
 COMPILING, DRAWING = 30, 3  # seconds, usually
@@ -44,11 +45,18 @@ def head(text: str, lines: int) -> str:
 
 
 def show_names_and_plan(screen: Screen, net: nn.Module, example: Tensor) -> None:
-    screen.line("\nprint(graphreg.names(net, example))")
-    screen.block(head(repr(graphreg.names(net, example)), 14))
+    """As lists, because the tables that graphreg prints of them are wider."""
     traced = graphreg.trace(net, example)
-    screen.line("\nprint(graphreg.plan(traced, regularizers)): what will be done, before anything changes")
-    screen.block(head(str(graphreg.plan(traced, graphreg.from_kwargs(traced, **KEYWORDS))), 14))
+    screen.line("\ntraced = graphreg.trace(net, example)\nthe sites in traced.values: name, operation, shape, role and marks")
+    screen.block(head("\n".join(map(described, traced.values)), 14))
+    plan = graphreg.plan(traced, graphreg.from_kwargs(traced, **KEYWORDS))
+    screen.line("\nthe edits in graphreg.plan(traced, regularizers), before anything changes")
+    screen.block("\n".join(f"{edit.site.name:<23}{edit.name:<11}{edit.weight:>5g}   matched by {edit.matched}" for edit in plan.edits))
+
+
+def described(site: Site) -> str:
+    shape = "x".join(map(str, site.shape or ()))
+    return f"{site.name:<23}{site.op:<19}{shape:<13}{', '.join(site.marked)}".rstrip()
 
 
 def show_call(screen: Screen) -> None:
@@ -105,10 +113,10 @@ def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> list[
 def pictures(screen: Screen, module: fx.GraphModule, steps: Sequence[dict[str, float]], folder: Path) -> None:
     """The rewritten network as a drawing and as a page, and how cross-entropy and penalties developed."""
     folder.mkdir(parents=True, exist_ok=True)
-    screen.line(f"\npictures of this are in {folder}")
+    screen.line(f"\ngraphreg.draw(module, path), and a plot of the losses, in {folder}")
     what = {
-        "resnet18.svg": "graphreg.draw(module, 'resnet18.svg'): the network with what was added in colour",
-        "resnet18.html": "graphreg.draw(module, 'resnet18.html'): the same to search and unfold in a browser",
+        "resnet18.svg": "the network, with what was added in colour",
+        "resnet18.html": "the same, to search and unfold in a browser",
         "curves.svg": "cross-entropy and penalties, step by step",
     }
     with screen.expected("drawing", DRAWING):

@@ -12,19 +12,21 @@ from trials import Entry, difference, interval
 
 MEASURES = {"half_off": "half off", "noisy": "noisy", "weight_norm": "norm", "near_zero": "near zero"}
 MEANT = dict(zip(GRID, MEASURES, strict=True))  # what each regularizer is for
-SETUP = f"""\
-A 64-{HIDDEN}-{HIDDEN}-10 network learns {TRAIN} of scikit-learn's digits in {STEPS} steps of Adam, as it is ("plain")
-or as graphreg.regularize(net, hidden_dropout=0.5) and the like: the names below are its keywords.
-{{seeds}} seeds each: other samples, weights and noise. {{strengths}} on {VALIDATION} validation
-samples; the {TEST} test samples take no part in that."""
-KEY = """\
-test accuracy in %: mean over seeds [95 % interval]. Differences to plain are paired by seed; one
-whose interval contains 0 is "no effect". Of 20 such intervals one misses the truth by chance."""
+SETUP = (
+    f"A 64-{HIDDEN}-{HIDDEN}-10 network learns {TRAIN} of scikit-learn's digits in {STEPS} steps of Adam, as it is (\"plain\") or as "
+    "graphreg.regularize(net, hidden_dropout=0.5) and the like: the names below are its keywords. {seeds} seeds each: other samples, "
+    f"weights and noise. {{strengths}} on {VALIDATION} validation samples; the {TEST} test samples take no part in that."
+)
+KEY = (
+    "test accuracy in %: mean over seeds [95 % interval]. Differences to plain are paired by seed; one whose interval contains 0 is "
+    '"no effect". Of 20 such intervals one misses the truth by chance.'
+)
 KEY_MEANT = f"""\
-half off: test accuracy in % with half of the hidden units switched off at random
-noisy: test accuracy in % with normal noise of {NOISE:g} on the input;  norm: of all weights
+half off: test accuracy in % with half of the hidden units off at random
+noisy: test accuracy in % with normal noise of {NOISE:g} on the input
+norm: of all weights
 near zero: % of activations below {NEAR_ZERO:g} at the hidden sites
-*: what the regularizer is meant to change, and the difference that it makes to it"""
+*: what the regularizer is meant to change, and the difference that it makes"""
 
 
 def accuracy_table(entries: Sequence[Entry]) -> str:
@@ -38,12 +40,12 @@ def accuracy_table(entries: Sequence[Entry]) -> str:
 
 def meant_table(entries: Sequence[Entry]) -> str:
     plain = entries[0]
-    rows = [("", *MEASURES.values(), "difference of *", "verdict")]
+    rows = [("", *MEASURES.values(), "change of *", "verdict")]
     for entry in entries:
         meant = MEANT.get(entry.name)
         cells = [f"{fmean(entry.of(measure)):.1f}{'*' if measure == meant else ' '}" for measure in MEASURES]
         change = difference(entry, plain, meant) if meant else None
-        rows.append((entry.title, *cells, change.text("+.2f") if change else "", change.verdict("higher", "lower") if change else ""))
+        rows.append((entry.name, *cells, change.short("+.2f") if change else "", change.verdict("higher", "lower") if change else ""))
     return table(rows)
 
 
@@ -65,7 +67,7 @@ def study(screen: Screen, whole: bool = True) -> list[str]:
     how = "Strengths are chosen" if whole else "Strengths are those that make demo-study chose"
     screen.line(SETUP.format(seeds=len(SEEDS if whole else FEW), strengths=how))
     if whole:
-        screen.line("\nvalidation accuracy in %, by strength (* chosen); all four: the chosen ones together, scaled")
+        screen.line("\nvalidation accuracy in %, by strength (* chosen)\nall four: the chosen ones together, scaled")
     entries = train_all(screen) if whole else train_few(screen)
     screen.line(f"\n{KEY}")
     screen.block(accuracy_table(entries))

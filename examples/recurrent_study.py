@@ -23,6 +23,7 @@ BATCH, STREAMS, LEARNING_RATE, CLIP = 64, 300, 2e-3, 1.0
 # norm="l2" is Krueger & Memisevic's equation 1
 OPTIONS: Mapping[str, dict[str, Any]] = {"recurrent_norm": {"pattern": "rnn", "norm": "l2"}, "recurrent_state": {"pattern": "rnn"}}
 TANH = "plain, tanh"
+DIGITS = {f"digits 1-{TRAINED}": "trained", f"{TRAINED + 1}-{MIDDLE}": "middle", f"{MIDDLE + 1}-{LONG}": "long"}
 
 
 @dataclass(frozen=True)
@@ -148,39 +149,37 @@ def train_all(screen: Screen, setup: Setup) -> list[Entry]:
 
 
 def setting(setup: Setup) -> str:
-    return f"""\
-A recurrent network of {setup.hidden} rectified units reads scikit-learn's digits row by row, one behind the
-other, and names each at its last row. It learns from sequences of {TRAINED} digits ({TRAINED * ROWS} steps) and is tested
-on sequences of {LONG} ({LONG * ROWS} steps): as it is ("plain"), with recurrent_norm (norm="l2", the norm
-stabilizer of Krueger & Memisevic), and with recurrent_state. {len(setup.seeds)} seeds each: other digits to learn
-from, other weights. Strengths are chosen on sequences of {VALIDATION} validation digits; the {TEST} test digits
-take no part in that."""
+    return (
+        f"A recurrent network of {setup.hidden} rectified units reads scikit-learn's digits row by row, one behind the other, and names "
+        f"each at its last row. It learns from sequences of {TRAINED} digits ({TRAINED * ROWS} steps) and is tested on sequences of {LONG} "
+        f'({LONG * ROWS} steps): as it is ("plain"), with recurrent_norm (norm="l2", the norm stabilizer of Krueger & Memisevic), and with '
+        f"recurrent_state. {len(setup.seeds)} seeds each: other digits to learn from, other weights. Strengths are chosen on sequences of "
+        f"{VALIDATION} validation digits; the {TEST} test digits take no part in that."
+    )
 
 
 KEY = f"""\
-test accuracy in % at the digits of the trained length and behind it: mean over seeds ± half of its
-95 % interval.  norm: of the state after {TRAINED} digits;  drift: decades (factors of 10), up or down, from
-there to the norm after {LONG} digits;  "{TANH}": tanh for the rectifier, whose state cannot grow"""
-KEY_GAIN = 'difference to plain, paired by seed, likewise; one that is smaller than its ± is "no effect"'
+mean over seeds ± half of its 95 % interval
+digits: test accuracy in % at the digits of the trained length and behind it
+norm: of the state after {TRAINED} digits
+drift: decades (factors of 10), up or down, from there to the norm after {LONG} digits
+{TANH}: tanh for the rectifier, whose state cannot grow"""
+KEY_GAIN = 'difference to plain, paired by seed; one that is smaller than its ± is "no effect"'
 
 
 def accuracy_table(entries: Sequence[Entry]) -> str:
-    heads = (f"digits 1-{TRAINED}", f"{TRAINED + 1}-{MIDDLE}", f"{MIDDLE + 1}-{LONG}")
-    rows: list[tuple[str, ...]] = [("", *heads, "norm", "drift")]
-    for entry in entries:
-        cells = [interval(entry.of(name)).short(".1f") for name in ("trained", "middle", "long", "norm")]
-        rows.append((entry.title, *cells, interval(entry.of("drift")).short(".2f")))
+    rows: list[tuple[str, ...]] = [("", *(entry.title for entry in entries))]
+    for title, name in (*DIGITS.items(), ("norm", "norm"), ("drift", "drift")):
+        rows.append((title, *(interval(entry.of(name)).short(".2f" if name == "drift" else ".1f") for entry in entries)))
     return table(rows)
 
 
 def gain_table(entries: Sequence[Entry]) -> str:
-    plain = entries[0]
-    rows: list[tuple[str, ...]] = [("", f"digits 1-{TRAINED}", "verdict", f"{MIDDLE + 1}-{LONG}", "verdict", "drift", "verdict")]
-    for entry in entries[1:]:
-        near, far, drift = (difference(entry, plain, name) for name in ("trained", "long", "drift"))
-        verdicts = (near.verdict("better", "worse"), far.verdict("better", "worse"), drift.verdict("more", "less"))
-        texts = (near.short("+.1f"), far.short("+.1f"), drift.short("+.2f"))
-        rows.append((entry.title, *(cell for pair in zip(texts, verdicts, strict=True) for cell in pair)))
+    rows: list[tuple[str, ...]] = [("", *(cell for entry in entries[1:] for cell in (entry.title, "verdict")))]
+    for title, name in (*((title, name) for title, name in DIGITS.items() if name != "middle"), ("drift", "drift")):
+        form, up, down = ("+.2f", "more", "less") if name == "drift" else ("+.1f", "better", "worse")
+        gains = [difference(entry, entries[0], name) for entry in entries[1:]]
+        rows.append((title, *(cell for gain in gains for cell in (gain.short(form), gain.verdict(up, down)))))
     return table(rows)
 
 

@@ -67,12 +67,12 @@ def see_report() -> Iterator[str]:
 
 
 def see_diff() -> Iterator[str]:
-    """Against the model, between two settings, and of a model that has a forward for each mode."""
+    """Against the model, between two settings, and of a model that has a forward for each mode. At 88 columns, those of the site."""
     first = regularized()
-    yield graphreg.diff(first).text()
+    yield graphreg.diff(first).text(88)
     stronger = graphreg.build("dropout", strength=0.2, pattern="relu_1", name="hidden_dropout")
-    yield graphreg.diff(first, graphreg.regularize(Digits(), stronger, own_dropout={"drop2": "seeded"}, rng=0), context=1).text()
-    yield graphreg.diff(graphreg.regularize(Steady(), hidden_dropout=0.1)).text()
+    yield graphreg.diff(first, graphreg.regularize(Digits(), stronger, own_dropout={"drop2": "seeded"}, rng=0), context=1).text(88)
+    yield graphreg.diff(graphreg.regularize(Steady(), hidden_dropout=0.1)).text(88)
 
 
 WHAT = {"report": see_report, "diff": see_diff}

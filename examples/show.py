@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from course import Course, about
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-WIDTH = 100
+WIDTH = 80  # that of a terminal, and of what is written to a pipe
 QUIET = 10.0  # seconds after which a pipe gets a line
 USUAL = 1.0  # seconds of a step, before one was timed
 Advance = Callable[[], None]
@@ -28,8 +29,9 @@ class Screen:
         self._course: Course | None = None
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """One line or several, never wrapped; ``style`` is rich's, for terminals only."""
+        """One line or several, each filled to the width; ``style`` is rich's, for terminals only."""
         self.spoke = time.monotonic()
+        text = "\n".join(part for line in text.split("\n") for part in filled(line))
         if self.console is None:
             print(text, flush=True)
         else:
@@ -57,7 +59,8 @@ class Screen:
                 with self._now_and_then(lambda: f"{course.part}: {course.elapsed:.0f} s so far, {about(course.left)} left"):
                     yield
                 return
-            shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+            what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+            shape = (SpinnerColumn(), what, BarColumn(20), TimeElapsedColumn(), left)
             with Progress(*shape, console=self.console, transient=True) as shown:
                 task = shown.add_task(course.part, total=course.total, left="")
 
@@ -124,6 +127,12 @@ def every(seconds: float, function: Callable[[], object]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def filled(line: str) -> list[str]:
+    """The line, or several lines if it is too long; those behind the first of an item or of an indented line are indented."""
+    indent = " " * (len(line) - len(line.lstrip(" -")))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [line]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

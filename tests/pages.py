@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import graphreg
 from graphreg.regularizer import registry
@@ -20,6 +22,8 @@ from graphreg.regularizer import registry
 DOCS = Path(__file__).parent.parent / "docs"
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 BLOCK = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
+
+AS_WIDE_AS_THE_SITE = {"COLUMNS": "88"}  # what a column of code on the site has room for; what prints as a table fits it
 
 
 def run_page(page: str, section: str | None = "") -> dict[str, Any]:
@@ -35,7 +39,7 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
     assert blocks
     for code, expected in blocks:
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), mock.patch.dict(os.environ, AS_WIDE_AS_THE_SITE):
             exec(compile(code, page, "exec", dont_inherit=True), space)
         assert expected.strip() in printed.getvalue()  # a trainer prints lines of its own, too
     return space
@@ -62,7 +66,7 @@ def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Ite
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         if block[1] == "python":
             printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(printed), mock.patch.dict(os.environ, AS_WIDE_AS_THE_SITE):
                 code = compile(block[2], f"<{name}>", "exec", dont_inherit=True)  # no file of that name: Dynamo would read it as Python
                 exec(code, space)
             yield printed.getvalue().strip(), following[2].strip() if following and following[1] == "text" else None

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import contractive_study
+import digits_resnet
+import digits_study
+import digits_verdict
 import pytest
 import recurrent_study
 import torch
@@ -44,12 +57,13 @@ def test_the_recurrent_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert [line.partition(": ")[0].rstrip(" 0123456789") for line in lines] == [
         f"longer sequences, {name}" for name in ("plain", "recurrent_norm", "recurrent_state", "plain, tanh")
     ]
-    assert "\x1b" not in told and [line for line in told.splitlines() if len(line) > 102] == []
+    assert "\x1b" not in told and [line for line in told.splitlines() if len(line) > 80] == []
     assert [line.count("*") for line in told.splitlines() if line.startswith("  recurrent_") and ": " in line] == [1, 1]
     rows = [line for line in told.splitlines() if line.startswith("  ") and "±" in line]
+    assert [row.split("  ")[1] for row in rows] == ["digits 1-2", "3-8", "9-32", "norm", "drift", "digits 1-2", "9-32", "drift"]
+    assert [row.count("±") for row in rows] == [4] * 5 + [2] * 3
     titles = [line.partition(", ")[2].partition(":")[0] for line in lines]
-    assert [row.split("  ")[1] for row in rows] == [*titles, *titles[1:3]]
-    assert [row.count("±") for row in rows] == [5, 5, 5, 5, 3, 3]
+    assert all(f"  {title}" in told for title in titles) and told.count("verdict") == 2
 
 
 def changes(job: recurrent_study.Job) -> tuple[float, float]:
@@ -111,12 +125,13 @@ def test_the_contractive_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     lines = contractive_study.contractive(Screen(), CODES)
     told = capsys.readouterr().out
     assert [line.partition(": ")[0].split()[1] for line in lines] == ["plain", "contractive", "weight_l2"]
-    assert "\x1b" not in told and [line for line in told.splitlines() if len(line) > 102] == []
+    assert "\x1b" not in told and [line for line in told.splitlines() if len(line) > 80] == []
     assert [line.count("*") for line in told.splitlines() if line.startswith(("  contractive", "  weight_l2")) and ": " in line] == [1, 1]
     rows = [line for line in told.splitlines() if line.startswith("  ") and "±" in line]
+    assert [row.split("  ")[1] for row in rows] == ["error", "Jacobian", "moved", "noisy", "neighbour", "error", "Jacobian", "neighbour"]
+    assert [row.count("±") for row in rows] == [3] * 5 + [2] * 3
     titles = [line.partition(", ")[2].partition(":")[0] for line in lines]
-    assert [row.split("  ")[1] for row in rows] == [*titles, *titles[1:]]
-    assert [row.count("±") for row in rows] == [5, 5, 5, 3, 3]
+    assert all(f"  {title}" in told for title in titles) and told.count("verdict") == 2
 
 
 @pytest.mark.parametrize("seed", CODES.seeds)
@@ -148,6 +163,49 @@ def test_the_strongest_that_costs_nothing_is_taken(capsys: pytest.CaptureFixture
     assert contractive_study.choose(Screen(), "c", tried, plain) is tried[1]
     assert contractive_study.choose(Screen(), "c", tried[2:], plain) is tried[2]
     assert capsys.readouterr().out.split() == ["c", "1:", "0.300", "2:", "0.500*", "4:", "0.510", "c", "4:", "0.510*"]
+
+
+# --- the first demo -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_demo_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """What part 1 says of its widest numbers, and what part 2 shows before it trains; nothing of it is cut."""
+    names, measures = ("plain", *digits_study.GRID, "all four"), ("test", *digits_verdict.MEASURES)
+    entries = [entry(name, **{measure: [98.1 - i, 77.4] for measure in measures}) for i, name in enumerate(names)]
+    screen, example = Screen(), torch.zeros(2, 3, 32, 32)
+    screen.line(digits_verdict.SETUP.format(seeds=10, strengths="Strengths are those that make demo-study chose"))
+    for text in (digits_verdict.accuracy_table(entries), digits_verdict.meant_table(entries)):
+        screen.block(text)
+    for line in (digits_verdict.KEY, digits_verdict.KEY_MEANT, *digits_verdict.summary(entries)):
+        screen.line(f"- {line}")
+    digits_resnet.show_names_and_plan(screen, digits_resnet.resnet18(num_classes=10), example)
+    digits_resnet.show_call(screen)
+    told = capsys.readouterr().out.splitlines()
+    assert max(map(len, told)) in range(70, 81) and [line for line in told if line.endswith("...")] == []
+
+
+@pytest.mark.sweep
+def test_the_first_demo_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """``graphreg demo``, bars included: no line is wider, and none is cut."""
+    text = in_a_terminal([sys.executable, "-m", "graphreg", "demo"], 80, tmp_path)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", text)]
+    assert "- all of this took" in text and [line for line in lines if len(line) > 80 or re.search(r"\S(\.\.\.|…)$", line)] == []
+
+
+def in_a_terminal(command: list[str], columns: int, folder: Path) -> str:
+    """Run a command in a terminal of so many columns, and return all that it writes there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {**{name: value for name, value in os.environ.items() if name != "COLUMNS"}, "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment) as process:
+        os.close(theirs)
+        written = bytearray()
+        with contextlib.suppress(OSError):  # as the terminal closes
+            while part := os.read(ours, 65536):
+                written += part
+        os.close(ours)
+    assert process.returncode == 0, written.decode()
+    return written.decode()
 
 
 # --- what the studies share -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_a_page_has_its_parts(cls: type[Any]) -> None:
     text = page(cls)
     assert text.startswith(f"# {cls.__name__}\n") and re.findall(r"^## (.*)$", text, re.MULTILINE) == PARTS
     assert all(part(text, title) for title in PARTS)
-    assert 40 <= len(text.splitlines()) <= 70
+    assert 40 <= len(text.splitlines()) <= 80
     keywords = re.findall(r"`(\w+)`", re.findall(r"^Keywords?: (.*?)\. \[Code\]", text, re.MULTILINE)[0])
     assert set(cls.keys) <= set(keywords) <= {*cls.keys, *(f"{role}_{key}" for role in ROLES for key in cls.keys)}
     file = cls.__module__.rpartition(".")[2]

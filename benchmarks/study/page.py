@@ -54,14 +54,13 @@ would just be shown (0.02 to 0.56). No other verdict on places would change.
 WHERE = """## Places of dropout
 
 [Where should dropout act?](where.md) advises against dropout at hidden values that feed a batch norm (`#normed`) or lie on the trunk of \
-residual blocks (`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. \
-Dropout acts at all \
-their hidden values, at those without a mark (the selector `["!#normed", "!#trunk"]`), or at the classifier's input alone. Where two of \
-these places are the same, they stand here once.
+residual blocks (`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. Dropout \
+acts at all their hidden values, at those without a mark (the selector `["!#normed", "!#trunk"]`), or at the classifier's input alone. \
+Where two of these places are the same, they stand here once.
 
 The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
 highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
-[Where should dropout act?](where.md#on-data) says what follows.
+[On data](where.md#on-data) says what follows.
 """
 
 ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \

@@ -24,6 +24,7 @@ from graphreg.session.hosts import backend_host, rewritten, rules_of
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
 _MARGIN = 88  # columns; all comments start in one column, behind the longest commented line of at most this length
+_NOTEBOOK = 100  # columns that the output of a notebook shows without scrolling
 _MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
 
 
@@ -84,8 +85,8 @@ class Diff:
     def text(self, width: int | None = None) -> str:
         """Return the diff as plain text.
 
-        ``width``: the columns, 40 or more, beyond which a comment gets a line of its own; None for none. No line of code is broken.
-        Raises RegularizerError for any other value.
+        ``width``: the columns to fit, 40 or more, or None for any number. Comments move to the left, and where that is not enough, a
+        comment gets a line of its own. No line of code is broken. Raises RegularizerError for any other value.
         """
         check_width(width)
         return self._shown(width, False)
@@ -96,7 +97,7 @@ class Diff:
     __repr__ = __str__
 
     def _shown(self, width: int | None, colours: bool) -> str:
-        lines = [paint(text, _STYLES.get(line.sign, ""), colours) for line in self.lines for text in _fitted(line, width)]
+        lines = [paint(text, _STYLES.get(line.sign, ""), colours) for line, text in _fitted(self.lines, width)]
         return "\n".join([*lines, *self._rest()])
 
     def _rest(self) -> list[str]:
@@ -105,20 +106,35 @@ class Diff:
         return [*([] if self.lines else [none]), *self.notes]
 
     def _repr_html_(self) -> str:
-        return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] + [("", t) for t in self._rest()])
+        lines = [(line.sign[:1] if len(line.sign) < 3 else "", text) for line, text in _fitted(self.lines, _NOTEBOOK)]
+        return marked([*lines, *(("", text) for text in self._rest())])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diff as plain values that ``json`` can write."""
         return {**asdict(self), "added": self.added, "removed": self.removed}
 
 
-def _fitted(line: DiffLine, width: int | None) -> list[str]:
-    """Return the line, or two lines if code and comment together are wider than ``width``."""
-    code, comment = f"{line.sign}{line.code}", line.text[len(line.sign) + len(line.code) :].strip()
-    if width is None or len(line.text) <= width or not line.code or not comment:
-        return [line.text]
-    indent = len(line.code) - len(line.code.lstrip())
-    return [code, f"{line.sign}{' ' * indent}    {comment}"]
+def _fitted(lines: Sequence[DiffLine], width: int | None) -> Iterator[tuple[DiffLine, str]]:
+    """Yield each line as it is printed, or twice, with the code and with the comment, if the two together are wider than ``width``."""
+    if width is None or all(len(line.text) <= width for line in lines):
+        yield from ((line, line.text) for line in lines)
+        return
+
+    codes = [f"{line.sign}{line.code}" if line.code else line.text for line in lines]
+    comments = [line.text[len(code) :].strip() for line, code in zip(lines, codes, strict=True)]
+    # Comments start behind the longest line of code that has room for its own.
+    together = [len(code) for code, comment in zip(codes, comments, strict=True) if comment and len(f"{code}  {comment}") <= width]
+    margin = max(together, default=0)
+    for line, code, comment in zip(lines, codes, comments, strict=True):
+        aligned = f"{code.ljust(margin)}  {comment}"
+        if not comment:
+            yield line, code
+        elif len(f"{code}  {comment}") <= width:
+            yield line, aligned if len(aligned) <= width else f"{code}  {comment}"
+        else:
+            indent = len(line.code) - len(line.code.lstrip())
+            yield line, code
+            yield line, f"{line.sign}{' ' * indent}    {comment}"
 
 
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
