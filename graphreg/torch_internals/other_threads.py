@@ -381,8 +381,8 @@ def _own_patcher(original: Callable[..., Any], copies: Mapping[str, FunctionType
         with original() as patcher:
 
             def patch_method(cls: type, name: str, new: Any, deduplicate: bool = True) -> None:
-                method: Any = getattr(cls, name)
-                if method is not getattr(_symbolic_trace, _METHODS.get(name, ""), None):  # a library has replaced it
+                method = getattr(cls, name)
+                if method is not vars(_symbolic_trace).get(_METHODS.get(name, "")):  # a library has replaced it
                     type(patcher).patch_method(patcher, cls, name, only_here(new, method), deduplicate)
                     return
                 code: Any = _code_that_calls(only_here(new, copies[_METHODS[name]]))
