@@ -382,7 +382,7 @@ def _own_patcher(original: Callable[..., Any], copies: Mapping[str, FunctionType
 
             def patch_method(cls: type, name: str, new: Any, deduplicate: bool = True) -> None:
                 method = getattr(cls, name)
-                if method is not vars(_symbolic_trace).get(_METHODS.get(name, "")):  # a library has replaced it
+                if name not in _METHODS or method is not vars(_symbolic_trace)[_METHODS[name]]:  # a library has replaced it
                     type(patcher).patch_method(patcher, cls, name, only_here(new, method), deduplicate)
                     return
                 code: Any = _code_that_calls(only_here(new, copies[_METHODS[name]]))
