@@ -60,7 +60,7 @@ their hidden values, at those without a mark (the selector `["!#normed", "!#trun
 these places are the same, the table has them once.
 
 The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
-highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
+highest accuracy was chosen. For this rate, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
 [Where should dropout act?](where.md#on-data) says what follows.
 """
 
