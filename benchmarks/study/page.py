@@ -31,16 +31,16 @@ interval lies on the claimed side of 0. "No worse" holds if the whole interval l
 - **Shown.** A claim is shown if all its checks hold. Nothing corrects for the number of claims: if none of them were true, one or two of \
 all single checks would be expected to hold by chance.
 - **Test rows.** They are the same for all seeds (1,000 digits, 200 patients of the diabetes data, 200 of the breast cancer data), so that \
-no strength is chosen on them. The intervals therefore contain what training rows, initial weights, batches and noise change, and not what \
-other test rows would change.
+no strength is chosen on them. So the intervals show the effect of other training rows, initial weights, batches and noise, but \
+not of other test rows.
 - **Strengths** come from a grid that was fixed beforehand, by the score on validation rows, averaged over {tuning} other seeds. The rule \
-*best* takes the highest score, and the weaker of equals. The rule *strongest* is for claims about a property that should cost little: it \
-takes the strongest with a score of at least the control's minus {allowed:g} point, or the weakest if there is none. Rivals are chosen \
-from grids by the same rules. The score is accuracy; for the regression it is R².
-- **Before.** Until the protocol was committed, the controls alone were trained to the end, on one other seed, to set the numbers of \
-steps; with regularizers, every arm took three steps (in chain 60), to see that it runs.
-- **Training.** Adam without weight decay; the rate falls to 0 in a straight line. What `L0Gates` and `ConcreteDropout` learn has ten \
-times the rate.
+*best* takes the strength with the highest score, and the weaker of two with equal scores. The rule *strongest* is for claims about a \
+property that should cost little: it takes the greatest strength whose score is at most {allowed:g} point below the control's, or the \
+smallest strength if there is none. Rivals are chosen from grids by the same rules. The score is accuracy; for the regression it is R².
+- **Before.** Before the protocol was committed, only the controls were trained to the end, on one other seed, to set the numbers of \
+steps. Every arm with a regularizer took three steps (in chain, 60), to see that it runs.
+- **Training.** Adam without weight decay; the rate falls to 0 in a straight line. The parameters of `L0Gates` and `ConcreteDropout` \
+have ten times the rate.
 """
 
 ADDED = """\
@@ -54,13 +54,13 @@ would just be shown (0.02 to 0.56). No other verdict on places would change.
 WHERE = """## Places of dropout
 
 [Where should dropout act?](where.md) advises against dropout at hidden values that feed a batch norm (`#normed`) or lie on the trunk of \
-residual blocks (`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. Dropout \
-acts at all their hidden values, at those without a mark (the selector `["!#normed", "!#trunk"]`), or at the classifier's input alone. \
-Where two of these places are the same, they stand here once.
+residual blocks (`#trunk`). Three networks of this page are residual: `resnet` and `wide` have batch norm, `deep` has layer norm. \
+Dropout acts at all their hidden values, at those without a mark (the selector `["!#normed", "!#trunk"]`), or at the classifier's input \
+alone. If two of these places are the same, the table has them once.
 
 The columns with a rate have the mean validation accuracy of {tuning} seeds, in %: what the places do at the same rate. The rate with the \
-highest one was chosen; with it, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
-[On data](where.md#on-data) says what follows.
+highest accuracy was chosen. For this rate, the last columns have the mean test accuracy of {seeds} other seeds, in %. \
+[Where should dropout act?](where.md#on-data) says what follows.
 """
 
 ENDS = """The strength that was chosen is bold. Where it is the first or the last of its grid, one outside the grid might do better; the \

@@ -33,8 +33,8 @@ Measured with {versions}.{note}
 
 | column | meaning |
 |---|---|
-| tests | the number of tests that have run, and "of" how many if some have not run yet. Those run first are a sample: one case of each \
-test function, then another one of each, and so on |
+| tests | the number of tests that have run, and after "of" the number of all tests, if some have not run yet. One case of each \
+test function runs first, then a second case of each, and so on, so that the first ones are a sample |
 | pass plain | how many of them pass on plain models. The others are skipped or fail for reasons of their own, most often because they \
 need a GPU or a download |
 | pass in place | how many of these pass on models regularized in place |

@@ -116,7 +116,7 @@ def audit(
 
     Raises:
         TraceError: The model cannot be traced.
-        RegularizerError: ``optimizer`` is no optimizer, or has none of the model's parameters.
+        RegularizerError: ``optimizer`` is not an optimizer, or has none of the model's parameters.
     """
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise RegularizerError(f"optimizer={shown(optimizer)} is not allowed; give an instance of torch.optim.Optimizer.")

@@ -74,10 +74,10 @@ class Site:
             [batch, channels, ...]; else 0.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was
             computed from.
-        trunk: If it is on a residual trunk, the name of that trunk's first value; else ``""``. On the
-            trunk is what a later sum adds a branch to.
-        normed: The name of the batch norm into which every reader takes the value, such as one
-            behind a convolution; ``""`` if some reader takes it elsewhere.
+        trunk: If it is on a residual trunk (a later sum adds a branch to it), the name of the trunk's
+            first value; else ``""``.
+        normed: The name of the batch norm to which every reader passes the value, for example through
+            a convolution; ``""`` if some reader uses the value otherwise.
         reads: For the output of an embedding, the name of the model's input that holds the indices.
             A plan sets this field for the embedding's table (a parameter), too, because splices on
             the table need it. ``""`` for any other site.

@@ -18,10 +18,10 @@ def load_by_name(optimizer: Optimizer) -> RemovableHandle:
     """Make ``optimizer.load_state_dict`` find the state of each parameter by its name.
 
     torch goes by position: if the groups of the checkpoint are in another order, one parameter
-    gets the moments of another, without an error where their shapes agree. With the hook that this
-    function adds, each parameter gets its own. A group that the checkpoint has with the same
-    parameters gets the options saved with it, such as the learning rate; any other group keeps its
-    options, with a warning.
+    gets the moments of another, without an error if their shapes agree. With the hook that this
+    function adds, each parameter gets its own moments. If the checkpoint has a group with the same
+    parameters, the group gets its saved options, such as the learning rate. Any other group keeps
+    its options, with a warning.
 
     Args:
         optimizer: An optimizer whose groups have ``param_names``, as those of ``param_groups`` do.
@@ -30,11 +30,11 @@ def load_by_name(optimizer: Optimizer) -> RemovableHandle:
         A handle; its ``remove()`` takes the hook away.
 
     Raises:
-        RegularizerError: ``optimizer`` is no optimizer, its groups have no names, or it is
-            ``LBFGS``, whose state is that of all parameters together. ``load_state_dict`` raises it
-            for a state without names.
-        NoMatchError: Raised by ``load_state_dict``: only one of checkpoint and optimizer has a
-            parameter of some name.
+        RegularizerError: ``optimizer`` is not an optimizer, its groups have no names, or it is
+            ``LBFGS``, which has one state for all parameters together. ``load_state_dict`` raises
+            this error for a state without names.
+        NoMatchError: Raised by ``load_state_dict`` if only the checkpoint, or only the optimizer, has
+            a parameter of some name.
     """
     if not isinstance(optimizer, Optimizer):
         raise RegularizerError(f"optimizer={shown(optimizer)} is not allowed; give an instance of torch.optim.Optimizer.")

@@ -479,12 +479,13 @@ class Penalty(Regularizer):
         raise NotImplementedError(f"{type(self).__name__} has no method prox: write its proximal map there.")
 
     def slope(self, elements: int) -> float | None:
-        """Return the derivative of the formula by one of ``elements`` elements, where that is 1; None if it is not known.
+        """Return how strongly the formula pulls an element that equals 1, in a parameter with this number of elements; None if unknown.
 
-        For a penalty on values, ``elements`` is 1: then it is the derivative by a number that all
-        elements of the value have.
+        For example, the mean of the squares has the slope ``2 / elements``. For a penalty on values,
+        ``elements`` is 1, and the slope is the derivative with respect to a number that all elements
+        of the value have.
 
-        By it, a plan and the report say when a penalty's strength is practically off.
+        A plan and the report use the slope to say when a penalty's strength is practically off.
         """
         return None
 

@@ -130,8 +130,8 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
     and each penalty on values; ``by_site`` does this for each site. Nothing is trained, and no state changes: not parameters, gradients,
     buffers, modes, strengths, noise or global random generators. Native dropout acts in all passes, and hooks run in each; an open monitor
     misses them. A module runs without torch.compile; a model that was compiled with a backend runs its compiled graphs. The parameters are
-    copied, and each row keeps a gradient of all of them in memory. On several ranks, each measures on its own batch, and averages nothing
-    with the others.
+    copied, and each row keeps a gradient of all of them in memory. On several ranks, each rank measures on its own batch, without an
+    average over ranks.
 
     Args:
         module: A rewritten module, also compiled or in DistributedDataParallel, a model that is regularized in place, or a model compiled

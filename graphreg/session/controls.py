@@ -90,16 +90,16 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
 def strength_buffers(module: Regulated) -> dict[str, StrengthBuffers]:
     """Return where the strengths of a module are, for ``torch.func.functional_call``, by regularizer name.
 
-    Give ``functional_call`` one tensor under all ``names`` of a regularizer: one element for each of ``sites``, each the strength at that
-    site. So one call computes with other strengths, and ``torch.vmap`` with many at once; the strengths of the module do not change. A call
-    that is lent a tensor with fewer or more elements raises RegularizerError, unless it is compiled.
+    Give ``functional_call`` the same tensor under all ``names`` of a regularizer. It has one element for each of ``sites``: the strength at
+    that site. This call then computes with other strengths, and ``torch.vmap`` with many at once; the module's strengths do not change.
+    A tensor with fewer or more elements raises RegularizerError, except in compiled code.
 
     Args:
         module: A rewritten module, also compiled or wrapped. The names are those of the rewritten module's own ``named_buffers``.
 
     Returns:
-        A record for each regularizer that was made with a number. Those with a schedule are left out: their strengths are counted. So are
-        penalties with ``by="prox"``, which no call computes.
+        A record for each regularizer that was made with a number. Regularizers with a schedule are left out, because their strengths follow
+        the count of calls. Penalties with ``by="prox"`` are left out, because no call computes them.
 
     Raises:
         GraphRegError: graphreg did not rewrite the module, or it is regularized in place or a backend, whose graphs have no such buffers.
@@ -296,12 +296,12 @@ def noise_on(module: Regulated) -> Iterator[None]:
 def noise_off(module: Regulated) -> Iterator[None]:
     """Let no splice act inside the block, for example for one batch: ``with graphreg.noise_off(module): module(x)``.
 
-    Penalties are computed as outside the block, but the state of a penalty is not replaced. A splice that has a form for eval mode
-    (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left
-    to torch (``own_dropout="keep"``) follows its module's mode.
+    Penalties are computed as outside the block, but the state of a penalty is not replaced. A splice with its own formula for eval mode
+    (``Zoneout``) uses this formula. Native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either. Native dropout that
+    was left to torch (``own_dropout="keep"``) follows its module's mode.
 
-    For the noise, a call in train mode counts as any other, so that later calls have the masks that they would have if splices had acted
-    in the block. For schedules, it does not count. Of nested blocks of ``noise_on`` and ``noise_off`` the inner one decides; of
+    For the noise, a call in train mode counts like any other, so later calls have the same masks as if splices had acted in the block. For
+    schedules, the call does not count. Of nested blocks of ``noise_on`` and ``noise_off`` the inner one decides; of
     blocks of several threads, the one that was entered last. The block has no effect on a module that draws nothing, has no schedule, and
     has no penalty with a state.
     """

@@ -23,11 +23,11 @@ from graphreg.torch_internals.dynamo_marks import disable
 def prox_(module: nn.Module, optimizer: Optimizer) -> None:
     """Apply the penalties with ``by="prox"``, in place: each parameter w becomes the proximal map of lr · strength · penalty at w.
 
-    Call it after each ``optimizer.step()``. For plain SGD, the two together are proximal gradient descent. The penalty is the one that
-    ``by="gradient"`` would add to the loss: with the same mean over elements and parameters, the present strengths by site, and schedules.
-    Each parameter takes the learning rate that its group had in the step, also if a scheduler has changed it since. The learning rate is
-    taken as it is, as AdamW does for weight decay: not divided by the second moments of Adam, and, with a momentum m, not by 1 - m, by
-    which the gradients of the loss add up.
+    Call it after each ``optimizer.step()``. For plain SGD, the two together are proximal gradient descent. The penalty is the same as with
+    ``by="gradient"``: with the mean over elements and parameters, the present strengths by site, and schedules. Each parameter takes the
+    learning rate that its group had in the step, even if a scheduler has changed it since. As AdamW does for weight decay, ``prox_`` takes
+    the plain learning rate: it is not divided by Adam's second moments. With a momentum m, the gradients of the loss add up to 1 / (1 - m)
+    times as much, but the proximal steps do not.
 
     Several penalties on one parameter act in the order in which they were given. Parameters that the optimizer does not have, or that are
     frozen, stay as they are. Nothing happens if the optimizer made no step since the last call, for instance because a GradScaler skipped
@@ -38,7 +38,7 @@ def prox_(module: nn.Module, optimizer: Optimizer) -> None:
         optimizer: The optimizer that made the step, also within a wrapper of accelerate or Lightning.
 
     Raises:
-        RegularizerError: ``optimizer`` is no optimizer of torch's, has none of the parameters, or has a group without a learning rate.
+        RegularizerError: ``optimizer`` is not an optimizer of torch, has none of the parameters, or has a group without a learning rate.
         GraphRegError: No penalty of the module has ``by="prox"``, or a parameter is gone.
 
     Source: Parikh & Boyd, Proximal algorithms, Foundations and Trends in Optimization 1 (2014), section 4.2.

@@ -66,14 +66,15 @@ class Samples:
 
         Args:
             dim: The axis of the classes in one output.
-            logits: Whether the output has logits, of which p is the softmax, and not probabilities.
-            of: Where these are, if the output is no single tensor: the name of a field or key, or a function of the output of one pass.
+            logits: True if the output has logits (p is then their softmax), False if it has probabilities.
+            of: If the output is not a single tensor, where the logits or probabilities are: the name of a field or key, or a function of
+                the output of one pass.
 
         Returns:
             The shape of one output without ``dim``, float32 or wider.
 
         Raises:
-            RegularizerError: An argument is not allowed, the values are no probabilities, or the outputs were not kept.
+            RegularizerError: An argument is not allowed, the values are not probabilities, or the outputs were not kept.
 
         Source: Gal, Uncertainty in deep learning, PhD thesis, Cambridge (2016), section 3.3.1.
         """

@@ -47,7 +47,7 @@ def regularize_stage(
     blocks: Selector | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
-    """Return a stage of a pipeline with that part of the whole model's regularizers that falls to it.
+    """Return a stage of a pipeline with its part of the whole model's regularizers.
 
     Call it for each stage with the same regularizers and options. Together the stages then do what ``regularize`` would do to the whole
     model: the same masks, and the same penalties, each at the stage that has the site. Penalties are attached (``penalties="attach"``),

@@ -94,7 +94,7 @@ def names(
             function of a site. A lone ``"*"`` means the hidden values; with ``on="parameters"``,
             all parameters.
         on: With ``select``: select only among ``"values"`` or only among ``"parameters"``.
-        all: List also what is no tensor, such as sizes, which no regularizer can act on.
+        all: List also values that are not tensors, such as sizes. No regularizer can act on them.
         source: Print the model's own code instead of the table: each function that ran, line by line,
             with the sites that each line makes beside it. A terminal shows it in colours if rich is
             installed.

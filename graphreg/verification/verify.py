@@ -53,9 +53,9 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, example_inputs: A
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
     weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. If torch.export traced the model, a
-    difference of 1e-6 of the tensor's largest value is allowed (float16 and bfloat16: four times the epsilon). Gradients that differ pass
-    if the difference is one of rounding: if it shrinks in float64 as the precision does. The model and the module stay unchanged. If the
-    module is compiled, its copies run without torch.compile.
+    difference of 1e-6 of the tensor's largest value is allowed (float16 and bfloat16: four times the epsilon). Gradients may differ by
+    rounding, which ``verify`` recognizes because the difference shrinks with the precision in float64. The model and the module stay
+    unchanged. If the module is compiled, its copies run without torch.compile.
 
     Args:
         model: The model that ``regularize`` was given. A model that is regularized in place is compared by its own forward.

@@ -74,7 +74,7 @@ def test_by_torchrun(name: str, tmp_path: Path) -> None:
 
 
 def test_every_way_has_a_recipe() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| \[(?:below|trainers\.md)\]\(([^)]+)\) \|", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| \[[^]]+\]\(((?:#|trainers\.md#)[^)]+)\) \|", TEXT, re.MULTILINE)
     assert len(rows) == 7
 
 

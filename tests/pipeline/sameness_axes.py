@@ -65,8 +65,8 @@ LEFT_OUT = {
     "eager with a setting of recomputation": "the settings belong to AOTAutograd's partitioner, which eager code does not use; eager cells "
     "have only `default`",
     "checkpointing around the whole, or in a bigger model, without `frozen_noise`": "in eager, and around a compiled module, this raises "
-    "an error that says what to do, which `tests/runtime/test_control.py` tests. Around a compiled function that calls the module it is "
-    "not detected in the call, and backward draws other masks; `graphreg.doctor` finds it",
+    "an error that says what to do, which `tests/runtime/test_control.py` tests. A checkpoint around a compiled function that calls the "
+    "module raises no error, and backward draws other masks; `graphreg.doctor` finds this",
 }
 COST = {"eager": 1, "aot_eager": 2, "inductor": 8}  # roughly, of a cell
 
