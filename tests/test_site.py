@@ -120,7 +120,7 @@ def test_the_home_page_has_the_example_of_the_readme_and_three_parts(site: Path)
     home, readme = (TOP / "docs" / "README.md").read_text(), (TOP / "README.md").read_text()
     example = re.compile(r"```python\n.*?```\n\n```text\n.*?```\n", re.DOTALL)
     assert example.findall(home) == example.findall(readme)[:1]
-    assert home.split("\n\n")[1] == readme.split("\n\n")[1].replace("\n", " ").partition(" It was measured")[0]
+    assert home.split("\n\n")[1] == readme.split("\n\n")[1].replace("\n", " ").partition(" All measurements")[0]
     assert [name for name in re.findall(r"^## (.+)$", home, re.MULTILINE) if name != "An example"] == list(THREE)
     assert re.findall(r'<span class="part">(.+?)</span>', (site / "docs" / "where.html").read_text()) == list(THREE)
 
