@@ -22,6 +22,7 @@ from graphreg.compiler.recurrent_lowering import LOWERED
 from graphreg.errors import GraphRegError
 from graphreg.ir.module_record import ORIGINAL, RULES
 from graphreg.torch_internals.hooked_calls import CALL
+from graphreg.torch_internals.interpreter import with_own_code
 from graphreg.torch_internals.modules import COMPILED_CALL, renew_hooks
 from graphreg.torch_internals.torch_modes import is_exporting
 
@@ -135,7 +136,7 @@ def _class_of(kind: type[nn.Module]) -> type[Block]:
     if kind not in _classes:
         contents = {
             "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind,
-            CALL: call_of_block(),
+            CALL: call_of_block(), "forward": with_own_code(Block.forward),
         }  # fmt: skip
         metaclass: Any = type(kind)
         _classes[kind] = metaclass(kind.__name__, (Block, kind), contents)

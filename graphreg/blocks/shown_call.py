@@ -16,6 +16,7 @@ from torch import nn
 
 from graphreg.errors import GraphRegError
 from graphreg.torch_internals import pytree
+from graphreg.torch_internals.dynamo_marks import skip_as_outermost
 from graphreg.torch_internals.hooked_calls import (
     call_with_hooks,
     has_users_hooks,
@@ -174,4 +175,7 @@ def call_of_block() -> Callable[..., Any]:
             return plain_call(self, *values, **options)
         return call_with_hooks(self, is_machinery, lambda args, kwargs: self.forward(*args, **kwargs), values, options)
 
-    return with_own_code(call)
+    own = with_own_code(call)
+    # As in torch, block.compile() compiles the forward, and leaves out the hooks: Dynamo refuses to trace those of FSDP2.
+    skip_as_outermost(own)
+    return own

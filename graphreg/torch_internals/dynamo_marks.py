@@ -36,7 +36,7 @@ def disable(reason: str | None = None) -> Callable[[Function], Function]:
     """
 
     def marked(function: Function) -> Function:
-        _set_strategy(function, _FrameAction.SKIP)
+        _set_strategy(function.__code__, _FrameAction.SKIP)
         function._torchdynamo_disable = True  # type: ignore[attr-defined]
         function._torchdynamo_disable_msg = reason  # type: ignore[attr-defined]
         return function
@@ -52,15 +52,18 @@ def skip_frame(function: Function) -> Function:
 
 
 def skip_as_outermost(function: Callable[..., Any]) -> None:
-    """Prevent Dynamo from starting a compilation at a function. Dynamo still traces the function if other compiled code calls it.
+    """Prevent Dynamo from starting a compilation at a function, or at one that is defined in it.
 
-    After ``skip_frame``, Dynamo would not trace the function in that case either.
+    Dynamo still traces the function if other compiled code calls it. After ``skip_frame``, Dynamo would not do that either.
     """
-    _set_strategy(function, _FrameAction.DEFAULT)
+    codes = [function.__code__]
+    for code in codes:
+        codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+        _set_strategy(code, _FrameAction.DEFAULT)
 
 
-def _set_strategy(function: Any, callees: Any) -> None:
-    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, callees))
+def _set_strategy(code: CodeType, callees: Any) -> None:
+    set_code_exec_strategy(code, _FrameExecStrategy(_FrameAction.SKIP, callees))
 
 
 def allow_in_graph(*functions: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules import module as module_functions
 from torch.utils.hooks import BackwardHook
 
+from graphreg.torch_internals.dynamo_marks import skip_as_outermost
 from graphreg.torch_internals.modules import CAPTURING
 from graphreg.torch_internals.other_threads import is_compiling
 
@@ -106,3 +107,8 @@ def call_with_hooks(module: nn.Module, chosen: HookChoice, call: Callable[[Any, 
 
 def _chosen(chosen: HookChoice, *hooks: Mapping[int, Hook]) -> list[tuple[int, Hook]]:
     return [(key, hook) for key, hook in chain.from_iterable(each.items() for each in hooks) if chosen(hook)]
+
+
+# A block that FSDP2 wraps is compiled without FSDP2's hooks, which Dynamo refuses to trace.
+for _function in (is_users_hook, is_machinery, has_users_hooks, call_with_hooks, _chosen, is_compiling):
+    skip_as_outermost(_function)

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -79,15 +80,32 @@ def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
-def called_instead(function: types.FunctionType, instead: Callable[..., Any]) -> tuple[types.CodeType, Callable[..., Any]]:
-    """Return code with which a function calls ``instead``, with the arguments that it gets, and a copy of the function as it is.
+class CalledInstead:
+    """Has the calls of a function made to another one, with their arguments, from ``patch`` to ``revert``.
 
-    Whoever holds the function then calls ``instead``: importers of its name, partials, registries, closures. Python reads the defaults of
-    a function only for parameters that its code has, and the returned code has none.
+    Whoever holds the function then calls the other one: importers of its name, partials, registries, closures. Python reads the defaults of
+    a function only for parameters that its code has, and the code that is put in has none. The methods have torch.fx's names.
+
+    Attributes:
+        original: A copy of the function as it is without the change.
     """
-    code = _template(function.__code__.co_freevars)
-    constants = tuple(instead if each == "instead" else each for each in code.co_consts)
-    return code.replace(co_consts=constants, co_name=function.__code__.co_name), with_own_code(function)
+
+    def __init__(self, function: Any, instead: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Prepare to change the calls of ``function``. ``instead`` gets ``original``, and returns what is called in its place."""
+        self._function, self._before, self.original = function, function.__code__, with_own_code(function)
+        self._called = SimpleNamespace(now=instead(self.original))
+        code = _template(self._before.co_freevars)
+        constants = tuple(self._called if each == "instead" else each for each in code.co_consts)
+        self._code = code.replace(co_consts=constants, co_name=self._before.co_name)
+
+    def patch(self) -> None:
+        self._function.__code__ = self._code
+
+    def revert(self) -> None:
+        if self._function.__code__ is self._code:
+            self._function.__code__ = self._before
+        # The garbage collector does not look into code: what the code held would be held forever, with all that this refers to.
+        self._called.now = self.original
 
 
 @functools.cache
@@ -101,8 +119,8 @@ def _template(free: tuple[str, ...]) -> types.CodeType:
 def around():
     {" = ".join((*free, "_"))} = None
     def called(*graphreg_args, **graphreg_kwargs):
-        graphreg_call = "instead"
-        return graphreg_call(*graphreg_args, **graphreg_kwargs)
+        graphreg_called = "instead"
+        return graphreg_called.now(*graphreg_args, **graphreg_kwargs)
         {", ".join(free) or "pass"}
     return called
 """

@@ -17,6 +17,7 @@ from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 
 from graphreg.torch_internals.global_state import GlobalState
+from graphreg.torch_internals.interpreter import CalledInstead
 from graphreg.torch_internals.patching import Changes, outermost, put_back, there
 
 # Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one flag for each thread.
@@ -67,5 +68,5 @@ def restore_fx_patches() -> None:
 
 def _unpatched(patches: Iterable[Any]) -> None:
     for patch in list(patches):
-        if there(patch.frame_dict, patch.fn_name) is patch.new_fn:
+        if isinstance(patch, CalledInstead) or there(patch.frame_dict, patch.fn_name) is patch.new_fn:
             patch.revert()

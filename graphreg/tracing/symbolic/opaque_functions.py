@@ -13,12 +13,11 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from graphreg.torch_internals.interpreter import called_instead
+from graphreg.torch_internals.interpreter import CalledInstead
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of, is_foreign
 from graphreg.tracing.side_effects.opaque_modules import function_of, key_of
@@ -60,12 +59,15 @@ def record_function(changes: Changes, function: types.FunctionType, record: Call
         is_traced: Whether a call with these arguments is to be recorded; every other call runs as ever.
     """
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return record(function, *args, **kwargs) if is_traced((args, kwargs)) else original(*args, **kwargs)
+    def instead(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return record(function, *args, **kwargs) if is_traced((args, kwargs)) else original(*args, **kwargs)
 
-    code, original = called_instead(function, called)
-    changes.later(partial(setattr, function, "__code__", function.__code__))
-    function.__code__ = code
+        return call
+
+    calls = CalledInstead(function, instead)
+    changes.later(calls.revert)
+    calls.patch()
 
 
 def function_to_blame(error: BaseException, kind: type, opaque: Mapping[str, str], tried: Tried) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.overrides import is_tensor_method_or_property
 
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir.autograd_functions import function_call
@@ -276,6 +277,9 @@ class SiteTracer(DecisionTracer):
     @contextmanager
     def _dtypes_asked(self) -> Iterator[None]:
         """Record ``torch.finfo(x.dtype)`` and ``torch.iinfo`` of a traced value, which masks of attention ask, as a value of the graph."""
+        # torch.fx asks this for each function that it traces. torch lists its functions at the first time, and keeps the list for good:
+        # it must not have what replaces them here, which would keep the model.
+        is_tensor_method_or_property(torch.finfo)
         with Changes() as changes, changes:
             for asked in (torch.finfo, torch.iinfo):
                 changes.put(torch, asked.__name__, recorded_class(asked, partial(self._created, asked)))
