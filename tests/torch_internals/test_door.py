@@ -112,16 +112,16 @@ READS = {"getattr", "hasattr", "setattr", "delattr", "attrgetter", "get", "pop",
 
 
 @cache
-def names_of_room(folder: str) -> frozenset[str]:
+def names_of_room(*room: str) -> frozenset[str]:
     """Those of all files of a room: a class may have its base in another."""
-    paths = [path for path in FILES if path.relative_to(TOP).parts[:-1][:2] == Path(folder).parts[:2]]
+    paths = [path for path in FILES if path.relative_to(TOP).parts[:-1][:2] == room]
     return frozenset().union(*(_own_names(ast.parse(path.read_text())) for path in paths))
 
 
 def violations(source: str, folder: str = "") -> Iterator[tuple[int, str]]:
     """The lines of a file that name private parts of torch, and the names. ``folder``: where it is."""
     tree = ast.parse(source)
-    own, docstrings = names_of_room(folder) | _own_names(tree), _docstrings(tree)
+    own, docstrings = names_of_room(*Path(folder).parts[:2]) | _own_names(tree), _docstrings(tree)
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
