@@ -104,19 +104,25 @@ def together(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 
 def check_at_every_site(made: Callable[[Tensor], Any], gradients: bool = True) -> int:
-    """Noise of strength 0 and a penalty at each site in turn give the model's results, or refuse; how many are refused."""
+    """Noise of strength 0, and a penalty beside it, at each site in turn give the model's results; how many are refused.
+
+    Where noise is refused, the penalty is there alone.
+    """
     torch.manual_seed(0)
     model, refused = Net(made), 0
     traced = graphreg.trace(model, X)
     names = [site.name for site in traced.values if site.selectable and site.used and site.name != "x"]
     theirs = {training: results(model, model.train(training), gradients) for training in (True, False)}
     for name in names:
-        for rules in ([GaussianNoise(name, 0.0)], [HiddenL1(name, 0.0)], [GaussianNoise(name, 0.0), HiddenL1(name, 0.0)]):
+        spliced = [GaussianNoise(name, 0.0)]
+        for measured in (False, True):
+            rules = [*spliced, HiddenL1(name, 0.0)] if measured else spliced
             try:
                 module = graphreg.rewrite(traced, graphreg.plan(traced, rules), 0)
             except graphreg.TraceError as error:
                 assert "under another name" in str(error)
                 refused += 1
+                spliced = []
                 continue
             for training, expected in theirs.items():
                 assert same(results(model, together(module.train(training)), gradients), expected), (name, rules, training)
