@@ -441,10 +441,10 @@ def test_a_layer_that_several_stages_call() -> None:
 # As a rewritten module
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_copies(copied: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize("copied", [(copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))), (copy.copy, copy.copy)])
+def test_copies(copied: tuple[Callable[[Any], Any], ...]) -> None:
     options, model = WAYS["splices and penalties"], net()
-    stages = [copied(stage) for stage in stages_of([stage_of(model, i) for i in range(2)], model, **options)]
+    stages = [copied[i](stages_of([stage_of(model, i)], model, **options)[0]) for i in range(2)]
     assert_whole(stages, whole_of(model, **options), batches(3, 4))
 
 
