@@ -222,7 +222,7 @@ def a_sequence_that_is_not_measured(d: Damage) -> None:
     d.graph.erase_node(node)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("damage", KINDS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("model", [Net, TwoForms])
 def test_damage_is_found(model: type[nn.Module], damage: Callable[[Damage], None], seed: int) -> None:
