@@ -58,12 +58,16 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "expected"), CASES.values(), ids=CASES)
-def test_what_every_reader_takes_into_a_batch_norm(call: Callable[..., Any], expected: dict[str, str]) -> None:
+BY_EXPORT = ("views", "as a function", "two norms", "one of two readers", "only its size is read otherwise")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_every_reader_takes_into_a_batch_norm(name: str) -> None:
+    call, expected = CASES[name]
     model = Model(call)
     assert normed(model) == expected
-    by_export = normed(model, X, front_end="export")
-    assert list(by_export.values()) == list(expected.values())
+    if name in BY_EXPORT:  # where its operators, or the names of the norms, are other ones
+        assert list(normed(model, X, front_end="export").values()) == list(expected.values())
 
 
 def test_of_a_block_of_resnet() -> None:

@@ -51,15 +51,16 @@ class Calls(nn.Module):
         return self.function(self, self.a(x))
 
 
-@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+DRAWS: list[tuple[Callable[[Any, Tensor], Tensor], str]] = [
+    (lambda m, h: torch.native_dropout(h, 0.5, m.training)[0], "native_dropout"),
+    (lambda m, h: torch.ops.aten.native_dropout(h, 0.5, m.training)[0], "native_dropout"),
+    (lambda m, h: torch._C._nn.rrelu_with_noise(h, torch.zeros_like(h), 0.1, 0.3, m.training), "rrelu_with_noise"),
+    (lambda m, h: F.rrelu(h, training=m.training), "rrelu"),
+]
+
+
 @pytest.mark.parametrize(
-    ("function", "text"),
-    [
-        (lambda m, h: torch.native_dropout(h, 0.5, m.training)[0], "native_dropout"),
-        (lambda m, h: torch.ops.aten.native_dropout(h, 0.5, m.training)[0], "native_dropout"),
-        (lambda m, h: torch._C._nn.rrelu_with_noise(h, torch.zeros_like(h), 0.1, 0.3, m.training), "rrelu_with_noise"),
-        (lambda m, h: F.rrelu(h, training=m.training), "rrelu"),
-    ],
+    ("function", "text", "front_end"), [*((*each, "symbolic") for each in DRAWS), (*DRAWS[0], "export"), (*DRAWS[3], "export")]
 )
 def test_what_draws_and_cannot_be_moved_is_listed(function: Any, text: str, front_end: Any) -> None:
     x = torch.randn(2, 8)

@@ -84,7 +84,7 @@ def test_the_backend_and_a_trace(name: str) -> None:
     model = make().eval()
     given = inputs if isinstance(inputs, dict) else {"x": inputs[0]}
     traced = graphreg.trace(model, inputs)
-    backend = graphreg.backend(inner="aot_eager", hidden_l1=0.1)
+    backend = graphreg.backend(inner="eager", hidden_l1=0.1)
     run = torch.compile(model, backend=backend)
     run(**given) if isinstance(inputs, dict) else run(*inputs)
     found = hidden(site for part in backend.subgraphs for site in part.traced.values)

@@ -155,9 +155,10 @@ class Views(nn.Module):
     (lambda h: h.relu(), False), (lambda h, m: m.a(h), False), (lambda h: h / h.sum(), False), (lambda h: torch.cat([h, h]), False),
 ])  # fmt: skip
 def test_what_is_the_same_value(way: Any, same: bool) -> None:
+    traced = graphreg.trace(Views(way))
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        graphreg.regularize(Views(way), dropout={("mark", "end"): 0.5})
+        graphreg.plan(traced, BernoulliDropout(["mark", "end"], 0.5))
     assert len(given) == same
 
 

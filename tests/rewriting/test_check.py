@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torchvision
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from torch import Tensor, fx, nn
 
 import graphreg
@@ -513,7 +513,6 @@ def test_damage_is_found_in_resnet18(name: str) -> None:
 def finds(model: str, damage: Callable[[Damage], None], seed: int) -> None:
     traced, plan = planned(model)
     module = graphreg.rewrite(traced, plan, rng=1)
-    check(module, traced, plan)
     damage(Damage(module, seed))
     with pytest.raises(GraphRegError, match=r"^a rewritten graph failed its check: "):
         check(module, traced, plan)
@@ -724,6 +723,7 @@ kinds = st.lists(
 
 
 @pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
+@settings(max_examples=12)
 @given(rows, kinds)
 def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[Any]) -> None:
     torch.manual_seed(0)

@@ -107,24 +107,26 @@ def assert_whole(stages: Stages, whole: Any, inputs: Sequence[Tensor]) -> None:
 
 WAYS: dict[str, dict[str, Any]] = {
     "splices and penalties": {"hidden_dropout": 0.2, "input_noise": 0.1, "hidden_l1": 0.3, "weight_l2": 0.1},
-    "native dropout": {"own_dropout": {"*": "seeded", "layers.1.*": 0.4, "layers.3.*": "off"}, "hidden_l2": 0.2},
-    "sums": {"weight_l1": {"weight": 0.1, "reduction": "sum"}, "hidden_l1": 0.1},
-    "parameters": {"drop_connect": 0.2, "weight_noise": 0.1, "weight_l1": 0.1},
-    "units": {"decov": 0.1, "variance_floor": 0.1},
-    "branches": {"drop_path": 0.3, "layer_drop": {"layers.*": 0.3}},
-    "by depth": {"drop_path": graphreg.by_depth(0.0, 0.5), "hidden_l1": graphreg.by_depth(0.1, 0.4)},
-    "schedules": {"hidden_dropout": schedules.linear(0.1, 0.5, 4), "weight_l2": schedules.linear(0.1, 0.5, 4)},
-    "state": {"l0_gates": {"**@relu": 0.1}, "l2_sp": 0.1},
+    "native dropout and sums": {
+        "own_dropout": {"*": "seeded", "layers.1.*": 0.4, "layers.3.*": "off"}, "hidden_l2": 0.2, "hidden_l1": 0.1,
+        "weight_l1": {"weight": 0.1, "reduction": "sum"},
+    },
+    "parameters and units": {"drop_connect": 0.2, "weight_noise": 0.1, "weight_l1": 0.1, "decov": 0.1, "variance_floor": 0.1},
+    "branches and state": {"drop_path": 0.3, "layer_drop": {"layers.*": 0.3}, "l0_gates": {"**@relu": 0.1}, "l2_sp": 0.1},
+    "by depth and schedules": {
+        "drop_path": graphreg.by_depth(0.0, 0.5), "hidden_l1": graphreg.by_depth(0.1, 0.4),
+        "hidden_dropout": schedules.linear(0.1, 0.5, 4), "weight_l2": schedules.linear(0.1, 0.5, 4),
+    },
     "twice": {"regularizers": [BernoulliDropout("layers.*", 0.2), BernoulliDropout("layers.1", 0.3), HiddenL1("layers.*", 0.1)]},
     "only in the first": {"hidden_dropout": 0.2, "hidden_l1": {"weight": 0.3}, "weight_l2": {"first.weight": 0.1}},
     "no noise": {"weight_l2": 0.1},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_stages_are_the_whole(way: str) -> None:
     model, options = net(0.3 if "own_dropout" in WAYS[way] else 0.0), WAYS[way]
-    examples: dict[str, Any] = {"example_inputs": torch.zeros(3, 4).double()} if way in ("state", "units") else {}
+    examples: dict[str, Any] = {"example_inputs": torch.zeros(3, 4).double()} if "state" in way or "units" in way else {}
     whole = whole_of(model, **options, **examples)
     inputs = [{"example_inputs": torch.zeros(3, 4 if i == 0 else 8).double()} if examples else {} for i in range(2)]
     told = graphreg.trace(model, **examples)
@@ -439,10 +441,10 @@ def test_a_layer_that_several_stages_call() -> None:
 # As a rewritten module
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_copies(copied: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize("copied", [(copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))), (copy.copy, copy.copy)])
+def test_copies(copied: tuple[Callable[[Any], Any], ...]) -> None:
     options, model = WAYS["splices and penalties"], net()
-    stages = [copied(stage) for stage in stages_of([stage_of(model, i) for i in range(2)], model, **options)]
+    stages = [copied[i](stages_of([stage_of(model, i)], model, **options)[0]) for i in range(2)]
     assert_whole(stages, whole_of(model, **options), batches(3, 4))
 
 

@@ -85,9 +85,11 @@ def test_values_and_gradients_are_the_models(kind: type[nn.Module]) -> None:
     model.load_state_dict(plain.state_dict())
     expected = gradients(plain, plain)
     module = graphreg.regularize(model, weight_l2=0.1, hidden_dropout=0.0, example_inputs=X)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    for run, of in [(each, each) for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)))] + [(compiled, module)]:
-        assert all(map(torch.equal, gradients(run, of), expected))
+    for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert all(map(torch.equal, gradients(each, each), expected))
+    if kind is Whole:
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        assert all(map(torch.equal, gradients(compiled, module), expected))
     placed = graphreg.regularize_(model, hidden_dropout=0.0)
     assert all(map(torch.equal, gradients(placed, placed), expected))
 

@@ -73,13 +73,13 @@ def test_the_result_is_the_models(make: type[nn.Module], example_inputs: Tensor 
     verify = example_inputs is not None
     module = graphreg.regularize(model, example_inputs=example_inputs, hidden_dropout=0.0, weight_l2=1e-3, verify=verify)
     # the graph is the same without inputs
-    compiled = torch.compile(copy.deepcopy(module), backend="aot_eager", fullgraph=True) if verify else module
+    compiled = torch.compile(copy.deepcopy(module), backend="eager", fullgraph=True) if verify else module
     for x in (X, torch.randn(3, 7, 8)) if make is Attention else (X,):
         expected = model(x)
         (gradient,) = torch.autograd.grad(expected.square().sum(), next(model.parameters()))
-        for each in (module, pickle.loads(pickle.dumps(module)), compiled):
+        for each in (module, pickle.loads(pickle.dumps(module)), *([compiled] if x is X else [])):
             output, penalties = each(x)
-            assert torch.equal(output, expected) or (each is compiled and torch.allclose(output, expected))
+            assert torch.equal(output, expected)
             assert penalties.keys() == {"weight_l2"}
             (again,) = torch.autograd.grad(output.square().sum(), next(each.parameters()))
             torch.testing.assert_close(again, gradient)

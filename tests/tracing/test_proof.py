@@ -120,7 +120,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, fault: Callable[[fx.Graph], None]) -
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.fx is refused with the difference; ``"auto"`` goes on to torch.export; without inputs, the first call refuses."""
+    """torch.fx is refused with the difference; without inputs, the first call refuses."""
     damage(monkeypatch, fault)
     model = Net()
     with pytest.raises(TraceError, match="on these inputs, in train mode, its graph does not give the model's result") as refused:
@@ -128,15 +128,19 @@ def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph]
     assert FAULTS[fault] in str(refused.value)
     with pytest.raises(TraceError):
         graphreg.trace(model, X, "symbolic")
-    traced = graphreg.trace(model, X)
-    assert traced.front_end == "export" and not traced.unproved
-    assert FAULTS[fault] in traced.notes[0] or "does not give the model's result" in traced.notes[0]
     module = graphreg.regularize(model, weight_l2=0.1)
     for call in range(2):  # a refused graph stays refused
         with pytest.raises(GraphRegError, match="does not give the model's result") as refused:
             module(X)
         assert "With them, graphreg also tries torch.export" in str(refused.value), call
     graphreg.regularize(model, weight_l2=0.1, prove=False, example_inputs=X)  # as asked
+
+
+def test_by_itself_graphreg_goes_on_to_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    damage(monkeypatch, other_key)
+    traced = graphreg.trace(Net(), X)
+    assert traced.front_end == "export" and not traced.unproved
+    assert FAULTS[other_key] in traced.notes[0]
 
 
 def test_the_first_node_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +529,10 @@ class CallsAlike(Net):
 
 
 def test_a_call_of_the_models_own_is_named() -> None:
-    for regularize in (graphreg.regularize, lambda model, **options: graphreg.regularize_(model, scale=1, **options)(X)):
+    def placed(model: nn.Module, **options: Any) -> Any:
+        return graphreg.regularize_(model, scale=1, front_end="symbolic", **options)(X)
+
+    for regularize in (graphreg.regularize, placed):
         with pytest.raises(TraceError, match=r"Calls has a __call__ of its own, which no graph has: do in the forward what it does\."):
             regularize(Calls(), weight_l2=0.1, example_inputs=X)
     assert graphreg.regularize(CallsAlike(), weight_l2=0.1, example_inputs=X)
