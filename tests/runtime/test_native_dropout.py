@@ -605,7 +605,7 @@ class TwoGraphs(nn.Module):
         return F.dropout(h.tanh(), 0.25, self.training) if self.training else h * 2
 
 
-@pytest.mark.parametrize("backend", ["", "aot_eager"])
+@pytest.mark.parametrize("backend", ["", "eager"])
 def test_a_module_of_two_graphs(backend: str) -> None:
     torch.manual_seed(0)
     model, x = TwoGraphs(), torch.randn(30, 8)
