@@ -139,15 +139,15 @@ def test_time_first(given: Tensor) -> None:
     same(model, found, pooled(model, [row[:n] for row, n in zip(X, LENGTHS, strict=True)])[:2])
 
 
-PADDING = [(given, padding) for given in (LENGTHS, mask_of(LENGTHS)) for padding in (torch.nan, torch.inf, 1e300)]
+PADDING = [(lengths, padding) for lengths in (LENGTHS, mask_of(LENGTHS)) for padding in (torch.nan, torch.inf, 1e300)]
 
 
 def test_whatever_stands_in_the_padding() -> None:
     model, module = once()
     expected = pooled(model, [row[:n] for row, n in zip(X, LENGTHS, strict=True)])
-    for given, padding in PADDING:
+    for lengths, padding in PADDING:
         x = X.masked_fill(~mask_of(LENGTHS)[..., None], padding)
-        torch.testing.assert_close(list(module(x, given).penalties.values()), expected)
+        torch.testing.assert_close(list(module(x, lengths).penalties.values()), expected)
 
 
 class Added(nn.Module):
@@ -165,8 +165,8 @@ class Added(nn.Module):
 def test_the_gradient_knows_nothing_of_the_padding(penalty: Any) -> None:
     model = Added()
     module = regularize(model, penalty("add", 1.0, lengths="lengths"))
-    for given, padding in PADDING:
-        found = [module(x, given).penalties[penalty.keys[0]] for x in (X, X.masked_fill(~mask_of(LENGTHS)[..., None], padding))]
+    for lengths, padding in PADDING:
+        found = [module(x, lengths).penalties[penalty.keys[0]] for x in (X, X.masked_fill(~mask_of(LENGTHS)[..., None], padding))]
         gradients = [torch.autograd.grad(each, model.z)[0] for each in found]
         assert torch.equal(*gradients)
         assert not gradients[0][~mask_of(LENGTHS)].any() and gradients[0][mask_of(LENGTHS)].any()
