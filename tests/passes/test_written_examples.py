@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,29 @@ FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md"))
 
 
+OPEN = ExitStack()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pages() -> Iterator[None]:
+    yield
+    opened.cache_clear()
+    OPEN.close()
+
+
 @contextmanager
 def run(name: str) -> Iterator[dict[str, Any]]:
+    """What a page defines; the page itself runs once for all tests."""
+    yield opened(name)
+
+
+@cache
+def opened(name: str) -> dict[str, Any]:
+    return OPEN.enter_context(first_run(name))
+
+
+@contextmanager
+def first_run(name: str) -> Iterator[dict[str, Any]]:
     """What a page defines, after its blocks have printed what they should. It is a module, as Dynamo expects of code that it compiles."""
     module = ModuleType(f"page_{name}")
     with registry_restored(), pytest.MonkeyPatch.context() as patch:

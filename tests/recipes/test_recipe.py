@@ -136,7 +136,7 @@ def regularizers(draw: st.DrawFn, kind: type[graphreg.Regularizer]) -> graphreg.
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject) -> None:
     made = data.draw(regularizers(kind))

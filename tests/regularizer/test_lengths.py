@@ -105,7 +105,7 @@ def once() -> tuple[Valued, RewrittenModule]:
     return model, regularize(model, PENALTIES)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.sampled_from([torch.int64, torch.int32, torch.uint8]), st.booleans())
 def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None:
     """Of any whole dtype, or as a mask; sequences of no or of one step among them, or nothing else."""
@@ -116,7 +116,7 @@ def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None
     same(model, found, pooled(model, [row[:n] for row, n in zip(x, lengths, strict=True)]))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_any_mask(rows: list[list[bool]]) -> None:
     """Padding in front, behind or between: the steps that do not count are as if they were not there."""
@@ -139,17 +139,15 @@ def test_time_first(given: Tensor) -> None:
     same(model, found, pooled(model, [row[:n] for row, n in zip(X, LENGTHS, strict=True)])[:2])
 
 
-@pytest.mark.parametrize("padding", [torch.nan, torch.inf, 1e300])
-@pytest.mark.parametrize("given", [LENGTHS, mask_of(LENGTHS)], ids=["lengths", "mask"])
-def test_whatever_stands_in_the_padding(given: Tensor, padding: float) -> None:
-    x = X.masked_fill(~mask_of(LENGTHS)[..., None], padding)
-    model = Valued()
-    for ours, theirs in zip(
-        regularize(model, PENALTIES)(x, given).penalties.values(),
-        pooled(model, [row[:n] for row, n in zip(X, LENGTHS, strict=True)]),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+PADDING = [(lengths, padding) for lengths in (LENGTHS, mask_of(LENGTHS)) for padding in (torch.nan, torch.inf, 1e300)]
+
+
+def test_whatever_stands_in_the_padding() -> None:
+    model, module = once()
+    expected = pooled(model, [row[:n] for row, n in zip(X, LENGTHS, strict=True)])
+    for lengths, padding in PADDING:
+        x = X.masked_fill(~mask_of(LENGTHS)[..., None], padding)
+        torch.testing.assert_close(list(module(x, lengths).penalties.values()), expected)
 
 
 class Added(nn.Module):
@@ -163,17 +161,15 @@ class Added(nn.Module):
         return (x + self.z).sum(-1)
 
 
-@pytest.mark.parametrize("padding", [torch.nan, torch.inf, 1e300])
-@pytest.mark.parametrize("given", [LENGTHS, mask_of(LENGTHS)], ids=["lengths", "mask"])
 @pytest.mark.parametrize("penalty", [RecurrentState, RecurrentNorm, HiddenL1, HiddenL2, ZLoss, ConfidencePenalty])
-def test_the_gradient_knows_nothing_of_the_padding(penalty: Any, given: Tensor, padding: float) -> None:
-    gradients = []
-    for x in (X, X.masked_fill(~mask_of(LENGTHS)[..., None], padding)):
-        model = Added()
-        regularize(model, penalty("add", 1.0, lengths="lengths"))(x, given).penalties[penalty.keys[0]].backward()
-        gradients.append(model.z.grad)
-    assert torch.equal(*gradients)
-    assert not gradients[0][~mask_of(LENGTHS)].any() and gradients[0][mask_of(LENGTHS)].any()
+def test_the_gradient_knows_nothing_of_the_padding(penalty: Any) -> None:
+    model = Added()
+    module = regularize(model, penalty("add", 1.0, lengths="lengths"))
+    for lengths, padding in PADDING:
+        found = [module(x, lengths).penalties[penalty.keys[0]] for x in (X, X.masked_fill(~mask_of(LENGTHS)[..., None], padding))]
+        gradients = [torch.autograd.grad(each, model.z)[0] for each in found]
+        assert torch.equal(*gradients)
+        assert not gradients[0][~mask_of(LENGTHS)].any() and gradients[0][mask_of(LENGTHS)].any()
 
 
 class Cells(nn.Module):
@@ -341,7 +337,7 @@ def test_compiled_as_a_whole() -> None:
     module = regularize(model, counted())
     expected = module(X, given).penalties
     torch.compiler.reset()
-    same(model, torch.compile(module, backend="aot_eager", fullgraph=True)(X, given).penalties, list(expected.values()))
+    same(model, torch.compile(module, backend="eager", fullgraph=True)(X, given).penalties, list(expected.values()))
 
 
 def test_in_place_and_under_autocast() -> None:

@@ -231,17 +231,16 @@ KINDS: list[tuple[Penalty, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("penalty", "by_hand"), KINDS, ids=lambda each: type(each).__name__)
-def test_formulas_of_all_kinds(penalty: Any, by_hand: Any) -> None:
+def test_formulas_of_all_kinds() -> None:
     """Of units, sequences, all values at once, derivatives, parameters, and parameters with a state; eager and compiled."""
     model = Net()
-    module = regularize(model, penalty, rng=0)
+    module = regularize(model, [penalty for penalty, _ in KINDS], rng=0)
     torch.compiler.reset()
     for run in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
-        (found,) = run(X, MASK, LABELS).penalties.values()
-        expected = by_hand(model)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(gradients(model, found), gradients(model, expected))
+        for found, (_, by_hand) in zip(run(X, MASK, LABELS).penalties.values(), KINDS, strict=True):
+            expected = by_hand(model)
+            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(gradients(model, found), gradients(model, expected))
 
 
 class RowNoise(Splice, on="parameters"):
@@ -262,7 +261,7 @@ def test_a_splice_on_a_parameter() -> None:
     torch.compiler.reset()
     state = graphreg.rng_state(module)
     outputs = []
-    for run in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+    for run in (module, torch.compile(module, backend="eager", fullgraph=True)):
         graphreg.set_rng_state(module, state)
         outputs.append(run(X, MASK, labels).output)
     torch.testing.assert_close(*outputs)

@@ -72,7 +72,7 @@ def rows(module: Any) -> int:
 def steps(module: Any, event: Callable[[Any, int], Any]) -> list[list[Tensor]]:
     """The results of calls, around each of which something happens; ``event`` may return another module to go on with."""
     taken = []
-    for call in range(5 + 2 * drawing_ahead.CALLS if event is nothing else 24):
+    for call in range(6 + drawing_ahead.CALLS if event is nothing else 18):
         changed = event(module, call)
         x = X
         if isinstance(changed, Tensor):

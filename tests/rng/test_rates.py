@@ -100,7 +100,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "jacfwd": lambda loss, s: jacfwd(loss, randomness="same")(s),
     "grad of grad": lambda loss, s: grad(lambda outer: grad(lambda factor: factor * loss(outer))(torch.ones(())))(s),
 }
-COMPILED = {name: way for name, way in WAYS.items() if name not in ("backward", "jacfwd")}
+COMPILED = ("jvp", "jacrev", "grad of grad")  # a vjp within a vmap, and a grad within a grad
 
 
 @pytest.mark.parametrize("way", [*WAYS, "dual", "jvp of grad", "grad of vmap"])
@@ -126,15 +126,15 @@ def test_a_rate_lent_to_a_module_is_refused_by_every_way_to_differentiate(key: s
         assert torch.equal(loss({name: each.requires_grad_() for name, each in lent(ours).items()}), expected)
 
 
-@pytest.mark.parametrize("way", COMPILED)
-def test_compiled_as_well(way: str) -> None:
+def test_compiled_as_well() -> None:
     ours = module(hidden_dropout=0.3)
 
     def loss(strengths: dict[str, Tensor]) -> Any:
         return functional_call(ours, strengths, (X,)).output.square().sum()
 
-    with pytest.raises(Exception, match=REFUSED):
-        torch.compile(lambda s: COMPILED[way](loss, s), backend="eager", fullgraph=True)(lent(ours))
+    for way in COMPILED:
+        with pytest.raises(Exception, match=REFUSED):
+            torch.compile(lambda s, way=way: WAYS[way](loss, s), backend="eager", fullgraph=True)(lent(ours))
     torch._dynamo.reset()
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     assert not compiled(lent(ours)).isnan()

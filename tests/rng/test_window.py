@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +35,7 @@ def parts(draw: st.DrawFn) -> tuple[Window, tuple[slice, ...], tuple[int, ...]]:
 
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=15)
 @given(part=parts())
 def test_it_is_the_part_of_the_whole(part: tuple[Window, tuple[slice, ...], tuple[int, ...]], dtype: torch.dtype, kind: str) -> None:
     window, slices, shared = part

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which Adam would import in each process
 from torch import Tensor, nn
 
 import graphreg
@@ -67,6 +68,7 @@ def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) ->
 
 if __name__ == "__main__":
     given: tuple[Any, ...] = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    _ = graphreg.regularize, graphreg.set_rng_state, graphreg.set_strength  # imported here, and not in each process
     run = os.fork()
     if not run:
         main(*given, int(sys.argv[5]))

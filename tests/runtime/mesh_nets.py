@@ -282,12 +282,13 @@ def by_backend(net: Any, regularizers: list[Any], **options: Any) -> list[Any]:
 
 
 def formulas() -> tuple[list[Any], list[Any]]:
-    """Each formula on parameters of several shapes, in all placements."""
+    """Each formula on parameters of several shapes, in all placements; of two ranks, on the tall one along one axis."""
     ours, theirs = [], []
     axes = [Shard(0), Shard(1), Replicate()]
     grids = [(mesh(), (one,)) for one in axes] + [(mesh(2, 2), (one, two)) for one in axes for two in axes if dist.get_world_size() == 4]
     for on, placements in grids:
-        for shape in ((5, 7), (1, 4), (70, 2)):
+        tall = [(70, 2)] if placements == (Shard(0),) or len(placements) == 2 else []
+        for shape in [(5, 7), (1, 4), *tall]:
             for regularizer in on_parameters():
                 if regularizer.keys[0] not in ("l2_sp", "spectral"):
                     weight = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(2))

@@ -90,7 +90,7 @@ WAYS: dict[str, Way] = {
     "sequence parallel": way(sequence_parallel, **VALUES),
     "sequence parallel, attached": way(sequence_parallel, **VALUES, **ATTACH),
     "partial sums": way(nets.partial_sums, regularizers=lambda: [HiddenL1("head", 0.1), DeCov("head", 0.1)]),
-    "in place, tensor parallel": in_place(tensor_parallel),
+    "in place, tensor parallel": in_place(tensor_parallel, **FEW),
     "tensor parallel, exported": way(tensor_parallel, **EXPORT),
     "backend, tensor parallel": backend(tensor_parallel, stateless),
     "formulas": (lambda: None, lambda: None),  # main replaces them
@@ -168,8 +168,8 @@ def errors() -> dict[str, str]:
         "whole value": parallel(made(lambda: [HiddenL1("layers.*", 0.1)])),
         "whole in a block": parallelize_module(prepared(cut, regularizers=norm, **BLOCKS), mesh(), {"layers.0": gather}),
     }
-    assert all(error_of(module) == error_of(module) for module in modules.values())
     found = {name: error_of(module) for name, module in modules.items()}
+    assert found == {name: error_of(module) for name, module in modules.items()}
     run = torch.compile(parallel(nets.model()), backend=graphreg.backend(HiddenL1("**.sigmoid", 0.1), inner="eager", rng=0))
     return found | {"backend": error_of(run)}
 

@@ -116,11 +116,11 @@ def after(module: nn.Module, write: Callable[[list[Tensor]], None], x: Tensor, c
 
 @pytest.mark.parametrize("case", MAKES)
 def test_writes_are_those_into_the_models_own_outputs(case: str) -> None:
-    compared = 0
+    compared, returned, attached = 0, regularized(MAKES[case], "return"), regularized(MAKES[case], "attach")
     for write in WRITES:
         x, theirs = X.clone(), X.clone()
-        expected = after(regularized(MAKES[case], "return"), write, theirs)
-        found = after(regularized(MAKES[case], "attach"), write, x)
+        expected = after(returned, write, theirs)
+        found = after(attached, write, x)
         if expected is RuntimeError:
             assert found is RuntimeError
         else:
@@ -136,8 +136,9 @@ def test_writes_into_compiled_outputs(case: str, backend: str) -> None:
     torch._dynamo.reset()
     module = regularized(MAKES[case], "attach")
     call = torch.compile(module, backend=backend, fullgraph=True)
+    returned = regularized(MAKES[case], "return")
     for write in (divide, set_a_row, several):
-        torch.testing.assert_close(after(module, write, X, call), after(regularized(MAKES[case], "return"), write, X))
+        torch.testing.assert_close(after(module, write, X, call), after(returned, write, X))
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo does
@@ -220,16 +221,15 @@ def broken(h: Tensor, weight: Tensor, x: Tensor) -> Any:
 @pytest.mark.parametrize("case", ["one", "two", "a value and a view", "views", "broken"])
 def test_writes_into_the_outputs_of_a_backend(case: str, inner: str) -> None:
     make = broken if case == "broken" else MAKES[case]
+    torch.manual_seed(0)
+    model = Net(make)
+    call = torch.compile(model, backend=graphreg.backend(inner=inner, weight_l2=1.0, penalties="attach", scale=2.0, rng=1))
+
+    def plain(x: Tensor) -> Any:
+        penalty = (model.layer.weight.square().mean() + model.other.weight.square().mean()) / 2
+        return graphreg.Regularized(model(x), {"weight_l2": penalty})
+
     for write in (divide, set_a_row, several):
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = Net(make)
-        call = torch.compile(model, backend=graphreg.backend(inner=inner, weight_l2=1.0, penalties="attach", scale=2.0, rng=1))
         x, theirs = X.clone(), X.clone()
-
-        def plain(x: Tensor, model: Net = model) -> Any:
-            penalty = (model.layer.weight.square().mean() + model.other.weight.square().mean()) / 2
-            return graphreg.Regularized(model(x), {"weight_l2": penalty})
-
         torch.testing.assert_close(after(model, write, x, call), after(model, write, theirs, plain))
         assert torch.equal(x, theirs)

@@ -61,7 +61,7 @@ def factor(call: Callable[[Tensor], Tensor], module: RewrittenModule) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scale_is_that_of_the_call_in_one_graph(kind: str, way: str) -> None:
     torch._dynamo.reset()
-    counter, told = CompileCounterWithBackend("aot_eager"), Told(kind)
+    counter, told = CompileCounterWithBackend("eager"), Told(kind)
     module = regularized(told.scale)
     call: Any = module
     if way == "torch.compile":

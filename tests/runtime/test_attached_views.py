@@ -116,8 +116,10 @@ def sharing(values: list[Tensor]) -> list[list[bool]]:
     return [[a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() for b in values] for a in values]
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [*((case, None) for case in CASES), *((case, "aot_eager") for case in CASES if case != "an ordered dict")],  # which "nested" has
+)
 def test_the_penalty_is_there_once_from_each_output_and_from_all(case: str, backend: str | None) -> None:
     torch._dynamo.reset()
     if backend and case == "nested" and not traces_objects():
@@ -142,10 +144,10 @@ def test_where_torch_does_not_compile_copies(monkeypatch: pytest.MonkeyPatch) ->
     """As before torch 2.12: with fullgraph=True an error says so, without it the call runs in eager."""
     monkeypatch.setattr(attach, "traces_objects", lambda: False)
     returned, attached = (regularized(CASES["nested"], penalties) for penalties in ("return", "attach"))
-    attached.compile(backend="aot_eager", fullgraph=True)
+    attached.compile(backend="eager", fullgraph=True)
     with pytest.raises(Exception, match=r"the model returns a Both\. penalties='attach' .* from torch 2\.12 on\. Leave fullgraph=True out"):
         attached(torch.ones(3, 4))
-    attached.compile(backend="aot_eager")
+    attached.compile(backend="eager")
     torch.testing.assert_close(gradients(attached, None)[0], gradients(returned, None)[0])
 
 

@@ -186,9 +186,9 @@ def test_gradcheck() -> None:
         return draw(module, x)
 
     with graphreg.frozen_noise(module):
-        assert torch.autograd.gradcheck(function, (x, *module.parameters()))
+        assert torch.autograd.gradcheck(function, (x, module.a.bias, module.b.weight))
     with pytest.raises(GradcheckError):
-        torch.autograd.gradcheck(function, (x, *module.parameters()))
+        torch.autograd.gradcheck(function, (x, module.a.bias, module.b.weight))
 
 
 def test_checkpointing_around_the_whole_module() -> None:
@@ -494,7 +494,7 @@ def test_the_mean_comes_near_to_what_inverted_dropout_expects() -> None:
     torch.manual_seed(1)
     model = Plain().double()
     module = graphreg.regularize(model, BernoulliDropout("tanh", 0.25), rng=0)
-    x, n = X.double(), 1500
+    x, n = X.double(), 800
     samples = graphreg.sample(module, x, n, keep=False)
     assert samples.outputs is None
     h, w = torch.tanh(model.a(x)), model.b.weight

@@ -136,7 +136,7 @@ class HasNumber(nn.Module):
 def test_the_first_call_is_traced_by_dynamo_twice() -> None:
     """With ``dynamic=True``, Dynamo makes a number of a layer an input, and traces once more if that is of no use."""
     module = made(HasNumber)
-    compiled = torch.compile(module, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(module, backend="eager", dynamic=True)
     state = graphreg.rng_state(module)
     first = compiled(X)
     graphreg.set_rng_state(module, state)
@@ -166,11 +166,12 @@ def test_compiled_before_any_eager_call(way: str, compiled: list[str]) -> None:
         total, parameters = output.square().sum() + sum(penalties.values()), (eager if call is eager else module).parameters()
         return [output, *penalties.values(), *torch.autograd.grad(total, list(parameters))]
 
-    for mode in (True, True, False, False):
+    modes = (True, True, False, False) if way == "torch.compile" else (True, True)
+    for mode in modes:
         eager.train(mode)
         module.train(mode)
         assert_same(run(call), run(eager))
-    assert len(graphs) == 2  # one for each mode, and none for the second call of a mode
+    assert len(graphs) == len(set(modes))  # one for each mode, and none for the second call of a mode
     torch.compiler.reset()
 
 
@@ -179,7 +180,7 @@ def test_compiled_when_both_modes_are_compiled_in_eager_already() -> None:
     module = made()
     expected = [values(module.train(mode)) for mode in (True, False)]
     again = made()
-    function = torch.compile(again, fullgraph=True, backend="aot_eager")
+    function = torch.compile(again, fullgraph=True, backend="eager")
     for mode, ours in zip((True, False), expected, strict=True):
         again.train(mode)
         output, penalties = function(X)

@@ -65,8 +65,8 @@ def test_values_and_structure_are_those_of_torch(name: str) -> None:
     make, shape, mask = TORCH[name]
     module, x = seeded(Around(make())), torch.ones(shape)
     torch.manual_seed(0)
-    ours = [out(module, x).detach() for _ in range(40)]
-    theirs = [Around(make())(x).detach() for _ in range(40)]
+    ours = [out(module, x).detach() for _ in range(20)]
+    theirs = [Around(make())(x).detach() for _ in range(20)]
     for y in (ours[0], theirs[0]):
         assert torch.equal(y, y[tuple(slice(0, n) for n in mask)].expand(shape))  # what shares a draw
     values = [torch.cat([y.flatten() for y in each]).unique() for each in (ours, theirs)]
@@ -84,8 +84,13 @@ def test_values_and_structure_are_those_of_torch(name: str) -> None:
                 assert abs(both - P * P) < 6 * math.sqrt(P * P / a.numel()), axis
 
 
-@pytest.mark.parametrize("name", TORCH)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in TORCH),
+        *((name, dtype) for name in ("Dropout", "FeatureAlphaDropout", "StochasticDepth row") for dtype in (torch.float64, torch.bfloat16)),
+    ],
+)
 def test_given_the_mask_it_is_torchs_formula(name: str, dtype: torch.dtype) -> None:
     """Where torch drops what we drop, all agrees: the oracle's Bernoulli draws are replaced by ours, read off the zeros."""
     make, shape, mask = TORCH[name]
@@ -605,7 +610,7 @@ class TwoGraphs(nn.Module):
         return F.dropout(h.tanh(), 0.25, self.training) if self.training else h * 2
 
 
-@pytest.mark.parametrize("backend", ["", "aot_eager"])
+@pytest.mark.parametrize("backend", ["", "eager"])
 def test_a_module_of_two_graphs(backend: str) -> None:
     torch.manual_seed(0)
     model, x = TwoGraphs(), torch.randn(30, 8)

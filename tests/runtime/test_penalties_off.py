@@ -147,7 +147,8 @@ def test_a_formula_is_not_computed() -> None:
 
 @in_both_ways
 def test_compiled_it_is_eager_and_each_setting_is_compiled_once(way: str) -> None:
-    module, counter = noisy(), torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    inner = "aot_eager" if way == "torch.compile" else "eager"
+    module, counter = noisy(), torch._dynamo.testing.CompileCounterWithBackend(inner)
     eager = copy.deepcopy(module)
     run = compiled(module, way, counter)
     for i in range(2):
@@ -248,7 +249,8 @@ def test_in_place_for_graphs_of_before_and_of_the_block() -> None:
 @pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
 def test_a_backend(penalties: Any) -> None:
     model, plain = net(), net()
-    backend = graphreg.backend(*PENALTIES[:3], inner="aot_eager", penalties=penalties, scale=1 if penalties == "attach" else None)
+    options: Any = {"inner": "eager", "scale": 1} if penalties == "attach" else {"inner": "aot_eager"}
+    backend = graphreg.backend(*PENALTIES[:3], penalties=penalties, **options)
     run = torch.compile(model, backend=backend)
 
     def gradients(in_block: bool) -> list[Tensor]:

@@ -161,28 +161,28 @@ def untraced(weight: Any = 0.5, **options: Any) -> Any:
     return graphreg.regularize_(net, HiddenL1("*.1", weight), **{"penalties": "return", "rng": 0, **options})
 
 
-@pytest.mark.parametrize("way", WAITS)
-def test_in_place_they_wait_for_the_first_trace(way: str) -> None:
+def test_in_place_they_wait_for_the_first_trace() -> None:
     """The last selector that matches counts, as it does afterwards; a recipe has them."""
     net = untraced()
     graphreg.set_strength(net, "hidden_l1", {"0.1": 0.9})
     graphreg.set_strength(net, "hidden_l1", {"**": 0.1, "2.*": 0.7, "1.1": 0.2})
     graphreg.set_strength(net, "hidden_l1", {"[12].1": 0.3})
     graphreg.set_strength(net, "hidden_l1", {"1.1": 0.4})
-    twin = WAITS[way](net)
-    assert graphreg.recipe(twin) == graphreg.recipe(net)
-    rewritten = graphreg.regularize(model(), recipe=graphreg.recipe(net))
+    twins = [made(net) for made in WAITS.values()]
+    recipe, x = graphreg.recipe(net), torch.randn(5, 4)
+    rewritten = graphreg.regularize(model(), recipe=recipe)
     expected = {"hidden_l1": {"0.1": 0.1, "1.1": 0.4, "2.1": 0.3}}
-    x = torch.randn(5, 4)
-    penalties = twin(x).penalties
-    assert graphreg.site_strengths(twin) == expected == graphreg.site_strengths(rewritten)
-    assert torch.equal(penalties["hidden_l1"], rewritten(x).penalties["hidden_l1"])
-    twin(torch.randn(5, 2, 4))
-    assert graphreg.site_strengths(twin) == expected
-    again = graphreg.regularize_(model(), recipe=graphreg.recipe(twin))
-    assert graphreg.recipe(again) == graphreg.recipe(twin)
-    again(x)
-    assert graphreg.site_strengths(again) == expected
+    for twin in twins:
+        assert graphreg.recipe(twin) == recipe
+        penalties = twin(x).penalties
+        assert graphreg.site_strengths(twin) == expected == graphreg.site_strengths(rewritten)
+        assert torch.equal(penalties["hidden_l1"], rewritten(x).penalties["hidden_l1"])
+        twin(torch.randn(5, 2, 4))
+        assert graphreg.site_strengths(twin) == expected
+        again = graphreg.regularize_(model(), recipe=graphreg.recipe(twin))
+        assert graphreg.recipe(again) == graphreg.recipe(twin)
+        again(x)
+        assert graphreg.site_strengths(again) == expected
 
 
 def test_in_place_a_copy_of_a_called_model_takes_them() -> None:
@@ -196,18 +196,17 @@ def test_in_place_a_copy_of_a_called_model_takes_them() -> None:
     assert graphreg.site_strengths(net) == {"hidden_l1": {"0.1": 0.3, "1.1": 0.25, "2.1": 0.25}}
 
 
-@pytest.mark.parametrize("way", WAITS)
-def test_in_place_an_unknown_site_is_an_error_at_the_first_trace(way: str) -> None:
+def test_in_place_an_unknown_site_is_an_error_at_the_first_trace() -> None:
     net = untraced()
     graphreg.set_strength(net, "hidden_l1", {"1.1": 0.3, "7.1": 0.3})
     says = r"^set_strength, before the model was traced: '7\.1' matches no site of hidden_l1\..* Its sites: 0\.1, 1\.1, 2\.1\."
-    twin = WAITS[way](net)
-    for _ in range(2):
-        with pytest.raises(graphreg.NoMatchError, match=says):
-            twin(torch.randn(5, 4))
-    graphreg.set_strength(twin, "hidden_l1", 0.4)  # a number ends it, also after a trace that failed
-    twin(torch.randn(5, 4))
-    assert graphreg.site_strengths(twin)["hidden_l1"] == {"0.1": 0.4, "1.1": 0.4, "2.1": 0.4}
+    for twin in [made(net) for made in WAITS.values()]:
+        for _ in range(2):
+            with pytest.raises(graphreg.NoMatchError, match=says):
+                twin(torch.randn(5, 4))
+        graphreg.set_strength(twin, "hidden_l1", 0.4)  # a number ends it, also after a trace that failed
+        twin(torch.randn(5, 4))
+        assert graphreg.site_strengths(twin)["hidden_l1"] == {"0.1": 0.4, "1.1": 0.4, "2.1": 0.4}
 
 
 def test_in_place_what_is_wrong_without_sites_is_wrong_at_once() -> None:

@@ -19,16 +19,25 @@ class Mean(nn.Module):
         return x.to(self.dtype).mean() * 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("splice", [BernoulliDropout, GaussianNoise, GaussianDropout])
-def test_it_keeps_its_dtype_eager_and_compiled(splice: type[BernoulliDropout], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("splice", "dtype", "compiled"),
+    [
+        (BernoulliDropout, torch.float16, True),
+        (BernoulliDropout, torch.bfloat16, False),
+        (GaussianNoise, torch.float16, False),
+        (GaussianNoise, torch.bfloat16, True),
+        (GaussianDropout, torch.float16, True),
+        (GaussianDropout, torch.bfloat16, False),
+    ],
+)
+def test_it_keeps_its_dtype_eager_and_compiled(splice: type[BernoulliDropout], dtype: torch.dtype, compiled: bool) -> None:
     x, changed = torch.linspace(0.5, 1.5, 4), 0
     for rng in range(3):
         module = graphreg.regularize(Mean(dtype), splice("mean", 0.5), example_inputs=x, rng=rng)
         again = graphreg.regularize(Mean(dtype), splice("mean", 0.5), example_inputs=x, rng=rng)
         eager = module(x).output
         assert eager.dtype == dtype and eager.shape == ()
-        if not rng:
+        if not rng and compiled:
             torch.testing.assert_close(torch.compile(again, backend="aot_eager", fullgraph=True)(x).output, eager)
         changed += eager.item() != 2.0
     assert changed  # the splice acts

@@ -67,7 +67,7 @@ def train(module: Any, run: Any, rank: int, trained: nn.Module | None = None) ->
 
 def whole_module(rank: int) -> Any:
     """Compiled with fullgraph=True inside the wrapper: what was trained, and in how many graphs."""
-    counter, module = CompileCounterWithBackend("aot_eager"), regularized()
+    counter, module = CompileCounterWithBackend("eager"), regularized()
     module.compile(backend=counter, fullgraph=True)
     wrapped = DistributedDataParallel(module)
     return train(module, wrapped, rank), counter.frame_count

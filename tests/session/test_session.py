@@ -60,7 +60,7 @@ step = st.one_of(number, st.dictionaries(st.sampled_from([*SITES, "*", "**@ReLU"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["hidden_dropout", "hidden_l1"]), step), min_size=1, max_size=3))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_what_is_set_means_the_same_to_each_host(steps: list[tuple[str, Any]]) -> None:
     found = []
     for make in HOSTS.values():
@@ -124,7 +124,9 @@ def test_what_validation_in_between_leaves_in_the_noise(make: Any) -> None:
         model.train()
 
     plain, clock = masks(lambda host, call: None)
-    assert all(torch.equal(masks(between)[0], plain) and masks(between)[1] == clock for between in (put_back, evaluated))
+    for between in (put_back, evaluated):
+        found, at = masks(between)
+        assert torch.equal(found, plain) and at == clock
     counted, same_clock = masks(quiet)
     assert not torch.equal(counted, plain) and same_clock == clock
 
