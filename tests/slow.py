@@ -232,7 +232,7 @@ SWEEP = {
     r"test_blocks_in_place\.py::test_(compiled_as_a_whole|equal_blocks_compile_once)":
     "test_in_place_models.py compiles a model with blocks as a whole",
     r"test_blocks_in_place\.py::test_the_first_call_may_be_under_hooks": "blocks under checkpoints stay",
-    r"test_blocks\.py::test_twelve_equal_blocks_compile_two_graphs\[options0": "with default sites, where there are three, it stays",
+    r"test_blocks\.py::test_equal_blocks_compile_two_graphs\[options0": "with default sites, where there are three, it stays",
     r"test_recurrent\.py::test_(dropout_and_a_penalty|the_mode_of_the_layer|copies_and_other|every_size|strip_gives|lengths_and)":
     "the operator stays against the layer",
     r"test_recurrent_kept\.py::test_(a_model_that_packs|a_backward_that_recomputes|saved_tensors)":

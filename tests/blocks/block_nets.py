@@ -233,7 +233,7 @@ class Writes(Stack):
 def rewritten(traced: graphreg.Traced, model: nn.Module, **keywords: Any) -> Any:
     """What ``regularize`` makes of a model whose trace is that of another model of its class."""
     traced = replace(traced, model=model)
-    planned = {name: keywords.pop(name) for name in ("blocks", "own_dropout") if name in keywords}
+    planned = {name: keywords.pop(name) for name in ("blocks", "own_dropout", "keep") if name in keywords}
     made = {name: keywords.pop(name) for name in ("rng", "penalties", "scale") if name in keywords}
     return graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, **keywords), **planned), **made)
 

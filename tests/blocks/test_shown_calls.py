@@ -108,9 +108,10 @@ def test_hooks_get_what_the_models_hooks_get(front_end: str, in_place: bool) -> 
     assert_same(seen_by_hooks(module, module), expected)
     (other := pickle.loads(pickle.dumps(module)))(X)
     assert_same(seen_by_hooks(other, other), expected)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    short = seen_by_hooks(plain, plain, PATHS[:3:2])
-    assert_same(seen_by_hooks(module, compiled, PATHS[:3:2]), short)
+    if in_place == (front_end == "export"):
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        short = seen_by_hooks(plain, plain, PATHS[:3:2])
+        assert_same(seen_by_hooks(module, compiled, PATHS[:3:2]), short)
     if not in_place:  # in eval mode a model in place runs its own forward
         assert_same(seen_by_hooks(module.eval(), module), expected)
     torch._dynamo.reset()
@@ -158,7 +159,7 @@ def test_hooks_may_replace_values(in_place: bool, compiled: bool) -> None:
         if not compiled:
             model.inner.part.register_full_backward_hook(lambda module, inputs, outputs, into=gradients: into.append((inputs, outputs)))
             model.inner.part.register_full_backward_pre_hook(lambda module, outputs, into=gradients: into.append(outputs))
-        output = (torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model)(X.clone().requires_grad_())
+        output = (torch.compile(model, backend="eager", fullgraph=True) if compiled else model)(X.clone().requires_grad_())
         output = output if isinstance(output, Tensor) else output.output
         results.append((output.detach(), torch.autograd.grad(output.square().sum(), [model.inner.part.linear.weight]), gradients))
     assert_same(results[1], results[0])
