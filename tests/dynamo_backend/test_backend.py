@@ -52,7 +52,7 @@ def vit() -> nn.Module:
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "net": (Net, (5, 4)),
     "cells": (Cells, (5, 4)),
-    "resnet18": (lambda: tv.resnet18(num_classes=10), (2, 3, 64, 64)),
+    "resnet": (lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10), (2, 3, 32, 32)),
     "vit": (vit, (2, 3, 32, 32)),
     "densenet": (lambda: tv.DenseNet(8, (2, 2), 16, num_classes=4), (2, 3, 64, 64)),
     "shufflenet": (lambda: tv.shufflenet_v2_x0_5(num_classes=10), (2, 3, 64, 64)),
