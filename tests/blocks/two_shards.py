@@ -121,6 +121,9 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
 }
 
 
+made(), torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], 0.1)  # imports what ranks need, before they are forked
+
+
 def main(*ways: str) -> dict[str, Any]:
     """Train in these ways, and the first rank whole as well; ``errors``: find the errors, too."""
     asked = {name: WAYS[name] for name in ways if name in WAYS}

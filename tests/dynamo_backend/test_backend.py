@@ -228,7 +228,7 @@ def test_an_attached_penalty_on_weights_alone_counts_once_a_pass() -> None:
 def test_a_strength_changes_and_nothing_is_compiled_again() -> None:
     model, twin, x = made("net")
     module = graphreg.regularize(twin, example_inputs=x, rng=7, **HIDDEN)
-    backend = graphreg.backend(inner="aot_eager", rng=7, **HIDDEN)
+    backend = graphreg.backend(inner="eager", rng=7, **HIDDEN)
     run = torch.compile(model, backend=backend)
     for value in (0.1, 0.4, 0.0):
         for given in (run, module):

@@ -224,6 +224,12 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
         lambda m: vars(m).update(_parameters={"w": nn.Parameter(torch.ones(4))}),
     ),
     "a list of thousands": (put(c=lambda: [1.0] * 3000), lambda m, h: h * sum(m.c), lambda m: m.c.__setitem__(2500, 50.0)),
+    "a read-only dict": (
+        lambda m: put(u=(u := {"a": 2.0}), c=types.MappingProxyType(u))(m), lambda m, h: h * m.c["a"], lambda m: m.u.update(a=m.u["a"] + 1)
+    ),
+    "a field that a class keeps in a slot": (
+        put(c=lambda: Extra(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: m.c.more.update(gain=5.0)
+    ),
     "True for 1": (put(c=1), lambda m, h: h * 3 if m.c is True else h, put(c=True)),
     "-0.0 for 0.0": (put(c=0.0), lambda m, h: h * 3 if str(m.c) == "-0.0" else h, put(c=-0.0)),
     "one list for two": (
@@ -269,9 +275,6 @@ OBJECTS: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "the order of an OrderedDict": (
         put(c=lambda: collections.OrderedDict(a=2.0, b=3.0)), lambda m, h: h * next(iter(m.c.values())), lambda m: m.c.move_to_end("a")
     ),
-    "a read-only dict": (
-        lambda m: put(u=(u := {"a": 2.0}), c=types.MappingProxyType(u))(m), lambda m, h: h * m.c["a"], lambda m: m.u.update(a=m.u["a"] + 1)
-    ),
     "a numpy array": (put(c=lambda: np.array([2.0])), lambda m, h: h * float(m.c[0]), lambda m: m.c.__setitem__(0, 5.0)),
     "a bytearray": (put(c=lambda: bytearray(b"\2")), lambda m, h: h * m.c[0], lambda m: m.c.__setitem__(0, 5)),
     "keywords of a partial": (
@@ -284,9 +287,6 @@ OBJECTS: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     ),
     "what a proxy reads by itself": (
         put(c=lambda: Proxy(Config())), lambda m, h: h * m.c.gain, lambda m: setattr(m.c.wrapped(), "gain", 5.0)
-    ),
-    "a field that a class keeps in a slot": (
-        put(c=lambda: Extra(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: m.c.more.update(gain=5.0)
     ),
     "the dict of a bound method": (
         lambda m: put(u=(u := {"a": 2.0}), c=u.get)(m), lambda m, h: h * m.c("a"), lambda m: m.u.update(a=m.u["a"] + 1)
