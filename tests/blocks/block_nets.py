@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import graphreg
 
 
 class Residual(nn.Module):
@@ -226,6 +228,14 @@ class Writes(Stack):
         z.mul_(2)
         y = self.layers[2](z) * 1.5
         return y.add_(1)
+
+
+def rewritten(traced: graphreg.Traced, model: nn.Module, **keywords: Any) -> Any:
+    """What ``regularize`` makes of a model whose trace is that of another model of its class."""
+    traced = replace(traced, model=model)
+    planned = {name: keywords.pop(name) for name in ("blocks", "own_dropout", "keep") if name in keywords}
+    made = {name: keywords.pop(name) for name in ("rng", "penalties", "scale") if name in keywords}
+    return graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, **keywords), **planned), **made)
 
 
 @dataclass(frozen=True)

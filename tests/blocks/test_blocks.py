@@ -112,9 +112,9 @@ def test_equal_blocks_have_one_code() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of Dynamo's, also for plain blocks
 @pytest.mark.parametrize(("options", "graphs"), [(AT_RELU, 2), ({"hidden_dropout": 0.2, "hidden_l1": 0.1}, 3)])
-def test_twelve_equal_blocks_compile_two_graphs(options: dict[str, Any], graphs: int) -> None:
+def test_equal_blocks_compile_two_graphs(options: dict[str, Any], graphs: int) -> None:
     """The first block has a graph of its own, because its input requires no gradient. By default, the last block has a site more."""
-    flat, module, x = regularized(Stack(12), blocks=None, **options), regularized(Stack(12), **options), torch.randn(4, 8)
+    flat, module, x = regularized(Stack(5), blocks=None, **options), regularized(Stack(5), **options), torch.randn(4, 8)
     module.load_state_dict(flat.state_dict())
     counter = CompileCounterWithBackend("aot_eager")
     for layer in module.layers:

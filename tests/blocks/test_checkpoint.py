@@ -76,9 +76,9 @@ def test_a_wrapper_around_what_is_no_block_is_named_at_the_first_call(front_end:
     with pytest.warns(UserWarning, match=says):
         module(x)
     module(x)
-    with pytest.warns(UserWarning, match="backward recomputes nothing there"):
-        torch.compile(checkpointed(regularized()), backend="eager")(x)
-    torch._dynamo.reset()
+    if front_end == "symbolic":
+        with pytest.warns(UserWarning, match="backward recomputes nothing there"):
+            torch.compile(checkpointed(graphreg.regularize(Stack(1), weight_l2=0.1)), backend="eager")(torch.randn(2, 8))
 
 
 def test_wrappers_that_are_called_are_not_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 import graphreg
 import language_models
+from block_nets import rewritten
 from saved_tensors import saved_bytes
 from test_flat import KEYWORDS, assert_equal
 
@@ -56,13 +56,6 @@ def step(module: Any, given: dict[str, Any]) -> list[Any]:
     return [logits, penalties, {name: p.grad for name, p in module.named_parameters()}]
 
 
-def regularized(traced: graphreg.Traced, **keywords: Any) -> Any:
-    """What ``regularize`` makes of a trace."""
-    options = {name: keywords.pop(name) for name in ("blocks", "own_dropout") if name in keywords}
-    seed = keywords.pop("rng")
-    return graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, **keywords), **options), seed)
-
-
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_flat(name: str) -> None:
@@ -70,7 +63,7 @@ def test_equal_to_flat(name: str) -> None:
     options = {**KEYWORDS, "own_dropout": "keep" if name in ("resnet18", "llama") else "seeded"}
     given, is_language_model = inputs(), name in language_models.MODELS
     traced = language_models.traced(name) if is_language_model else graphreg.trace(make(), given)
-    flat, module = (regularized(replace(traced, model=make()), **options, blocks=each) for each in (None, blocks))
+    flat, module = (rewritten(traced, make(), **options, blocks=each) for each in (None, blocks))
     called: list[str] = []
     for path in module.graphreg_state.blocks:
         module.get_submodule(path).register_forward_hook(lambda block, args, output, path=path: called.append(path))
@@ -81,7 +74,7 @@ def test_equal_to_flat(name: str) -> None:
     if is_language_model:  # and if the model checkpoints its blocks, also without blocks=
         model: Any = make()
         model.gradient_checkpointing_enable()
-        checkpointed = regularized(replace(traced, model=model), **options)
+        checkpointed = rewritten(traced, model, **options)
         assert checkpointed.graphreg_state.blocks == module.graphreg_state.blocks
         assert_equal(step(checkpointed, given), expected)
         (_, size), (_, size_flat) = (saved_bytes(lambda each=each: each(**given)) for each in (checkpointed, module))

@@ -1,6 +1,6 @@
 """One of two ranks (gloo) that train under FSDP2, which test_fsdp.py starts.
 
-``main`` returns, for each way to shard, what the sharded and the whole module computed.
+``main`` returns, for each way to shard, what the sharded module computed, and in the first rank what the whole module computed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
-from block_nets import Residual, Stack
+from block_nets import Residual, Stack, rewritten
 
 INPUTS = torch.randn(4, 9, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 KEYWORDS: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_l1": 0.1, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 3}
@@ -25,10 +26,15 @@ LEARNED = {"l0_gates": {"weight": 0.1, "pattern": "**.relu"}, "concrete_dropout"
 LEARNED |= {"example_inputs": torch.ones(4, 9, dtype=torch.double)}  # type: ignore[dict-item]
 
 
+TRACED = graphreg.trace(Stack(3, 9).double(), INPUTS)  # once, before the ranks are forked
+
+
 def made(**more: Any) -> Any:
     """The same on every rank. Nine features, so that two ranks have shards of different sizes."""
     torch.manual_seed(0)
-    module = graphreg.regularize(Stack(3, 9).double(), **{**KEYWORDS, "blocks": "layers.*", **more})
+    options = {**KEYWORDS, "blocks": "layers.*", **more}
+    options.pop("example_inputs", None)  # the trace has some
+    module = rewritten(TRACED, Stack(3, 9).double(), **options)
     graphreg.set_ranks(module, "same")
     return module
 
@@ -115,11 +121,16 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
 }
 
 
+made(), torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], 0.1)  # imports what ranks need, before they are forked
+
+
 def main(*ways: str) -> dict[str, Any]:
-    """Train in these ways; ``errors``: find the errors, too."""
+    """Train in these ways, and the first rank whole as well; ``errors``: find the errors, too."""
     asked = {name: WAYS[name] for name in ways if name in WAYS}
-    whole = {text: train(made(**more)) for text, more in {str(more): more for more, _ in asked.values()}.items()}
-    found: dict[str, Any] = {name: (train(shard(**more)), whole[str(more)]) for name, (more, shard) in asked.items()}
+    found: dict[str, Any] = {name: train(shard(**more)) for name, (more, shard) in asked.items()}
+    if dist.get_rank() == 0:
+        whole = {text: train(made(**more)) for text, more in {str(more): more for more, _ in asked.values()}.items()}
+        found["whole"] = {name: whole[str(more)] for name, (more, _) in asked.items()}
     return found | (errors() if "errors" in ways else {})
 
 

@@ -171,7 +171,7 @@ def test_layers_at_a_depth_twice_and_under_two_names() -> None:
     model, x = Deep(), torch.randn(5, 2, 3)
     module = graphreg.regularize(model, weight_l2={"weight": 1.0, "pattern": "a.b.weight_hh_l0"})
     assert module.compiled_code.count("self.graphreg_recurrent.a_b(") == 3 and "self.graphreg_recurrent.a_b_(" in module.compiled_code
-    run = compiled(module)
+    run = compiled(module, "eager")
     same(answer(lambda x: run(x).output, module, [x]), answer(model, model, [x]))
     same(run(x).penalties["weight_l2"].detach(), model.a["b"].weight_hh_l0.square().mean().detach())
 
@@ -203,7 +203,7 @@ def test_two_graphs_by_mode() -> None:
     model, x = Differs(), torch.randn(4, 9, 3)
     module = graphreg.regularize(model)
     assert list(module.graphs) == ["train", "eval"]
-    run = compiled(module)
+    run = compiled(module, "eager")
     for mode in (True, False, True):
         module.train(mode)
         same(run(x).output, model(x))
@@ -250,7 +250,7 @@ def test_the_graph_of_the_original_stays_as_it_was() -> None:
     traced = fx.symbolic_trace(Classifier())
     before = str(traced.graph)
     module = graphreg.regularize(traced, hidden_l1={"weight": 1.0, "pattern": "rnn:out"})
-    compiled(module)(torch.randn(2, 4, 3))
+    compiled(module, "eager")(torch.randn(2, 4, 3))
     assert str(traced.graph) == before and "graphreg_recurrent" not in str(module.graph)
     module.graph.lint()
 

@@ -48,7 +48,8 @@ def test_memory_is_released(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_backward_twice(backend: str) -> None:
+def test_backward_twice_and_forwards_before_their_backwards(backend: str) -> None:
+    """A second backward finds what the forward kept, and each backward what its own forward kept."""
     model, run, x = pair(backend=backend, num_layers=2, dropout=0.5)
     torch.manual_seed(1)
     loss = run(x).output.square().sum()
@@ -56,11 +57,9 @@ def test_backward_twice(backend: str) -> None:
     once = gradients(model)
     loss.backward()
     same(gradients(model), [2 * g for g in once])
+    del loss
 
-
-def test_forwards_before_their_backwards() -> None:
-    """Each backward finds what its own forward kept."""
-    model, run, x = pair(num_layers=2, dropout=0.5)
+    model.zero_grad()
     torch.manual_seed(1)
     losses = [run(x * i).output.square().sum() for i in (1, 2, 3)]
     assert len(recurrent._saved) == 3
@@ -73,7 +72,7 @@ def test_forwards_before_their_backwards() -> None:
     same(found, gradients(model))
 
 
-def test_threads() -> None:
+def test_threads_and_a_weight_that_is_changed_in_between() -> None:
     model, run, x = pair()
     run(x).output.sum().backward()
     model.zero_grad()
@@ -92,9 +91,6 @@ def test_threads() -> None:
         same(grads, list(torch.autograd.grad(model(x * i).square().sum(), list(model.parameters()))))
     assert len(found) == 4
 
-
-def test_a_weight_that_is_changed_in_between_is_an_error() -> None:
-    model, run, x = pair()
     output = run(x).output
     with torch.no_grad():
         model.rnn.weight_hh_l0.mul_(2)  # type: ignore[union-attr, operator]
@@ -240,13 +236,13 @@ def test_what_is_not_exactly_torchs_own_is_refused_by_name(change: Any) -> None:
     with pytest.raises(torch._dynamo.exc.Unsupported, match=REFUSED[change]):
         torch.compile(module, fullgraph=True, backend="eager")(x)
     torch._dynamo.reset()
-    try:
-        torch.compile(model, backend="aot_eager")(x)
-    except torch._dynamo.exc.InternalTorchDynamoError:  # torch 2.15 itself fails at ``super().forward`` of a subclassed layer
-        assert change is subclassed
-        return
-    torch._dynamo.reset()
-    found = torch.compile(module, backend="aot_eager")(x).output
+    if change is subclassed:
+        try:
+            torch.compile(model, backend="eager")(x)
+        except torch._dynamo.exc.InternalTorchDynamoError:  # torch 2.15 itself fails at ``super().forward`` of a subclassed layer
+            return
+        torch._dynamo.reset()
+    found = torch.compile(module, backend="eager")(x).output
     same(found, model(x))
     assert change is parametrized or not torch.allclose(found, plain)
 

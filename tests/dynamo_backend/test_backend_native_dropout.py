@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -43,10 +44,15 @@ def output(result: Any) -> Tensor:
     return value
 
 
+@functools.cache
+def traced() -> graphreg.Traced:
+    return graphreg.trace(Attends(), X)
+
+
 @pytest.mark.parametrize("option", ["off", "seeded", {"att": 0.2, "layer.dropout1": "off"}])
 def test_it_is_moved_as_in_a_trace(option: Any) -> None:
     """By the same names and with the same masks."""
-    module = graphreg.regularize(Attends(), own_dropout=option, rng=3, example_inputs=X)
+    module = graphreg.rewrite(traced(), graphreg.plan(traced(), [], own_dropout=option), 3)
     run, backend = compiled(Attends(), own_dropout=option, rng=3)
     for _ in range(1 if isinstance(option, dict) else 2):
         torch.manual_seed(4)

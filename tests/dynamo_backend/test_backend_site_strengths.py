@@ -67,8 +67,9 @@ def same_as_module(backend: Any, run: Any, model: Net, module: Any, attached: bo
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own, behind a break
-@pytest.mark.parametrize("breaks", [False, True])
-@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
+@pytest.mark.parametrize(("breaks", "penalties"), [
+    (True, "return"), pytest.param(False, "attach", marks=needs_result), pytest.param(True, "attach", marks=needs_result),
+])  # fmt: skip
 def test_they_are_those_of_regularize(breaks: bool, penalties: Any) -> None:
     """Penalties on values and parameters, with a mean and a sum, and splices; in train and eval mode; nothing is captured again."""
     regularizers = [
@@ -239,9 +240,12 @@ def test_a_selector_that_the_first_call_does_not_know(missing: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("breaks", [False, True])
-@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
-@pytest.mark.parametrize("weight", [0.2, schedules.linear(0.2, 2.0, 10)])
+@pytest.mark.parametrize(("breaks", "penalties", "weight"), [
+    (False, "return", 0.2),
+    (True, "return", schedules.linear(0.2, 2.0, 10)),
+    pytest.param(False, "attach", schedules.linear(0.2, 2.0, 10), marks=needs_result),
+    pytest.param(True, "attach", 0.2, marks=needs_result),
+])  # fmt: skip
 def test_backward_has_the_strengths_of_its_call(breaks: bool, penalties: Any, weight: Any) -> None:
     """Those that are set after the forward are for the next one, whose backward is in the same pass."""
     model, attached = Net(breaks), penalties == "attach"

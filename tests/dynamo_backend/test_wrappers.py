@@ -77,7 +77,7 @@ def with_layers(wrap: Callable[[nn.Module], Any]) -> Callable[[Net], nn.Module]:
 
 
 def compiled_part(module: nn.Module) -> Any:
-    return torch.compile(module, backend="aot_eager")
+    return torch.compile(module, backend="eager")
 
 
 AROUND: dict[str, Callable[[Net], Any]] = {
@@ -111,7 +111,7 @@ def trained(model: nn.Module, run: Any, backend: Any) -> tuple[list[Tensor], lis
 @pytest.mark.parametrize("way", AROUND)
 def test_a_wrapper_changes_nothing(way: str) -> None:
     model, twin = net(), net()
-    backends = [graphreg.backend(inner="aot_eager", **OPTIONS) for _ in range(2)]
+    backends = [graphreg.backend(inner="eager", **OPTIONS) for _ in range(2)]
     wrapped = AROUND[way](model)
     ours, theirs = (
         trained(each, torch.compile(run, backend=backend), backend)
@@ -127,7 +127,7 @@ def test_a_wrapper_changes_nothing(way: str) -> None:
 def test_checkpointed_layers() -> None:
     """A checkpointed region is one operation, and has the name of the module in the wrapper."""
     model = with_layers(checkpoint_wrapper)(net())
-    backend = graphreg.backend(BERNOULLI("layers.0", 0.4), weight_l2=0.1, rng=3, inner="aot_eager")
+    backend = graphreg.backend(BERNOULLI("layers.0", 0.4), weight_l2=0.1, rng=3, inner="eager")
     torch.compile(model, backend=backend)(X)
     (entry, weights) = graphreg.report(backend).regularizers
     assert entry.sites == ("layers.0.getitem",) and weights.sites[0] == "layers.0.linear.weight"
@@ -136,7 +136,7 @@ def test_checkpointed_layers() -> None:
 def test_the_mode_of_a_module_with_wrapped_submodules() -> None:
     """It stands for the module, and follows it."""
     model, twin = with_layers(compiled_part)(net()), net()
-    backends = [graphreg.backend(BERNOULLI("**", 0.4), rng=3, inner="aot_eager") for _ in range(2)]
+    backends = [graphreg.backend(BERNOULLI("**", 0.4), rng=3, inner="eager") for _ in range(2)]
     runs = [torch.compile(each, backend=backend) for each, backend in zip((model, twin), backends, strict=True)]
     for mode in ("train", "eval", "train"):
         for each in (model, twin):
@@ -147,7 +147,7 @@ def test_the_mode_of_a_module_with_wrapped_submodules() -> None:
 
 def test_one_backend_for_a_model_with_and_without_wrapper() -> None:
     model = net()
-    backend = graphreg.backend(hidden_l1=0.2, inner="aot_eager")
+    backend = graphreg.backend(hidden_l1=0.2, inner="eager")
     first = torch.compile(model, backend=backend)(X)
     torch.testing.assert_close(torch.compile(DistributedDataParallel(model), backend=backend)(X), first)
     with pytest.raises(graphreg.GraphRegError, match="this backend regularizes Net already"):
@@ -156,7 +156,7 @@ def test_one_backend_for_a_model_with_and_without_wrapper() -> None:
 
 def test_a_rewritten_module_in_a_wrapper_is_refused() -> None:
     wrapped = DistributedDataParallel(graphreg.regularize(net(), hidden_dropout=0.1, rng=0))
-    backend = graphreg.backend(hidden_l1=0.2, inner="aot_eager")
+    backend = graphreg.backend(hidden_l1=0.2, inner="eager")
     with pytest.raises(graphreg.TraceError, match="this model is rewritten already"):
         torch.compile(wrapped, backend=backend)(X)
 
@@ -168,7 +168,7 @@ def test_a_function_that_calls_wrapped_models() -> None:
     def step(x: Tensor) -> Tensor:
         return first(x) + second(x)  # type: ignore[no-any-return]
 
-    backend = graphreg.backend(hidden_l1=0.2, weight_l2=0.1, inner="aot_eager", missing="ignore")
+    backend = graphreg.backend(hidden_l1=0.2, weight_l2=0.1, inner="eager", missing="ignore")
     torch.compile(step, backend=backend)(X)
     sites = {site.name for site in graphreg.report(backend).sites}
     assert {"first.layers.0.add", "second.layers.0.add", "first.out.weight", "second.out.weight"} <= sites

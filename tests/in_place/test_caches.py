@@ -20,7 +20,7 @@ WORDS: dict[str, Any] = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2}
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 KINDS: dict[str, Any] = {
     "GPT2LMHeadModel": {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16},
-    "MistralForCausalLM": SMALL | {"num_key_value_heads": 1, "sliding_window": 3, "max_position_embeddings": 16},
+    "MistralForCausalLM": SMALL | {"num_hidden_layers": 1, "num_key_value_heads": 1, "sliding_window": 3, "max_position_embeddings": 16},
 }
 
 
@@ -56,7 +56,7 @@ def test_the_output_is_the_models(kind: str) -> None:
         assert_same(outputs[1], outputs[0])
         if len(call) == 1:
             assert_same(outputs[2].output, outputs[0])
-            assert list(outputs[0]) == ["logits", "cache"] and len(outputs[1].cache.layers) == 2
+            assert list(outputs[0]) == ["logits", "cache"] and len(outputs[1].cache.layers) == model.config.num_hidden_layers
     stripped, last = graphreg.strip(module).eval(), torch.tensor([[4], [5]])
     assert torch.equal(plain.eval()(last, cache=stripped(ids(5)).cache).logits, plain(last, cache=plain(ids(5)).cache).logits)
 

@@ -17,11 +17,15 @@ peft = pytest.importorskip("peft")
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
 
 
-def adapted(**options: Any) -> tuple[Any, Any]:
-    """A perceptron with adapters, and the model inside, which is regularized in place."""
+def with_adapters() -> Any:
     torch.manual_seed(0)
     config = peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False, lora_dropout=0.1)
-    model = peft.get_peft_model(perceptron(), config)
+    return peft.get_peft_model(perceptron(), config)
+
+
+def adapted(**options: Any) -> tuple[Any, Any]:
+    """A perceptron with adapters, and the model inside, which is regularized in place."""
+    model = with_adapters()
     return model, graphreg.regularize_(model.base_model.model, scale=1.0, **options)
 
 
@@ -45,7 +49,8 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", REGULARIZERS.values(), ids=REGULARIZERS)
 def test_they_add_nothing(options: dict[str, Any], first: bool) -> None:
     """The pass without adapters is that of a model that is not regularized; the pass with them is as if there had been none without."""
-    (model, inner), (alone, _), (plain, _) = (adapted(rng=0, **each) for each in (options, options, {"hidden_dropout": {"weight": 0.0}}))
+    (model, inner), (alone, _) = (adapted(rng=0, **options) for _ in range(2))
+    plain = with_adapters()
     for each in () if first else (model, alone):
         torch.manual_seed(1)
         each(X)
@@ -134,7 +139,7 @@ def test_strengths_that_were_set_before_the_first_call() -> None:
     ],
 )
 def test_dead_selectors_are_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    """With adapters, without them, and while others are active."""
+    """With adapters and without them."""
     model, _ = adapted(**options)
     for _ in range(2):
         with model.disable_adapter(), pytest.raises(error) as raised:
@@ -142,6 +147,9 @@ def test_dead_selectors_are_errors(options: dict[str, Any], error: type[Exceptio
         assert message in str(raised.value)
         with pytest.raises(error):
             model(X)
+
+
+def test_a_selector_whose_adapters_are_merged_is_an_error() -> None:
     other, _ = adapted(dropout={"**lora_A.default": 0.5})
     other(X)
     other.merge_adapter()

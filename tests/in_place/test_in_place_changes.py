@@ -10,7 +10,7 @@ import logging
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,36 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
         lambda m: m.register_parameter("w", nn.Parameter(torch.full((4,), 2.0))), lambda m, h: h * m.w,
         lambda m: vars(m).update(_parameters={"w": nn.Parameter(torch.ones(4))}),
     ),
+    "a list of thousands": (put(c=lambda: [1.0] * 3000), lambda m, h: h * sum(m.c), lambda m: m.c.__setitem__(2500, 50.0)),
+    "a read-only dict": (
+        lambda m: put(u=(u := {"a": 2.0}), c=types.MappingProxyType(u))(m), lambda m, h: h * m.c["a"], lambda m: m.u.update(a=m.u["a"] + 1)
+    ),
+    "a field that a class keeps in a slot": (
+        put(c=lambda: Extra(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: m.c.more.update(gain=5.0)
+    ),
+    "True for 1": (put(c=1), lambda m, h: h * 3 if m.c is True else h, put(c=True)),
+    "-0.0 for 0.0": (put(c=0.0), lambda m, h: h * 3 if str(m.c) == "-0.0" else h, put(c=-0.0)),
+    "one list for two": (
+        put(p=lambda: [1.0], q=lambda: [1.0]), lambda m, h: h * 2 if m.p is m.q else h, lambda m: setattr(m, "q", m.p)
+    ),
+    "a weak reference": (
+        lambda m: put(c=weakref.ref(m), gain=2.0)(m), lambda m, h: h * m.c().gain, put(gain=3.0)
+    ),
+    "a method of another object": (lambda m: put(c=m.act.get)(m), lambda m, h: h * m.c(), lambda m: setattr(m.act, "k", 7.0)),
+    "a function's default": (
+        lambda m: setattr(m, "c", types.FunctionType(_scaled_twice.__code__, globals(), "f", (2.0,))), lambda m, h: m.c(h),
+        lambda m: setattr(m.c, "__defaults__", (5.0,)),
+    ),
+    "the content of a tensor": (put(c=lambda: torch.ones(())), lambda m, h: h * m.c.item(), lambda m: m.c.fill_(4.0)),
+    "a compiled layer": (put(), lambda m, h: h, lambda m: setattr(m, "last", torch.compile(m.last, backend="eager"))),
+    "a parametrized layer": (put(), lambda m, h: h, lambda m: nn.utils.parametrizations.weight_norm(m.a)),
+    "a pruned layer": (put(), lambda m, h: h, lambda m: prune.l1_unstructured(m.a, "weight", 0.5)),
+    "tied layers": (put(), lambda m, h: h * 2 if m.a.weight is m.last.weight else h, lambda m: setattr(m.last, "weight", m.a.weight)),
+}  # fmt: skip
+
+
+# The same for what a forward reads of an object that is an attribute.
+OBJECTS: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "a key is deleted": (put(c=lambda: {"a": 2.0, "b": 1.0}), lambda m, h: h * m.c.get("a", 1.0), lambda m: m.c.pop("a")),
     "SimpleNamespace": (put(c=lambda: types.SimpleNamespace(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
     "Namespace": (put(c=lambda: argparse.Namespace(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
@@ -245,42 +275,18 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
     "the order of an OrderedDict": (
         put(c=lambda: collections.OrderedDict(a=2.0, b=3.0)), lambda m, h: h * next(iter(m.c.values())), lambda m: m.c.move_to_end("a")
     ),
-    "a read-only dict": (
-        lambda m: put(u=(u := {"a": 2.0}), c=types.MappingProxyType(u))(m), lambda m, h: h * m.c["a"], lambda m: m.u.update(a=m.u["a"] + 1)
-    ),
     "a numpy array": (put(c=lambda: np.array([2.0])), lambda m, h: h * float(m.c[0]), lambda m: m.c.__setitem__(0, 5.0)),
     "a bytearray": (put(c=lambda: bytearray(b"\2")), lambda m, h: h * m.c[0], lambda m: m.c.__setitem__(0, 5)),
     "keywords of a partial": (
         put(c=lambda: functools.partial(F.leaky_relu, negative_slope=0.1)), lambda m, h: m.c(h - 1),
         lambda m: m.c.keywords.update(negative_slope=0.9),
     ),
-    "a list of thousands": (put(c=lambda: [1.0] * 3000), lambda m, h: h * sum(m.c), lambda m: m.c.__setitem__(2500, 50.0)),
     "deep inside": (
         put(c=lambda: {"a": [{"b": [[{"c": Config()}]]}]}), lambda m, h: h * m.c["a"][0]["b"][0][0]["c"].gain,
         lambda m: setattr(m.c["a"][0]["b"][0][0]["c"], "gain", 8.0),
     ),
-    "True for 1": (put(c=1), lambda m, h: h * 3 if m.c is True else h, put(c=True)),
-    "-0.0 for 0.0": (put(c=0.0), lambda m, h: h * 3 if str(m.c) == "-0.0" else h, put(c=-0.0)),
-    "one list for two": (
-        put(p=lambda: [1.0], q=lambda: [1.0]), lambda m, h: h * 2 if m.p is m.q else h, lambda m: setattr(m, "q", m.p)
-    ),
-    "a weak reference": (
-        lambda m: put(c=weakref.ref(m), gain=2.0)(m), lambda m, h: h * m.c().gain, put(gain=3.0)
-    ),
-    "a method of another object": (lambda m: put(c=m.act.get)(m), lambda m, h: h * m.c(), lambda m: setattr(m.act, "k", 7.0)),
-    "a function's default": (
-        lambda m: setattr(m, "c", types.FunctionType(_scaled_twice.__code__, globals(), "f", (2.0,))), lambda m, h: m.c(h),
-        lambda m: setattr(m.c, "__defaults__", (5.0,)),
-    ),
-    "the content of a tensor": (put(c=lambda: torch.ones(())), lambda m, h: h * m.c.item(), lambda m: m.c.fill_(4.0)),
-    "a compiled layer": (put(), lambda m, h: h, lambda m: setattr(m, "last", torch.compile(m.last, backend="eager"))),
-    "a parametrized layer": (put(), lambda m, h: h, lambda m: nn.utils.parametrizations.weight_norm(m.a)),
-    "a pruned layer": (put(), lambda m, h: h, lambda m: prune.l1_unstructured(m.a, "weight", 0.5)),
     "what a proxy reads by itself": (
         put(c=lambda: Proxy(Config())), lambda m, h: h * m.c.gain, lambda m: setattr(m.c.wrapped(), "gain", 5.0)
-    ),
-    "a field that a class keeps in a slot": (
-        put(c=lambda: Extra(gain=2.0)), lambda m, h: h * m.c.gain, lambda m: m.c.more.update(gain=5.0)
     ),
     "the dict of a bound method": (
         lambda m: put(u=(u := {"a": 2.0}), c=u.get)(m), lambda m, h: h * m.c("a"), lambda m: m.u.update(a=m.u["a"] + 1)
@@ -291,7 +297,6 @@ CASES: dict[str, tuple[Change, Callable[[Any, Tensor], Any], Change]] = {
         lambda m: setattr(m.u, "gain", 5.0),
     ),
     "what a descriptor keeps": (put(c=KeptWeakly), lambda m, h: h * m.c.gain, lambda m: setattr(m.c, "gain", 5.0)),
-    "tied layers": (put(), lambda m, h: h * 2 if m.a.weight is m.last.weight else h, lambda m: setattr(m.last, "weight", m.a.weight)),
 }  # fmt: skip
 
 
@@ -312,6 +317,37 @@ def test_a_change_is_noticed(name: str) -> None:
         change(plain)
     after = model(X)
     assert torch.equal(after, plain(X)) and torch.equal(model(X), after)
+
+
+class Parts(nn.Module):
+    """A layer, and behind it a module for each of some names of ``OBJECTS``."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.parts = nn.Linear(4, 4), nn.ModuleDict()
+        for name in names:
+            start, post, _ = OBJECTS[name]
+            self.parts[name] = part = type("Part", (nn.Module,), {"forward": post})()
+            start(part)
+
+    def forward(self, x: Tensor) -> Any:
+        return _times(self.parts.values(), self.a(x))
+
+
+@pytest.mark.parametrize("names", [list(OBJECTS)[i::4] for i in range(4)], ids=lambda names: f"{names[0]} and others")
+def test_changes_of_objects_are_noticed_one_after_another(names: list[str]) -> None:
+    model, plain = graphreg.regularize_(Parts(names), weight_l2=0.0, scale=1), Parts(names)
+    assert torch.equal(model(X), plain(X))
+    for name in names:
+        ours, theirs = model.parts[name], plain.parts[name]
+        before, change = model(X), OBJECTS[name][2]
+        change(ours)
+        if vars(ours)["c"] is not vars(theirs)["c"]:
+            change(theirs)
+        after = model(X)
+        assert torch.equal(after, plain(X)) and not torch.equal(after, before), name
+        assert torch.equal(model(X), after), name
 
 
 class Delegates(Net):
@@ -401,7 +437,7 @@ class Described:
         return self.values["gain"]
 
 
-class HasDescribed(Act):
+class HasDescribed:
     described = Described()
 
 
@@ -422,16 +458,21 @@ OUTSIDE: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_a_change_of_what_is_outside_of_the_model_is_noticed(name: str) -> None:
-    gain, change = OUTSIDE[name]
-    kind = type("Net", (Net,), {"post": lambda m, h: h * gain(m), "described": vars(HasDescribed)["described"]})
+def _and_times(post: Callable[[Any, Tensor], Any], gain: Callable[[Any], Any]) -> Callable[[Any, Tensor], Any]:
+    return lambda m, h: post(m, h) * gain(m)
+
+
+def test_changes_of_what_is_outside_of_the_model_are_noticed_one_after_another() -> None:
+    post = functools.reduce(_and_times, [gain for gain, _ in OUTSIDE.values()], lambda m, h: h)
+    kind = type("Outside", (Net,), {"post": post, "described": vars(HasDescribed)["described"]})
     model, plain = graphreg.regularize_(kind(), weight_l2=0.0, scale=1), kind()
-    before = model(X)
-    assert torch.equal(before, plain(X))
-    change()
     after = model(X)
-    assert torch.equal(after, plain(X)) and not torch.equal(after, before)
+    for name, (_, change) in OUTSIDE.items():
+        before = after
+        assert torch.equal(before, plain(X)), name
+        change()
+        after = model(X)
+        assert torch.equal(after, plain(X)) and not torch.equal(after, before), name
 
 
 def test_another_default_dtype_is_noticed() -> None:

@@ -13,13 +13,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import graphreg
 
 
-def counter() -> Any:
+def counter(backend: str = "eager") -> Any:
     torch.compiler.reset()
-    return CompileCounterWithBackend("aot_eager")
+    return CompileCounterWithBackend(backend)
 
 
 def test_compiled_equals_eager_and_each_structure_is_one_frame() -> None:
-    model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter()
+    model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     for args in ((X,), (X,), (X, MASK), (X,), (X, MASK), (X,)):
         ours, theirs = compiled(*args), eager(*args)
