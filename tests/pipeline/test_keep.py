@@ -64,7 +64,7 @@ def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(loss, tuple(model.parameters())))
 
 
-@settings(phases=(Phase.generate,))
+@settings(phases=(Phase.generate,), max_examples=10)
 @given(names=st.sets(st.sampled_from(["x", "fc", "norm", "relu", "mul", "getitem_1", "add", "exp", "cat", "tanh", "out"]), min_size=1))
 def test_values_and_gradients_are_those_of_the_moment(names: set[str]) -> None:
     model, twin, x = net().double(), net().double(), X.double()
@@ -79,8 +79,7 @@ def test_values_and_gradients_are_those_of_the_moment(names: set[str]) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("front_end", ["symbolic", "export"])
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(("front_end", "is_compiled"), [("symbolic", False), ("export", True)])
 def test_both_modes_and_front_ends_in_one_graph(front_end: Any, is_compiled: bool) -> None:
     model, kept = net(), ("norm", "relu", "tanh")
     module = graphreg.regularize(model, keep=kept, hidden_l1={"weight": 0.1, "pattern": "tanh"}, example_inputs=X, front_end=front_end)
