@@ -323,7 +323,7 @@ NOT_QUICK = {
     r"test_(page\w*|accessible|compared)\.py|test_stubs\.py::test_a_page|test_security\.py::test_a_page|test_monitor\.py::test_the_page":
         "a browser",
     r"tests/(?!passes/).*::test_\w*compile": "they compile; each regularizer is compiled once",
-    r"test_(start|mesh_ranks|front_door|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
+    r"test_(start|mesh_ranks|nothing_patched|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
         "processes, or imports of large packages",
     r"test_(randomness|names_taken|nesting|once_only)\.py|test_check\.py::test_contraction": "many draws, names, or lines",
     r"test_(drawing_pages|own_checkpoints|blocks_in_place)\.py": "many pictures, or models that compile",
