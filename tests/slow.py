@@ -206,8 +206,6 @@ SWEEP = {
     "one script stays; test_fsdp.py and test_mesh_ranks.py train the others' ways",
     r"test_trainers_page\.py::test_transformers": "test_transformers_callback.py trains the same",
     r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once": "the callbacks' tests have one process, test_distributed.py two",
-    r"test_transformers_callback\.py::test_penalties_have_the_share\w+\[(Words|TupleWords|DividesInPlace|TakesNoMore|Smooths)-3":
-        "two batches in a step stay, and three for models that do not divide",
     r"test_disabled_adapters\.py::test_they_add_nothing\[(frozen|a function|native|splice on weights).*-enabled first": "half of them stay",
     r"test_zoo\.py::test_a_sweep_its_page_and_going_on": "`make zoo` shows it; the functions that it calls stay",
     r"test_pipelines\.py::test_compiled_and_wrapped\[torch\.compile": "it stays wrapped by DDP and with a mesh",
