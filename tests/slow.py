@@ -198,7 +198,6 @@ SWEEP = {
     r"test_control\.py::test_sampling_a_compiled_module_compiles_once\[module": "torch.compile stays",
     r"test_backend\.py::test_sites_masks_penalties.*\[vit\]": "ResNet stays; test_compiled.py has a ViT",
     r"test_backend_parameters\.py::test_it_is_regularize\[True-(head|emb)\.weight": "the pattern stays",
-    r"test_exported\.py::test_export_of_a_(stripped|rewritten).*\[small": "ResNet stays, which is larger",
     r"test_ensembles\.py::test_a_program_that_draws_says_that_its_masks_stay\[True": "torch.export's default, not strict, stays",
     r"test_page\.py::test_nothing_overlaps_and_labels_fit\[again": "the GPT and the LSTM stay",
     r"test_killed_ranks\.py::test_killed_and_resumed": "test_resume.py kills a run of one process",
