@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ check_each_rewrite()
 os.environ.pop("COLUMNS", None)  # a shell may say how wide to print; the tests say it themselves
 # Dynamo times the guards of each graph that it compiles, for its log, and empties the processor's caches for it: nearly 30 ms a graph.
 torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
+# torch.manual_seed notes the stack for each accelerator that may start later: half a millisecond of each call, and each verify has dozens.
+for accelerator in (torch.cuda, torch.mtia, torch.xpu):
+    accelerator.traceback = SimpleNamespace(format_stack=list)
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
 settings.register_profile("steady", steady, derandomize=True, max_examples=30)

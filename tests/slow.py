@@ -196,7 +196,6 @@ SWEEP = {
     r"test_control\.py::test_sampling_a_compiled_module_compiles_once\[module": "torch.compile stays",
     r"test_backend\.py::test_sites_masks_penalties.*\[vit\]": "ResNet stays; test_compiled.py has a ViT",
     r"test_backend_parameters\.py::test_it_is_regularize\[True-(head|emb)\.weight": "the pattern stays",
-    r"test_exported\.py::test_export_of_a_(stripped|rewritten).*\[small": "ResNet stays, which is larger",
     r"test_ensembles\.py::test_a_program_that_draws_says_that_its_masks_stay\[True": "torch.export's default, not strict, stays",
     r"test_page\.py::test_nothing_overlaps_and_labels_fit\[again": "the GPT and the LSTM stay",
     r"test_killed_ranks\.py::test_killed_and_resumed": "test_resume.py kills a run of one process",
@@ -204,8 +203,6 @@ SWEEP = {
     "one script stays; test_fsdp.py and test_mesh_ranks.py train the others' ways",
     r"test_trainers_page\.py::test_transformers": "test_transformers_callback.py trains the same",
     r"test_trainers_on_ranks\.py::test_a_step_has_the_penalty_once": "the callbacks' tests have one process, test_distributed.py two",
-    r"test_transformers_callback\.py::test_penalties_have_the_share\w+\[(Words|TupleWords|DividesInPlace|TakesNoMore|Smooths)-3":
-        "two batches in a step stay, and three for models that do not divide",
     r"test_disabled_adapters\.py::test_they_add_nothing\[(frozen|a function|native|splice on weights).*-enabled first": "half of them stay",
     r"test_zoo\.py::test_a_sweep_its_page_and_going_on": "`make zoo` shows it; the functions that it calls stay",
     r"test_pipelines\.py::test_compiled_and_wrapped\[torch\.compile": "it stays wrapped by DDP and with a mesh",
@@ -321,7 +318,7 @@ NOT_QUICK = {
     r"test_(page\w*|accessible|compared)\.py|test_stubs\.py::test_a_page|test_security\.py::test_a_page|test_monitor\.py::test_the_page":
         "a browser",
     r"tests/(?!passes/).*::test_\w*compile": "they compile; each regularizer is compiled once",
-    r"test_(start|mesh_ranks|front_door|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
+    r"test_(start|mesh_ranks|nothing_patched|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
         "processes, or imports of large packages",
     r"test_(randomness|names_taken|nesting|once_only)\.py|test_check\.py::test_contraction": "many draws, names, or lines",
     r"test_(drawing_pages|own_checkpoints|blocks_in_place)\.py": "many pictures, or models that compile",

@@ -8,12 +8,10 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import graphreg
 import graphreg.passes
@@ -42,8 +40,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
 def place(path: Path) -> str:
-    """As a test's id."""
     return str(path.relative_to(TOP))
 
 
@@ -53,22 +55,29 @@ def room_of(path: Path) -> str:
     return inner.parts[0] if len(inner.parts) > 1 else inner.stem
 
 
-def imports(node: ast.AST, inside_functions: bool = True) -> Iterator[tuple[str, str]]:
+def imports(nodes: Iterable[ast.AST]) -> list[tuple[str, str]]:
     """(module, name) of each import, those for type checkers among them: ("graphreg.ir", "Site"), ("torch", "")."""
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return found
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from ((alias.name, "") for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, "imports are absolute here"
-            yield from ((child.module or "", alias.name) for alias in child.names)
-        elif inside_functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from imports(child, inside_functions)
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.expr)):
+            yield child
+            yield from outside_functions(child)
 
 
+@cache
 def called(path: Path) -> set[str]:
     """The names of the methods that a file calls."""
-    calls = (node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
-    return {function.attr for function in calls if isinstance(function, ast.Attribute)}
+    return {node.func.attr for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
 
 
 # Rooms
@@ -92,19 +101,19 @@ def test_the_files_that_the_page_names_are_there() -> None:
             folder = (inside[0] / name).parent if "/" in name and not room else folder
 
 
-@pytest.mark.parametrize("path", [path for path in ENGINE if room_of(path) not in FRONT_DOOR], ids=place)
-def test_a_file_imports_public_names_of_rooms_above_its_own(path: Path) -> None:
-    own = room_of(path)
-    for module, name in imports(tree(path)):
-        package, _, inner = module.partition(".")
-        if package != "graphreg":
-            continue
-        if not inner:  # the command line comes to the library by the door that users come by
-            assert own == "cli" and (not name or name in graphreg.__all__), module
-            continue
-        assert not name.startswith("_"), f"{name} is private to {module}"
-        room = inner.split(".")[0]
-        assert room == own or ORDER[room] < ORDER[own], f"{own} is not below {room}"
+def test_a_file_imports_public_names_of_rooms_above_its_own() -> None:
+    for path in ENGINE:
+        own = room_of(path)
+        for module, name in imports(nodes(path)) if own not in FRONT_DOOR else ():
+            package, _, inner = module.partition(".")
+            if package != "graphreg":
+                continue
+            if not inner:  # the command line comes to the library by the door that users come by
+                assert own == "cli" and (not name or name in graphreg.__all__), (place(path), module)
+                continue
+            assert not name.startswith("_"), f"{place(path)}: {name} is private to {module}"
+            room = inner.split(".")[0]
+            assert room == own or ORDER[room] < ORDER[own], f"{place(path)}: {own} is not below {room}"
 
 
 def test_no_files_import_each_other() -> None:
@@ -117,11 +126,11 @@ def test_no_files_import_each_other() -> None:
     }).prepare()  # fmt: skip
 
 
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in (TOP / "graphreg").glob("*/__init__.py")))
-def test_a_room_says_what_it_is_for(room: str) -> None:
-    body = tree(TOP / "graphreg" / room / "__init__.py")
-    assert len(ast.get_docstring(body) or "") > 30
-    assert len(body.body) == 1 or room == "testing"  # whose function users import from there
+def test_a_room_says_what_it_is_for() -> None:
+    for path in sorted((TOP / "graphreg").glob("*/__init__.py")):
+        body = tree(path)
+        assert len(ast.get_docstring(body) or "") > 30, path
+        assert len(body.body) == 1 or path.parent.name == "testing", path  # whose function users import from there
 
 
 def test_every_room_is_installed() -> None:
@@ -134,7 +143,7 @@ def test_every_room_is_installed() -> None:
 def test_no_import_inside_a_function_dodges_a_circle() -> None:
     """What is private to torch and slow to import is another matter, and that of ``torch_internals``."""
     for path in ENGINE:
-        inside = {module for module, _ in imports(tree(path))} - {module for module, _ in imports(tree(path), inside_functions=False)}
+        inside = {module for module, _ in imports(nodes(path))} - {module for module, _ in imports(outside_functions(tree(path)))}
         inside -= OPTIONAL | ({"importlib"} if path == TOP / "graphreg" / "__init__.py" else set())
         assert not [module for module in inside if not module.startswith(("torch._", "torch.distributed.tensor"))], path
 
@@ -149,7 +158,7 @@ def test_few_files_stand_outside_the_rooms() -> None:
 def code_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a file that could be said once: no imports, no parameters, no lists of names, nothing of brackets alone."""
     left_out: set[int] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             left_out.update(range(node.lineno, (node.end_lineno or 0) + 1))
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -199,42 +208,45 @@ def test_the_list_of_passes_is_complete() -> None:
     assert len(defined) > 7 and all(len(classes) == 1 for classes in defined.values()), defined
     names = [classes[0] for classes in defined.values()]
     assert sorted(names) == sorted(graphreg.passes.__all__)
-    listed = list(imports(tree(TOP / "passes" / "__init__.py")))
+    listed = imports(nodes(TOP / "passes" / "__init__.py"))
     assert listed == sorted((f"graphreg.passes.{stem}", classes[0]) for stem, classes in defined.items())
     built_in = {cls.__name__ for cls in graphreg.registered().values() if cls.__module__.startswith("graphreg.passes.")}
     assert built_in == set(names)
 
 
-@pytest.mark.parametrize("stem", PASS_FILES)
-def test_a_pass_imports_the_front_door_torch_and_the_standard_library(stem: str) -> None:
-    found = list(imports(tree(PASS_FILES[stem])))
-    others = {module for module, _ in found if module.partition(".")[0] not in {"torch", *sys.stdlib_module_names}}
-    assert others == {"graphreg"}
-    assert {name for module, name in found if module == "graphreg"} <= set(graphreg.__all__)
+def test_a_pass_imports_the_front_door_torch_and_the_standard_library() -> None:
+    for path in PASS_FILES.values():
+        found = imports(nodes(path))
+        others = {module for module, _ in found if module.partition(".")[0] not in {"torch", *sys.stdlib_module_names}}
+        assert others == {"graphreg"}, path
+        assert {name for module, name in found if module == "graphreg"} <= set(graphreg.__all__), path
 
 
-@pytest.mark.parametrize("path", ENGINE, ids=place)
-def test_the_engine_names_no_pass(path: Path) -> None:
+def test_the_engine_names_no_pass() -> None:
     """Built-ins are found by scanning their package."""
     classes = {name for file in PASS_FILES.values() for name in classes_of(file)}
-    nodes = list(ast.walk(tree(path)))
-    # nn.AlphaDropout is torch's
-    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) != "nn"}
-    names = {node.id for node in nodes if isinstance(node, ast.Name)} | attributes
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    modules = {part for module, name in imports(tree(path)) if module.startswith("graphreg") for part in (*module.split("."), name)}
-    assert not classes & (names | texts | modules)
-    assert not set(PASS_FILES) & modules and "passes" not in modules
+    for path in ENGINE:
+        names = set[str]()
+        for node in nodes(path):
+            if isinstance(node, ast.Attribute):
+                if not (isinstance(node.value, ast.Name) and node.value.id == "nn"):  # nn.AlphaDropout is torch's
+                    names.add(node.attr)
+            elif isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+        modules = {part for module, name in imports(nodes(path)) if module.startswith("graphreg") for part in (*module.split("."), name)}
+        assert not classes & (names | modules), path
+        assert not set(PASS_FILES) & modules and "passes" not in modules, path
 
 
 MAKERS = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "scalar_tensor", "tensor", "zeros"}
 
 
-@pytest.mark.parametrize("path", [
-    path for path in (*ENGINE, *PASSES) if path in PASSES or room_of(path) in {"rng", "compiler", "runtime", "rewriting", "dynamo_backend"}
-], ids=place)  # fmt: skip
-def test_a_tensor_that_a_module_has_names_its_device(path: Path) -> None:
+def test_a_tensor_that_a_module_has_names_its_device() -> None:
     """Otherwise it would be made on torch's default device, which is meta where somebody makes a model without values."""
-    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    makes = [call for call in calls if ast.unparse(call.func) in {f"torch.{name}" for name in MAKERS}]
-    assert not [ast.unparse(call) for call in makes if "device" not in {keyword.arg for keyword in call.keywords}]
+    of_modules = [path for path in ENGINE if room_of(path) in {"rng", "compiler", "runtime", "rewriting", "dynamo_backend"}]
+    for path in (*of_modules, *PASSES):
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        makes = [call for call in calls if getattr(call.func, "attr", "") in MAKERS and ast.unparse(call.func).startswith("torch.")]
+        assert not [ast.unparse(call) for call in makes if "device" not in {keyword.arg for keyword in call.keywords}], path

@@ -14,6 +14,7 @@ import termios
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import contractive_study
@@ -52,7 +53,7 @@ def entry(name: str, **measures: list[float]) -> Entry:
 
 def test_the_recurrent_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(recurrent_study, "workers", here)
-    lines = recurrent_study.recurrent(Screen(), SMALL)
+    lines = recurrent_study.recurrent(Screen(), replace(SMALL, steps=4))
     told = capsys.readouterr().out
     assert [line.partition(": ")[0].rstrip(" 0123456789") for line in lines] == [
         f"longer sequences, {name}" for name in ("plain", "recurrent_norm", "recurrent_state", "plain, tanh")
@@ -122,7 +123,7 @@ def test_the_measures_by_hand() -> None:
 
 def test_the_contractive_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(contractive_study, "workers", here)
-    lines = contractive_study.contractive(Screen(), CODES)
+    lines = contractive_study.contractive(Screen(), replace(CODES, steps=4))
     told = capsys.readouterr().out
     assert [line.partition(": ")[0].split()[1] for line in lines] == ["plain", "contractive", "weight_l2"]
     assert "\x1b" not in told and [line for line in told.splitlines() if len(line) > 80] == []

@@ -1,11 +1,9 @@
-"""``graphreg``'s public names are imported when they are asked for, and are the same whatever was imported before."""
+"""``graphreg``'s public names are imported when they are asked for; test_nothing_patched.py has that torch is, too."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,18 +52,3 @@ def test_types_has_every_record() -> None:
 def test_what_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'graphreg' has no attribute 'regularise'"):
         graphreg.regularise  # noqa: B018
-
-
-ALONE = """
-import sys
-import graphreg, graphreg.cli.main, graphreg.errors
-print("torch" in sys.modules)
-from graphreg.planning.plan import Plan
-import graphreg.tracing.trace, graphreg.rewriting.rewrite, graphreg.reporting.report, graphreg.diagnosis.doctor, graphreg.passes
-print(*(type(getattr(graphreg, name)).__name__ for name in ("plan", "trace", "rewrite", "report", "doctor", "passes", "errors")))
-"""
-
-
-def test_a_function_stays_one_and_nothing_needs_torch_before_it_is_asked_for() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False", "function function function function function module module"]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -203,6 +204,12 @@ def network(name: str) -> nn.Module:
             parameters = {path.partition(".")[2]: record["params"][path] for path in layer["params"]}
             layers[layer["name"]] = FORMS[layer["form"]](parameters, layer["activation"])
     return (TwoInputs if len(record["inputs"]) > 1 else OneInput)(layers)
+
+
+@cache
+def traced(name: str) -> graphreg.Traced:
+    """The trace of a network, for all who change nothing in it."""
+    return graphreg.trace(network(name))
 
 
 def inputs(name: str) -> tuple[Tensor, ...]:

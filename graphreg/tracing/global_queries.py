@@ -96,7 +96,8 @@ class EnvironmentQueries:
         # by identity, since the model's code may have imported a query under another name
         queries = set(map(id, (*QUERIES.values(), *_COMPILING)))
         namespaces = (vars(torch), vars(torch.compiler), *places)
-        changed = [(place, name, value) for place in namespaces for name, value in place.items() if id(value) in queries]
+        asking = [place for place in namespaces if not queries.isdisjoint(map(id, place.values()))]
+        changed = [(place, name, value) for place in asking for name, value in place.items() if id(value) in queries]
         with Changes() as changes, changes:
             for place, name, function in changed:
                 changes.put(place, name, self._answering(function))

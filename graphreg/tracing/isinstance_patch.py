@@ -132,7 +132,7 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
     while waiting:
         # A namespace may have thousands of entries, but they lead to few namespaces: find these
         # first.
-        for place in _distinct_globals(list(waiting.pop().values())):
+        for place in _led_to(waiting.pop()):
             if id(place) not in seen:
                 seen.add(id(place))
                 # a file beside a script has no package, and may hold code of the model
@@ -141,6 +141,25 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
                     namespaces[id(place)] = place
                     waiting.append(place)
     return list(namespaces.values())
+
+
+_known: dict[int, tuple[int, list[Globals]]] = {}
+
+
+def _led_to(namespace: Globals) -> list[Globals]:
+    """Return the namespaces to which the variables of a namespace lead.
+
+    What a module leads to is kept while its variables have the same objects: most modules never change, and to look at each variable of
+    torchvision's, or of hypothesis, takes longer than to trace a small model.
+    """
+    values = list(namespace.values())
+    if vars(sys.modules.get(namespace.get("__name__", ""), types)) is not namespace:
+        return _distinct_globals(values)
+    objects = hash(tuple(map(id, values)))
+    known = _known.get(id(namespace))
+    if known is None or known[0] != objects:
+        known = _known[id(namespace)] = objects, _distinct_globals(values)
+    return known[1]
 
 
 def _distinct_globals(things: Iterable[Any]) -> list[Globals]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,32 @@ def shown(model: nn.Module, inputs: Any = None, **regularizers: Any) -> Picture:
     return picture(viewed(graphreg.regularize(model, example_inputs=inputs, rng=0, **regularizers)))
 
 
+@functools.cache
+def blocks() -> graphreg.Traced:
+    return graphreg.trace(GPT(8), IDS)
+
+
+def dropped(*pattern: str) -> Picture:
+    return picture(viewed(graphreg.rewrite(blocks(), graphreg.plan(blocks(), [BernoulliDropout(pattern, 0.1)]), rng=0)))
+
+
 def test_equal_blocks_are_one_box() -> None:
-    made = shown(GPT(12), IDS, dropout={"h.*.ln1": 0.1})
-    assert unfolded(made) == {"/"} and lines(made, "h/")[0] == "h Block × 12" and made.boxes["h/"].acts == {"dropout": 12}
-    assert made.boxes["h/"].children == [f"h.{i}/" for i in range(12)]  # unfolded, each is a box of its own
+    made = dropped("h.*.ln1")
+    assert unfolded(made) == {"/"} and lines(made, "h/")[0] == "h Block × 8" and made.boxes["h/"].acts == {"dropout": 8}
+    assert made.boxes["h/"].children == [f"h.{i}/" for i in range(8)]  # unfolded, each is a box of its own
 
 
 def test_where_a_regularizer_acts_in_some_blocks_only() -> None:
     """Blocks with it and blocks without it are not equal, so that a reader sees which have it."""
-    made = shown(GPT(12), IDS, dropout={"h.[0-3].ln1": 0.1})
-    assert [lines(made, key) for key in made.boxes["h/"].children] == [("Block × 4", "0 … 3"), ("Block × 8", "4 … 11")]
+    made = dropped("h.[0-2].ln1")
+    assert [lines(made, key) for key in made.boxes["h/"].children] == [("Block × 3", "0 … 2"), ("Block × 5", "3 … 7")]
     first, second = (made.boxes[key] for key in made.boxes["h/"].children)
-    assert first.acts == {"dropout": 4} and not second.acts and first.kind == "repeats" and made.around("h.2.qkv")[-1] == "h.2/"
+    assert first.acts == {"dropout": 3} and not second.acts and first.kind == "repeats" and made.around("h.2.qkv")[-1] == "h.2/"
 
 
 def test_blocks_that_alternate() -> None:
-    dropout = BernoulliDropout(["h.[02468].ln1", "h.10.ln1"], 0.1)
-    made = picture(viewed(graphreg.regularize(GPT(12), dropout, example_inputs=IDS, rng=0)))
-    assert lines(made, "h/")[0] == "h 2 Block × 6" and made.boxes[made.boxes["h/"].children[0]].children == ["h.0/", "h.1/"]
+    made = dropped("h.[0246].ln1")
+    assert lines(made, "h/")[0] == "h 2 Block × 4" and made.boxes[made.boxes["h/"].children[0]].children == ["h.0/", "h.1/"]
 
 
 class Masked(nn.Module):

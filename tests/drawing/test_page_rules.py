@@ -50,7 +50,7 @@ def test_a_site_is_refused_exactly_where_plan_refuses_it(traced: graphreg.Traced
 
 @needs_chromium
 def test_the_page_gives_no_line_that_plan_refuses(folder: Path) -> None:
-    model = GPT(12)
+    model = GPT(4)
     page = Page(graphreg.draw(model, folder / "refusals.html", example_inputs=IDS))
     choose(page, "head_dropout", "h.3.*")
     count = int(page.text("count").split()[0])
@@ -89,7 +89,7 @@ def test_the_strength_of_a_line_acts(folder: Path, tmp_path: Path) -> None:
 
 @needs_chromium
 def test_native_dropout_shows_its_rate(folder: Path) -> None:
-    model = GPT(12)
+    model = GPT(4)
     model.h[0].drop.p = 0.25  # type: ignore[union-attr, assignment]
     module = graphreg.regularize(model, example_inputs=IDS, rng=0, own_dropout={"h.1.drop": 0.2})
     page = Page(graphreg.draw(module, folder / "rates.html"))

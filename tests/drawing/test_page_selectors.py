@@ -335,7 +335,7 @@ def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
 
 @needs_chromium
 def test_the_recipe_does_what_was_kept_and_is_shown(folder: Path, tmp_path: Path) -> None:
-    model, file = GPT(12), tmp_path / "recipe.toml"
+    model, file = GPT(5), tmp_path / "recipe.toml"
     page = Page(graphreg.draw(model, folder / "recipe.html", example_inputs=IDS))
     hidden = "return [...document.querySelectorAll('#asrecipe, #asrecipe *')].filter((one) => one.hidden).map((one) => one.id)"
     assert page.run(hidden) == ["asrecipe", "keep", "drop"]

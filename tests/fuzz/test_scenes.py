@@ -20,16 +20,17 @@ from fuzz.scenes import KINDS, Fragment, Scene, Step, scene
 NEVER = "a model that never changes"
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("asks", 25), ("kinds", 25), ("changes", 25), ("inserted", 6)])
+@pytest.mark.parametrize(("kind", "cases"), [("asks", 8), ("kinds", 8), ("changes", 8), ("inserted", 3)])
 def test_a_few_of_each_kind(kind: str, cases: int) -> None:
     tally = run(Options(seed=1, cases=cases, of=kind, shrink=False, out=Path("build/fuzz")))
     assert tally.cases == cases
     assert tally.faults == []
 
 
-@pytest.mark.parametrize("name", [NEVER, "a stand in that is no tensor", "names that count all operations"])
-def test_a_fault_in_the_engine_is_found(name: str) -> None:
-    assert first(name, 0, Options(cases=100)) is not None
+@pytest.mark.parametrize(("name", "seed"), [(NEVER, 4), ("a stand in that is no tensor", 6), ("names that count all operations", 0)])
+def test_a_fault_in_the_engine_is_found(name: str, seed: int) -> None:
+    """With seeds by which few scenes come before the one that shows it."""
+    assert first(name, seed, Options(cases=50)) is not None
 
 
 @pytest.mark.parametrize(("way", "name"), [("in place", "one structure for all arguments"), ("example", "arguments that are not compared")])
@@ -55,7 +56,7 @@ def _fragments() -> list[tuple[str, Fragment]]:
     draws = [("kinds", argument_kinds.argument), ("kinds", argument_kinds.input_changed), ("asks", asks.default)]
     draws += [("changes", model_changes.changed), ("changes", model_changes.assigned)]
     for kind, draw in draws:
-        for _ in range(500):
+        for _ in range(250):
             fragment = draw(rng, 0)
             found.setdefault(fragment.made + fragment.text, (kind, fragment))
     return list(found.values())

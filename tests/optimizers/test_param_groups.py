@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ frozen                                    1           20        positions.weight
     assert type(groups[0]["params"][0]) is nn.Parameter and len(copy.deepcopy(groups)) == 5
 
 
-@given(
+@hypothesis.given(
     st.dictionaries(
         st.sampled_from(["*", "layers.*", "**.weight", "**.bias", "**@LayerNorm", "!layers.1.*", ("words.*", "scale")]),
         st.one_of(st.just("frozen"), st.fixed_dictionaries({}, optional={"lr": st.sampled_from([0.1, 0.2]), "weight_decay": st.just(0.3)})),

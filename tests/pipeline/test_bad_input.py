@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -262,9 +262,9 @@ def test_weight_below_zero(cls: type[graphreg.Regularizer]) -> None:
         regularize(model, cls("*", -1))
 
 
-@given(st.floats().filter(lambda x: not 0 <= x < 1))
-@example(-5e-324)
-@example(math.nextafter(1.0, 2.0))
+@hypothesis.given(st.floats().filter(lambda x: not 0 <= x < 1))
+@hypothesis.example(-5e-324)
+@hypothesis.example(math.nextafter(1.0, 2.0))
 def test_no_rate_outside_its_range_passes(rate: float) -> None:
     with pytest.raises(RegularizerError, match="weight"):
         BernoulliDropout("*", rate)
@@ -400,12 +400,12 @@ def test_no_parameter_at_all() -> None:
         regularize(model, weight_l2=0.1)
 
 
-@settings(max_examples=60)
-@given(st.text(alphabet="hidact12.out*?[]!@:#Ltanh ", min_size=0, max_size=10) | st.text(max_size=8))
-@example("[")
-@example("hid[")
-@example("**")
-@example("!!hid1")
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(st.text(alphabet="hidact12.out*?[]!@:#Ltanh ", min_size=0, max_size=10) | st.text(max_size=8))
+@hypothesis.example("[")
+@hypothesis.example("hid[")
+@hypothesis.example("**")
+@hypothesis.example("!!hid1")
 def test_any_text_is_a_selector_or_an_error_of_ours(text: str) -> None:
     try:
         found = graphreg.plan(TRACED, BernoulliDropout(text, 0.1))

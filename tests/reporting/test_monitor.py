@@ -179,7 +179,7 @@ def trained(run: Callable[[Tensor], Any], module: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("cls", "backend"), [(Net, "eager"), (Modes, "eager"), (Overwritten, "eager"), (Net, "aot_eager"), (Overwritten, "aot_eager")]
+    ("cls", "backend"), [(Net, "eager"), (Modes, "eager"), (Overwritten, "eager"), (Overwritten, "aot_eager")]
 )
 def test_training_is_bit_equal(cls: type[Net], backend: str) -> None:
     found, states = [], []

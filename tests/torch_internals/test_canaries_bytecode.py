@@ -13,7 +13,7 @@ import torch
 
 from canary import answers_that_spare_errors, answers_that_spare_none, discards
 from graphreg.torch_internals import bytecode, torch_modes
-from graphreg.torch_internals.interpreter import called_instead
+from graphreg.torch_internals.interpreter import CalledInstead
 
 errors = OSError  # a local variable of this name is caught below
 
@@ -140,15 +140,15 @@ def test_functions_that_call_another() -> None:
 
     function = made(7)
     held, calls = functools.partial(function, 1), list[Any]()
-    code, copy = called_instead(function, lambda *args, **kwargs: calls.append((args, kwargs)))
-    own, function.__code__ = function.__code__, code
+    calling = CalledInstead(function, lambda original: lambda *args, **kwargs: calls.append((args, kwargs)))
+    calling.patch()
     try:
         function(1)
         held(4, c=5)
         assert calls == [((1,), {}), ((1, 4), {"c": 5})]
-        assert copy(1) == (1, 2, 3, 7)
+        assert calling.original(1) == (1, 2, 3, 7)
     finally:
-        function.__code__ = own
+        calling.revert()
     assert held(4, 8, c=5) == (1, 4, 8, 5, 7)
 
 
@@ -170,5 +170,5 @@ def test_the_variables_of_a_frame_in_which_something_is_called_instead() -> None
         seen.append(dict(sys._getframe(1).f_locals))
         return args
 
-    function.__code__, _ = called_instead(function, instead)
+    CalledInstead(function, lambda original: instead).patch()
     assert function(3) == (3,) and seen[0]["outer"] is outer and seen[0]["other"] is other
