@@ -31,7 +31,9 @@ from graphreg.torch_internals.autograd import storage_number
 from graphreg.torch_internals.interpreter import deep_enough
 from graphreg.torch_internals.operators import packet_of
 from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.random_state import with_draws_restored
 from graphreg.torch_internals.torch_modes import TorchDispatchMode
+from graphreg.tracing.side_effects.retrace import model_restored
 
 # Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
@@ -51,7 +53,12 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
             twin = _without_data(module)
         twin.train()
         plain = strip(twin)
-        with_them, without = (_pass(m, _of_train(graphs_of(m)), specialized_arguments(module)) for m in (twin, plain))
+
+        def passes() -> list[_Pass]:
+            return [_pass(each, _of_train(graphs_of(each)), specialized_arguments(module)) for each in (twin, plain)]
+
+        with model_restored(twin):  # opaque code runs, and may change what is not in the copies
+            with_them, without = with_draws_restored(passes)
     except GraphRegError:
         raise
     except Exception as error:  # raised by the model's code, which may read a tensor's value, or by an operator without a meta kernel

@@ -208,6 +208,27 @@ def test_the_cost_leaves_the_module_alone() -> None:
     assert torch.equal(torch.get_rng_state(), drawn) and graphreg.rng_state(module)["call"] == 0
 
 
+calls = 0
+
+
+class Counts(nn.Module):
+    """Is opaque: what it computes depends on a count, which is of no module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        global calls
+        calls += 1
+        return x * calls + torch.rand(())
+
+
+def test_the_cost_leaves_alone_what_opaque_code_changes_elsewhere() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), Counts()), weight_l2=0.1, example_inputs=X, rng=0)
+    drawn = torch.get_rng_state()
+    assert graphreg.report(module).cost is not None
+    assert calls == 0 and torch.equal(torch.get_rng_state(), drawn)
+    module(X)
+    assert calls == 1
+
+
 def test_a_model_that_asks_for_values() -> None:
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
