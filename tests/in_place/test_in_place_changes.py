@@ -775,3 +775,24 @@ def test_what_the_forward_puts_into_containers_is_named() -> None:
     model = graphreg.regularize_(Collects(), weight_l2=0.1, scale=1, example_inputs=X)
     assert "not assigned: table, kept.count, sizes, seen. The forward assigns this, and the graph does not" in str(graphreg.report(model))
     assert (model.sizes, model.seen, model.table, model.kept.count) == ([], {}, {"a": [0]}, 0)
+
+
+class Shared:
+    """What functions in the containers of global variables read."""
+
+    gain = 2.0
+
+
+BY_NAME, IN_ORDER = {"gain": (lambda: Shared.gain, 1)}, [lambda: Shared.gain]
+
+
+@pytest.mark.parametrize("gain", [lambda: BY_NAME["gain"][0]() + 1, lambda: IN_ORDER[0]() + 1], ids=["a tuple in a dict", "a list"])
+def test_what_a_function_in_a_global_container_reads_is_watched(gain: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(Net):
+        def post(self, h: Tensor) -> Tensor:
+            return h * gain()
+
+    model, plain = graphreg.regularize_(Scaled(), weight_l2=0.1, scale=1, rng=0), Scaled()
+    torch.testing.assert_close(model(X), plain(X))
+    monkeypatch.setattr(Shared, "gain", 3.0)
+    torch.testing.assert_close(model(X), plain(X))

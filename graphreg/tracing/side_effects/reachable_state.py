@@ -11,7 +11,7 @@ import dis
 import functools
 import sys
 import types
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +26,7 @@ from graphreg.tracing.side_effects.state_places import content
 # modules whose functions return another value at each call
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
+_CONTAINERS = {list, tuple, dict, set, frozenset, OrderedDict}
 # Special methods that the search leaves out, unless the code mentions their names. It assumes that
 # a forward may call any other special method implicitly, through an operator or a built-in
 # function.
@@ -140,21 +141,22 @@ class _StateSearch:
             for called in forward_hooks(module):
                 self._function(called)
             for value in vars(module).values():
-                self._attribute(value)
+                self._functions_in(value, True)
         for kind in kinds:
             self._class(kind)
         while self._waiting:
             self._look(self._waiting.pop())
         return self.code
 
-    def _attribute(self, value: Any) -> None:
-        """Add the value of a module's attribute if it is a function; if it is a list, tuple or dict, add the functions in it."""
-        if type(value) in _CALLED:
-            self._function(value, True)
-        elif type(value) in (list, tuple, dict):
-            for item in value.values() if issubclass(type(value), dict) else value:
-                if type(item) in _CALLED:
-                    self._function(item, True)
+    def _functions_in(self, value: Any, direct: bool) -> None:
+        """Add a value if it is a function; if it is a list, tuple, dict or set, add the functions in it, at any depth."""
+        waiting, seen = [value], set[int]()
+        for each in waiting:
+            if type(each) in _CALLED:
+                self._function(each, direct)
+            elif type(each) in _CONTAINERS and id(each) not in seen:
+                seen.add(id(each))
+                waiting.extend(each.values() if issubclass(type(each), dict) else each)
 
     def _class(self, kind: type) -> None:
         """Add a class and its bases: their forwards, their special methods, and the methods whose names the code mentions."""
@@ -226,6 +228,8 @@ class _StateSearch:
                     self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
             self._function(value, direct)
+        elif type(value) in _CONTAINERS:
+            self._functions_in(value, direct)
         elif not is_foreign_class(type(value)):
             self._class(type(value))
 
