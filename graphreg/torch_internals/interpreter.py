@@ -10,7 +10,6 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -80,6 +79,13 @@ def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
+class _Called:
+    """What a function's code calls now. torch.export puts the constants of code into a set, so they must have a hash."""
+
+    def __init__(self, now: Callable[..., Any]) -> None:
+        self.now = now
+
+
 class CalledInstead:
     """Has the calls of a function made to another one, with their arguments, from ``patch`` to ``revert``.
 
@@ -93,7 +99,7 @@ class CalledInstead:
     def __init__(self, function: Any, instead: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Prepare to change the calls of ``function``. ``instead`` gets ``original``, and returns what is called in its place."""
         self._function, self._before, self.original = function, function.__code__, with_own_code(function)
-        self._called = SimpleNamespace(now=instead(self.original))
+        self._called = _Called(instead(self.original))
         code = _template(self._before.co_freevars)
         constants = tuple(self._called if each == "instead" else each for each in code.co_consts)
         self._code = code.replace(co_consts=constants, co_name=self._before.co_name)
