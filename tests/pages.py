@@ -47,10 +47,10 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def registry_restored() -> Iterator[None]:
-    """The classes that a page registers are taken back at the end."""
+    """Only graphreg's own classes are registered within the block, and those that a page registers until its end."""
     graphreg.registered()
     before = registry._classes
-    registry._classes = dict(before)
+    registry._classes = {name: cls for name, cls in before.items() if cls.__module__.startswith("graphreg.passes.")}
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ What pickle and copy do with an object of a plain class is the rule: they make o
 from __future__ import annotations
 
 import copyreg
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -163,13 +164,14 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
 def held_objects(*values: Any) -> dict[int, Any]:
     """Return the lists, dicts and objects of plain classes in values, and in the attributes of modules among them, by their ids."""
     seen, waiting = dict[int, Any](), [*values]
+    is_plain = functools.cache(is_plain_class)  # the values have few classes
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
             continue
         if isinstance(value, (list, tuple, dict)):
             waiting.extend(value.values() if isinstance(value, dict) else value)
-        elif isinstance(value, nn.Module) or is_plain_class(type(value)):
+        elif isinstance(value, nn.Module) or is_plain(type(value)):
             waiting.extend(vars(value).values())
         else:
             continue

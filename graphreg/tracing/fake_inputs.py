@@ -154,9 +154,12 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
     """
     try:
         fake = FakeTensorMode()
-        # ``deepcopy`` makes fake copies of the tensors here, so no data is copied
+        # No data is copied: ``deepcopy`` gets the usual tensors as fake ones, and makes fake copies of the others.
+        own = (*model.parameters(), *model.buffers())
+        usual = [each for each in own if type(each) in (nn.Parameter, torch.Tensor) and each.is_leaf and each.layout == torch.strided]
+        memo: dict[int, Any] = {id(each): fake.from_tensor(each) for each in usual}
         with FakeCopyMode(fake):
-            twin = _with_their_attributes(copy.deepcopy(model), model)
+            twin = _with_their_attributes(copy.deepcopy(model, memo), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
