@@ -164,7 +164,7 @@ def _make(part: Template, values: tuple[Any, ...], made: dict[int, Any]) -> Any:
 def held_objects(*values: Any) -> dict[int, Any]:
     """Return the lists, dicts and objects of plain classes in values, and in the attributes of modules among them, by their ids."""
     seen, waiting = dict[int, Any](), [*values]
-    is_plain = functools.cache(is_plain_class)  # the values have few classes
+    is_plain: Any = functools.cache(is_plain_class)  # the values have few classes
     while waiting:
         value = waiting.pop()
         if id(value) in seen:

@@ -6,7 +6,6 @@ Any other option concerns the class alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from graphreg.ir.selector import Selector
 
@@ -43,5 +42,8 @@ class EngineOptions:
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:
         """Read the options of a regularizer, each of which may be a field, a class attribute or a property."""
-        options: dict[str, Any] = {each.name: getattr(regularizer, each.name) for each in fields(cls) if hasattr(regularizer, each.name)}
-        return cls(**options)
+        # The defaults are class attributes: what an object does not have is read from the class.
+        return cls(*(getattr(regularizer, name, getattr(cls, name)) for name in _NAMES))
+
+
+_NAMES = tuple(field.name for field in fields(EngineOptions))

@@ -150,6 +150,8 @@ class _StateSearch:
 
     def _functions_in(self, value: Any, direct: bool) -> None:
         """Add a value if it is a function; if it is a list, tuple, dict or set, add the functions in it, at any depth."""
+        if type(value) not in _CALLED and type(value) not in _CONTAINERS:  # as most are
+            return
         waiting, seen = [value], set[int]()
         for each in waiting:
             if type(each) in _CALLED:
