@@ -35,9 +35,9 @@ demo-ranks: .venv/.demo
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =
-test: THEN := --then 720 'the tests'
+test: THEN := --then 420 'the tests'
 test: .venv/.test
-	@echo "About 9,200 tests in $(WORKERS) processes: about twelve minutes on two cores of a new server, longer on an older one."
+	@echo "About 8,000 tests in $(WORKERS) processes: about seven minutes on two cores of a new server, longer on an older one."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # The first case of each test, without what compiles real models or starts processes: while one works, in 90 seconds.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import graphreg
 from canary import Seen, compiled
 from graphreg.torch_internals import emitted_code, functorch, torch_modes, trace_state
 from graphreg.torch_internals import fx as fx_internals
@@ -289,3 +290,19 @@ def test_emitted_code() -> None:
     assert in_eager.forward.__code__.co_names == ("torch", "add")
     run = compiled(lambda x: in_dynamo(x, 3), lambda graph, _: seen.append(graph))
     assert run(torch.ones(1)).item() == 7 and run(torch.ones(1)).item() == 7 and len(seen) == 1
+
+
+def test_a_trace_gives_the_methods_of_modules_other_code_and_sets_none_on_the_class() -> None:
+    """As long as torch.fx replaces these methods, and keeps the originals by these names."""
+    methods = [vars(nn.Module)[name] for name in ("__call__", "__getattr__")]
+    codes, seen = [method.__code__ for method in methods], list[bool]()
+
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.extend(vars(nn.Module)[method.__name__.replace("_wrapped_call_impl", "__call__")] is method for method in methods)
+            seen.extend(method.__code__ is code for method, code in zip(methods, codes, strict=True))
+            return x.relu()
+
+    graphreg.trace(Looks())
+    assert seen == [True, True, False, False]
+    assert [method.__code__ for method in methods] == codes
