@@ -294,15 +294,14 @@ def test_emitted_code() -> None:
 
 def test_a_trace_gives_the_methods_of_modules_other_code_and_sets_none_on_the_class() -> None:
     """As long as torch.fx replaces these methods, and keeps the originals by these names."""
-    methods = [vars(nn.Module)[name] for name in ("__call__", "__getattr__")]
-    codes, seen = [method.__code__ for method in methods], list[bool]()
+    methods = {name: vars(nn.Module)[name] for name in ("__call__", "__getattr__")}
+    codes = {name: method.__code__ for name, method in methods.items()}
 
     class Looks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.extend(vars(nn.Module)[method.__name__.replace("_wrapped_call_impl", "__call__")] is method for method in methods)
-            seen.extend(method.__code__ is code for method, code in zip(methods, codes, strict=True))
-            return x.relu()
+            set_on_class = any(vars(nn.Module)[name] is not method for name, method in methods.items())
+            of_own_code = any(method.__code__ is codes[name] for name, method in methods.items())
+            return x.sigmoid() if set_on_class or of_own_code else x.relu()
 
-    graphreg.trace(Looks())
-    assert seen == [True, True, False, False]
-    assert [method.__code__ for method in methods] == codes
+    assert [site.name for site in graphreg.names(Looks()).sites if site.role] == ["x", "relu"]
+    assert {name: method.__code__ for name, method in methods.items()} == codes
