@@ -46,11 +46,11 @@ def run_page(page: str, section: str | None = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def registry_restored() -> Iterator[None]:
-    """Only graphreg's own classes are registered within the block, and those that a page registers until its end."""
+def registry_restored(bare: bool = False) -> Iterator[None]:
+    """The classes that a page registers are taken back at the end. ``bare``: within the block, only graphreg's own are registered."""
     graphreg.registered()
     before = registry._classes
-    registry._classes = {name: cls for name, cls in before.items() if cls.__module__.startswith("graphreg.passes.")}
+    registry._classes = {name: cls for name, cls in before.items() if not bare or cls.__module__.startswith("graphreg.passes.")}
     try:
         yield
     finally:

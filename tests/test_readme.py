@@ -61,7 +61,7 @@ RUN_WHOLE = ("regularizers", "examples", "howto", "tutorials", "coming_from", "r
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", COMPARED)
 def test_blocks(name: str) -> None:
-    with registry_restored():
+    with registry_restored(bare=True):
         found = [(printed, shown) for printed, shown in printed_by((TOP / name).read_text(), name) if shown is not None]
     assert [printed for printed, _ in found] == [shown for _, shown in found]
     assert len(found) == COMPARED[name]
