@@ -32,6 +32,7 @@ from graphreg.blocks.placed_block import is_placed, unwrapped_block
 from graphreg.in_place.turns import RESTS
 from graphreg.ir.module_record import ORIGINAL, PREFIX
 from graphreg.torch_internals.autograd import version_of
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.dynamo import tensor_guard
 from graphreg.torch_internals.functorch import without_transforms
 from graphreg.torch_internals.modules import COMPILED_CALL
@@ -141,7 +142,8 @@ class _ModelWatch:
         code = reads.code
         self._mentioned = {_FORWARD} | code.mentioned | reads.names()
         for path, module in list(model.named_modules()):
-            self._add_module(path, module, is_root=module is model)
+            if unwrapped_block(module) is module:  # wrappers may come and go around a block, which is the same below them
+                self._add_module(path.replace(f".{WRAPPED_MODULE}", ""), module, is_root=module is model)
         for space, names in code.variables.values():
             if not is_installed(space.get("__file__")):
                 self._add_items(space, sorted(name for name in names if name in space))
@@ -245,7 +247,6 @@ class _ModelWatch:
         kind = _own_class(module)
         self._say(f"the class of {label}", id(kind))
         self._add_class(kind)
-        # Wrappers may come and go around a block, which is the same below them.
         for name, child in space["_modules"].items():
             self._say(f"submodules of {label}", (name, None if child is None else id(unwrapped_block(child))))
         if is_root:  # the graph has its own dict of the model's children, and shares the model's other two registries
