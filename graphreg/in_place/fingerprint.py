@@ -142,8 +142,7 @@ class _ModelWatch:
         code = reads.code
         self._mentioned = {_FORWARD} | code.mentioned | reads.names()
         for path, module in list(model.named_modules()):
-            if unwrapped_block(module) is module:  # wrappers may come and go around a block, which is the same below them
-                self._add_module(path.replace(f".{WRAPPED_MODULE}", ""), module, is_root=module is model)
+            self._add_module(path, module, is_root=module is model)
         for space, names in code.variables.values():
             if not is_installed(space.get("__file__")):
                 self._add_items(space, sorted(name for name in names if name in space))
@@ -239,9 +238,9 @@ class _ModelWatch:
         self.description.append((name, what))
 
     def _add_module(self, path: str, module: nn.Module, is_root: bool = False) -> None:
-        space, label = vars(module), path or "the model"
-        if id(module) in self._described:
+        if id(module) in self._described or unwrapped_block(module) is not module:  # wrappers come and go around a block
             return
+        space, label = vars(module), path.replace(f".{WRAPPED_MODULE}", "") or "the model"
         self._described[id(module)] = module
         self._watch_module(module, space)
         kind = _own_class(module)

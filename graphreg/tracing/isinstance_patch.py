@@ -152,8 +152,9 @@ def _led_to(namespace: Globals) -> list[Globals]:
     What a module leads to is kept while its variables have the same objects: most modules never change, and to look at each variable of
     torchvision's, or of hypothesis, takes longer than to trace a small model.
     """
-    values = list(namespace.values())
-    if vars(sys.modules.get(namespace.get("__name__", ""), types)) is not namespace:
+    values, name = list(namespace.values()), namespace.get("__name__")
+    home = sys.modules.get(name) if type(name) is str else None
+    if not issubclass(type(home), types.ModuleType) or vars(home) is not namespace:  # any object may stand in ``sys.modules``
         return _distinct_globals(values)
     objects = hash(tuple(map(id, values)))
     known = _known.get(id(namespace))

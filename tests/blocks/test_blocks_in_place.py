@@ -13,10 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, apply_activation_checkpointing, checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    CheckpointWrapper,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 
 import graphreg
 from block_nets import CASES, Case, Named, Residual, Skips, Stack, rewritten
+from graphreg.in_place import placed as in_place_model
 from saved_tensors import saved_bytes
 from test_checkpoint import IMPLEMENTATIONS, checkpointed
 from test_flat import KEYWORDS, assert_equal, step
@@ -366,3 +372,17 @@ def test_strengths_by_site_in_graphs_that_are_made_later() -> None:
         torch.manual_seed(1)
         model.head = nn.Linear(8, 8)
     assert torch.equal(ours(x), flat(x))
+
+
+def test_wrappers_of_checkpoints_that_come_and_go_make_no_other_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they may come between ``regularize_`` and ``fully_shard``, after which nothing can be traced."""
+    model = placed(2)
+    model(X)
+    monkeypatch.setattr(in_place_model, "traced_for", None)  # a trace would fail
+    apply_activation_checkpointing(model, check_fn=lambda inner: isinstance(inner, Residual))
+    assert isinstance(model.layers[0], CheckpointWrapper)
+    model(X)
+    model.eval()(X)
+    for name, wrapper in [*model.layers._modules.items()]:
+        model.layers._modules[name] = wrapper._checkpoint_wrapped_module
+    model.train()(X)
