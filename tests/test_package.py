@@ -314,7 +314,7 @@ module = graphreg.regularize(model, fine_lasso=0.5, their_lasso=0.25, weight_l2=
 penalties = module(torch.ones(1, 2)).penalties
 wanted = 0.5 * sum(layer.weight.abs().sum() for layer in (model[0], model[2])) / 2
 print(json.dumps({
-    "keys": keys, "said": [str(w.message) for w in caught if "graphreg" in str(w.message)], "penalties": list(penalties),
+    "keys": keys, "aliases": graphreg.registered().aliases("fine_lasso"), "said": [str(w.message) for w in caught if "graphreg" in str(w.message)], "penalties": list(penalties),
     "l2": graphreg.registered()["weight_l2"].__module__, "right": bool(torch.isclose(penalties["fine_lasso"], wanted)),
 }))
 """
@@ -324,8 +324,8 @@ def test_a_regularizer_of_another_package(clean: Place, tmp_path: Path) -> None:
     """Two are found and their keywords work; four that cannot be loaded are named, each with its package, and harm nothing."""
     told = json.loads(clean.says(EXTENDED, cwd=tmp_path))
     assert told["penalties"] == ["fine_lasso", "their_lasso", "weight_l2"] and told["right"] and told["l2"] == "graphreg.passes.weight_l2"
-    assert {"fine_lasso", "finelasso", "their_lasso", "dropout", "weight_l2"} <= set(told["keys"])
-    assert not {"takenlasso", "optionlasso", "penalties"} & set(told["keys"])
+    assert {"fine_lasso", "their_lasso", "dropout", "weight_l2"} <= set(told["keys"]) and told["aliases"] == ["finelasso"]
+    assert not {"taken_lasso", "takenlasso", "optionlasso", "penalties"} & set(told["keys"])
     beginning = "graphreg: the regularizer {0} = {0}_extra of {0}-extra 1.2 was not loaded: "
     assert sorted(told["said"]) == [
         beginning.format("absent") + "ModuleNotFoundError(\"No module named 'a_package_that_is_not_there'\")",
