@@ -328,7 +328,7 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> ModuleRecord:
     if (existing := state_of(model)) is not None:
         return ModuleRecord(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
-    methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
+    methods = frozenset(name for name in {*dir(kind)} - {*dir(nn.Module)} if not name.startswith("__"))
     acting = (model,) if any(_overrides(kind, name) for name in _OF_ALL) else ()
     return ModuleRecord(ModelFacts(kind.__name__, methods, specialized, acting), (model,))
 

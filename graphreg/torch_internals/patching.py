@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import GeneratorType, TracebackType
 from typing import Any
@@ -100,6 +100,19 @@ class Changes:
             place[name] = value
         else:
             setattr(place, name, value)
+
+    def put_into(self, places: Iterable[dict[str, Any]], name: str, value: Any) -> None:
+        """Give each dict that has no entry ``name`` this value until the end of the block. One change does it for all: they may be many."""
+        without = [place for place in places if name not in place]
+
+        def back() -> None:
+            for place in without:
+                if place.get(name) is value:
+                    del place[name]
+
+        self.later(back)
+        for place in without:
+            place[name] = value
 
 
 def raise_interrupt(error: BaseException | None) -> None:

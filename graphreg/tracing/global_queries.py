@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import torch
@@ -36,8 +37,14 @@ QUERIES: dict[str, Callable[[], Any]] = {
 }
 # During a trace by torch.export, these functions return True to installed libraries, which expect that, and False to the user's code.
 _COMPILING = (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.compiler.is_dynamo_compiling)
+_ASKED = frozenset(map(id, (*QUERIES.values(), *_COMPILING)))  # by identity: the model's code may have imported one under another name
 Answers = Mapping[str, Any]  # answers by the name of the query
 _TRACERS = ("graphreg.", "torch.fx.")
+
+
+def asks(ids: Iterable[int]) -> bool:
+    """Return whether a query is among the objects with these ids."""
+    return not _ASKED.isdisjoint(ids)
 
 
 @dataclass
@@ -92,15 +99,15 @@ class EnvironmentQueries:
 
     @contextmanager
     def intercepted(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
-        """Intercept the queries within the block. ``places``: the global namespaces through which the model's code may call them."""
-        # by identity, since the model's code may have imported a query under another name
-        queries = set(map(id, (*QUERIES.values(), *_COMPILING)))
-        namespaces = (vars(torch), vars(torch.compiler), *places)
-        asking = [place for place in namespaces if not queries.isdisjoint(map(id, place.values()))]
-        changed = [(place, name, value) for place in asking for name, value in place.items() if id(value) in queries]
+        """Intercept the queries within the block. ``places``: the global namespaces that have a query among their variables."""
+        asking = [
+            (place, name, query)
+            for place in (vars(torch), vars(torch.compiler), *places)
+            for name, query in compress(list(place.items()), map(_ASKED.__contains__, map(id, list(place.values()))))
+        ]
         with Changes() as changes, changes:
-            for place, name, function in changed:
-                changes.put(place, name, self._answering(function))
+            for place, name, query in asking:
+                changes.put(place, name, self._answering(query))
             paths = {id(vars(module)): path for path, module in modules_by_path(model, once=True).items()}
             changes.put(nn.Module, "training", self._training_property(paths))
             yield

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -19,7 +19,8 @@ from torch.fx.proxy import Attribute
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.torch_modes import jit_namespace
-from graphreg.tracing.side_effects.reachable_state import is_foreign_namespace
+from graphreg.tracing.global_queries import asks
+from graphreg.tracing.side_effects.reachable_state import is_foreign_name, is_foreign_namespace
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
@@ -33,7 +34,14 @@ _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, pro
 _DECORATED = (types.FunctionType, functools._lru_cache_wrapper)
 
 
-def model_globals(root: nn.Module) -> list[Globals]:
+class Namespaces(NamedTuple):
+    """The global namespaces of a model's code, and those of them that have a query of global state among their variables."""
+
+    all: list[Globals]
+    asking: list[Globals]
+
+
+def model_globals(root: nn.Module) -> Namespaces:
     """Return the global namespaces of the model's classes, hooks and functions, and of what these refer to in the same packages."""
     return _namespaces(_model_code(root))
 
@@ -48,10 +56,8 @@ def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
     models = list(places)
     answers = {"isinstance": traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
     with Changes() as changes, changes:
-        for place in (*models, vars(torch), jit_namespace()):
-            for name, function in answers.items():
-                if name not in place and (name == "isinstance" or any(place is each for each in models)):
-                    changes.put(place, name, function)
+        for name, function in answers.items():
+            changes.put_into([*models, *((vars(torch), jit_namespace()) if name == "isinstance" else ())], name, function)
         yield
 
 
@@ -118,7 +124,7 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
             yield from vars(kind).values()
 
 
-def _namespaces(code: Iterable[Any]) -> list[Globals]:
+def _namespaces(code: Iterable[Any]) -> Namespaces:
     """Return the global namespaces of this code, and further ones that the variables in these namespaces lead to.
 
     A further namespace must belong to a package of this code, to a package of a function or class
@@ -126,41 +132,70 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
     """
     waiting = [place for place in _distinct_globals(code) if not is_foreign_namespace(place)]
     imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not issubclass(type(v), types.ModuleType))
-    packages = {_package(place) for place in (*waiting, *imported) if not is_foreign_namespace(place)}
+    packages = {_home(place).package for place in (*waiting, *imported) if not is_foreign_namespace(place)}
     namespaces = {id(place): place for place in waiting}
-    seen = set(namespaces)
+    seen, asking = set(namespaces), list[Globals]()
     while waiting:
+        place = waiting.pop()
+        variables = _variables(place)
+        if variables.asks:
+            asking.append(place)
         # A namespace may have thousands of entries, but they lead to few namespaces: find these
         # first.
-        for place in _led_to(waiting.pop()):
-            if id(place) not in seen:
-                seen.add(id(place))
+        for further in variables.lead_to:
+            if id(further) not in seen:
+                seen.add(id(further))
+                home = _home(further)
                 # a file beside a script has no package, and may hold code of the model
-                is_file = "__path__" not in place and "." not in str(place.get("__name__", ".")) and not is_foreign_namespace(place)
-                if _package(place) in packages or is_file:
-                    namespaces[id(place)] = place
-                    waiting.append(place)
-    return list(namespaces.values())
+                if home.package in packages or (home.may_be_file and "__path__" not in further):
+                    namespaces[id(further)] = further
+                    waiting.append(further)
+    return Namespaces(list(namespaces.values()), asking)
 
 
-_known: dict[int, tuple[int, list[Globals]]] = {}
+class _Variables(NamedTuple):
+    """What is known of a namespace while its variables have the same objects: a hash of these, where they lead, whether one is a query."""
+
+    objects: int
+    lead_to: list[Globals]
+    asks: bool
 
 
-def _led_to(namespace: Globals) -> list[Globals]:
-    """Return the namespaces to which the variables of a namespace lead.
+_known: dict[int, _Variables] = {}
 
-    What a module leads to is kept while its variables have the same objects: most modules never change, and to look at each variable of
-    torchvision's, or of hypothesis, takes longer than to trace a small model.
+
+def _variables(namespace: Globals) -> _Variables:
+    """Return what is known of a namespace.
+
+    Of a module it is kept: most modules never change, and to look at each variable of torchvision's, or of hypothesis, takes longer than to
+    trace a small model.
     """
     values, name = list(namespace.values()), namespace.get("__name__")
+    ids = tuple(map(id, values))
     home = sys.modules.get(name) if type(name) is str else None
     if not issubclass(type(home), types.ModuleType) or vars(home) is not namespace:  # any object may stand in ``sys.modules``
-        return _distinct_globals(values)
-    objects = hash(tuple(map(id, values)))
+        return _Variables(0, _distinct_globals(values), asks(ids))
+    objects = hash(ids)
     known = _known.get(id(namespace))
-    if known is None or known[0] != objects:
-        known = _known[id(namespace)] = objects, _distinct_globals(values)
-    return known[1]
+    if known is None or known.objects != objects:
+        known = _known[id(namespace)] = _Variables(objects, _distinct_globals(values), asks(ids))
+    return known
+
+
+class _Home(NamedTuple):
+    """What the name of a namespace tells: its top-level package, and whether it may be a file without a package."""
+
+    package: str
+    may_be_file: bool
+
+
+def _home(place: Globals) -> _Home:
+    return _home_by_name(str(place.get("__name__", "")))
+
+
+@functools.lru_cache(1 << 14)
+def _home_by_name(name: str) -> _Home:
+    return _Home(name.partition(".")[0], bool(name) and "." not in name and not is_foreign_name(name))
 
 
 def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
@@ -187,11 +222,6 @@ def _globals_of(thing: Any) -> Globals | None:
         return thing.__globals__
     home = sys.modules.get(thing.__module__) if issubclass(type(thing), type) else None
     return vars(home) if isinstance(home, types.ModuleType) else None
-
-
-def _package(place: Globals) -> str:
-    """Return the top-level package of a namespace."""
-    return str(place.get("__name__", "")).partition(".")[0]
 
 
 def traced_isinstance(value: object, kinds: Any) -> bool:

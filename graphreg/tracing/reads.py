@@ -114,8 +114,9 @@ class Reads:
                 except (AttributeError, TypeError):
                     # its metaclass does not let anybody set attributes
                     self._refused.add(kind)
+                    if issubclass(kind, nn.Module):
+                        watch(nn.Module)
 
-            watch(nn.Module)
             self._reach(model.modules(), watch)
             self._reach([*map(type, model.modules()), *self.code.classes, *self.code.functions.values()], watch)
             for space, names in self.code.variables.values():
@@ -164,8 +165,9 @@ class Reads:
             if reads_by_itself(kind):
                 waiting += _values(value)
             if issubclass(kind, nn.Module):
+                # not nn.Module itself: Python visits all subclasses of a class that gets such a method, and there may be thousands
                 for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-                    if "__getattribute__" in vars(base) or "__setattr__" in vars(base):
+                    if base is kind or "__getattribute__" in vars(base) or "__setattr__" in vars(base):
                         watch(base)
             elif self.records(kind):
                 watch(kind)

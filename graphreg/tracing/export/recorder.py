@@ -113,10 +113,8 @@ class Recorder(TorchFunctionMode):
             self._refuse_untraced_changes(patches)
             note_decisions(patches, lambda: self.is_recording() and not self._ops, self.record.decisions, self._negated)
             places = model_globals(self.model)
-            for place in places:
-                if "isinstance" not in place:  # a model's own function of this name stays
-                    patches.put(place, "isinstance", number_isinstance)
-            with self.environment.intercepted(self.model, places):
+            patches.put_into(places.all, "isinstance", number_isinstance)  # a model's own function of this name stays
+            with self.environment.intercepted(self.model, places.asking):
                 yield
 
     # Modules

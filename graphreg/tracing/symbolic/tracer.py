@@ -42,7 +42,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
 from graphreg.tracing.frames import caught_here, discards_result
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
-from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals, recorded_class
+from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
 from graphreg.tracing.symbolic.factories import settle_factories
@@ -119,7 +119,7 @@ class SiteTracer(DecisionTracer):
         self.module_stack = ModuleStack()
         self.ended = False
         self.intercept: Callable[[str], None] = lambda key: None  # records calls of one more opaque function
-        self._places: list[dict[str, Any]] = []  # the global namespaces of the model's code
+        self._places = Namespaces([], [])
         self._made: list[fx.Node] = []  # the nodes that the forward made
         self.checkpoints: dict[str, bool] = {}  # the modules whose callers checkpoint them, by path: whether the checkpoint is reentrant
         self._checkpoints: list[_Checkpointed] = []  # the checkpointed functions that run now
@@ -197,8 +197,8 @@ class SiteTracer(DecisionTracer):
             self._checkpoints_followed(),
             self._functions_recorded(),
             self._dtypes_asked(),
-            isinstance_answered(self._places),
-            self.environment.intercepted(root, self._places),
+            isinstance_answered(self._places.all),
+            self.environment.intercepted(root, self._places.asking),
         ):
             yield
 
