@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from threading import get_ident
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -355,10 +355,15 @@ def _put_trace_back(original: Any, ours: Any) -> None:
     fx.Tracer.trace = original  # type: ignore[method-assign]
 
 
+# what torch.fx makes anew at each trace for each function of ``math``, sixty times
+_wrapped = lru_cache(128)(_symbolic_trace._create_wrapped_func)
+_check = FunctionType(_symbolic_trace._autowrap_check.__code__, {**vars(_symbolic_trace), "_create_wrapped_func": _wrapped})
+
+
 def _autowrap_check(patcher: Any, names: dict[str, Any], functions: set[int]) -> None:
     """Do what torch.fx's function of this name does, but look first whether there is anything to replace among a module's names."""
     if not functions.isdisjoint(map(id, names.values())):
-        _symbolic_trace._autowrap_check(patcher, names, functions)
+        _check(patcher, names, functions)
 
 
 # The methods of ``nn.Module`` that torch.fx replaces while it traces, and where it keeps the originals.
