@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-study demo-penalties demo-ranks test test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo zoo-libraries suites rng-battery lint clean beside docs site
+.PHONY: demo demo-study demo-penalties demo-ranks test test-rest test-quick fuzz matrix oldest sweep sweep-foreign bench gpu drawings rivals study zoo zoo-libraries suites rng-battery lint clean beside docs site
 
 # .venv/.NAME: the environment with the extra NAME, and with those that EXTRAS_NAME names.
 EXTRAS_lint := test,lint
@@ -35,10 +35,18 @@ demo-ranks: .venv/.demo
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =
-test: THEN := --then 420 'the tests'
+test: THEN := --then 300 'the tests'
 test: .venv/.test
-	@echo "About 8,000 tests in $(WORKERS) processes: about seven minutes on two cores of a new server, longer on an older one."
+	@echo "About 7,400 tests in $(WORKERS) processes: about five minutes on two cores of a new server, longer on an older one."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# What is around the engine (pages and their examples, the page in a browser, tools that measure), and what needs processes of its own, such
+# as ranks: tests/slow.py lists it. .ci/run runs both, one after the other. Two minutes.
+test-rest: export PYTHONDONTWRITEBYTECODE =
+test-rest: THEN := --then 120 'the other tests'
+test-rest: .venv/.test
+	@echo "What make test leaves to .ci/run: about 600 tests in $(WORKERS) processes, two minutes on two cores."
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m rest
 
 # The first case of each test, without what compiles real models or starts processes: while one works, in 90 seconds.
 test-quick: export PYTHONDONTWRITEBYTECODE =
@@ -50,7 +58,7 @@ test-quick: .venv/.test
 # The documentation as a site: build/site/index.html, which needs no network. A warning, a dead link, or an example on a page of the README,
 # the tutorials and the how-tos that prints something else fails it. make site: without running the examples.
 docs: site
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "sweep or not sweep" tests/test_site.py tests/test_readme.py tests/test_guides.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not gpu" tests/test_site.py tests/test_readme.py tests/test_guides.py
 
 site: .venv/.docs
 	$(PY) -m sphinx -E -q -W --keep-going -b html -c docs -d build/doctrees . build/site
@@ -70,7 +78,7 @@ OLDEST := torch==2.10.0 torchvision==0.25.0
 oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) -e '.[test]'
-	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not gpu"
 
 # The tests, the names of twenty models and the streams under each pair of Python and torch, each in an environment of its own; it
 # writes docs/versions.md, and goes on where it was stopped. make matrix ONLY="3.13 2.15": one pair. An hour and 8 GB of disk for each.

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from browser import quit_chromium
 from lowering_check import check_each_rewrite
-from slow import first_cases, is_slow, unmatched
+from slow import first_cases, is_rest, is_slow, unmatched
 
 torch.set_num_threads(1)
 check_each_rewrite()
@@ -59,12 +59,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.sweep)
+        elif is_rest(item.nodeid):
+            item.add_marker(pytest.mark.rest)
     if {item.path for item in items} >= set(Path(__file__).parent.rglob("test_*.py")):  # with fewer, some patterns have nothing to match
         idle = unmatched([item.nodeid for item in items])
         if idle:
             raise pytest.UsageError(f"tests/slow.py: no test is matched by {', '.join(idle)}")
     if config.getoption("quick"):
-        quick = first_cases([item.nodeid for item in items if not is_slow(item.nodeid)])
+        quick = first_cases([item.nodeid for item in items if not is_slow(item.nodeid) and not is_rest(item.nodeid)])
         items[:] = [item for item in items if item.nodeid in quick]
 
 

@@ -1,4 +1,9 @@
-"""What ``make sweep`` runs and ``make test`` does not: cases that take long and say little beside those that stay, each with the reason.
+"""What ``make test`` leaves out, each with the reason.
+
+``SWEEP``: cases that take long and say little beside those that stay. ``make sweep`` runs them.
+
+``REST``: tests of what is around the engine, or that need processes of their own or a browser. ``make test-rest`` runs them; ``.ci/run``
+runs it after ``make test``, so each change is tested by both.
 
 ``make test-quick`` runs the first case of each test of ``make test``, without the tests that ``NOT_QUICK`` names.
 """
@@ -308,20 +313,30 @@ SWEEP = {
     r"test_cost\.py::test_twice_the_model_is_twice_the_work_of_names": "exact names stay",
 }
 
+REST = {
+    r"test_(distributed|fsdp)\.py|test_(penalties_on_meshes|mesh_ranks)\.py::test_two_ranks": "processes of several ranks",
+    r"test_(start|nothing_patched|resume|shipped|turns|install|security)\.py": "new processes, one for each thing that is shown",
+    r"test_(scale_page|guides|examples|site|course|notebooks|theanets_page|drawing_pages)\.py": "pages and their examples",
+    r"test_readme\.py::test_blocks": "pages and their examples; that README is at most 120 lines, and the like, stays",
+    r"test_(page\w*|accessible|compared)\.py|test_stubs\.py::test_a_page|test_monitor\.py::test_the_page": "a browser, or a page",
+    r"tests/(benchmarks|fuzz)/": "tools that measure graphreg, and search for its faults",
+    r"test_cli\.py::test_(the_script|the_pages)": "new processes, and pages",
+    r"test_left_to_eager\.py::test_nothing_is_registered": "a new process",
+    r"test_whole\.py::test_a_saved_module_gives_the_same_in_a_new_process": "a new process",
+    r"test_(once_only|renamed)\.py": "they read all files of the project, as a linter does",
+}
+
 
 NOT_QUICK = {
-    r"tests/(compiler|benchmarks|integrations|fuzz)/": "they compile, train, or start processes",
+    r"tests/(compiler|integrations)/": "they compile, train, or start processes",
     r"test_(doctor|torch_check|interrupted|cost)\.py": "what they look for is in rare settings, positions, and large models",
-    r"test_(distributed|fsdp|penalties_on_meshes|splices_on_meshes|resume|whole|trainer\w+)\.py": "processes of their own",
+    r"test_(penalties_on_meshes|splices_on_meshes|whole|trainer\w+)\.py": "processes of their own",
     r"test_(sameness|production|ten_models|native_models|export_language|in_place_models|in_place_compiled)\.py": "real models, compiled",
     r"test_backend_\w+\.py|test_left_to_eager|test_decisions\.py::test_what_is_asked|test_draws\.py::.*lowers|test_vmap": "they compile",
-    r"test_(page\w*|accessible|compared)\.py|test_stubs\.py::test_a_page|test_security\.py::test_a_page|test_monitor\.py::test_the_page":
-        "a browser",
     r"tests/(?!passes/).*::test_\w*compile": "they compile; each regularizer is compiled once",
-    r"test_(start|mesh_ranks|nothing_patched|wrappers)\.py|test_cli\.py::test_(the_(audit|pages|script)|verified)":
-        "processes, or imports of large packages",
-    r"test_(randomness|names_taken|nesting|once_only)\.py|test_check\.py::test_contraction": "many draws, names, or lines",
-    r"test_(drawing_pages|own_checkpoints|blocks_in_place)\.py": "many pictures, or models that compile",
+    r"test_(mesh_ranks|wrappers)\.py|test_cli\.py::test_(the_audit|verified)": "processes, or imports of large packages",
+    r"test_(randomness|names_taken|nesting)\.py|test_check\.py::test_contraction": "many draws, names, or lines",
+    r"test_(own_checkpoints|blocks_in_place)\.py": "models that compile",
 }
 
 
@@ -336,6 +351,11 @@ def is_slow(test: str) -> bool:
     return any(re.search(pattern, test) for pattern in SWEEP)
 
 
+def is_rest(test: str) -> bool:
+    """Whether ``make test-rest`` runs a test, by its id."""
+    return any(re.search(pattern, test) for pattern in REST)
+
+
 def unmatched(tests: list[str]) -> list[str]:
     """The patterns that match none of these tests."""
-    return [pattern for pattern in (*SWEEP, *NOT_QUICK) if not any(re.search(pattern, test) for test in tests)]
+    return [pattern for pattern in (*SWEEP, *REST, *NOT_QUICK) if not any(re.search(pattern, test) for test in tests)]

@@ -314,7 +314,8 @@ module = graphreg.regularize(model, fine_lasso=0.5, their_lasso=0.25, weight_l2=
 penalties = module(torch.ones(1, 2)).penalties
 wanted = 0.5 * sum(layer.weight.abs().sum() for layer in (model[0], model[2])) / 2
 print(json.dumps({
-    "keys": keys, "aliases": graphreg.registered().aliases("fine_lasso"), "said": [str(w.message) for w in caught if "graphreg" in str(w.message)], "penalties": list(penalties),
+    "keys": keys, "aliases": graphreg.registered().aliases("fine_lasso"),
+    "said": [str(w.message) for w in caught if "graphreg" in str(w.message)], "penalties": list(penalties),
     "l2": graphreg.registered()["weight_l2"].__module__, "right": bool(torch.isclose(penalties["fine_lasso"], wanted)),
 }))
 """

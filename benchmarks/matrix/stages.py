@@ -13,12 +13,11 @@ from matrix.environment import TOP, Environment
 
 
 def run_tests(environment: Environment, workers: int) -> dict[str, Any]:
-    """Run the suite as ``make test`` does. What passed, failed (by test) and was skipped (by reason)."""
+    """Run the suite as ``make test`` and ``make test-rest`` do. What passed, failed (by test) and was skipped (by reason)."""
     report = environment.folder / "tests.xml"
     report.unlink(missing_ok=True)
-    status = environment.run(
-        "tests.log", "-m", "pytest", "-n", str(workers), "--dist", "worksteal", "-p", "no:cacheprovider", f"--junitxml={report}"
-    )
+    options = ["-m", "not sweep and not gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    status = environment.run("tests.log", "-m", "pytest", "-n", str(workers), "--dist", "worksteal", *options)
     if not report.exists():
         return {"passed": 0, "failed": [f"pytest ended with status {status}: {last_line(environment.folder / 'tests.log')}"], "skipped": {}}
     return counted(report)
