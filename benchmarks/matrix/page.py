@@ -33,8 +33,8 @@ a warning at the first use. Take Python 3.13.1 or newer |
 
 | column | meaning |
 |---|---|
-| passed, failed, skipped | the number of tests of `make test` and `make test-rest`. A test of something that this torch lacks is skipped; the reasons are \
-below the table |
+| passed, failed, skipped | the number of tests of `make test` and `make test-rest`. A test of something that this torch lacks is \
+skipped; the reasons are below the table |
 | models | how many of {models} models of torchvision, timm, transformers and torch have sites with the same names and roles as with most \
 other pairs |
 | known answers | in how many ways of running a module seed 0 gives the noise that every release must draw: {ways} |
