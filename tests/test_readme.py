@@ -168,7 +168,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_every_page_stands_in_the_index() -> None:
     """That of the documentation, or for the pages of a folder the page that has the list of them."""
-    lists = ("README.md", "howto/README.md", "reference/api.md", "regularizers.md", "not_here.md")
+    lists = ("README.md", "howto/README.md", "reference/api.md", "regularizers.md", "not_here.md", "trials/README.md")
     index = {path for page in lists for path, _ in links(DOCS / page)}
     assert set(PAGES) - {DOCS / "README.md"} <= index
     assert {page for page in PAGES if page.parent == DOCS} - {DOCS / "README.md"} <= {path for path, _ in links(DOCS / "README.md")}
