@@ -131,8 +131,7 @@ def _namespaces(code: Iterable[Any]) -> Namespaces:
     in its namespaces, or to no package.
     """
     waiting = [place for place in _distinct_globals(code) if not is_foreign_namespace(place)]
-    imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not issubclass(type(v), types.ModuleType))
-    packages = {_home(place).package for place in (*waiting, *imported) if not is_foreign_namespace(place)}
+    packages = {_home(place).package for place in waiting}.union(*(_variables(place).packages for place in waiting))
     namespaces = {id(place): place for place in waiting}
     seen, asking = set(namespaces), list[Globals]()
     while waiting:
@@ -154,10 +153,18 @@ def _namespaces(code: Iterable[Any]) -> Namespaces:
 
 
 class _Variables(NamedTuple):
-    """What is known of a namespace while its variables have the same objects: a hash of these, where they lead, whether one is a query."""
+    """What is known of the variables of a namespace while they have the same objects.
+
+    Attributes:
+        objects: A hash of the objects.
+        lead_to: The namespaces of these modules, functions and classes.
+        packages: The packages of these functions and classes, without torch and the like.
+        asks: Whether one of the objects is a query.
+    """
 
     objects: int
     lead_to: list[Globals]
+    packages: frozenset[str]
     asks: bool
 
 
@@ -174,12 +181,17 @@ def _variables(namespace: Globals) -> _Variables:
     ids = tuple(map(id, values))
     home = sys.modules.get(name) if type(name) is str else None
     if not issubclass(type(home), types.ModuleType) or vars(home) is not namespace:  # any object may stand in ``sys.modules``
-        return _Variables(0, _distinct_globals(values), asks(ids))
-    objects = hash(ids)
+        return _looked_at(ids, values)
     known = _known.get(id(namespace))
-    if known is None or known.objects != objects:
-        known = _known[id(namespace)] = _Variables(objects, _distinct_globals(values), asks(ids))
+    if known is None or known.objects != hash(ids):
+        known = _known[id(namespace)] = _looked_at(ids, values)
     return known
+
+
+def _looked_at(ids: tuple[int, ...], values: list[Any]) -> _Variables:
+    imported = _distinct_globals(value for value in values if not issubclass(type(value), types.ModuleType))
+    packages = frozenset(_home(place).package for place in imported if not is_foreign_namespace(place))
+    return _Variables(hash(ids), _distinct_globals(values), packages, asks(ids))
 
 
 class _Home(NamedTuple):
