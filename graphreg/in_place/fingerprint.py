@@ -66,15 +66,16 @@ _OF_OBJECTS = frozenset(dir(object))
 class Fingerprint:
     """What a graph was traced from. To make one takes milliseconds; a call of ``same`` takes less than a microsecond for each module."""
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Collection[Tensor] = ()) -> None:
+    def __init__(self, model: nn.Module, reads: Reads, live: Collection[Tensor] = (), opaque: Iterable[str] = ()) -> None:
         """Describe the model.
 
         Args:
             model: The model.
             reads: What the trace read.
             live: The tensors that the graph reads at each call. The trace may have read the content of other tensors.
+            opaque: The paths of the modules whose own code runs at each call.
         """
-        self._model, self._reads = weakref.ref(model), reads
+        self._model, self._reads, self._opaque = weakref.ref(model), reads, frozenset(opaque)
         self._live = {id(tensor): tensor for tensor in live}
         self._now = self._watch(model)
         self._then = self._now.description
@@ -83,7 +84,7 @@ class Fingerprint:
     def _watch(self, model: nn.Module) -> _ModelWatch:
         """Describe the present state, also within a tracer or a transform, which would otherwise see how contents of tensors are read."""
         with without_transforms(), without_functions(), without_modes():
-            return _ModelWatch(model, self._reads, self._live)
+            return _ModelWatch(model, self._reads, self._live, self._opaque)
 
     def same(self) -> bool:
         """Whether the model is as it was at the trace."""
@@ -118,8 +119,10 @@ class _ModelWatch:
         description: Pairs of a name, for messages, and something that can be compared: an id, a number, a type.
     """
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor]) -> None:
+    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor], opaque: Collection[str]) -> None:
         self._reads, self._live = reads, live
+        outer = [module for path, module in model.named_modules() if path in opaque] if opaque else []
+        self._opaque = {id(module) for each in outer for module in each.modules()}
         self.description: list[tuple[str, Any]] = []
         self._described: dict[int, Any] = {}  # by id, all that was described; it also keeps these objects alive
         self._numbers: dict[int, int] = {}  # the number of each registered tensor, by id: those that are tied have one number
@@ -286,9 +289,10 @@ class _ModelWatch:
             self._equal.append((names_of, space, shown := names_of(space)))
             self._say(f"attributes of {type(owner).__name__}", tuple(shown))
             names |= {*shown}
-        # What the forward both reads and writes cannot change the graph, or the trace would have refused it. Only what it makes once, such
-        # as a table, may be replaced by something else.
-        counted = {name for name in self._reads.written(owner) & names if _is_plain(space.get(name))}
+        # What opaque code writes cannot change the graph either: the trace would have refused it.
+        counted = self._reads.counts(owner)
+        if id(owner) in self._opaque or (self._opaque and not issubclass(type(owner), nn.Module)):
+            counted |= {name for name in self._reads.written(owner) & names if _is_plain(space.get(name))}
         names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
         self._add_items(space, sorted(names & space.keys()), _REGISTRIES if issubclass(type(owner), nn.Module) else ())
         in_slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}

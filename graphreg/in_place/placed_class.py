@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from graphreg.blocks.placed_block import scriptable
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, TraceError, listed
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
-from graphreg.in_place.turns import traces_here, wait_for_trace
+from graphreg.in_place.turns import RESTING, traces_here, wait_for_trace
 from graphreg.ir.module_record import ORIGINAL, PLACED
 from graphreg.runtime.averaging import follow_averages
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
@@ -24,6 +24,8 @@ from graphreg.torch_internals.fx import is_traced
 from graphreg.torch_internals.fx import traces_here as is_traced_here
 from graphreg.torch_internals.interpreter import show_parameters_of, with_own_code
 from graphreg.torch_internals.modules import COMPILED_CALL, REPLICATE
+
+_MEMBERS = "graphreg_members"  # an attribute of a generated class: the names of its attributes
 
 
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
@@ -50,7 +52,18 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
     }
     if not hasattr(original, "penalties") and not hasattr(model, "penalties"):
         members["penalties"] = _penalties
-    return types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
+    made = types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
+    setattr(made, _MEMBERS, frozenset((*vars(made), _MEMBERS)))
+    return made
+
+
+def _refuse_others(generated: type) -> None:
+    """Raise because the user has set an attribute of the generated class. A trace sees the model with its own class."""
+    others = vars(generated).keys() - vars(generated)[_MEMBERS] - {RESTING}
+    raise GraphRegError(
+        f"{listed(sorted(others))} was set on type(model), a class that graphreg made for this model in place; a trace does not see that. "
+        "Set it on the model's own class, type(model).__mro__[1], or on the model."
+    )
 
 
 def state_in(model: nn.Module) -> Placed:
@@ -116,6 +129,8 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
             _refuse_trace(self, placed, args)
         if not (self.training or placed.in_eval):
             return original.__call__(self, *args, **kwargs)
+        if len(members := vars(type(self))) != len(members[_MEMBERS]) + (RESTING in members):
+            _refuse_others(type(self))
         return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
 
     own = with_own_code(call)

@@ -149,7 +149,7 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
 
     ``kind``: the class that ``regularize_`` generated for the model.
     """
-    if (made := vars(kind).get(_RESTING)) is None:
+    if (made := vars(kind).get(RESTING)) is None:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or traces_here():
@@ -161,9 +161,9 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
         members = {"__call__": call, RESTS: original}
         members |= {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
         made = types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
-        setattr(kind, _RESTING, made)
+        setattr(kind, RESTING, made)
     return made
 
 
 RESTS = "__graphreg_rests__"  # the name of the attribute of a resting class that has the model's own class
-_RESTING = "graphreg_resting"  # the name of the attribute of a generated class that has its resting class
+RESTING = "graphreg_resting"  # the name of the attribute of a generated class that has its resting class

@@ -18,9 +18,11 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from graphreg.torch_internals.dynamo_marks import skip_frame
+from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_own, reachable_code
+from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 from graphreg.tracing.side_effects.state_places import content, own_attributes
 
 # the attributes that every module has; none of them is recorded
@@ -76,6 +78,8 @@ class Reads:
         # by the id of the owner; a name that was absent counts as read, too
         self._read: dict[int, set[str]] = {}
         self._written: dict[int, set[str]] = {}
+        self._counts: dict[int, set[str]] = {}
+        self._hooks: set[types.CodeType] = set()
         self._refused: set[type] = set()
         # keeps the owners alive, so that no other object gets their ids
         self._owners: dict[int, Any] = {}
@@ -87,6 +91,13 @@ class Reads:
     def written(self, owner: Any) -> frozenset[str]:
         """Return the names that code wrote."""
         return frozenset(self._written.get(id(owner), ()))
+
+    def counts(self, owner: Any) -> frozenset[str]:
+        """Return the names of numbers that each call changes, such as a count of calls, and of what a hook writes, which runs at each call.
+
+        The trace has seen to it that the graph does not depend on them.
+        """
+        return frozenset(self._counts.get(id(owner), ()))
 
     def names(self) -> set[str]:
         """Return all names that code read."""
@@ -102,6 +113,8 @@ class Reads:
         kinds: set[type] = set()
         thread = threading.get_ident()
         self.code = reachable_code(model.modules())
+        hooks = (getattr(hook, "__func__", hook) for module in model.modules() for hook in forward_hooks(module))
+        self._hooks = {hook.__code__ for hook in hooks if type(hook) is types.FunctionType}
         with Changes() as changes, changes:
 
             def watch(kind: type) -> None:
@@ -142,6 +155,8 @@ class Reads:
             names = self._written.get(id(owner))
             if names is not None and name not in OWN_ATTRIBUTES and threading.get_ident() == thread and _decides(name, sys._getframe(1)):
                 names.add(name)
+                if type(value) is ChangingNumber or sys._getframe(1).f_code in self._hooks:
+                    self._counts.setdefault(id(owner), set()).add(name)
             original(owner, name, value)
 
         skip_frame(put)

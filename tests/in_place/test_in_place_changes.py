@@ -796,3 +796,78 @@ def test_what_a_function_in_a_global_container_reads_is_watched(gain: Callable[[
     torch.testing.assert_close(model(X), plain(X))
     monkeypatch.setattr(Shared, "gain", 3.0)
     torch.testing.assert_close(model(X), plain(X))
+
+
+class Keeps(Net):
+    """Its forward writes what it has read: a limit, a default, a value that is put back, a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limited, self.lazy, self.lent, self.n = 1.0, None, 1.0, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.limited = max(self.limited, 0.1)
+        if self.lazy is None:
+            self.lazy = 1.0
+        lent, self.lent = self.lent, 3.0
+        try:
+            h = self.act(self.a(x)) * self.lent
+        finally:
+            self.lent = lent
+        self.n += 1
+        return self.last(h) * self.limited * self.lazy * self.lent
+
+
+def test_what_the_forward_writes_and_does_not_change_is_watched() -> None:
+    plain, model = Keeps(), graphreg.regularize_(Keeps(), hidden_dropout=0.0)
+    assert torch.equal(model(X), plain(X))
+    for name in ("limited", "lazy", "lent"):
+        for each in (plain, model):
+            setattr(each, name, 0.5)
+        assert torch.equal(model(X), plain(X)), name
+    known = graphs(model)
+    model.n = 7  # nothing depends on a count
+    assert torch.equal(model(X), plain(X)) and graphs(model) == known
+
+
+class Counts(nn.Module):
+    """Its code runs at each call, and counts."""
+
+    n = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n = self.n + 1
+        return x if x.sum() > 0 else -x
+
+
+def test_what_opaque_code_and_hooks_count_is_no_change() -> None:
+    model = Net()
+    model.act = Counts()
+    model.a.register_forward_hook(lambda module, inputs, output: setattr(module, "seen", getattr(module, "seen", 0) + 1))
+
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        module.seen = getattr(module, "seen", 0) + 1
+
+    model.last.register_forward_hook(hook)
+    graphreg.regularize_(model, hidden_dropout=0.0)
+    for _ in range(3):
+        model(X)
+    assert graphs(model) == 1 and model.act.n == 3 and model.last.seen == 3
+
+
+def test_what_is_set_on_the_class_of_the_model_is_refused() -> None:
+    class Scaled(Net):
+        scale = 1.0
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) * self.scale
+
+    model: Any = graphreg.regularize_(Scaled(), hidden_dropout=0.0)
+    before = model(X)
+    Scaled.scale = 2.0
+    assert torch.equal(model(X), before * 2)
+    type(model).scale = 3.0
+    with pytest.raises(GraphRegError, match="^scale was set on type\\(model\\), a class that graphreg made for this model"):
+        model(X)
+    del type(model).scale
+    assert torch.equal(model(X), before * 2)
