@@ -18,8 +18,9 @@ ASKED_FOR = {
 }  # fmt: skip
 
 
-# torch's own: Dynamo asks each input that is no leaf, and hides the warning
+# torch's own: Dynamo asks each input that is no leaf, and hides the warning; the exporter uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", PAGES, ids=[path.relative_to(DOCS).as_posix() for path in PAGES])
 def test_it_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
