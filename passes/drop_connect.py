@@ -15,7 +15,7 @@ class DropConnect(Splice, keys=("drop_connect", "weight_dropout"), on="parameter
         weight: The probability that an element is zeroed, 0 <= weight < 1.
 
     Draws: one m for each element in each call. All reads of the parameter, all examples and all steps of a sequence share the draw.
-    Default sites: the parameters of 2 dims or more that the forward reads.
+    Default sites: the parameters of 2 dims or more that the forward reads, without biases and norms.
     Source: Wan, Zeiler, Zhang, LeCun & Fergus, Regularization of neural networks using DropConnect, ICML 2013, equation 2. Merity, Keskar &
     Socher, Regularizing and optimizing LSTM language models, ICLR 2018, section 2, zero the hidden-to-hidden weights of an LSTM in this way
     (weight drop). In eval mode, this class leaves the weights unchanged, as Merity et al. do; Wan et al. sample the activations.

@@ -18,7 +18,7 @@ class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
         by: ``"gradient"``, or ``"prox"`` for exact zeros by ``graphreg.prox_``.
 
     Averaged over: the elements of each parameter, then the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Zou & Hastie, Regularization and variable selection via the elastic net, J. R. Stat. Soc. B 67 (2005), equation 3, in the form
     of Friedman, Hastie & Tibshirani 2010, equation 2. The proximal map: Parikh & Boyd, Proximal algorithms, Foundations and Trends in
     Optimization 1 (2014), section 6.5.

@@ -27,7 +27,7 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
         RegularizerError: A parameter does not have the axis ``axis``, or cannot be divided into groups of ``group_size``.
 
     Averaged over: the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Yuan & Lin, Model selection and estimation in regression with grouped variables, J. R. Stat. Soc. B 68 (2006), equation 2.1.
     Here, the matrix K of a group in that equation is the group's size times the identity. The proximal map is block soft thresholding:
     Parikh & Boyd, Proximal algorithms, Foundations and Trends in Optimization 1 (2014), section 6.5.

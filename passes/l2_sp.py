@@ -18,7 +18,7 @@ class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
         reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
 
     Averaged over: the elements of each parameter, then the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Li, Grandvalet & Davoine, Explicit inductive bias for transfer learning with convolutional networks, ICML 2018, section 3,
     "L2-SP". The paper multiplies the sum by ½.
     """

@@ -21,7 +21,7 @@ class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
             limit down to the limit. The strength then decides only whether it does: any strength above 0 means the same.
 
     Averaged over: the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 5.1. The paper
     constrains the norms, as ``by="prox"`` does; otherwise this class penalizes them.
     """

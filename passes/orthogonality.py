@@ -17,7 +17,7 @@ class Orthogonality(Penalty, keys=("orthogonality",), on="parameters"):
         reduction: ``"mean"`` or ``"sum"``, over the parameters.
 
     Averaged over: the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Bansal, Chen & Wang, Can we gain more from orthogonality regularizations in training deep networks?, NeurIPS 2018, section 3.1.
     The paper adds over the parameters, as ``reduction="sum"`` does.
     """

@@ -24,7 +24,7 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
         iterations: The number of power iterations in each call, a whole number, 1 or more.
 
     Averaged over: the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Yoshida & Miyato, Spectral norm regularization for improving the generalizability of deep learning, 2017, section 3. The paper
     adds over the parameters.
     """

@@ -17,7 +17,7 @@ class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
         by: ``"gradient"``, or ``"prox"`` for exact zeros: ``graphreg.prox_`` then moves each weight towards 0, and no further.
 
     Averaged over: the elements of each parameter, then the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Tibshirani, Regression shrinkage and selection via the lasso, J. R. Stat. Soc. B 58 (1996), equation 1. The paper has a
     constraint in place of the penalty. The proximal map is soft thresholding: Parikh & Boyd, Proximal algorithms, Foundations and Trends
     in Optimization 1 (2014), section 6.5.

@@ -23,7 +23,7 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
     log say by how much it is weaker, and how to write the same as SGD's.
 
     Averaged over: the elements of each parameter, then the parameters.
-    Default sites: the parameters of 2 dims or more.
+    Default sites: the parameters of 2 dims or more, without biases and norms.
     Source: Krogh & Hertz, A simple weight decay can improve generalization, NIPS 4 (1991), equation 4. theanets' code takes the mean, as
     this class does by default.
     """

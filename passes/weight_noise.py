@@ -16,7 +16,7 @@ class WeightNoise(Splice, keys=("weight_noise",), on="parameters"):
         weight: The standard deviation of the noise, in the units of w, 0 or more.
 
     Draws: one e for each element in each call. All reads of the parameter share the draw.
-    Default sites: the parameters of 2 dims or more that the forward reads.
+    Default sites: the parameters of 2 dims or more that the forward reads, without biases and norms.
     Source: Graves, Practical variational inference for neural networks, NIPS 2011.
     """
 

@@ -82,6 +82,12 @@ def is_of_einops(node: fx.Node, module: nn.Module | None = None) -> bool:
     return str(home).partition(".")[0] == "einops"
 
 
+def is_normalization(module: nn.Module) -> bool:
+    """Return whether a module is a normalization: by its class, or by the name of its class if it consists of no other modules."""
+    return isinstance(module, NORM_MODULES) or ("norm" in type(module).__name__.lower() and not any(module.children()))
+
+
+
 class Operations:
     """Answers questions about the nodes of one model's graphs.
 

@@ -59,7 +59,7 @@ class Site:
         selectable: Whether a regularizer can act on the site; if not, ``why_not`` says why. Sizes,
             tuples and integers, for example, are not selectable. Nor is the value of a node that
             fetches a parameter: select the parameter instead.
-        norm: Whether it is the output of a normalization.
+        norm: Whether it is the output of a normalization, or a parameter of one, or a bias.
         loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss
             function, or an output without dims.
         module: For a value, the path of the module in whose forward it is made; for a parameter,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from graphreg.ir.operations import is_normalization
 from graphreg.ir.site import Site
-from graphreg.optimizers.standard_decay import is_norm
 
 
 def levels(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[Site, int]:
@@ -31,7 +31,7 @@ def levels(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[Site
             # Before the first block stands level 0.
             found.update(dict.fromkeys(waiting, level if last else 0))
             found[site], waiting, last = level, [], block
-        elif last and not waiting and is_norm(modules[site.module]) and _contains(site.module.rpartition(".")[0], last):
+        elif last and not waiting and is_normalization(modules[site.module]) and _contains(site.module.rpartition(".")[0], last):
             found[site] = of_block[last]
         else:
             waiting.append(site)
@@ -67,7 +67,7 @@ def _is_list(modules: Mapping[str, nn.Module], path: str) -> bool:
 
 
 def _has_parts(module: nn.Module) -> bool:
-    return any(module.children()) and not is_norm(module)
+    return any(module.children()) and not is_normalization(module)
 
 
 def _numbered(modules: Mapping[str, nn.Module], path: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir.operations import NORM_MODULES
+from graphreg.ir.operations import is_normalization
 from graphreg.ir.site import Site
 from graphreg.optimizers.parameters import ModelParameters
 
@@ -40,11 +40,6 @@ def undecayed(parameters: ModelParameters) -> dict[Site, Reason]:
     return found
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a normalization: by its class, or by the name of its class if it consists of no other modules."""
-    return isinstance(module, NORM_MODULES) or ("norm" in type(module).__name__.lower() and not any(module.children()))
-
-
 def _reason(modules: Mapping[str, nn.Module], name: str, parameter: nn.Parameter) -> Reason | None:
     path, _, own = name.rpartition(".")
     module = modules[path]
@@ -52,7 +47,7 @@ def _reason(modules: Mapping[str, nn.Module], name: str, parameter: nn.Parameter
         return "fewer than 2 dims"
     if "bias" in own:
         return "bias"
-    if is_norm(module):
+    if is_normalization(module):
         return "norm"
     is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or any(part in own for part in _TABLES)
     if is_table or ("embedding" in type(module).__name__.lower() and not any(module.children())):

@@ -175,7 +175,7 @@ class Regularizer:
 
         # A subclass with other default sites needs other words for them, unless it gives its own.
         if "usual" not in cls.__dict__ and cls.on == "parameters":
-            cls.usual = f"the parameters of {cls.min_dims} dims or more"
+            cls.usual = f"the parameters of {cls.min_dims} dims or more" + (", without biases and norms" if cls.min_dims > 1 else "")
         elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
             cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
         cls.keys, cls.input_options = tuple(keys), input_options(cls)
@@ -319,7 +319,8 @@ class Regularizer:
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return those of ``sites`` that the selector ``"*"`` means. ``sites``: all selectable sites of the kind that the class acts on."""
         if self.on == "parameters":
-            return list(sites)
+            # A bias and a gain may have two dims, too: ``LayerNorm((channels, height))``. A class that acts on vectors means them, too.
+            return [site for site in sites if not (site.norm and self.min_dims > 1)]
         return [site for site in sites if site.role == self.default_role and not (site.loss and site.role == "output")]
 
     def why_not(self, site: Site) -> str:
@@ -499,4 +500,4 @@ class Penalty(Regularizer):
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
-        return [site for site in super().defaults(sites) if not site.norm]
+        return [site for site in super().defaults(sites) if self.on == "parameters" or not site.norm]

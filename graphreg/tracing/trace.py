@@ -17,7 +17,7 @@ from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change
 from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
-from graphreg.ir.operations import Operations, is_stack
+from graphreg.ir.operations import Operations, is_normalization, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
 from graphreg.ir.roles import value_sites
@@ -160,8 +160,10 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     numbers = parameter.is_floating_point()  # formulas take real numbers; others, as of quantized layers, cannot train
     # a mean over no elements is nan
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
-    shape = tuple(parameter.shape)
-    return Site(labels, "parameter", module=owner, shape=shape, dtype=parameter.dtype, selectable=not why_not, why_not=why_not)
+    parts = (name.rpartition(".") for name in names)
+    norm = any("bias" in own or is_normalization(modules[path]) for path, _, own in parts)
+    form = {"shape": tuple(parameter.shape), "dtype": parameter.dtype, "norm": norm}
+    return Site(labels, "parameter", module=owner, selectable=not why_not, why_not=why_not, **form)
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:

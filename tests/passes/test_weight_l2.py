@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import graphreg
 from graphreg.passes import WeightL2
@@ -136,3 +136,24 @@ def test_the_cure_is_sgds() -> None:
         optimizer.step()
         steps.append([p.detach() for p in model.parameters()])
     assert all(torch.allclose(one, other) for one, other in zip(*steps, strict=True))
+
+
+class WideNorm(nn.Module):
+    """speechbrain's CRDNN has such norms, and its attention such biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv1d(4, 8, 1), nn.LayerNorm((8, 5)), nn.Linear(5, 2)
+        self.pos_bias_u = nn.Parameter(torch.zeros(2, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.norm(self.conv(x)) + self.pos_bias_u.sum())
+
+
+@pytest.mark.parametrize("key", ["weight_l2", "weight_l1", "drop_connect", "max_norm"])
+def test_norms_and_biases_of_two_dims_are_no_weights(key: str) -> None:
+    traced = graphreg.trace(WideNorm())
+    sites = [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, strength=0.5)).edits]
+    assert sites == ["conv.weight", "out.weight"]
+    named = graphreg.plan(traced, graphreg.build(key, strength=0.5, pattern=["norm.weight", "pos_bias_u"]))
+    assert [edit.site.name for edit in named.edits] == ["norm.weight", "pos_bias_u"]
