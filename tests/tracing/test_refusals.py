@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -87,6 +89,32 @@ def test_of_draws_from_an_argument(prove: bool) -> None:
     with pytest.raises(TraceError, match="draws from its argument generator"):
         graphreg.regularize_(DrawsFrom(), weight_l2=0.1, prove=prove)(torch.ones(2, 4), generator=generator)
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "beside a thread"])
+def beside_a_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Beside a thread (tqdm starts one), a trace that finds a generator changed runs a second time, from where the first has left it."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    if request.param:
+        thread.start()
+    yield
+    over.set()
+    if request.param:
+        thread.join()
+
+
+@pytest.mark.usefixtures("beside_a_thread")
+def test_of_a_model_that_seeds_pythons_generator() -> None:
+    class Seeded(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            random.seed(7)
+            return super().forward(input)
+
+    before = random.getstate()
+    for _ in range(2):
+        assert message(Seeded(4, 4), front_end="symbolic").startswith("Seeded.forward draws random numbers itself (random, torch.rand)")
+    assert random.getstate() == before
 
 
 def _in_fake_mode(work: Callable[[Tensor], Any], x: Tensor) -> None:
