@@ -91,6 +91,40 @@ def test_of_draws_from_an_argument(prove: bool) -> None:
     assert torch.equal(generator.get_state(), before)
 
 
+SEEDINGS: dict[str, Callable[[], Any]] = {
+    "torch.seed": torch.seed,
+    "torch.manual_seed": lambda: torch.manual_seed(7),
+    "torch.set_rng_state": lambda: torch.set_rng_state(torch.Generator().manual_seed(7).get_state()),
+    "a seed, then a draw": lambda: (torch.manual_seed(7), torch.rand(4)),
+}
+
+
+class Seeds(nn.Module):
+    """Seeds torch's generator, by one of ``SEEDINGS``; within, none of its lines needs another refusal."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.hid = how, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEDINGS[self.how]()
+        y: Tensor = self.hid(x).relu()
+        return y
+
+
+class Holds(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.out = inner, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.inner(x))
+        return y
+
+
+SAYS = "seeds torch's generator (torch.manual_seed, torch.seed) or sets its state, which a graph cannot do"
+
+
 @pytest.fixture(params=[False, True], ids=["alone", "beside a thread"])
 def beside_a_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Beside a thread (tqdm starts one), a trace that finds a generator changed runs a second time, from where the first has left it."""
@@ -105,6 +139,37 @@ def beside_a_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("beside_a_thread")
+@pytest.mark.parametrize("how", SEEDINGS)
+@pytest.mark.parametrize("options", [{}, {"example_inputs": torch.ones(2, 4)}], ids=["no inputs", "inputs"])
+def test_of_a_model_that_seeds(how: str, options: dict[str, Any]) -> None:
+    """It draws nothing, so the error names no draw. The generator has its state from before."""
+    model, before = Seeds(how), torch.get_rng_state()
+    says = message(model, front_end="symbolic", **options)
+    assert says == (
+        f"Seeds.forward {SAYS}. Seed before you call the module, or move that step into a submodule, which then becomes an opaque module."
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("beside_a_thread")
+@pytest.mark.parametrize("how", SEEDINGS)
+def test_a_submodule_that_seeds_is_opaque(how: str) -> None:
+    """The cure helps: the module seeds at each call, as the model does."""
+    model = Holds(Seeds(how))
+    before = torch.get_rng_state()
+    module = graphreg.regularize(model, weight_l2=0.1, front_end="symbolic")
+    assert graphreg.trace(model).opaque_modules == {"inner": f"AttributeError: its forward {SAYS}"}
+    assert torch.equal(torch.get_rng_state(), before)
+    if how != "torch.seed":  # which takes another seed each time
+        x, states = torch.ones(2, 4), list[Tensor]()
+        for call in (model, module):
+            torch.manual_seed(1)
+            call(x)
+            states.append(torch.get_rng_state())
+        assert torch.equal(*states) and torch.equal(model(x), module(x).output)
+
+
+@pytest.mark.usefixtures("beside_a_thread")
 def test_of_a_model_that_seeds_pythons_generator() -> None:
     class Seeded(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
@@ -115,6 +180,23 @@ def test_of_a_model_that_seeds_pythons_generator() -> None:
     for _ in range(2):
         assert message(Seeded(4, 4), front_end="symbolic").startswith("Seeded.forward draws random numbers itself (random, torch.rand)")
     assert random.getstate() == before
+
+
+def test_a_draw_and_a_fork_are_not_called_a_seeding() -> None:
+    """``fork_rng`` sets the state back to one that was read: that takes its seedings back."""
+
+    class Draws(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + torch.rand(4)
+
+    class Forks(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+            return super().forward(input)
+
+    assert message(Draws(4, 4), front_end="symbolic").startswith("Draws.forward draws random numbers itself (random, torch.rand)")
+    assert not graphreg.trace(Forks(4, 4), front_end="symbolic").opaque_modules
 
 
 def _in_fake_mode(work: Callable[[Tensor], Any], x: Tensor) -> None:

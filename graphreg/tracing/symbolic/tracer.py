@@ -55,6 +55,7 @@ from graphreg.tracing.tensors import storage_key
 from graphreg.tracing.type_inference import definite_type, fixed_count, is_shape
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
+SEEDS = "seeds torch's generator (torch.manual_seed, torch.seed) or sets its state, which a graph cannot do"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 
 
@@ -157,7 +158,13 @@ class SiteTracer(DecisionTracer):
             raise FunctionNeeded(self.opaque | {key: first_line(error)}) from error
         self._require_no_draws()
 
-        if randomness() != self._drawn:
+        now = randomness()
+        if now.seeds != self._drawn.seeds:
+            raise TraceError(
+                f"{type(root).__name__}.forward {SEEDS}. Seed before you call the module, or move that step into a submodule, which then "
+                "becomes an opaque module."
+            )
+        if now != self._drawn:
             raise TraceError(
                 f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
                 "Move the draw into a submodule, which then becomes an opaque module, or draw from the input (torch.rand_like)."
@@ -380,8 +387,9 @@ class SiteTracer(DecisionTracer):
                         raise AttributeError(f"its forward assigns the buffer {assigned}")
                     if len(self.refused) > mark.refused:
                         raise self.refused[-1]
-                    if self.watch_draws and randomness() != drawn:
-                        raise AttributeError("its forward draws random numbers, which a trace would freeze")
+                    if self.watch_draws and (now := randomness()) != drawn:
+                        seeds = now.seeds != drawn.seeds
+                        raise AttributeError(f"its forward {SEEDS if seeds else 'draws random numbers, which a trace would freeze'}")
                     break
                 except (GraphRegError, RecursionError):
                     raise  # a GraphRegError is for the user; after a RecursionError, the trace would go on at the same depth
