@@ -156,4 +156,4 @@ def test_norms_and_biases_of_two_dims_are_no_weights(key: str) -> None:
     sites = [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, strength=0.5)).edits]
     assert sites == ["conv.weight", "out.weight"]
     named = graphreg.plan(traced, graphreg.build(key, strength=0.5, pattern=["norm.weight", "pos_bias_u"]))
-    assert [edit.site.name for edit in named.edits] == ["norm.weight", "pos_bias_u"]
+    assert [edit.site.name for edit in named.edits] == ["pos_bias_u", "norm.weight"]
