@@ -150,7 +150,7 @@ class WideNorm(nn.Module):
         return self.out(self.norm(self.conv(x)) + self.pos_bias_u.sum())
 
 
-@pytest.mark.parametrize("key", ["weight_l2", "weight_l1", "drop_connect", "max_norm"])
+@pytest.mark.parametrize("key", ["weight_l2", "weight_l1", "drop_connect", "weight_noise"])
 def test_norms_and_biases_of_two_dims_are_no_weights(key: str) -> None:
     traced = graphreg.trace(WideNorm())
     sites = [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, strength=0.5)).edits]
