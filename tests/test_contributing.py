@@ -26,7 +26,7 @@ def test_a_diff_has_been_applied(file: str, diff: str) -> None:
 
 def test_the_walks_are_there() -> None:
     assert len(DIFFS) > 7
-    assert re.findall(r"^### A (.*)$", TEXT, re.MULTILINE) == ["regularizer", "check", "front end", "drawing"]
+    assert re.findall(r"^### An? (.*)$", TEXT, re.MULTILINE) == ["regularizer", "check", "front end", "drawing", "option", "refusal"]
 
 
 def test_the_files_that_are_named_are_there() -> None:
