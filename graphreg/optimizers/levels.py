@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from graphreg.ir.numbered_blocks import numbered_block
 from graphreg.ir.operations import is_normalization
 from graphreg.ir.site import Site
 
@@ -25,7 +26,7 @@ def levels(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[Site
     found, of_block = dict[Site, int](), dict[str, int]()
     waiting, last = list[Site](), ""
     for site in sites:
-        block = _block_of(modules, site.module)
+        block = numbered_block(modules, site.module)
         if block is not None:
             level = of_block.setdefault(block, len(of_block) + 1)
             # Before the first block stands level 0.
@@ -38,42 +39,6 @@ def levels(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[Site
     found.update(dict.fromkeys(waiting, len(of_block) + 1))
     rank = {level: i for i, level in enumerate(sorted(set(found.values())))}
     return {site: rank[level] for site, level in found.items()}
-
-
-def _block_of(modules: Mapping[str, nn.Module], path: str) -> str | None:
-    """Return the path of the block that a module belongs to, or None.
-
-    A block is one of several numbered modules of one class that have submodules, such as
-    ``layers.0``. A stage, which has a list of such modules, is not one block: its modules are.
-    """
-    parts = path.split(".") if path else []
-    for end in range(1, len(parts) + 1):
-        outer, inner = ".".join(parts[: end - 1]), ".".join(parts[:end])
-        module = modules[inner]
-        alike = [each for each in _numbered(modules, outer) if type(modules[each]) is type(module)]
-        lists = (inner, *(f"{inner}.{name}" for name in module._modules))
-        if inner in alike and len(alike) > 1 and _has_parts(module) and not any(_is_list(modules, path) for path in lists):
-            return inner
-    return None
-
-
-def _is_list(modules: Mapping[str, nn.Module], path: str) -> bool:
-    """Return whether a module consists of blocks: of several numbered modules of one class that have submodules, and of nothing else."""
-    if path not in modules:  # None is registered there
-        return False
-    children = [modules[each] for each in _numbered(modules, path)]
-    alone = len(children) > 1 and len(children) == len(list(modules[path].children()))
-    return alone and len({*map(type, children)}) == 1 and all(map(_has_parts, children))
-
-
-def _has_parts(module: nn.Module) -> bool:
-    return any(module.children()) and not is_normalization(module)
-
-
-def _numbered(modules: Mapping[str, nn.Module], path: str) -> list[str]:
-    """Return the paths of a module's submodules whose name ends with a digit."""
-    children = (f"{path}.{name}" if path else name for name in modules[path]._modules if name[-1:].isdigit())
-    return [child for child in children if child in modules]
 
 
 def _contains(outer: str, path: str) -> bool:

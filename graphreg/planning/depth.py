@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graphreg.errors import RegularizerError
 from graphreg.ir.metadata import own_name
+from graphreg.ir.numbered_blocks import numbered_block
 from graphreg.ir.site import Site
 from graphreg.regularizer.base import Regularizer
 from graphreg.regularizer.by_depth import ByDepth
@@ -36,11 +37,14 @@ def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence
 
 
 def block_of(traced: Traced, site: Site) -> str:
-    """Return the path of the innermost block around a site; the site's own name if no block is around it.
+    """Return the path of the block around a site; the site's own name if no block is around it.
 
-    A block is a module that has submodules and a sibling of the same class.
+    A block is one of several numbered modules of one class that have submodules, such as
+    ``layers.0``. Where none is around the site, it is the innermost module that has submodules and a sibling of the same class.
     """
     modules = traced.operations.modules
+    if (block := numbered_block(modules, site.module)) is not None:
+        return block
     path = site.module
     while path:
         module, outer = modules.get(path), modules.get(path.rpartition(".")[0])

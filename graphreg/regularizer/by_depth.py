@@ -73,9 +73,9 @@ def by_depth(first: float | None = None, last: float | None = None, *, decay: fl
     strength is ``first`` in the first of these blocks, ``last`` in the last one, and evenly spaced
     between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's ``drop_path_rate=0.2``.
 
-    A block is a module that has submodules and a sibling of the same class, such as a layer of a
-    transformer. A site belongs to the innermost block around it; a site outside of all blocks
-    counts as a block of its own.
+    A block is one of several numbered modules of one class that have submodules, such as
+    ``layers.0``; if none is around a site, the innermost module that has submodules and a sibling
+    of the same class. A site outside of all blocks counts as a block of its own.
 
     One or both ends may be schedules, as in ``by_depth(0, schedules.linear(0, 0.2, 1000))``. Then
     the strengths are evenly spaced at each step.

@@ -204,3 +204,32 @@ class Reread(Blocks):
 def test_the_note_has_the_depth_beside_reads_that_are_not_replaced() -> None:
     plan = graphreg.plan(graphreg.trace(Reread()), DropConnect("early.*.again.weight", graphreg.by_depth(0, 0.2)))
     assert "early.0.again.weight is not replaced when read by Reread; weight by_depth(0, 0.2)" in str(plan)
+
+
+class Convolution(nn.Module):
+    """Two of its parts are alike, as in the convolution modules of speechbrain's conformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.Linear(8, 16), nn.GLU())
+        self.after = nn.Sequential(nn.SiLU(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.before(x))
+
+
+class Conformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Linear(8, 8), Convolution(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x + self.first(x)
+        x = x + self.conv(x)
+        return x + self.last(x)
+
+
+def test_parts_of_a_layer_that_are_alike_are_no_blocks() -> None:
+    module = graphreg.regularize(nn.Sequential(*(Conformer() for _ in range(3))), drop_path=graphreg.by_depth(0, 0.2))
+    rates = graphreg.site_strengths(module)["drop_path"]
+    assert [round(rate, 6) for rate in rates.values()] == [0, 0, 0, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2]
