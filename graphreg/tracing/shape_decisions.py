@@ -52,7 +52,8 @@ def decided(value: Any, expected: Any) -> None:
     if value != expected:
         raise OtherInputs(
             f"the model decides something on a shape, dtype or the like, and these inputs give {value} where the example_inputs gave "
-            f"{expected}. To use both, regularize the model once more, with example_inputs like these."
+            f"{expected}. graphreg.report says in which module. To use both, regularize the model once more, with example_inputs like "
+            "these, or use graphreg.regularize_, which traces the model again by itself."
         )
 
 
