@@ -138,7 +138,7 @@ class Judge:
                 return Verdict("fault", "wrongly refused", str(error))
             return refusal("case", error)
         except Fault as fault:
-            if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
+            if self.compiled and fault.kind in ("gradient", "output") and (theirs := self._torchs_own()):
                 return refusal("case", GraphRegError(theirs))
             # the penalty has a gradient through a tensor of the model, which the plain model's loss need not have
             if self.compiled and fault.kind == "gradient" and _WRITES_TENSOR.search(self.group.source):
@@ -171,31 +171,39 @@ class Judge:
         return any(parameter.grad is not None for parameter in self.twin.parameters())
 
     def _torchs_own(self, error: Exception | None = None) -> str:
-        """What torch.compile does wrong by itself: it cannot run the user's own model, or gives it other gradients. "" if neither.
+        """What torch.compile does wrong by itself: it cannot run the user's own model, or computes something else. "" if neither.
+
+        A splice at an input makes the input a computed value, so the model is also tried with inputs that the compiled code computes.
 
         Args:
             error: What it raised with the rewritten module, if it did.
         """
         if self.compiled == "aot_eager" and "view size is not compatible with input tensor" in str(error):
             return "a kernel of torch gives other strides than its meta function"  # 2.13: softplus_backward, hardtanh_backward and others
+
+        def with_computed_inputs(*inputs: Any) -> Any:
+            return self.twin(*(x * 1 if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs))
+
+        same = True
         try:
-            eager = self._gradients_of(self.twin)
-            with torch._dynamo.config.patch(allow_rnn=True):  # graphreg's modules have them compiled without it
-                compiled = self._gradients_of(self._compiled(self.twin))
+            for plain in (self.twin, with_computed_inputs):
+                eager = self._computed(plain)
+                with torch._dynamo.config.patch(allow_rnn=True):  # graphreg's modules have them compiled without it
+                    compiled = self._computed(self._compiled(plain))
+                same = same and all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(eager, compiled, strict=True))
         except Exception as theirs:
             return "torch.compile cannot run the plain model, either" if type(theirs) is type(error) else ""
         finally:
             self._restore(self.twin)
-        same = all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(eager, compiled, strict=True))
-        return "" if same else "torch.compile gives the plain model another gradient than eager"
+        return "" if same else "torch.compile gives the plain model another gradient or output than eager"
 
-    def _compiled(self, model: nn.Module) -> Callable[..., Any]:
+    def _compiled(self, model: Callable[..., Any]) -> Callable[..., Any]:
         torch._dynamo.reset()
         called: Callable[..., Any] = torch.compile(model, backend=self.compiled, fullgraph=True, dynamic=False)
         return called
 
-    def _gradients_of(self, called: Callable[..., Any]) -> list[Tensor | None]:
-        """The gradients of parameters and inputs after one call."""
+    def _computed(self, called: Callable[..., Any]) -> list[Tensor | None]:
+        """The loss of one call, and the gradients of parameters and inputs."""
         self._restore(self.twin)
         inputs = self.inputs()
         seeded(100)
@@ -203,7 +211,7 @@ class Judge:
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         given = [x for x in inputs if isinstance(x, Tensor)]
-        return [None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given)]
+        return [loss.detach(), *(None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given))]
 
     def _rewritten(self, case: Case) -> nn.Module:
         regs = options.made(case)
