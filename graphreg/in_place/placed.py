@@ -46,6 +46,7 @@ from graphreg.session.strengths import Row
 from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
 from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.modules import has_pre_hooks
 from graphreg.torch_internals.torch_modes import tracer_here
 from graphreg.tracing.proof.values import tensors
 from graphreg.tracing.reads import Reads
@@ -447,7 +448,7 @@ def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
         return
     except TypeError as error:
         why = error
-    if not model._forward_pre_hooks:
+    if not has_pre_hooks(model):
         try:
             inspect.signature(forward, follow_wrapped=False).bind(*args, **kwargs)
         except TypeError:

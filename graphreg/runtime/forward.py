@@ -139,7 +139,7 @@ def _argument_check(
             try:
                 key = writer.quick_key(args, kwargs)
             except RecursionError:
-                refuse_arguments(module, (args, kwargs))  # a container that contains itself
+                refuse_arguments(module, (tuple(args), dict(kwargs)))  # a container that contains itself
                 raise
         if key in structures.quick:
             return

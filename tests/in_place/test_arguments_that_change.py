@@ -246,6 +246,10 @@ def test_a_decorator_that_takes_other_arguments_than_it_shows() -> None:
     assert torch.equal(model(X), Model()(X))
     with pytest.raises(TraceError, match=r"does not fit Model.forward\(x\): got an unexpected keyword argument 'extra'. A decorator"):
         model(X, extra=1)
+    hooked = graphreg.regularize_(Calls(), hidden_dropout=0.0)
+    hooked.register_forward_pre_hook(lambda module, given: (*given, torch.relu))
+    with pytest.raises(TraceError, match="missing a required argument: 'f'. A decorator of the forward, or a hook, takes other arguments"):
+        hooked(X)
 
 
 @pytest.mark.parametrize("call", [lambda model: model(), lambda model: model(X, 1, 2), lambda model: model(X, other=1)])
