@@ -65,9 +65,10 @@ def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") 
 
 def shown(value: object) -> str:
     """Return a short text for a value in an error message. A tensor is shown by type and shape, a long value by its beginning and end."""
-    # The ``repr`` of a tensor has its numbers, on several lines.
-    if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)}"
+    # The ``repr`` of a tensor has its numbers, on several lines. Some objects raise if they are asked (np.nditer).
+    with contextlib.suppress(Exception):
+        if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
+            return f"{type(value).__name__} of shape {tuple(shape)}"
     short = reprlib.Repr()
     short.maxother = short.maxstring = short.maxlong = 80
     return short.repr(value)

@@ -37,7 +37,7 @@ from graphreg.torch_internals.dynamo import tensor_guard
 from graphreg.torch_internals.functorch import without_transforms
 from graphreg.torch_internals.modules import COMPILED_CALL
 from graphreg.torch_internals.torch_modes import without_functions, without_modes
-from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, inside, reads_by_itself, slots
+from graphreg.tracing.reads import OWN_ATTRIBUTES, VIEWS, WHOLE, Reads, inside, reads_by_itself, slots
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class, is_installed, is_own
 from graphreg.tracing.side_effects.state_places import content
 
@@ -155,6 +155,9 @@ class _ModelWatch:
         for kind in code.classes:
             if not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", "")):
                 self._add_class(kind)
+        for root in reads.roots:
+            if not issubclass(type(root), type):
+                self._add(f"an argument, of class {type(root).__name__}", root)
         while self._waiting:
             self._enter(*self._waiting.popleft())
         self._equal.append((_default_dtype, None, _default_dtype(None)))  # that of the constants that the forward makes
@@ -240,7 +243,8 @@ class _ModelWatch:
     def _say(self, name: str, what: Any) -> None:
         self.description.append((name, what))
 
-    def _add_module(self, path: str, module: nn.Module, is_root: bool = False) -> None:
+    def _add_module(self, path: str, module: nn.Module, is_root: bool = False, is_registered: bool = True) -> None:
+        """Add a module. ``is_registered``: whether it is one of the model's."""
         if id(module) in self._described or unwrapped_block(module) is not module:  # wrappers come and go around a block
             return
         space, label = vars(module), path.replace(f".{WRAPPED_MODULE}", "") or "the model"
@@ -261,8 +265,10 @@ class _ModelWatch:
             self._say(f"the forward of {label}", id(None if is_placed(module) else space.get(_FORWARD)))
             if _FORWARD in space:
                 self._singles[self._getter((_FORWARD,))].append(space)
-        left_out, absent = OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}, set() if is_root else {_FORWARD} - space.keys()
-        self._add_attributes(module, space, left_out, {_CHECKPOINTS} & space.keys(), absent)
+        # the graph follows the modes of the model's modules, and ``refuse_hooks`` their hooks
+        own = frozenset() if is_registered else OWN_ATTRIBUTES - {*_REGISTRIES}
+        left_out, absent = (OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}) - own, set() if is_root else {_FORWARD} - space.keys()
+        self._add_attributes(module, space, left_out, ({_CHECKPOINTS} | own) & space.keys(), absent)
 
     def _watch_module(self, module: nn.Module, space: dict[str, Any]) -> None:
         self._modules.append(module)
@@ -399,7 +405,7 @@ class _ModelWatch:
             # ``_add_module`` passes over what was described.
             del self._described[id(value)]
             for path, inner in list(value.named_modules()):
-                self._add_module(f"{name} {path}".rstrip(), inner)
+                self._add_module(f"{name} {path}".rstrip(), inner, is_registered=False)
             return
         if issubclass(kind, type):
             if not is_foreign_class(value):
@@ -409,7 +415,7 @@ class _ModelWatch:
             if is_own(value):
                 self._add_function(value)
             return
-        if kind is types.MappingProxyType:
+        if kind is types.MappingProxyType or kind in VIEWS:
             for each in inside(value):
                 self._add(name, each)
         if issubclass(kind, weakref.ref):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.blocks.placed_block import check_class, is_placed, leave
-from graphreg.errors import GraphRegError, OtherInputs
+from graphreg.errors import GraphRegError, OtherInputs, TraceError
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
@@ -46,9 +46,11 @@ from graphreg.session.strengths import Row
 from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
 from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.modules import has_pre_hooks
 from graphreg.torch_internals.torch_modes import tracer_here
 from graphreg.tracing.proof.values import tensors
 from graphreg.tracing.reads import Reads
+from graphreg.tracing.trace import refuse_arguments
 
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
@@ -275,6 +277,9 @@ class Placed(InPlaceHost):
         If graphreg raises an error, each later call of the same structure raises the stored error again, until the model changes. But if
         the call has loosened arguments, they count by their values from then on, and ``_ForOneValue`` is raised.
         """
+        refuse_arguments(model, (args, kwargs))
+        if at_call:
+            _require_fit(model, args, kwargs)
         if tracer_here() or any(map(is_fake, tensors((args, kwargs)))):
             raise not_traced(key, type(model).__name__)
         with tracing_turn(self):
@@ -432,6 +437,27 @@ class Placed(InPlaceHost):
 
     def on_switched(self, session: Session) -> None:
         self.in_eval = self.options.eval_penalties or session.noise.has_on
+
+
+def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise the plain model's own TypeError for a call that does not fit its forward; TraceError if a decorator or a hook might fit it."""
+    forward = getattr(type(model), ORIGINAL).forward.__get__(model)
+    signature = inspect.signature(forward)
+    try:
+        signature.bind(*args, **kwargs)
+        return
+    except TypeError as error:
+        why = error
+    if not has_pre_hooks(model):
+        try:
+            inspect.signature(forward, follow_wrapped=False).bind(*args, **kwargs)
+        except TypeError:
+            forward(*args, **kwargs)  # raises before any of its code runs
+    raise TraceError(
+        f"the call does not fit {type(model).__name__}.forward({', '.join(signature.parameters)}): {why}. A decorator of the forward, or a "
+        "hook, takes other arguments than this signature shows, and a trace goes by the signature. Pass the arguments that it shows, or "
+        "let the forward take those of the call itself, without the decorator or hook."
+    )
 
 
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -202,7 +202,7 @@ def traced_for(
     _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), spelled_out(model, example):
-        with reads.recorded(model):
+        with reads.recorded(model, arguments(example)):
             traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
         if options.prove and not is_eager():
             # Within a transform there are no plain values to compare; the next plain call does it.

@@ -13,7 +13,7 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -121,7 +121,9 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
             dtypes of inputs and the values of numbers, 0 for nothing.
     """
     if isinstance(value, (Tensor, TensorKind)):
-        return _again(value, seen) or _tensor(value, is_data, loose)
+        again = _again(value, seen)
+        # one that is no input counts by itself, even if it is an input, too: the graph has what the trace read
+        return again if again and is_data else again + _tensor(value, is_data, loose)
 
     if value is None or type(value) in _WRITTEN:
         return repr(value)
@@ -140,7 +142,7 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     if True in (around := [value is each for each in within]):
         return f"<no. {around.index(True)} around it>"
     if isinstance(value, slice):
-        return f"<slice {contents_of((value.start, value.stop, value.step), within, is_data, seen, loose)}>"
+        return f"<slice {contents_of((value.start, value.stop, value.step), within, False, seen, loose)}>"
     if isinstance(value, _CALLS):
         return f"<{type(value).__name__} {_call(value, within, seen)}>"
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
@@ -214,8 +216,10 @@ def _call(value: Any, within: tuple[Any, ...], seen: Seen | None) -> str:
 
 def _items(value: Any, within: tuple[Any, ...], is_data: bool, seen: Seen | None, loose: int) -> str:
     kind = "" if type(value) in (list, tuple, dict) else _class(type(value))
+    # no tensor in a set, and none that is a key, is an input of the graph
+    is_data = is_data and not isinstance(value, _SETS)
     if isinstance(value, dict):
-        texts = [f"{contents_of(k)}: {contents_of(item, within, is_data, seen, loose)}" for k, item in value.items()]
+        texts = [f"{contents_of(k, within, False)}: {contents_of(item, within, is_data, seen, loose)}" for k, item in value.items()]
         return kind + "{" + ", ".join(texts) + "}"
     texts = [contents_of(item, within, is_data, seen, loose) for item in value]
     if isinstance(value, _SETS):
@@ -256,8 +260,50 @@ def _attributes(value: Any) -> list[str] | None:
     return sorted(found)
 
 
+def compares_identity(value: Any, is_data: bool) -> bool:
+    """Return whether ``contents_of`` describes an argument, or something in one, by its identity, and not by all its contents."""
+    if isinstance(value, Tensor):
+        return not is_data
+    if value is None or isinstance(value, (Enum, slice, functools.partial, *_WRITTEN, *_NUMBERS, str, bytes, *_ITEMS, *_SETS, dict)):
+        return False
+    return not _has_memory(value) and not _is_fixed_value(value) and _attributes(value) is None
+
+
 def _is_foreign(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in FOREIGN
+
+
+def parts(
+    value: Any, within: tuple[Any, ...] = (), is_data: bool = True, seen: set[tuple[int, bool]] | None = None
+) -> Iterator[tuple[Any, tuple[Any, ...], bool]]:  # fmt: skip
+    """Yield an argument and everything in it that ``contents_of`` describes, with ``within`` and ``is_data`` as they are there.
+
+    What contains itself is yielded once more there. Anything else is yielded once, or once with each value of ``is_data``.
+    """
+    seen = set() if seen is None else seen
+    is_around = any(value is each for each in within)
+    if not is_around and (id(value), is_data) in seen:
+        return
+    seen.add((id(value), is_data))
+    yield value, within, is_data
+    if is_around or value is None or isinstance(value, (str, bytes, Tensor, Enum, *_NUMBERS)):
+        return
+    inside, keys = list[Any](), list[Any]()
+    if isinstance(value, slice):
+        keys = [value.start, value.stop, value.step]
+    elif isinstance(value, functools.partial):
+        keys = [value.func, value.args, value.keywords]
+    elif isinstance(value, _SETS):
+        keys = [*value]
+    elif isinstance(value, dict):
+        keys, inside = [*value], [*value.values()]
+    elif isinstance(value, _ITEMS):
+        inside = [*value]
+    elif not _has_memory(value) and not _is_fixed_value(value):
+        is_data = is_data and type(value) in pytree.SUPPORTED_NODES
+        inside = [getattr(value, name) for name in _attributes(value) or ()]
+    for each, is_input in (*((key, False) for key in keys), *((item, is_data) for item in inside)):
+        yield from parts(each, (*within, value), is_input, seen)
 
 
 def may_change(value: Any) -> bool:

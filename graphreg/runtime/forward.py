@@ -27,6 +27,7 @@ from graphreg.torch_internals.interpreter import with_own_code
 from graphreg.torch_internals.other_threads import is_compiling
 from graphreg.torch_internals.torch_modes import is_exporting
 from graphreg.tracing.capturing import collecting_nothing
+from graphreg.tracing.trace import refuse_arguments
 
 SCRIPTED = (  # the error of torch.jit.script, which asks a module for ``__prepare_scriptable__``
     "torch.jit.script cannot compile a rewritten module. Give it a module of torch's own class: plain = graphreg.strip(module).eval(), "
@@ -135,7 +136,11 @@ def _argument_check(
         if len(args) == 1 and type(args[0]) is Tensor and not kwargs:  # as ``quick_key``, for most calls of small nets
             key: Any = (Tensor,) if writer.loose else (Tensor, args[0].dtype)
         else:
-            key = writer.quick_key(args, kwargs)
+            try:
+                key = writer.quick_key(args, kwargs)
+            except RecursionError:
+                refuse_arguments(module, (tuple(args), dict(kwargs)))  # a container that contains itself
+                raise
         if key in structures.quick:
             return
         if writer.text(args, kwargs) not in structures.accepted:

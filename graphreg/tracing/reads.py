@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
+from graphreg.ir.contents import compares_identity, parts
 from graphreg.torch_internals.dynamo_marks import skip_frame
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
@@ -29,6 +30,7 @@ from graphreg.tracing.side_effects.state_places import content, own_attributes
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 WHOLE = "__dict__"  # stands for all attributes of an object
 _SEQUENCES = (list, tuple, set, frozenset, deque)
+VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _NOT_ENTERED = (
     Tensor,
     fx.Proxy,
@@ -71,10 +73,11 @@ class Reads:
 
     Attributes:
         code: The code that could run meanwhile.
+        roots: What the code got as arguments and the structure of the call does not describe.
     """
 
     def __init__(self) -> None:
-        self.code = ReachableCode()
+        self.code, self.roots = ReachableCode(), list[Any]()
         # by the id of the owner; a name that was absent counts as read, too
         self._read: dict[int, set[str]] = {}
         self._written: dict[int, set[str]] = {}
@@ -108,12 +111,14 @@ class Reads:
         return id(owner) in self._owners
 
     @contextmanager
-    def recorded(self, model: nn.Module) -> Iterator[None]:
-        """Within the context, record the reads and writes that the code of this thread makes."""
+    def recorded(self, model: nn.Module, arguments: Any = ()) -> Iterator[None]:
+        """Within the context, record the reads and writes that the code of this thread makes. ``arguments``: those of the call."""
         kinds: set[type] = set()
         thread = threading.get_ident()
-        self.code = reachable_code(model.modules())
-        hooks = (getattr(hook, "__func__", hook) for module in model.modules() for hook in forward_hooks(module))
+        self.roots = roots_of(arguments)
+        modules = [inner for root in (model, *self.roots) if isinstance(root, nn.Module) for inner in root.modules()]
+        self.code = reachable_code(modules, values=self.roots)
+        hooks = (getattr(hook, "__func__", hook) for module in modules for hook in forward_hooks(module))
         self._hooks = {hook.__code__ for hook in hooks if type(hook) is types.FunctionType}
         with Changes() as changes, changes:
 
@@ -130,8 +135,8 @@ class Reads:
                     if issubclass(kind, nn.Module):
                         watch(nn.Module)
 
-            self._reach(model.modules(), watch)
-            self._reach([*map(type, model.modules()), *self.code.classes, *self.code.functions.values()], watch)
+            self._reach([*modules, *self.roots], watch)
+            self._reach([*map(type, modules), *self.code.classes, *self.code.functions.values()], watch)
             for space, names in self.code.variables.values():
                 self._reach([space[name] for name in names if name in space], watch)
             yield
@@ -193,6 +198,18 @@ class Reads:
         return bool(kind.__flags__ & made) and not kind.__flags__ & fixed and kind not in self._refused
 
 
+def roots_of(arguments: Any) -> list[Any]:
+    """Return what arguments lead to and the structure of the call does not describe: what it compares by identity, and users' classes."""
+    roots: dict[int, Any] = {}
+    for value, _, is_data in parts(arguments):
+        kind = type(value)
+        if compares_identity(value, is_data) and (kind is not types.FunctionType or is_own(value)):
+            roots[id(value)] = value
+        if is_own(kind):
+            roots[id(kind)] = kind
+    return list(roots.values())
+
+
 def inside(value: Any) -> list[Any]:
     """Return the items of a container, the parts of a partial or a method, or what a weak reference or context variable refers to.
 
@@ -214,6 +231,8 @@ def inside(value: Any) -> list[Any]:
         return [weakref.ref.__call__(value)]
     if kind is ContextVar:
         return [value.get(None)]
+    if kind in VIEWS:
+        return inside(value.mapping)
     if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
         return [each for each in gc.get_referents(value) if type(each) is dict]
     if issubclass(kind, types.SimpleNamespace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, listed, shown
 from graphreg.ir.comparison import digest
-from graphreg.ir.contents import contents_of, copied_contents, may_change
+from graphreg.ir.contents import contents_of, copied_contents, may_change, parts
 from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
 from graphreg.ir.operations import Operations, is_normalization, is_stack
@@ -50,6 +51,7 @@ from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.opaque_modules import function_of
 from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.side_effects.snapshot import assignments_noted
+from graphreg.tracing.symbolic.holders import is_container
 from graphreg.tracing.symbolic.symbolic import same_apart_from_sharing, symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
 
@@ -203,6 +205,7 @@ def traced_for_call(
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
     check_model(model)
+    refuse_arguments(model, call)
     with Changes() as changes, changes:
         # first of all, since other threads of the process see what the lines below change
         alone(changes)
@@ -254,6 +257,22 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     made = digest(traced.graphs, traced.constants)
     traced = replace(traced, specialized={name: kept[name] for name in specialized}, arguments=kept if call else None, digest=made)
     return traced
+
+
+def refuse_arguments(model: nn.Module, call: Arguments | None) -> None:
+    """Raise TraceError if a call carries an iterator, which a trace would use up, or a container that contains itself."""
+    for value, within, _ in parts(call):
+        if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):  # an object may hold a file
+            raise TraceError(
+                f"the call carries an iterator, of class {type(value).__name__}, and a trace of {type(model).__name__} would use it up. "
+                "Nothing was taken from it. Pass a list or a tuple: list(iterator)."
+            )
+        around = next((within[i:] for i, each in enumerate(within) if each is value), ())
+        if around and all(map(is_container, around)):
+            raise TraceError(
+                f"the call carries a {type(value).__name__} that contains itself, which a graph cannot take apart. "
+                "Pass what the forward reads of it as arguments of their own."
+            )
 
 
 def _refuse_caches(bound: Mapping[str, Any]) -> None:

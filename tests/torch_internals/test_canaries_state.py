@@ -73,4 +73,5 @@ def test_nested_values() -> None:
     assert isinstance(spec, pytree.TreeSpec) and leaves == pytree.tree_leaves(value) == [1, value["a"].second[0]]
     assert pytree.tree_unflatten([2, 3], spec) == {"a": Pair(2, [3])}
     assert pytree.tree_map_only(int, lambda n: n + 1, {"a": 1, "b": "c"}) == {"a": 2, "b": "c"}
+    assert type(pytree.tree_map_only(int, str, (torch.Size([1]),))[0]) is torch.Size
     assert pytree.tree_unflatten([5], pytree.treespec_leaf()) == 5

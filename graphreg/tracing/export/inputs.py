@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from keyword import iskeyword
 from typing import Any
 
 from torch import fx, nn
@@ -113,11 +114,14 @@ class Inputs:
 
 @contextmanager
 def spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take."""
+    """Within the context, the signature of the forward has a parameter for each argument of the example that ``**kwargs`` would take.
+
+    If one of their names is no name of a parameter (``model(**{"side-input": x})``), the forward keeps its own signature.
+    """
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     more = [name for name in (arguments(example) or ((), {}))[1] if name not in signature.parameters]
-    if not more or len(kept) == len(signature.parameters):
+    if not more or len(kept) == len(signature.parameters) or not all(name.isidentifier() and not iskeyword(name) for name in more):
         yield
         return
 

@@ -113,9 +113,11 @@ def is_own(value: Any) -> bool:
     return not is_foreign_name(value.__module__) and not is_installed(file)
 
 
-def reachable_code(modules: Iterable[nn.Module], functions: Iterable[types.FunctionType] = ()) -> ReachableCode:
-    """Return what can be reached from functions, and from modules' forwards, their hooks, and the functions in their attributes."""
-    return _StateSearch().run(modules, functions)
+def reachable_code(
+    modules: Iterable[nn.Module], functions: Iterable[types.FunctionType] = (), values: Iterable[Any] = ()
+) -> ReachableCode:  # fmt: skip
+    """Return what can be reached from functions, other values, and modules' forwards, hooks, and the functions in their attributes."""
+    return _StateSearch().run(modules, functions, values)
 
 
 class _StateSearch:
@@ -130,9 +132,12 @@ class _StateSearch:
         # name
         self._direct: set[int] = set()
 
-    def run(self, modules: Iterable[nn.Module], functions: Iterable[types.FunctionType]) -> ReachableCode:
-        """Follow the code of modules and functions, and the code that it mentions, until nothing new is found."""
+    def run(self, modules: Iterable[nn.Module], functions: Iterable[types.FunctionType], values: Iterable[Any]) -> ReachableCode:
+        """Follow the code of modules, functions and values, and the code that it mentions, until nothing new is found."""
         kinds: dict[type, None] = {}
+        for value in values:
+            # code may read any variable of a Python module that it gets
+            self._value(value, frozenset(vars(value)) if issubclass(type(value), types.ModuleType) else frozenset(), False)
         for function in functions:
             self._function(function, True)
         for module in modules:
@@ -230,6 +235,8 @@ class _StateSearch:
                     self._function(vars(value).get(name))
         elif callable(value) and next(_functions(value), None) is not None:
             self._function(value, direct)
+            if issubclass(type(value), types.MethodType):
+                self._value(value.__self__, names, direct)
         elif type(value) in _CONTAINERS:
             self._functions_in(value, direct)
         elif not is_foreign_class(type(value)):
