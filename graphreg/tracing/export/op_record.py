@@ -145,6 +145,7 @@ class OpRecord:
         flags: The ``requires_grad`` of each parameter for which the forward read it, by the parameter's name.
         asks_layout: Whether the forward asked how a value lies in memory (``stride``).
         layouts: Each question ``is_contiguous`` of the model's code: the node of the tensor, further arguments, and the answer.
+        assigned: The names of the model's own buffers to which the forward assigned another tensor.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
@@ -162,6 +163,7 @@ class OpRecord:
     flags: dict[str, bool] = field(default_factory=dict)
     asks_layout: bool = False
     layouts: list[tuple[fx.Node, tuple[Any, ...], dict[str, Any], bool]] = field(default_factory=list)
+    assigned: set[str] = field(default_factory=set)
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 

@@ -184,8 +184,10 @@ class Recorder(TorchFunctionMode):
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
             # Only new names are refused: torch.export follows assignments to buffers that were registered before.
-            if new := sorted(_registered(self.model).keys() - registered.keys()):
+            now = _registered(self.model)
+            if new := sorted(now.keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
+            self.record.assigned = {name for name in now if now[name] is not registered[name]}
         except KeepOpaque as reason:
             cure = CURE if str(reason) == CHECKPOINTS else "move that step into a submodule of its own, which then becomes an opaque module"
             raise UntraceableModel(f"{reason}; {cure}") from None

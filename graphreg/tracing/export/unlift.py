@@ -27,6 +27,7 @@ from graphreg.ir.site import Label
 from graphreg.ir.source_location import origin_in_trace
 from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
+from graphreg.tracing.export.final_state import assign_buffer
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, Made, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided, decided_flag, decided_layout, layout_of
@@ -78,6 +79,7 @@ class Unlifter:
         self._outputs: list[tuple[str, str, str, ReturnedTensors]] = []
         self._constants = BufferConstants(self._buffers)
         self._objects: dict[Made, fx.Node] = {}
+        self._assigned: dict[str, fx.Node] = {}
 
     def run(self, wide: bool = False) -> fx.Graph:
         """Make the graph.
@@ -118,7 +120,11 @@ class Unlifter:
 
         self._assert_flags()
         self._assert_layouts()
-        self.graph.output(self._value(self.record.output))
+        output = self._value(self.record.output)  # first, because it may read a buffer as it was before
+        for name, value in self._assigned.items():
+            for node in (buffers := self.graph.get_attr("_buffers"), self.graph.call_function(assign_buffer, (buffers, name, value))):
+                label_site(node, "")
+        self.graph.output(output)
         self._drop()
         settle_ports(self.graph, Operations(self.model))
         record_module_calls(self.graph, [(key, record.map(self._element)) for key, record in self.record.module_calls])
@@ -202,11 +208,14 @@ class Unlifter:
         if name in DROPPED:
             return
         args, kwargs = self._arguments(node)
-        if node.target is torch.ops.aten.copy_.default and _is_written(args[0], args[1]):
-            # torch.export ends ``self.buffer += 1`` by an assignment of the buffer to itself. As another write, it would make backward fail
-            # if the forward has read the buffer since.
-            self._made[node.meta[AT]] = args[1]
-            return
+        if node.target is torch.ops.aten.copy_.default:
+            # torch.export ends an assignment to a buffer by a write into the old tensor, which others may have. It also ends
+            # ``self.buffer += 1`` by one, of the buffer into itself: that is no assignment, and as another write would make backward fail.
+            is_assigned = args[0].op == "get_attr" and args[0].target in self.record.assigned
+            if is_assigned or _is_written(args[0], args[1]):
+                self._made[node.meta[AT]] = args[1]
+                self._assigned |= {args[0].target: args[1]} if is_assigned else {}
+                return
         if node.target is RECORDED_OP:
             call = self.record.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
@@ -339,7 +348,7 @@ def _acts(node: fx.Node) -> bool:
     name = function_name(node)
     if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
-    asserts = node.target in (decided, decided_flag, decided_layout, *ASSERTIONS)
+    asserts = node.target in (decided, decided_flag, decided_layout, assign_buffer, *ASSERTIONS)
     return is_in_place(node) or asserts or name.startswith("_assert")
 
 

@@ -347,10 +347,10 @@ class _Trial:
                     if isinstance(leaf, Tensor):
                         ran.values[f"{place} after the call"] = snapshot(leaf.detach())
                 for place, (space, name, copied) in places.items():
-                    # a buffer that the forward assigns is a tensor of its own there, and a graph
-                    # writes into the one that was there
                     now = space.get(name) if place.startswith(_BUFFER) else copied
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
+                    if now is not copied:  # the forward assigned another tensor, and somebody may have the one that was there
+                        ran.values[f"the tensor that was {place}"] = snapshot(copied.detach())
                 # what is left changed there, the code after the call computes in
                 ran.values |= {f"the change of torch's {name}": repr(value) for name, value in self.before.torchs.changed().items()}
             except Exception as error:
