@@ -966,6 +966,25 @@ class AsksWhatIsLeft(nn.Module):
 LEFT = [("weight", "_version"), ("value", "_version"), ("weight", "grad"), ("value", "grad_fn"), ("value", "is_leaf")]
 
 
+@pytest.mark.parametrize("name", ["_base", "_backward_hooks", "grad_dtype"])
+def test_how_an_input_was_made_is_refused(name: str) -> None:
+    """Most of these are None, which code tells from others by ``is``. A stand-in is not None, and a copy of an input may be a view."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * 2 if getattr(x, name) is None else self.l(x)
+
+    for inputs in ({}, {"example_inputs": torch.randn(2, 3)}):
+        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which depends on earlier calls or on how the tensor was made"):
+            graphreg.regularize(Asks(), hidden_dropout=0.1, **inputs)
+    with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor"):
+        graphreg.regularize_(Asks(), hidden_dropout=0.1)(torch.randn(2, 3))
+
+
 @pytest.mark.parametrize("front_end", ["symbolic", "auto", "export"])
 @pytest.mark.parametrize(("of", "attribute"), LEFT)
 def test_what_earlier_calls_have_left_in_a_tensor_is_refused(of: str, attribute: str, front_end: Any) -> None:
