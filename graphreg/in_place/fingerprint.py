@@ -292,7 +292,7 @@ class _ModelWatch:
         names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
         self._add_items(space, sorted(names & space.keys()), _REGISTRIES if issubclass(type(owner), nn.Module) else ())
         in_slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
-        in_slots |= slots(type(owner)) if by_itself else {}
+        in_slots |= slots(type(owner)) if by_itself or WHOLE in read else {}
         for name, slot in sorted(in_slots.items()):
             self._single(functools.partial(_of_slot, slot), owner, f"values of {name!r}")
         absent = names - space.keys() - in_slots.keys()
