@@ -119,7 +119,7 @@ class Unlifter:
                     add_label(made, Label(name, kind, ports, default, module=path))
 
         self._assert_flags()
-        self._assert_layouts()
+        self._assert_answers()
         output = self._value(self.record.output)  # first, because it may read a buffer as it was before
         for name, value in self._assigned.items():
             for node in (buffers := self.graph.get_attr("_buffers"), self.graph.call_function(assign_buffer, (buffers, name, value))):
@@ -140,19 +140,21 @@ class Unlifter:
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
+        exactly = {self._made.get(node.meta[AT]) for node in self.record.strides if AT in node.meta}
         for node, _ in self.inputs.places if self.record.asks_layout and self.inputs is not None else ():
             if node.meta["val"].layout is torch.strided:
-                label_site(self.graph.call_function(decided_layout, (node, layout_of(node.meta["val"]), str(node))), "")
+                asked = decided_layout, (node, layout_of(node.meta["val"]), str(node), node in exactly)
+                label_site(self.graph.call_function(*asked), "")
 
-    def _assert_layouts(self) -> None:
-        """Make the graph assert whether a value is contiguous if the model's code asked for it."""
-        for node, args, kwargs, answer in self.record.layouts:
+    def _assert_answers(self) -> None:
+        """Make the graph assert what methods of values answered the model's code, such as whether a value is contiguous."""
+        for node, name, args, kwargs, answer in self.record.answers:
             made = self._made.get(node.meta[AT]) if AT in node.meta else None
             if made is None or node.meta[AT] in self._abandoned:
                 continue
             after = made if made.op != "placeholder" else [n for n in self.graph.nodes if n.op == "placeholder"][-1]
             with self.graph.inserting_after(after):
-                asked = self.graph.call_method("is_contiguous", (made, *args), kwargs)
+                asked = self.graph.call_method(name, (made, *args), kwargs)
             with self.graph.inserting_after(asked):
                 for each in (asked, self.graph.call_function(decided, (asked, answer))):
                     label_site(each, "")
