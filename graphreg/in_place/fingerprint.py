@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from graphreg.blocks.block import is_sharded
 from graphreg.blocks.placed_block import is_placed, unwrapped_block
-from graphreg.in_place.turns import RESTS
-from graphreg.ir.module_record import ORIGINAL, PREFIX
+from graphreg.ir.module_record import ORIGINAL, PREFIX, RESTS
 from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.dynamo import tensor_guard

@@ -514,7 +514,8 @@ class RequiresGrad(Base):
 
 def test_requires_grad_is_followed() -> None:
     model = RequiresGrad()
-    assert_same(graphreg.regularize(model, weight_l2=0.1), model)
+    for inputs in ({}, {"example_inputs": torch.randn(3, 4)}):  # to know the shapes, the graph is run where the model runs: with gradients
+        assert_same(graphreg.regularize(model, weight_l2=0.1, **inputs), model)
 
 
 class HasAssigning(nn.Module):
@@ -979,7 +980,7 @@ def test_how_an_input_was_made_is_refused(name: str) -> None:
             return self.l(x) * 2 if getattr(x, name) is None else self.l(x)
 
     for inputs in ({}, {"example_inputs": torch.randn(2, 3)}):
-        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which depends on earlier calls or on how the tensor was made"):
+        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which .* or on how the tensor was made, and not on its values"):
             graphreg.regularize(Asks(), hidden_dropout=0.1, **inputs)
     with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor"):
         graphreg.regularize_(Asks(), hidden_dropout=0.1)(torch.randn(2, 3))
