@@ -980,7 +980,7 @@ def test_how_an_input_was_made_is_refused(name: str) -> None:
             return self.l(x) * 2 if getattr(x, name) is None else self.l(x)
 
     for inputs in ({}, {"example_inputs": torch.randn(2, 3)}):
-        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which .* or on how the tensor was made, and not on its values"):
+        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which .* or on how the tensor was made"):
             graphreg.regularize(Asks(), hidden_dropout=0.1, **inputs)
     with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor"):
         graphreg.regularize_(Asks(), hidden_dropout=0.1)(torch.randn(2, 3))
