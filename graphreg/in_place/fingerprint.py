@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from graphreg.blocks.block import is_sharded
 from graphreg.blocks.placed_block import is_placed, unwrapped_block
-from graphreg.in_place.turns import RESTS
-from graphreg.ir.module_record import ORIGINAL, PREFIX
+from graphreg.ir.module_record import ORIGINAL, PREFIX, RESTS
 from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.dynamo import tensor_guard
@@ -302,7 +301,7 @@ class _ModelWatch:
         names = frozenset(name for name in names - counted if not name.startswith(PREFIX)) - _OF_OBJECTS
         self._add_items(space, sorted(names & space.keys()), _REGISTRIES if issubclass(type(owner), nn.Module) else ())
         in_slots = {name: slot for name in names - space.keys() if (slot := _slot(type(owner), name)) is not None}
-        in_slots |= slots(type(owner)) if by_itself else {}
+        in_slots |= slots(type(owner)) if by_itself or WHOLE in read else {}
         for name, slot in sorted(in_slots.items()):
             self._single(functools.partial(_of_slot, slot), owner, f"values of {name!r}")
         absent = names - space.keys() - in_slots.keys()

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from graphreg.ir.module_record import RESTS
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.other_threads import is_compiling, parked
 
@@ -165,5 +166,4 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
     return made
 
 
-RESTS = "__graphreg_rests__"  # the name of the attribute of a resting class that has the model's own class
 RESTING = "graphreg_resting"  # the name of the attribute of a generated class that has its resting class

@@ -52,9 +52,12 @@ _RECORDER = "graphreg.tracing.reads"
 _PLAIN_NAMES = {int: "int", float: "float", torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 
 
-def called_by_foreign_code() -> bool:
-    """Return whether the code that called the caller belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
-    return calling_module(3).partition(".")[0] in FOREIGN
+def called_by_foreign_code(between: int = 0) -> bool:
+    """Return whether the code that called the caller belongs to torch, graphreg or another package of ``FOREIGN``, not to the model.
+
+    ``between``: the number of frames between the two that do not count.
+    """
+    return calling_module(3 + between).partition(".")[0] in FOREIGN
 
 
 def calling_module(depth: int) -> str:

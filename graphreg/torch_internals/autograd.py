@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import GetSetDescriptorType
 from typing import Any
 
 import torch
@@ -171,4 +172,9 @@ def write_uncounted(tensor: Tensor, value: Tensor) -> None:
 
 VERSION = "_version"  # an attribute of tensors that counts the writes into a tensor
 PRIVATE_FACTS = frozenset({VERSION, "_base"})
+# All private attributes of tensors, which tell how a tensor was made or what was done with it.
+PRIVATE_ATTRIBUTES = frozenset(
+    name for name, member in vars(torch._C.TensorBase).items()
+    if isinstance(member, GetSetDescriptorType) and name.startswith("_") and not name.startswith("__")
+)  # fmt: skip
 PRIVATE_STORAGE = "_typed_storage"  # a method of tensors that gives access to the elements, like the public ``untyped_storage``

@@ -105,8 +105,8 @@ def propagate(
         if _propagate_on_fakes(model, mode, graph, values, constants):
             continue
         # if the model does not run either, its own error is raised, and not one about its graph
-        twin = run_model(model, call, constants)
-        with torch.set_grad_enabled(needs_gradients(graph)):
+        twin, grad = run_model(model, call, constants)
+        with torch.set_grad_enabled(grad or needs_gradients(graph)):
             _propagate_on_copy(twin, graph, values)
 
 
@@ -129,8 +129,11 @@ def _with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Run a copy of the model in eval mode on the example inputs, and return the copy. Add a note to an error that the model raises."""
+def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> tuple[nn.Module, bool]:
+    """Run a copy of the model in eval mode on the example inputs. Return the copy, and whether the model needs gradient mode to run.
+
+    Add a note to an error that the model raises.
+    """
     first: Exception | None = None
     for grad in (False, True):  # some models cannot run without gradients
         twin = _copy_of(model).eval()
@@ -139,7 +142,7 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
             with torch.set_grad_enabled(grad):
                 args, kwargs = copied_call(call, {})
                 twin(*args, **kwargs)
-            return twin
+            return twin, grad
         except Exception as error:
             first = first or error
     assert first is not None

@@ -49,6 +49,7 @@ _CHANGEABLE = 1 << 9, 1 << 8
 _TRACERS = ("graphreg.", "torch.fx", "torch.export", "torch._", "torch.utils", "torch.nn.modules.module")
 _ANSWERING = ("graphreg.tracing.isinstance_patch", "graphreg.tracing.symbolic.questions")
 _COPIERS = ("copy", "copyreg", "pickle")
+_ALL = ("__dir__", "__reduce__", "__reduce_ex__", "__getstate__")  # who reads one of these gets all attributes, as a copy does
 
 
 class _Recording(threading.local):
@@ -147,9 +148,9 @@ class Reads:
                 return original(owner, name)
             if name in self._written[id(owner)] or not _decides(name, sys._getframe(1)):
                 return original(owner, name)
-            names.add(WHOLE if name == "__dir__" else name)
+            names.add(WHOLE if name in _ALL else name)
             value = original(owner, name)
-            self._reach([value], watch)
+            self._reach(_values(owner) if name in _ALL else [value], watch)
             return value
 
         skip_frame(get)
@@ -284,7 +285,7 @@ def _held(value: Any) -> list[Any]:
 
 
 def _decides(name: str, frame: types.FrameType) -> bool:
-    """Return whether an access counts: one by the code that is traced, and not by a tracer, a copy or a pickle.
+    """Return whether an access counts: one by the code that is traced, or by a copy or pickle that it makes, and not by a tracer.
 
     The whole ``__dict__`` is read by much of Python's and torch's own code, and then decides
     nothing.
@@ -292,12 +293,12 @@ def _decides(name: str, frame: types.FrameType) -> bool:
     if _thread.paused:
         return False
     reader = home_of(frame)
-    # ``hasattr`` and the like, which a trace replaces
-    while reader.startswith(_ANSWERING) and frame.f_back is not None:
+    # ``hasattr`` and the like, which a trace replaces, and copies
+    while (reader.startswith(_ANSWERING) or reader in _COPIERS) and frame.f_back is not None:
         frame = frame.f_back
         reader = home_of(frame)
     if name == WHOLE and frame.f_code.co_name == "__dir__":  # dir(module)
         return True
     if name == WHOLE and (reader.startswith("torch.") or frame.f_code.co_name in ("__getstate__", "__reduce_ex__")):
         return False
-    return reader not in _COPIERS and not reader.startswith(_TRACERS)
+    return not reader.startswith(_TRACERS)

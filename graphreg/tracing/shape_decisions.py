@@ -118,26 +118,33 @@ def decided_flag(value: Any, expected: bool, name: str) -> None:
 
 
 @has_side_effect
-def decided_layout(value: Any, expected: tuple[tuple[int, ...], bool], name: str) -> None:
-    """Raise unless an input lies in memory as it did when the model was traced, because the forward asks how a value lies there."""
+def decided_layout(value: Any, expected: tuple[tuple[int, ...], bool], name: str, exactly: bool = False) -> None:
+    """Raise unless an input lies in memory as it did when the model was traced, because the forward asks how a value lies there.
+
+    ``exactly``: whether the forward asks for the strides of this input, so that those of axes of size 1 count, too.
+    """
     (axes, dense), (axes_now, dense_now) = expected, layout_of(value)
+    dense_now = layout_of(value, axes)[1] if exactly else dense_now
     both = set(axes) & set(axes_now)  # an axis of size 1 has no place in the order
     contiguous, contiguous_now = dense and list(axes) == sorted(axes), dense_now and list(axes_now) == sorted(axes_now)
     if (dense, contiguous) != (dense_now, contiguous_now) or [a for a in axes if a in both] != [a for a in axes_now if a in both]:
         raise OtherInputs(
             f"the model's forward asks how a value lies in memory (is_contiguous or stride). The strides of {name} are now "
-            f"{tuple(value.stride())}, in another order than when the model was traced. Give the call .contiguous() inputs, or regularize "
-            "with example_inputs that lie in memory as these do."
+            f"{tuple(value.stride())}, in another order or with other gaps than when the model was traced. Give the call inputs like "
+            "x.clone(memory_format=torch.contiguous_format), or regularize with example_inputs that lie in memory as these do."
         )
 
 
-def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
-    """Return the axes of a tensor, those of size 1 left out, in the order of their strides, and whether there are no gaps between them."""
+def layout_of(tensor: torch.Tensor, order: tuple[int, ...] = ()) -> tuple[tuple[int, ...], bool]:
+    """Return the axes of a tensor, those of size 1 left out, in the order of their strides, and whether there are no gaps between them.
+
+    ``order``: whether there are gaps is told for the axes in this order, in which those of size 1 may be.
+    """
     sizes, strides = ([known(each) for each in numbers] for numbers in (tensor.shape, tensor.stride()))
     axes = tuple(sorted((a for a, size in enumerate(sizes) if size != 1), key=lambda a: -strides[a]))
     # without gaps, the stride of each axis is the product of the sizes of the axes inside it
     step = 1
-    for axis in reversed(axes):
+    for axis in reversed(order or axes):
         if strides[axis] != step:
             return axes, False
         step *= sizes[axis]

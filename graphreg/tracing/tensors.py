@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.torch_internals.autograd import VERSION, storage_number, version_of
+from graphreg.torch_internals.autograd import PRIVATE_ATTRIBUTES, storage_number, version_of
 from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.torch_modes import without_functions
 
 StorageKey = int  # identifies a storage
-# attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward),
-# or on whether gradients are recorded
-LEFT_IN_TENSORS = {VERSION, "grad", "grad_fn", "is_leaf", "output_nr", "retains_grad"}
+# attributes of a tensor that depend on earlier calls (a write, a step of an optimizer, a backward), on whether gradients are recorded, or
+# on how the tensor was made (a view has a base). Many are None, which code tells from others by ``is``.
+LEFT_IN_TENSORS = PRIVATE_ATTRIBUTES | {"grad", "grad_dtype", "grad_fn", "is_leaf", "output_nr", "retains_grad"}
 
 
 def reads_what_is_left(name: str) -> str:
     """Return why a forward that reads an attribute of ``LEFT_IN_TENSORS`` cannot be traced."""
-    return f"it reads .{name} of a tensor, which depends on earlier calls and not on this one"
+    return f"it reads .{name} of a tensor, which depends on earlier calls or on how the tensor was made, and not on its values"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import collections
 import contextvars
+import copy
 import functools
 import logging
+import pickle
 import threading
 import types
 import weakref
@@ -871,3 +873,50 @@ def test_what_is_set_on_the_class_of_the_model_is_refused() -> None:
         model(X)
     del type(model).scale
     assert torch.equal(model(X), before * 2)
+
+
+class Inner:
+    factor = 1.0
+
+
+class Variants:
+    """A configuration, of which the forward makes a variant."""
+
+    def __init__(self) -> None:
+        self.scale, self.bias, self.inner = 1.0, 0.0, Inner()
+
+
+class InSlots:
+    __slots__ = ("bias", "inner", "scale")
+    __init__ = Variants.__init__
+
+
+def by_state(config: Any) -> Any:
+    made = object.__new__(type(config))
+    vars(made).update(config.__getstate__())
+    return made
+
+
+def by_pickle(config: Any) -> Any:
+    return pickle.loads(pickle.dumps(config))
+
+
+READ = [(Variants, each) for each in (copy.copy, copy.deepcopy, by_pickle, by_state)] + [(InSlots, copy.copy), (InSlots, copy.deepcopy)]
+
+
+@pytest.mark.parametrize(("kind", "copied"), READ)
+def test_what_is_read_through_a_copy_is_compared(kind: type[Any], copied: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = kind()
+
+        def forward(self, x: Tensor) -> Tensor:
+            config = copied(self.config)
+            config.bias = 1.0
+            return x * config.scale * config.inner.factor + config.bias
+
+    model = graphreg.regularize_(Net(), input_dropout=0.0)
+    for scale, factor in ((1.0, 1.0), (5.0, 1.0), (5.0, 3.0)):
+        model.config.scale, model.config.inner.factor = scale, factor
+        assert torch.equal(model(X), X * scale * factor + 1)

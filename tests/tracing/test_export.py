@@ -231,7 +231,7 @@ def test_a_buffer_that_is_written_and_read_is_written_once(anew: bool) -> None:
         output.sum().backward()
         expected.sum().backward()
         assert torch.equal(model.l.weight.grad, twin.l.weight.grad)
-    assert ("copy_" in module.code) == anew
+    assert ("assign_buffer" in module.code) == anew and "copy_" not in module.code
 
 
 class Norm(nn.Module):
@@ -609,6 +609,26 @@ def test_a_question_how_an_input_lies_in_memory(ask: Callable[[Tensor], Any]) ->
     refusal = r"The strides of y are now \(1, 5\)|these inputs give False where the example_inputs gave True"
     with pytest.raises(GraphRegError, match=refusal):
         module(x, torch.randn(7, 5).t())
+
+
+BASE = torch.randn(12, 14)
+ASKED = {
+    "storage_offset": (lambda y: y.storage_offset() + 1, BASE[1:6, :7], "these inputs give 14 where the example_inputs gave 0"),
+    "dim_order": (lambda y: y.dim_order()[0], BASE[:7, :5].t(), r"these inputs give \(1, 0\) where the example_inputs gave \(0, 1\)"),
+    "is_shared": (lambda y: y.is_shared(), torch.randn(5, 7).share_memory_(), "these inputs give True where the example_inputs gave False"),
+    "a batch of one": (lambda y: y.stride(0), BASE[:1, :7], r"The strides of y are now \(14, 1\), in another order or with other gaps"),
+}
+
+
+@pytest.mark.parametrize(("ask", "other", "refusal"), ASKED.values(), ids=ASKED)
+def test_what_a_method_of_an_input_answers_is_asserted(ask: Callable[[Tensor], Any], other: Tensor, refusal: str) -> None:
+    model, x, y = AsksLayout(ask), torch.randn(5, 4), torch.randn(5, 7)
+    module = stripped(model, (x, y))
+    assert torch.equal(module(x[:1], y[:1]), model(x[:1], y[:1]))
+    with pytest.raises(GraphRegError, match=refusal):
+        module(x[: len(other)], other)
+    alike = other.clone(memory_format=torch.contiguous_format)  # the cure
+    assert torch.equal(module(x[: len(other)], alike), model(x[: len(other)], alike))
 
 
 def test_a_question_about_the_layout_compiled_and_in_place() -> None:

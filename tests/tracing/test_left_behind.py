@@ -514,7 +514,8 @@ class RequiresGrad(Base):
 
 def test_requires_grad_is_followed() -> None:
     model = RequiresGrad()
-    assert_same(graphreg.regularize(model, weight_l2=0.1), model)
+    for inputs in ({}, {"example_inputs": torch.randn(3, 4)}):  # to know the shapes, the graph is run where the model runs: with gradients
+        assert_same(graphreg.regularize(model, weight_l2=0.1, **inputs), model)
 
 
 class HasAssigning(nn.Module):
@@ -964,6 +965,25 @@ class AsksWhatIsLeft(nn.Module):
 
 
 LEFT = [("weight", "_version"), ("value", "_version"), ("weight", "grad"), ("value", "grad_fn"), ("value", "is_leaf")]
+
+
+@pytest.mark.parametrize("name", ["_base", "_backward_hooks", "grad_dtype"])
+def test_how_an_input_was_made_is_refused(name: str) -> None:
+    """Most of these are None, which code tells from others by ``is``. A stand-in is not None, and a copy of an input may be a view."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * 2 if getattr(x, name) is None else self.l(x)
+
+    for inputs in ({}, {"example_inputs": torch.randn(2, 3)}):
+        with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor, which .* or on how the tensor was made"):
+            graphreg.regularize(Asks(), hidden_dropout=0.1, **inputs)
+    with pytest.raises(TraceError, match=rf"it reads \.{name} of a tensor"):
+        graphreg.regularize_(Asks(), hidden_dropout=0.1)(torch.randn(2, 3))
 
 
 @pytest.mark.parametrize("front_end", ["symbolic", "auto", "export"])

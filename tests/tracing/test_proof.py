@@ -536,3 +536,20 @@ def test_a_call_of_the_models_own_is_named() -> None:
         with pytest.raises(TraceError, match=r"Calls has a __call__ of its own, which no graph has: do in the forward what it does\."):
             regularize(Calls(), weight_l2=0.1, example_inputs=X)
     assert graphreg.regularize(CallsAlike(), weight_l2=0.1, example_inputs=X)
+
+
+class AsksAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        return h + 1 if torch.is_autocast_enabled("cpu") else h
+
+
+def test_only_a_call_of_the_models_own_is_named() -> None:
+    """In place, the model has another class during a trace, with a ``__call__`` that makes other threads wait."""
+    placed = graphreg.regularize_(AsksAutocast(), hidden_dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TraceError, match=r"The forward does something that a trace cannot follow\."):
+        placed(torch.randn(3, 4))

@@ -1,4 +1,4 @@
-"""Records what an exported forward leaves in attributes for its next call, in a form that outlives the export.
+"""Records what an exported forward leaves in attributes for its next call, in a form that outlives the export; assigns buffers at calls.
 
 torch.export restores the attributes of modules. Once it has ended, its tensors do not show what
 they were computed from. But the next trace must find what the forward left in attributes, because
@@ -12,11 +12,34 @@ from operator import is_
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.node import has_side_effect
 
+from graphreg.errors import GraphRegError
+from graphreg.torch_internals.torch_modes import is_exporting
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class
 from graphreg.tracing.side_effects.state_places import REGISTERED, own_attributes
 
 Space = dict[str, Any]
+
+
+@has_side_effect  # otherwise a pass would remove the call as dead code
+def assign_buffer(buffers: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Assign a tensor to a buffer, as the model's forward does: who has the old tensor, such as backward or the caller, keeps it as it was.
+
+    ``buffers``: the registry. Assigned there, as in ``Counter``.
+    """
+    old = buffers[name]
+    if (value.shape, value.dtype, value.device) != (old.shape, old.dtype, old.device):
+        raise GraphRegError(
+            f"the model's forward assigns to its buffer {name!r}, of shape {tuple(old.shape)}, dtype {old.dtype} and device {old.device}, "
+            f"a tensor of shape {tuple(value.shape)}, dtype {value.dtype} and device {value.device}. A graph is made for one shape, dtype "
+            "and device. Give the buffer those that it will have, or move the assignment into a submodule of its own, which then becomes "
+            "an opaque module."
+        )
+    if is_exporting():
+        old.copy_(value)  # what torch.export makes of an assignment, which it does not see here
+    else:
+        buffers[name] = value
 
 
 def final_state(model: nn.Module, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> list[tuple[Space, Space]]:

@@ -31,6 +31,11 @@ PYTHON_RESULTS = SIZES | {
     "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__iter__", "__repr__", "__format__",
     "__hash__", "__array__", "__set__", "__deepcopy__", "allclose", "equal", "is_nonzero", "requires_grad_", "is_same_size",
 }  # fmt: skip
+# methods of tensors whose results follow from what a graph of torch.export fixes or asserts (dtype, device, sizes)
+FIXED_RESULTS = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "type", "get_device", "element_size", "is_floating_point", "is_complex",
+    "is_signed", "is_same_size",
+}  # fmt: skip
 OPERATOR_NAMES = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "matmul": "matmul", "remainder": "mod", "neg": "neg", "lt": "lt",
     "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "abs": "abs", "pow": "pow", "add_": "iadd", "sub_": "isub",
@@ -144,7 +149,10 @@ class OpRecord:
         squeezed: Conditions on sizes (sympy expressions) that decide the shape of what a ``squeeze`` returns.
         flags: The ``requires_grad`` of each parameter for which the forward read it, by the parameter's name.
         asks_layout: Whether the forward asked how a value lies in memory (``stride``).
-        layouts: Each question ``is_contiguous`` of the model's code: the node of the tensor, further arguments, and the answer.
+        strides: The nodes of the values for which it did.
+        answers: Each other question of the model's code to which a method of a tensor gave a plain value (``is_contiguous``): the node of
+            the tensor, the method's name, further arguments, and the answer.
+        assigned: The names of the model's own buffers to which the forward assigned another tensor.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
@@ -161,7 +169,9 @@ class OpRecord:
     squeezed: list[Any] = field(default_factory=list)
     flags: dict[str, bool] = field(default_factory=dict)
     asks_layout: bool = False
-    layouts: list[tuple[fx.Node, tuple[Any, ...], dict[str, Any], bool]] = field(default_factory=list)
+    strides: set[fx.Node] = field(default_factory=set)
+    answers: list[tuple[fx.Node, str, tuple[Any, ...], dict[str, Any], Any]] = field(default_factory=list)
+    assigned: set[str] = field(default_factory=set)
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 

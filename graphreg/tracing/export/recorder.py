@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from graphreg.tracing.export.final_state import final_state
 from graphreg.tracing.export.op_record import (
     AT,
     DIFFERENTIATES,
+    FIXED_RESULTS,
     RECORDED_OP,
     SYMBOLS,
     KeepOpaque,
@@ -184,8 +186,10 @@ class Recorder(TorchFunctionMode):
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
             # Only new names are refused: torch.export follows assignments to buffers that were registered before.
-            if new := sorted(_registered(self.model).keys() - registered.keys()):
+            now = _registered(self.model)
+            if new := sorted(now.keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
+            self.record.assigned = {name for name in now if now[name] is not registered[name]}
         except KeepOpaque as reason:
             cure = CURE if str(reason) == CHECKPOINTS else "move that step into a submodule of its own, which then becomes an opaque module"
             raise UntraceableModel(f"{reason}; {cure}") from None
@@ -234,11 +238,14 @@ class Recorder(TorchFunctionMode):
                 raise KeepOpaque(reads_what_is_left(attribute_of(func)))
             if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
-            if func is Tensor.is_contiguous and not called_by_foreign_code():
-                return self._layout(args, kwargs or {})
             if func is Tensor.stride and not called_by_foreign_code():
                 self.record.asks_layout = True
-        return self.function(func, called_by_operator(), *args, **(kwargs or {}))
+                self.record.strides |= {proxy.node} if proxy is not None else set()
+        value = self.function(func, called_by_operator(), *args, **(kwargs or {}))
+        # a method that is written in Python has itself called ``handle_torch_function``
+        if self.is_recording() and _is_plain(value) and not called_by_foreign_code(2 if isinstance(func, FunctionType) else 0):
+            self._answered(func, args, kwargs or {}, value)
+        return value
 
     def _flag(self, tensor: Tensor) -> None:
         """Record that the forward reads ``requires_grad`` of a parameter, so that the graph asserts it."""
@@ -247,12 +254,12 @@ class Recorder(TorchFunctionMode):
             raise KeepOpaque("it reads requires_grad of a value, which depends on the call")
         self.record.flags[name] = bool(tensor.requires_grad)
 
-    def _layout(self, args: Any, kwargs: Any) -> bool:
-        """Answer ``is_contiguous``, and record the answer, so that the graph asserts it."""
-        answer = bool(Tensor.is_contiguous(*args, **kwargs))
-        if (proxy := proxy_of(args[0], self._tracer)) is not None:
-            self.record.layouts.append((proxy.node, tuple(args[1:]), dict(kwargs), answer))
-        return answer
+    def _answered(self, func: Callable[..., Any], args: Any, kwargs: Any, value: Any) -> None:
+        """Record the plain value that a method of a tensor gave, such as ``is_contiguous``, so that the graph asserts it."""
+        name = str(getattr(func, "__name__", ""))
+        is_question = getattr(Tensor, name, None) is func and not name.startswith("__") and name not in FIXED_RESULTS
+        if is_question and next(tensors_in((args[1:], kwargs)), None) is None and (proxy := proxy_of(args[0], self._tracer)) is not None:
+            self.record.answers.append((proxy.node, name, tuple(args[1:]), dict(kwargs), value))
 
     def function(self, func: Callable[..., Any], by_operator: bool, *args: Any, **kwargs: Any) -> Any:
         """Call a function of torch, and record it as one operation where possible."""
@@ -417,3 +424,8 @@ class Recorder(TorchFunctionMode):
 def _registered(module: nn.Module) -> dict[str, Any]:
     """Return a module's own buffers, parameters and submodules by name."""
     return {name: value for kind in REGISTERED for name, value in vars(module)[kind].items() if value is not None}
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a bool, a number, a text, or a tuple of such values. A size that varies is not."""
+    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in (bool, int, float, str)

@@ -27,6 +27,7 @@ from graphreg.ir.site import Label
 from graphreg.ir.source_location import origin_in_trace
 from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
+from graphreg.tracing.export.final_state import assign_buffer
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, Made, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided, decided_flag, decided_layout, layout_of
@@ -78,6 +79,7 @@ class Unlifter:
         self._outputs: list[tuple[str, str, str, ReturnedTensors]] = []
         self._constants = BufferConstants(self._buffers)
         self._objects: dict[Made, fx.Node] = {}
+        self._assigned: dict[str, fx.Node] = {}
 
     def run(self, wide: bool = False) -> fx.Graph:
         """Make the graph.
@@ -117,8 +119,12 @@ class Unlifter:
                     add_label(made, Label(name, kind, ports, default, module=path))
 
         self._assert_flags()
-        self._assert_layouts()
-        self.graph.output(self._value(self.record.output))
+        self._assert_answers()
+        output = self._value(self.record.output)  # first, because it may read a buffer as it was before
+        for name, value in self._assigned.items():
+            for node in (buffers := self.graph.get_attr("_buffers"), self.graph.call_function(assign_buffer, (buffers, name, value))):
+                label_site(node, "")
+        self.graph.output(output)
         self._drop()
         settle_ports(self.graph, Operations(self.model))
         record_module_calls(self.graph, [(key, record.map(self._element)) for key, record in self.record.module_calls])
@@ -134,19 +140,21 @@ class Unlifter:
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
+        exactly = {self._made.get(node.meta[AT]) for node in self.record.strides if AT in node.meta}
         for node, _ in self.inputs.places if self.record.asks_layout and self.inputs is not None else ():
             if node.meta["val"].layout is torch.strided:
-                label_site(self.graph.call_function(decided_layout, (node, layout_of(node.meta["val"]), str(node))), "")
+                asked = decided_layout, (node, layout_of(node.meta["val"]), str(node), node in exactly)
+                label_site(self.graph.call_function(*asked), "")
 
-    def _assert_layouts(self) -> None:
-        """Make the graph assert whether a value is contiguous if the model's code asked for it."""
-        for node, args, kwargs, answer in self.record.layouts:
+    def _assert_answers(self) -> None:
+        """Make the graph assert what methods of values answered the model's code, such as whether a value is contiguous."""
+        for node, name, args, kwargs, answer in self.record.answers:
             made = self._made.get(node.meta[AT]) if AT in node.meta else None
             if made is None or node.meta[AT] in self._abandoned:
                 continue
             after = made if made.op != "placeholder" else [n for n in self.graph.nodes if n.op == "placeholder"][-1]
             with self.graph.inserting_after(after):
-                asked = self.graph.call_method("is_contiguous", (made, *args), kwargs)
+                asked = self.graph.call_method(name, (made, *args), kwargs)
             with self.graph.inserting_after(asked):
                 for each in (asked, self.graph.call_function(decided, (asked, answer))):
                     label_site(each, "")
@@ -202,11 +210,14 @@ class Unlifter:
         if name in DROPPED:
             return
         args, kwargs = self._arguments(node)
-        if node.target is torch.ops.aten.copy_.default and _is_written(args[0], args[1]):
-            # torch.export ends ``self.buffer += 1`` by an assignment of the buffer to itself. As another write, it would make backward fail
-            # if the forward has read the buffer since.
-            self._made[node.meta[AT]] = args[1]
-            return
+        if node.target is torch.ops.aten.copy_.default:
+            # torch.export ends an assignment to a buffer by a write into the old tensor, which others may have. It also ends
+            # ``self.buffer += 1`` by one, of the buffer into itself: that is no assignment, and as another write would make backward fail.
+            is_assigned = args[0].op == "get_attr" and args[0].target in self.record.assigned
+            if is_assigned or _is_written(args[0], args[1]):
+                self._made[node.meta[AT]] = args[1]
+                self._assigned |= {args[0].target: args[1]} if is_assigned else {}
+                return
         if node.target is RECORDED_OP:
             call = self.record.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
@@ -339,7 +350,7 @@ def _acts(node: fx.Node) -> bool:
     name = function_name(node)
     if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
-    asserts = node.target in (decided, decided_flag, decided_layout, *ASSERTIONS)
+    asserts = node.target in (decided, decided_flag, decided_layout, assign_buffer, *ASSERTIONS)
     return is_in_place(node) or asserts or name.startswith("_assert")
 
 

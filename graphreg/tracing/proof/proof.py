@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir.module_record import ORIGINAL
+from graphreg.ir.module_record import ORIGINAL, RESTS
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
@@ -286,7 +286,8 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
-        kind = getattr(type(self.claim.model), ORIGINAL, type(self.claim.model))
+        kind = type(self.claim.model)
+        kind = getattr(kind, ORIGINAL, getattr(kind, RESTS, kind))
         if kind.__call__ is not nn.Module.__call__ and not isinstance(self.claim.model, fx.GraphModule):
             cause = f"{self.claim.title} has a __call__ of its own, which no graph has: do in the forward what it does."
 
@@ -347,10 +348,10 @@ class _Trial:
                     if isinstance(leaf, Tensor):
                         ran.values[f"{place} after the call"] = snapshot(leaf.detach())
                 for place, (space, name, copied) in places.items():
-                    # a buffer that the forward assigns is a tensor of its own there, and a graph
-                    # writes into the one that was there
                     now = space.get(name) if place.startswith(_BUFFER) else copied
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
+                    if now is not copied:  # the forward assigned another tensor, and somebody may have the one that was there
+                        ran.values[f"the tensor that was {place}"] = snapshot(copied.detach())
                 # what is left changed there, the code after the call computes in
                 ran.values |= {f"the change of torch's {name}": repr(value) for name, value in self.before.torchs.changed().items()}
             except Exception as error:

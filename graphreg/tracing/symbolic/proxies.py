@@ -41,6 +41,9 @@ def _asking(frame: Any) -> types.FrameType:
 
 def _attribute(value: Any, name: str) -> Any:
     """Return an attribute of a traced value, as the value itself would: raise AttributeError if it has none of this name."""
+    # not an AttributeError, because getattr() with a default would catch it
+    if name in LEFT_IN_TENSORS:
+        raise TypeError(reads_what_is_left(name))
     frame = _asking(sys._getframe(2))
     require_attribute(value, name, frame)
     tracer = value.tracer
@@ -185,9 +188,6 @@ class Value(_Asked, fx.Proxy):
         return {}
 
     def __getattr__(self, k: str) -> Any:
-        # not an AttributeError, because getattr() with a default would catch it
-        if k in LEFT_IN_TENSORS:
-            raise TypeError(reads_what_is_left(k))
         return _attribute(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
