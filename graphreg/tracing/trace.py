@@ -164,8 +164,8 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
     parts = (name.rpartition(".") for name in names)
     norm = any("bias" in own or is_normalization(modules[path]) for path, _, own in parts)
-    shape, fits = tuple(parameter.shape), not why_not
-    return Site(labels, "parameter", owner, shape=shape, dtype=parameter.dtype, selectable=fits, why_not=why_not, norm=norm)
+    site = Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, norm=norm)
+    return replace(site, selectable=not why_not, why_not=why_not)
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:
