@@ -99,6 +99,9 @@ class IteratorPosition(StatePlace):
         if self.after != self.content:
             yield self.name
 
+    def note(self) -> None:
+        self.after = self.read()
+
     def mark_counters(self) -> bool:
         taken: Any = self.owner
         if self.read() == self.after or self.holder.read().get(self.key) is not self.owner:

@@ -287,6 +287,28 @@ class Snapshot:
         self.open_containers()
         return any([place.mark_counters() for place in list(self.places)])  # noqa: C419  # marks every place
 
+    def left(self) -> list[str]:
+        """Return the names of the state that has changed, but not of what every module has. This changes nothing."""
+        self.open_containers()
+        names = dict.fromkeys(name for place in self.places for name in place.left())
+        return [name for name in names if name.rpartition(".")[2] not in _OF_ALL_MODULES]
+
+    def note(self) -> None:
+        """Note what ``mark_counters`` needs, after a forward that ran on real tensors."""
+        self.open_containers()
+        for place in self.places:
+            place.note()
+
+    def hide(self, paths: tuple[str, ...]) -> None:
+        """Put stand-ins in place of what has changed, but for state whose name begins with one of ``paths``.
+
+        Raises:
+            TypeError: Something that has changed cannot be hidden.
+        """
+        self.open_containers()
+        if not all([place.hide() for place in list(self.places) if not f"{place.name}.".startswith(paths)]):  # noqa: C419  # hides all
+            raise TypeError("what the forward has changed cannot be hidden")
+
     def restore(self) -> None:
         """Restore the state from before the forward."""
         # first of all, since what follows may compute

@@ -67,6 +67,17 @@ class StatePlace:
         """Restore the content from before the forward."""
         raise NotImplementedError
 
+    def left(self) -> list[str]:
+        """Return the names of what has changed. Unlike ``prepare_retrace``, this changes nothing."""
+        return [self.name] if self.read() != self.content else []
+
+    def note(self) -> None:
+        """Note what ``mark_counters`` needs, after a forward that ran on real tensors: these may stay."""
+
+    def hide(self) -> bool:
+        """Put stand-ins in place of what has changed. Return False if something that has changed cannot be hidden."""
+        return not self.left()
+
     def mark_counters(self) -> bool:
         """Put a stand-in for what each call changes in place of what has changed again since ``prepare_retrace``; return whether any has.
 
@@ -164,6 +175,20 @@ class Attributes(StatePlace):
         for key in self.changed():
             self._restore_key(key)
 
+    def left(self) -> list[str]:
+        return list(map(self.label, self.changed()))
+
+    def note(self) -> None:
+        now = self.read()
+        self.retained = {key: now[key] for key in self.changed() if is_plain(now.get(key, NOTHING))}
+
+    def hide(self) -> bool:
+        now = self.read()
+        for key in (changed := self.changed()):
+            if key in now:
+                self.set(key, ChangingNumber(now[key]) if type(now[key]) in (int, float) else StaleValue())
+        return now.keys() >= {*changed}
+
     def _restore_key(self, key: str) -> None:
         """Restore one attribute."""
         if key in self.content:
@@ -256,6 +281,14 @@ class Items(Attributes):
         yield from super().prepare_retrace()
         self.size = len(self.read())
 
+    def note(self) -> None:
+        super().note()
+        self.size = len(self.read())
+
+    def hide(self) -> bool:
+        hidden, self.size = super().hide(), -1
+        return hidden and (len(self.read()) == len(self.content) or self.mark_counters())
+
     def mark_counters(self) -> bool:
         marked, now = super().mark_counters(), self.read()
         # a dict that is not the model's own may be in use by other threads
@@ -302,6 +335,16 @@ class Container(StatePlace):
         if not self.same():
             yield self.name
 
+    def left(self) -> list[str]:
+        return [] if self.same() else [self.name]
+
+    def note(self) -> None:
+        self.size = len(self.read())
+
+    def hide(self) -> bool:
+        self.size = -1
+        return self.same() or self.mark_counters()
+
     def mark_counters(self) -> bool:
         if self.same() or len(self.read()) == self.size:
             return False
@@ -343,6 +386,9 @@ class FunctionCache(StatePlace):
 
     def read(self) -> int:
         return int(self.owner.cache_info().misses)
+
+    def left(self) -> list[str]:
+        return []  # what a cache has, its function computes again
 
     def prepare_retrace(self) -> Iterator[str]:
         self.restore()
