@@ -66,15 +66,18 @@ _OF_OBJECTS = frozenset(dir(object))
 class Fingerprint:
     """What a graph was traced from. To make one takes milliseconds; a call of ``same`` takes less than a microsecond for each module."""
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Collection[Tensor] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, reads: Reads, live: Collection[Tensor] = (), of_opaque: frozenset[str] = frozenset()
+    ) -> None:  # fmt: skip
         """Describe the model.
 
         Args:
             model: The model.
             reads: What the trace read.
             live: The tensors that the graph reads at each call. The trace may have read the content of other tensors.
+            of_opaque: The names of attributes that opaque modules change. They alone read these, at each call.
         """
-        self._model, self._reads = weakref.ref(model), reads
+        self._model, self._reads, self._of_opaque = weakref.ref(model), reads, of_opaque
         self._live = {id(tensor): tensor for tensor in live}
         self._now = self._watch(model)
         self._then = self._now.description
@@ -83,7 +86,7 @@ class Fingerprint:
     def _watch(self, model: nn.Module) -> _ModelWatch:
         """Describe the present state, also within a tracer or a transform, which would otherwise see how contents of tensors are read."""
         with without_transforms(), without_functions(), without_modes():
-            return _ModelWatch(model, self._reads, self._live)
+            return _ModelWatch(model, self._reads, self._live, self._of_opaque)
 
     def same(self) -> bool:
         """Whether the model is as it was at the trace."""
@@ -118,8 +121,8 @@ class _ModelWatch:
         description: Pairs of a name, for messages, and something that can be compared: an id, a number, a type.
     """
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor]) -> None:
-        self._reads, self._live = reads, live
+    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor], of_opaque: frozenset[str]) -> None:
+        self._reads, self._live, self._of_opaque = reads, live, of_opaque
         self.description: list[tuple[str, Any]] = []
         self._described: dict[int, Any] = {}  # by id, all that was described; it also keeps these objects alive
         self._numbers: dict[int, int] = {}  # the number of each registered tensor, by id: those that are tied have one number
@@ -258,7 +261,8 @@ class _ModelWatch:
             self._say(f"the forward of {label}", id(None if is_placed(module) else space.get(_FORWARD)))
             if _FORWARD in space:
                 self._singles[self._getter((_FORWARD,))].append(space)
-        left_out, absent = OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}, set() if is_root else {_FORWARD} - space.keys()
+        of_opaque = {name.removeprefix(f"self.{path}.") for name in self._of_opaque}
+        left_out, absent = OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL} | of_opaque, set() if is_root else {_FORWARD} - space.keys()
         self._add_attributes(module, space, left_out, {_CHECKPOINTS} & space.keys(), absent)
 
     def _watch_module(self, module: nn.Module, space: dict[str, Any]) -> None:

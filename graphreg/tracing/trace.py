@@ -80,6 +80,7 @@ class Traced(RenamedAttributes):
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
         checkpoints: The modules whose callers checkpoint them, as timm's models do: by path, whether the checkpoint is reentrant.
         digest: The digest of the graphs and constants as they were traced.
+        of_opaque: The names of what opaque modules changed meanwhile (``self.block.queue``).
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -97,6 +98,7 @@ class Traced(RenamedAttributes):
     shares: bool = False
     checkpoints: Mapping[str, bool] = field(default_factory=dict)
     digest: str = ""
+    of_opaque: frozenset[str] = frozenset()
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -220,7 +222,9 @@ def traced_for_call(
                     install_hooks(needed.model, changes)
         # an opaque module runs its own forward at each call of the graph, and so assigns the same
         inside = tuple(f"{path}." for path in traced.opaque_modules)
-        if names := [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]:
+        names = [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]
+        traced = replace(traced, of_opaque=frozenset(assigned.keys() - {f"self.{name}" for name in names}))
+        if names:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():

@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import types
-from collections import OrderedDict, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +43,7 @@ from graphreg.tracing.side_effects.state_places import (
     Attributes,
     Cells,
     Container,
+    Defaults,
     FunctionCache,
     Items,
     Memory,
@@ -55,7 +56,7 @@ from graphreg.tracing.side_effects.state_places import (
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
 # classes of Python's library whose attributes are state
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)
+_OBJECTS = (types.SimpleNamespace, threading.local, threading.Event, queue.Queue, UserDict, UserList, ChainMap)
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
@@ -154,12 +155,15 @@ class Snapshot:
             if issubclass(type(function), types.FunctionType):
                 self._add_defaults(function, f"{kind.__name__}.{name}")
             elif not issubclass(type(value), type):
-                self._add_value(value, f"{kind.__name__}.{name}", 0, place, name)
+                self._add_value(value, f"{kind.__name__}.{name}", 1, place, name)
 
     def _add_defaults(self, function: types.FunctionType, name: str) -> None:
         """Add the default arguments of a function."""
-        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self._add_value(default, f"a default argument of {name}", 0)
+        if function.__defaults__ or function.__kwdefaults__:
+            place = Defaults(function, f"a default argument of {name}")
+            for key, value in place.content.items():
+                self._add_value(value, place.name, 0, place, key)
+            self.places.append(place)
 
     def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
         """Add a value if its content can change, and the values in it.
@@ -191,7 +195,7 @@ class Snapshot:
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
-            self.places.append(ByteArray(value, name))
+            self.places.append(ByteArray(value, name, holder, key))
         elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:
             # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))

@@ -243,6 +243,24 @@ class Cells(Attributes):
         return f"{key}, a variable around {self.name}"
 
 
+class Defaults(Attributes):
+    """The default arguments of a function, by position or by name."""
+
+    def read(self) -> dict[str, Any]:
+        return {**{str(i): each for i, each in enumerate(self.owner.__defaults__ or ())}, **(self.owner.__kwdefaults__ or {})}
+
+    def set(self, key: str, value: Any) -> None:
+        if key in (named := self.owner.__kwdefaults__ or {}):
+            named[key] = value
+        else:
+            defaults = list(self.owner.__defaults__)
+            defaults[int(key)] = value
+            self.owner.__defaults__ = tuple(defaults)
+
+    def label(self, key: str) -> str:
+        return self.name
+
+
 class Slots(Attributes):
     """The slots of an object whose class has ``__slots__``."""
 
