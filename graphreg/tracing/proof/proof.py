@@ -337,9 +337,9 @@ class _Trial:
                 continue
             what, again = _differing(theirs, ours, near), self._ran(self._call_model, calls, between)
             if theirs.error is not None and again.error is not None:
-                raise StatefulForward(self.claim.model, left, {}, f" ({first_line(theirs.error)})")
+                raise StatefulForward.of(self.claim.model, left, {}, f" ({first_line(theirs.error)})")
             if what and not _differing(theirs, again, near):
-                raise StatefulForward(self.claim.model, left, {}, f" ({what})")
+                raise StatefulForward.of(self.claim.model, left, {}, f" ({what})")
 
     def _call_model(self, call: Arguments) -> Any:
         return (self.claim.captured or self.claim.model)(*call[0], **call[1])

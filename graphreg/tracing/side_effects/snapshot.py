@@ -155,6 +155,7 @@ class Snapshot:
             if issubclass(type(function), types.FunctionType):
                 self._add_defaults(function, f"{kind.__name__}.{name}")
             elif not issubclass(type(value), type):
+                # deep enough for an object that all instances share, or a member of an enum
                 self._add_value(value, f"{kind.__name__}.{name}", 1, place, name)
 
     def _add_defaults(self, function: types.FunctionType, name: str) -> None:
