@@ -77,6 +77,11 @@ def shortest(m: Any, x: Tensor) -> Any:
     return m.kept
 
 
+def previous(m: Any, x: Tensor) -> Any:
+    before, m.n = m.n or x.shape[1], x.shape[1]
+    return before
+
+
 def offset(m: Any, x: Tensor) -> Any:
     start, m.n = m.n, m.n + x.shape[1]
     return torch.arange(x.shape[1])[:, None] + start
@@ -106,8 +111,9 @@ def first_with(note: Callable[[Tensor], Any]) -> Step:
     return step
 
 
+_STEPS = counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict
 STATEFUL: dict[str, Step] = {
-    **{each.__name__: each for each in (counts, counts_for_later, counts_in_the_layer, longest, shortest, offset, noise, running, in_a_dict)},
+    **{each.__name__: each for each in _STEPS},
     "shape": first_with(lambda x: x.shape),
     "dtype": first_with(lambda x: x.dtype),
     "slice": first_with(lambda x: slice(0, x.shape[0])),
@@ -250,8 +256,7 @@ COUNTERS: dict[str, Callable[[Any], int]] = {
 def state_of(m: Any) -> tuple[Any, ...]:
     default = list(in_default.__defaults__[0])  # type: ignore[index]
     member = getattr(Member.A, "n", 0)
-    mappings = dict(m.mapping), dict(m.chain)
-    return default, VARIABLE.get(), member, m.shared.n, bytes(m.bytes), m.array.tolist(), *mappings, m.event is not None and m.event.is_set()
+    return default, VARIABLE.get(), member, m.shared.n, bytes(m.bytes), m.array.tolist(), dict(m.mapping), dict(m.chain), m.event.is_set()
 
 
 @pytest.mark.parametrize("name", COUNTERS)

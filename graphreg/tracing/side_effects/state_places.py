@@ -186,7 +186,8 @@ class Attributes(StatePlace):
         now = self.read()
         for key in (changed := self.changed()):
             if key in now:
-                self.set(key, ChangingNumber(now[key]) if type(now[key]) in (int, float) else StaleValue())
+                # another number, since an operation of torch takes it as it is
+                self.set(key, ChangingNumber(now[key] + 1) if type(now[key]) in (int, float) else StaleValue())
         return now.keys() >= {*changed}
 
     def _restore_key(self, key: str) -> None:
