@@ -6,7 +6,6 @@ import array
 import collections
 import copy
 import enum
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -45,7 +44,6 @@ class Net(nn.Module):
         self.table: dict[Any, Any] = {}
         self.sizes: list[int] = []
         self.bytes, self.array = bytearray(1), array.array("i", [0])
-        self.event: threading.Event | None = None
         self.mapping, self.chain = collections.UserDict[str, int](), collections.ChainMap[str, int]({})
 
     def forward(self, x: Tensor) -> Any:
@@ -241,22 +239,16 @@ def in_mapping(name: str) -> Callable[[Any], int]:
     return count
 
 
-def in_event(m: Any) -> int:
-    was_set = m.event.is_set()
-    m.event.set()
-    return 4 if was_set else 0
-
-
 COUNTERS: dict[str, Callable[[Any], int]] = {
     "default": lambda m: in_default(), "variable": in_variable, "member": in_member, "shared": in_shared, "bytes": in_items("bytes"),
-    "array": in_items("array"), "mapping": in_mapping("mapping"), "chain": in_mapping("chain"), "event": in_event,
+    "array": in_items("array"), "mapping": in_mapping("mapping"), "chain": in_mapping("chain"),
 }  # fmt: skip
 
 
 def state_of(m: Any) -> tuple[Any, ...]:
     default = list(in_default.__defaults__[0])  # type: ignore[index]
     member = getattr(Member.A, "n", 0)
-    return default, VARIABLE.get(), member, m.shared.n, bytes(m.bytes), m.array.tolist(), dict(m.mapping), dict(m.chain), m.event.is_set()
+    return default, VARIABLE.get(), member, m.shared.n, bytes(m.bytes), m.array.tolist(), dict(m.mapping), dict(m.chain)
 
 
 @pytest.mark.parametrize("name", COUNTERS)
@@ -264,7 +256,6 @@ def test_counters_that_decide_later_are_refused_and_put_back(name: str) -> None:
     count = COUNTERS[name]
     VARIABLE.set(0)
     model = Net(lambda m, x: 2 if count(m) > 3 else 1)
-    model.event = threading.Event()
     before = state_of(model)
     with pytest.raises(GraphRegError, match="for its next call, which then computes something else"):
         graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end="symbolic")

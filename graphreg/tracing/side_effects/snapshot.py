@@ -56,7 +56,7 @@ from graphreg.tracing.side_effects.state_places import (
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
 # classes of Python's library whose attributes are state
-_OBJECTS = (types.SimpleNamespace, threading.local, threading.Event, queue.Queue, UserDict, UserList, ChainMap)
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap)
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
