@@ -65,7 +65,9 @@ _OF_OBJECTS = frozenset(dir(object))
 class Fingerprint:
     """What a graph was traced from. To make one takes milliseconds; a call of ``same`` takes less than a microsecond for each module."""
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Collection[Tensor] = (), opaque: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, reads: Reads, live: Collection[Tensor] = (), opaque: Iterable[str] = (), of_opaque: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         """Describe the model.
 
         Args:
@@ -73,8 +75,10 @@ class Fingerprint:
             reads: What the trace read.
             live: The tensors that the graph reads at each call. The trace may have read the content of other tensors.
             opaque: The paths of the modules whose own code runs at each call.
+            of_opaque: The names of attributes that opaque modules change. They alone read these, at each call.
         """
-        self._model, self._reads, self._opaque = weakref.ref(model), reads, frozenset(opaque)
+        self._model, self._reads = weakref.ref(model), reads
+        self._opaque, self._of_opaque = frozenset(opaque), frozenset(of_opaque)
         self._live = {id(tensor): tensor for tensor in live}
         self._now = self._watch(model)
         self._then = self._now.description
@@ -83,7 +87,7 @@ class Fingerprint:
     def _watch(self, model: nn.Module) -> _ModelWatch:
         """Describe the present state, also within a tracer or a transform, which would otherwise see how contents of tensors are read."""
         with without_transforms(), without_functions(), without_modes():
-            return _ModelWatch(model, self._reads, self._live, self._opaque)
+            return _ModelWatch(model, self._reads, self._live, self._opaque, self._of_opaque)
 
     def same(self) -> bool:
         """Whether the model is as it was at the trace."""
@@ -118,8 +122,10 @@ class _ModelWatch:
         description: Pairs of a name, for messages, and something that can be compared: an id, a number, a type.
     """
 
-    def __init__(self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor], opaque: Collection[str]) -> None:
-        self._reads, self._live = reads, live
+    def __init__(
+        self, model: nn.Module, reads: Reads, live: Mapping[int, Tensor], opaque: frozenset[str], of_opaque: frozenset[str]
+    ) -> None:
+        self._reads, self._live, self._of_opaque = reads, live, of_opaque
         outer = [module for path, module in model.named_modules() if path in opaque] if opaque else []
         self._opaque = {id(module) for each in outer for module in each.modules()}
         self.description: list[tuple[str, Any]] = []
@@ -266,7 +272,8 @@ class _ModelWatch:
                 self._singles[self._getter((_FORWARD,))].append(space)
         # the graph follows the modes of the model's modules, and ``refuse_hooks`` their hooks
         own = frozenset() if is_registered else OWN_ATTRIBUTES - {*_REGISTRIES}
-        left_out, absent = (OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}) - own, set() if is_root else {_FORWARD} - space.keys()
+        of_opaque = {name.removeprefix(f"self.{path}.") for name in self._of_opaque}
+        left_out, absent = (OWN_ATTRIBUTES | {_FORWARD, COMPILED_CALL}) - own | of_opaque, set() if is_root else {_FORWARD} - space.keys()
         self._add_attributes(module, space, left_out, ({_CHECKPOINTS} | own) & space.keys(), absent)
 
     def _watch_module(self, module: nn.Module, space: dict[str, Any]) -> None:

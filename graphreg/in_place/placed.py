@@ -303,6 +303,10 @@ class Placed(InPlaceHost):
                     raise _ForOneValue from failure
                 self._failed[key] = Fingerprint(model, reads), (told := told_of_change(failure) if self._made else failure)
                 raise told from failure.__cause__
+            except Exception as failure:  # the model's own
+                if at_call:
+                    _fail_as_the_model(model, failure, args, kwargs)
+                raise
             self._compared.update(numbers.other if graph.asks else ())
             self.session.join(graph.rules)
             self.session.may_draw = False  # what draws is known
@@ -463,6 +467,18 @@ def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return the arguments of a call of the model as example inputs."""
     return example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
+
+
+def _fail_as_the_model(model: nn.Module, failure: Exception, args: Any, kwargs: Any) -> None:
+    """Run the model's own forward, which raises: what it writes before that stays. A trace, which raised ``failure``, has put it back."""
+    with restored_unless_done(model, True, (args, kwargs)):
+        try:
+            getattr(type(model), ORIGINAL).forward(model, *args, **kwargs)
+        except Exception as error:
+            failure = error
+        else:
+            raise failure
+    raise failure
 
 
 class _Watched:

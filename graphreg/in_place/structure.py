@@ -207,7 +207,7 @@ def traced_for(
         if options.prove and not is_eager():
             # Within a transform there are no plain values to compare; the next plain call does it.
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
-        fingerprint = Fingerprint(model, reads, _tensors_read(model, traced), traced.opaque_modules)
+        fingerprint = Fingerprint(model, reads, _tensors_read(model, traced), traced.opaque_modules, traced.of_opaque)
         decided, whole = _planned(model, example, traced, options)
         numbers.require_same(decided)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]

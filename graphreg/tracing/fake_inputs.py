@@ -18,7 +18,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.random_state import quiet
 from graphreg.tracing.global_queries import needs_gradients
-from graphreg.tracing.proof.copies import copied_call
+from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.tensors import with_attributes
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -113,7 +113,10 @@ def propagate(
 def _copy_of(model: nn.Module) -> nn.Module:
     """Return a deep copy of the model; raise TraceError if it cannot be copied."""
     try:
-        return _with_their_attributes(copy.deepcopy(model), model)
+        # a value that a forward kept (``self.last = h``) has a graph of autograd, and torch copies none
+        held = pytree.tree_leaves([[*vars(module).values()] for module in model.modules()])
+        kept = tensor_copies(each for each in held if isinstance(each, torch.Tensor) and not each.is_leaf)
+        return _with_their_attributes(copy.deepcopy(model, dict[int, Any](kept)), model)
     except Exception as error:  # the model holds a lock, a generator or an open file
         cure = no_values_yet(model) or " Regularize it without them, or give its class a __deepcopy__."
         raise TraceError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -49,7 +49,7 @@ from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.opaque_modules import function_of
-from graphreg.tracing.side_effects.retrace import model_restored
+from graphreg.tracing.side_effects.retrace import model_restored, or_make_opaque
 from graphreg.tracing.side_effects.snapshot import assignments_noted
 from graphreg.tracing.symbolic.holders import is_container
 from graphreg.tracing.symbolic.symbolic import same_apart_from_sharing, symbolic
@@ -82,6 +82,7 @@ class Traced(RenamedAttributes):
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
         checkpoints: The modules whose callers checkpoint them, as timm's models do: by path, whether the checkpoint is reentrant.
         digest: The digest of the graphs and constants as they were traced.
+        of_opaque: The names of what opaque modules changed meanwhile (``self.block.queue``).
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -99,6 +100,7 @@ class Traced(RenamedAttributes):
     shares: bool = False
     checkpoints: Mapping[str, bool] = field(default_factory=dict)
     digest: str = ""
+    of_opaque: frozenset[str] = frozenset()
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -225,7 +227,9 @@ def traced_for_call(
                     install_hooks(needed.model, changes)
         # an opaque module runs its own forward at each call of the graph, and so assigns the same
         inside = tuple(f"{path}." for path in traced.opaque_modules)
-        if names := [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]:
+        names = [name for each in assigned if not (name := each.removeprefix("self.")).startswith(inside)]
+        traced = replace(traced, of_opaque=frozenset(assigned.keys() - {f"self.{name}" for name in names}))
+        if names:
             note = f"{NOT_ASSIGNED}: {listed(names, _ASSIGNED_SHOWN)}. The forward assigns this, and the graph does not"
             traced = replace(traced, notes=(*traced.notes, note))
         for graph in traced.graphs.values():
@@ -348,6 +352,15 @@ def _proved(traced: Traced, call: Arguments | None, proving: Proving | None) -> 
     return replace(traced, unproved=prove(claim, call, proving))
 
 
+def _traced_and_proved(trace: Callable[[Mapping[str, str]], Traced], call: Arguments | None, proving: Proving | None) -> Traced:
+    """Trace and prove. If the proof shows that submodules are stateful, trace once more, with these opaque (``trace`` gets them)."""
+    stateful: dict[str, str] = {}
+    while True:
+        traced = or_make_opaque(lambda: _proved(trace(dict(stateful)), call, proving), stateful)
+        if traced is not None:
+            return traced
+
+
 def _trace_with(
     model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None,
     proving: Proving | None,
@@ -357,9 +370,9 @@ def _trace_with(
     It also tries torch.export if torch.fx leaves a layer opaque that consists of layers, such as ``nn.TransformerEncoder``.
     """
     if front_end == "export":
-        return _proved(_trace_by_export(model, specialized, call, None), call, proving)
+        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, None), call, proving)
     try:
-        traced = _proved(_trace_symbolically(model, specialized, bound, call), call, proving)
+        traced = _traced_and_proved(partial(_trace_symbolically, model, specialized, bound, call), call, proving)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         # If a draw may be another thread's, the caller traces again and counts draws: to export
@@ -389,26 +402,28 @@ def _exported_after(
     symbolic_error: GraphRegError, model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, proving: Proving | None
 ) -> Traced:
     """Trace with torch.export because torch.fx could not, and prove the graph. ``symbolic_error``: why torch.fx could not."""
-    traced = _trace_by_export(model, specialized, call, symbolic_error)
     try:
-        return _proved(traced, call, proving)
+        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, symbolic_error), call, proving)
     except NotTheModel as error:
         raise NotTheModel(f"{str(symbolic_error).removesuffix(CURE).rstrip()} torch.export cannot trace it either: {error}") from error
 
 
-def _trace_symbolically(model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
-    """Trace with torch.fx."""
+def _trace_symbolically(
+    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str]
+) -> Traced:
+    """Trace with torch.fx. ``stateful``: submodules that are opaque, with reasons."""
     drawn = randomness()
     try:
-        return _traced_by_fx(model, specialized, bound, call, watch_draws=False)
+        return _traced_by_fx(model, specialized, bound, call, stateful, watch_draws=False)
     except DrawsRandomly:
         restore_randomness(drawn)
-        return _traced_by_fx(model, specialized, bound, call, watch_draws=True)
+        return _traced_by_fx(model, specialized, bound, call, stateful, watch_draws=True)
 
 
 def _traced_by_fx(
-    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, watch_draws: bool
-) -> Traced:
+    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str],
+    watch_draws: bool,
+) -> Traced:  # fmt: skip
     """Trace with torch.fx. ``watch_draws``: as in ``SiteTracer``."""
     constants = dict[str, torch.Tensor]()
 
@@ -420,11 +435,11 @@ def _traced_by_fx(
     with model_restored(model) as before:
         # First each argument has a proxy of its own. If sharing makes no difference, this graph
         # also serves the calls that pass different tensors.
-        found = symbolic(model, specialized, constants, bound, before, watch_draws, False if shares else None)
+        found = symbolic(model, specialized, constants, bound, before, watch_draws, stateful, False if shares else None)
         if shares:  # the forward may ask whether arguments are one object, which a proxy cannot notice
             constants_shared = dict(constants)
             with model_restored(model):
-                found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, True)
+                found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, stateful, True)
             if shares := not same_apart_from_sharing(found[0], found_shared[0]):
                 found, constants = found_shared, constants_shared
         graphs, opaque, assumed, checkpoints, tracers = found
@@ -451,8 +466,9 @@ def _erase_behind_output(graph: fx.Graph) -> None:
 
 
 def _trace_by_export(
-    model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, symbolic_error: GraphRegError | None
-) -> Traced:
+    model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, symbolic_error: GraphRegError | None,
+    stateful: Mapping[str, str],
+) -> Traced:  # fmt: skip
     """Trace with torch.export.
 
     Args:
@@ -460,6 +476,7 @@ def _trace_by_export(
         specialized: The specialized arguments by name.
         call: The example inputs. Without them, torch.export cannot run, and TraceError is raised.
         symbolic_error: Why torch.fx could not trace all of the model; None if the user chose torch.export.
+        stateful: Submodules that are opaque, with reasons.
     """
     if call is None:
         if symbolic_error is None:
@@ -475,7 +492,7 @@ def _trace_by_export(
             f"tensor, a tuple or a dict of the arguments of {forward_text(model)}."
         ) from symbolic_error
 
-    constants, opaque_modules, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
+    constants, opaque_modules, notes = dict[str, torch.Tensor](), dict(stateful), list[str]()
     if symbolic_error is not None:
         if CHECKPOINTS in str(symbolic_error):  # torch.export would lose the checkpoints of the model's own forward, too
             raise symbolic_error

@@ -40,7 +40,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
     Args:
         model: The model.
         call: The example inputs.
-        opaque: Filled with the opaque modules, with reasons.
+        opaque: The modules that must be opaque, with reasons. Filled with all that are.
         constants: Filled with the tensors that the forward makes.
 
     Returns:
@@ -50,7 +50,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         TraceError: The model cannot be exported.
     """
     try:
-        call = _distinct(call)
+        call, given = _distinct(call), dict(opaque)
         wide = _widened(call)
         if wide is not None:
             try:
@@ -59,6 +59,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
                 # the export with a batch of two fails: try the original batch
                 raise_interrupt(error)
                 opaque.clear()
+                opaque.update(given)
                 constants.clear()
         return _export_modes(model, call, opaque, constants)
     except GraphRegError:

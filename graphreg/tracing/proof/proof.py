@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from graphreg.errors import TraceError, first_line
+from graphreg.errors import OtherInputs, TraceError, first_line
 from graphreg.ir.module_record import ORIGINAL, RESTS
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
@@ -44,10 +44,12 @@ from graphreg.torch_internals.torch_modes import TorchDispatchMode
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
+from graphreg.tracing.proof.other_sizes import other_sizes
 from graphreg.tracing.proof.surroundings import Generators, alike
 from graphreg.tracing.proof.values import difference, leaves, snapshot
 from graphreg.tracing.reads import not_recorded
-from graphreg.tracing.side_effects.retrace import model_restored
+from graphreg.tracing.side_effects.reachable_state import is_foreign_class
+from graphreg.tracing.side_effects.retrace import StatefulForward, model_restored
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.train_eval_graphs import modes_set
 
@@ -120,6 +122,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
 
     Raises:
         NotTheModel: A graph does not give what the model gives.
+        StatefulForward: It does not give what the model gives at its next call.
     """
     if reason := _unprovable(claim, call):
         return dict.fromkeys(proving.modes, reason)
@@ -167,16 +170,24 @@ def _hooked_and_opened(claim: Claim) -> str:
 
 
 _BUFFER = "the buffer "
+_ATTRIBUTE = "the attribute "
 _ATTEMPTS = 4
 # by place: the dict that holds a tensor, its key there, and the tensor
 TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
+# what is done with the state that a call has left, before the next call
+Between = Callable[[Snapshot], Any]
+_COUNTERS: tuple[Between, ...] = (Snapshot.note, Snapshot.mark_counters)
 
 
 @dataclass
 class Run:
-    """What a forward gave: its output, and what it wrote into arguments, buffers, attributes and parameters, by place."""
+    """What a forward gave: its output, and what it wrote into arguments, buffers, attributes and parameters, by place.
+
+    ``left``: the names of other state that it left changed.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -248,7 +259,7 @@ class _Trial:
         self._takes_apart = False
 
     def run(self) -> str:
-        """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel if they differ."""
+        """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel or StatefulForward if they differ."""
         graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
         theirs = self._ran(self._call_model)
         if isinstance(theirs.error, _Communicates):
@@ -258,6 +269,8 @@ class _Trial:
 
         ours = self._ran(partial(self._run_graph, graph))
         if not (what := _differing(theirs, ours, self.near)):
+            if theirs.left:
+                self._require_next_call(graph, theirs.left)
             return ""
 
         # They differ. That is a fault of the trace unless the model differs from itself from run to run.
@@ -297,6 +310,38 @@ class _Trial:
             f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
 
+    def _require_next_call(self, graph: fx.Graph, left: Sequence[str]) -> None:
+        """Raise StatefulForward if the model gives another result than its graph in a call after another one.
+
+        The second call is tried with stand-ins for what the first one ``left``: if nothing reads them, there is no difference. Otherwise
+        it is tried with equal inputs, with inputs of other sizes, and after a third call with stand-ins for what each call changes: it
+        may decide something later.
+        """
+        # the graph calls these opaque modules, which find at the next call what they left themselves
+        paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        called = tuple(f"self.{path}." for path in paths if not is_foreign_class(type(self.claim.model.get_submodule(path))))
+        if not (left := [name for name in left if not f"{name}.".startswith(called)]):
+            return
+
+        near, twice, run_graph = True, (self.call, self.call), partial(self._run_graph, graph)
+        hidden, ours = self._ran(self._call_model, twice, [lambda left: left.hide(called)]), self._ran(run_graph, twice)
+        if hidden.error is None and not _differing(hidden, ours, near):
+            return
+
+        sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [(twice, ()), ((*twice, self.call), _COUNTERS)]
+        for other in other_sizes(self.call):
+            sequences += [((self.call, other), ()), ((other, self.call), ())]
+        for calls, between in sequences:
+            theirs, ours = self._ran(self._call_model, calls, between), self._ran(run_graph, calls, between)
+            # the model does not take such inputs, or code that the graph calls decides by the stand-ins; or another graph would run
+            if (theirs.error is not None and (ours.error is not None or not between)) or isinstance(ours.error, OtherInputs):
+                continue
+            what, again = _differing(theirs, ours, near), self._ran(self._call_model, calls, between)
+            if theirs.error is not None and again.error is not None:
+                raise StatefulForward.of(self.claim.model, left, {}, f" ({first_line(theirs.error)})")
+            if what and not _differing(theirs, again, near):
+                raise StatefulForward.of(self.claim.model, left, {}, f" ({what})")
+
     def _call_model(self, call: Arguments) -> Any:
         return (self.claim.captured or self.claim.model)(*call[0], **call[1])
 
@@ -314,18 +359,24 @@ class _Trial:
         known = {**self.claim.specialized, **bound.arguments}
         return [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
 
-    def _ran(self, forward: Callable[[Arguments], Any]) -> Run:
-        """Run a forward, and put back what it changed."""
+    def _ran(self, forward: Callable[[Arguments], Any], calls: Sequence[Arguments] = (), between: Sequence[Between] = ()) -> Run:
+        """Run a forward, and put back what it changed.
+
+        ``calls``: the calls, one after the other, of which the last one counts; by default the one at hand. ``between``: what to do
+        before the second call, the third, and so on, with a snapshot from before the first one.
+        """
         with not_recorded():
-            ran, read_saved = self._ran_once(forward, not self._takes_apart)
+            ran, read_saved = self._ran_once(forward, not self._takes_apart, calls or [self.call], between)
             # once more, and autograd keeps what this forward takes from it
             if read_saved:
                 self._takes_apart = True
-                ran, _ = self._ran_once(forward, False)
+                ran, _ = self._ran_once(forward, False, calls or [self.call], between)
         return ran
 
-    def _ran_once(self, forward: Callable[[Arguments], Any], forgets: bool) -> tuple[Run, bool]:
-        """Run a forward.
+    def _ran_once(
+        self, forward: Callable[[Arguments], Any], forgets: bool, calls: Sequence[Arguments], between: Sequence[Between]
+    ) -> tuple[Run, bool]:
+        """Run a forward. ``calls``, ``between``: as in ``_ran``.
 
         ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the
         forward computes gradients itself, it reads what was kept: then the second item of the
@@ -339,10 +390,15 @@ class _Trial:
             raise RuntimeError("the forward computes gradients itself")
 
         forgetting = saved_tensors_hooks(lambda tensor: None, refuse) if forgets else nullcontext()
-        with self._apart() as (call, places):
+        with self._apart(*calls) as (copies, places):
+            before = Snapshot(self.claim.model) if between else self.before
             try:
                 with watch, forgetting:
-                    output = forward(call)
+                    for i, call in enumerate(copies):
+                        if 0 < i <= len(between):
+                            between[i - 1](before)
+                        output = forward(call)
+                ran.left = self._left(places)
                 ran.values = {place: snapshot(leaf) for place, leaf in leaves(output, "output")}
                 for place, leaf in (*leaves(call[0], "args"), *leaves(call[1], "kwargs")):
                     if isinstance(leaf, Tensor):
@@ -362,11 +418,19 @@ class _Trial:
                 ran.values |= {f"the parameter {name} after the call": value for name, value in watch.put_back().items()}
         return ran, bool(read_saved)
 
+    def _left(self, places: TensorPlaces) -> list[str]:
+        """Return the names of the state that a forward has changed: attributes, variables and containers, but not what it wrote into."""
+        if self.claim.captured is not None:  # Dynamo's graph does not change any
+            return []
+        own = {f"self.{place.removeprefix(_ATTRIBUTE)}": space.get(name) is copied for place, (space, name, copied) in places.items()}
+        put = {f"self.{name}" for name in self.claim.constants} | own.keys()
+        return [*(name for name in self.before.left() if name not in put), *(name for name, same in own.items() if not same)]
+
     @contextmanager
-    def _apart(self) -> Iterator[tuple[Arguments, TensorPlaces]]:
+    def _apart(self, *calls: Arguments) -> Iterator[tuple[list[Arguments], TensorPlaces]]:
         """Open a block in which the model may run: what it changes is put back.
 
-        The context manager yields a copy of the arguments, and the model's tensors that it may
+        The context manager yields copies of the arguments of ``calls``, and the model's tensors that it may
         write into, by place.
         """
         model, mode = self.claim.model, self.mode == "train"
@@ -374,7 +438,7 @@ class _Trial:
         modes = {} if model.training == mode else {module: module.training for module in model.modules()}
         try:
             with modes_set(modes, lambda module: mode), _on_copies(model, self.claim.constants) as (places, copies), _without_hooks(model):
-                yield copied_call(self.call, copies), places
+                yield [copied_call(call, copies) for call in calls], places
         finally:
             self.before.restore()
             self.generators.rewind()
@@ -382,9 +446,9 @@ class _Trial:
     def _first_difference(self, graph: fx.Graph) -> str:
         """Return a sentence that names the first node whose value differs, with its line; ``""`` if it cannot be found."""
         try:
-            with self._apart() as (call, _):
+            with self._apart(self.call) as ([call], _):
                 expected = steps_of_model(self.claim.captured or self.claim.model, call)
-            with self._apart() as (call, _):
+            with self._apart(self.call) as ([call], _):
                 actual = steps_of_graph(self.claim.model, graph, self._inputs(graph, call))
             return culprit(expected, actual, graph, self.near)
         except Exception as error:
@@ -420,7 +484,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
                 found.append((module._buffers, name, f"{_BUFFER}{prefix}{name}"))
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
-                found.append((vars(module), name, f"the attribute {prefix}{name}"))
+                found.append((vars(module), name, f"{_ATTRIBUTE}{prefix}{name}"))
     copies = tensor_copies(space[name] for space, name, _ in found)
     places: TensorPlaces = {}
     with Changes() as changes, changes:

@@ -11,18 +11,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.side_effects.stand_ins import ChangingIterator
+from graphreg.tracing.side_effects.stand_ins import ChangingIterator, ChangingNumber
 from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, StatePlace
 
 
 class ByteArray(StatePlace):
     """The content of a bytearray or array.array."""
 
+    def __init__(self, owner: Any, name: str, holder: Attributes | None = None, key: str = "") -> None:
+        """Note the content. ``holder``, ``key``: as for a container."""
+        self.holder, self.key = holder, key
+        super().__init__(owner, name)
+        self.after = self.content  # after ``note``: what the forward left
+
     def read(self) -> Any:
         return self.owner[:]
 
+    def note(self) -> None:
+        self.after = self.read()
+
+    def mark_counters(self) -> bool:
+        now = self.read()
+        if now == self.after or self.holder is None or self.holder.read().get(self.key) is not self.owner:
+            return False
+        self.holder.set(self.key, list(map(ChangingNumber, now)))
+        return True
+
     def prepare_retrace(self) -> Iterator[str]:
-        if self.read() != self.content:
+        self.note()
+        if self.after != self.content:
             yield self.name
 
     def restore(self) -> None:
@@ -62,12 +79,27 @@ class RandomGenerator(StatePlace):
 class ContextVariable(StatePlace):
     """The value of a context variable."""
 
+    after: Any = NOTHING  # after ``note``: what the forward left
+
     def read(self) -> Any:
         return self.owner.get(NOTHING)
 
+    def left(self) -> list[str]:
+        return [self.name] if self.read() is not self.content else []
+
+    def note(self) -> None:
+        self.after = self.read()
+
     def prepare_retrace(self) -> Iterator[str]:
-        if self.read() is not self.content:
-            yield self.name
+        self.note()
+        yield from self.left()
+
+    def mark_counters(self) -> bool:
+        now = self.read()
+        if type(now) not in (int, float) or now is self.after or now is self.content:
+            return False
+        self.owner.set(ChangingNumber(now))
+        return True
 
     def restore(self) -> None:
         if self.read() is not self.content:
@@ -98,6 +130,9 @@ class IteratorPosition(StatePlace):
         self.after = self.read()
         if self.after != self.content:
             yield self.name
+
+    def note(self) -> None:
+        self.after = self.read()
 
     def mark_counters(self) -> bool:
         taken: Any = self.owner

@@ -7,7 +7,7 @@ reads what its earlier calls left behind, or what an opaque module changes when 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -64,7 +64,7 @@ def trace_repeatable(
     """
     with model_restored(model, earlier) as before:
         if irreversible := [name for name, key in before.irreversible.items() if _modules_mentioning(model, {} if run else opaque, key)]:
-            raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
+            raise StatefulForward.of(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
         known = len(opaque)
         graph = trace()
 
@@ -82,9 +82,9 @@ def trace_repeatable(
         if threading.active_count() > 1:
             drawn_generators = [name for name in drawn_generators if name != "numpy.random"]
         if drawn_generators:
-            raise StatefulForward(model, drawn_generators, opaque, "")
+            raise StatefulForward.of(model, drawn_generators, opaque, "")
         if registered := before.registered():
-            raise StatefulForward(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
+            raise StatefulForward.of(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
         changed = before.changed()
         if changed or before.assigned_tensors() or before.code.clocks:
             _check_next_call(model, graph, trace, before, changed, opaque)
@@ -106,16 +106,16 @@ def _check_next_call(
             again.append(trace())
     except Exception as error:
         raise_interrupt(error)
-        raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
+        raise StatefulForward.of(model, changes, opaque, f" ({first_line(error)})") from error
     # a submodule could not be traced from the state that the first trace left behind; it has become
     # opaque
     if len(opaque) > known:
         return
     if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
-        raise StatefulForward(model, reassigned, opaque, "")
+        raise StatefulForward.of(model, reassigned, opaque, "")
     for other in again if changed or before.code.clocks else ():
         if differing := difference(graph, other):
-            raise StatefulForward(model, changes, opaque, f" ({differing[1]})")
+            raise StatefulForward.of(model, changes, opaque, f" ({differing[1]})")
 
 
 def _written(model: nn.Module, graph: fx.Graph, tables: Sequence[str]) -> list[str]:
@@ -203,8 +203,13 @@ class StatefulForward(TraceError):
             submodules changes some, too.
     """
 
-    def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
-        """Write the message.
+    def __init__(self, message: str, paths: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.paths = set(paths)
+
+    @classmethod
+    def of(cls, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> StatefulForward:
+        """Return the error, with its message.
 
         Args:
             model: The model.
@@ -213,15 +218,15 @@ class StatefulForward(TraceError):
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
-        self.paths = _submodules_of(model, changed, opaque)
         why = (
             f"changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}" if changed
             else f"computes something else at its next call{reason}, because it reads something that changes, such as a clock"
         )  # fmt: skip
-        super().__init__(
+        return cls(
             f"{type(model).__name__}.forward {why}; a graph computes the same at each call. Make it a buffer (register_buffer) "
             "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an "
-            "opaque module."
+            "opaque module.",
+            _submodules_of(model, changed, opaque),
         )
 
 

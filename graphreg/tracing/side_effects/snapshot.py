@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import types
-from collections import OrderedDict, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +43,7 @@ from graphreg.tracing.side_effects.state_places import (
     Attributes,
     Cells,
     Container,
+    Defaults,
     FunctionCache,
     Items,
     Memory,
@@ -55,7 +56,7 @@ from graphreg.tracing.side_effects.state_places import (
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
 # classes of Python's library whose attributes are state
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap)
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
@@ -154,12 +155,16 @@ class Snapshot:
             if issubclass(type(function), types.FunctionType):
                 self._add_defaults(function, f"{kind.__name__}.{name}")
             elif not issubclass(type(value), type):
-                self._add_value(value, f"{kind.__name__}.{name}", 0, place, name)
+                # deep enough for an object that all instances share, or a member of an enum
+                self._add_value(value, f"{kind.__name__}.{name}", 1, place, name)
 
     def _add_defaults(self, function: types.FunctionType, name: str) -> None:
         """Add the default arguments of a function."""
-        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self._add_value(default, f"a default argument of {name}", 0)
+        if function.__defaults__ or function.__kwdefaults__:
+            place = Defaults(function, f"a default argument of {name}")
+            for key, value in place.content.items():
+                self._add_value(value, place.name, 0, place, key)
+            self.places.append(place)
 
     def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
         """Add a value if its content can change, and the values in it.
@@ -191,7 +196,7 @@ class Snapshot:
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
-            self.places.append(ByteArray(value, name))
+            self.places.append(ByteArray(value, name, holder, key))
         elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:
             # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
@@ -286,6 +291,28 @@ class Snapshot:
         """Let each place mark what has changed again since ``changed`` ran (``StatePlace.mark_counters``). Return whether any has."""
         self.open_containers()
         return any([place.mark_counters() for place in list(self.places)])  # noqa: C419  # marks every place
+
+    def left(self) -> list[str]:
+        """Return the names of the state that has changed, but not of what every module has. This changes nothing."""
+        self.open_containers()
+        names = dict.fromkeys(name for place in self.places for name in place.left())
+        return [name for name in names if name.rpartition(".")[2] not in _OF_ALL_MODULES]
+
+    def note(self) -> None:
+        """Note what ``mark_counters`` needs, after a forward that ran on real tensors."""
+        self.open_containers()
+        for place in self.places:
+            place.note()
+
+    def hide(self, paths: tuple[str, ...]) -> None:
+        """Put stand-ins in place of what has changed, but for state whose name begins with one of ``paths``.
+
+        Raises:
+            TypeError: Something that has changed cannot be hidden.
+        """
+        self.open_containers()
+        if not all([place.hide() for place in list(self.places) if not f"{place.name}.".startswith(paths)]):  # noqa: C419  # hides all
+            raise TypeError("what the forward has changed cannot be hidden")
 
     def restore(self) -> None:
         """Restore the state from before the forward."""

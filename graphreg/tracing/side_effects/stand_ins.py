@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ class StaleValue:
 
 class ChangingNumber(int):
     """A number that each call changes. Code may count it up or down and print it; other arithmetic and comparisons raise TypeError."""
+
+    def __new__(cls, value: float) -> ChangingNumber:
+        return int.__new__(cls, value if math.isfinite(value) else 0)
 
     def __add__(self, other: int) -> ChangingNumber:
         return ChangingNumber(int.__add__(self, other))

@@ -67,6 +67,17 @@ class StatePlace:
         """Restore the content from before the forward."""
         raise NotImplementedError
 
+    def left(self) -> list[str]:
+        """Return the names of what has changed. Unlike ``prepare_retrace``, this changes nothing."""
+        return [self.name] if self.read() != self.content else []
+
+    def note(self) -> None:
+        """Note what ``mark_counters`` needs, after a forward that ran on real tensors: these may stay."""
+
+    def hide(self) -> bool:
+        """Put stand-ins in place of what has changed. Return False if something that has changed cannot be hidden."""
+        return not self.left()
+
     def mark_counters(self) -> bool:
         """Put a stand-in for what each call changes in place of what has changed again since ``prepare_retrace``; return whether any has.
 
@@ -164,6 +175,21 @@ class Attributes(StatePlace):
         for key in self.changed():
             self._restore_key(key)
 
+    def left(self) -> list[str]:
+        return list(map(self.label, self.changed()))
+
+    def note(self) -> None:
+        now = self.read()
+        self.retained = {key: now[key] for key in self.changed() if is_plain(now.get(key, NOTHING))}
+
+    def hide(self) -> bool:
+        now = self.read()
+        for key in (changed := self.changed()):
+            if key in now:
+                # another number, since an operation of torch takes it as it is
+                self.set(key, ChangingNumber(now[key] + 1) if type(now[key]) in (int, float) else StaleValue())
+        return now.keys() >= {*changed}
+
     def _restore_key(self, key: str) -> None:
         """Restore one attribute."""
         if key in self.content:
@@ -218,6 +244,24 @@ class Cells(Attributes):
         return f"{key}, a variable around {self.name}"
 
 
+class Defaults(Attributes):
+    """The default arguments of a function, by position or by name."""
+
+    def read(self) -> dict[str, Any]:
+        return {**{str(i): each for i, each in enumerate(self.owner.__defaults__ or ())}, **(self.owner.__kwdefaults__ or {})}
+
+    def set(self, key: str, value: Any) -> None:
+        if key in (named := self.owner.__kwdefaults__ or {}):
+            named[key] = value
+        else:
+            defaults = list(self.owner.__defaults__)
+            defaults[int(key)] = value
+            self.owner.__defaults__ = tuple(defaults)
+
+    def label(self, key: str) -> str:
+        return self.name
+
+
 class Slots(Attributes):
     """The slots of an object whose class has ``__slots__``."""
 
@@ -255,6 +299,14 @@ class Items(Attributes):
     def prepare_retrace(self) -> Iterator[str]:
         yield from super().prepare_retrace()
         self.size = len(self.read())
+
+    def note(self) -> None:
+        super().note()
+        self.size = len(self.read())
+
+    def hide(self) -> bool:
+        hidden, self.size = super().hide(), -1
+        return hidden and (len(self.read()) == len(self.content) or self.mark_counters())
 
     def mark_counters(self) -> bool:
         marked, now = super().mark_counters(), self.read()
@@ -302,6 +354,16 @@ class Container(StatePlace):
         if not self.same():
             yield self.name
 
+    def left(self) -> list[str]:
+        return [] if self.same() else [self.name]
+
+    def note(self) -> None:
+        self.size = len(self.read())
+
+    def hide(self) -> bool:
+        self.size = -1
+        return self.same() or self.mark_counters()
+
     def mark_counters(self) -> bool:
         if self.same() or len(self.read()) == self.size:
             return False
@@ -343,6 +405,9 @@ class FunctionCache(StatePlace):
 
     def read(self) -> int:
         return int(self.owner.cache_info().misses)
+
+    def left(self) -> list[str]:
+        return []  # what a cache has, its function computes again
 
     def prepare_retrace(self) -> Iterator[str]:
         self.restore()

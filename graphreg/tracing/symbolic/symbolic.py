@@ -41,7 +41,7 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 
 def symbolic(
     model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any], before: Snapshot,
-    watch_draws: bool, shares: bool | None = None,
+    watch_draws: bool, stateful: Mapping[str, str], shares: bool | None = None,
 ) -> tuple[ModeGraphs, dict[str, str], list[str], dict[str, bool], Mapping[fx.Graph, SiteTracer]]:
     """Trace a model with torch.fx in train mode and in eval mode.
 
@@ -52,6 +52,7 @@ def symbolic(
         examples: The example inputs by argument name; may be empty.
         before: A snapshot of the model, since which nothing has changed.
         watch_draws: Whether to note which module draws random numbers, as in ``SiteTracer``.
+        stateful: Submodules that are opaque, with reasons.
         shares: As in ``SiteTracer``.
 
     Returns:
@@ -65,7 +66,7 @@ def symbolic(
         DrawsRandomly: Without ``watch_draws``, the forward drew random numbers.
     """
     asked = frozenset[str]().union(*(asks(function.__code__) for function in before.code.functions.values()))
-    opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
+    opaque, assumed, mode_reads = dict(stateful), dict[str, None](), ModeReads()
     checkpoints, tracers, tried = dict[str, bool](), dict[fx.Graph, SiteTracer](), Tried()
 
     def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
