@@ -162,14 +162,14 @@ def has_no_formula(function: Any) -> bool:
     return any(getattr(content, "_backward_fn", captured) is None for content in captured)
 
 
-# Private attributes of tensors that users' code and torch's Python code read. Reading one of ``PRIVATE_FACTS`` does not read the
-# elements of the tensor.
 def write_uncounted(tensor: Tensor, value: Tensor) -> None:
     """Copy a value into a tensor. Autograd does not count the write, so that a backward pass that needs the tensor goes on."""
     with torch.autograd._unsafe_preserve_version_counter(tensor):  # type: ignore[attr-defined]
         tensor.copy_(value)
 
 
+# Private attributes of tensors that users' code and torch's Python code read. Reading one of ``PRIVATE_FACTS`` does not read the
+# elements of the tensor.
 VERSION = "_version"  # an attribute of tensors that counts the writes into a tensor
 PRIVATE_FACTS = frozenset({VERSION, "_base"})
 # All private attributes of tensors, which tell how a tensor was made or what was done with it.

@@ -202,22 +202,9 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
                 return function()
         if (first := _called_uncounted(function, before)) is not None:
             return first[0]
-        _advance(*before.changed(randomness()))
         with draws_watched():
             before = replace(before, watched=_thread.watched, draws=_thread.draws)
             return function()
-
-
-def _advance(python: bool, torchs: bool) -> None:
-    """Draw a number from each generator that has changed, so that a function that sets it to a fixed state changes it once more.
-
-    The draws are not counted. So the generators are not set back because of them, which would repeat what another thread has drawn.
-    """
-    if python:
-        random.random()
-    if torchs:
-        with without_functions(), _disable_current_modes():
-            torch.rand((), device="cpu")
 
 
 def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_T] | None:

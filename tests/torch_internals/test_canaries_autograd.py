@@ -179,6 +179,7 @@ def test_scaler() -> None:
 def test_private_facts() -> None:
     """How private attributes of a tensor are named. It concerns the front ends."""
     assert {*autograd.PRIVATE_FACTS, autograd.PRIVATE_STORAGE, autograd.VERSION} <= set(dir(Tensor))
+    assert {autograd.VERSION, "_base", "_grad"} <= autograd.PRIVATE_ATTRIBUTES
     x = torch.zeros(2)
     before = getattr(x, autograd.VERSION)
     x.add_(1)

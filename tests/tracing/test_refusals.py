@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -125,20 +123,6 @@ class Holds(nn.Module):
 SAYS = "seeds torch's generator (torch.manual_seed, torch.seed) or sets its state, which a graph cannot do"
 
 
-@pytest.fixture(params=[False, True], ids=["alone", "beside a thread"])
-def beside_a_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Beside a thread (tqdm starts one), a trace that finds a generator changed runs a second time, from where the first has left it."""
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait)
-    if request.param:
-        thread.start()
-    yield
-    over.set()
-    if request.param:
-        thread.join()
-
-
-@pytest.mark.usefixtures("beside_a_thread")
 @pytest.mark.parametrize("how", SEEDINGS)
 @pytest.mark.parametrize("options", [{}, {"example_inputs": torch.ones(2, 4)}], ids=["no inputs", "inputs"])
 def test_of_a_model_that_seeds(how: str, options: dict[str, Any]) -> None:
@@ -151,7 +135,6 @@ def test_of_a_model_that_seeds(how: str, options: dict[str, Any]) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.usefixtures("beside_a_thread")
 @pytest.mark.parametrize("how", SEEDINGS)
 def test_a_submodule_that_seeds_is_opaque(how: str) -> None:
     """The cure helps: the module seeds at each call, as the model does."""
@@ -169,7 +152,6 @@ def test_a_submodule_that_seeds_is_opaque(how: str) -> None:
         assert torch.equal(*states) and torch.equal(model(x), module(x).output)
 
 
-@pytest.mark.usefixtures("beside_a_thread")
 def test_of_a_model_that_seeds_pythons_generator() -> None:
     class Seeded(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
