@@ -35,17 +35,17 @@ demo-ranks: .venv/.demo
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =
-test: THEN := --then 300 'the tests'
+test: THEN := --then 360 'the tests'
 test: .venv/.test
-	@echo "About 7,400 tests in $(WORKERS) processes: about five minutes on two cores of a new server, longer on an older one."
+	@echo "About 7,000 tests in $(WORKERS) processes: about six minutes on two cores of a new server, longer on an older one."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # What is around the engine (pages and their examples, the page in a browser, tools that measure), and what needs processes of its own, such
-# as ranks: tests/slow.py lists it. .ci/run runs both, one after the other. Two minutes.
+# as ranks: tests/slow.py lists it. .ci/run runs both, one after the other. Three minutes.
 test-rest: export PYTHONDONTWRITEBYTECODE =
-test-rest: THEN := --then 120 'the other tests'
+test-rest: THEN := --then 180 'the other tests'
 test-rest: .venv/.test
-	@echo "What make test leaves to .ci/run: about 600 tests in $(WORKERS) processes, two minutes on two cores."
+	@echo "What make test leaves to .ci/run: about 1,000 tests in $(WORKERS) processes, three minutes on two cores."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m rest
 
 # The first case of each test, without what compiles real models or starts processes: while one works, in 90 seconds.

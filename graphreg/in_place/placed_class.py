@@ -129,7 +129,8 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
             _refuse_trace(self, placed, args)
         if not (self.training or placed.in_eval):
             return original.__call__(self, *args, **kwargs)
-        if len(members := vars(type(self))) != len(members[_MEMBERS]) + (RESTING in members):
+        members = vars(type(self))
+        if _MEMBERS in members and len(members) != len(members[_MEMBERS]) + (RESTING in members):  # FSDP2 makes another subclass
             _refuse_others(type(self))
         return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
 
