@@ -58,12 +58,16 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
 
 
 def _refuse_others(generated: type) -> None:
-    """Raise because the user has set an attribute of the generated class. A trace sees the model with its own class."""
-    others = vars(generated).keys() - vars(generated)[_MEMBERS] - {RESTING}
-    raise GraphRegError(
-        f"{listed(sorted(others))} was set on type(model), a class that graphreg made for this model in place; a trace does not see that. "
-        "Set it on the model's own class, type(model).__mro__[1], or on the model."
-    )
+    """Raise if the user has set an attribute of the generated class. A trace sees the model with its own class.
+
+    Python itself sets some, such as ``__annotations__`` when somebody asks for them.
+    """
+    others = [name for name in vars(generated).keys() - vars(generated)[_MEMBERS] - {RESTING} if not name.startswith("__")]
+    if others:
+        raise GraphRegError(
+            f"{listed(sorted(others))} was set on type(model), a class that graphreg made for this model in place; a trace does not see "
+            "that. Set it on the model's own class, type(model).__mro__[1], or on the model."
+        )
 
 
 def state_in(model: nn.Module) -> Placed:

@@ -866,6 +866,7 @@ def test_what_is_set_on_the_class_of_the_model_is_refused() -> None:
 
     model: Any = graphreg.regularize_(Scaled(), hidden_dropout=0.0)
     before = model(X)
+    assert type(model).__annotations__ == {}  # Python makes the dict now
     Scaled.scale = 2.0
     assert torch.equal(model(X), before * 2)
     type(model).scale = 3.0
