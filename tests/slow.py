@@ -320,7 +320,7 @@ REST = {
     r"test_readme\.py::test_blocks": "pages and their examples; that README is at most 120 lines, and the like, stays",
     r"test_stubs\.py::test_a_page|test_monitor\.py::test_the_page": "a browser, or a page",
     r"tests/(benchmarks|fuzz)/": "tools that measure graphreg, and search for its faults",
-    r"tests/(integrations|cli|drawing|diagnosis)/": "trainers of other libraries, the command line, pictures, the doctor: around the engine",
+    r"tests/(integrations|cli|drawing|diagnosis)/": "trainers, the command line, pictures, the doctor: around the engine",
     r"test_left_to_eager\.py::test_nothing_is_registered": "a new process",
     r"test_whole\.py::test_a_saved_module_gives_the_same_in_a_new_process": "a new process",
     r"test_(once_only|renamed)\.py": "they read all files of the project, as a linter does",

@@ -107,6 +107,10 @@ class Fingerprint:
         self._other = present
         return False
 
+    def names(self) -> set[str]:
+        """Return the names of all attributes that the trace read."""
+        return self._reads.names()
+
     def changed(self) -> str:
         """Describe the first change of the model that is found, for a log message; ``""`` if the model has not changed."""
         model = self._model()

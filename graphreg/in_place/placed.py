@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.blocks.placed_block import check_class, is_placed, leave
-from graphreg.errors import GraphRegError, OtherInputs, TraceError
+from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
 from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
@@ -27,9 +27,9 @@ from graphreg.in_place.structure import (
     told_of_change,
     traced_for,
 )
-from graphreg.in_place.turns import begin_turn, end_turn, tracing_turn
+from graphreg.in_place.turns import RESTING, begin_turn, end_turn, tracing_turn
 from graphreg.ir.contents import contents_of
-from graphreg.ir.module_record import ORIGINAL
+from graphreg.ir.module_record import MEMBERS, ORIGINAL
 from graphreg.ir.selector import strings
 from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.regularizer.base import Splice
@@ -138,6 +138,9 @@ class Placed(InPlaceHost):
                 self._tighten(self._compared)
                 key, fitting = self._prepared(model, form, args, kwargs)
             _thread.call = self, key, fitting
+            members = vars(type(model))
+            if MEMBERS in members and len(members) != len(members[MEMBERS]) + (RESTING in members):  # FSDP2 makes another subclass
+                _refuse_set_on_class(members, fitting[0])
             with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
                 return around.after(run())
         finally:
@@ -462,6 +465,15 @@ def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
         "hook, takes other arguments than this signature shows, and a trace goes by the signature. Pass the arguments that it shows, or "
         "let the forward take those of the call itself, without the decorator or hook."
     )
+
+
+def _refuse_set_on_class(members: Mapping[str, Any], graph: StructureGraph) -> None:
+    """Raise if the user has set an attribute of ``type(model)`` that the forward reads. A trace sees the model with its own class."""
+    if others := sorted((members.keys() - members[MEMBERS]) & graph.fingerprint.names()):
+        raise GraphRegError(
+            f"{listed(others)} was set on type(model), a class that graphreg made for this model in place; a trace does not see that. "
+            "Set it on the model's own class, type(model).__mro__[1], or on the model."
+        )
 
 
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -13,19 +13,17 @@ import torch
 from torch import nn
 
 from graphreg.blocks.placed_block import scriptable
-from graphreg.errors import GraphRegError, TraceError, listed
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed
-from graphreg.in_place.turns import RESTING, traces_here, wait_for_trace
-from graphreg.ir.module_record import ORIGINAL, PLACED
+from graphreg.in_place.turns import traces_here, wait_for_trace
+from graphreg.ir.module_record import MEMBERS, ORIGINAL, PLACED
 from graphreg.runtime.averaging import follow_averages
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
 from graphreg.torch_internals.fx import is_traced
 from graphreg.torch_internals.fx import traces_here as is_traced_here
 from graphreg.torch_internals.interpreter import show_parameters_of, with_own_code
 from graphreg.torch_internals.modules import COMPILED_CALL, REPLICATE
-
-_MEMBERS = "graphreg_members"  # an attribute of a generated class: the names of its attributes
 
 
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
@@ -53,21 +51,8 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
     if not hasattr(original, "penalties") and not hasattr(model, "penalties"):
         members["penalties"] = _penalties
     made = types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
-    setattr(made, _MEMBERS, frozenset((*vars(made), _MEMBERS)))
+    setattr(made, MEMBERS, frozenset((*vars(made), MEMBERS)))
     return made
-
-
-def _refuse_others(generated: type) -> None:
-    """Raise if the user has set an attribute of the generated class. A trace sees the model with its own class.
-
-    Python itself sets some, such as ``__annotations__`` when somebody asks for them.
-    """
-    others = [name for name in vars(generated).keys() - vars(generated)[_MEMBERS] - {RESTING} if not name.startswith("__")]
-    if others:
-        raise GraphRegError(
-            f"{listed(sorted(others))} was set on type(model), a class that graphreg made for this model in place; a trace does not see "
-            "that. Set it on the model's own class, type(model).__mro__[1], or on the model."
-        )
 
 
 def state_in(model: nn.Module) -> Placed:
@@ -133,9 +118,6 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
             _refuse_trace(self, placed, args)
         if not (self.training or placed.in_eval):
             return original.__call__(self, *args, **kwargs)
-        members = vars(type(self))
-        if _MEMBERS in members and len(members) != len(members[_MEMBERS]) + (RESTING in members):  # FSDP2 makes another subclass
-            _refuse_others(type(self))
         return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
 
     own = with_own_code(call)

@@ -21,6 +21,7 @@ PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
 ORIGINAL = "graphreg_original"  # an attribute of the class that ``regularize_`` generates for a model: the model's own class
+MEMBERS = "graphreg_members"  # an attribute of the same class: the names of its attributes when it was made
 RESTS = "__graphreg_rests__"  # the same, of the class that a model in place has during a trace
 PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads

@@ -87,7 +87,6 @@ def is_normalization(module: nn.Module) -> bool:
     return isinstance(module, NORM_MODULES) or ("norm" in type(module).__name__.lower() and not any(module.children()))
 
 
-
 class Operations:
     """Answers questions about the nodes of one model's graphs.
 

@@ -29,7 +29,7 @@ CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
 # another subgraph.
 BOUNDARY = "graph_break_boundary"
 # a user's own norm is recognized by the name of its class
-_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")
+NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 # of nn.LSTMCell
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}
@@ -262,7 +262,7 @@ class _Judge:
         facts: dict[str, Any] = {"module": scope_of(node), "shape": shape, "dtype": dtype, "used": node in self.used}
         if why_not:
             return Site(labels, selectable=False, why_not=why_not, **facts)
-        norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
+        norm = self.operations.is_norm(node) or any(label.module is not None and NORM_CLASS.search(label.op) for label in labels)
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
         facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, "")}

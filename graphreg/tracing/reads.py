@@ -97,7 +97,7 @@ class Reads:
         return frozenset(self._written.get(id(owner), ()))
 
     def counts(self, owner: Any) -> frozenset[str]:
-        """Return the names of numbers that each call changes, such as a count of calls, and of what a hook writes, which runs at each call.
+        """Return the names of numbers that each call changes, such as a count of calls; also those in which a hook counts.
 
         The trace has seen to it that the graph does not depend on them.
         """
@@ -161,7 +161,7 @@ class Reads:
             names = self._written.get(id(owner))
             if names is not None and name not in OWN_ATTRIBUTES and threading.get_ident() == thread and _decides(name, sys._getframe(1)):
                 names.add(name)
-                if type(value) is ChangingNumber or sys._getframe(1).f_code in self._hooks:
+                if type(value) is ChangingNumber or (sys._getframe(1).f_code in self._hooks and _counted(owner, name, value)):
                     self._counts.setdefault(id(owner), set()).add(name)
             original(owner, name, value)
 
@@ -209,6 +209,11 @@ def roots_of(arguments: Any) -> list[Any]:
         if is_own(kind):
             roots[id(kind)] = kind
     return list(roots.values())
+
+
+def _counted(owner: Any, name: str, value: Any) -> bool:
+    """Return whether a number takes the place of a number or of nothing. What a hook sets once, it finds as None or as an object."""
+    return type(value) in (int, float) and type((own_attributes(owner) or {}).get(name, 0)) in (int, float)
 
 
 def inside(value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,10 @@ from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change, parts
 from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
-from graphreg.ir.operations import Operations, is_normalization, is_stack
+from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
-from graphreg.ir.roles import value_sites
+from graphreg.ir.roles import NORM_CLASS, value_sites
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
 from graphreg.ir.train_eval import ModeGraphs
@@ -58,6 +59,7 @@ from graphreg.tracing.symbolic.tracer import DrawsRandomly
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
 NOT_ASSIGNED = "not assigned"  # how the note on attributes that only the forward assigns begins
+_BIAS = re.compile(r"(^|_)bias(es)?(_|$)")  # in the name of a parameter
 _SHOWN = 4  # the number of names that a note lists
 _ASSIGNED_SHOWN = 12
 
@@ -165,9 +167,14 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     # a mean over no elements is nan
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
     parts = (name.rpartition(".") for name in names)
-    norm = any("bias" in own or is_normalization(modules[path]) for path, _, own in parts)
+    norm = any(_BIAS.search(own) or _is_norm(modules[path]) for path, _, own in parts)
     site = Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, norm=norm)
     return replace(site, selectable=not why_not, why_not=why_not)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a normalization. A ``NormedLinear`` is none: its weight is a matrix."""
+    return isinstance(module, NORM_MODULES) or (is_normalization(module) and NORM_CLASS.search(class_name(module)) is not None)
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:

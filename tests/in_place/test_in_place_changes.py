@@ -857,6 +857,51 @@ def test_what_opaque_code_and_hooks_count_is_no_change() -> None:
     assert graphs(model) == 1 and model.act.n == 3 and model.last.seen == 3
 
 
+class Factor:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+
+class Lazily(Net):
+    """A hook sets what its forward reads, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * self.factor.by
+
+
+def test_what_a_hook_sets_once_is_watched() -> None:
+    model = Lazily()
+
+    def hook(module: Any, inputs: Any) -> None:
+        if model.factor is None:
+            model.factor = Factor(1.0)
+
+    model.a.register_forward_pre_hook(hook)
+    graphreg.regularize_(model, hidden_dropout=0.0)
+    before = model(X)
+    model.factor = Factor(10.0)
+    torch.testing.assert_close(model(X), before * 10)
+
+
+class CountsInTheClass(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).calls += 1
+        return super().forward(x)
+
+
+def test_what_the_model_counts_in_its_class_is_left_alone() -> None:
+    model = graphreg.regularize_(CountsInTheClass(), hidden_dropout=0.0)
+    expected = model(X)
+    model.eval()(X)
+    assert torch.equal(model.train()(X), expected) and type(model).calls > 0
+
+
 def test_what_is_set_on_the_class_of_the_model_is_refused() -> None:
     class Scaled(Net):
         scale = 1.0

@@ -150,6 +150,15 @@ class WideNorm(nn.Module):
         return self.out(self.norm(self.conv(x)) + self.pos_bias_u.sum())
 
 
+class NormedLinear(nn.Linear):
+    """mmdet's: a layer of unit weights, and no normalization."""
+
+
+def test_a_normed_linear_is_a_linear() -> None:
+    plan = graphreg.plan(graphreg.trace(nn.Sequential(NormedLinear(4, 3), nn.Linear(3, 2))), graphreg.build("weight_l2", strength=0.5))
+    assert [edit.site.name for edit in plan.edits] == ["0.weight", "1.weight"]
+
+
 @pytest.mark.parametrize("key", ["weight_l2", "weight_l1", "drop_connect", "weight_noise"])
 def test_norms_and_biases_of_two_dims_are_no_weights(key: str) -> None:
     traced = graphreg.trace(WideNorm())

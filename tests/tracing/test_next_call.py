@@ -264,4 +264,4 @@ def test_counters_that_decide_later_are_refused_and_put_back(name: str) -> None:
 
 def test_other_sizes() -> None:
     shapes = [[tuple(each.shape) for each in args] for args, _ in other_sizes(((torch.ones(2, 3), torch.ones(3, 1)), {}))]
-    assert shapes == [[(3, 3), (3, 1)], [(2, 4), (4, 1)], [(2, 4), (3, 1)], [(2, 3), (4, 1)]]
+    assert shapes == [[(3, 3), (3, 1)], [(2, 4), (4, 1)]]  # the sizes 2 and 3

@@ -10,15 +10,19 @@ from torch import Tensor
 from graphreg.torch_internals import pytree
 from graphreg.tracing.fake_inputs import Arguments
 
-_MOST = 6
+_MOST = 2  # a group is two more pairs of calls
 
 
 def other_sizes(call: Arguments) -> Iterator[Arguments]:
     """Yield the call with one more item along all axes of one size, then along those among them at one position only.
 
-    The new item is a copy of the first one, so that indices stay valid. Axes of size 1, which broadcast, stay.
+    The new item is a copy of the first one, so that indices stay valid. Axes of size 1, which broadcast, stay. A model may have a table
+    of just the call's size. On a CPU, that is an error like others; on a GPU, it would end the process's use of the GPU, so there are no
+    other sizes.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(call) if _is_plain(leaf)]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return
     axes = dict.fromkeys((axis, size) for tensor in tensors for axis, size in enumerate(tensor.shape) if size > 1)
     groups = dict.fromkeys(tuple(each for each in axes if each[1] == size) for _, size in axes)
     for group in [*groups, *((each,) for each in axes if (each,) not in groups)][:_MOST]:

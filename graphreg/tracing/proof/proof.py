@@ -336,7 +336,10 @@ class _Trial:
             # the model does not take such inputs, or code that the graph calls decides by the stand-ins; or another graph would run
             if (theirs.error is not None and (ours.error is not None or not between)) or isinstance(ours.error, OtherInputs):
                 continue
-            what, again = _differing(theirs, ours, near), self._ran(self._call_model, calls, between)
+            what = _differing(theirs, ours, near)
+            if not what and theirs.error is None:
+                continue
+            again = self._ran(self._call_model, calls, between)
             if theirs.error is not None and again.error is not None:
                 raise StatefulForward.of(self.claim.model, left, {}, f" ({first_line(theirs.error)})")
             if what and not _differing(theirs, again, near):
