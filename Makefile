@@ -35,9 +35,9 @@ demo-ranks: .venv/.demo
 
 # Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
 test: export PYTHONDONTWRITEBYTECODE =
-test: THEN := --then 360 'the tests'
+test: THEN := --then 400 'the tests'
 test: .venv/.test
-	@echo "About 7,000 tests in $(WORKERS) processes: about six minutes on two cores of a new server, longer on an older one."
+	@echo "About 7,000 tests in $(WORKERS) processes: six to seven minutes on two cores of a new server, longer on an older one."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # What is around the engine (pages and their examples, the page in a browser, tools that measure), and what needs processes of its own, such

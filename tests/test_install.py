@@ -107,7 +107,7 @@ def test_packages_are_counted(installer: Any, tmp_path: Path, monkeypatch: pytes
 EXTRAS = {
     "demo": "demo", "test": "test", "lint": "test,lint", "site": "test,docs", "bench": "bench", "gpu": "test,gpu", "zoo": "zoo",
 }  # fmt: skip
-FOLLOWS = {"demo": " --then 60 'the demo'", "test": " --then 360 'the tests'"}
+FOLLOWS = {"demo": " --then 60 'the demo'", "test": " --then 400 'the tests'"}
 
 
 @pytest.mark.parametrize("target", EXTRAS)
