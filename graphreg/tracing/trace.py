@@ -166,8 +166,8 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     numbers = parameter.is_floating_point()  # formulas take real numbers; others, as of quantized layers, cannot train
     # a mean over no elements is nan
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
-    parts = (name.rpartition(".") for name in names)
-    norm = any(_BIAS.search(own) or _is_norm(modules[path]) for path, _, own in parts)
+    split = (name.rpartition(".") for name in names)
+    norm = any(_BIAS.search(own) or _is_norm(modules[path]) for path, _, own in split)
     site = Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, norm=norm)
     return replace(site, selectable=not why_not, why_not=why_not)
 
