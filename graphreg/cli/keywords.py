@@ -18,13 +18,13 @@ from graphreg.regularizer.by_depth import by_depth
 from graphreg.regularizer.registry import FAMILIES, PREFIXED, registered
 from graphreg.tracing.trace import Traced
 
-Keywords = Sequence[tuple[str, str]]
+KeywordTexts = Sequence[tuple[str, str]]
 _KINDS: Mapping[str, Callable[..., Any]] = {kind: vars(schedules)[kind] for kind in schedules.KINDS} | {"by_depth": by_depth}
 _SCHEDULE = re.compile(rf"({'|'.join(_KINDS)})\(.*\)$", re.DOTALL)
 ORDER = [name for family in FAMILIES for name in (*(keyword for keyword, (key, _) in PREFIXED.items() if key == family), family)]
 
 
-def regularizers(traced: Traced, keywords: Keywords) -> list[Regularizer]:
+def regularizers(traced: Traced, keywords: KeywordTexts) -> list[Regularizer]:
     """Make the regularizers that the options name, in the order of ``from_kwargs``; an option given twice makes two regularizers."""
     pairs = [(keyword_of(option), _value(option, text)) for option, text in keywords]
     # The sort is stable: options of one name keep the order of the command line.
@@ -38,7 +38,7 @@ def keyword_of(option: str) -> str:
     return option.removeprefix("--").replace("-", "_").lower()
 
 
-def check_options(keywords: Keywords, known: Iterable[str], command: str) -> None:
+def check_options(keywords: KeywordTexts, known: Iterable[str], command: str) -> None:
     """Check the options that may name regularizers. This happens before the model is loaded, because loading may take long.
 
     Raises:

@@ -37,7 +37,6 @@ from graphreg.session.controls import strengths_now
 from graphreg.session.hosts import BackendHost
 from graphreg.session.session import Session
 from graphreg.session.streams import CallClock, CountedStreams
-from graphreg.session.strengths import Row
 from graphreg.torch_internals.autograd import in_backward
 from graphreg.torch_internals.dynamo import CompiledCall, compiled_call, splits_for_ddp, strict_limit, translator
 from graphreg.tracing.fake_inputs import arguments
@@ -74,14 +73,13 @@ class Backend(BackendHost, RenamedAttributes):
         session.keeps_selectors = True
         session.clock, session.attaches, session.scale = self.clock, penalties == "attach", scale
         session.asked = Asked(self.regularizers, {}, None, missing, own_dropout, penalties, written_scale(scale))
-        session.join(self)
         self.model: nn.Module | None = None
         self._root: nn.Module | None = None  # the model that was compiled, with its wrappers
         self._wrappers: dict[int, str] = {}  # from the id of a wrapper to the path of the module in it
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         _refuse_impossible(self.regularizers, own_dropout)
-        self._strengths: CallStrengths | None = None  # those of every call, as long as nothing changes and nothing has a schedule
+        self._strengths: tuple[int, CallStrengths] | None = None  # those of every call that has no schedule, and the changes before them
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
@@ -226,9 +224,9 @@ class Backend(BackendHost, RenamedAttributes):
         rows = self.session.strengths
         if any(row.is_scheduled for row in rows.values()):
             return CallStrengths(rows, call)
-        if self._strengths is None:
-            self._strengths = CallStrengths(rows, call)
-        return self._strengths
+        if self._strengths is None or self._strengths[0] != self.session.changes:
+            self._strengths = self.session.changes, CallStrengths(rows, call)
+        return self._strengths[1]
 
     def _end(self, call: Call) -> None:
         self.last = call.totals()
@@ -319,14 +317,6 @@ class Backend(BackendHost, RenamedAttributes):
                 "and no call has ended, or none had a graph. Call the compiled model first, and read the penalties after that call."
             )
         return dict(self.last)
-
-    # what the session tells
-
-    def on_strength_changed(self, row: Row) -> None:
-        self._strengths = None
-
-    def on_switched(self, session: Session) -> None:
-        """Do nothing: Dynamo's guards ask whether noise is switched, and each call asks whether penalties are."""
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""

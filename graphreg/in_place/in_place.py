@@ -14,7 +14,7 @@ from graphreg.errors import GraphRegError, RegularizerError, TraceError, check_f
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class, strip
 from graphreg.in_place.shared_session import SharedSession
-from graphreg.in_place.structure import Options, bare, owner_refused
+from graphreg.in_place.structure import InPlaceOptions, bare, owner_refused
 from graphreg.ir.module_record import ORIGINAL, PLACED
 from graphreg.ir.selector import Missing, Selector
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
@@ -112,7 +112,7 @@ def regularize_(
     _check_splices(named, eval_penalties)
     # ``verify`` compares with the model as it is before it gets another class.
     before = model_before(model, example_inputs, verify)
-    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
+    options = InPlaceOptions(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks, prove)
     session = SharedSession(named, GrowingStreams(seeds, device_of(model)), own_dropout)
     _make_states(session, model, missing)
     placed = Placed(options, session)

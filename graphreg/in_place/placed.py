@@ -19,8 +19,8 @@ from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, 
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.structure import (
+    InPlaceOptions,
     Numbers,
-    Options,
     StructureGraph,
     prove_later,
     restored_unless_done,
@@ -42,7 +42,6 @@ from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.session.hosts import InPlaceHost, record_of, rules_of
 from graphreg.session.session import Session
 from graphreg.session.streams import GrowingStreams
-from graphreg.session.strengths import Row
 from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
 from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
@@ -94,7 +93,7 @@ class Placed(InPlaceHost):
 
     session: SharedSession
 
-    def __init__(self, options: Options, session: SharedSession) -> None:
+    def __init__(self, options: InPlaceOptions, session: SharedSession) -> None:
         self.options, self.session, self.graphs = options, session, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
         session.join(self)
@@ -106,7 +105,8 @@ class Placed(InPlaceHost):
         if options.blocks is None or strings(options.blocks):
             session.asked = self._asked(() if options.blocks is None else strings(options.blocks))
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
-        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # for a structure: fingerprint and error of a failed trace
+        # for a structure: the fingerprint, the number of changed strengths and the error of a failed trace
+        self._failed: dict[str, tuple[Fingerprint, int, GraphRegError]] = {}
         self._told = False  # whether the plan has been logged
         self.loosened: tuple[str, ...] = ()
         self._by_value: set[str] = set()  # arguments that are numbers, and of which a graph needs the value
@@ -288,8 +288,9 @@ class Placed(InPlaceHost):
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
                 return others[0], False
-            fingerprint, error = self._failed.get(key, (None, None))
-            if error is not None and fingerprint is not None and fingerprint.same():
+            fingerprint, changes, error = self._failed.get(key, (None, 0, None))
+            # it may have failed because a selector of ``set_strength`` matched no site
+            if error is not None and fingerprint is not None and changes == self.session.changes and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
             # the model was made on the meta device, and has got its values
@@ -304,7 +305,8 @@ class Placed(InPlaceHost):
                 if numbers.other:
                     self._tighten(numbers.other)
                     raise _ForOneValue from failure
-                self._failed[key] = Fingerprint(model, reads), (told := told_of_change(failure) if self._made else failure)
+                told = told_of_change(failure) if self._made else failure
+                self._failed[key] = Fingerprint(model, reads), self.session.changes, told
                 raise told from failure.__cause__
             except Exception as failure:  # the model's own
                 if at_call:
@@ -428,7 +430,7 @@ class Placed(InPlaceHost):
         shown = [readable(key) + (", shown here" if key == self.last and len(self._made) > 1 else "") for key in self._made]
         return [f"in place: a graph for arguments of the structure {each}" for each in shown]
 
-    def penalties(self) -> dict[str, Tensor]:
+    def last_penalties(self) -> dict[str, Tensor]:
         """Return the penalties of the last call by name, detached from autograd; an empty dict before the first call."""
         if self.options.penalties == "return":
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
@@ -438,9 +440,6 @@ class Placed(InPlaceHost):
         """Copy the strengths and the noise of another model's state, whose average this model is."""
         self.session.restore_strengths(original.session.changed_strengths())
         self.session.load(original.session.saved())
-
-    def on_strength_changed(self, row: Row) -> None:
-        self._failed.clear()  # a trace may have failed because a selector matched no site
 
     def on_switched(self, session: Session) -> None:
         self.in_eval = self.options.eval_penalties or session.noise.has_on
@@ -506,7 +505,7 @@ class _Watched:
 
 
 def _unpickled(
-    options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]],
+    options: InPlaceOptions, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]],
     unsettled: bool = False, awaited: Collection[tuple[str, str]] = (),
 ) -> Placed:  # fmt: skip
     """Make the state of an unpickled model. Its tensors are on the CPU until the model moves.

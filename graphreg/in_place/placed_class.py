@@ -149,7 +149,7 @@ def _apply(original: type[nn.Module]) -> Callable[..., Any]:
 
 def _penalties(self: Any) -> dict[str, torch.Tensor]:
     """Return the penalties of the last call by name, detached from autograd. This method is for models with ``penalties="attach"``."""
-    return state_in(self).penalties()
+    return state_in(self).last_penalties()
 
 
 def _refuse_trace(model: nn.Module, placed: Placed, args: Any) -> None:

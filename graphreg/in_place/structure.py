@@ -60,7 +60,7 @@ _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that 
 
 
 @dataclass(frozen=True)
-class Options:
+class InPlaceOptions:
     """The options of ``regularize_``, from which each graph is made. The strengths and the noise are in the ``Session``.
 
     Attributes:
@@ -178,7 +178,7 @@ class StructureGraph:
 
 
 def traced_for(
-    model: nn.Module, example: Any, options: Options, session: SharedSession, at_call: bool, reads: Reads, numbers: Numbers
+    model: nn.Module, example: Any, options: InPlaceOptions, session: SharedSession, at_call: bool, reads: Reads, numbers: Numbers
 ) -> StructureGraph:  # fmt: skip
     """Trace the model for a call with the arguments ``example``, add the regularizers, and return the graph.
 
@@ -243,7 +243,7 @@ def _waited_in_vain(row: Row, selector: str) -> str:
     )
 
 
-def _planned(model: nn.Module, example: Any, traced: Traced, options: Options) -> tuple[Plan, Plan]:
+def _planned(model: nn.Module, example: Any, traced: Traced, options: InPlaceOptions) -> tuple[Plan, Plan]:
     """Return the plan for a trace, and the plan that has all the sites that selectors of strengths must match.
 
     They are one, except while adapters are disabled, and a regularizer has therefore no site, or frozen parameters alone: it adds nothing
@@ -280,7 +280,7 @@ def _adapters_enabled(layers: Sequence[Any]) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:
+def _proving(model: nn.Module, options: InPlaceOptions, at_call: bool) -> Proving:
     """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
     modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
     # Autocast knows no meta device.
@@ -297,7 +297,7 @@ def _proving(model: nn.Module, options: Options, at_call: bool) -> Proving:
     return Proving(modes, around, at_call)
 
 
-def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: Options) -> None:
+def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: InPlaceOptions) -> None:
     """Prove the graph on the arguments of a call, if it was traced within a transform of torch.func, and no call has proved it since."""
     proving = _proving(model, options, at_call=True)
     call = arguments(example)

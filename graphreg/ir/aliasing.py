@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from graphreg.ir.dataflow import reached
 from graphreg.ir.layout import clone
 from graphreg.ir.operations import Operations, function_name, nodes_in
-from graphreg.ir.views_and_writes import Effects, is_inert
+from graphreg.ir.views_and_writes import ViewsAndWrites, is_inert
 
 
 class Write(NamedTuple):
@@ -33,7 +33,7 @@ class Aliases:
 
     def __init__(self, graph: fx.Graph, operations: Operations) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.effects = Effects(operations)
+        self.effects = ViewsAndWrites(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
         self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # x -> the values whose storage x gets later: y by ``x.set_(y)``
         for node in self.order:

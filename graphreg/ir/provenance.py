@@ -11,7 +11,7 @@ from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import own_labels
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 
 # the name of each call of a module -> the name of the first call in its chain
 Chains = Mapping[str, str]
@@ -27,7 +27,7 @@ def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Cha
 
 
 def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str]:
-    effects = Effects(operations)
+    effects = ViewsAndWrites(operations)
     first: dict[str, str] = {}
     order: dict[str, int] = {}
     # the last two calls that a node depends on; one of them may be the call that made it

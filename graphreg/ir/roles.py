@@ -18,7 +18,7 @@ from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import READS_PARAMETER, Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 from graphreg.torch_internals.operators import HigherOrderOperator
 
 # functions that recurrent cells call
@@ -125,7 +125,7 @@ class _Judge:
     """Walks a graph once, in order, and classifies each node by the kind of its value and by what it depends on."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
-        self.graph, self.operations, self.effects = graph, operations, Effects(operations)
+        self.graph, self.operations, self.effects = graph, operations, ViewsAndWrites(operations)
         held = ((path, name, value) for path, module in operations.modules.items() for name, value in module._parameters.items())
         self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphreg.ir.terminal import Code, Lines, Paragraph
+from graphreg.ir.terminal import CodeLines, Lines, Paragraph
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SourceFunction:
         title = f"{self.name}, {self.file}:{self.lines[0].number}"
         yield Lines(("",))
         yield Lines((f"{title}, of {', '.join(where)}" if where else title,), "bold")
-        yield Code(tuple((line.number, line.code, together(line.sites)) for line in self.lines))
+        yield CodeLines(tuple((line.number, line.code, together(line.sites)) for line in self.lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the function as plain data, fit for JSON."""

@@ -30,13 +30,13 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeLines:
     """Lines of Python, each with notes beside it. ``rows``: the number of the line, the code, and the notes."""
 
     rows: tuple[tuple[int, str, tuple[str, ...]], ...]
 
 
-Paragraph = Table | Lines | Code
+Paragraph = Table | Lines | CodeLines
 
 
 def width_now() -> int | None:
@@ -118,7 +118,7 @@ def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
     if isinstance(block, Lines):
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
-    if isinstance(block, Code):
+    if isinstance(block, CodeLines):
         return _beside(block, width, colours)
     if not block.full[0]:
         return []
@@ -129,7 +129,7 @@ def _lines(block: Paragraph, width: int | None, colours: bool) -> list[str]:
     return [*(paint(line, "bold", colours) for line in head), *(line for row in rows for line in row)]
 
 
-def _beside(block: Code, width: int | None, colours: bool) -> list[str]:
+def _beside(block: CodeLines, width: int | None, colours: bool) -> list[str]:
     """Lay out code with the notes in a column to its right. No code is broken: where it is too long, its notes are below it."""
     digits = max(len(str(number)) for number, _, _ in block.rows)
     longest = max((len(code) for _, code, notes in block.rows if notes), default=0)
@@ -197,7 +197,7 @@ def _block(block: Paragraph) -> str:
     if isinstance(block, Lines):
         lines = "<br>".join(map(escape, block.lines))
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
-    if isinstance(block, Code):
+    if isinstance(block, CodeLines):
         lined = [_cells("td", (str(number), code, ", ".join(notes))) for number, code, notes in block.rows]
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in lined)}</table>"
     if not block.full[0]:

@@ -49,7 +49,7 @@ REGION = "region"
 _SEEN: dict[tuple[Any, ...], ProbedCall | None] = {}
 
 
-class Effects:
+class ViewsAndWrites:
     """The aliases and writes of the nodes of one model's graphs. Each is computed when it is first asked for."""
 
     def __init__(self, operations: Operations) -> None:

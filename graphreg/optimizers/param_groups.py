@@ -18,7 +18,7 @@ from graphreg.optimizers.levels import levels
 from graphreg.optimizers.parameters import ModelParameters
 from graphreg.optimizers.standard_decay import undecayed
 from graphreg.recipes.arguments import RecipeLike, opened
-from graphreg.recipes.asked_groups import FROZEN, AskedGroups, Options
+from graphreg.recipes.asked_groups import FROZEN, AskedGroups, OptimizerOptions
 from graphreg.recipes.recipe import VERSION
 from graphreg.regularizer.by_depth import ByDepth, DepthDecay
 
@@ -42,13 +42,13 @@ class ParamGroups(Printed, list[dict[str, Any]]):
     title: str
     frozen: tuple[str, ...]
     asked: AskedGroups
-    _rows: list[_Row]
-    _left: _Row
+    _rows: list[_GroupRow]
+    _left: _GroupRow
 
     @classmethod
-    def made(cls, parameters: ModelParameters, options: Mapping[Site, Options], asked: AskedGroups) -> ParamGroups:
+    def made(cls, parameters: ModelParameters, options: Mapping[Site, OptimizerOptions], asked: AskedGroups) -> ParamGroups:
         """Make the groups, one for each set of options. A parameter without options is in no group."""
-        merged = list[tuple[Options, list[Site]]]()
+        merged = list[tuple[OptimizerOptions, list[Site]]]()
         for site, own in options.items():
             group = next((sites for known, sites in merged if _same(known, own)), None)
             if group is None:
@@ -61,8 +61,8 @@ class ParamGroups(Printed, list[dict[str, Any]]):
         )
         left = [site for site in parameters.of_site if site not in options]
         made.title, made.frozen, made.asked = parameters.title, tuple(site.name for site in left), asked
-        made._rows = [_Row(dict(own), [site.name for site in sites], _elements(parameters, sites)) for own, sites in merged]
-        made._left = _Row({}, list(made.frozen), _elements(parameters, left))
+        made._rows = [_GroupRow(dict(own), [site.name for site in sites], _elements(parameters, sites)) for own, sites in merged]
+        made._left = _GroupRow({}, list(made.frozen), _elements(parameters, left))
         return made
 
     def recipe(self) -> dict[str, Any]:
@@ -99,19 +99,19 @@ class ParamGroups(Printed, list[dict[str, Any]]):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _GroupRow:
     """A line of the table. ``elements``: None if a parameter has no shape yet."""
 
-    options: Options
+    options: OptimizerOptions
     names: list[str]
     elements: int | None
 
 
 def param_groups(
     model: nn.Module,
-    selectors: Mapping[Selector, Options | Literal["frozen"]] | None = None,
+    selectors: Mapping[Selector, OptimizerOptions | Literal["frozen"]] | None = None,
     *,
-    default: Options | None = None,
+    default: OptimizerOptions | None = None,
     decay: Literal["standard"] | None = None,
     freeze: bool = False,
     recipe: RecipeLike | None = None,
@@ -225,7 +225,7 @@ def _named(selector: Selector, sites: list[Site], exempt: set[Site]) -> set[Site
 
 
 def _values(
-    parameters: ModelParameters, selector: Selector, name: str, value: Any, sites: Iterable[Site], merged: Mapping[Site, Options]
+    parameters: ModelParameters, selector: Selector, name: str, value: Any, sites: Iterable[Site], merged: Mapping[Site, OptimizerOptions]
 ) -> dict[Site, Any]:
     """Return the value of an option at each of the sites that a selector selects."""
     sites = list(sites)
@@ -256,7 +256,7 @@ def _values(
     return {site: merged[site][name] * value.decay ** (last - level[site]) for site in sites}
 
 
-def _same(one: Options, other: Options) -> bool:
+def _same(one: OptimizerOptions, other: OptimizerOptions) -> bool:
     """Return whether options are the same. Tensors, as of a learning rate for CUDA graphs, are the same if they are one object."""
     return one.keys() == other.keys() and all(
         value is other[name] or (not isinstance(value, torch.Tensor) and not isinstance(other[name], torch.Tensor) and value == other[name])

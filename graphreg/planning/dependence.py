@@ -14,7 +14,7 @@ from graphreg.ir.operations import Operations, function_name
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Selector, select
 from graphreg.ir.site import Site
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 from graphreg.tracing.trace import Traced
 
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
@@ -87,7 +87,7 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
     """Return ``nodes`` and all nodes that depend on one of them through floating-point values, also through in-place writes."""
-    effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
+    effects, sizes = ViewsAndWrites(operations), sizes_of(nodes[0].graph) if nodes else set()
     return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 
 

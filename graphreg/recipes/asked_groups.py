@@ -11,7 +11,7 @@ from graphreg.ir.selector import Selector, strings
 from graphreg.regularizer.by_depth import ByDepth, DepthDecay, has_schedule, read_strength
 from graphreg.schedules import Schedule
 
-Options = Mapping[str, Any]  # of an optimizer, by name
+OptimizerOptions = Mapping[str, Any]  # of an optimizer, by name
 FROZEN: Literal["frozen"] = "frozen"
 _KEYS = ("selectors", "default", "decay")
 _OURS = ("params", "param_names")  # the entries of a group that are no options
@@ -27,8 +27,8 @@ class AskedGroups:
         decay: ``"standard"``: what the usual rule leaves without decay has none.
     """
 
-    selectors: Mapping[Selector, Options | Literal["frozen"]] = field(default_factory=dict)
-    default: Options = field(default_factory=dict)
+    selectors: Mapping[Selector, OptimizerOptions | Literal["frozen"]] = field(default_factory=dict)
+    default: OptimizerOptions = field(default_factory=dict)
     decay: Literal["standard"] | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ def _read(options: Any) -> Any:
     return {name: tuple(value) if isinstance(value, list) else read_strength(value) for name, value in options.items()}
 
 
-def _plain(options: Options) -> dict[str, Any]:
+def _plain(options: OptimizerOptions) -> dict[str, Any]:
     """Return options as plain data."""
     plain: dict[str, Any] = {}
     for name, value in options.items():

@@ -54,7 +54,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         twin.train()
         plain = strip(twin)
 
-        def passes() -> list[_Pass]:
+        def passes() -> list[_ForwardPass]:
             return [_pass(each, _of_train(graphs_of(each)), specialized_arguments(module)) for each in (twin, plain)]
 
         with model_restored(twin):  # opaque code runs, and may change what is not in the copies
@@ -112,7 +112,7 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     return labels
 
 
-def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
+def _cause(node: str, more: int, run: _ForwardPass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
     """Return the row of the cost table for a change in the bytes that autograd saves of one value of the model.
 
     If autograd saves more bytes than without additions, the row is that of an added node that saved the value. If autograd saves fewer
@@ -133,9 +133,9 @@ def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[st
     return next((labels[user.name] for value in values for user in value.users if user.name in labels), "other")
 
 
-def _pass(module: fx.GraphModule, graph: fx.Graph, specialized: Mapping[str, Any]) -> _Pass:
+def _pass(module: fx.GraphModule, graph: fx.Graph, specialized: Mapping[str, Any]) -> _ForwardPass:
     inputs = [_input(node, specialized) for node in graph.nodes if node.op == "placeholder"]
-    run = _Pass(module, graph)
+    run = _ForwardPass(module, graph)
     # Autograd calls the hook with each tensor that it saves for backward.
     with torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
         # One input for each placeholder: there is no structure to flatten.
@@ -168,7 +168,7 @@ def _empty(known: Any, name: str) -> Any:
     return torch.empty(known[0], dtype=known[1], device=META)
 
 
-class _Pass(fx.Interpreter):
+class _ForwardPass(fx.Interpreter):
     """Runs one forward pass. Counts the operations of each node, and the bytes of the node's value that autograd saves for backward."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
@@ -225,7 +225,7 @@ class _Pass(fx.Interpreter):
 class _Counting(TorchDispatchMode):
     """Counts the operations of each node, and moves the arguments of each operator to the meta device."""
 
-    def __init__(self, run: _Pass) -> None:
+    def __init__(self, run: _ForwardPass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pass_ = run
 

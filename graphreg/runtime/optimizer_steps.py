@@ -19,7 +19,7 @@ from graphreg.torch_internals.dynamo_marks import disable
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class OptimizerStep:
     """One step of an optimizer.
 
     Attributes:
@@ -31,9 +31,9 @@ class Step:
     skipped: Tensor | None
 
 
-_last: WeakKeyDictionary[Optimizer, Step] = WeakKeyDictionary()
+_last: WeakKeyDictionary[Optimizer, OptimizerStep] = WeakKeyDictionary()
 # by session: of each optimizer, the step after which ``prox_`` was called
-_followed: WeakKeyDictionary[Any, WeakKeyDictionary[Optimizer, Step]] = WeakKeyDictionary()
+_followed: WeakKeyDictionary[Any, WeakKeyDictionary[Optimizer, OptimizerStep]] = WeakKeyDictionary()
 _warned: WeakSet[Any] = WeakSet()  # the sessions that have warned
 _handles: list[Any] = []
 
@@ -43,7 +43,7 @@ def _record(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # a scheduler may change the rate before ``prox_`` reads it, and a tensor in place
     rates = [group.get("lr") for group in optimizer.param_groups]
     kept = tuple(rate.detach().clone() if isinstance(rate, Tensor) else rate for rate in rates)
-    _last[optimizer] = Step(kept, getattr(optimizer, "found_inf", None))
+    _last[optimizer] = OptimizerStep(kept, getattr(optimizer, "found_inf", None))
 
 
 def watch_steps(session: Any) -> None:
@@ -53,7 +53,7 @@ def watch_steps(session: Any) -> None:
     _followed[session] = WeakKeyDictionary(_last)
 
 
-def step_to_follow(session: Any, optimizer: Optimizer) -> Step | None:
+def step_to_follow(session: Any, optimizer: Optimizer) -> OptimizerStep | None:
     """Return the last step of an optimizer, once for each session; None if it made no step since."""
     step, followed = _last.get(optimizer), _followed.setdefault(session, WeakKeyDictionary())
     if step is None or followed.get(optimizer) is step:

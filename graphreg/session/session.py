@@ -1,7 +1,7 @@
 """``Session``: how strongly a regularized model is regularized now, what it draws next, what is switched off, and what is saved.
 
-A rewritten module, a stage, a model in place and a backend each have one. What they do with it differs: they are its *readers*. A session
-tells each reader when a strength has changed, or noise or penalties have been switched.
+A rewritten module, a stage, a model in place and a backend each have one. It writes changed strengths into the runtime modules of the
+graphs, and tells its *readers* when noise or penalties have been switched.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ NO_GRAPH = (
 
 
 class Reader(Protocol):
-    """What acts by a session: the runtime modules of a graph, a model in place, a backend."""
-
-    def on_strength_changed(self, row: Row) -> None: ...
+    """What acts by a session: the runtime modules of a graph, or a model in place."""
 
     def on_switched(self, session: Session) -> None: ...
 
@@ -76,6 +74,7 @@ class Session:
         noise: The open blocks of ``noise_on`` and ``noise_off``.
         penalties: The open blocks of ``penalties_off``.
         readers: What acts by the session.
+        changes: How often a strength was changed.
         complete: Whether there is a graph, so that a selector of ``set_strength`` must match a site at once. Later graphs may bring more.
         keeps_selectors: Whether what was set for a selector counts at sites of later graphs, too, as in a backend.
         may_draw: Whether the model may draw noise, although no graph of it is known that does.
@@ -94,6 +93,7 @@ class Session:
         self.states: dict[str, State] = {}
         self.noise, self.penalties = Switches(), Switches()
         self.readers: list[Reader] = []
+        self.changes = 0
         self.complete, self.keeps_selectors, self.may_draw = False, False, False
         self.native: frozenset[str] = frozenset()
         self.attaches = False
@@ -213,12 +213,12 @@ class Session:
         return checked
 
     def _tell(self, row: Row) -> None:
-        # Graphs read a strength with a schedule from the clock, and any other from a reader's
-        # buffers.
+        # Graphs read a strength with a schedule from the clock, and any other from a buffer of their runtime modules.
         if isinstance(self.clock, ClockRule) and row.has_clock:
             self.clock.set(row.name, lambda element: row.at(element.site, element.planned) if element.site else row.others)
-        for reader in self.readers:
-            reader.on_strength_changed(row)
+        for rules in self.graphs():
+            rules.on_strength_changed(row)
+        self.changes += 1
 
     def learn(self, plan: Plan) -> None:
         """Take the sites of a plan."""

@@ -15,7 +15,7 @@ from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
 
 from graphreg.ir.operations import Operations
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 
 torch.manual_seed(0)
 ODD = {
@@ -156,7 +156,7 @@ def said(op: str, target: Any, args: tuple[Any, ...], root: nn.Module | None = N
         return inputs[-1]
 
     node = graph.create_node(op, target, map_aggregate(args, unknown))
-    effects = Effects(Operations(root or nn.Module()))
+    effects = ViewsAndWrites(Operations(root or nn.Module()))
     return {inputs.index(n) for n in effects.shares(node)}, {inputs.index(n) for n in effects.writes(node)}
 
 
@@ -239,7 +239,7 @@ def test_layers_that_compute_share_nothing() -> None:
             "pad": nn.ReflectionPad2d(9), "attention": nn.MultiheadAttention(48, 4), "encoder": nn.TransformerEncoderLayer(48, 4),
         }
     )  # fmt: skip
-    graph, effects = fx.Graph(), Effects(Operations(root))
+    graph, effects = fx.Graph(), ViewsAndWrites(Operations(root))
     x = graph.placeholder("x")
     for name in root:
         args = (x, x, x) if name == "attention" else (x, x) if name == "cell" else (x,)

@@ -20,7 +20,7 @@ from graphreg.errors import TraceError
 from graphreg.ir.aliasing import Aliases
 from graphreg.ir.metadata import label_site
 from graphreg.ir.operations import nodes_in
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 from graphreg.tracing.symbolic.factory_tape import CURE, Tape, attribute_of
 from graphreg.tracing.symbolic.tape_records import TapeEntry
 from graphreg.tracing.tensors import StorageKey, storage_key, tensors_by_path, tensors_in
@@ -56,7 +56,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 
 def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[StorageKey]:
     """Return the storages that must be made at each call: code may write into them, or they get their content from storages that change."""
-    known, effects = tape.known, Effects(tape.tracer.operations)
+    known, effects = tape.known, ViewsAndWrites(tape.tracer.operations)
     # an optimizer changes parameters between calls, also those that are registered nowhere
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
@@ -88,7 +88,7 @@ def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
             )
 
 
-def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
+def _escapes(node: fx.Node, returned: set[fx.Node], effects: ViewsAndWrites) -> bool:
     """Return whether the forward may return a tensor that shares the storage of a node's value."""
     sharing, waiting = {node}, [node]
     while waiting:

@@ -23,7 +23,7 @@ from graphreg.ir.contents import called_by_foreign_code
 from graphreg.ir.operation_probes import declared
 from graphreg.ir.operations import SPLITS, is_in_place
 from graphreg.ir.source_location import origin_now, short
-from graphreg.ir.views_and_writes import Effects
+from graphreg.ir.views_and_writes import ViewsAndWrites
 from graphreg.torch_internals.autograd import PRIVATE_FACTS, PRIVATE_STORAGE, version_of
 from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.fx import value_name
@@ -79,7 +79,7 @@ class Tape(TorchFunctionMode):
         """Prepare to record the forward of ``root``."""
         super().__init__()
         self.tracer, self.entries, self.known = tracer, list[TapeEntry](), StorageFacts()
-        self.effects = Effects(tracer.operations)
+        self.effects = ViewsAndWrites(tracer.operations)
         # (dict of facts, key) of each fact, in the order in which they were added
         self._undo: list[tuple[dict[Any, Any], Any]] = []
         # keeps tensors alive, so that their ids and storages are not used again
@@ -179,7 +179,7 @@ class Tape(TorchFunctionMode):
     def _effects_of(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
         """Return the nodes that a node writes into, may write into, and shares storage with.
 
-        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not
+        To find that out, ``ViewsAndWrites`` runs operations on tensors of its own. The tape must not
         record these operations.
         """
         before, self.tracer.evaluating = self.tracer.evaluating, True
