@@ -23,7 +23,7 @@ def path_of(page: Path) -> Path:
 
 def link(page: Path) -> str:
     """Return the line of a page that leads to its notebook. The notebook has a line that leads back in its place."""
-    return f"The same to run cell by cell: [this page as a notebook](../notebooks/{page.stem}.ipynb).\n"
+    return f"To run it cell by cell, open [this page as a notebook](../notebooks/{page.stem}.ipynb).\n"
 
 
 def notebook(page: Path) -> str:

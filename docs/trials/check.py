@@ -282,7 +282,7 @@ def task_7(solve: Solve) -> None:
         wrong("three pairs", came)
     for number, (output, measured) in enumerate(came):
         if number == 1:
-            same("without dropout, in the pass for reference, an output of", output, plain)
+            same("without dropout, in the reference pass, an output of", output, plain)
         else:
             has_rate(f"in pass {number}", output, plain, 0.5)
         same(f"in pass {number} a penalty of", measured, 0.0 if number == 1 else penalty)
