@@ -250,7 +250,7 @@ class Capture:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Return whether a trace records a call of the module as one operation: whether it is a layer of torch or timm's stochastic depth."""
+    """Return whether a trace records a call of the module as one operation: whether it is a layer of torch or stochastic depth."""
     home = type(module).__module__
     return (home.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)) or is_drop_path(module)
 

@@ -391,19 +391,21 @@ DROPOUTS = {
     "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
 }  # fmt: skip
 _PASSED_THROUGH = VIEWS | MOVES | DROPOUTS
-# by name, because timm may not be installed
-DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """Return whether the module is timm's stochastic depth.
+    """Return whether the module is stochastic depth: timm's ``DropPath``, or the class of its kind that another library has.
 
     It is recorded as one operation, because its graphs in train and in eval mode would differ if it
     were traced into.
     """
-    return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
+    kind = type(module)
+    return (
+        kind.__name__.endswith("DropPath") and isinstance(getattr(module, "drop_prob", None), (int, float))
+        and not (module._modules or module._parameters or module._buffers) and len(inspect.signature(kind.forward).parameters) == 2
+    )  # fmt: skip
 
 
 def is_dropout_module(module: nn.Module) -> bool:
-    """Return whether the module is one of torch's dropouts, a subclass of one, or timm's stochastic depth."""
+    """Return whether the module is one of torch's dropouts, a subclass of one, or stochastic depth."""
     return isinstance(module, DropoutBase) or is_drop_path(module)

@@ -1,17 +1,19 @@
 """Finds native dropout: every operation of the model itself that draws random numbers. Nothing here changes a graph.
 
-torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they
+torch's dropouts, stochastic depth and attention dropout can be moved: they
 can draw from graphreg's streams instead of torch's generator. Any other random operation is listed
 with the reason why it cannot be moved.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overloads_of, schema_of
+from graphreg.torch_internals.torch_modes import without_modes
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]
@@ -218,7 +221,29 @@ def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None
     if kind is None:
         return None
     why_not = "it has hooks, which would not be called" if forward_hooks(module) else ""
+    if kind == "depth" and not why_not and not _drops_whole_examples(module):
+        why_not = f"{type(module).__name__} does something else than to drop whole examples"
     return NativeDropout(site, kind, rate_of(module), path=path, why_not=why_not)
+
+
+_tried: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # by class: whether it drops whole examples
+
+
+def _drops_whole_examples(module: nn.Module) -> bool:
+    """Return whether the module does what timm's ``DropPath`` does. One of each class is tried: with rate 0.5, on an example of ones."""
+    kind = type(module)
+    if kind not in _tried:
+        twin, ones = copy.copy(module), torch.ones(32, 2, 2, device="cpu")
+        scale = 2.0 if getattr(module, "scale_by_keep", True) else 1.0
+        try:
+            with torch.random.fork_rng(devices=[]), without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                vars(twin).update(drop_prob=0.5, training=True)
+                rows = kind.forward(twin, ones).flatten(1)
+                vars(twin).update(training=False)
+                _tried[kind] = rows.unique(dim=0).tolist() == [[0.0] * 4, [scale] * 4] and torch.equal(kind.forward(twin, ones), ones)
+        except Exception:  # it takes other values, or has another attribute for its rate
+            _tried[kind] = False
+    return _tried[kind]
 
 
 def rate_of(module: nn.Module) -> float:

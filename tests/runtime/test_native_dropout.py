@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
+from transformers.models.swin.modeling_swin import SwinDropPath
 
 import graphreg
 from graphreg.passes import BernoulliDropout, HiddenL1
@@ -579,6 +581,46 @@ def test_hooks_keep_a_dropout_where_it_is() -> None:
     own = graphreg.trace(model).native_dropout
     assert [bool(each.why_not) for each in own] == [True, False]
     assert "not movable: first.d: it has hooks" in graphreg.report(seeded(model)).text(None)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_stochastic_depth_of_another_library_is_that_of_timm(front_end: Any) -> None:
+    x, made = torch.randn(40, 3, 2), []
+    for kind in (timm.layers.DropPath, SwinDropPath):
+        model, state = Around(kind(P)), torch.get_rng_state()
+        made.append(graphreg.regularize(model, example_inputs=x, own_dropout="seeded", rng=0, front_end=front_end))
+        assert list(graphreg.trace(model, x, front_end=front_end).graphs) == ["both"] and torch.equal(torch.get_rng_state(), state)
+        assert model.drop.drop_prob == P and torch.equal(graphreg.regularize(model, example_inputs=x, own_dropout="off")(x).output, x)
+        kept = graphreg.regularize(model, example_inputs=x, hidden_l2={"drop": 0.0}, front_end=front_end)
+        torch.manual_seed(3)
+        ours = kept(x).output
+        torch.manual_seed(3)
+        assert torch.equal(ours, model(x)) and not torch.equal(ours, x)
+    theirs, ours = (module(x).output for module in made)
+    assert torch.equal(ours, theirs) and not torch.equal(ours, x)
+
+
+class OfElementsDropPath(SwinDropPath):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.drop_prob, self.training)
+
+
+class LearnedDropPath(SwinDropPath):
+    def __init__(self) -> None:
+        super().__init__(P)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x * self.gain, self.drop_prob, self.training)
+
+
+def test_what_only_has_the_name_of_stochastic_depth() -> None:
+    with pytest.raises(graphreg.RegularizerError, match="OfElementsDropPath 0.3. cannot be moved: OfElementsDropPath does something else than"):
+        seeded(Around(OfElementsDropPath(P)))
+    model = Around(LearnedDropPath())  # traced into: its parameter is a site, and its dropout can be moved
+    (own,) = graphreg.trace(model).native_dropout
+    assert own.site.name == "drop.dropout" and not own.why_not
+    assert "drop.gain" in graphreg.names(model)
 
 
 class Computed(nn.Module):
