@@ -17,9 +17,12 @@ def listed(traced: graphreg.Traced) -> set[str]:
 
 
 def unnamed(subject: Subject, traced: graphreg.Traced) -> set[str]:
-    """The modules that are called and have no name; one that is shared goes by the first of its paths."""
+    """The modules that are called and have no name; one that is shared goes by the first of its paths.
+
+    What computes a parameter of a layer (``torch.nn.utils.parametrize``) runs within that layer, which is one operation.
+    """
     paths = {path for path, _ in subject.model.named_modules() if path}
-    unseen = {path for path in paths if any(path.startswith(f"{leaf}.") for leaf in traced.opaque_modules)}
+    unseen = {path for path in paths if ".parametrizations." in path or any(path.startswith(f"{leaf}.") for leaf in traced.opaque_modules)}
     return paths - listed(traced) - unseen - never_called(subject)
 
 

@@ -20,8 +20,8 @@ of the three it was.
 | column | what is checked |
 |---|---|
 | names | every module that is called has a name, and the names are those of torchvision (`get_graph_node_names`, both modes). There are \
-two exceptions: the path of a module always names that module, and timm's `DropPath` is one operation, like `nn.Dropout`. "n/a" with the \
-backend, and, for the comparison with torchvision, if torchvision cannot trace the model |
+two exceptions: the path of a module always names that module, and stochastic depth (timm's `DropPath` and its like) is one operation, as \
+`nn.Dropout` is. "n/a" with the backend, and, for the comparison with torchvision, if torchvision cannot trace the model |
 | step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` together: loss and gradients are finite, and every \
 parameter that has a gradient in the original has one |
 | gradients | with all strengths 0 and no penalty in the loss, the same parameters have a gradient as in the original, and the gradients \
