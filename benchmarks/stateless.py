@@ -205,8 +205,8 @@ def rows_under_vmap(draw: Draw, key: Tensor) -> bool:
 
 
 PROMISES: dict[str, Callable[[Draw, Tensor], bool]] = {
-    "compiled code draws the masks of eager": compiled_is_eager,
-    "a mask is the same in every memory layout, and a part of that of a larger batch": any_layout,
+    "compiled code draws the same masks as eager": compiled_is_eager,
+    "a mask is the same in every memory layout, and is the beginning of the mask of a larger batch": any_layout,
     "a mask is the same in every dtype": any_dtype,
     "the compiler may draw a mask again in backward": backward_draws_again,
     "Inductor fuses a draw into the surrounding kernels": is_fused,

@@ -95,6 +95,14 @@ def test_every_option_stands_in_the_table() -> None:
     assert graphreg.from_kwargs(torch.nn.Linear(2, 2), regularizers=None) == []
 
 
+def test_the_options_that_other_functions_lack_are_named() -> None:
+    """The pages on a pass, a backend and a stage name all options of ``regularize`` that these do not take."""
+    options = {p.name for p in inspect.signature(graphreg.regularize).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for page, function in (("fx_pass.md", graphreg.as_pass), ("backend.md", graphreg.backend), ("pipeline.md", graphreg.regularize_stage)):
+        (named,) = re.findall(r"takes the options of `regularize`, except (.*?)\.", (DOCS / page).read_text())
+        assert set(re.findall(r"`(\w+)`", named)) == options - inspect.signature(function).parameters.keys(), page
+
+
 def test_every_regularizer_stands_in_both_tables() -> None:
     """The README names each once by a keyword, and docs/regularizers.md where it acts; both link to its page."""
     keys: dict[str, set[str]] = {}
