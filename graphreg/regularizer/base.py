@@ -106,7 +106,7 @@ class Regularizer:
             or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
-        takes: The names of the arguments of ``__call__``, which say what the engine supplies.
+        takes: The names of the arguments of ``__call__``, which say what graphreg passes to it.
         takes_vjp: Whether ``__call__`` takes the argument ``vjp``.
         input_options: The options that are annotated ``ModelInput``.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
@@ -119,9 +119,10 @@ class Regularizer:
         min_dims: The least number of dims that a parameter must have for the class to act on it.
         min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
         min_units: For a formula that takes ``units``: the fewest units that it accepts.
-        over_batch: For a penalty on values: whether the penalty of a batch is not the mean of the
-            penalties of its parts. It is not if the formula is a function of means over the batch,
-            as a covariance is. The report says so where each rank has its own batch.
+        over_batch: For a penalty on values: True if the penalty of a batch is not the mean of the
+            penalties of its parts, because the formula is a function of means over the batch, as a
+            covariance is. If there are several ranks, the report then says that each computes the
+            penalty from its own batch.
     """
 
     pattern: Selector = "*"
@@ -308,12 +309,12 @@ class Regularizer:
 
     @property
     def engine_options(self) -> EngineOptions:
-        """The options that the engine itself reads."""
+        """The options that graphreg itself reads, such as ``reduction``."""
         return EngineOptions.of(self)
 
     @property
     def model_inputs(self) -> Mapping[str, str]:
-        """The inputs of the model that the formula takes: by the name of the formula's argument, the name of the input."""
+        """The inputs of the model that the formula takes: a mapping of the formula's argument to the name of the input."""
         return self._model_inputs
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
@@ -368,14 +369,15 @@ class Splice(Regularizer):
             parameter; ``()`` means any module.
         off_at_zero: Whether the splice leaves values as they are at strength 0.
         native_kinds: The kinds of native dropout that do the same to a value, such as ``"element"``
-            for the dropout of single elements: a plan tells where one acts on a value that the
-            splice acts on. ``graphreg.types.NativeDropout`` lists the kinds.
+            for the dropout of single elements. A plan says where the splice and dropout of such a
+            kind act on the same value. ``graphreg.types.NativeDropout`` lists the kinds.
         raises_variance: Whether the splice raises the variance of a value, in train mode only, as
-            dropout and added noise do. A plan then tells where it does known harm: before a batch
+            dropout and added noise do. A plan then says where it does known harm: before a batch
             norm, and several times on a residual trunk.
         separable: What the formula treats one by one: ``"elements"``, ``"examples"`` (along axis
             0), or ``"nothing"``. If ranks divide a value among themselves, each can then replace
-            its own part. The draws must have the shape of z, or share axes by ``shared=``.
+            its own part. The draws must have the shape of z, except along the axes that the methods
+            of ``noise`` get as ``shared=``.
     """
 
     _: KW_ONLY
@@ -418,9 +420,9 @@ class Splice(Regularizer):
     def unfit(self, shape: Sequence[int]) -> str:
         """Return why the formula cannot take a value of this shape, and what to do about it; ``""`` if it can.
 
-        The engine calls this method with each shape that the plan knows, and again with the value's
-        shape at each call where the splice acts. If the result is not ``""``, the engine raises
-        RegularizerError with it.
+        graphreg calls this method with each shape that the plan knows, and again with the value's
+        shape at each call where the splice acts. If the result is not ``""``, graphreg raises
+        RegularizerError with this text.
         """
         return ""
 
@@ -440,14 +442,14 @@ class Splice(Regularizer):
 class Penalty(Regularizer):
     """A regularizer that measures values or parameters: ``__call__`` returns the measurement, a 0-d tensor.
 
-    The engine averages the measurements of all sites. A subclass may have an option ``reduction``,
+    graphreg averages the measurements of all sites. A subclass may have an option ``reduction``,
     ``"mean"`` or ``"sum"``, which says whether they are averaged or added.
 
     Attributes:
         clean: Whether to measure the value that the model computed, before the splices at the same
             site act on it.
         value_range: The least and the greatest number that a measured value may have; None for any
-            numbers. The engine checks the value at each call; in compiled code, an assertion in the
+            numbers. graphreg checks the value at each call; in compiled code, an assertion in the
             graph checks it.
     """
 
@@ -491,10 +493,10 @@ class Penalty(Regularizer):
         return None
 
     def caution(self, sites: Sequence[Site], of: int) -> str:
-        """Return what the plan, the report and the log warn of, such as a strength that seems to mean more; ``""`` for none.
+        """Return a warning for the plan, the report and the log, such as that the strength is weaker than it looks; ``""`` for none.
 
-        ``sites``: where the penalty measures. ``of``: over how many sites of the whole model it is
-        a mean; more than ``sites`` has in a stage of a pipeline.
+        ``sites``: where the penalty measures. ``of``: the number of sites in the whole model over
+        which the penalty averages. In a stage of a pipeline, this is more than ``sites`` has.
         """
         return ""
 

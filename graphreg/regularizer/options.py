@@ -23,7 +23,7 @@ def required() -> Any:
     """Return the default that marks an option as not given.
 
     The class's ``check`` must call ``require_number``, which raises if the option still has the
-    mark. For an option that is annotated ``ModelInput``, the engine raises. The return type is Any,
+    mark. For an option that is annotated ``ModelInput``, graphreg raises. The return type is Any,
     so that a field of any type can have this default.
     """
     return NotGiven.OPTION

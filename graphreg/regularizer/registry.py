@@ -45,7 +45,7 @@ def register(cls: type[Regularizer]) -> None:
 
 
 class Keywords(Printed, Mapping[str, "type[Regularizer]"]):
-    """The keywords of regularizers, each once, with its class; it prints as a table.
+    """A mapping of each keyword to its regularizer class, which prints as a table.
 
     A keyword is found by each of its names, in upper or lower case: ``registered()["weight_decay"]`` and ``registered()["WeightL2"]`` are
     ``registered()["weight_l2"]``.
@@ -72,7 +72,7 @@ class Keywords(Printed, Mapping[str, "type[Regularizer]"]):
 
     @property
     def spellings(self) -> frozenset[str]:
-        """All that ``graphreg.regularize`` takes as a keyword, in lower case: the keywords and their other names."""
+        """All names that ``graphreg.regularize`` accepts as keywords of regularizers, in lower case."""
         return frozenset({*self._classes, *PREFIXED})
 
     def aliases(self, keyword: str) -> tuple[str, ...]:
@@ -108,7 +108,8 @@ def build(key: str, **options: Any) -> Regularizer:
 
     Args:
         key: A keyword, one of its other names, or the name of the class, in upper or lower case.
-        **options: The options of the class. A keyword with a role in its name, such as ``hidden_dropout``, stands for ``pattern``.
+        **options: The options of the class. A keyword with a role in its name, such as ``hidden_dropout``, takes no ``pattern``, because
+            the role says where to act.
 
     Returns:
         The regularizer.

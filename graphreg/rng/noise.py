@@ -199,8 +199,8 @@ _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must
 class Noise:
     """The random numbers of one splice at one call. A regularizer draws masks, uniform values or normal values from it.
 
-    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key (see ``lane_keys``). Each element of a draw depends
-    only on the key, the draw's number and the element's index. To repeat the draws from the first on, take ``noise.repeated()``. Under
+    The draws are numbered from 0. Each element of a draw depends only on the key, the draw's number and the element's index. (Draw number d
+    uses the lanes 4d to 4d + 3 of the key, see ``lane_keys``.) To repeat the draws from the first on, take ``noise.repeated()``. Under
     ``torch.vmap``, the option ``randomness`` decides whether all rows share one draw or each row has its own.
 
     A draw for z has one element for each element of z. Along *shared* axes, all elements of z share one element of the draw: the result has
@@ -211,7 +211,7 @@ class Noise:
         shared: The axes along which every draw is shared, from the splice's ``share_axes=``. A formula may share more axes in a draw.
         window: Where this rank's part lies in the whole value, if several ranks divide one value; else None. The draws for the part are
             those that one process would draw for the same elements of the whole value.
-        place: Where the draws for this call are among those that are drawn ahead; None if nothing is.
+        place: The place of this call among the calls whose draws were made ahead of time; None if there are none.
     """
 
     key: Tensor

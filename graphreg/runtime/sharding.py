@@ -53,7 +53,7 @@ def _not_differentiated(number: int) -> str:
     module = _numbered[number]
     if any(map(is_sharded, module.modules())):
         return (
-            "FSDP2 would free and average parameters during that. "
+            "FSDP2 would free parameters and average gradients during that. "
             "Leave this penalty out, or train without fully_shard, for instance with DistributedDataParallel."
         )
     if _has_distributed_parameters(module):

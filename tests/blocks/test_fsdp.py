@@ -58,7 +58,7 @@ def test_contractive_is_refused(found: list[dict[str, Any]]) -> None:
     ("what", "sentence"),
     [
         ("without blocks in place", "layers.0 has a hook, and in train mode the model runs as a graph"),
-        ("contractive in place", "FSDP2 would free and average parameters during that. Leave this penalty out"),
+        ("contractive in place", "FSDP2 would free parameters and average gradients during that. Leave this penalty out"),
         ("traced when sharded", "it can be traced only while its parameters are whole"),
         ("stripped when sharded", "another library has changed the class of a block of this model to FSDPResidual"),
     ],
