@@ -28,6 +28,7 @@ from graphreg.torch_internals.dynamo import (
     on_compilation_start,
     skipped_code,
 )
+from graphreg.torch_internals.dynamo_marks import disable
 
 log = logging.getLogger("graphreg")
 
@@ -66,6 +67,7 @@ def left(context: Any = None) -> str:
     )
 
 
+@disable()  # the backward of a part before a graph break is compiled within the call: Dynamo would compile this, and wait for itself
 def _compiling(_: Any) -> None:
     """When Dynamo begins the first compilation for a call through graphreg's backend, add a check at the end of this and later calls."""
     try:

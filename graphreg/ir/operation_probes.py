@@ -23,6 +23,8 @@ from graphreg.ir.layout import is_dense
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
 from graphreg.torch_internals.dynamo_marks import without_importing_dynamo
+from graphreg.torch_internals.functorch import without_transforms
+from graphreg.torch_internals.global_state import GlobalState
 from graphreg.torch_internals.operators import OpOverload, has_kernel, overload_name, overloads_of, schema_of
 from graphreg.torch_internals.torch_modes import TorchDispatchMode, without_functions, without_modes
 
@@ -97,27 +99,41 @@ def probe(
     """
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
-    seen_calls, tries = list[ProbedCall](), 0
+    phases = _phases(holes, list(dict.fromkeys(shapes)), bool(known_shapes))
 
-    state = torch.get_rng_state()  # a composed function may draw random numbers
-    with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo():
+    draws = torch.get_rng_state()  # a composed function may draw random numbers
+    with (
+        warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions(), without_importing_dynamo(), without_transforms()
+    ):  # fmt: skip
         warnings.simplefilter("ignore")
-        for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(known_shapes)):
-            for filling in itertools.islice(phase, TRIES - tries):
-                tries += 1
-                seen = _run(call, args, kwargs, filling)
-                # a cast to a tensor's own dtype makes no copy: try other dtypes
-                if seen and not seen_calls and not known_shapes:
-                    others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
-                    seen_calls += [each for other in others for each in other]
-                seen_calls += seen
-                if len(seen_calls) >= enough:
-                    break
-            if seen_calls:
-                break
-
-    torch.set_rng_state(state)
+        state = GlobalState()  # a function may be the beginning of a block, such as a level of torch.func or of autocast
+        try:
+            seen_calls = _calls(call, args, kwargs, phases, enough, bool(known_shapes))
+        finally:
+            state.restore()
+            torch.set_rng_state(draws)
     return together(seen_calls) if seen_calls else None
+
+
+def _calls(
+    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], phases: Iterator[Iterator[Filling]], enough: int, fits: bool
+) -> list[ProbedCall]:
+    """Call a function with the fillings of one phase after the other, and return what its calls did, those of the first phase that fits."""
+    seen_calls, tries = list[ProbedCall](), 0
+    for phase in phases:
+        for filling in itertools.islice(phase, TRIES - tries):
+            tries += 1
+            seen = _run(call, args, kwargs, filling)
+            # a cast to a tensor's own dtype makes no copy: try other dtypes
+            if seen and not seen_calls and not fits:
+                others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
+                seen_calls += [each for other in others for each in other]
+            seen_calls += seen
+            if len(seen_calls) >= enough:
+                break
+        if seen_calls:
+            break
+    return seen_calls
 
 
 def together(calls: Sequence[ProbedCall]) -> ProbedCall:

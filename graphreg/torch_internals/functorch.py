@@ -47,7 +47,7 @@ is_mapped = torch._C._functorch.is_batchedtensor  # returns whether a vmap has w
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _JVP_WRITTEN = hasattr(torch._functorch.predispatch, "_jvp_increment_nesting")
 _stack = torch._C._functorch.get_interpreter_stack
-_depth = torch._C._functorch.get_dynamic_layer_stack_depth
+levels: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # returns how many levels are open
 _LEAVE = {
     TransformType.Vmap: torch._C._functorch._vmap_decrement_nesting,
     TransformType.Grad: torch._C._functorch._grad_decrement_nesting,
@@ -103,14 +103,19 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     Otherwise these levels would stay on torch's stack, and no later code of this thread could draw random numbers.
     """
-    depth = _depth()
+    depth = levels()
     try:
         return function(*args, **kwargs)
     except BaseException:
-        # one by one, because torch 2.10's function that leaves several levels at once fails at the last of them
-        while _depth() > depth:
-            _LEAVE[innermost_transform().key()]()
+        leave_levels(depth)
         raise
+
+
+def leave_levels(depth: int) -> None:
+    """Leave the levels of torch.func that were entered since there were so many."""
+    # one by one, because torch 2.10's function that leaves several levels at once fails at the last of them
+    while levels() > depth:
+        _LEAVE[innermost_transform().key()]()
 
 
 def in_unwritten_jvp() -> bool:

@@ -17,6 +17,8 @@ import torch
 import torch.utils._device
 from torch._ops import mode_stack_state_for_pre_dispatch
 
+from graphreg.torch_internals.functorch import leave_levels, levels
+
 # With the parameters of autocast, which are one for each type of device; what can be set only once; and what has more than one number.
 _OTHERWISE = ("autocast", "interop", "deterministic_algorithms", "anomaly")
 # The types of devices that have an autocast. torch has no list of them in Python.
@@ -59,6 +61,7 @@ def _entries() -> Iterator[_Entry]:
     # first, since a mode may intercept the functions that write the rest
     yield "torch function modes", _function_modes, _set_function_modes
     yield "dispatch modes", _dispatch_modes, _set_dispatch_modes
+    yield "levels of torch.func", levels, leave_levels
     yield "default device", _default_device, _set_default_device
     # before grad mode, which it sets, too
     yield "inference mode", torch.is_inference_mode_enabled, _set_inference_mode

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
+from torch._library.custom_ops import CustomOpDef as CustomOpDef
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
@@ -71,3 +75,16 @@ def has_kernel(operator: OpOverload, key: str | None = None) -> bool:
     if key is None:
         return torch._C._dispatch_has_kernel(name)
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def python_operators() -> dict[str, list[FunctionType]]:
+    """Return the functions of each operator that was made of Python functions (``torch.library.custom_op``), by ``namespace::name``."""
+    return {name: operator_functions(operator) for name, operator in list(OPDEFS.items())}
+
+
+def operator_functions(operator: CustomOpDef) -> list[FunctionType]:
+    """Return the functions of an operator that ``torch.library.custom_op`` has made."""
+    kernels = [unwrap(each) for each in operator._backend_fns.values()]  # torch's, around those that were registered
+    within = [cell.cell_contents for kernel in kernels for cell in getattr(kernel, "__closure__", None) or ()]
+    parts = (operator._init_fn, operator._abstract_fn, operator._backward_fn, operator._setup_context_fn, operator._vmap_fn, *within)
+    return [each for each in parts if isinstance(each, FunctionType)]

@@ -18,19 +18,25 @@ from functools import lru_cache
 from typing import Any
 
 from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionMeta
 
 from graphreg.ir.contents import FOREIGN
 from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.operators import CustomOpDef, operator_functions, python_operators
 from graphreg.tracing.side_effects.state_places import content
 
 # modules whose functions return another value at each call
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
 _CONTAINERS = {list, tuple, dict, set, frozenset, OrderedDict}
+_HOLDERS = _CONTAINERS | {CustomOpDef, FunctionMeta}  # of functions
 # Special methods that the search leaves out, unless the code mentions their names. It assumes that
 # a forward may call any other special method implicitly, through an operator or a built-in
 # function.
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
+# What ``torch.autograd.Function.apply`` calls, and later the backward pass.
+_OF_APPLY = {"forward", "setup_context", "backward", "vjp", "jvp", "vmap"}
 _MUTATORS = {
     "append", "appendleft", "extend", "insert", "pop", "popleft", "popitem", "remove", "clear", "update", "setdefault", "add", "discard",
 }  # fmt: skip
@@ -149,21 +155,37 @@ class _StateSearch:
                 self._functions_in(value, True)
         for kind in kinds:
             self._class(kind)
+        operators = python_operators()
         while self._waiting:
             self._look(self._waiting.pop())
+            # ``torch.ops.mylib.scale`` is found by its name alone
+            for name in [name for name in operators if name.rpartition("::")[2] in self.code.mentioned] if not self._waiting else ():
+                for function in operators.pop(name):
+                    self._function(function)
         return self.code
 
     def _functions_in(self, value: Any, direct: bool) -> None:
-        """Add a value if it is a function; if it is a list, tuple, dict or set, add the functions in it, at any depth."""
-        if type(value) not in _CALLED and type(value) not in _CONTAINERS:  # as most are
+        """Add what a call of the value runs; if it is a list, tuple, dict or set, what calls of its items run, at any depth."""
+        if type(value) not in _CALLED and type(value) not in _HOLDERS:  # as most are
             return
         waiting, seen = [value], set[int]()
         for each in waiting:
             if type(each) in _CALLED:
                 self._function(each, direct)
+                self._function_class(getattr(each, "__self__", None))  # of a bound ``apply``
+            elif type(each) is CustomOpDef:
+                for function in operator_functions(each):
+                    self._function(function, direct)
             elif type(each) in _CONTAINERS and id(each) not in seen:
                 seen.add(id(each))
                 waiting.extend(each.values() if issubclass(type(each), dict) else each)
+            else:
+                self._function_class(each)
+
+    def _function_class(self, value: Any) -> None:
+        """Add a class of ``torch.autograd.Function``, whose ``apply`` calls its forward."""
+        if issubclass(type(value), type) and issubclass(value, Function):
+            self._class(value)
 
     def _class(self, kind: type) -> None:
         """Add a class and its bases: their forwards, their special methods, and the methods whose names the code mentions."""
@@ -178,7 +200,8 @@ class _StateSearch:
                 self._methods[name].append(value)
                 special = name.startswith("__") and name not in _UNCALLED
                 forward = name == "forward" and issubclass(base, nn.Module)
-                if forward or special or name in self.code.mentioned:
+                of_apply = name in _OF_APPLY and issubclass(base, Function)
+                if forward or of_apply or special or name in self.code.mentioned:
                     self._function(value, forward)
 
     def _function(self, value: Any, direct: bool = False) -> None:
@@ -237,7 +260,7 @@ class _StateSearch:
             self._function(value, direct)
             if issubclass(type(value), types.MethodType):
                 self._value(value.__self__, names, direct)
-        elif type(value) in _CONTAINERS:
+        elif type(value) in _HOLDERS:
             self._functions_in(value, direct)
         elif not is_foreign_class(type(value)):
             self._class(type(value))
