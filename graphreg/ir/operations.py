@@ -394,14 +394,14 @@ _PASSED_THROUGH = VIEWS | MOVES | DROPOUTS
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """Return whether the module is stochastic depth: timm's ``DropPath``, or the class of its kind that another library has.
+    """Return whether the module is stochastic depth, as timm has it, or a class of its kind that another library has.
 
     It is recorded as one operation, because its graphs in train and in eval mode would differ if it
     were traced into.
     """
     kind = type(module)
     return (
-        kind.__name__.endswith("DropPath") and isinstance(getattr(module, "drop_prob", None), (int, float))
+        kind.__name__.lower().endswith("droppath") and isinstance(getattr(module, "drop_prob", None), (int, float))
         and not (module._modules or module._parameters or module._buffers) and len(inspect.signature(kind.forward).parameters) == 2
     )  # fmt: skip
 

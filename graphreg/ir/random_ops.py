@@ -230,7 +230,7 @@ _tried: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # by class: whether
 
 
 def _drops_whole_examples(module: nn.Module) -> bool:
-    """Return whether the module does what timm's ``DropPath`` does. One of each class is tried: with rate 0.5, on an example of ones."""
+    """Return whether the module does what stochastic depth does. One of each class is tried: with rate 0.5, on an example of ones."""
     kind = type(module)
     if kind not in _tried:
         twin, ones = copy.copy(module), torch.ones(32, 2, 2, device="cpu")

@@ -31,8 +31,8 @@ def _once_a_code(read: Callable[[types.CodeType], T]) -> Callable[[types.CodeTyp
 
 @_once_a_code
 def _operations(code: types.CodeType) -> Mapping[int, dis.Instruction]:
-    """Return the instructions of code that read an attribute or unpack a value, and class patterns, by their offset."""
-    kinds = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "UNPACK_SEQUENCE", "MATCH_CLASS"}
+    """Return the instructions of code that read an attribute, and class patterns, by their offset."""
+    kinds = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "MATCH_CLASS"}
     return {each.offset: each for each in dis.get_instructions(code) if each.opname in kinds}
 
 
@@ -141,10 +141,72 @@ def reads_attribute(frame: types.FrameType) -> bool:
     return step is not None and step.opname.startswith("LOAD_")
 
 
-def unpacked(frame: types.FrameType) -> int | None:
-    """Return into how many variables a frame unpacks a value; None if it does something else."""
-    step = _operations(frame.f_code).get(frame.f_lasti)
-    return int(step.argval) if step is not None and step.opname == "UNPACK_SEQUENCE" else None
+class Unpacked(NamedTuple):
+    """The items of a value that code unpacks, as in ``a, *_, z = x``.
+
+    Attributes:
+        first: How many it takes from the start.
+        last: How many it takes from the end.
+        rest: Whether a variable that nothing reads gets those in between; else there are none.
+    """
+
+    first: int
+    last: int = 0
+    rest: bool = False
+
+
+def unpacked(frame: types.FrameType) -> Unpacked | None:
+    """Return which items of a value a frame unpacks into variables; None if it does something else."""
+    return _unpackings(frame.f_code).get(frame.f_lasti)
+
+
+@_once_a_code
+def _unpackings(code: types.CodeType) -> Mapping[int, Unpacked]:
+    """Return what code unpacks, by the offset of the instruction that asks for the items: also ``*_, h, w, t = *x.shape, x.dtype``."""
+    steps, found = _steps(code), dict[int, Unpacked]()
+    for i, step in enumerate(steps):
+        if step.opname in _UNPACKING and (taken := _taken(steps, i)) is not None:
+            found[step.offset] = taken
+        if step.opname == "LIST_EXTEND":
+            end = next((j for j in range(i + 1, len(steps)) if not _is_of_display(steps[j])), len(steps) - 1)
+            start = next((j for j in range(i - 1, -1, -1) if not steps[j].opname.startswith("LOAD_")), 0)
+            taken = _taken(steps, end) if steps[end].opname in _UNPACKING and steps[start].opname == "BUILD_LIST" else None
+            if taken is not None:
+                before, behind = int(steps[start].argval), sum(each.opname == "LIST_APPEND" for each in steps[i:end])
+                first, last = (taken.first - before, taken.last - behind) if taken.rest else (taken.first - before - behind, 0)
+                if min(first, last) >= 0:
+                    found[step.offset] = Unpacked(first, last, taken.rest)
+    return found
+
+
+_UNPACKING = ("UNPACK_SEQUENCE", "UNPACK_EX")
+
+
+def _taken(steps: Sequence[dis.Instruction], i: int) -> Unpacked | None:
+    """Return what an instruction unpacks; None if code reads the variable with the star."""
+    count = int(steps[i].argval)
+    if steps[i].opname == "UNPACK_SEQUENCE":
+        return Unpacked(count)
+    first, last = count & 0xFF, count >> 8
+    names = list[str]()
+    for step in steps[i + 1 :]:
+        if not step.opname.startswith("STORE_FAST") or len(names) > first:
+            break
+        names += _variables(step)
+    if len(names) <= first:
+        return None
+    return None if any("LOAD_" in step.opname and names[first] in _variables(step) for step in steps) else Unpacked(first, last, True)
+
+
+def _variables(step: dis.Instruction) -> tuple[Any, ...]:
+    """Return what an instruction names, such as its variable, or from Python 3.12 on its two variables."""
+    return step.argval if isinstance(step.argval, tuple) else (step.argval,)
+
+
+def _is_of_display(step: dis.Instruction) -> bool:
+    """Return whether an instruction adds another item to a list or tuple that is being written, such as ``*x.shape, x.dtype``."""
+    is_tuple = step.opname == "LIST_TO_TUPLE" or (step.opname == "CALL_INTRINSIC_1" and step.arg == 6)
+    return is_tuple or step.opname == "LIST_APPEND" or step.opname.startswith(("LOAD_", "EXTENDED_ARG"))
 
 
 def matches_class(frame: types.FrameType) -> bool:

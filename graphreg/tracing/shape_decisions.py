@@ -23,7 +23,7 @@ from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
-from graphreg.torch_internals.bytecode import spares_an_error
+from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table, is_shape_alone
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
@@ -68,12 +68,13 @@ def decided_kind(value: Any, expected: str) -> None:
 
 
 @has_side_effect
-def decided_count(value: Any, expected: int) -> None:
-    """Raise unless a value has as many items as the forward expects."""
-    if len(value) != expected:
+def decided_count(value: Any, expected: int, more: bool = False) -> None:
+    """Raise unless a value has as many items as the forward expects. ``more``: whether it may have more (``a, *_ = x``)."""
+    if len(value) < expected or (len(value) > expected and not more):
+        number = f"at least {expected}" if more else expected
         raise OtherInputs(
-            f"the model's forward expects {expected} items in a value (as in a, b = x), and with these inputs it has {len(value)}. "
-            f"Give inputs with which it has {expected}."
+            f"the model's forward expects {number} items in a value (as in a, b = x), and with these inputs it has {len(value)}. "
+            f"Give inputs with which it has {number}."
         )
 
 
@@ -273,17 +274,19 @@ class DecisionTracer(fx.Tracer):
             return found
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
-    def unpack(self, obj: fx.Proxy, count: int, is_caught: bool) -> Iterator[Any]:
-        """Return the items of a value that the forward unpacks into ``count`` variables. The graph asserts that there are as many.
+    def unpack(self, obj: fx.Proxy, taken: Unpacked, is_caught: bool) -> Iterator[Any]:
+        """Return the items of a value that the forward unpacks. The graph asserts that there are as many, or enough.
 
         ``is_caught``: whether the forward may catch the error for another number, so that it
         decides something by it.
         """
-        if is_caught:
-            return iter([obj[i] for i in range(self.length(obj))])  # type: ignore[index]  # fx sets its methods at run time
+        item: Any = obj  # fx sets the methods of proxies at run time
+        if is_caught or (taken.rest and self._length(obj) is not None):
+            return iter([item[i] for i in range(self.length(obj))])
+        count = taken.first + taken.last
         if self.fixed_count(obj.node) != count and self._depends_on_input(obj.node):
-            self._add_unnamed(decided_count, obj.node, count)
-        return iter([obj[i] for i in range(count)])  # type: ignore[index]
+            self._add_unnamed(decided_count, obj.node, count, *([True] if taken.rest else []))
+        return iter([*(item[i] for i in range(taken.first)), *([None] * taken.rest), *(item[-i] for i in range(taken.last, 0, -1))])
 
     def fixed_count(self, node: fx.Node) -> int | None:
         """Return how many items a value has whatever the inputs; None if that is not certain."""

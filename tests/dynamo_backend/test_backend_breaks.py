@@ -159,6 +159,31 @@ graph  site  op      shape  dtype    what acts, in order  matched by
 cost: not known, because the compiler decides what it keeps"""
 
 
+class Forces(nn.Module):
+    """Its backward runs within its forward: Dynamo compiles it there, and calls back while it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            (force,) = torch.autograd.grad(torch.tanh(self.energy(z)).sum(), z)
+        output: Tensor = self.head(torch.relu(force))
+        return output
+
+
+def test_a_backward_within_the_forward() -> None:
+    torch.manual_seed(0)
+    model, x = Forces(), torch.randn(5, 4)
+    backend = graphreg.backend(inner="aot_eager", weight_l2={"weight": 0.5, "pattern": "head.weight"})
+    output = torch.compile(copy.deepcopy(model), backend=backend)(x)
+    torch.testing.assert_close(output, model(x))
+    (penalty,) = backend.penalties().values()
+    torch.testing.assert_close(penalty, 0.5 * model.head.weight.square().mean())
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -65,7 +65,13 @@ def test_steps() -> None:
     value = _Watched(bytecode.unpacked)
     _first, _second = value
     list(value)
-    assert value.found == [2, None]
+    *_, _last = value
+    *_read, _last = value
+    *_others, _last, _one = *value, 1
+    _first, _last, _one = *value, 1
+    _called = max(*value, 1)
+    assert value.found[0] == bytecode.Unpacked(2)
+    assert value.found == [(2, 0, False), None, (0, 1, True), None, (0, 1, True), (2, 0, False), None] and _read
 
     value = _Watched(bytecode.is_guarded)
     value.shape  # noqa: B018

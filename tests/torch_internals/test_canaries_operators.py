@@ -17,6 +17,29 @@ from graphreg.torch_internals import other_threads as other_threads
 from graphreg.torch_internals.patching import Changes
 
 
+@torch.library.custom_op("graphreg_canary::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@twice.register_kernel("cpu")
+def twice_on_a_cpu(x: Tensor) -> Tensor:
+    return x + x
+
+
+@twice.register_fake
+def fake_of_twice(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_operators_made_in_python() -> None:
+    """Which functions a call of such an operator runs. It concerns the state that these change."""
+    assert isinstance(twice, operators.CustomOpDef)
+    names = {function.__name__ for function in operators.operator_functions(twice)}
+    assert names >= {"twice", "twice_on_a_cpu", "fake_of_twice"}
+    assert {each.__name__ for each in operators.python_operators()["graphreg_canary::twice"]} == names
+
+
 def test_operators() -> None:
     """How operators have schemas and names. It concerns the analysis of operations."""
     packet, overload = torch.ops.aten.add_, torch.ops.aten.add_.Tensor

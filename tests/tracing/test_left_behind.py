@@ -1129,6 +1129,25 @@ def test_a_block_that_is_entered_by_hand_is_refused_and_ends(name: str, torchs: 
     assert not torchs.changed()
 
 
+class Ensemble(nn.Module):
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(members, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda weight: x @ weight)(self.weights).mean(0)
+
+
+def test_a_trace_leaves_the_levels_of_torch_func(torchs: GlobalState) -> None:
+    """Whether an operation writes is found by calling it, and each number of members is another call."""
+    for members in (8, 16):
+        model = Ensemble(members)
+        assert torch.equal(graphreg.regularize(model, example_inputs=X, weight_l2=0.1)(X).output, model(X))
+        assert not torchs.changed()
+        graphreg.regularize_(Ensemble(members), weight_l2=0.1, penalties="attach", scale=1)(X)
+        assert not torchs.changed()
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_trace_leaves_torchs_state_as_it_was(name: str, torchs: GlobalState) -> None:
     """What torch.export itself looks at is changed under it, too, as "auto" goes on to it."""

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import graphreg
 from graphreg import GraphRegError, TraceError
+from graphreg.errors import OtherInputs
 
 LOG = logging.getLogger(__name__)
 X, LONG, DEEP = torch.arange(12.0).view(3, 4), torch.ones(5, 4), torch.ones(2, 3, 4)
@@ -329,6 +330,49 @@ def test_unpacking_asserts_the_number_of_items(name: str) -> None:
         torch.testing.assert_close(module(x), made(function)(x))
         with pytest.raises((GraphRegError, ValueError), match=r"expects 2 items in a value .* it has|too many values to unpack"):
             module(other)
+
+
+def ends(x: Tensor) -> Any:
+    *_, h, w = x.shape
+    return x * h + w
+
+
+def ends_with_dtype(x: Tensor) -> Any:
+    n, *_, w, dtype = *x.shape, x.dtype
+    return (x * n + w).to(dtype)
+
+
+def beginning(x: Tensor) -> Any:
+    n, *_ = x.shape
+    return x * n
+
+
+def all_of_them(x: Tensor) -> Any:
+    n, w, two = *x.shape, 2
+    return x.view(w, n) * two
+
+
+def middle(x: Tensor) -> Any:
+    n, *rest = x.shape
+    return x.view(n, *rest) * 2
+
+
+@pytest.mark.parametrize("function", [ends, ends_with_dtype, beginning, all_of_them])
+def test_a_starred_variable_that_nothing_reads_gets_any_number_of_items(function: Any) -> None:
+    module, shapes = traced(made(lambda m, x: function(x)), None), [(3, 2), (4, 3)]
+    for shape in shapes if function is all_of_them else [*shapes, (2, 3, 4), (5, 1, 2, 2)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(module(x), made(lambda m, x: function(x))(x))
+    short = torch.randn(2, 1, 1) if function is all_of_them else torch.tensor(1.0)
+    with pytest.raises(OtherInputs, match=r"expects (at least )?\d items in a value"):
+        module(short)
+
+
+def test_a_starred_variable_that_is_read_has_items_that_are_known() -> None:
+    module = traced(made(lambda m, x: middle(x)), None)  # its part that reads it is opaque
+    for x in (torch.randn(2, 3), torch.randn(2, 3, 4)):
+        assert torch.equal(module(x), x * 2)
+    check(lambda m, x: middle(x), torch.randn(2, 3, 4), (torch.randn(3, 2),))
 
 
 def test_what_always_has_so_many_items_is_not_asserted() -> None:

@@ -777,3 +777,75 @@ def test_of_many_attributes_the_error_names_the_module() -> None:
     """A list of all that its code may set says nothing."""
     with pytest.raises(TraceError, match=r"reads what an opaque module changes .*: self\.inner \(TraceError: .*\)\. A graph"):
         graphreg.trace(ReadsOne(), front_end="symbolic")
+
+
+class Counting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        TABLE["n"] += 1
+        return x * TABLE["n"]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class OfNumpy(Counting):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * float(np.random.rand())
+
+
+@torch.library.custom_op("graphreg_tests::counting", mutates_args=())
+def counting(x: Tensor) -> Tensor:
+    TABLE["n"] += 1
+    return x * TABLE["n"]
+
+
+counting.register_fake(torch.empty_like)
+CALLED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a function of autograd": lambda self, x: Counting.apply(x),
+    "one in an attribute": lambda self, x: self.kept.apply(x),
+    "a bound one": lambda self, x: self.bound(x),
+    "one that draws": lambda self, x: OfNumpy.apply(x),
+    "an operator": lambda self, x: counting(x),
+    "an operator by name": lambda self, x: torch.ops.graphreg_tests.counting(x),
+}
+
+
+class Calling(nn.Module):
+    def __init__(self, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale, self.kept, self.bound, self.call = nn.Parameter(torch.ones(())), Counting, Counting.apply, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x * self.scale)
+
+
+@pytest.mark.parametrize("how", ["bare", "inputs", "in place"])
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("name", CALLED)
+def test_what_python_code_below_torchs_dispatcher_changes_is_put_back(name: str, within: bool, how: str) -> None:
+    """Traces, probes and proofs call it; what it changes is as if they had not. Or the model is refused, and it is the same."""
+
+    def made() -> nn.Module:
+        TABLE["n"] = 1
+        np.random.seed(0)
+        model: nn.Module = Calling(CALLED[name])
+        return nn.Sequential(model, nn.Identity()) if within else model
+
+    model = made()
+    expected = [model(X) for _ in range(3)]
+    model = made()
+    try:
+        if how == "in place":
+            module = graphreg.regularize_(model, weight_l2=0.0, penalties="attach", scale=1)
+            found = [module(X) for _ in range(3)]
+        else:
+            module = graphreg.regularize(model, weight_l2=0.0, example_inputs=X if how == "inputs" else None)
+            found = [module(X).output for _ in range(3)]
+    except TraceError:
+        assert TABLE["n"] == 1
+        assert np.random.rand() == np.random.RandomState(0).rand()
+    else:
+        assert all(map(torch.equal, found, expected))

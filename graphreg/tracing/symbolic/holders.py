@@ -113,7 +113,7 @@ class Holder(Value):
         if isinstance(known, Mapping):
             return iter(list(known))
         frame = sys._getframe(1)
-        if not isinstance(known, (list, tuple)) or (unpacked(frame) == len(known) and not is_caught(frame)):
+        if not isinstance(known, (list, tuple)) or (unpacked(frame) == (len(known), 0, False) and not is_caught(frame)):
             # asserts the number of unpacked items, as a trace without examples does, for one graph
             # of both
             return super().__iter__()

@@ -70,9 +70,9 @@ def _class(value: Any, frame: types.FrameType) -> type:
 def _items(value: Any, frame: types.FrameType) -> Iterator[Any]:
     """Iterate over a traced value in the code of a frame."""
     frame = _asking(frame)
-    count = None if is_foreign(frame) else unpacked(frame)
+    taken = None if is_foreign(frame) else unpacked(frame)
     tracer = value.tracer
-    return tracer.iter(value) if count is None else tracer.unpack(value, count, is_caught(frame))  # type: ignore[no-any-return]
+    return tracer.iter(value) if taken is None else tracer.unpack(value, taken, is_caught(frame))  # type: ignore[no-any-return]
 
 
 def _decides_nothing(frame: types.FrameType) -> bool:
