@@ -20,7 +20,8 @@ RECOMPUTATION: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTING = {
     "none": "no activation checkpointing",
-    "in the model": "submodules before and after each splice call `checkpoint` in their own forwards; graphreg keeps them as opaque "
+    "in the model": "submodules before and after each splice (a regularizer that replaces a value, such as dropout) call `checkpoint` in "
+    "their own forwards; graphreg keeps them as opaque "
     "modules",
     "layers": "the user puts torch's `checkpoint_wrapper` around layers of the rewritten module, before and after each splice",
     "cut out": "torch.fx's `split_module` splits the rewritten module after its random keys; the part with all sites and splices is "
