@@ -219,6 +219,7 @@ def figures(subject: Subject) -> dict[str, object]:
         "refused": "" if isinstance(way, Rewritten) else way.refused,
         "graphs": way.graphs,
         "examples": way.shown,
+        "bare": subject.bare,
         "named": {name: str(options["pattern"]) for name, options in way.named.items()},
         "regularize": way.seconds,
         "traces": way.tracing,

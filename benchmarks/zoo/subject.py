@@ -37,6 +37,7 @@ class Subject:
         self.expected: dict[bool, object] = {}
         self.before: Mapping[str, object] = {}
         self.after: Mapping[str, object] = {}
+        self.bare = False  # whether it can be traced without inputs
 
     @cached_property
     def way(self) -> Way:
@@ -53,6 +54,7 @@ class Subject:
     def _way(self) -> Way:
         try:
             bare = Rewritten(self.model, None)
+            self.bare = True
             if not bare.traced.opaque_modules:
                 return bare
         except (graphreg.TraceError, graphreg.NoMatchError):  # without inputs; with them it may go, and no module hide its sites

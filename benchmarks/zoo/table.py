@@ -74,7 +74,9 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
         own = [name for name in ran if name.startswith(f"{provider}/")]
         parts.append(f"## {provider}\n")
         if own:
-            parts.append(f"{sum(passes(ran[n]) for n in own)} of {len(own)} pass every column.\n")
+            bare = [bool(figures["bare"]) for figures in (ran[n].get("figures", {}) for n in own) if "bare" in figures]
+            without = f" {sum(bare)} of {len(bare)} can be traced without inputs." if bare else ""
+            parts.append(f"{sum(passes(ran[n]) for n in own)} of {len(own)} pass every column.{without}\n")
             parts.append(table(own, names, ran) + "\n")
             parts += remarks(own, ran)
         waiting = ", ".join(_bare(name) for name in left if name.startswith(f"{provider}/"))
