@@ -87,7 +87,7 @@ def entries() -> dict[str, Entry]:
         "memory_tokens": of_text(Encoder, {"num_memory_tokens": 4}),
         "sinusoidal": of_text(Encoder, {"scaled_sinu_pos_emb": True, "emb_dropout": 0.1}),
         "rms_norm_glu": of_text(use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True),
-        "flash": of_text(attn_flash=True, sublayer_dropout=0.1, attn_dropout=0.1, ff_dropout=0.1),
+        "flash": of_text(attn_flash=True, attn_sublayer_dropout=0.1, attn_dropout=0.1, ff_dropout=0.1),
         "grouped_heads": of_text(attn_kv_heads=1, attn_qk_norm=True),
         "talking_heads": of_text(Encoder, attn_pre_talking_heads=True, attn_post_talking_heads=True),
         "gated_residual": of_text(gate_residual=True, sandwich_norm=True),
