@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphreg.errors import RegularizerError
 from graphreg.ir.time_steps import require_tensor
+from graphreg.torch_internals.dynamo import known_true
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Units:
         require_tensor(value, who)
         self.require(value.shape, who)
         samples: Tensor = value.movedim(self.axis, -1).flatten(0, -2)
-        if samples.shape[0] < self.samples:
+        if known_true(samples.shape[0] < self.samples):
             count = f"{samples.shape[0]} sample{'s' * (samples.shape[0] != 1)} of {samples.shape[1]} units"
             raise RegularizerError(
                 f"{who}: the value has shape {tuple(value.shape)}, and so {count} (the units are {self.text}); the penalty "

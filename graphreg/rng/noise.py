@@ -38,7 +38,7 @@ from graphreg.rng.hash import (
     words_at,
 )
 from graphreg.rng.kernels import drawn_keys, drawn_mask, drawn_words
-from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
+from graphreg.rng.operators import LIMIT, compiling, fits_int32, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.rng.window import Window
 from graphreg.torch_internals.autograd import backward_task, in_backward
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
@@ -158,7 +158,7 @@ if hasattr(os, "register_at_fork"):
 def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start: int = 0) -> Tensor:
     """Draw random words, uniform over all 2**32 values: int32 [2] key -> int32 [shape], indexed in row-major order from ``start`` on."""
     count = torch.Size(shape).numel()
-    if start + count > LIMIT:
+    if not fits_int32(start + count):
         # Indices of 2**31 or more do not fit into int32, in which ``words`` counts.
         return words_at(key, torch.arange(start, start + count, dtype=torch.int64, device=key.device), lane).view(shape)
     if transforms():  # torch.vmap does not allow the in-place writes of ``words``
@@ -245,7 +245,7 @@ class Noise:
             return ahead
 
         if torch.compiler.is_dynamo_compiling() and type(p) is Tensor and p.dtype in _RATES and p.device == z.device and (
-            not (shared or self.shared) and self.window is None and z.numel() <= LIMIT and fuses()
+            not (shared or self.shared) and self.window is None and fits_int32(z.numel()) and fuses()
         ):  # as below; most draws come here, and Dynamo traces each function that it meets
             lane, self._drawn = self._drawn * _LANES, self._drawn + 1
             at_once: Tensor = fused_keep(self.key, p.detach(), list(z.shape), lane)
@@ -259,7 +259,7 @@ class Noise:
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
 
         if compiling() or z.numel() > LIMIT or transforms() or index is not None:
-            if z.numel() <= LIMIT and fuses() and index is None:
+            if fits_int32(z.numel()) and fuses() and index is None:
                 fused: Tensor = fused_keep(key, rate.detach(), list(z.shape), lane)
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
+from graphreg.torch_internals.dynamo import known_true
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
 from graphreg.torch_internals.functorch import transforms
 from graphreg.torch_internals.inductor import inductor_option
@@ -26,6 +27,16 @@ from graphreg.torch_internals.torch_modes import is_exporting
 
 # elements; a larger draw is traced as ordinary operators, because its indices do not fit into int32
 LIMIT = 1 << 31
+
+
+def fits_int32(count: int) -> bool:
+    """Return whether a draw of so many elements has indices that fit. If values of tensors decide the count, compiled code asserts that."""
+    if not is_compiling():
+        return count <= LIMIT
+    if known_true(count > LIMIT):
+        return False
+    torch._check(count <= LIMIT)  # type: ignore[no-untyped-call]
+    return True
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())

@@ -22,6 +22,7 @@ from graphreg.runtime.model_inputs import fitted, require_inputs
 from graphreg.runtime.owned_state import SiteState, cast, moves_on
 from graphreg.runtime.runtime_module import WIDE, RuntimeModule, accumulation
 from graphreg.torch_internals.distributed import has_process_group
+from graphreg.torch_internals.dynamo import known_true
 from graphreg.torch_internals.dynamo_marks import skip_as_outermost
 from graphreg.torch_internals.functorch import transforms
 from graphreg.torch_internals.operators import assert_async
@@ -47,7 +48,7 @@ class Measure(RuntimeModule):
         ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule. ``inputs``: the inputs of the
         model that the formula takes, by the names of its arguments.
         """
-        if self.is_off:
+        if self.is_off or has_no_elements(value):
             return nothing(value)
         if is_quick(self.regularizer, value):
             return quickly(self.regularizer, value, self.description)
@@ -79,9 +80,10 @@ class MeasureSteps(Measure):
 
         ``clock`` and ``inputs``: as in ``Measure``. The input ``lengths`` has the lengths of the examples, or is a mask of steps.
         """
-        if self.is_off:
-            return nothing(*(value if isinstance(value, tuple) else (value,)))
         calls = isinstance(value, tuple)
+        steps: tuple[Tensor, ...] = value if isinstance(value, tuple) else (value,)
+        if self.is_off or all(map(has_no_elements, steps)):
+            return nothing(*steps)
         values = {str(i): step for i, step in enumerate(value)} if calls else {_ANY: value}
 
         def compute(values: Mapping[str, Any]) -> Tensor:
@@ -109,7 +111,7 @@ class MeasureUnits(Measure):
 
         ``clock`` and ``inputs``: as in ``Measure``.
         """
-        if self.is_off:
+        if self.is_off or has_no_elements(value):
             return nothing(value)
         return self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs, self.units)
 
@@ -261,8 +263,13 @@ for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
 
 
+def has_no_elements(value: Tensor) -> bool:
+    """Return whether there is nothing to penalize, as at an expert that gets no examples. If a compiler cannot know: no."""
+    return known_true(value.numel() == 0)
+
+
 def nothing(*values: Tensor) -> Tensor:
-    """Return a penalty that is switched off, or a measurement for it: 0, [], in the dtype and on the device that it would have."""
+    """Return what stands for a penalty that is switched off, or for a measurement of no elements: 0, [], in its dtype, on its device."""
     if not values:
         return torch.zeros((), device="cpu")
     return torch.zeros((), dtype=accumulation(values[0].dtype), device=values[0].device)

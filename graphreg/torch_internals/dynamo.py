@@ -47,6 +47,11 @@ def plain_number(value: Any) -> Any:
     return value
 
 
+def known_true(condition: Any) -> bool:
+    """Return whether a condition on sizes is true; False if a tracer cannot know, since values of tensors decide it. Dynamo traces this."""
+    return bool(torch.fx.experimental.symbolic_shapes.guard_or_false(condition) if is_compiling() else condition)
+
+
 def runs_compiled(module: torch.nn.Module) -> bool:
     """Return whether torch.compile compiles a call of a module that begins now: ``module.compile()`` was called, or Dynamo is active."""
     return module.__dict__.get(COMPILED_CALL) is not None or get_eval_frame_callback() is not None

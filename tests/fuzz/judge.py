@@ -28,6 +28,7 @@ CALLS = ("train", "train", "eval", "eval", "train")
 
 _MADE = re.compile(r"torch\.(zeros|ones|full|empty|arange|eye|linspace|tensor)\(|new_(zeros|ones|full|empty)")  # made by a forward
 _WRITES_TENSOR = re.compile(r"self\.\w+\.\w+_\(")
+_OURS = re.compile(r"graphreg\.errors|raised exception ((GraphReg|Trace|NoMatch|Regularizer|Randomness)Error|OtherInputs)\(")
 _IDLE = re.compile(r"(\w+): no parameter that can train reaches its sites")
 
 
@@ -152,7 +153,7 @@ class Judge:
                 if isinstance(inner, GraphRegError):
                     return refusal("case", inner)
                 inner = inner.__cause__ or inner.__context__
-            if self.compiled and "graphreg.errors" in str(error):
+            if self.compiled and _OURS.search(str(error)):
                 return refusal("case", error)
             if self.compiled and (theirs := self._torchs_own(error)):
                 return refusal("case", GraphRegError(theirs))

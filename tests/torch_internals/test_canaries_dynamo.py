@@ -245,6 +245,18 @@ def test_plain_number() -> None:
     assert len(graphs) == 5
 
 
+def test_known_true() -> None:
+    """How Dynamo answers a condition on a size that a value decides. It concerns noise and penalties on values of such sizes."""
+
+    def twice(x: Tensor, count: Tensor) -> Tensor:
+        y = torch.zeros(int(count.max()) + 1, 2)
+        return x * (2 if dynamo.known_true(y.shape[0] > 3) else 1) * (5 if dynamo.known_true(x.shape[0] == 1) else 3)
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        assert compiled(twice, lambda gm, inputs: None, fullgraph=True)(torch.ones(1), torch.tensor(4)).item() == 5
+    assert twice(torch.ones(1), torch.tensor(4)).item() == 10
+
+
 class Attributes:
     """An object with attributes."""
 
