@@ -21,6 +21,7 @@ from torch.fx.node import has_side_effect, map_arg
 
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
@@ -52,8 +53,7 @@ def decided(value: Any, expected: Any) -> None:
     if value != expected:
         raise OtherInputs(
             f"the model decides something on a shape, dtype or the like, and these inputs give {value} where the example_inputs gave "
-            f"{expected}. graphreg.report says in which module. To use both, regularize the model once more, with example_inputs like "
-            "these, or use graphreg.regularize_, which traces the model again by itself."
+            f"{expected}. graphreg.report says in which module. {how_to_use_both('like these')}"
         )
 
 
@@ -63,7 +63,7 @@ def decided_kind(value: Any, expected: str) -> None:
     if not isinstance(value, KINDS[expected]):
         raise OtherInputs(
             f"the model's forward asks for the type of a value, and these inputs make it a {type(value).__name__} where it was traced with "
-            f"a {expected}. To use both, regularize the model once more, with example_inputs of this type."
+            f"a {expected}. {how_to_use_both('of this type')}"
         )
 
 
@@ -103,8 +103,7 @@ def decided_attribute(value: Any, name: str, expected: bool) -> None:
     if hasattr(value, name) != expected:
         raise OtherInputs(
             f"the model's forward asks whether a value has the attribute {name!r}, and these inputs make it a {type(value).__name__} "
-            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the "
-            "model once more, with example_inputs of this type."
+            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. {how_to_use_both('of this type')}"
         )
 
 

@@ -137,6 +137,17 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
     return reasons
 
 
+def accepts(claim: Claim, call: Arguments, proving: Proving) -> bool:
+    """Return whether the graphs run on the arguments of a call, so that none of their assertions fails. Where that cannot be tried: True.
+
+    Like a proof, this puts back what the graphs change.
+    """
+    if _unprovable(claim, call):
+        return True
+    with alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+        return all(_Trial(claim, mode, call, before, generators, proving.at_call).accepts() for mode in proving.modes)
+
+
 def _unprovable(claim: Claim, call: Arguments) -> str:
     """Return why a claim cannot be proved; ``""`` if it can be tried."""
     model = claim.model
@@ -309,6 +320,12 @@ class _Trial:
             f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
             f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
+
+    def accepts(self) -> bool:
+        """Return whether the graph runs without an error. If it communicates with other ranks, it is not tried."""
+        graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
+        error = self._ran(partial(self._run_graph, graph)).error
+        return error is None or isinstance(error, _Communicates)
 
     def _require_next_call(self, graph: fx.Graph, left: Sequence[str]) -> None:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.
