@@ -38,10 +38,10 @@ KINDS: dict[str, type] = {
 
 
 class NeedsFunctionTable(BaseException):
-    """Ends a trace that needs fake tensors before Dynamo's function table exists. The caller makes the table and traces again.
+    """Ends a trace that imports Dynamo, or needs fake tensors, before Dynamo's function table exists.
 
-    ``make_function_table`` says why. This is a BaseException, so that an ``except Exception`` in
-    the forward does not catch it.
+    The caller makes the table and traces again; ``make_function_table`` says why. This is a BaseException,
+    so that an ``except Exception`` in the forward does not catch it.
     """
 
 
@@ -222,10 +222,14 @@ class DecisionTracer(fx.Tracer):
     def _fake(self) -> FakeTensorMode:
         """The fake tensor mode in which answers are computed."""
         if not has_function_table():
-            self.needs_table = True
-            raise NeedsFunctionTable
+            self.require_table()
         # a module may hold tensors that are neither parameters nor buffers, and these stay real
         return FakeTensorMode(allow_non_fake_inputs=True)
+
+    def require_table(self) -> NoReturn:
+        """End this trace, to trace again when Dynamo's function table exists."""
+        self.needs_table = True
+        raise NeedsFunctionTable
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""

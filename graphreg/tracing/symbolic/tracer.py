@@ -33,6 +33,7 @@ from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, i
 from graphreg.ir.source_location import origin_now
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
+from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
 from graphreg.torch_internals.fx import take_as_one
 from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
 from graphreg.torch_internals.patching import Changes, raise_interrupt
@@ -201,12 +202,15 @@ class SiteTracer(DecisionTracer):
     def _answering(self, root: nn.Module) -> Iterator[None]:
         """Within the block, what the forward asks and calls beside operations is answered or recorded for traced values."""
         with (
+            Changes() as changes,
+            changes,
             self._checkpoints_followed(),
             self._functions_recorded(),
             self._dtypes_asked(),
             isinstance_answered(self._places.all),
             self.environment.intercepted(root, self._places.asking),
         ):
+            instead_of_importing_dynamo(changes, self.require_table)
             yield
 
     @contextmanager
