@@ -203,7 +203,9 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and write the shape and dtype of its value to ``node.meta``."""
         value = super().run_node(n)
-        n.meta["value"] = _shape_and_dtype(value)
+        # a nested tensor has rows of several lengths, so its shape is not known
+        if not any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in pytree.tree_leaves(value)):
+            n.meta["value"] = _shape_and_dtype(value)
         return value
 
 

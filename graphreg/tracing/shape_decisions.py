@@ -247,6 +247,17 @@ class DecisionTracer(fx.Tracer):
 
         return bool(self._answer(obj, kinds, unknown))
 
+    def passes(self, obj: fx.Proxy) -> bool:
+        """Return whether a condition of ``torch._check`` holds. If the trace cannot know, it is taken to hold. The graph checks it."""
+        if is_caught(sys._getframe(1)):  # what the forward does next depends on it
+            return bool(obj)
+        value = self._value(obj.node)
+        if value is not UNKNOWN and not value:
+            return False
+        origin = origin_now()
+        self._add_unnamed(has_passed, obj.node, True, short(origin) if origin else "")
+        return True
+
     def _spared(self) -> bool | None:
         """Return the answer after which the code that asks for a truth value raises no error; None if that is not certain."""
         frame: FrameType | None = sys._getframe(2)
