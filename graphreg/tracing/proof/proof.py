@@ -40,7 +40,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.operators import schema_of
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.torch_modes import TorchDispatchMode
+from graphreg.torch_internals.torch_modes import TorchDispatchMode, uncompiled
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
@@ -128,7 +128,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
     # the snapshot is taken within ``around``, since each run begins in torch's state of that time
-    with alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:
@@ -144,7 +144,7 @@ def accepts(claim: Claim, call: Arguments, proving: Proving) -> bool:
     """
     if _unprovable(claim, call):
         return True
-    with alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
         return all(_Trial(claim, mode, call, before, generators, proving.at_call).accepts() for mode in proving.modes)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from graphreg.torch_internals.modules import plain_transformers
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes
-from graphreg.torch_internals.torch_modes import uncompiled
 
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # the layers that have a fast path
 
@@ -44,7 +43,7 @@ class Generators:
 
 @contextmanager
 def alike(model: nn.Module) -> Iterator[Generators]:
-    """Run the block so that a forward and its graph compute the same: in eager, with grad mode on, without torch's fast path of attention.
+    """Run the block so that a forward and its graph compute the same: with grad mode on, and without torch's fast path of attention.
 
     At the end of the block, the random generators get their old states back.
 
@@ -60,7 +59,6 @@ def alike(model: nn.Module) -> Iterator[Generators]:
             # the switch of the fast path is one for all threads
             alone(changes)
             plain_transformers(changes)
-        stack.enter_context(uncompiled())
         # of tensors that are made in inference mode, autograd counts no writes
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
