@@ -22,6 +22,7 @@ from graphreg.in_place.structure import (
     InPlaceOptions,
     Numbers,
     StructureGraph,
+    accepts_call,
     prove_later,
     restored_unless_done,
     told_of_change,
@@ -54,7 +55,6 @@ from graphreg.tracing.trace import refuse_arguments
 log = logging.getLogger("graphreg")
 # The most graphs that are kept for one structure. It gets another graph if the model changes, or if no graph accepts a call's sizes.
 _MOST = 8
-_MOST_KNOWN = 4096  # the most calls of which a graph remembers that it accepted them
 _MANY = 16  # the number of structures at which a warning is logged
 
 
@@ -134,9 +134,8 @@ class Placed(InPlaceHost):
         outer = _thread.call
         try:
             key, fitting = self._prepared(model, form, args, kwargs)
-            if self._compared and runs_compiled(model):  # in compiled code, no other graph can run where an assertion fails
-                self._tighten(self._compared)
-                key, fitting = self._prepared(model, form, args, kwargs)
+            if fitting[0].asks and runs_compiled(model):  # compiled code cannot run another graph where an assertion fails
+                key, fitting = self._prepared_for_compiled(model, form, key, fitting, args, kwargs)
             _thread.call = self, key, fitting
             members = vars(type(model))
             if MEMBERS in members and len(members) != len(members[MEMBERS]) + (RESTING in members):  # FSDP2 makes another subclass
@@ -160,6 +159,28 @@ class Placed(InPlaceHost):
         except _ForOneValue:
             key = form.key(args, kwargs, self.loosened)
             return key, self.fitting(model, form, key, args, kwargs)
+
+    @disable()
+    def _prepared_for_compiled(
+        self, model: nn.Module, form: CallForm, key: str, fitting: list[StructureGraph], args: Any, kwargs: Any
+    ) -> tuple[str, list[StructureGraph]]:
+        """Return, as ``_prepared`` does, the structure of a call and a graph all of whose assertions the call fulfils."""
+        if self._compared:
+            self._tighten(self._compared)
+            key, fitting = self._prepared(model, form, args, kwargs)
+        shapes, tried = shapes_of(args, kwargs), list[StructureGraph]()
+        while True:
+            for graph in fitting:
+                if shapes in graph.known or self._accepts(model, graph, args, kwargs):
+                    graph.know(shapes)
+                    self._choose(key, graph)
+                    return key, [graph]
+                tried.append(graph)
+            fitting = [self._trace(model, form, key, args, kwargs, tried)[0]]
+
+    def _accepts(self, model: nn.Module, graph: StructureGraph, args: Any, kwargs: Any) -> bool:
+        with tracing_turn(self):
+            return accepts_call(model, graph, _example_of(model, args, kwargs), self.options)
 
     def _loosen(self, form: CallForm, args: Any, kwargs: Any) -> None:
         """Loosen arguments that are numbers and differ from a call whose structure is the same otherwise.
@@ -231,9 +252,7 @@ class Placed(InPlaceHost):
         with fed(graph.rules, args, kwargs):  # AroundCall feeds the first graph that fits, and another may have to run
             result = type(graph.module).forward(graph.module, *args, **kwargs)
         if graph.asks:
-            if len(graph.known) == _MOST_KNOWN:
-                graph.known.clear()
-            graph.known.add(shapes)
+            graph.know(shapes)
         self._choose(key, graph)
         return result
 
@@ -313,6 +332,7 @@ class Placed(InPlaceHost):
                     _fail_as_the_model(model, failure, args, kwargs)
                 raise
             self._compared.update(numbers.other if graph.asks else ())
+            graph.know(shapes_of(args, kwargs))
             self.session.join(graph.rules)
             self.session.may_draw = False  # what draws is known
             if self.session.asked is None:  # ``blocks=`` is a function: a recipe has what it selected

@@ -31,7 +31,7 @@ from graphreg.planning.blocks import matching_modules
 from graphreg.planning.native_dropout import OwnDropout
 from graphreg.planning.plan import Plan, plan
 from graphreg.regularizer.base import Regularizer
-from graphreg.rewriting.first_call import is_eager, may_be_proved, prove_mode
+from graphreg.rewriting.first_call import claim_of, is_eager, may_be_proved, prove_mode
 from graphreg.rewriting.rewrite import rewrite_with
 from graphreg.runtime.attach import Penalties, Scale
 from graphreg.runtime.clock import CLOCK
@@ -49,7 +49,7 @@ from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.checkpoints import checkpoints_itself
 from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.fake_inputs import arguments
-from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, accepts, prove
 from graphreg.tracing.reads import Reads
 from graphreg.tracing.shape_decisions import DECISIONS, decided
 from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
@@ -57,6 +57,8 @@ from graphreg.tracing.train_eval_graphs import mode_asked
 
 log = logging.getLogger("graphreg")
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
+
+_MOST_KNOWN = 4096  # the most calls of which a graph remembers that it takes them
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ class StructureGraph:
     @property
     def rules(self) -> Rules:
         return rules_of(self.module)
+
+    def know(self, shapes: tuple[Any, ...]) -> None:
+        """Remember that the graph takes inputs of these shapes."""
+        if len(self.known) == _MOST_KNOWN:
+            self.known.clear()
+        self.known.add(shapes)
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
@@ -306,6 +314,17 @@ def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: 
         if may_be_proved(graph.module, mode):
             with bare(model), spelled_out(model, example):
                 prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
+
+
+def accepts_call(model: nn.Module, graph: StructureGraph, example: Any, options: InPlaceOptions) -> bool:
+    """Return whether a call fulfils the assertions of a graph, so that no other graph must run. Where that cannot be tried: True."""
+    if not is_eager() or any(map(is_sharded, model.modules())):
+        return True
+    mode = "train" if model.training else "eval"
+    proving, call = replace(_proving(model, options, at_call=True), modes=(mode,)), arguments(example)
+    assert call is not None
+    with bare(model), spelled_out(model, example):
+        return accepts(claim_of(graph.module, model, mode), call, proving)
 
 
 def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving | None, numbers: Mapping[str, Any]) -> Traced:

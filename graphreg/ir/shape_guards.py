@@ -22,6 +22,17 @@ from graphreg.torch_internals.export import evaluated, example_sizes
 InputPlace = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
 
+def how_to_use_both(like: str) -> str:
+    """Return what to do if a call needs another graph, for the error. ``like``: what the example inputs must be like for that graph."""
+    again = f"regularize the model once more, with example_inputs {like}"
+    if torch.compiler.is_dynamo_compiling():
+        return (
+            f"Code that is compiled cannot trace the model for another graph: {again}; or compile a model that is regularized in place by "
+            "itself (torch.compile(model) or model.compile()) instead of the code around it, because only then each call finds its graph."
+        )
+    return f"To use both, {again}, or use graphreg.regularize_, which traces the model again by itself."
+
+
 @has_side_effect
 def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
     """Raise OtherInputs unless a tensor has the sizes that the graph was made for; None in ``sizes`` allows any size."""
@@ -55,7 +66,7 @@ def same_decision(condition: Any, text: str) -> None:
     if not condition:
         raise OtherInputs(
             f"the model's code tests a condition on a shape: {text} held for the example_inputs, and does not hold for these inputs. "
-            "Regularize the model once more, with example_inputs of this size."
+            f"{how_to_use_both('of this size')}"
         )
 
 

@@ -32,7 +32,7 @@ from graphreg.torch_internals.interpreter import deep_enough
 from graphreg.torch_internals.operators import packet_of
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import with_draws_restored
-from graphreg.torch_internals.torch_modes import TorchDispatchMode
+from graphreg.torch_internals.torch_modes import TorchDispatchMode, uncompiled
 from graphreg.tracing.side_effects.retrace import model_restored
 
 # Names of operators that count as 0 operations. Views also count as 0, see ``_operations``.
@@ -137,7 +137,7 @@ def _pass(module: fx.GraphModule, graph: fx.Graph, specialized: Mapping[str, Any
     inputs = [_input(node, specialized) for node in graph.nodes if node.op == "placeholder"]
     run = _ForwardPass(module, graph)
     # Autograd calls the hook with each tensor that it saves for backward.
-    with torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
+    with uncompiled(), torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
         # One input for each placeholder: there is no structure to flatten.
         run.run(*inputs, enable_io_processing=False)
     run.settle()

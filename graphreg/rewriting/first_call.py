@@ -73,15 +73,18 @@ def may_be_proved(module: RewrittenModule, mode: str) -> bool:
 
 def prove_mode(module: RewrittenModule, model: nn.Module, mode: str, call: Arguments, proving: Proving) -> None:
     """Prove a module's graph of one mode on the arguments of a call, and note the result. ``model``: the model that it was made from."""
-    rules = rules_of(module)
+    rules, reasons = rules_of(module), prove(claim_of(module, model, mode), call, proving)
+    rules.unproved = {**{name: why for name, why in rules.unproved.items() if name != mode}, **reasons}
+
+
+def claim_of(module: RewrittenModule, model: nn.Module, mode: str) -> Claim:
+    """Return the claim that a module's graph of one mode, without the additions, computes what ``model`` computes."""
     graph = copied(graphs_of(module).get("both") or graphs_of(module)[mode])
     strip_graph(graph)
-    record = rules.build_record
+    record = rules_of(module).build_record
     assert record is not None
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"} & vars(module).keys() - vars(model).keys()
-    claim = Claim(model, {mode: graph}, {name: vars(module)[name] for name in read}, record.specialized, record.front_end)
-    reasons = prove(claim, call, proving)
-    rules.unproved = {**{name: why for name, why in rules.unproved.items() if name != mode}, **reasons}
+    return Claim(model, {mode: graph}, {name: vars(module)[name] for name in read}, record.specialized, record.front_end)
 
 
 def _model_of(module: RewrittenModule) -> nn.Module | str:

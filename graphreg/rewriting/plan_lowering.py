@@ -19,7 +19,7 @@ from graphreg.ir.layout import apart
 from graphreg.ir.metadata import Kind, draw_labels, own_name
 from graphreg.ir.module_record import RULES
 from graphreg.ir.naming import identifier
-from graphreg.ir.operations import nodes_in
+from graphreg.ir.operations import function_name, nodes_in
 from graphreg.ir.parameter_reads import ParameterReads
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import labels_of, site_nodes
@@ -101,6 +101,19 @@ class _InsertionChain:
     read: ValueSource
 
 
+def _left_at(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return, for each value that a ``torch.vmap`` of the graph returns, the node that leaves this vmap."""
+    left, returned = dict[fx.Node, fx.Node](), list[fx.Node]()
+    for node in graph.nodes:
+        name = function_name(node)
+        if name == "_remove_batch_dim":
+            returned.append(node)
+        elif name.endswith("_decrement_nesting"):
+            left |= dict.fromkeys(returned, node)
+            returned = []
+    return left
+
+
 class _Lowering:
     """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
@@ -115,6 +128,7 @@ class _Lowering:
         self.present: dict[fx.Node, ValueSource] = {}  # by replaced node: what later nodes of the model read instead
         # the last input, or the last of key and clock once they are inserted; additions that act on an input are inserted after this node
         self.top: ValueSource | None = next(reversed(self.inputs.values()), None)
+        self.left_at = _left_at(self.graph)
         self.key: Insertion | None = None
         self.clock: Insertion | None = None
         self.calls: dict[int, dict[str, ValueSource]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
@@ -161,8 +175,14 @@ class _Lowering:
     def _add(
         self, behind: ValueSource, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any
     ) -> Insertion:
-        """Insert directly after ``behind``, a node or another insertion. Insertions that already follow ``behind`` then come later."""
-        anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
+        """Insert directly after ``behind``, a node or another insertion. Insertions that already follow ``behind`` then come later.
+
+        What a vmap returns is a value of the model once the vmap is left, so the insertion stands after that.
+        """
+        if isinstance(behind, Insertion):
+            anchor, position = behind.anchor, behind.position
+        else:
+            anchor, position = self.left_at.get(behind, behind), Position.AFTER
         return self._put(position, anchor, behind, kind, name, target, args, **more)
 
     def _add_before(

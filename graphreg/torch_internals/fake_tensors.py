@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,8 @@ def take_assignments(changes: Changes, assigned: Callable[[Tensor, str, Any], No
     changes.put(FakeTensor, "__setattr__", assigned)
 
 
-_RULES = "torch._dynamo.trace_rules"
+_DYNAMO = "torch._dynamo"
+_RULES = f"{_DYNAMO}.trace_rules"
 
 
 def has_function_table() -> bool:
@@ -82,3 +84,27 @@ def make_function_table() -> None:
     would compile any more in this process.
     """
     importlib.import_module(_RULES).get_torch_obj_rule_map()
+
+
+class _BeforeDynamo:
+    """An entry of ``sys.meta_path`` that calls a function when this thread imports Dynamo."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act, self._thread = act, threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == _DYNAMO and threading.get_ident() == self._thread:
+            self._act()
+
+
+def instead_of_importing_dynamo(changes: Changes, act: Callable[[], None]) -> None:
+    """Call ``act``, which raises, where code of this thread imports Dynamo, until the block of ``changes`` ends.
+
+    Dynamo's modules keep torch's functions in tables. While torch.fx traces, they would take graphreg's wrappers for these functions, as
+    with ``make_function_table``. Code that imports Dynamo at its first call is, for example, ``torch.utils.checkpoint``.
+    """
+    if _DYNAMO in sys.modules:
+        return
+    finder: Any = _BeforeDynamo(act)
+    changes.later(lambda: sys.meta_path.remove(finder) if finder in sys.meta_path else None)
+    sys.meta_path.insert(0, finder)

@@ -9,10 +9,13 @@ from functools import cache
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
 from torch.fx.graph import CodeGen, PythonCode, _illegal_names, _Namespace, _register_custom_builtin, _snake_case
 from torch.fx.node import _get_qualified_name
+
+from graphreg.torch_internals.patching import Changes
 
 # Returns whether torch.fx is tracing. Up to torch 2.14, the result is True while any thread traces, because all threads share one flag.
 # This is torch's own function, because each call of a rewritten module calls it, and a Python wrapper would be slower.
@@ -21,6 +24,22 @@ is_traced: Callable[[], bool] = is_fx_symbolic_tracing
 # uses this function for the names of sites.
 snake_case: Callable[[str], str] = _snake_case
 _TRACE = inspect.unwrap(fx.Tracer.trace).__code__  # Dynamo wraps the method at its first use
+
+
+def take_checks(changes: Changes, passes: Callable[[fx.Proxy], bool]) -> None:
+    """Until the block of ``changes`` ends, ``torch._check`` and its relatives call ``passes`` for a condition that is a proxy.
+
+    Otherwise they would refuse the condition, because it is no bool. If the result is False, they raise the error of the check.
+    """
+    original = vars(torch)[_CHECK]
+
+    def check(kind: Any, condition: Any, message: Any) -> Any:
+        return original(kind, passes(condition) if issubclass(type(condition), fx.Proxy) else condition, message)
+
+    changes.put(torch, _CHECK, check)
+
+
+_CHECK = "_check_with"
 
 
 def traces_here() -> bool:

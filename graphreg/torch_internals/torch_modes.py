@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.utils._python_dispatch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit._script import call_prepare_scriptable_func_impl
@@ -43,12 +45,71 @@ def is_scripted_within() -> bool:
     return frame.f_back is not None and frame.f_back.f_code is code
 
 
+class _Stance:
+    """torch.compile's stance, which is "force_eager" as long as ``blocks`` is not empty. All threads share it.
+
+    Attributes:
+        blocks: The blocks that ``uncompiled`` has opened.
+        own: The stance that was there before; None if nothing has replaced it.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.blocks = threading.Lock(), set[object]()
+        self.own: Any = None
+
+    def settle(self) -> None:
+        """Set the stance. It is right again after an interrupt at any step, once this is called again."""
+        if (dynamo := sys.modules.get(_FRAMES)) is None:  # then nothing is compiled
+            return
+        if self.blocks and self.own is None:
+            self.own = vars(dynamo)["_stance"]
+        if self.blocks:
+            vars(dynamo)["_stance"] = vars(dynamo)["DynamoStance"]("force_eager")
+        elif self.own is not None:
+            vars(dynamo)["_stance"] = self.own
+            self.own = None
+
+
+_FRAMES = "torch._dynamo.eval_frame"
+_stance = _Stance()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let code that was given to torch.compile run in eager within the block.
+
+    The block has trial runs of a model, under a dispatch mode or on fake tensors. There, Dynamo would leave such code to eager, too, but
+    for good: it never again looks at a code object that it has met under a dispatch mode. Or it would compile the code for fake tensors.
+    """
+    if get_eval_frame_callback():  # code that is compiled may not change the stance
+        yield
+        return
+    block = object()
+
+    def leave() -> None:
+        with _stance.lock:
+            _stance.blocks.discard(block)
+            _stance.settle()
+
+    with Changes() as changes, changes:
+        changes.later(leave)
+        with _stance.lock:
+            _stance.blocks.add(block)
+            _stance.settle()
+        yield
+
+
 class TorchDispatchMode(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
     """torch's base class of dispatch modes, whose subclasses do not import Dynamo at their first use.
 
     torch wraps ``__torch_dispatch__`` of each class, so that Dynamo does not compile it. The wrapper imports Dynamo. Here, a mark does the
     same.
     """
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Return True: code that is compiled for the first time within the block, such as ``torch.cond``, is compiled as outside of it."""
+        return True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.random_state import quiet
+from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.tensors import with_attributes
@@ -169,7 +170,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
-        with fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
+        with uncompiled(), fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
             _ShapeRecorder(twin.eval() if mode == "eval" else twin, graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
@@ -179,7 +180,8 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
 def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
     """Run a graph on real tensors, with ``twin``, a copy of the model, and write ``node.meta["value"]``."""
     try:
-        _ShapeRecorder(twin, graph).run(*copied_call((tuple(values), {}), {})[0], enable_io_processing=False)
+        with uncompiled():
+            _ShapeRecorder(twin, graph).run(*copied_call((tuple(values), {}), {})[0], enable_io_processing=False)
     except Exception as error:
         raise TraceError(
             f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "
@@ -201,7 +203,9 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and write the shape and dtype of its value to ``node.meta``."""
         value = super().run_node(n)
-        n.meta["value"] = _shape_and_dtype(value)
+        # a nested tensor has rows of several lengths, so its shape is not known
+        if not any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in pytree.tree_leaves(value)):
+            n.meta["value"] = _shape_and_dtype(value)
         return value
 
 

@@ -21,10 +21,12 @@ from torch.fx.node import has_side_effect, map_arg
 
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table, is_shape_alone
+from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
 from graphreg.tracing.tensors import with_attributes
@@ -37,10 +39,10 @@ KINDS: dict[str, type] = {
 
 
 class NeedsFunctionTable(BaseException):
-    """Ends a trace that needs fake tensors before Dynamo's function table exists. The caller makes the table and traces again.
+    """Ends a trace that imports Dynamo, or needs fake tensors, before Dynamo's function table exists.
 
-    ``make_function_table`` says why. This is a BaseException, so that an ``except Exception`` in
-    the forward does not catch it.
+    The caller makes the table and traces again; ``make_function_table`` says why. This is a BaseException,
+    so that an ``except Exception`` in the forward does not catch it.
     """
 
 
@@ -52,8 +54,7 @@ def decided(value: Any, expected: Any) -> None:
     if value != expected:
         raise OtherInputs(
             f"the model decides something on a shape, dtype or the like, and these inputs give {value} where the example_inputs gave "
-            f"{expected}. graphreg.report says in which module. To use both, regularize the model once more, with example_inputs like "
-            "these, or use graphreg.regularize_, which traces the model again by itself."
+            f"{expected}. graphreg.report says in which module. {how_to_use_both('like these')}"
         )
 
 
@@ -63,7 +64,7 @@ def decided_kind(value: Any, expected: str) -> None:
     if not isinstance(value, KINDS[expected]):
         raise OtherInputs(
             f"the model's forward asks for the type of a value, and these inputs make it a {type(value).__name__} where it was traced with "
-            f"a {expected}. To use both, regularize the model once more, with example_inputs of this type."
+            f"a {expected}. {how_to_use_both('of this type')}"
         )
 
 
@@ -103,8 +104,7 @@ def decided_attribute(value: Any, name: str, expected: bool) -> None:
     if hasattr(value, name) != expected:
         raise OtherInputs(
             f"the model's forward asks whether a value has the attribute {name!r}, and these inputs make it a {type(value).__name__} "
-            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. To use both, regularize the "
-            "model once more, with example_inputs of this type."
+            f"with{'out' if expected else ''} it, where it was traced with{'' if expected else 'out'} it. {how_to_use_both('of this type')}"
         )
 
 
@@ -223,10 +223,14 @@ class DecisionTracer(fx.Tracer):
     def _fake(self) -> FakeTensorMode:
         """The fake tensor mode in which answers are computed."""
         if not has_function_table():
-            self.needs_table = True
-            raise NeedsFunctionTable
+            self.require_table()
         # a module may hold tensors that are neither parameters nor buffers, and these stay real
         return FakeTensorMode(allow_non_fake_inputs=True)
+
+    def require_table(self) -> NoReturn:
+        """End this trace, to trace again when Dynamo's function table exists."""
+        self.needs_table = True
+        raise NeedsFunctionTable
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth value of a traced number, bool, tuple or list. torch.fx calls this method for ``if`` and ``while``."""
@@ -242,6 +246,17 @@ class DecisionTracer(fx.Tracer):
             return spared
 
         return bool(self._answer(obj, kinds, unknown))
+
+    def passes(self, obj: fx.Proxy) -> bool:
+        """Return whether a condition of ``torch._check`` holds. If the trace cannot know, it is taken to hold. The graph checks it."""
+        if is_caught(sys._getframe(1)):  # what the forward does next depends on it
+            return bool(obj)
+        value = self._value(obj.node)
+        if value is not UNKNOWN and not value:
+            return False
+        origin = origin_now()
+        self._add_unnamed(has_passed, obj.node, True, short(origin) if origin else "")
+        return True
 
     def _spared(self) -> bool | None:
         """Return the answer after which the code that asks for a truth value raises no error; None if that is not certain."""
@@ -444,7 +459,7 @@ class DecisionTracer(fx.Tracer):
         """Run nodes in this order. UNKNOWN is stored, too, so that each node runs only once."""
         self.evaluating = True
         try:
-            with self._fake, torch.no_grad():
+            with uncompiled(), self._fake, torch.no_grad():
                 for node in nodes:
                     self.values[node] = self._attempt(node)
                 if self._reshaped and self._alike:  # values that were one object have another shape now: each gets its own

@@ -363,3 +363,22 @@ def test_after_a_break_values_have_the_names_of_regularize(kind: type[nn.Module]
     backend = graphreg.backend(hidden_l1=0.1, inner="eager", rng=0)
     torch.compile(model, backend=backend)(x)
     assert {each.name for each in backend.report().sites} == names
+
+
+class Mapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slopes = torch.vmap(torch.func.jacrev(lambda row: self.up(row).tanh()))(x)
+        return self.down(torch.vmap(lambda row: self.up(row).relu())(x)) + slopes.sum((1, 2))[:, None]  # type: ignore[no-any-return]
+
+
+def test_vmap_and_jacrev_of_batches_of_other_sizes() -> None:
+    torch.manual_seed(0)
+    model, backend = Mapped(), graphreg.backend(weight_l2=0.1, inner="eager")
+    compiled = torch.compile(model, backend=backend)
+    for rows in (5, 3, 7):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(compiled(x), model(x))

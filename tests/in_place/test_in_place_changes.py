@@ -308,6 +308,7 @@ def made(start: Change, post: Callable[[Any, Tensor], Any]) -> Any:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo hides it, of a layer that is compiled
 @pytest.mark.parametrize("name", CASES)
 def test_a_change_is_noticed(name: str) -> None:
     start, post, change = CASES[name]

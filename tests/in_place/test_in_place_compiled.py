@@ -117,3 +117,46 @@ def test_numbers_among_the_arguments() -> None:
         ours = compiled(X, power=power, times=times)
         graphreg.set_rng_state(model, state)
         assert torch.equal(ours, model(X, power, times)), (power, times)
+
+
+class OfSizes(nn.Module):
+    """Has one graph for up to four rows and one for more; ``by_count``: one graph for each number of rows."""
+
+    def __init__(self, by_count: bool) -> None:
+        super().__init__()
+        self.layer, self.norm, self.by_count = nn.Linear(4, 4), nn.BatchNorm1d(4), by_count
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.norm(self.layer(x))
+        if self.by_count:
+            return h.relu_() / float(h.shape[0])
+        return h.relu_() * 2 if h.shape[0] > 4 else h
+
+
+@pytest.mark.parametrize("by_count", [False, True])
+def test_sizes_of_which_each_needs_its_graph(by_count: bool) -> None:
+    torch.manual_seed(0)
+    models, frames = [OfSizes(by_count), OfSizes(by_count)], counter("aot_eager")
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        graphreg.regularize_(model, dropout={"layer": 0.5}, weight_l2=0.1, scale=1, rng=1)
+    compiled, rows = torch.compile(models[0], fullgraph=True, backend=frames), []
+    for size in (5, 3, 7, 3, 5, 2):
+        x = torch.randn(size, 4)
+        ours, theirs = compiled(x), models[1](x)
+        assert torch.equal(ours, theirs), size
+        ours.sum().backward()
+        theirs.sum().backward()
+        assert equal(gradients(models[0]), gradients(models[1])), size
+        assert equal(dict(models[0].named_buffers()), dict(models[1].named_buffers())), size
+        rows.append(frames.frame_count)
+    assert rows[4] == rows[2]  # two sizes that have been there are not compiled again
+    assert graphreg.rng_state(models[0]) == graphreg.rng_state(models[1])
+
+
+def test_the_error_for_other_sizes_within_a_larger_compiled_module() -> None:
+    model = graphreg.regularize_(OfSizes(False), dropout={"layer": 0.5}, example_inputs=torch.randn(5, 4))
+    step = torch.compile(lambda x: model(x).sum(), fullgraph=True, backend=counter())
+    step(torch.randn(5, 4))
+    with pytest.raises(Exception, match=r"or compile a model that is regularized in place by itself \(torch\.compile\(model\)"):
+        step(torch.randn(3, 4))

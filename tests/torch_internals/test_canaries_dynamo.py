@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.config as dynamo_config
+import torch._dynamo.testing
 from torch import Tensor, fx, nn
 
 from canary import compiled, nothing
-from graphreg.torch_internals import dynamo, dynamo_marks
+from graphreg.torch_internals import dynamo, dynamo_marks, torch_modes
 
 
 class Breaks(nn.Module):
@@ -303,3 +304,18 @@ def test_tensor_guard() -> None:
     others = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     assert same is not None and [same(each) for each in (parameter, *others)] == [True, True, False, False]
     assert dynamo.tensor_guard([parameter, parameter]) is None
+
+
+def test_uncompiled() -> None:
+    """How torch.compile's stance lets compiled code run in eager. It concerns proofs and other trial runs."""
+    frames = torch._dynamo.testing.CompileCounter()
+    function = torch.compile(lambda x: x + 1, backend=frames)
+    with torch_modes.uncompiled(), torch_modes.uncompiled():
+        function(torch.ones(2))
+    assert frames.frame_count == 0
+    with torch.compiler.set_stance("fail_on_recompile"):  # type: ignore[no-untyped-call]
+        with torch_modes.uncompiled():
+            function(torch.ones(2))
+        assert torch._dynamo.eval_frame._stance.stance == "fail_on_recompile"
+    function(torch.ones(2))
+    assert frames.frame_count == 1

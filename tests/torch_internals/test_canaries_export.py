@@ -8,6 +8,8 @@ import importlib
 import inspect
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +54,33 @@ def test_function_table() -> None:
     assert not fake_tensors.has_function_table()
     fake_tensors.make_function_table()
     assert fake_tensors.has_function_table()
+
+
+def test_instead_of_importing_dynamo() -> None:
+    """That an import of Dynamo asks Python's finders. It concerns the symbolic front end."""
+    code = """
+import sys
+import torch, torch.utils.checkpoint
+from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
+from graphreg.torch_internals.patching import Changes
+
+def refuse():
+    raise BrokenPipeError
+
+assert "torch._dynamo" not in sys.modules
+finders = list(sys.meta_path)
+try:
+    with Changes() as changes, changes:
+        instead_of_importing_dynamo(changes, refuse)
+        torch.utils.checkpoint.checkpoint(torch.sin, torch.ones(2, requires_grad=True), use_reentrant=False)
+except BrokenPipeError:
+    assert sys.meta_path == finders and "torch._dynamo" not in sys.modules
+else:
+    raise AssertionError
+import torch._dynamo
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_fake_mode() -> None:

@@ -305,3 +305,21 @@ def test_a_trace_gives_the_methods_of_modules_other_code_and_sets_none_on_the_cl
 
     assert [site.name for site in graphreg.names(Looks()).sites if site.role] == ["x", "relu"]
     assert {name: method.__code__ for name, method in methods.items()} == codes
+
+
+def test_take_checks() -> None:
+    """By which function torch checks a condition. It concerns the symbolic front end."""
+    asked = list[Any]()
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._check(x.shape[0] > 1)
+            torch._check_value(x.shape[0] > 2)
+            return x + 1
+
+    with Changes() as changes, changes:
+        fx_internals.take_checks(changes, lambda proxy: asked.append(proxy) is None)
+        fx.Tracer().trace(Net())
+    assert len(asked) == 2
+    with pytest.raises(ValueError, match="no"):
+        torch._check_value(False, lambda: "no")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 EAGER = """
 import copy, pickle, sys
 import torch
@@ -71,4 +73,38 @@ for module in (modules["mlp"], attached, differentiating):
 
 def test_eager_use_imports_no_dynamo_and_torch_compile_works_afterwards() -> None:
     result = subprocess.run([sys.executable, "-c", EAGER + COMPILED], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+TRACED_FIRST = """
+import sys
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import graphreg
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return checkpoint(self.layer, x.relu(), use_reentrant=False)
+
+net, x = nn.Sequential(nn.Linear(4, 4), Inner(), nn.Tanh(), nn.Linear(4, 2)), torch.randn(3, 4)
+assert "torch._dynamo" not in sys.modules
+finders = list(sys.meta_path)
+module = graphreg.regularize(net, hidden_l1=1.0, **OPTIONS)
+assert "torch._dynamo" in sys.modules and sys.meta_path == finders
+eager = module(x)
+compiled = torch.compile(module, backend="eager", fullgraph=True)(x)
+assert torch.equal(eager.output, compiled.output) and torch.equal(eager.penalties["hidden_l1"], compiled.penalties["hidden_l1"])
+"""
+
+
+@pytest.mark.parametrize("options", ["{'front_end': 'export', 'example_inputs': x}", "{}"])
+def test_torch_compile_works_if_a_trace_was_the_first_to_import_dynamo(options: str) -> None:
+    code = TRACED_FIRST.replace("OPTIONS", options)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -117,3 +117,31 @@ def test_what_it_writes_into_is_measured_before() -> None:
     (plain(X).sum() + plain.a(X).abs().mean()).backward()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class ByModule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+        return x * module.factor  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad, None
+
+
+class Passes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(4, 4), 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ByModule.apply(self.layer(x), self)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example_inputs", [None, X])
+def test_a_module_as_argument(example_inputs: Tensor | None) -> None:
+    with pytest.raises(graphreg.TraceError, match="it passes the model itself to an operation"):
+        graphreg.regularize(Passes(), weight_l2=0.1, example_inputs=example_inputs)
+    model = nn.Sequential(Passes(), nn.Tanh())
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=example_inputs)
+    assert torch.equal(module(X).output, model(X))

@@ -447,6 +447,33 @@ def test_what_is_within_vmap_is_no_site() -> None:
     assert not {"tanh", "mul"} & set(graphreg.names(model, x))
 
 
+class TwoLevels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled, squared = torch.vmap(torch.vmap(lambda each: (each * 2, each**2)))(self.l(x))
+        return self.out(doubled + squared)  # type: ignore[no-any-return]
+
+
+def test_what_vmap_returns_is_a_value_outside_of_it() -> None:
+    model, x = TwoLevels(), torch.randn(5, 4)
+    returned = [name for name in graphreg.names(model, x) if name.startswith("_remove_batch_dim")]
+    assert len(returned) == 2  # what the inner vmap returns is a row of the outer one
+    module = graphreg.regularize(
+        model, dropout={"_remove_batch_dim*": 0.5}, variance_floor={"_remove_batch_dim*": 1.0}, keep=returned, example_inputs=x
+    )
+    output, penalties, kept = module(x)
+    hidden = model.l(x)
+    for value, plain in zip(kept.values(), (hidden * 2, hidden**2), strict=True):
+        drawn = value != 0
+        assert not drawn.all() and not (~drawn).all()
+        torch.testing.assert_close(value, torch.where(drawn, plain / 0.5, 0.0))
+    assert torch.equal(output, model.out(sum(kept.values())))
+    assert penalties["variance_floor"].dim() == 0
+
+
 def test_sizes_that_the_model_takes_for_equal() -> None:
     class Adds(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:

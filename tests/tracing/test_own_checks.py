@@ -55,3 +55,35 @@ def test_others_need_inputs(model: nn.Module) -> None:
 def test_with_inputs_their_answer_is_known() -> None:
     graph = graphreg.trace(Checks(), X, front_end="symbolic").graphs["both"]
     assert not [node for node in graph.nodes if getattr(node.target, "__name__", "") == "has_passed"]
+
+
+class TorchChecks(nn.Module):
+    """Checks by functions of torch, in a submodule, too."""
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.inner = nn.Linear(4, 4), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check(x.shape[0] < 6, lambda: "too many rows")
+        torch._check_value(x.dim() == 2)
+        torch._check_tensor_all(x < 9)
+        return self.layer(x if self.inner is None else self.inner(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example_inputs", [None, X])
+def test_checks_by_functions_of_torch(example_inputs: Tensor | None) -> None:
+    model = TorchChecks(TorchChecks())
+    module = graphreg.regularize(model, example_inputs=example_inputs, front_end="symbolic", weight_l2=1e-3)
+    assert not [note for note in graphreg.report(module).notes if "opaque" in note]
+    for size in (3, 5):
+        x = torch.randn(size, 4)
+        assert torch.equal(module(x).output, model(x))
+    for wrong in (torch.randn(6, 4), torch.full((3, 4), 9.0)):
+        with pytest.raises(OtherInputs, match=r"fail a check of the model's own \(.*test_own_checks.py:\d+\)"):
+            module(wrong)
+
+
+def test_a_check_that_fails_for_the_example_inputs_raises_its_error() -> None:
+    with pytest.raises(RuntimeError, match="too many rows"):
+        graphreg.regularize(TorchChecks(), example_inputs=torch.randn(7, 4), weight_l2=1e-3)

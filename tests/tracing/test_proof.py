@@ -244,12 +244,13 @@ def test_a_right_graph_is_used_and_the_model_is_as_it_was(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-def test_a_nested_tensor_is_copied_for_the_proof(layout: torch.layout) -> None:
+@pytest.mark.parametrize("is_example", [False, True])
+def test_a_nested_tensor_is_copied_for_the_proof(layout: torch.layout, is_example: bool) -> None:
     nested = torch.nested.nested_tensor([X[:2], X[2:]], layout=layout)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    module = graphreg.regularize(model, weight_l2=0.1)
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=nested if is_example else None)
     ours = module(nested).output
-    assert unproved(module).keys() == {"eval"}
+    assert unproved(module).keys() == (set() if is_example else {"eval"})
     assert torch.equal(torch.nested.to_padded_tensor(ours, 0.0), torch.nested.to_padded_tensor(model(nested), 0.0))
 
 
@@ -553,3 +554,49 @@ def test_only_a_call_of_the_models_own_is_named() -> None:
     placed = graphreg.regularize_(AsksAutocast(), hidden_dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TraceError, match=r"The forward does something that a trace cannot follow\."):
         placed(torch.randn(3, 4))
+
+
+class Compiled(nn.Module):
+    """Has a part that the user compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.last = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.part(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["without inputs", "with inputs", "in place"])
+def test_trial_runs_leave_what_the_user_compiles_to_the_calls(way: str) -> None:
+    torch.compiler.reset()
+    model, frames = Compiled(), torch._dynamo.testing.CompileCounter()
+    model.part = torch.compile(model.part, backend=frames)
+    if way == "in place":
+        module = graphreg.regularize_(model, weight_l2=0.1, scale=1)
+    else:
+        module = graphreg.regularize(model, weight_l2=0.1, example_inputs=None if way == "without inputs" else X)
+    assert frames.frame_count == 0
+    for _ in range(2):
+        module(X)
+    graphreg.report(module)  # counts operations
+    assert frames.frame_count == 1
+    torch.compile(lambda x: x + 1, backend=frames)(X)
+    assert frames.frame_count == 2  # torch.compile is on again
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,)))  # type: ignore[no-any-return]
+
+
+def test_torch_cond_works_after_a_proof() -> None:
+    torch.compiler.reset()
+    model = nn.Sequential(Branches(), nn.Tanh())
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X)
+    for _ in range(2):
+        assert torch.equal(module(X).output, model(X))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,3 +206,40 @@ def test_within_another_tracer(within: str) -> None:
     with pytest.raises(GraphRegError):
         WITHIN[within](placed, x)
     assert type(model) is nn.Linear and type(placed(x)) is Tensor and graphreg.strengths(placed) == {"weight_l2": 0.1}
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x) if bool(x.sum() > 0) else x
+
+
+class CallsScripted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return scripted(x.relu())  # type: ignore[no-any-return]
+
+
+class HooksValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        h.register_hook(lambda grad: grad * 2)
+        return h
+
+
+class DrawsByNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.random.rand())
+
+
+CAUSES = {
+    "a function that torch.jit.script has compiled asks for it": CallsScripted,
+    "it puts a hook on a traced value (by register_hook)": HooksValue,
+    "Draw by torch's functions, or move that step into a submodule": DrawsByNumpy,
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_cause_is_named(cause: str) -> None:
+    assert cause in message(CAUSES[cause]())
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), CAUSES[cause](), nn.Tanh()), weight_l2=0.1)
+    assert any(note.startswith("opaque module: 1") for note in graphreg.report(module).notes)
+    assert module(torch.ones(3, 4)).output.shape == (3, 4)

@@ -17,7 +17,7 @@ from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.export import SOLVER_LOGGER, SPECIALIZED_LOGGER, apart_from_compilation, on_data_dependence, silence_export
-from graphreg.torch_internals.fake_tensors import FAKE_LOGGER
+from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, make_function_table
 from graphreg.torch_internals.modules import plain_transformers
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import quiet
@@ -49,6 +49,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
     Raises:
         TraceError: The model cannot be exported.
     """
+    make_function_table()  # torch.export makes it, too, but while graphreg's stand-ins replace some of the functions
     try:
         call, given = _distinct(call), dict(opaque)
         wide = _widened(call)

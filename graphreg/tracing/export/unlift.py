@@ -332,7 +332,7 @@ class Unlifter:
                 continue
             if name in LEVELS:
                 node.args = tuple(entered[-1] if i == LEVELS[name] else arg for i, arg in enumerate(node.args))
-            if is_labelled(node) and name != "_remove_batch_dim":
+            if is_labelled(node) and (name != "_remove_batch_dim" or len(entered) > 1):
                 label_site(node, scope_of(node))
 
 

@@ -40,7 +40,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.operators import schema_of
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.torch_modes import TorchDispatchMode
+from graphreg.torch_internals.torch_modes import TorchDispatchMode, uncompiled
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
@@ -128,13 +128,24 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
     # the snapshot is taken within ``around``, since each run begins in torch's state of that time
-    with alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:
             if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
                 reasons[mode] = reason
     return reasons
+
+
+def accepts(claim: Claim, call: Arguments, proving: Proving) -> bool:
+    """Return whether the graphs run on the arguments of a call, so that none of their assertions fails. Where that cannot be tried: True.
+
+    Like a proof, this puts back what the graphs change.
+    """
+    if _unprovable(claim, call):
+        return True
+    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+        return all(_Trial(claim, mode, call, before, generators, proving.at_call).accepts() for mode in proving.modes)
 
 
 def _unprovable(claim: Claim, call: Arguments) -> str:
@@ -309,6 +320,12 @@ class _Trial:
             f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
             f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
+
+    def accepts(self) -> bool:
+        """Return whether the graph runs without an error. If it communicates with other ranks, it is not tried."""
+        graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
+        error = self._ran(partial(self._run_graph, graph)).error
+        return error is None or isinstance(error, _Communicates)
 
     def _require_next_call(self, graph: fx.Graph, left: Sequence[str]) -> None:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.

@@ -222,10 +222,12 @@ class StatefulForward(TraceError):
             f"changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}" if changed
             else f"computes something else at its next call{reason}, because it reads something that changes, such as a clock"
         )  # fmt: skip
+        is_drawn = any(_last_name(name) == "random" for name in changed)
+        kept = "Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1))"
+        cure = "Draw by torch's functions" if is_drawn else kept
         return cls(
-            f"{type(model).__name__}.forward {why}; a graph computes the same at each call. Make it a buffer (register_buffer) "
-            "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an "
-            "opaque module.",
+            f"{type(model).__name__}.forward {why}; a graph computes the same at each call. {cure}, or move that step into a submodule of "
+            "its own, which then becomes an opaque module.",
             _submodules_of(model, changed, opaque),
         )
 

@@ -134,6 +134,11 @@ class _Asked:
 class AttributeProxy(_Asked, Attribute):
     """An attribute of a traced value. Whether the attribute is a method shows only when the model's code calls it."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.attr.startswith("register_") and self.attr.endswith("hook"):
+            raise TypeError(f"it puts a hook on a traced value (by {self.attr}), which a graph cannot carry")
+        return super().__call__(*args, **kwargs)
+
     def __getattr__(self, k: str) -> Any:
         return _attribute(self, k)
 

@@ -114,7 +114,10 @@ def text_of(value: Any) -> Any:
 
 
 def _refuse_text(value: Any) -> NoReturn:
-    why = f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values"
+    why = (
+        f"the forward asks for the text of {value.node.name!r}, which depends on a tensor's values; a function that torch.jit.script "
+        "has compiled asks for it, too, if the forward calls the function"
+    )
     value.tracer.refuse(TypeError(why))
     raise AssertionError(why)  # ``refuse`` always raises
 

@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ from graphreg.ir.operations import WRAPPED, Operations, is_drop_path, is_size, i
 from graphreg.ir.source_location import origin_now
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
-from graphreg.torch_internals.fx import take_as_one
+from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
+from graphreg.torch_internals.fx import take_as_one, take_checks
 from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import ModuleStack, randomness, regions, restore_randomness
@@ -201,12 +203,16 @@ class SiteTracer(DecisionTracer):
     def _answering(self, root: nn.Module) -> Iterator[None]:
         """Within the block, what the forward asks and calls beside operations is answered or recorded for traced values."""
         with (
+            Changes() as changes,
+            changes,
             self._checkpoints_followed(),
             self._functions_recorded(),
             self._dtypes_asked(),
             isinstance_answered(self._places.all),
             self.environment.intercepted(root, self._places.asking),
         ):
+            instead_of_importing_dynamo(changes, self.require_table)
+            take_checks(changes, self.passes)
             yield
 
     @contextmanager
@@ -492,6 +498,10 @@ class SiteTracer(DecisionTracer):
             if id(a) not in self._objects:
                 self._objects[id(a)] = self.create_node("call_function", made[0], tuple(map(self.create_arg, made[1])), {})
             return self._objects[id(a)]
+        if a is self.root:
+            raise TypeError("it passes the model itself to an operation; pass the tensors and numbers that the operation needs")
+        if isinstance(a, types.FunctionType):  # of which torch.fx says only the type
+            raise TypeError(f"it passes a function ({a.__qualname__}) to an operation, and a graph has no arguments that are functions")
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
