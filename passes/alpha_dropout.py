@@ -35,6 +35,7 @@ class AlphaDropout(Splice, keys=("alpha_dropout",)):
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         keep = noise.keep(z, weight)
         # a makes the variance 1 again, and b the mean 0.
-        a = ((1 - weight) * (1 + weight * LOW**2)) ** -0.5
+        # LOW**2 as a literal: with dynamic=True, Dynamo takes a global number as an input of the graph, which has no power (torch 2.13).
+        a = ((1 - weight) * (1 + weight * 3.09091329228798)) ** -0.5
         b = -a * weight * LOW
         return a * (z * keep + LOW * (1 - keep).to(z.dtype)) + b

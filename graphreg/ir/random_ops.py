@@ -11,13 +11,13 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphreg.ir.metadata import draw_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
@@ -25,6 +25,7 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs, choose
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overloads_of, schema_of
+from graphreg.torch_internals.random_state import with_draws_restored
 from graphreg.torch_internals.torch_modes import without_modes
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
@@ -226,24 +227,37 @@ def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None
     return NativeDropout(site, kind, rate_of(module), path=path, why_not=why_not)
 
 
-_tried: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # by class: whether it drops whole examples
+_OF_MODULES = frozenset(vars(nn.Module()))
+_tried: WeakKeyDictionary[type, dict[object, bool]] = WeakKeyDictionary()  # by class and options: whether it drops whole examples
 
 
 def _drops_whole_examples(module: nn.Module) -> bool:
-    """Return whether the module does what stochastic depth does. One of each class is tried: with rate 0.5, on an example of ones."""
-    kind = type(module)
-    if kind not in _tried:
-        twin, ones = copy.copy(module), torch.ones(32, 2, 2, device="cpu")
-        scale = 2.0 if getattr(module, "scale_by_keep", True) else 1.0
-        try:
-            with torch.random.fork_rng(devices=[]), without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                vars(twin).update(drop_prob=0.5, training=True)
-                rows = kind.forward(twin, ones).flatten(1)
-                vars(twin).update(training=False)
-                _tried[kind] = rows.unique(dim=0).tolist() == [[0.0] * 4, [scale] * 4] and torch.equal(kind.forward(twin, ones), ones)
-        except Exception:  # it takes other values, or has another attribute for its rate
-            _tried[kind] = False
-    return _tried[kind]
+    """Return whether the module does what stochastic depth does. It is tried once for each class and its options, on examples of ones."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES and name != "drop_prob"}
+    options = tuple(sorted((name, value) for name, value in own.items() if isinstance(value, (bool, int, float, str))))
+    known = _tried.setdefault(type(module), {})
+    if len(options) < len(own):
+        return False  # it holds an object, which a trial might change
+    if options not in known:
+        with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            examples = (torch.ones(shape, device="cpu") for shape in ((256, 2), (256, 2, 1, 3)))
+            known[options] = all(with_draws_restored(partial(_drops, module, ones)) for ones in examples)
+    return known[options]
+
+
+def _drops(module: nn.Module, ones: Tensor) -> bool:
+    """Return whether a copy of the module with rate 0.25 drops about so many of these examples as a whole, and in eval mode none."""
+    twin, forward = copy.copy(module), type(module).forward
+    scale = 4 / 3 if getattr(module, "scale_by_keep", True) else 1.0
+    try:
+        vars(twin).update(drop_prob=0.25, training=True)
+        rows = forward(twin, ones).flatten(1)
+        vars(twin).update(training=False)
+        is_unchanged = torch.equal(forward(twin, ones), ones)
+    except Exception:  # it takes other values
+        return False
+    dropped = (rows == 0).all(1)
+    return is_unchanged and 0.1 < dropped.float().mean().item() < 0.4 and torch.allclose(rows[~dropped], torch.full((), scale))
 
 
 def rate_of(module: nn.Module) -> float:

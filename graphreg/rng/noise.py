@@ -328,7 +328,8 @@ class Noise:
         else:
             radius = (shift(_bits(key, z, lane, index), 1).to(torch.float32) + 0.5) * 2.0**-31
             angle = shift(_bits(key, z, lane + 1, index), 8).to(torch.float32) * 2.0**-24
-        return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
+        # 2π as a literal: with dynamic=True, Dynamo makes torch.pi an input of the graph, and fails at that in a checkpoint (torch 2.13).
+        return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(6.283185307179586 * angle)).to(z.dtype)
 
     def repeated(self) -> Noise:
         """Return noise that draws the same numbers again, from the first on."""

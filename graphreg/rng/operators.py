@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals.dynamo import known_true
+from graphreg.torch_internals.dynamo import known_or_asserted
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
 from graphreg.torch_internals.functorch import transforms
 from graphreg.torch_internals.inductor import inductor_option
@@ -31,12 +31,7 @@ LIMIT = 1 << 31
 
 def fits_int32(count: int) -> bool:
     """Return whether a draw of so many elements has indices that fit. If values of tensors decide the count, compiled code asserts that."""
-    if not is_compiling():
-        return count <= LIMIT
-    if known_true(count > LIMIT):
-        return False
-    torch._check(count <= LIMIT)  # type: ignore[no-untyped-call]
-    return True
+    return known_or_asserted(count <= LIMIT)
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())

@@ -138,7 +138,7 @@ class NativeDropoutRule(DrawingRule):
 
     def _dropped(self, z: Tensor, mask: Tensor, p: Rate, arguments: Mapping[str, Any]) -> Tensor:
         if self.kind in ("alpha", "channel alpha"):
-            variance = (_SELU**2 * p + 1) * (1 - p)
+            variance = (3.09091329228798 * p + 1) * (1 - p)  # the square of _SELU, as a literal: see AlphaDropout
             a = 1 / (torch.sqrt(variance) if isinstance(variance, Tensor) else math.sqrt(variance))
             return z * (mask * a) + ((mask - 1) * (_SELU * a) + _SELU * a * p)
         scales = getattr(self.layer[0], "scale_by_keep", True) if self.layer else True

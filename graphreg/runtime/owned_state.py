@@ -10,6 +10,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -188,7 +189,9 @@ class State(RuntimeModule):
             raise GraphRegError(
                 f"{self.name} keeps a state for {site}, which has no values yet (device meta). Materialize the model, then regularize it."
             )
-        with torch.no_grad(), torch.inference_mode(False), with_values():
+        kind = like.device.type
+        casts = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with torch.no_grad(), torch.inference_mode(False), with_values(), casts:
             tensors = self.regularizer.init_state(whole(like.detach()))  # of a DTensor, too, a state is whole on all ranks
             return {name: _own(tensor, like.device) for name, tensor in tensors.items()}
 

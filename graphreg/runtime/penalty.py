@@ -263,9 +263,9 @@ for _kind in (Total, AllSitesTotal):
     skip_as_outermost(_kind.forward)  # after a graph break at ``in_eager``, Dynamo would compile it by itself, for each shape of parameters
 
 
-def has_no_elements(value: Tensor) -> bool:
+def has_no_elements(value: Any) -> bool:
     """Return whether there is nothing to penalize, as at an expert that gets no examples. If a compiler cannot know: no."""
-    return known_true(value.numel() == 0)
+    return isinstance(value, Tensor) and known_true(value.numel() == 0)
 
 
 def nothing(*values: Tensor) -> Tensor:

@@ -165,12 +165,12 @@ def _unpackings(code: types.CodeType) -> Mapping[int, Unpacked]:
     """Return what code unpacks, by the offset of the instruction that asks for the items: also ``*_, h, w, t = *x.shape, x.dtype``."""
     steps, found = _steps(code), dict[int, Unpacked]()
     for i, step in enumerate(steps):
-        if step.opname in _UNPACKING and (taken := _taken(steps, i)) is not None:
+        if step.opname in _UNPACKING and (taken := _taken(code, steps, i)) is not None:
             found[step.offset] = taken
         if step.opname == "LIST_EXTEND":
             end = next((j for j in range(i + 1, len(steps)) if not _is_of_display(steps[j])), len(steps) - 1)
             start = next((j for j in range(i - 1, -1, -1) if not steps[j].opname.startswith("LOAD_")), 0)
-            taken = _taken(steps, end) if steps[end].opname in _UNPACKING and steps[start].opname == "BUILD_LIST" else None
+            taken = _taken(code, steps, end) if steps[end].opname in _UNPACKING and steps[start].opname == "BUILD_LIST" else None
             if taken is not None:
                 before, behind = int(steps[start].argval), sum(each.opname == "LIST_APPEND" for each in steps[i:end])
                 first, last = (taken.first - before, taken.last - behind) if taken.rest else (taken.first - before - behind, 0)
@@ -182,8 +182,8 @@ def _unpackings(code: types.CodeType) -> Mapping[int, Unpacked]:
 _UNPACKING = ("UNPACK_SEQUENCE", "UNPACK_EX")
 
 
-def _taken(steps: Sequence[dis.Instruction], i: int) -> Unpacked | None:
-    """Return what an instruction unpacks; None if code reads the variable with the star."""
+def _taken(code: types.CodeType, steps: Sequence[dis.Instruction], i: int) -> Unpacked | None:
+    """Return what an instruction unpacks; None if code reads the variable with the star, or may read it by its name."""
     count = int(steps[i].argval)
     if steps[i].opname == "UNPACK_SEQUENCE":
         return Unpacked(count)
@@ -195,7 +195,8 @@ def _taken(steps: Sequence[dis.Instruction], i: int) -> Unpacked | None:
         names += _variables(step)
     if len(names) <= first:
         return None
-    return None if any("LOAD_" in step.opname and names[first] in _variables(step) for step in steps) else Unpacked(first, last, True)
+    is_read = any("LOAD_" in step.opname and names[first] in _variables(step) for step in steps)
+    return None if is_read or {"eval", "exec", "locals", "vars"} & {*code.co_names} else Unpacked(first, last, True)
 
 
 def _variables(step: dis.Instruction) -> tuple[Any, ...]:

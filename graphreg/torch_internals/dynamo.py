@@ -52,6 +52,16 @@ def known_true(condition: Any) -> bool:
     return bool(torch.fx.experimental.symbolic_shapes.guard_or_false(condition) if is_compiling() else condition)
 
 
+def known_or_asserted(condition: Any) -> bool:
+    """Return whether a condition on sizes is true. If a tracer cannot know, the graph asserts it, and the answer is yes."""
+    if not is_compiling():
+        return bool(condition)
+    if torch.fx.experimental.symbolic_shapes.guard_or_true(condition):
+        torch._check(condition)  # type: ignore[no-untyped-call]
+        return True
+    return False
+
+
 def runs_compiled(module: torch.nn.Module) -> bool:
     """Return whether torch.compile compiles a call of a module that begins now: ``module.compile()`` was called, or Dynamo is active."""
     return module.__dict__.get(COMPILED_CALL) is not None or get_eval_frame_callback() is not None

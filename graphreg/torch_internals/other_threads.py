@@ -35,7 +35,7 @@ from torch.fx import _symbolic_trace
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.fx import traces_here
 from graphreg.torch_internals.interpreter import CalledInstead, with_own_code
-from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.patching import Changes, wrappers
 
 # A thread that waits looks every millisecond. It counts its looks and not the time, which tells nothing on a machine that is busy.
 STILL = 5_000  # looks after which a tracing thread that has not moved counts as one that waits
@@ -357,6 +357,7 @@ def _put_trace_back(original: Any, ours: Any) -> None:
 
 # what torch.fx makes anew at each trace for each function of ``math``, sixty times
 _wrapped = lru_cache(128)(_symbolic_trace._create_wrapped_func)
+wrappers.add(_symbolic_trace._create_wrapped_func(len).__code__)
 _check = FunctionType(_symbolic_trace._autowrap_check.__code__, {**vars(_symbolic_trace), "_create_wrapped_func": _wrapped})
 
 

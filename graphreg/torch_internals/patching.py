@@ -10,14 +10,16 @@ An interrupt (such as ``KeyboardInterrupt``) may come between any two steps of P
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import GeneratorType, TracebackType
+from types import CodeType, FunctionType, GeneratorType, ModuleType, TracebackType
 from typing import Any
 
 _MISSING = object()
+_PLAIN = frozenset((bool, int, float, str, type(None), tuple, dict))
 
 
 class _CurrentChanges(threading.local):
@@ -26,6 +28,7 @@ class _CurrentChanges(threading.local):
 
 
 _thread = _CurrentChanges()
+wrappers: set[CodeType] = set()  # the code of functions by which a tracer replaces others while it traces: their ``__wrapped__``
 
 
 class _Change:
@@ -45,6 +48,8 @@ class Changes:
 
     def __init__(self) -> None:
         self._made: list[_Change] = []
+        self._replaced: list[tuple[Any, Any]] = []  # objects, and what they stand in for
+        self._imported = len(sys.modules)
         self._raised = False
 
     def __enter__(self) -> Changes:
@@ -57,6 +62,8 @@ class Changes:
             _end_blocks(trace)
         for change in reversed(self._made):
             change.undo()
+        if self._replaced and len(sys.modules) > self._imported:
+            self._put_back_imported()
         if outermost:
             _thread.outermost = None
             if isinstance(error, Exception):
@@ -95,7 +102,10 @@ class Changes:
 
     def put(self, place: Any, name: str, value: Any) -> None:
         """Replace the value of an attribute or a dict entry until the end of the block. ``place``: the object or the dict."""
-        self.keep(place, name)
+        before = there(place, name)
+        self.later(partial(_put_back, place, name, before))
+        if before is not _MISSING and type(value) not in _PLAIN:
+            self._replaced.append((value, before))
         if isinstance(place, dict):
             place[name] = value
         else:
@@ -113,6 +123,17 @@ class Changes:
         self.later(back)
         for place in without:
             place[name] = value
+
+
+    def _put_back_imported(self) -> None:
+        """Put back what Python modules hold that were imported within the block: ``from torch import zeros`` took what stood there."""
+        replaced = {id(value): (value, before) for value, before in reversed(self._replaced)}
+        for module in list(itertools.islice(reversed(sys.modules.values()), len(sys.modules) - self._imported)):
+            for name, value in list(vars(module).items() if isinstance(module, ModuleType) else ()):
+                if id(value) in replaced:
+                    vars(module)[name] = replaced[id(value)][1]
+                elif type(value) is FunctionType and value.__code__ in wrappers:
+                    vars(module)[name] = value.__wrapped__  # type: ignore[attr-defined]
 
 
 def raise_interrupt(error: BaseException | None) -> None:

@@ -132,3 +132,14 @@ def test_compiled(kind: str, count: int) -> None:
     for value in VALUES[:3]:
         torch.testing.assert_close(run(X, scale=value), plain(X, scale=value))  # type: ignore[no-untyped-call]
     assert frames.frame_count == count
+
+
+kind = 0  # a global that has the name of an attribute of ``Net``, and that nothing reads
+
+
+def test_a_global_of_an_attributes_name_is_not_watched(traces: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = made("times")
+    for step in range(4):
+        monkeypatch.setitem(globals(), "kind", step)
+        torch.testing.assert_close(model(X), plain(X))
+    assert len(traces) == 1

@@ -71,6 +71,16 @@ def test_in_eval_mode_the_iteration_stands_still() -> None:
     assert not torch.equal(before["state"]["spectral"]["0.weight"]["u"], after["state"]["spectral"]["0.weight"]["u"])
 
 
+def test_its_start_does_not_depend_on_autocast() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5))
+    outside = graphreg.regularize(model, spectral=0.1)
+    with torch.autocast("cpu"):
+        inside = graphreg.regularize(model, spectral=0.1)
+    x = torch.ones(1, 6)
+    assert torch.equal(outside(x).penalties["spectral"], inside(x).penalties["spectral"])
+
+
 def test_what_must_not_change() -> None:
     model = TwoLayers()
     module = graphreg.regularize(model, spectral=1.0)

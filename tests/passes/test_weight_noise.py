@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -62,3 +64,15 @@ def test_errors() -> None:
         WeightNoise("*", -0.1)
     with pytest.raises(graphreg.NoMatchError, match="it has none|has none of the default sites of WeightNoise"):
         graphreg.regularize(nn.Sequential(nn.BatchNorm1d(2)), weight_noise=0.1)
+
+
+def test_compiled_with_dynamic_sizes() -> None:
+    """Dynamo makes the numbers that a formula reads from elsewhere inputs of the graph, and normal noise is recomputed in backward."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.SELU(), nn.Linear(4, 2))
+    options: dict[str, Any] = {"weight_noise": 0.1, "alpha_dropout": {"1": 0.2}}
+    eager, compiled = (graphreg.regularize(model, rng=0, **options) for _ in range(2))
+    compiled = torch.compile(compiled, dynamic=True, fullgraph=True, backend="aot_eager")
+    for size in (3, 5):
+        x = torch.randn(size, 4)
+        torch.testing.assert_close(compiled(x).output, eager(x).output)

@@ -614,6 +614,39 @@ class LearnedDropPath(SwinDropPath):
         return F.dropout(x * self.gain, self.drop_prob, self.training)
 
 
+class ScaledDropPath(SwinDropPath):
+    """Without ``rescale``, what is kept stays as it is; ``survives``: the rate is that of what is kept."""
+
+    def __init__(self, rate: float, rescale: bool = True, survives: bool = False) -> None:
+        super().__init__(rate)
+        self.rescale, self.survives = rescale, survives
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = self.drop_prob if self.survives else 1 - self.drop_prob
+        mask = (torch.rand(len(x), *[1] * (x.dim() - 1)) < kept).to(x)
+        return x * mask / kept if self.rescale else x * mask
+
+
+class LoggingDropPath(SwinDropPath):
+    def __init__(self) -> None:
+        super().__init__(P)
+        self.log: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append(len(x))
+        return super().forward(x)
+
+
+def test_each_is_tried_with_its_options_and_none_that_holds_an_object() -> None:
+    assert all(not own.why_not for own in graphreg.trace(Around(ScaledDropPath(P))).native_dropout)
+    for odd in (ScaledDropPath(P, rescale=False), ScaledDropPath(P, survives=True), LoggingDropPath()):
+        with pytest.raises(graphreg.RegularizerError, match="does something else than to drop whole examples"):
+            seeded(Around(odd))
+    assert odd.log == []
+
+
 def test_what_only_has_the_name_of_stochastic_depth() -> None:
     with pytest.raises(graphreg.RegularizerError, match="cannot be moved: OfElementsDropPath does something else than to drop"):
         seeded(Around(OfElementsDropPath(P)))

@@ -246,6 +246,21 @@ def test_plain_number() -> None:
     assert len(graphs) == 5
 
 
+def test_known_or_asserted() -> None:
+    """How compiled code asserts a condition on a size that a value decides. It concerns the largest draw."""
+
+    def many(x: Tensor, count: Tensor) -> Tensor:
+        y = torch.zeros(int(count.max()) + 1, 2)
+        return x * (2 if dynamo.known_or_asserted(y.shape[0] <= 3) else 1)
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        call = compiled(many, lambda gm, inputs: None, fullgraph=True)
+        assert call(torch.ones(1), torch.tensor(2)).item() == 2
+        with pytest.raises(RuntimeError, match="<= 3|Runtime assertion"):
+            call(torch.ones(1), torch.tensor(4))
+    assert many(torch.ones(1), torch.tensor(4)).item() == 1
+
+
 def test_known_true() -> None:
     """How Dynamo answers a condition on a size that a value decides. It concerns noise and penalties on values of such sizes."""
 

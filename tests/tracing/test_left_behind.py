@@ -7,10 +7,12 @@ import copy
 import functools
 import itertools
 import pickle
+import sys
 import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1127,6 +1129,31 @@ def test_a_block_that_is_entered_by_hand_is_refused_and_ends(name: str, torchs: 
     with pytest.raises(TraceError, match=r"no_grad|inference_mode|autocast"):
         graphreg.regularize_(Opened(BLOCKS[name]), weight_l2=0.1)(X)
     assert not torchs.changed()
+
+
+class Importing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        import graphreg_test_imported  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        output: Tensor = graphreg_test_imported.ones_like(x) * x
+        return output
+
+
+@pytest.mark.parametrize("how", ["symbolic", "export", "in place"])
+def test_what_a_forward_imports_first_holds_torchs_functions(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "torch import arange, is_grad_enabled, ones_like", "torch.compiler import is_compiling", "torch.random import default_generator"
+    (tmp_path / "graphreg_test_imported.py").write_text("".join(f"from {line}\n" for line in lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "graphreg_test_imported", raising=False)
+    model = nn.Sequential(nn.Linear(4, 4), Importing())
+    if how == "in place":
+        graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)(X)
+    else:
+        graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end=how)  # type: ignore[arg-type]
+    found = vars(sys.modules["graphreg_test_imported"])
+    for name in ("arange", "is_grad_enabled", "ones_like"):
+        assert found[name] is getattr(torch, name)
+    assert found["is_compiling"] is torch.compiler.is_compiling and found["default_generator"] is torch.random.default_generator
 
 
 class Ensemble(nn.Module):

@@ -352,6 +352,11 @@ def all_of_them(x: Tensor) -> Any:
     return x.view(w, n) * two
 
 
+def by_name(x: Tensor) -> Any:
+    *rest, w = x.shape
+    return x * w * eval("len(rest)")
+
+
 def middle(x: Tensor) -> Any:
     n, *rest = x.shape
     return x.view(n, *rest) * 2
@@ -369,9 +374,10 @@ def test_a_starred_variable_that_nothing_reads_gets_any_number_of_items(function
 
 
 def test_a_starred_variable_that_is_read_has_items_that_are_known() -> None:
-    module = traced(made(lambda m, x: middle(x)), None)  # its part that reads it is opaque
-    for x in (torch.randn(2, 3), torch.randn(2, 3, 4)):
-        assert torch.equal(module(x), x * 2)
+    for function in (middle, by_name):
+        module = traced(made(lambda m, x, function=function: function(x)), None)  # its part that reads it is opaque
+        for x in (torch.randn(2, 3), torch.randn(2, 3, 4)):
+            assert torch.equal(module(x), function(x))
     check(lambda m, x: middle(x), torch.randn(2, 3, 4), (torch.randn(3, 2),))
 
 

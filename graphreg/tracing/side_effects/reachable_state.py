@@ -30,6 +30,7 @@ from graphreg.tracing.side_effects.state_places import content
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
 _CONTAINERS = {list, tuple, dict, set, frozenset, OrderedDict}
+_CODE = {types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type}
 _HOLDERS = _CONTAINERS | {CustomOpDef, FunctionMeta}  # of functions
 # Special methods that the search leaves out, unless the code mentions their names. It assumes that
 # a forward may call any other special method implicitly, through an operator or a built-in
@@ -227,7 +228,8 @@ class _StateSearch:
             for method in self._methods.get(name, ()):
                 self._function(method)
         for name in names - names_read:
-            if name in space:
+            # ``self.n`` reads no global ``n``; whether that is a function is no matter, since methods are found by name, too
+            if name in space and (type(space[name]) in _CODE or name in _global_names(function.__code__)):
                 names_read.add(name)
                 self._value(space[name], names, direct)
         for cell in function.__closure__ or ():
@@ -304,6 +306,14 @@ def _mentioned_names(code: types.CodeType) -> frozenset[str]:
     """Return the global names, attributes and closure variables that code and its inner functions mention."""
     inner = (_mentioned_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
+
+
+@lru_cache(8192)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """Return the names of global variables that code and its inner functions read, set or delete."""
+    own = (str(step.argval) for step in dis.get_instructions(code) if step.opname.endswith(("_GLOBAL", "_NAME")))
+    inner = (_global_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(own).union(*inner)
 
 
 @lru_cache(8192)
