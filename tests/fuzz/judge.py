@@ -373,6 +373,8 @@ class Judge:
             raise GraphRegError(f"torch raises, here and in the oracle: {type(own).__name__}") from own
         if mode == "eval" and any(reg.kind in SPLICES for reg in case.regs):  # where the oracle, like the model, has no copy
             raise GraphRegError("the copies behind splices that do not act allow a derivative that torch refuses the oracle")
+        if self.compiled and "modified by an inplace operation" in str(error):
+            raise GraphRegError("torch.compile makes no write, and so differentiates what torch refuses the oracle in eager")
         raise Fault("gradient", f"the oracle cannot be differentiated, and the module is: {error}")
 
     def _loss(self, case: Case, answer: Any, module: Any) -> Tensor:

@@ -55,13 +55,8 @@ class _Disguised:
         return int
 
 
-def test_steps() -> None:
-    """How Python's code reads, unpacks and matches values. It concerns questions that a forward asks of a stand-in."""
-    value = _Watched(bytecode.reads_attribute)
-    value.shape  # noqa: B018
-    getattr(value, "shape")  # noqa: B009
-    assert value.found == [True, False]
-
+def test_unpacking() -> None:
+    """Which items code takes of a value that it unpacks. It concerns shapes whose length a trace does not know."""
     value = _Watched(bytecode.unpacked)
     _first, _second = value
     list(value)
@@ -72,6 +67,14 @@ def test_steps() -> None:
     _called = max(*value, 1)
     assert value.found[0] == bytecode.Unpacked(2)
     assert value.found == [(2, 0, False), None, (0, 1, True), None, (0, 1, True), (2, 0, False), None] and _read
+
+
+def test_steps() -> None:
+    """How Python's code reads, unpacks and matches values. It concerns questions that a forward asks of a stand-in."""
+    value = _Watched(bytecode.reads_attribute)
+    value.shape  # noqa: B018
+    getattr(value, "shape")  # noqa: B009
+    assert value.found == [True, False]
 
     value = _Watched(bytecode.is_guarded)
     value.shape  # noqa: B018
