@@ -55,8 +55,8 @@ class _Disguised:
         return int
 
 
-def test_unpacking() -> None:
-    """Which items code takes of a value that it unpacks. It concerns shapes whose length a trace does not know."""
+def unpacking() -> list[Any]:
+    """Without an assertion, whose code, as pytest writes it, asks for ``locals()``."""
     value = _Watched(bytecode.unpacked)
     _first, _second = value
     list(value)
@@ -64,9 +64,15 @@ def test_unpacking() -> None:
     *_read, _last = value
     *_others, _last, _one = *value, 1
     _first, _last, _one = *value, 1
-    _called = max(*value, 1)
-    assert value.found[0] == bytecode.Unpacked(2)
-    assert value.found == [(2, 0, False), None, (0, 1, True), None, (0, 1, True), (2, 0, False), None] and _read
+    _called = max(*value, 1), _read
+    return value.found
+
+
+def test_unpacking() -> None:
+    """Which items code takes of a value that it unpacks. It concerns shapes whose length a trace does not know."""
+    found = unpacking()
+    assert found[0] == bytecode.Unpacked(2)
+    assert found == [(2, 0, False), None, (0, 1, True), None, (0, 1, True), (2, 0, False), None]
 
 
 def test_steps() -> None:
