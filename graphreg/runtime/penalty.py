@@ -51,8 +51,8 @@ class Measure(RuntimeModule):
         if self.is_off or has_no_elements(value):
             return nothing(value)
         if is_quick(self.regularizer, value):
-            return quickly(self.regularizer, value, self.description)
-        return self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs)
+            return unless_empty(quickly(self.regularizer, value, self.description), value)
+        return unless_empty(self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs), value)
 
     def computed(self, compute: Compute, values: Mapping[str, Any], inputs: Mapping[str, Any], form: Steps | Units | None = None) -> Tensor:
         """Return ``compute(values)``; of DTensors, it is a plain tensor that is the same on all ranks. ``form``: how values are read."""
@@ -90,7 +90,7 @@ class MeasureSteps(Measure):
             require_inputs(self.regularizer, inputs, self.description)
             return self.steps_measured(tuple(values.values()) if calls else values[_ANY], clock, inputs)
 
-        return self.computed(compute, values, inputs, self.steps)
+        return unless_empty(self.computed(compute, values, inputs, self.steps), *steps)
 
     def steps_measured(self, value: Any, clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         """Return the formula's value, [], for a value or the tuple of the steps. ``clock`` and ``inputs``: as in ``forward``."""
@@ -113,7 +113,7 @@ class MeasureUnits(Measure):
         """
         if self.is_off or has_no_elements(value):
             return nothing(value)
-        return self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs, self.units)
+        return unless_empty(self.computed(partial(self.measured, clock=clock, inputs=inputs), {_ANY: value}, inputs, self.units), value)
 
     def measured(self, values: Mapping[str, Any], clock: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         return super().measured({_ANY: self.units.of(values[_ANY], self.description)}, clock, inputs)
@@ -266,6 +266,14 @@ for _kind in (Total, AllSitesTotal):
 def has_no_elements(value: Any) -> bool:
     """Return whether there is nothing to penalize, as at an expert that gets no examples. If a compiler cannot know: no."""
     return isinstance(value, Tensor) and known_true(value.numel() == 0)
+
+
+def unless_empty(found: Tensor, *values: Any) -> Tensor:
+    """Return a measurement; 0 in compiled code in which only the values of tensors decide that there was nothing to measure."""
+    if not torch.compiler.is_dynamo_compiling() or any(not isinstance(value, Tensor) or known_true(value.numel() > 0) for value in values):
+        return found
+    some = torch.stack([torch.ones_like(value, dtype=torch.bool).any() for value in values]).any()
+    return torch.where(some, found, 0)
 
 
 def nothing(*values: Tensor) -> Tensor:

@@ -56,6 +56,24 @@ def test_nor_does_a_penalty_that_needs_samples_refuse_it(name: str) -> None:
     assert all(penalty.isfinite() for penalty in module(examples(1.5)).penalties.values())
 
 
+def test_compiled_without_examples_it_is_not_penalized_either() -> None:
+    torch.manual_seed(0)
+    eager, compiled = (graphreg.regularize(Experts(), hidden_l1={"**@Tanh": 1.0}, example_inputs=examples(2.5)) for _ in range(2))
+    compiled.load_state_dict(eager.state_dict())
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+        for first in (2.5, 1.5, -1.0):
+            (expected,), (found,) = eager(examples(first)).penalties.values(), run(examples(first)).penalties.values()
+            torch.testing.assert_close(found, expected)
+        for module, penalty in ((eager, eager(examples(1.5)).penalties), (compiled, run(examples(1.5)).penalties)):
+            module.zero_grad()
+            penalty["hidden_l1"].backward()
+    for name, parameter in eager.named_parameters():
+        other = compiled.get_parameter(name)
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in (parameter, other)]
+        torch.testing.assert_close(*gradients)
+
+
 class Pool(nn.Module):
     """Sums the rows of each graph of a batch, as the libraries of graphs do; opaque, since it reads a number out of a tensor."""
 
