@@ -37,7 +37,7 @@ demo-ranks: .venv/.demo
 test: export PYTHONDONTWRITEBYTECODE =
 test: THEN := --then 400 'the tests'
 test: .venv/.test
-	@echo "About 7,000 tests in $(WORKERS) processes: six to seven minutes on two cores of a new server, longer on an older one."
+	@echo "About 7,000 tests in $(WORKERS) processes: four to seven minutes on two cores, depending on the server."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # What is around the engine (pages and their examples, the page in a browser, tools that measure), and what needs processes of its own, such
