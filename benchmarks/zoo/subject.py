@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.errors import OtherInputs
 from zoo.providers import Inputs, call, one_line, tensors
 from zoo.ways import EVERY_HIDDEN, Captured, Penalized, Rewritten, Way
 
 Gradients = dict[str, Tensor]
+FEW = 5_000_000  # up to so many elements, parameters are kept to be restored
 
 
 MARKS = ("_is_torch_compile", "_compile_kwargs")  # torch.compile's, on a model itself, and that of lightning's wrapper of it
@@ -34,6 +36,8 @@ class Subject:
         leaves = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.") and not list(m.children())]
         self.set_apart = leaves[-1] if leaves else None
         self.buffers = {name: b.clone() for name, b in model.named_buffers()}
+        few = sum(p.numel() for p in model.parameters()) <= FEW
+        self.parameters = {name: p.detach().clone() for name, p in model.named_parameters()} if few else {}  # a forward may write them
         self.expected: dict[bool, object] = {}
         self.before: Mapping[str, object] = {}
         self.after: Mapping[str, object] = {}
@@ -55,7 +59,7 @@ class Subject:
         try:
             bare = Rewritten(self.model, None)
             self.bare = True
-            if not bare.traced.opaque_modules:
+            if not bare.traced.opaque_modules and self._takes(bare):
                 return bare
         except (graphreg.TraceError, graphreg.NoMatchError):  # without inputs; with them it may go, and no module hide its sites
             pass
@@ -64,6 +68,17 @@ class Subject:
         except graphreg.TraceError as error:
             self.seed()
             return Captured(self.model, self.inputs, one_line(error))
+
+    def _takes(self, bare: Rewritten) -> bool:
+        """Whether the graph takes these inputs: without them, an argument with a default has it."""
+        self.seed()
+        try:
+            bare(self.inputs)
+        except OtherInputs:
+            return False
+        finally:
+            self.restore()
+        return True
 
     def _shown(self) -> Rewritten:
         """With inputs; where a regularizer has no default site, it is given a selector, as the error asks."""
@@ -95,6 +110,9 @@ class Subject:
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
+            for name, before in self.parameters.items():
+                if not torch.equal(parameter := self.model.get_parameter(name), before):
+                    parameter.copy_(before)
 
     def seed(self) -> None:
         torch.manual_seed(3)
