@@ -26,6 +26,7 @@ from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table, is_shape_alone
+from graphreg.torch_internals.operators import assert_async
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
@@ -83,6 +84,9 @@ def decided_count(value: Any, expected: int, more: bool = False) -> None:
 def has_passed(value: Any, expected: bool, place: str) -> None:
     """Raise unless a check, of shapes or of values, comes out so that the model's forward does not raise an error behind it."""
     if torch.compiler.is_dynamo_compiling():
+        if isinstance(value, torch.Tensor):  # Dynamo cannot branch on its value
+            assert_async(value if expected else torch.logical_not(value))
+            return
         value = True if value else False  # noqa: SIM210  # as in ``decided``
     if bool(value) != expected:
         raise OtherInputs(f"these inputs fail a check of the model's own ({place}), behind which its forward raises an error.")

@@ -87,3 +87,32 @@ def test_checks_by_functions_of_torch(example_inputs: Tensor | None) -> None:
 def test_a_check_that_fails_for_the_example_inputs_raises_its_error() -> None:
     with pytest.raises(RuntimeError, match="too many rows"):
         graphreg.regularize(TorchChecks(), example_inputs=torch.randn(7, 4), weight_l2=1e-3)
+
+
+class Sampling(nn.Module):
+    """torch's distributions check their arguments: ``if not valid.all(): raise``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.spread = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sample: Tensor = torch.distributions.Normal(self.mean(x), self.spread(x).exp()).rsample()
+        return sample
+
+
+def test_checks_of_values_compile() -> None:
+    torch.manual_seed(0)
+    model = Sampling()
+    validates = torch.distributions.Distribution._validate_args
+    try:
+        torch.distributions.Distribution.set_default_validate_args(True)  # Dynamo switches it off for the process
+        eager, compiled = (graphreg.regularize(model, example_inputs=X, weight_l2=1e-3) for _ in range(2))
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validates)
+    with pytest.raises(OtherInputs, match="check of the model's own"):
+        eager(X * float("nan"))
+    torch.manual_seed(1)
+    expected = eager(X).output
+    torch.manual_seed(1)
+    torch.testing.assert_close(torch.compile(compiled, fullgraph=True, backend="aot_eager")(X).output, expected)
