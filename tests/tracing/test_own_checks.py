@@ -115,4 +115,7 @@ def test_checks_of_values_compile() -> None:
     torch.manual_seed(1)
     expected = eager(X).output
     torch.manual_seed(1)
-    torch.testing.assert_close(torch.compile(compiled, fullgraph=True, backend="aot_eager")(X).output, expected)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(X).output, expected)
+    with pytest.raises(RuntimeError, match="check of the model's own"):
+        run(X * float("nan"))
