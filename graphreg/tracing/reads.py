@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import enum
-import functools
-import gc
 import sys
 import threading
 import types
-import weakref
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -22,15 +17,14 @@ from graphreg.torch_internals.dynamo_marks import skip_frame
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_own, reachable_code
+from graphreg.tracing.side_effects.imports import follow_imports
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, held, inside, is_foreign_class, is_own, reachable_code
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 from graphreg.tracing.side_effects.state_places import content, own_attributes
 
 # the attributes that every module has; none of them is recorded
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 WHOLE = "__dict__"  # stands for all attributes of an object
-_SEQUENCES = (list, tuple, set, frozenset, deque)
-VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _NOT_ENTERED = (
     Tensor,
     fx.Proxy,
@@ -118,7 +112,6 @@ class Reads:
         thread = threading.get_ident()
         self.roots = roots_of(arguments)
         modules = [inner for root in (model, *self.roots) if isinstance(root, nn.Module) for inner in root.modules()]
-        self.code = reachable_code(modules, values=self.roots)
         hooks = (getattr(hook, "__func__", hook) for module in modules for hook in forward_hooks(module))
         self._hooks = {hook.__code__ for hook in hooks if type(hook) is types.FunctionType}
         with Changes() as changes, changes:
@@ -136,10 +129,15 @@ class Reads:
                     if issubclass(kind, nn.Module):
                         watch(nn.Module)
 
+            def search() -> None:
+                self.code = reachable_code(modules, values=self.roots)
+                self._reach([*map(type, modules), *self.code.classes, *self.code.functions.values()], watch)
+                for space, names in self.code.variables.values():
+                    self._reach([space[name] for name in names if name in space], watch)
+
             self._reach([*modules, *self.roots], watch)
-            self._reach([*map(type, modules), *self.code.classes, *self.code.functions.values()], watch)
-            for space, names in self.code.variables.values():
-                self._reach([space[name] for name in names if name in space], watch)
+            search()
+            follow_imports(changes, search)
             yield
 
     def _reading(self, original: Callable[[Any, str], Any], watch: Callable[[type], None], thread: int) -> Callable[[Any, str], Any]:
@@ -150,7 +148,7 @@ class Reads:
                 return original(owner, name)
             names.add(WHOLE if name in _ALL else name)
             value = original(owner, name)
-            self._reach(_values(owner) if name in _ALL else [value], watch)
+            self._reach(held(owner).values() if name in _ALL else [value], watch)
             return value
 
         skip_frame(get)
@@ -184,7 +182,7 @@ class Reads:
             self._read[id(value)], self._written[id(value)] = set(), set()
             waiting += _descriptors(kind)
             if reads_by_itself(kind):
-                waiting += _values(value)
+                waiting += held(value).values()
             if issubclass(kind, nn.Module):
                 # not nn.Module itself: Python visits all subclasses of a class that gets such a method, and there may be thousands
                 for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
@@ -216,36 +214,6 @@ def _counted(owner: Any, name: str, value: Any) -> bool:
     return type(value) in (int, float) and type((own_attributes(owner) or {}).get(name, 0)) in (int, float)
 
 
-def inside(value: Any) -> list[Any]:
-    """Return the items of a container, the parts of a partial or a method, or what a weak reference or context variable refers to.
-
-    No code of the user is called: subclasses of Python's containers are read as Python's own.
-    """
-    kind = type(value)
-    if issubclass(kind, dict):
-        # only its own methods know its order
-        base = OrderedDict if issubclass(kind, OrderedDict) else dict
-        return [*base.keys(value), *base.values(value)]
-    for each in _SEQUENCES:
-        if issubclass(kind, each):
-            return list(cast(Any, each).__iter__(value))
-    if issubclass(kind, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if issubclass(kind, (types.MethodType, types.BuiltinFunctionType)):
-        return [value.__self__]
-    if issubclass(kind, weakref.ref):
-        return [weakref.ref.__call__(value)]
-    if kind is ContextVar:
-        return [value.get(None)]
-    if kind in VIEWS:
-        return inside(value.mapping)
-    if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
-        return [each for each in gc.get_referents(value) if type(each) is dict]
-    if issubclass(kind, types.SimpleNamespace):
-        return list(object.__getattribute__(value, "__dict__").values())
-    return []
-
-
 def reads_by_itself(kind: type) -> bool:
     """Return whether a class has a ``__getattr__`` or ``__getattribute__`` of its own, which may read others than it is asked for.
 
@@ -256,21 +224,6 @@ def reads_by_itself(kind: type) -> bool:
         if own is not object and not is_foreign_class(own):
             return True
     return False
-
-
-def slots(kind: type) -> dict[str, Any]:
-    """Return the slots of a class, which is the user's or of a package, and of its bases."""
-    own = [base for base in reversed(kind.__mro__) if "__slots__" in vars(base) and not is_foreign_class(base)]
-    return {name: slot for base in own for name, slot in vars(base).items() if type(slot) is types.MemberDescriptorType}
-
-
-def _values(value: Any) -> list[Any]:
-    """Return the attributes of an object, whose class reads them as it likes. No code of the user runs."""
-    held: list[Any] = list((own_attributes(value) or {}).values())
-    for slot in slots(type(value)).values():
-        with suppress(AttributeError):  # it is empty
-            held.append(slot.__get__(value))
-    return held
 
 
 def _descriptors(kind: type) -> list[Any]:

@@ -9,29 +9,35 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
+import importlib.util
 import sys
 import types
-from collections import OrderedDict, defaultdict
+import weakref
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionMeta
 
 from graphreg.ir.contents import FOREIGN
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.operators import CustomOpDef, operator_functions, python_operators
-from graphreg.tracing.side_effects.state_places import content
+from graphreg.tracing.side_effects.state_places import OBJECTS, REGISTERED, content, own_attributes
 
 # modules whose functions return another value at each call
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}
-_CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
 _CONTAINERS = {list, tuple, dict, set, frozenset, OrderedDict}
 _CODE = {types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type}
-_HOLDERS = _CONTAINERS | {CustomOpDef, FunctionMeta}  # of functions
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size}
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 # Special methods that the search leaves out, unless the code mentions their names. It assumes that
 # a forward may call any other special method implicitly, through an operator or a built-in
 # function.
@@ -132,29 +138,29 @@ class _StateSearch:
 
     def __init__(self) -> None:
         self.code = ReachableCode()
-        # the methods of the classes known so far, by name
-        self._methods: dict[str, list[Any]] = defaultdict(list)
+        # the members of the classes and objects known so far, by name
+        self._members: dict[str, list[Any]] = defaultdict(list)
+        self._spaces = list[dict[str, Any]]()  # of the Python modules that something holds
         self._kinds, self._waiting = set[type](), list[types.FunctionType]()
+        self._seen = set[int]()  # ids of values
         # ids of forwards, of functions in modules' attributes, and of functions that these call by
         # name
         self._direct: set[int] = set()
 
     def run(self, modules: Iterable[nn.Module], functions: Iterable[types.FunctionType], values: Iterable[Any]) -> ReachableCode:
         """Follow the code of modules, functions and values, and the code that it mentions, until nothing new is found."""
-        kinds: dict[type, None] = {}
+        modules = list(modules)
         for value in values:
             # code may read any variable of a Python module that it gets
             self._value(value, frozenset(vars(value)) if issubclass(type(value), types.ModuleType) else frozenset(), False)
         for function in functions:
             self._function(function, True)
+        self._seen.update(map(id, modules))
         for module in modules:
-            kinds[type(module)] = None
-            kinds |= {type(value): None for value in vars(module).values()}
             for called in forward_hooks(module):
                 self._function(called)
-            for value in vars(module).values():
-                self._functions_in(value, True)
-        for kind in kinds:
+            self._enter([value for name, value in vars(module).items() if name not in REGISTERED], True)
+        for kind in dict.fromkeys(map(type, modules)):
             self._class(kind)
         operators = python_operators()
         while self._waiting:
@@ -165,28 +171,37 @@ class _StateSearch:
                     self._function(function)
         return self.code
 
-    def _functions_in(self, value: Any, direct: bool) -> None:
-        """Add what a call of the value runs; if it is a list, tuple, dict or set, what calls of its items run, at any depth."""
-        if type(value) not in _CALLED and type(value) not in _HOLDERS:  # as most are
-            return
-        waiting, seen = [value], set[int]()
-        for each in waiting:
-            if type(each) in _CALLED:
-                self._function(each, direct)
-                self._function_class(getattr(each, "__self__", None))  # of a bound ``apply``
-            elif type(each) is CustomOpDef:
-                for function in operator_functions(each):
-                    self._function(function, direct)
-            elif type(each) in _CONTAINERS and id(each) not in seen:
-                seen.add(id(each))
-                waiting.extend(each.values() if issubclass(type(each), dict) else each)
-            else:
-                self._function_class(each)
+    def _enter(self, values: list[Any], direct: bool) -> None:
+        """Add what code can reach through values that modules, classes, objects and variables hold, at any depth.
 
-    def _function_class(self, value: Any) -> None:
-        """Add a class of ``torch.autograd.Function``, whose ``apply`` calls its forward."""
-        if issubclass(type(value), type) and issubclass(value, Function):
-            self._class(value)
+        Of an object and of a Python module, only that counts whose name the code mentions, now or later.
+        """
+        waiting = list(values)
+        for value in waiting:
+            kind = type(value)
+            if kind in _PLAIN or (kind in _CONTAINERS and not value):  # as most are
+                continue
+            self._function(value, direct)
+            if id(value) in self._seen:
+                continue
+            self._seen.add(id(value))
+            if issubclass(kind, types.ModuleType):
+                if not is_foreign_namespace(vars(value)):
+                    self._spaces.append(vars(value))
+                    self._module(vars(value), frozenset(self.code.mentioned), direct)
+            elif issubclass(kind, type):
+                self._value(value, frozenset(), direct)
+            elif kind is CustomOpDef:
+                waiting += operator_functions(value)
+            else:
+                waiting += inside(value)
+                self._class(kind)
+                if not is_foreign_class(kind) or issubclass(kind, (nn.Module, *OBJECTS)):
+                    for name, each in held(value).items():
+                        if name in self.code.mentioned:
+                            waiting.append(each)
+                        else:
+                            self._members[name].append(each)
 
     def _class(self, kind: type) -> None:
         """Add a class and its bases: their forwards, their special methods, and the methods whose names the code mentions."""
@@ -198,12 +213,14 @@ class _StateSearch:
                 self.code.classes[type(base)] = None
                 self._class(type(base))
             for name, value in list(vars(base).items()):
-                self._methods[name].append(value)
+                self._members[name].append(value)
                 special = name.startswith("__") and name not in _UNCALLED
                 forward = name == "forward" and issubclass(base, nn.Module)
                 of_apply = name in _OF_APPLY and issubclass(base, Function)
                 if forward or of_apply or special or name in self.code.mentioned:
                     self._function(value, forward)
+                if name in self.code.mentioned:
+                    self._enter([value], False)
 
     def _function(self, value: Any, direct: bool = False) -> None:
         """Add the functions that ``_functions`` finds in a value. ``direct``: whether their ids belong in ``_direct``."""
@@ -223,10 +240,12 @@ class _StateSearch:
         """Add everything that a function mentions: methods, global variables and closure variables."""
         names, space, direct = _mentioned_names(function.__code__), function.__globals__, id(function) in self._direct
         _, names_read = self.code.variables.setdefault(id(space), (space, set()))
-        for name in names - self.code.mentioned:
-            self.code.mentioned.add(name)
-            for method in self._methods.get(name, ()):
-                self._function(method)
+        new = names - self.code.mentioned
+        self.code.mentioned |= new
+        for name in new:
+            self._enter(self._members.get(name, []), False)
+        for held_space in self._spaces:
+            self._module(held_space, new, False)
         for name in names - names_read:
             # ``self.n`` reads no global ``n``; whether that is a function is no matter, since methods are found by name, too
             if name in space and (type(space[name]) in _CODE or name in _global_names(function.__code__)):
@@ -234,6 +253,8 @@ class _StateSearch:
                 self._value(space[name], names, direct)
         for cell in function.__closure__ or ():
             self._value(content(cell), names, direct)
+        for module in _imported_modules(function):
+            self._value(module, names, direct)
 
     def _value(self, value: Any, names: frozenset[str], direct: bool) -> None:
         """Add what can be reached through the value of a variable.
@@ -258,14 +279,8 @@ class _StateSearch:
                 # code that mentions a class may make objects of it
                 for name in ("__new__", "__init__"):
                     self._function(vars(value).get(name))
-        elif callable(value) and next(_functions(value), None) is not None:
-            self._function(value, direct)
-            if issubclass(type(value), types.MethodType):
-                self._value(value.__self__, names, direct)
-        elif type(value) in _HOLDERS:
-            self._functions_in(value, direct)
-        elif not is_foreign_class(type(value)):
-            self._class(type(value))
+        else:
+            self._enter([value], direct)
 
     def _module(self, space: dict[str, Any], names: frozenset[str], direct: bool) -> None:
         """Add those variables of a Python module whose names the code mentions."""
@@ -279,6 +294,51 @@ class _StateSearch:
 def is_foreign_namespace(space: dict[str, Any]) -> bool:
     """Return whether a global namespace belongs to torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return is_foreign_name(space.get("__name__", ""))
+
+
+def inside(value: Any) -> list[Any]:
+    """Return the items of a container, the parts of a partial or a method, or what a weak reference or context variable refers to.
+
+    No code of the user is called: subclasses of Python's containers are read as Python's own.
+    """
+    kind = type(value)
+    if issubclass(kind, dict):
+        # only its own methods know its order
+        base = OrderedDict if issubclass(kind, OrderedDict) else dict
+        return [*base.keys(value), *base.values(value)]
+    for each in _SEQUENCES:
+        if issubclass(kind, each):
+            return list(cast(Any, each).__iter__(value))
+    if issubclass(kind, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if issubclass(kind, (types.MethodType, types.BuiltinFunctionType)):
+        return [value.__self__]
+    if issubclass(kind, weakref.ref):
+        return [weakref.ref.__call__(value)]
+    if kind is ContextVar:
+        return [value.get(None)]
+    if kind in VIEWS:
+        return inside(value.mapping)
+    if kind is types.MappingProxyType:  # of a dict or of any mapping of the user's
+        return [each for each in gc.get_referents(value) if type(each) is dict]
+    if issubclass(kind, types.SimpleNamespace):
+        return list(object.__getattribute__(value, "__dict__").values())
+    return []
+
+
+def slots(kind: type) -> dict[str, Any]:
+    """Return the slots of a class, which is the user's or of a package, and of its bases."""
+    own = [base for base in reversed(kind.__mro__) if "__slots__" in vars(base) and not is_foreign_class(base)]
+    return {name: slot for base in own for name, slot in vars(base).items() if type(slot) is types.MemberDescriptorType}
+
+
+def held(value: Any) -> dict[str, Any]:
+    """Return the attributes and slots of an object, whose class reads them as it likes. No code of the user runs."""
+    found = dict(own_attributes(value) or {})
+    for name, slot in slots(type(value)).items():
+        with suppress(AttributeError):  # it is empty
+            found[name] = slot.__get__(value)
+    return found
 
 
 def _functions(value: Any) -> Iterator[Any]:
@@ -313,6 +373,27 @@ def _global_names(code: types.CodeType) -> frozenset[str]:
     """Return the names of global variables that code and its inner functions read, set or delete."""
     own = (str(step.argval) for step in dis.get_instructions(code) if step.opname.endswith(("_GLOBAL", "_NAME")))
     inner = (_global_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(own).union(*inner)
+
+
+def _imported_modules(function: types.FunctionType) -> Iterator[types.ModuleType]:
+    """Yield those Python modules that the code of a function imports, if they have been imported by now."""
+    for name, level in _imports(function.__code__):
+        try:
+            path = importlib.util.resolve_name("." * level + name, function.__globals__.get("__package__"))
+        except ImportError:  # the import fails, too
+            continue
+        for loaded in map(sys.modules.get, dict.fromkeys((path, path.partition(".")[0]))):
+            if issubclass(type(loaded), types.ModuleType):
+                yield loaded
+
+
+@lru_cache(8192)
+def _imports(code: types.CodeType) -> frozenset[tuple[str, int]]:
+    """Return the names in the ``import`` statements of code and its inner functions, each with its number of leading dots."""
+    steps = list(dis.get_instructions(code))
+    own = [(str(step.argval), steps[i - 2].argval) for i, step in enumerate(steps) if step.opname == "IMPORT_NAME"]
+    inner = (_imports(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset(own).union(*inner)
 
 

@@ -19,6 +19,7 @@ from graphreg.ir.comparison import compared, difference
 from graphreg.ir.operations import Operations
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
+from graphreg.tracing.side_effects.imports import follow_imports
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, OpaqueState, opaque_functions, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
@@ -40,6 +41,7 @@ def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterato
         if before is earlier:
             changes.later(before.take_modes())
         changes.later(before.restore)
+        follow_imports(changes, before.follow_imports)
         yield before
 
 

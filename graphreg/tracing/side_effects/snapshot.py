@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import array
 import functools
-import queue
 import sys
 import threading
 import types
-from collections import ChainMap, OrderedDict, UserDict, UserList, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_fore
 from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
     NOTHING,
+    OBJECTS,
     PLAIN,
     REGISTERED,
     Attributes,
@@ -55,8 +56,6 @@ from graphreg.tracing.side_effects.state_places import (
 )
 
 _UNSET = object()  # stands for the value of a ContextVar that has none
-# classes of Python's library whose attributes are state
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap)
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
@@ -104,15 +103,32 @@ class Snapshot:
         # (place in ``places``, container, what holds it, key) of each empty one
         self._empty: list[tuple[int, Any, Attributes, str]] = []
         named = list(modules_by_path(model, once=True).items())
+        self._modules = [module for _, module in named]
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
-        self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for _, m in named]
-        for path, (_, module) in zip(self._paths, named, strict=True):
+        self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for m in self._modules]
+        self._waiting = deque[tuple[Any, str, int, Attributes | None, str]]()  # the arguments of ``_add``
+        self.code = reachable_code(self._modules)
+        for path, module in zip(self._paths, self._modules, strict=True):
             self._add_attributes(Attributes(module, path), 2)
-        self.code = reachable_code([module for _, module in named])
-        kinds = [each for kind in dict.fromkeys(type(module) for _, module in named) for each in kind.__mro__ if not is_foreign_class(each)]
+        kinds = [each for kind in dict.fromkeys(map(type, self._modules)) for each in kind.__mro__ if not is_foreign_class(each)]
         for each in dict.fromkeys([*kinds, *self.code.classes]):
             self._add_class(each)
         self._add_reachable(self.code)
+
+    def follow_imports(self) -> None:
+        """Add the state of Python modules that have been imported meanwhile, as it is now."""
+        before, self.code = self.code, reachable_code(self._modules)
+        for each in self.code.classes:
+            self._add_class(each)
+        known = {key: names for key, (_, names) in before.variables.items()}
+        self._add_reachable(
+            replace(
+                self.code,
+                caches={key: each for key, each in self.code.caches.items() if key not in before.caches},
+                functions={key: each for key, each in self.code.functions.items() if key not in before.functions},
+                variables={key: (space, names - known.get(key, set())) for key, (space, names) in self.code.variables.items()},
+            )
+        )
 
     def _add_reachable(self, code: ReachableCode) -> None:
         """Add global variables, closures, default arguments, attributes and caches of functions."""
@@ -127,9 +143,11 @@ class Snapshot:
             self._add_attributes(Attributes(function, function.__qualname__), 1)
             if function.__closure__:
                 self._add_attributes(Cells(function), 2)
+        while self._waiting:
+            self._add(*self._waiting.popleft())
 
     def _add_attributes(self, place: Attributes, depth: int) -> None:
-        """Add attributes or variables, and their contents down to ``depth`` levels of nested objects."""
+        """Add attributes or variables, and what they lead to: objects by names that the code mentions, and ``depth`` levels of others."""
         self._seen.add(id(place.owner))
         self.places.append(place)
         for key, value in place.content.items():
@@ -142,7 +160,7 @@ class Snapshot:
                     self._seen.add(id(value))
                     self._empty.append((len(self.places), value, place, key))
                 continue
-            self._add_value(value, place.label(key), depth, place, key)
+            self._add_value(value, place.label(key), max(depth, key in self.code.mentioned), place, key)
 
     def _add_class(self, kind: type) -> None:
         """Add the attributes of a class and the default arguments of its methods."""
@@ -163,16 +181,20 @@ class Snapshot:
         if function.__defaults__ or function.__kwdefaults__:
             place = Defaults(function, f"a default argument of {name}")
             for key, value in place.content.items():
-                self._add_value(value, place.name, 0, place, key)
+                self._add_value(value, place.name, 1, place, key)
             self.places.append(place)
 
     def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
+        """Add a value later: they may be nested at any depth. The arguments are those of ``_add``."""
+        self._waiting.append((value, name, depth, holder, key))
+
+    def _add(self, value: Any, name: str, depth: int, holder: Attributes | None, key: str) -> None:
         """Add a value if its content can change, and the values in it.
 
         Args:
             value: The value.
             name: The name of the value, for errors.
-            depth: How many levels of nested objects to look into.
+            depth: How many levels of nested objects to look into, but for those whose names the code mentions.
             holder: The place that has the value as an attribute or variable, if there is one.
             key: The name of that attribute or variable.
         """
@@ -207,7 +229,7 @@ class Snapshot:
                 self.places.append(IteratorPosition(value, name, holder, key, copied))
             else:
                 self.irreversible[name] = key
-        elif depth and (not is_foreign_class(type(value)) or issubclass(type(value), _OBJECTS)):
+        elif depth and (not is_foreign_class(type(value)) or issubclass(type(value), OBJECTS)):
             self._add_object(value, name, depth - 1)
 
     def _add_object(self, value: Any, name: str, depth: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 import types
-from collections import OrderedDict, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Mapping
 from operator import is_
 from typing import Any
@@ -22,6 +23,8 @@ from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue, 
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
+# classes of Python's library whose attributes are state
+OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap)
 NOTHING = object()  # stands for a value that does not exist
 
 

@@ -1,0 +1,35 @@
+"""Notices what a forward imports for the first time while it is traced, so that this is searched like what was imported before."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import threading
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.side_effects.reachable_state import is_foreign_name
+
+
+def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
+    """Call ``follow`` when an ``import`` of this thread has loaded Python modules that may be part of a model, until ``changes`` ends.
+
+    A module that imports others is loaded to its end before: what it changes in them is no state that a call changes.
+    """
+    original, thread, within = builtins.__import__, threading.get_ident(), False
+
+    def import_and_follow(*args: Any, **options: Any) -> Any:
+        nonlocal within
+        if within or threading.get_ident() != thread:
+            return original(*args, **options)
+        known, within = len(sys.modules), True
+        try:
+            return original(*args, **options)
+        finally:
+            within = False
+            if not all(map(is_foreign_name, islice(reversed(sys.modules), max(0, len(sys.modules) - known)))):
+                follow()
+
+    changes.put(vars(builtins), "__import__", import_and_follow)
