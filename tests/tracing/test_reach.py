@@ -39,6 +39,7 @@ IMPORTS = {
     "its function": "from {home} import {f}\n        return {f}(x)",
     "within a package": "import {home}_package.inner as inner\n        return inner.{f}(x)",
     "relative": "return relative(x)",
+    "by a string": "import importlib\n        return getattr(importlib.import_module('{home}'), '{f}')(x)",
 }
 
 
@@ -133,6 +134,9 @@ def reached(home: types.ModuleType) -> dict[str, tuple[Any, Callable[[Any, Tenso
         "a function in an object": (Holder(home.counted), lambda self, x: self.held.held(x)),
         "a function deep inside": (Holder([Holder({"a": Holder(home.counted)})]), lambda self, x: self.held.held[0].held["a"].held(x)),
         "a function in a slot": (Slotted(home.counted), lambda self, x: self.held.held(x)),
+        "a function by a string": (Holder(home.counted), lambda self, x: getattr(getattr(self, "held"), "held")(x)),  # noqa: B009
+        "a global by a string": (globals().update(COUNTED=home.counted), lambda self, x: globals()["COUNTED"](x)),
+        "a loaded module by a string": (None, lambda self, x: sys.modules["graphreg_test_reach_loaded"].counted(x)),
         "a partial": (Holder(functools.partial(home.counted)), lambda self, x: self.held.held(x)),
         "a class": (type("Kind", (), {"table": {"a": home.counted}}), lambda self, x: self.held.table["a"](x)),
         "an object's method": ([type("Kind", (), {"run": staticmethod(home.counted)})()], lambda self, x: self.held[0].run(x)),
@@ -142,6 +146,7 @@ def reached(home: types.ModuleType) -> dict[str, tuple[Any, Callable[[Any, Tenso
 @pytest.mark.parametrize("what", reached(types.SimpleNamespace(counted=len)))  # type: ignore[arg-type]
 def test_what_a_model_holds_is_searched(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = importlib.import_module(written(tmp_path, monkeypatch))
+    monkeypatch.setitem(sys.modules, "graphreg_test_reach_loaded", home)
     held, call = reached(home)[what]
     for example in (None, X):
         graphreg.regularize(Held(call, held), weight_l2=0.1, example_inputs=example)

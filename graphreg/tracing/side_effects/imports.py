@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import sys
 import threading
 from collections.abc import Callable
@@ -14,22 +15,26 @@ from graphreg.tracing.side_effects.reachable_state import is_foreign_name
 
 
 def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
-    """Call ``follow`` when an ``import`` of this thread has loaded Python modules that may be part of a model, until ``changes`` ends.
+    """Call ``follow`` when this thread has imported Python modules that may be part of a model, until ``changes`` ends.
 
     A module that imports others is loaded to its end before: what it changes in them is no state that a call changes.
     """
-    original, thread, within = builtins.__import__, threading.get_ident(), False
+    thread, within = threading.get_ident(), False
 
-    def import_and_follow(*args: Any, **options: Any) -> Any:
-        nonlocal within
-        if within or threading.get_ident() != thread:
-            return original(*args, **options)
-        known, within = len(sys.modules), True
-        try:
-            return original(*args, **options)
-        finally:
-            within = False
-            if not all(map(is_foreign_name, islice(reversed(sys.modules), max(0, len(sys.modules) - known)))):
-                follow()
+    def following(load: Callable[..., Any]) -> Callable[..., Any]:
+        def load_and_follow(*args: Any, **options: Any) -> Any:
+            nonlocal within
+            if within or threading.get_ident() != thread:
+                return load(*args, **options)
+            known, within = len(sys.modules), True
+            try:
+                return load(*args, **options)
+            finally:
+                within = False
+                if not all(map(is_foreign_name, islice(reversed(sys.modules), max(0, len(sys.modules) - known)))):
+                    follow()
 
-    changes.put(vars(builtins), "__import__", import_and_follow)
+        return load_and_follow
+
+    changes.put(vars(builtins), "__import__", following(builtins.__import__))
+    changes.put(vars(importlib), "import_module", following(importlib.import_module))

@@ -363,15 +363,17 @@ def _functions(value: Any) -> Iterator[Any]:
 
 @lru_cache(8192)
 def _mentioned_names(code: types.CodeType) -> frozenset[str]:
-    """Return the global names, attributes and closure variables that code and its inner functions mention."""
+    """Return the global names, attributes and closure variables that code and its inner functions mention, also as strings."""
     inner = (_mentioned_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
-    return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
+    texts = (each for each in code.co_consts if isinstance(each, str) and each.isidentifier())
+    return frozenset((*code.co_names, *code.co_freevars, *texts)).union(*inner)
 
 
 @lru_cache(8192)
 def _global_names(code: types.CodeType) -> frozenset[str]:
     """Return the names of global variables that code and its inner functions read, set or delete."""
-    own = (str(step.argval) for step in dis.get_instructions(code) if step.opname.endswith(("_GLOBAL", "_NAME")))
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname.endswith(("_GLOBAL", "_NAME"))}
+    own |= {each for each in code.co_consts if isinstance(each, str) and "globals" in own}
     inner = (_global_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset(own).union(*inner)
 
@@ -390,9 +392,14 @@ def _imported_modules(function: types.FunctionType) -> Iterator[types.ModuleType
 
 @lru_cache(8192)
 def _imports(code: types.CodeType) -> frozenset[tuple[str, int]]:
-    """Return the names in the ``import`` statements of code and its inner functions, each with its number of leading dots."""
+    """Return the names in the ``import`` statements of code and its inner functions, each with its number of leading dots.
+
+    ``sys.modules["home"]`` and ``import_module("home")`` count, too.
+    """
     steps = list(dis.get_instructions(code))
     own = [(str(step.argval), steps[i - 2].argval) for i, step in enumerate(steps) if step.opname == "IMPORT_NAME"]
+    by_text = not {"import_module", "__import__", "modules"}.isdisjoint(code.co_names)
+    own += [(each, 0) for each in code.co_consts if isinstance(each, str) and each and by_text]
     inner = (_imports(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset(own).union(*inner)
 
