@@ -231,6 +231,12 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 _tried: WeakKeyDictionary[type, dict[object, bool]] = WeakKeyDictionary()  # by class and options: whether it drops whole examples
 
 
+def try_drop_paths(model: nn.Module) -> None:
+    """Try the model's stochastic depths now, because the caller puts back what their forwards change. Each class is tried once."""
+    for module in filter(is_drop_path, model.modules()):
+        _drops_whole_examples(module)
+
+
 def _drops_whole_examples(module: nn.Module) -> bool:
     """Return whether the module does what stochastic depth does. It is tried once for each class and its options, on examples of ones."""
     own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES and name != "drop_prob"}

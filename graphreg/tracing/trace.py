@@ -21,7 +21,7 @@ from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
 from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
-from graphreg.ir.random_ops import NativeDropout, find_native_dropouts
+from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop_paths
 from graphreg.ir.roles import NORM_CLASS, value_sites
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
@@ -440,6 +440,7 @@ def _traced_by_fx(
     shares = len(set(map(id, tensors))) < len(tensors)
 
     with model_restored(model) as before:
+        try_drop_paths(model)
         # First each argument has a proxy of its own. If sharing makes no difference, this graph
         # also serves the calls that pass different tensors.
         found = symbolic(model, specialized, constants, bound, before, watch_draws, stateful, False if shares else None)

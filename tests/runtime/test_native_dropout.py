@@ -639,7 +639,17 @@ class LoggingDropPath(SwinDropPath):
         return super().forward(x)
 
 
+CALLS: list[int] = []
+
+
+class CountedDropPath(SwinDropPath):
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS.append(1)
+        return super().forward(x)
+
+
 def test_each_is_tried_with_its_options_and_none_that_holds_an_object() -> None:
+    assert not graphreg.trace(Around(CountedDropPath(P))).native_dropout[0].why_not and not CALLS
     assert all(not own.why_not for own in graphreg.trace(Around(ScaledDropPath(P))).native_dropout)
     for odd in (ScaledDropPath(P, rescale=False), ScaledDropPath(P, survives=True), LoggingDropPath()):
         with pytest.raises(graphreg.RegularizerError, match="does something else than to drop whole examples"):
