@@ -329,7 +329,9 @@ def asks(code: types.CodeType) -> frozenset[str]:
         elif step.opname == "IS_OP" and loaded[-1:] != [None] and any(map(_names_singleton, loaded)):
             found.add("identity")
         if step.opname in _NAMES:
-            loaded.append(step.argval)
+            # ``float`` of Python is no dtype
+            is_builtin = step.opname == "LOAD_GLOBAL" and hasattr(builtins, str(step.argval))
+            loaded.append("" if is_builtin else step.argval)
         elif step.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
             loaded.clear()
     inner = (asks(each) for each in code.co_consts if isinstance(each, types.CodeType))

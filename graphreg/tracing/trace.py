@@ -6,7 +6,7 @@ import inspect
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, check_flag, listed, shown
+from graphreg.errors import GraphRegError, OtherInputs, RenamedAttributes, TraceError, check_flag, listed, shown
 from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change, parts
 from graphreg.ir.module_calls import record_stacks
@@ -38,7 +38,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.random_state import may_be_anothers, randomness, restore_randomness, with_draws_restored
+from graphreg.torch_internals.random_state import may_be_anothers, randomness, regions, restore_randomness, with_draws_restored
 from graphreg.torch_internals.torch_modes import tracer_here
 from graphreg.torch_internals.trace_state import restore_after_trace
 from graphreg.torch_internals.versions import warn_if_untested
@@ -378,8 +378,14 @@ def _trace_with(
     """
     if front_end == "export":
         return _traced_and_proved(partial(_trace_by_export, model, specialized, call, None), call, proving)
+    by_fx = partial(_trace_symbolically, model, specialized, bound, call)
     try:
-        traced = _traced_and_proved(partial(_trace_symbolically, model, specialized, bound, call), call, proving)
+        try:
+            traced = _traced_and_proved(by_fx, call, proving)
+        except NotTheModel as error:
+            if proving is None or not isinstance(error.__cause__, OtherInputs):
+                raise
+            traced = _traced_under_autocast(by_fx, call, proving, error)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         # If a draw may be another thread's, the caller traces again and counts draws: to export
@@ -403,6 +409,26 @@ def _trace_with(
         raise_interrupt(error)
         note = f"front end: symbolic, because {str(error.__cause__).rstrip('.')}"
         return replace(traced, notes=(*traced.notes, note))
+
+
+def _traced_under_autocast(
+    by_fx: Callable[[Mapping[str, str]], Traced], call: Arguments | None, proving: Proving, error: NotTheModel
+) -> Traced:
+    """Trace with torch.fx under the autocast of the call, because dtypes decide something, and the graph asserts others (``error``).
+
+    Without autocast, the graph must be right or assert, too: the forward may ask for autocast itself. (torch.export would record casts.)
+    """
+    outside = regions()
+    with proving.around():
+        if regions() == outside:
+            raise error
+        traced = _traced_and_proved(by_fx, call, proving)
+    try:
+        return _proved(traced, call, replace(proving, around=nullcontext))
+    except NotTheModel as without:
+        if not isinstance(without.__cause__, OtherInputs):
+            raise
+    return traced
 
 
 def _exported_after(

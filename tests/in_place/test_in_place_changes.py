@@ -967,3 +967,33 @@ def test_what_is_read_through_a_copy_is_compared(kind: type[Any], copied: Any) -
     for scale, factor in ((1.0, 1.0), (5.0, 1.0), (5.0, 3.0)):
         model.config.scale, model.config.inner.factor = scale, factor
         assert torch.equal(model(X), X * scale * factor + 1)
+
+
+class DecidesByDtype(nn.Module):
+    """T5 does so in its feed-forward layers. ``asks``: by asking for autocast itself, which no graph can assert."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.linear, self.asks = nn.Linear(4, 4), asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        casts = x.dtype is not self.linear.weight.dtype and (not self.asks or torch.is_autocast_enabled("cpu"))
+        return x.float() * 3 if casts else x
+
+
+def test_a_model_that_decides_by_a_dtype_has_a_graph_for_autocast_and_one_for_none() -> None:
+    plain, order = DecidesByDtype(asks=False), [True, False, True, False]
+    model, x = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, penalties="attach", scale=1), torch.randn(2, 4)
+    for is_on in order:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            ours, theirs = model(x), plain(x)
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        for each in (model, plain):
+            each.zero_grad()
+        ours.sum().backward()
+        theirs.sum().backward()
+        assert torch.equal(model.linear.weight.grad, plain.linear.weight.grad)
+    assert graphs(model) == 2
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(graphreg.errors.TraceError, match="does not give the model's result"):
+        graphreg.regularize_(DecidesByDtype(asks=True), weight_l2=0.1, penalties="attach", scale=1)(x)
