@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import GraphRegError
+from graphreg.tracing.proof.proof import MODES
 from graphreg.tracing.trace import FrontEnd, Traced, trace
 
 _OPAQUE = "opaque function: "  # how the notes of a trace on opaque functions begin
@@ -46,7 +47,7 @@ class Attempt:
         modules = [f"opaque module: {path} ({reason})" for path, reason in traced.opaque_modules.items()]
         return cls(
             traced.front_end, seconds, len(tensors), sum(site.role == "hidden" for site in tensors), (*functions, *modules),
-            tuple(note for note in traced.notes if note not in functions), not traced.unproved,
+            tuple(note for note in traced.notes if note not in functions), traced.unproved.keys().isdisjoint(MODES),
         )  # fmt: skip
 
     def lines(self) -> list[str]:

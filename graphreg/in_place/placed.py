@@ -262,9 +262,9 @@ class Placed(InPlaceHost):
         if len(graphs) > 1 and graphs[0].asks:
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
-        if graphs[0].rules.awaits_proof:
+        if graphs[0].rules.is_unproved(model.training):
             with tracing_turn(self):
-                if graphs[0].rules.awaits_proof:  # no other thread has proved it meanwhile
+                if graphs[0].rules.is_unproved(model.training):  # no other thread has proved it meanwhile
                     prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
         graphs[0].refuse_hooks()
         graphs[0].follow(model)

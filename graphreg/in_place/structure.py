@@ -214,7 +214,7 @@ def traced_for(
             traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
         if options.prove and not is_eager():
             # Within a transform there are no plain values to compare; the next plain call does it.
-            traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS))
+            traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS), asks_autocast=False)
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced), traced.opaque_modules, traced.of_opaque)
         decided, whole = _planned(model, example, traced, options)
         numbers.require_same(decided)

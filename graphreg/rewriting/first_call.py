@@ -18,7 +18,7 @@ from graphreg.torch_internals.functorch import innermost_transform
 from graphreg.torch_internals.fx import is_traced
 from graphreg.torch_internals.torch_modes import is_exporting, jit_trace, operator_modes
 from graphreg.tracing.fake_inputs import Arguments
-from graphreg.tracing.proof.proof import NO_INPUTS, PROVABLE, TRACED, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.proof import NO_INPUTS, PROVABLE, TRACED, Claim, NotTheModel, Proving, proof_key, proof_keys, prove
 
 log = logging.getLogger("graphreg")
 # A proof lends the model copies of its buffers. First calls of other threads wait: they would take the copies for the model's own.
@@ -34,6 +34,8 @@ def is_eager() -> bool:
 def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Prove the graph of the present mode on the arguments of a call, unless that has been done or cannot be done.
 
+    If the forward asks whether autocast is on, the graph is proved with autocast and without.
+
     Raises:
         NotTheModel: The graph does not give what the model gives.
     """
@@ -47,11 +49,16 @@ def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[st
         return
     model = _model_of(module)
     if isinstance(model, str):
-        rules.unproved[mode] = model
+        rules.unproved[proof_key(mode, rules.asks_autocast)] = model
         return
     try:
         prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
     except NotTheModel as error:
+        if len(proof_keys(mode, rules.asks_autocast) - rules.unproved.keys()) == 1:  # it was right under the other one
+            raise NotTheModel(
+                f"{error} The forward asks whether autocast is on, and the graph was traced where that is not as in this call. Call "
+                "regularize where it is as in this call."
+            ) from error
         raise NotTheModel(
             f"{error} The model was traced without example_inputs. With them, graphreg also tries torch.export, which can trace more. If "
             "the model was changed after it was regularized (an attribute, its configuration), that is the cause: regularize it again."
@@ -60,21 +67,25 @@ def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[st
 
 def may_be_proved(module: RewrittenModule, mode: str) -> bool:
     """Return whether a call can prove the graph of a mode, and no earlier one has. If only a later call can, note and log that."""
-    unproved = rules_of(module).unproved
-    if unproved.get(mode) not in PROVABLE:
+    rules = rules_of(module)
+    key, unproved = proof_key(mode, rules.asks_autocast), rules.unproved
+    if unproved.get(key) not in PROVABLE:
         return False
     if is_eager():
         return True
-    if unproved[mode] == NO_INPUTS:
+    if unproved[key] == NO_INPUTS:
         log.info(_LATER, type(module).__name__, mode)
-    unproved[mode] = TRACED
+    unproved[key] = TRACED
     return False
 
 
 def prove_mode(module: RewrittenModule, model: nn.Module, mode: str, call: Arguments, proving: Proving) -> None:
     """Prove a module's graph of one mode on the arguments of a call, and note the result. ``model``: the model that it was made from."""
     rules, reasons = rules_of(module), prove(claim_of(module, model, mode), call, proving)
-    rules.unproved = {**{name: why for name, why in rules.unproved.items() if name != mode}, **reasons}
+    with proving.around():
+        key = proof_key(mode, rules.asks_autocast)
+    kept = {name: why for name, why in rules.unproved.items() if name != key}
+    rules.unproved = kept | ({key: reasons[mode]} if reasons else {})
 
 
 def claim_of(module: RewrittenModule, model: nn.Module, mode: str) -> Claim:

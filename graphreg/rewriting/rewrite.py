@@ -91,7 +91,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     rules.build_record = BuildRecord.of(traced, plan, session.streams.seeds, penalties, scale)
     if not isinstance(noise, Session):
         session.asked, session.scale, session.attaches = rules.build_record.asked, scale, "attach" in rules._modules
-    rules.unproved = dict(traced.unproved)
+    rules.unproved, rules.asks_autocast = dict(traced.unproved), traced.asks_autocast
     rules.prover = prove_call if rules.awaits_proof else None
     if traced.whole and not isinstance(noise, Session):  # a model in place is traced once more when it changes
         sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")

@@ -27,7 +27,6 @@ from graphreg.torch_internals.autograd import NO_BACKWARD, backward_task
 from graphreg.torch_internals.distributed import has_process_group, is_distributed
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.other_threads import is_compiling
-from graphreg.tracing.proof.proof import PROVABLE
 
 
 class AroundCall:
@@ -106,7 +105,7 @@ class AroundCall:
 
     def _is_unproved(self) -> bool:
         """Whether this call can prove the graph of the mode that the module is in."""
-        return self.rules.unproved.get("train" if self.module.training else "eval") in PROVABLE
+        return bool(self.rules.is_unproved(self.module.training))
 
     def after(self, result: Any) -> Any:
         """Return the result of the call as the user gets it."""

@@ -26,7 +26,7 @@ from graphreg.runtime.sharding import numbered
 from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.torch_internals.autograd import is_forward_mode, version_of
 from graphreg.torch_internals.other_threads import is_compiling
-from graphreg.tracing.proof.proof import PROVABLE
+from graphreg.tracing.proof.proof import PROVABLE, proof_key
 
 
 class Rules(nn.Module):
@@ -46,7 +46,8 @@ class Rules(nn.Module):
         number: The number of the rewritten module, by which ``sharding.py`` finds it.
         is_uncalled: Whether the module was not called since its code was made; see ``warn_of_uncalled_checkpoints``.
         unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
-        unproved: For each mode in which the graph was not compared with the model's own forward, the reason.
+        unproved: For each mode in which the graph was not compared with the model's own forward, the reason; ``Traced`` has this, too.
+        asks_autocast: Whether the forward may ask whether autocast is on.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
             known yet.
@@ -75,12 +76,17 @@ class Rules(nn.Module):
         self.regularized: tuple[tuple[str, ...], ...] = ()
         self.proxed: tuple[str, ...] = ()
 
+    asks_autocast = False  # of modules that an earlier version pickled
     named_modules = follow_averages(nn.Module.named_modules, hides_buffers=True)
 
     @property
     def awaits_proof(self) -> bool:
         """Whether an eager call can still prove a graph."""
         return bool(self.unproved) and not PROVABLE.isdisjoint(self.unproved.values())
+
+    def is_unproved(self, training: bool) -> bool:
+        """Return whether a call of the graph in a mode can prove it, and none has, under the autocast of the present."""
+        return self.unproved.get(proof_key("train" if training else "eval", self.asks_autocast)) in PROVABLE
 
     def train(self, mode: bool = True) -> Rules:
         """Set only the ``training`` flags: runtime modules follow the mode of the modules that own their sites."""

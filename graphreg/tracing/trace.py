@@ -47,11 +47,11 @@ from graphreg.tracing.checkpoints import CHECKPOINTS, see_through_checkpoints
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propagate
 from graphreg.tracing.graph_module import labelled_graphs
-from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, prove
+from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, proof_key, proof_keys, prove
 from graphreg.tracing.refusals import forward_text
 from graphreg.tracing.side_effects.opaque_modules import function_of
 from graphreg.tracing.side_effects.retrace import model_restored, or_make_opaque
-from graphreg.tracing.side_effects.snapshot import assignments_noted
+from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
 from graphreg.tracing.symbolic.holders import is_container
 from graphreg.tracing.symbolic.symbolic import same_apart_from_sharing, symbolic
 from graphreg.tracing.symbolic.tracer import DrawsRandomly
@@ -78,7 +78,8 @@ class Traced(RenamedAttributes):
         asked_front_end: The option ``front_end`` of ``trace``.
         constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
-        unproved: For each mode in which the graph was not compared with the model on inputs, the reason.
+        unproved: For each mode in which the graph was not compared with the model on inputs, the reason (``proof_key``).
+        asks_autocast: Whether the forward may ask whether autocast is on.
         arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
             example inputs.
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
@@ -103,6 +104,7 @@ class Traced(RenamedAttributes):
     checkpoints: Mapping[str, bool] = field(default_factory=dict)
     digest: str = ""
     of_opaque: frozenset[str] = frozenset()
+    asks_autocast: bool = False
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -354,9 +356,13 @@ def _proved(traced: Traced, call: Arguments | None, proving: Proving | None) -> 
     if proving is None:
         return replace(traced, unproved=dict.fromkeys(MODES, NOT_ASKED))
     if call is None:
-        return replace(traced, unproved=dict.fromkeys(MODES, NO_INPUTS))
+        return replace(traced, unproved={key: NO_INPUTS for mode in MODES for key in proof_keys(mode, traced.asks_autocast)})
     claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
-    return replace(traced, unproved=prove(claim, call, proving))
+    reasons = prove(claim, call, proving)
+    with proving.around():
+        proved = {proof_key(mode, traced.asks_autocast): mode for mode in proving.modes}
+    later = {key: NO_INPUTS for mode in proving.modes for key in proof_keys(mode, traced.asks_autocast) - proved.keys()}
+    return replace(traced, unproved={key: reasons[mode] for key, mode in proved.items() if mode in reasons} | later)
 
 
 def _traced_and_proved(trace: Callable[[Mapping[str, str]], Traced], call: Arguments | None, proving: Proving | None) -> Traced:
@@ -488,7 +494,13 @@ def _traced_by_fx(
     notes += [f"opaque function: {key.removesuffix('()')} ({reason})" for key, reason in functions.items()]
     sites = value_sites(model, graphs)
     kept: Any = {"constants": constants, "notes": tuple(notes), "shares": shares, "checkpoints": checkpoints}
+    kept["asks_autocast"] = _asks_autocast(before)
     return Traced(model, graphs, sites, {path: why for path, why in opaque.items() if path not in functions}, specialized, **kept)
+
+
+def _asks_autocast(before: Snapshot) -> bool:
+    """Return whether the code of a model mentions a function that tells whether autocast is on, and with which dtype."""
+    return any("autocast" in name and name.startswith(("is_", "get_")) for name in before.code.mentioned)
 
 
 def _erase_behind_output(graph: fx.Graph) -> None:
@@ -535,7 +547,7 @@ def _trace_by_export(
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
 
     try:
-        with model_restored(model):
+        with model_restored(model) as before:
             graphs = export(model, call, opaque_modules, constants)
     except TraceError as error:
         if symbolic_error is None:
@@ -546,7 +558,8 @@ def _trace_by_export(
             f"{symbolic_error} torch.export cannot trace it either: {error} Use the backend instead, which regularizes a model graph by "
             "graph: torch.compile(model, backend=graphreg.backend(...))."
         ) from error
-    return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
+    kept = value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes)
+    return Traced(model, graphs, *kept, asks_autocast=_asks_autocast(before))
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:

@@ -600,3 +600,41 @@ def test_torch_cond_works_after_a_proof() -> None:
     module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X)
     for _ in range(2):
         assert torch.equal(module(X).output, model(X))
+
+
+class AsksForAutocast(nn.Module):
+    """``by``: what the result is multiplied by under autocast."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.linear, self.by = nn.Linear(4, 4), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return x * self.by if torch.is_autocast_enabled("cpu") else x
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("how", ["bare", "inputs", "in place"])
+def test_a_forward_that_asks_for_autocast_is_proved_with_it_and_without(how: str, first: bool) -> None:
+    x = torch.randn(2, 4)
+    for by in (1.0, 2.0):
+        plain = AsksForAutocast(by)
+        model: Any = copy.deepcopy(plain)
+        with torch.autocast("cpu", torch.bfloat16, enabled=first and how == "inputs"):
+            if how == "in place":
+                graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1)
+            else:
+                model = graphreg.regularize(model, weight_l2=0.1, example_inputs=x if how == "inputs" else None)
+        for is_on in (first, not first, first, not first):
+            wrong = by == 2 and (is_on if how != "inputs" else is_on != first)  # bare and in place, it is traced without autocast
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+                if wrong or (how == "in place" and by == 2 and first):  # the trace itself fails
+                    with pytest.raises(TraceError, match="does not give the model's result"):
+                        model(x)
+                else:
+                    ours = model(x) if how == "in place" else model(x).output
+                    assert torch.equal(ours, plain(x))
+    if how == "inputs":
+        with torch.autocast("cpu", torch.bfloat16, enabled=not first), pytest.raises(TraceError, match="Call regularize where it is as"):
+            model(x)

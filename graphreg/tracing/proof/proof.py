@@ -40,6 +40,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.operators import schema_of
 from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.random_state import regions
 from graphreg.torch_internals.torch_modes import TorchDispatchMode, uncompiled
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
@@ -66,6 +67,16 @@ CURE = (
     "backend, which regularizes a model graph by graph: torch.compile(model, backend=graphreg.backend(...))."
 )
 CURE_OF_THE_BACKEND = "Use graphreg.regularize, which does not go by Dynamo's graph."
+
+
+def proof_key(mode: str, asks_autocast: bool) -> str:
+    """Return the key of ``unproved`` for a call in a mode: another one under autocast, if the forward asks whether that is on."""
+    return f"{mode} mode under autocast" if asks_autocast and any(regions()[2:4]) else mode
+
+
+def proof_keys(mode: str, asks_autocast: bool) -> set[str]:
+    """Return all keys of ``unproved`` for calls in a mode."""
+    return {mode, f"{mode} mode under autocast"} if asks_autocast else {mode}
 
 
 @dataclass(frozen=True)
