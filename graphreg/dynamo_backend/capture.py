@@ -26,6 +26,7 @@ from graphreg.ir.naming import COUNTED, Namer
 from graphreg.ir.operations import IN_PLACE_NAMES, is_drop_path
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, is_region
+from graphreg.ir.settled_reads import settle_reads
 from graphreg.ir.site import Label
 from graphreg.ir.views_and_writes import REGION
 from graphreg.torch_internals.dynamo import source_of
@@ -98,6 +99,7 @@ class Capture:
         for name in taken:
             namer.claim(name)
         self._copy(list(inputs), known, namer)
+        settle_reads(self.graph, self.root, labels=False)
         self._label_functions(namer)
         self._label_modules(namer)
         end = self.graph.output_node()

@@ -42,6 +42,7 @@ class Kind(StrEnum):
     # a copy of a splice's or track node's result; the model's operations read this copy and may
     # write into it
     CLONE = "clone"
+    WHOLE = "whole"  # a tuple with a replaced value in place of one of its items
     COPY = "copy"  # a copy for penalties, made before the model writes into the value
     READ = "read"  # reads a parameter for a penalty
     TOTAL = "total"  # combines the measurements of a penalty at its sites
@@ -122,6 +123,25 @@ def add_label(node: fx.Node, label: Label) -> None:
     """Give the node's value another label, unless the value has this label already."""
     if label not in own_labels(node):
         label_site(node, scope_of(node), *own_labels(node), label)
+
+
+def place_beside(node: fx.Node, other: fx.Node, value: fx.Node) -> None:
+    """Record that a node was made where ``other`` was, and that its value is like that of ``value``."""
+    of_value = ("value", "val", "example_value", "tensor_meta")
+    own = (SITE, ADDITION, CAUGHT, DRAWS, *of_value)
+    node.meta |= {key: each for key, each in other.meta.items() if key not in own}
+    node.meta |= {key: value.meta[key] for key in of_value if key in value.meta}
+
+
+def move_module_labels(node: fx.Node, to: fx.Node) -> None:
+    """Give ``to`` those labels of ``node`` by which modules name their outputs, if ``to`` was made within them."""
+    scope = f"{scope_of(to)}."
+    first, *others = own_labels(node) or (None,)
+    moved = [label for label in others if label is not None and label.module and scope.startswith(f"{label.module}.")]
+    if moved and first is not None:
+        label_site(node, scope_of(node), first, *(label for label in others if label is not None and label not in moved))
+        for label in moved:
+            add_label(to, label)
 
 
 def calls_of(node: fx.Node) -> ModuleCalls | None:

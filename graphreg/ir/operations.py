@@ -172,6 +172,9 @@ class Operations:
         return self.is_opaque(node) and returns_list(node, self.module(node)) is None and _only_indexed(node)
 
 
+_ASSERTIONS = ("in_parts", "decided_count", "no_singleton", "has_keys")  # of what a tuple is
+
+
 def function_name(node: fx.Node) -> str:
     """Return the name of the function or method that a node calls, such as ``relu`` or ``view``; ``""`` if it calls neither.
 
@@ -288,11 +291,13 @@ def _annotated(function: Any) -> bool | None:
 
 
 def _only_indexed(node: fx.Node) -> bool:
-    assertions = ("in_parts", "decided_count", "no_singleton")  # these only assert what the value is
-    users = [user for user in node.users if function_name(user) not in assertions]
-    return bool(users) and all(
-        function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
-    )
+    users = [user for user in node.users if function_name(user) not in _ASSERTIONS]
+    return bool(users) and all(takes_apart(user) for user in users)
+
+
+def takes_apart(user: fx.Node) -> bool:
+    """Return whether a node that reads a tuple takes one item out of it, or only asserts what the tuple is."""
+    return function_name(user) in _ASSERTIONS or (function_name(user) == "getitem" and isinstance(user.args[1], int))
 
 
 def port_path(node: fx.Node) -> tuple[int, ...]:

@@ -139,6 +139,8 @@ class ViewsAndWrites:
         else:
             return (), ()
 
+        if isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):  # their forwards do not pass ``inplace`` on
+            return (), ()
         if next(module.children(), None) is None:
             return _twice(first_argument(node))
         seen, inputs = self._probed(node, quick=True), node.all_input_nodes

@@ -113,7 +113,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
     """Return the value that an addition replaces, which another addition may have made; None if it replaces no value."""
-    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
+    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED, Kind.WHOLE):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
         value = node.args[0].args[0][node.args[1]]  # type: ignore[index]

@@ -19,7 +19,7 @@ from graphreg.ir.layout import apart
 from graphreg.ir.metadata import Kind, draw_labels, own_name
 from graphreg.ir.module_record import RULES
 from graphreg.ir.naming import identifier
-from graphreg.ir.operations import function_name, nodes_in
+from graphreg.ir.operations import function_name, is_port, nodes_in, takes_apart
 from graphreg.ir.parameter_reads import ParameterReads
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import labels_of, site_nodes
@@ -31,6 +31,7 @@ from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
 from graphreg.runtime.attach import Penalties
 from graphreg.runtime.clock import CLOCK
+from graphreg.runtime.containers import with_item
 from graphreg.torch_internals.fx import node_namer
 from graphreg.tracing.trace import Traced
 
@@ -67,6 +68,7 @@ def lower(
         work.clock = work.top = work.add_at_top(Kind.CLOCK)
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
+    work.add_wholes()
     if chains:
         work.add_parameters(chains)
     for i in work.calls:
@@ -394,6 +396,27 @@ class _Lowering:
             return next(iter(values), None)
         steps, more = (tuple(sorted(values, key=self._order)),), {"op": "call_function", "site": kept.site.name}
         return self._add_before(end, Kind.KEEP, f"{identifier(kept.name)}_steps", torch.stack, steps, **more)
+
+    # Tuples of which a splice replaces an item
+
+    def add_wholes(self) -> None:
+        """For each tuple of which an item was replaced, insert a tuple with the replacement, if the model reads the whole tuple later."""
+        order, wholes = self.aliases.order, dict[fx.Node, Insertion]()
+        for part in sorted(self.present, key=order.__getitem__):
+            value, around = self.present[part], list[tuple[fx.Node, Any, frozenset[fx.Node]]]()
+            item = part
+            while is_port(item, self.operations):
+                whole, index = item.args
+                assert isinstance(whole, fx.Node)
+                readers = frozenset(user for user in whole.users if order[user] > order[part] and not takes_apart(user))
+                around.append((whole, index, readers))
+                item = whole
+            while around and not around[-1][2]:
+                around.pop()
+            for whole, index, readers in around:
+                more = {"op": "call_function", "site": own_name(part), "replaces": whole, "readers": readers}
+                args = (wholes.get(whole, whole), index, value)
+                value = wholes[whole] = self._add(value, Kind.WHOLE, f"{whole.name}_whole", with_item, args, **more)
 
     # Splices on parameters
 

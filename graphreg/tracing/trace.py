@@ -23,6 +23,7 @@ from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, i
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop_paths
 from graphreg.ir.roles import NORM_CLASS, value_sites
+from graphreg.ir.settled_reads import settle_reads
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
 from graphreg.ir.train_eval import ModeGraphs
@@ -341,6 +342,8 @@ def _trace_from(
         graphs = labelled_graphs(model)
         if call:
             propagate(model, graphs, bound, call, {})
+        for graph in graphs.values():
+            settle_reads(graph, model)
         # ``strip`` leaves a GraphModule, and its blocks are still to be checkpointed
         checkpoints = {} if (state := state_of(model)) is None else state.checkpoints
         return _proved(Traced(model, graphs, value_sites(model, graphs), {}, specialized, checkpoints=checkpoints), call, proving)
@@ -488,6 +491,7 @@ def _traced_by_fx(
 
     for graph in graphs.values():
         _erase_behind_output(graph)
+        settle_reads(graph, model)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     functions = {key: reason for key, reason in opaque.items() if function_of(key) is not None}
     notes = [f"assumed to be a tensor: {name}, {why}" for name in assumed]
@@ -558,6 +562,8 @@ def _trace_by_export(
             f"{symbolic_error} torch.export cannot trace it either: {error} Use the backend instead, which regularizes a model graph by "
             "graph: torch.compile(model, backend=graphreg.backend(...))."
         ) from error
+    for graph in graphs.values():
+        settle_reads(graph, model)
     kept = value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes)
     return Traced(model, graphs, *kept, asks_autocast=_asks_autocast(before))
 
