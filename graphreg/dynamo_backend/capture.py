@@ -26,11 +26,11 @@ from graphreg.ir.naming import COUNTED, Namer
 from graphreg.ir.operations import IN_PLACE_NAMES, is_drop_path
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, is_region
-from graphreg.ir.settled_reads import settle_reads
 from graphreg.ir.site import Label
 from graphreg.ir.views_and_writes import REGION
 from graphreg.torch_internals.dynamo import source_of
 from graphreg.torch_internals.fx import snake_case
+from graphreg.tracing.settled_reads import settle_reads
 
 
 @dataclass(frozen=True)

@@ -313,7 +313,11 @@ def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: 
     for mode in proving.modes:
         if may_be_proved(graph.module, mode):
             with bare(model), spelled_out(model, example):
-                prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
+                try:
+                    prove_mode(graph.module, model, mode, call, replace(proving, modes=(mode,)))
+                except NotTheModel as error:
+                    if not isinstance(error.__cause__, OtherInputs):  # the graph is not for these inputs, and the call says so itself
+                        raise
 
 
 def accepts_call(model: nn.Module, graph: StructureGraph, example: Any, options: InPlaceOptions) -> bool:

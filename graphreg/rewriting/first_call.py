@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from graphreg.errors import OtherInputs
 from graphreg.ir.module_record import RULES, state_of
 from graphreg.ir.serialize import copied
 from graphreg.rewriting.strip import strip_graph
@@ -54,6 +55,8 @@ def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[st
     try:
         prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
     except NotTheModel as error:
+        if isinstance(error.__cause__, OtherInputs):  # the graph is not for these inputs, and the call says so itself
+            return
         if len(proof_keys(mode, rules.asks_autocast) - rules.unproved.keys()) == 1:  # it was right under the other one
             raise NotTheModel(
                 f"{error} The forward asks whether autocast is on, and the graph was traced where that is not as in this call. Call "

@@ -23,7 +23,6 @@ from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, i
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop_paths
 from graphreg.ir.roles import NORM_CLASS, value_sites
-from graphreg.ir.settled_reads import settle_reads
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
 from graphreg.ir.train_eval import ModeGraphs
@@ -50,6 +49,7 @@ from graphreg.tracing.fake_inputs import Arguments, arguments, no_shape, propaga
 from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.proof.proof import CURE, MODES, NO_INPUTS, NOT_ASKED, Claim, NotTheModel, Proving, proof_key, proof_keys, prove
 from graphreg.tracing.refusals import forward_text
+from graphreg.tracing.settled_reads import settle_reads
 from graphreg.tracing.side_effects.opaque_modules import function_of
 from graphreg.tracing.side_effects.retrace import model_restored, or_make_opaque
 from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted

@@ -189,8 +189,9 @@ def test_a_module_that_gets_a_tensor_the_forward_makes_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             made = torch.zeros(3)
+            acted = self.act(made)
             made.add_(x.sum(0))
-            return self.act(made) * x
+            return acted * made * x
 
     with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop at act: act gets a value that has no name, .* Leave the module out\."):
         graphreg.regularize(Making(), LayerDrop("act", 0.5), rng=0)

@@ -1,4 +1,4 @@
-"""A site is the value that the next layer reads: after writes whose result is not assigned, and as an item of a tuple that is read whole."""
+"""A site is the value that the next layer reads: after writes whose result is not assigned, and in a tuple that is read as a whole."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_the_code_of_a_write() -> None:
         "getitem = first[(slice(None, None, None), 1)]",
         "getitem -= 3",
         "first[(slice(None, None, None), 1)] = isub",
-        "written = graphreg_ir_settled_reads_written(first)",
+        "written = graphreg_tracing_settled_reads_written(first)",
         "written_hidden_dropout = self.graphreg_rules.written_hidden_dropout(written, key)",
         "last = self.last(written_hidden_dropout)",
         "return graphreg_Regularized(last, {})",

@@ -496,7 +496,7 @@ def test_operations_go_by_torchvisions_names() -> None:
 
     symbolic, export = (graphreg.trace(Signs(), torch.randn(3, 4), front_end=end) for end in ("symbolic", "export"))
     names = [[site.name for site in traced.values if site.selectable] for traced in (symbolic, export)]
-    assert names[0] == names[1] == ["x", "truediv", "div", "add", "sub", "sub_1", "mul_", "getattr", "matmul", "pow"]
+    assert names[0] == names[1] == ["x", "truediv", "div", "add", "sub", "sub_1", "mul_", "written", "getattr", "matmul", "pow"]
 
 
 class Within(nn.Module):

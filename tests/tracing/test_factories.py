@@ -304,7 +304,7 @@ def test_what_nobody_writes_into_stays_a_constant() -> None:
 
 def test_what_is_made_again_has_no_names_and_takes_none() -> None:
     traced = graphreg.trace(Inside())
-    assert [site.name for site in traced.values] == ["x", "b.l", "b.getitem", "b.mul", "o"]
+    assert [site.name for site in traced.values] == ["x", "b.l", "b.getitem", "b.written", "b.mul", "o"]
     assert not traced.constants
     (graph,) = traced.graphs.values()
     assert "zeros" in [node.name for node in graph.nodes]

@@ -81,7 +81,7 @@ def test_augmented_assignment_has_the_name_of_the_operator() -> None:
 
 def test_an_assignment_is_no_site_and_what_is_assigned_is_used() -> None:
     traced = graphreg.trace(model(assigned))
-    assert [site.name for site in traced.values] == ["x", "l", "view", "getitem", "mul", "k"]
+    assert [site.name for site in traced.values] == ["x", "l", "view", "written", "getitem", "mul", "written_1", "k"]
     assert all(site.used for site in traced.values)
 
 

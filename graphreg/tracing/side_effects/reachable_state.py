@@ -126,6 +126,12 @@ def is_own(value: Any) -> bool:
     return not is_foreign_name(value.__module__) and not is_installed(file)
 
 
+def is_entered(kind: type) -> bool:
+    """Return whether the search enters objects of a class: of modules, of the user's own classes, and of some of Python's library."""
+    own = not is_foreign_class(kind) and not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", ""))
+    return own or issubclass(kind, (nn.Module, *OBJECTS))
+
+
 def reachable_code(
     modules: Iterable[nn.Module], functions: Iterable[types.FunctionType] = (), values: Iterable[Any] = ()
 ) -> ReachableCode:  # fmt: skip
@@ -174,7 +180,8 @@ class _StateSearch:
     def _enter(self, values: list[Any], direct: bool) -> None:
         """Add what code can reach through values that modules, classes, objects and variables hold, at any depth.
 
-        Of an object and of a Python module, only that counts whose name the code mentions, now or later.
+        Of an object and of a Python module, only that counts whose name the code mentions, now or later. Objects of installed packages
+        are not entered: through pytest's configuration, for example, code could reach all tests.
         """
         waiting = list(values)
         for value in waiting:
@@ -196,7 +203,7 @@ class _StateSearch:
             else:
                 waiting += inside(value)
                 self._class(kind)
-                if not is_foreign_class(kind) or issubclass(kind, (nn.Module, *OBJECTS)):
+                if is_entered(kind):
                     for name, each in held(value).items():
                         if name in self.code.mentioned:
                             waiting.append(each)

@@ -34,7 +34,7 @@ from graphreg.tracing.side_effects.iterators import (
     is_iterator,
     is_random_generator,
 )
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_entered, is_foreign_class, is_installed, reachable_code
 from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
     NOTHING,
@@ -120,13 +120,14 @@ class Snapshot:
         before, self.code = self.code, reachable_code(self._modules)
         for each in self.code.classes:
             self._add_class(each)
-        known = {key: names for key, (_, names) in before.variables.items()}
+        # only the variables of new namespaces: in others, stand-ins may be in the places of functions now
+        new = {key: (space, names) for key, (space, names) in self.code.variables.items() if key not in before.variables}
         self._add_reachable(
             replace(
                 self.code,
                 caches={key: each for key, each in self.code.caches.items() if key not in before.caches},
                 functions={key: each for key, each in self.code.functions.items() if key not in before.functions},
-                variables={key: (space, names - known.get(key, set())) for key, (space, names) in self.code.variables.items()},
+                variables={key: (space, {name for name in names if not callable(space[name])}) for key, (space, names) in new.items()},
             )
         )
 
@@ -134,7 +135,7 @@ class Snapshot:
         """Add global variables, closures, default arguments, attributes and caches of functions."""
         self.places += [FunctionCache(cache, "a cache") for cache in code.caches.values()]
         for space, names in code.variables.values():
-            self._add_attributes(Variables(space, frozenset(names)), 2)
+            self._add_attributes(Variables(space, frozenset(names)), 2, not is_installed(space.get("__file__", "")))
             if any(_draws_from_numpy(space[name]) for name in names):
                 # it is the value of no variable of the user's, and so would not be found
                 self._add_value(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
@@ -142,12 +143,12 @@ class Snapshot:
             self._add_defaults(function, f"{function.__module__}.{function.__qualname__}")
             self._add_attributes(Attributes(function, function.__qualname__), 1)
             if function.__closure__:
-                self._add_attributes(Cells(function), 2)
+                self._add_attributes(Cells(function), 2, not is_installed(function.__code__.co_filename))
         while self._waiting:
             self._add(*self._waiting.popleft())
 
-    def _add_attributes(self, place: Attributes, depth: int) -> None:
-        """Add attributes or variables, and what they lead to: objects by names that the code mentions, and ``depth`` levels of others."""
+    def _add_attributes(self, place: Attributes, depth: int, by_name: bool = True) -> None:
+        """Add attributes or variables, and what they lead to: ``depth`` levels of objects, and ``by_name`` all that the code mentions."""
         self._seen.add(id(place.owner))
         self.places.append(place)
         for key, value in place.content.items():
@@ -160,7 +161,7 @@ class Snapshot:
                     self._seen.add(id(value))
                     self._empty.append((len(self.places), value, place, key))
                 continue
-            self._add_value(value, place.label(key), max(depth, key in self.code.mentioned), place, key)
+            self._add_value(value, place.label(key), max(depth, by_name and key in self.code.mentioned), place, key)
 
     def _add_class(self, kind: type) -> None:
         """Add the attributes of a class and the default arguments of its methods."""
@@ -235,9 +236,9 @@ class Snapshot:
     def _add_object(self, value: Any, name: str, depth: int) -> None:
         """Add the attributes and slots of an object."""
         if own_attributes(value) is not None:
-            self._add_attributes(Attributes(value, name), depth)
+            self._add_attributes(Attributes(value, name), depth, is_entered(type(value)))
         if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not is_foreign_class(kind)):
-            self._add_attributes(Slots(value, name), depth)
+            self._add_attributes(Slots(value, name), depth, is_entered(type(value)))
 
     def open_containers(self, every: bool = False) -> None:
         """Add those containers to ``places`` that were empty when the snapshot was taken and are not now; with ``every``, all of them."""
