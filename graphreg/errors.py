@@ -87,6 +87,9 @@ def number_of(value: Any) -> float | None:
     return None
 
 
+ROUNDS_TO_1 = 1 - 2.0**-25  # from this number on, float32 rounds a number below 1 to 1
+
+
 def no_number(what: str, value: Any, cure: str) -> str:
     """Return the error message for a value that is not a finite number.
 

@@ -47,8 +47,8 @@ class Contractive(Penalty, keys=("contractive",)):
 
     def __call__(self, vjp: Vjp) -> Tensor:
         if self.estimator == "mean":
-            # The vector 1 / n gives the derivative of the mean.
-            means = [vjp({name: torch.full_like(z, 1 / z.numel())}) for name, z in vjp.sites.items()]
+            # The vector 1 / n gives the derivative of the mean. A division of tensors, because n may be 0.
+            means = [vjp({name: torch.ones_like(z) / z.numel()}) for name, z in vjp.sites.items()]
             return torch.stack([g.square().mean() for gradients in means for g in gradients.values()]).mean()
         if self.estimator == "exact":
             rows = [gradients for name in vjp.sites for gradients in vjp.rows(name)]

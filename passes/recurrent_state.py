@@ -16,8 +16,8 @@ class RecurrentState(Penalty, keys=("recurrent_state",)):
         time_axis: The axis of time in a value. For the output of a recurrent layer, leave it out: ``batch_first`` of the layer determines
             the axis.
         lengths: The name of an input of the model. The input has the lengths of the sequences, whole numbers [batch], or is a mask
-            [batch, time] that is 1 or True where a step counts (torch's padding masks are True where a step does not count). The penalty
-            ignores all other steps. None means that every step counts.
+            [batch, time] that is 1 or True where a step counts (torch's padding masks are True where a step does not count). All other
+            steps are left out, so the steps before and after a gap are neighbours. None means that every step counts.
 
     Raises:
         RegularizerError: A value is not a sequence, or the lengths do not fit the value.

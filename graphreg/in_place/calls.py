@@ -125,7 +125,7 @@ def not_traced(key: str, title: str) -> GraphRegError:
     """
     return GraphRegError(
         f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
-        "change of the model. The model cannot be traced while torch.compile compiles the code around the call, while torch.export, "
-        "another tracer or fake tensors run it, or within a transform of torch.func. Call the model with such arguments once before, "
-        "outside of these, or give regularize_ example_inputs of this structure."
+        "change of the model. The model cannot be traced here: the call is within code that torch.compile compiles, within a tracer "
+        "(torch.export, torch.jit.trace, fake tensors) or within a transform of torch.func. Call the model with such arguments once "
+        "before, outside of these, or give regularize_ example_inputs of this structure."
     )

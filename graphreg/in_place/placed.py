@@ -146,7 +146,9 @@ class Placed(InPlaceHost):
             _thread.call = outer
             end_turn()
 
-    skip_frame(call)  # Dynamo must compile the model's forward, which ``run`` calls, but not this method
+    # Dynamo must compile the model's forward, which ``run`` calls, but not this method. All else that it calls is disabled: Dynamo would
+    # compile it once for each model, and no more after 8 models.
+    skip_frame(call)
 
     @disable()
     def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
@@ -486,6 +488,7 @@ def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
     )
 
 
+@disable()
 def _refuse_set_on_class(members: Mapping[str, Any], graph: StructureGraph) -> None:
     """Raise if the user has set an attribute of ``type(model)`` that the forward reads. A trace sees the model with its own class."""
     if others := sorted((members.keys() - members[MEMBERS]) & graph.fingerprint.names()):

@@ -126,6 +126,7 @@ class StructureGraph:
             no other object gets these ids.
         models_hooks: Hooks of the model's own on inlined modules: methods of objects that a module of the model holds. What they do is in
             the graph.
+        rules: The container of the module's runtime modules.
         known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors and all numbers of one call.
     """
 
@@ -138,11 +139,11 @@ class StructureGraph:
     blocks: tuple[nn.Module, ...]
     held: Any
     models_hooks: tuple[Any, ...] = ()
+    rules: Rules = field(init=False)
     known: set[tuple[Any, ...]] = field(default_factory=set)
 
-    @property
-    def rules(self) -> Rules:
-        return rules_of(self.module)
+    def __post_init__(self) -> None:
+        self.rules = rules_of(self.module)
 
     def know(self, shapes: tuple[Any, ...]) -> None:
         """Remember that the graph takes inputs of these shapes."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
+from graphreg.errors import ROUNDS_TO_1, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.ir.random_ops import NativeDropout
 from graphreg.ir.selector import Missing, Pattern, complain, select, strings_of
 from graphreg.ir.site import Site
@@ -150,6 +150,9 @@ def read_option(option: Any) -> Any:
         if not (value in CHOICES if isinstance(value, str) else is_rate(value)):
             # A number in quotes gets a hint of its own.
             hint = numeric_text(value)
+            rate = None if isinstance(value, (bool, str)) else number_of(value)
+            if rate is not None and ROUNDS_TO_1 <= rate < 1:
+                hint = " In float32, this rate is 1."
             suggestion = f" {hint.strip()}" if hint else suggestions_text(value, CHOICES, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"
             raise RegularizerError(
@@ -160,11 +163,11 @@ def read_option(option: Any) -> Any:
 
 
 def is_rate(value: object) -> bool:
-    """Return whether a value is a rate of dropout, in [0, 1), or a schedule of such rates."""
+    """Return whether a value is a rate of dropout, in [0, 1) also as a number of float32, or a schedule of such rates."""
     if isinstance(value, Schedule):
         return all(map(is_rate, value.values))
     number = None if isinstance(value, (bool, VaryingStrength)) else number_of(value)
-    return number is not None and 0 <= number < 1
+    return number is not None and 0 <= number < ROUNDS_TO_1
 
 
 def rates_are_scheduled(option: OwnDropout) -> bool:

@@ -75,6 +75,7 @@ class Edit:
         module_input: For a splice that takes ``module_input``, the name of the value that the site's module gets; else None.
         readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
         other_readers: For a splice on a parameter, the paths of the modules at whose reads it does not act.
+        other_calls: If the selector is the name of a module that is called several times, the values of calls that it does not select.
     """
 
     site: Site
@@ -88,6 +89,7 @@ class Edit:
     module_input: str | None = None
     readers: Readers = None
     other_readers: tuple[str, ...] = ()
+    other_calls: tuple[str, ...] = ()
 
     @property
     def weight(self) -> float:
@@ -215,14 +217,15 @@ class Plan(Printed, RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what the table leaves out: ``wrt``, unreplaced reads, how a strength depends on depth, axes of units, inputs."""
+        """Describe what the table leaves out: ``wrt``, unreplaced reads, other calls, how a strength depends on depth, axes of units."""
+        calls = [f"not at {listed(e.other_calls)}, further calls of {e.matched}" for e in self.of(name) if e.other_calls]
         if name in self.slices:
-            return "; ".join(filter(None, (self.slices[name].note(), inputs_text(self.regularizers[name]))))
+            return "; ".join(filter(None, (*calls, self.slices[name].note(), inputs_text(self.regularizers[name]))))
         stays = [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
         given = inputs_text(self.regularizers[name])
-        return "; ".join(filter(None, (listed(stays), depth, units_note(read_as) if read_as else "", given)))
+        return "; ".join(filter(None, (listed(stays), *calls, depth, units_note(read_as) if read_as else "", given)))
 
     @cached_property
     def faint(self) -> dict[str, str]:
@@ -359,6 +362,7 @@ def decided(
     named = named_once(instances(regularizers))
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
+    repeated = _repeated_calls(traced.values)
     for name, regularizer in named.items():
         chosen = _select(traced, regularizer, missing, adapters_off)
         depths = strengths_by_depth(traced, regularizer, list(chosen)) if isinstance(regularizer.weight, ByDepth) else {}
@@ -367,6 +371,9 @@ def decided(
         for site, (text, steps, units) in chosen.items():
             kind = type(regularizer)
             more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
+            if text in repeated:
+                selected = {each.name for other, (_, by, _) in chosen.items() for each in (other, *(by.calls if by else ()))}
+                more["other_calls"] = tuple(call.name for call in repeated[text] if call.name not in selected)
             if regularizer.on == "parameters" and isinstance(regularizer, Splice):
                 reads = replaced_reads(traced, regularizer, site)
                 if reads is None:  # the splice acts only at reads in other graphs that Dynamo captured
@@ -392,6 +399,16 @@ def decided(
     asked = (missing, own_dropout, called, unasked)
     more = {"adapters_off": adapters_off, "keep": keep, "kept": kept_values(traced, keep, missing), "traced": traced}
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, **more)
+
+
+def _repeated_calls(values: Sequence[Site]) -> dict[str, list[Site]]:
+    """Return, for each module that the forward calls several times, the values that its calls return, in order."""
+    calls: dict[str, list[Site]] = {}
+    for site in values:
+        for label in site.labels:
+            if label.module and label.default:
+                calls.setdefault(label.module, []).append(site)
+    return {path: sites for path, sites in calls.items() if len(sites) > 1}
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:

@@ -71,7 +71,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 import torch
 from torch import nn
 
-from graphreg.errors import RegularizerError, no_number, number_of
+from graphreg.errors import ROUNDS_TO_1, RegularizerError, no_number, number_of
 from graphreg.ir.random_ops import DropoutKind
 from graphreg.ir.selector import Selector, strings
 from graphreg.ir.site import Role, Site
@@ -226,9 +226,8 @@ class Regularizer:
         """Run ``check`` with each extreme of the strength; refuse ``by_depth`` if the formula takes all sites at once."""
         # ``check`` reads ``self.weight``, so each extreme of a schedule takes its place once.
         for number in extremes(weight) if has_schedule(weight) else [weight]:
-            object.__setattr__(self, "weight", number)
             try:
-                self.check()
+                self._check_number(number)
             except RegularizerError as error:
                 raise error if number is weight else RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
 
@@ -241,6 +240,18 @@ class Regularizer:
                 f"{type(self).__name__}: {self.strength_option}={weight!r} is not allowed, because the formula takes all sites at once. "
                 "Give a number."
             )
+
+    def _check_number(self, number: float) -> None:
+        object.__setattr__(self, "weight", number)
+        self.check()
+        # Formulas compute in float32, where a rate just below 1 would be 1, and 1 / (1 - rate) infinite.
+        if ROUNDS_TO_1 <= number < 1:
+            object.__setattr__(self, "weight", 1.0)
+            try:
+                self.check()
+            except RegularizerError as error:
+                text = str(error).replace("=1.0 ", f"={number!r} ", 1)
+                raise RegularizerError(f"{text} In float32, which formulas use, it is 1.0.") from None
 
     @classmethod
     def has_penalty(cls) -> bool:

@@ -14,7 +14,7 @@ from graphreg.ir.module_record import RULES, state_of
 from graphreg.ir.serialize import copied
 from graphreg.rewriting.strip import strip_graph
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.session.hosts import graphs_of, rules_of
+from graphreg.session.hosts import graphs_of, in_place_host, rules_of
 from graphreg.torch_internals.functorch import innermost_transform
 from graphreg.torch_internals.fx import is_traced
 from graphreg.torch_internals.torch_modes import is_exporting, jit_trace, operator_modes
@@ -52,6 +52,13 @@ def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[st
     if isinstance(model, str):
         rules.unproved[proof_key(mode, rules.asks_autocast)] = model
         return
+    if placed := [name for name, inner in model.named_modules() if (host := in_place_host(inner)) and (mode == "train" or host.in_eval)]:
+        what = type(model).__name__ + (f".{placed[0]}" if placed[0] else "")
+        raise NotTheModel(
+            f"{what} was regularized in place (graphreg.regularize_) after graphreg.regularize, so its result has these regularizers, too, "
+            "and the graph of this module, which was traced without inputs, cannot be compared with it. Give graphreg.regularize "
+            "example_inputs, or call the module once before graphreg.regularize_; graphreg.strip_ takes the regularizers out again."
+        )
     try:
         prove_mode(module, model, mode, (tuple(args), dict(kwargs)), Proving((mode,), at_call=True))
     except NotTheModel as error:

@@ -22,7 +22,7 @@ from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.vjp import Vjp, tracked
 from graphreg.rng.noise import Noise
 from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.penalty import Total, formula, nothing
+from graphreg.runtime.penalty import Total, formula, has_no_elements, nothing
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.runtime.sharding import refuse_sharded_derivatives
 from graphreg.torch_internals import pytree
@@ -72,8 +72,10 @@ class Derivative(Total):
         if torch.compiler.is_dynamo_compiling():
             improve_graph()
             improve_derivatives()
-        # Token numbers have no derivative; the penalty goes on with the other values.
-        real = {name: x for name, x in wrt.items() if x.is_floating_point()}
+        # Token numbers have no derivative, and by a value without elements, there is none; the penalty goes on with the other values.
+        real = {name: x for name, x in wrt.items() if x.is_floating_point() and not has_no_elements(x)}
+        if (wrt and not real) or all(map(has_no_elements, values.values())):
+            return self.weight(accumulation(first.dtype), clock) * 0
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.compiler.recompute import recompute_in_backward
-from graphreg.errors import RegularizerError
+from graphreg.errors import ROUNDS_TO_1, RegularizerError
 from graphreg.ir.random_ops import rate_of
 from graphreg.planning.native_dropout import NativeDropoutEdit
 from graphreg.rng.noise import Noise
@@ -30,6 +30,11 @@ _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this
 
 
 Rate = float | Tensor  # a rate that has a schedule is a 0-d tensor, float64, or float32 on a device without float64
+
+
+def _drops_all(p: Rate, z: Tensor) -> bool:
+    """Return whether a rate is 1, or is so near to 1 that the mask's rate is rounded to it. No schedule has such rates."""
+    return not isinstance(p, Tensor) and p >= (1 if accumulation(z.dtype) == torch.float64 else ROUNDS_TO_1)
 
 
 def _is_off(p: Rate) -> bool:
@@ -120,11 +125,13 @@ class NativeDropoutRule(DrawingRule):
         return bool(arguments.get("training", arguments.get("train", False)))
 
     def _writes(self, arguments: Mapping[str, Any]) -> bool:
-        in_place = getattr(self.layer[0], "inplace", False) if self.is_module else arguments.get("inplace", False)
-        return self.function.endswith("_") or bool(in_place)
+        if not self.is_module:
+            return self.function.endswith("_") or bool(arguments.get("inplace", False))
+        # torch's layers of alpha dropout take the option ``inplace``, but do not pass it on
+        return self.kind not in ("alpha", "channel alpha") and bool(getattr(self.layer[0], "inplace", False))
 
     def _replaced(self, z: Tensor, p: Rate, noise: Noise, arguments: Mapping[str, Any]) -> Tensor:
-        if not isinstance(p, Tensor) and p == 1:
+        if _drops_all(p, z):
             return z * 0  # as torch does
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
@@ -163,6 +170,8 @@ class NativeDropoutRule(DrawingRule):
         draws = self.noise(noise)
 
         def drop(weights: Tensor) -> Tensor:
+            if _drops_all(p, weights):
+                return weights * 0
             mask = draws.keep(weights, _as_tensor(p, weights).to(accumulation(weights.dtype)))
             return weights * scaled(mask.to(weights.dtype), 1 / (1 - p))
 

@@ -121,9 +121,14 @@ class BackendHost(CapturedGraphs):
 
 
 class InPlaceHost(ABC):
-    """Base class of the object that a model regularized in place keeps as its state."""
+    """Base class of the object that a model regularized in place keeps as its state.
+
+    Attributes:
+        in_eval: Whether the model runs its graph in eval mode, too.
+    """
 
     session: Session
+    in_eval: bool
 
     @abstractmethod
     def modules(self) -> list[RewrittenModule]:

@@ -6,6 +6,7 @@ instead of taking the wrong branch.
 
 from __future__ import annotations
 
+import logging
 import operator
 import sys
 from collections import Counter
@@ -25,8 +26,9 @@ from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
-from graphreg.torch_internals.fake_tensors import FakeTensorMode, has_function_table, is_shape_alone
+from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode, has_function_table, is_shape_alone
 from graphreg.torch_internals.operators import assert_async
+from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
@@ -464,7 +466,7 @@ class DecisionTracer(fx.Tracer):
         """Run nodes in this order. UNKNOWN is stored, too, so that each node runs only once."""
         self.evaluating = True
         try:
-            with uncompiled(), self._fake, torch.no_grad():
+            with uncompiled(), self._fake, torch.no_grad(), quiet(FAKE_LOGGER, logging.CRITICAL):
                 for node in nodes:
                     self.values[node] = self._attempt(node)
                 if self._reshaped and self._alike:  # values that were one object have another shape now: each gets its own

@@ -42,6 +42,27 @@ def test_in_place_compilation() -> None:
     assert torch.equal(model.eval()(X), eager.eval()(X))
 
 
+def layers(width: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+@pytest.mark.parametrize("attach", [{}, {"weight_l2": 0.3, "hidden_l1": 0.1, "scale": 1}])
+@pytest.mark.parametrize("way", ["function", "method", "option"])
+def test_many_models_have_one_frame_each(attach: dict[str, Any], way: str) -> None:
+    """A limit of 1 allows one compilation of each code object, so no function that the models share may be compiled."""
+    frames = counter()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for width in range(1, 4):
+            options = {"compile": {"backend": frames}} if way == "option" else {}
+            model = graphreg.regularize_(layers(width), hidden_dropout=0.5, rng=0, **attach, **options)
+            if way == "method":
+                model.compile(fullgraph=True, backend=frames)
+            run = torch.compile(model, fullgraph=True, backend=frames) if way == "function" else model
+            assert torch.equal(run(X), graphreg.regularize_(layers(width), hidden_dropout=0.5, rng=0, **attach)(X))
+    assert frames.frame_count == 3
+
+
 def test_a_change_is_noticed_when_the_model_is_compiled() -> None:
     model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter()
     compiled = torch.compile(model, fullgraph=True, backend=frames)

@@ -305,3 +305,33 @@ def test_timm_and_the_backend() -> None:
     backend = graphreg.backend(inner="eager", dropout={"**@relu": 0.1})
     torch.compile(Residual(), backend=backend)(torch.zeros(2, 8))
     assert len(beside(backend.report().notes)) == 1
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "note"),
+    [
+        ({"dropout": {"enc": 0.5}}, "not at enc.1_1, enc.1_2, further calls of enc"),
+        ({"contractive": {"strength": 1.0, "pattern": "enc"}}, "not at enc.1_1, enc.1_2, further calls of enc; with"),
+        ({"hidden_l2": {"strength": 1.0, "pattern": ["enc", "enc_1"]}}, "not at enc.1_2, further calls of enc"),
+        ({"dropout": {"enc*": 0.5}}, ""),
+        ({"hidden_dropout": 0.5}, ""),
+        ({"recurrent_state": {"strength": 1.0, "pattern": "cell"}}, ""),  # takes all calls
+    ],
+)
+def test_the_calls_of_a_module_that_its_name_leaves_out(regularizers: Any, note: str) -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enc, self.cell = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.GRUCell(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x
+            for _ in range(3):
+                h = self.cell(self.enc(x), h)
+            return h
+
+    model = Calls()
+    planned = graphreg.plan(graphreg.trace(model), graphreg.from_kwargs(model, **regularizers))
+    shown = planned, graphreg.report(graphreg.regularize(model, **regularizers))
+    plan, report = (" ".join(str(each).split()) for each in shown)  # without line breaks
+    assert (note in plan and note in report) if note else "further calls" not in plan + report

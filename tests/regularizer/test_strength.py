@@ -102,6 +102,23 @@ def test_nothing_else_depends_on_the_name() -> None:
         ),
         (lambda: replace(WeightL2("*", 0.1), strength=0.2), "WeightL2: strength=0.2 and weight=0.1 are two names of one option."),
         (lambda: BernoulliDropout("*", strength=1.5), "BernoulliDropout: strength=1.5 is not allowed; strength must be in [0, 1)."),
+        (
+            lambda: BernoulliDropout("*", strength=1 - 2**-25),  # the largest rate below is 1 - 2**-24
+            "BernoulliDropout: strength=0.9999999701976776 is not allowed; strength must be in [0, 1). In float32, which formulas use, it ",
+        ),
+        (
+            lambda: BernoulliDropout("*", schedules.linear(0, 0.99999999, 4)),
+            "In float32, which formulas use, it is 1.0. The schedule linear(0, 0.99999999, 4) has this number.",
+        ),
+        (
+            lambda: graphreg.set_strength(graphreg.regularize(net(), hidden_dropout=0.5), "hidden_dropout", 0.99999999),
+            "weight=0.99999999 is not allowed; weight must be in [0, 1). In float32",
+        ),
+        (
+            lambda: graphreg.regularize(net(), own_dropout=0.99999999),
+            "own_dropout=0.99999999 is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by selector: "
+            "own_dropout={'layer4.*': 'off'}. In float32, this rate is 1.",
+        ),
         (lambda: HiddenL1("*", strength=-1), "HiddenL1: strength=-1.0 is not allowed; strength must be 0 or more."),
         (lambda: HiddenL1("*", strength="much"), "HiddenL1: strength is 'much'; it must be a finite number. Write HiddenL1('*'"),
         (
@@ -130,6 +147,12 @@ def test_errors_name_what_was_written(make: Callable[[], object], message: str) 
     with pytest.raises(RegularizerError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_the_greatest_rate_of_float32_and_a_number_near_1_that_is_no_rate() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Identity()), dropout={"0": 1 - 2**-24}, rng=0)
+    assert not module(torch.ones(9))[0].any()
+    assert HiddenL1("*", 0.99999999).weight == 0.99999999
 
 
 def test_an_option_of_that_name_stays_the_classs_own() -> None:

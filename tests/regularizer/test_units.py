@@ -159,3 +159,12 @@ def test_values_in_a_range_are_tried_in_it() -> None:
 
     graphreg.regularize(Net(), Logarithm("fc", 1.0))
     assert seen and all(z.min() >= 0 and z.max() <= 2 for z in seen)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Conv1d, (3, 5)), (nn.ConvTranspose1d, (3, 5)), (nn.Conv2d, (3, 5, 4))])
+def test_a_convolution_of_one_example_without_a_batch_axis(layer: Any, shape: tuple[int, ...]) -> None:
+    module = graphreg.regularize(nn.Sequential(layer(3, 6, 1), nn.Sigmoid()), DeCov("1", 1.0), Shape("1", 1.0))
+    x = torch.randn(shape)
+    one, batch = module(x).penalties, module(x[None]).penalties
+    assert int(one["shape"]) == 1000 * x[0].numel() + 6
+    torch.testing.assert_close(one, batch)

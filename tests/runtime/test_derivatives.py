@@ -52,6 +52,22 @@ def one(module: Any, *inputs: Tensor) -> Tensor:
     return value
 
 
+@pytest.mark.parametrize("estimator", ["projection", "exact", "mean"])
+def test_an_empty_batch(estimator: str) -> None:
+    class Pooled(Net):
+        """The value ``a`` has elements for an empty batch, too, and ``act`` has none for any."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.a(x.sum(0))
+            return self.b(h) + self.act(x[:0]).sum()
+
+    empty = torch.zeros(0, 3)
+    assert not one(graphreg.regularize(Net(), Contractive("act", 1.0, estimator=estimator)), empty).any()
+    pooled = graphreg.regularize(Pooled(), Contractive(["a", "act"], 1.0, estimator=estimator), rng=0)
+    assert not one(pooled, empty).any()
+    assert torch.isfinite(one(pooled, X)) and one(pooled, X).any()
+
+
 def slopes(model: Net, x: Tensor) -> Tensor:
     """By hand: dh/dx of each example, [batch, units, inputs]."""
     h = torch.tanh(model.a(x))

@@ -209,6 +209,22 @@ def test_off_and_rates(by: str) -> None:
         assert torch.equal(raised.eval()(X).output, raised(X).output)
 
 
+@pytest.mark.parametrize("rate", [1.0, 1 - 2**-25])
+def test_at_rate_1_all_attention_is_dropped(rate: float) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.MultiheadAttention(4, 2, dropout=rate, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x, x, x)[0]
+            return y + F.scaled_dot_product_attention(x, x, x, dropout_p=rate)
+
+    for own in ("keep", "seeded"):
+        module = graphreg.regularize(Attention(), own_dropout=own, rng=0)
+        assert not module(torch.randn(3, 2, 4)).output.any()
+
+
 def without_dropout(by: str) -> Tensor:
     torch.manual_seed(0)
     y: Tensor = Attending(by, 0.0)(X)

@@ -279,6 +279,29 @@ def test_in_place_writes_into_the_value(drop: nn.Module | None, backend: str) ->
     torch.testing.assert_close(watched(x).penalties["hidden_l1"], watched.a(x).abs().mean())
 
 
+class Ignored(nn.Module):
+    """Returns a value to which a dropout was applied, and not the result."""
+
+    def __init__(self, drop: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.drop = nn.Linear(8, 8), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.a(x)[..., None]
+        self.drop(h, 0.5, self.training, True) if self.drop is F.alpha_dropout else self.drop(h)
+        return h
+
+
+@pytest.mark.parametrize(
+    "drop", [nn.Dropout(0.5, True), nn.Dropout1d(0.5, True), nn.AlphaDropout(0.5, True), nn.FeatureAlphaDropout(0.5, True), F.alpha_dropout]
+)
+def test_what_is_written_is_what_torch_writes(drop: Callable[..., Any]) -> None:
+    """torch's layers of alpha dropout take the option ``inplace``, and write nothing."""
+    model, x = Ignored(drop), torch.randn(64, 8)
+    written = [not torch.equal(y, model.a(x)[..., None]) for y in (model(x), out(seeded(model), x), out(seeded(model, 0.4), x))]
+    assert written == [not isinstance(drop, (nn.AlphaDropout, nn.FeatureAlphaDropout))] * 3
+
+
 class Whenever(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -339,8 +362,9 @@ def test_a_rate_changed_later_is_followed() -> None:
     for m in (module, given):
         m.drop.p = 0.0
     assert torch.equal(out(module, x), x) and 0.2 < float((out(given, x) == 0).double().mean()) < 0.3
-    module.drop.p = 1.0
-    assert not out(module, x).any()
+    for rate in (1.0, 1 - 2**-25):  # float32 rounds the second to 1
+        module.drop.p = rate
+        assert not out(module, x).any()
 
 
 # ---- rates, off, selectors

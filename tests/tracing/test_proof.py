@@ -292,6 +292,20 @@ def test_a_model_that_differs_from_itself() -> None:
         assert str(refused.value).count("marked with torch.fx.wrap") == 1 and "test_proof.py:" in str(refused.value)
 
 
+@pytest.mark.parametrize("path", ["", ".first"])
+def test_a_model_that_was_regularized_in_place_meanwhile(path: str) -> None:
+    model = Net()
+    proved, module = (graphreg.regularize(model, weight_l2=0.1, example_inputs=inputs) for inputs in (X, None))
+    inner = model.get_submodule(path[1:])
+    graphreg.regularize_(inner, weight_noise=0.5)
+    proved(X)
+    with pytest.raises(TraceError, match=rf"Net{path} was regularized in place .* after graphreg.regularize, .* call the module once"):
+        module(X)
+    module.eval()(X)
+    graphreg.strip_(inner)
+    module.train()(X)
+
+
 @pytest.mark.parametrize("disturbed", [1, 2])
 def test_another_thread_that_draws_meanwhile_does_not_make_a_right_graph_wrong(disturbed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread draws from the generators during one of the runs, which then has other masks than the rest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import fake_tensor
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
@@ -264,6 +266,31 @@ def test_shapes_of_what_fake_tensors_cannot_follow_cost_no_random_number() -> No
     before = torch.get_rng_state()
     graphreg.trace(traced.model, example_inputs=X)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def no_shape(x: Tensor) -> Tensor:
+    raise RuntimeError("no shape")
+
+
+DOUBLE = torch.library.Library("graphreg_same_function", "DEF")
+DOUBLE.define("double(Tensor x) -> Tensor")
+DOUBLE.impl("double", lambda x: x * 2, "CPU")
+DOUBLE.impl("double", no_shape, "Meta")
+
+
+def test_torch_prints_nothing_about_shapes_that_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an operator refuses fake tensors, torch's logger would print a long traceback."""
+    printed, log = list[logging.LogRecord](), logging.getLogger(fake_tensor.__name__)
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", printed.append)
+    log.addHandler(handler)
+    try:
+        net = model(lambda self, x: self.l(x) if torch.ops.graphreg_same_function.double(x).shape[0] > 1 else x)
+        with pytest.raises(graphreg.TraceError):
+            graphreg.trace(net, X, front_end="symbolic")
+    finally:
+        log.removeHandler(handler)
+    assert not printed
 
 
 def test_attached_penalties_of_two_dtypes() -> None:
