@@ -393,7 +393,7 @@ def _imported_modules(function: types.FunctionType) -> Iterator[types.ModuleType
         except ImportError:  # the import fails, too
             continue
         for loaded in map(sys.modules.get, dict.fromkeys((path, path.partition(".")[0]))):
-            if issubclass(type(loaded), types.ModuleType):
+            if loaded is not None and issubclass(type(loaded), types.ModuleType):
                 yield loaded
 
 
