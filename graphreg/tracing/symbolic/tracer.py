@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from operator import getitem, is_
 from typing import Any, NamedTuple
 
@@ -379,6 +379,11 @@ class SiteTracer(DecisionTracer):
             self._checkpoints[-1].paths.append(path)
         with self._scope(path):
             if self.is_leaf_module(m, path):
+                if super().is_leaf_module(m, path) and (held := _traced_attribute(m)) is not None:
+                    raise RuntimeError(
+                        f"it assigns a traced value to .{held} of a layer of torch, which reads that itself; call a function instead, such as "
+                        "torch.nn.functional.linear"
+                    )
                 if is_stack(m):
                     self.opaque.setdefault(path, STACKED)
                 return self._called_whole(path, m, forward, args, kwargs)
@@ -622,6 +627,23 @@ def unwrap_functions(graph: fx.Graph) -> None:
 
 def _node_in(value: Any) -> Any:
     return value.node if isinstance(value, fx.Proxy) else value
+
+
+def _traced_attribute(layer: nn.Module) -> str | None:
+    """Return the name of an attribute, which a layer's code reads, that a traced forward has set to a proxy, or in which it has put one."""
+    for module in layer.modules():
+        for name, value in vars(module).items():
+            items = value if type(value) is list else (value,)
+            if any(issubclass(type(each), fx.Proxy) for each in items) and name in _names_read(type(module)):
+                return name
+    return None
+
+
+@cache
+def _names_read(kind: type) -> frozenset[str]:
+    """Return the names that the methods of a class of layers mention."""
+    methods = [each for base in kind.__mro__ if base not in (nn.Module, object) for each in vars(base).values()]
+    return frozenset(name for each in methods if isinstance(each, types.FunctionType) for name in each.__code__.co_names)
 
 
 def _is_traced(value: object) -> bool:
