@@ -47,6 +47,7 @@ from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
+from graphreg.tracing.side_effects.reachable_state import names_in_methods
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
@@ -643,17 +644,11 @@ def _require_own_attributes(layer: nn.Module) -> None:
     for module in layer.modules():
         for name, value in vars(module).items():
             items = value if type(value) is list else (value,)
-            if any(issubclass(type(each), fx.Proxy) for each in items) and name in _names_read(type(module)):
+            if any(issubclass(type(each), fx.Proxy) for each in items) and name in names_in_methods(type(module)):
                 raise RuntimeError(
                     f"it assigns a traced value to .{name.removeprefix('_')} of a layer of torch, which reads that itself; call a function "
                     "with that value instead, such as torch.nn.functional.linear"
                 )
-
-
-def _names_read(kind: type) -> frozenset[str]:
-    """Return the names that the methods of a class of layers mention."""
-    methods = [each for base in kind.__mro__ if base not in (nn.Module, object) for each in vars(base).values()]
-    return frozenset(name for each in methods if isinstance(each, types.FunctionType) for name in each.__code__.co_names)
 
 
 def _is_traced(value: object) -> bool:
