@@ -104,6 +104,32 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def is_plain_data(tensor: Tensor) -> bool:
+    """Return whether ``tensor.data`` runs no code of a tensor subclass."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def gradient_hooks(tensor: Tensor) -> list[dict[int, Any] | None]:
+    """Return the hooks that a leaf has of its gradient: before it is accumulated, and after that. None if there never were any."""
+    return [getattr(tensor, name) for name in GRADIENT_HOOKS]
+
+
+def set_gradient_hooks(tensor: Tensor, dicts: list[dict[int, Any] | None], contents: list[dict[int, Any]]) -> None:
+    """Give a leaf the dicts of hooks that ``gradient_hooks`` returned, with these contents."""
+    for name, hooks, content in zip(GRADIENT_HOOKS, dicts, contents, strict=True):
+        now = getattr(tensor, name)
+        if now is not hooks:
+            if now is not None:
+                now.clear()  # autograd goes on calling what is in there if None takes its place
+            setattr(tensor, name, hooks)
+        if hooks is not None and hooks.keys() != content.keys():  # torch gives no key twice
+            hooks.clear()
+            hooks.update(content)
+
+
 def base_of(tensor: Tensor) -> Tensor:
     """Return the tensor that autograd records as the base of a view; the tensor itself if it is not a view."""
     base: Tensor | None = tensor._base

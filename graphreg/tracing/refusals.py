@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sysconfig
 import traceback
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphreg.ir.source_location import LIBRARY_FOLDERS
 from graphreg.tracing.checkpoints import CHECKPOINTS, CURE
 
 _SHOWN = 8  # arguments that an error message lists
+_PYTHONS = sysconfig.get_path("stdlib")
+# what torch says of t.expand(n, 4), where n is a size of an input and t a tensor that is no traced value
+_TOO_MANY = re.compile(r"(\w+)\(\) takes \d+ positional arguments? but \d+ were given")
 
 
 def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
@@ -37,6 +42,9 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     if isinstance(error, fx.proxy.TraceError):
         why = why.partition(". ")[0]
 
+    if (given := _TOO_MANY.fullmatch(why)) and hasattr(Tensor, given[1]):
+        why += f"; of a tensor that is the same at each call, torch takes traced sizes as one tuple: t.{given[1]}((n, -1))"
+
     # without its first letter: it begins a sentence in one message, and goes on in the other
     step = (
         "ove that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "
@@ -55,8 +63,13 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
 
 def location(error: BaseException) -> str:
     """Return the line of the user's code that raised an error, as ``" at file:line: code"``; ``""`` if there is none."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*LIBRARY_FOLDERS, "<"))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(f.filename)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _is_of_a_library(file: str) -> bool:
+    """Return whether a file belongs to torch, graphreg or Python's library, in whose folder there may be packages."""
+    return file.startswith((*LIBRARY_FOLDERS, "<")) or (file.startswith(_PYTHONS) and "-packages" not in file)
 
 
 def forward_text(model: nn.Module) -> str:

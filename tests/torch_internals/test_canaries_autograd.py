@@ -14,6 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import checkpoint
 
 from graphreg.torch_internals import autograd, checkpointing
+from graphreg.torch_internals.fake_tensors import FakeTensorMode
 from graphreg.torch_internals.patching import Changes
 
 
@@ -157,6 +158,30 @@ class Reversed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return -gradient
+
+
+def test_gradient_hooks() -> None:
+    """How the hooks of a leaf are read and replaced. It concerns what a trace and a proof put back of parameters."""
+    x, seen = torch.ones(1, requires_grad=True), list[str]()
+    never = autograd.gradient_hooks(x)
+    assert never == [None, None]
+    x.register_hook(lambda gradient: seen.append("before"))  # type: ignore[no-untyped-call]
+    x.register_post_accumulate_grad_hook(lambda leaf: seen.append("after"))
+    hooks = autograd.gradient_hooks(x)
+    contents = [dict(each or ()) for each in hooks]
+    assert list(map(len, contents)) == [1, 1]
+    autograd.set_gradient_hooks(x, never, [{}, {}])
+    x.sum().backward()  # type: ignore[no-untyped-call]
+    assert not seen and autograd.gradient_hooks(x) == never
+    autograd.set_gradient_hooks(x, hooks, contents)
+    x.sum().backward()  # type: ignore[no-untyped-call]
+    assert seen == ["before", "after"]
+
+
+def test_is_plain_data() -> None:
+    """Which tensors have data that no code of a subclass gives. It concerns what a trace and a proof put back of parameters."""
+    assert autograd.is_plain_data(nn.Parameter(torch.ones(1))) and autograd.is_plain_data(torch.ones(1))
+    assert not autograd.is_plain_data(FakeTensorMode().from_tensor(torch.ones(1)))
 
 
 def test_is_plain_view() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import graphreg
 from graphreg.errors import GraphRegError, OtherInputs, TraceError
@@ -533,6 +534,56 @@ def test_a_submodule_that_assigns_becomes_opaque() -> None:
     model = HasAssigning()
     assert set(graphreg.trace(model).opaque_modules) == {"a", "b"}
     assert_same(graphreg.regularize(model, weight_l2=0.1), model)
+
+
+class DropsWeight(nn.Module):
+    """As AWD-LSTM's WeightDrop does: the layer reads an attribute that is computed at each call."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.layer, self.name = layer, name
+        raw = layer._parameters.pop(name)
+        assert raw is not None
+        layer.register_parameter(f"{name}_raw", nn.Parameter(raw.data))
+
+    def forward(self, x: Tensor) -> Any:
+        setattr(self.layer, self.name, functional.dropout(getattr(self.layer, f"{self.name}_raw"), 0.5))
+        return self.layer(x)
+
+
+class HasDropped(Base):
+    def __init__(self, recurrent: bool, asks: bool) -> None:
+        super().__init__()
+        self.asks, self.o = asks, nn.Linear(4, 4)
+        self.drop = DropsWeight(nn.LSTM(4, 4), "weight_hh_l0") if recurrent else DropsWeight(nn.Linear(4, 4), "weight")
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.drop(self.l(x))
+        if self.asks:  # for which the opaque module runs during the trace
+            return self.o(y[0] if isinstance(y, tuple) else y)
+        return self.o(y[0]) if isinstance(self.drop.layer, nn.LSTM) else self.o(y)
+
+
+@pytest.mark.parametrize("way", ["regularize", "example_inputs", "in_place"])
+@pytest.mark.parametrize(("recurrent", "asks"), [(False, False), (False, True), (True, False)])
+def test_a_submodule_that_computes_the_weight_of_a_layer_becomes_opaque(recurrent: bool, asks: bool, way: str) -> None:
+    if asks and way == "regularize":
+        pytest.skip("without inputs, what an opaque module returns is not known")
+    model, plain = HasDropped(recurrent, asks), HasDropped(recurrent, asks)
+    example = {"example_inputs": X} if way == "example_inputs" else {}
+    in_place = {"scale": 1} if way == "in_place" else {}
+    make: Any = graphreg.regularize_ if in_place else graphreg.regularize
+    module = make(model, weight_l2=0.1, **example, **in_place)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        given = module(X)
+        torch.manual_seed(seed)
+        assert torch.equal(given if in_place else given.output, plain(X))
+
+
+def test_in_the_models_own_forward_the_error_says_which_weight() -> None:
+    with pytest.raises(TraceError, match="assigns a traced value to .weight of a layer of torch"):
+        graphreg.regularize(DropsWeight(nn.Linear(4, 4), "weight"), weight_l2=0.1)
 
 
 # What surrounds the call

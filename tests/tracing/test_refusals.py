@@ -243,3 +243,52 @@ def test_the_cause_is_named(cause: str) -> None:
     module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), CAUSES[cause](), nn.Tanh()), weight_l2=0.1)
     assert any(note.startswith("opaque module: 1") for note in graphreg.report(module).notes)
     assert module(torch.ones(3, 4)).output.shape == (3, 4)
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.distributions.Normal(0, 1).sample((4,))
+        self.prior = noise.sum()
+        return x + noise
+
+
+class ReadsPrior(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Draws()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x), self.inner.prior
+
+
+def test_of_a_value_that_an_opaque_module_keeps() -> None:
+    with pytest.raises(TraceError, match=r"reads self\.inner\.prior, which the opaque module inner \(.*\) assigns when it runs"):
+        graphreg.regularize(ReadsPrior(), hidden_noise=0.1)
+
+
+class Expands(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + torch.arange(4.0).expand(x.shape[0], -1)
+
+
+class ExpandsByTuple(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + torch.arange(4.0).expand((x.shape[0], -1))
+
+
+def test_of_sizes_that_torch_wants_as_one_tuple() -> None:
+    with pytest.raises(TraceError, match=re.escape("as one tuple: t.expand((n, -1))")):
+        graphreg.regularize(Expands(), hidden_noise=0.1)
+    module = graphreg.regularize(ExpandsByTuple(), noise={"relu": 0})
+    for rows in (2, 3):
+        assert torch.equal(module(x := torch.randn(rows, 4)).output, ExpandsByTuple()(x))
+
+
+class MakesByClass(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + torch.Tensor([1e10]).expand(x[..., :1].shape)
+
+
+def test_the_line_of_a_failed_export_is_the_users() -> None:
+    with pytest.raises(TraceError, match=r"cannot be exported at \S*test_refusals.py"):
+        graphreg.trace(MakesByClass(), torch.ones(2, 4), front_end="export")

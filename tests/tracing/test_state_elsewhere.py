@@ -11,6 +11,7 @@ import functools
 import itertools
 import queue
 import random
+import sys
 import threading
 import time
 import types
@@ -849,3 +850,53 @@ def test_what_python_code_below_torchs_dispatcher_changes_is_put_back(name: str,
         assert np.random.rand() == np.random.RandomState(0).rand()
     else:
         assert all(map(torch.equal, found, expected))
+
+
+class Clamps(nn.Module):
+    """Becomes opaque after an attempt that made a tensor on fake ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(4))
+
+    @property
+    def limit(self) -> Tensor:
+        return (5 / 20 * self.n - 1.25).clamp_(0.0, 5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean([0])
+        x = x + (mean.detach() - self.mean.view_as(mean)).clamp_(-self.limit, self.limit)
+        self.mean += 0.1 * (mean.detach() - self.mean)
+        return x.transpose(1, -1) if x.dim() > 2 else x  # asks for a fake tensor
+
+
+def test_what_an_attempt_left_is_no_constant() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Clamps())
+    module = graphreg.regularize(copy.deepcopy(model), weight_l2=0.1, example_inputs=X)
+    torch.testing.assert_close(module(X).output, model(X))
+
+
+def halves() -> Callable[[], Tensor]:
+    kept = torch.ones(4)
+
+    def update() -> Tensor:
+        nonlocal kept
+        kept = kept * 0.5
+        return kept
+
+    return update
+
+
+def test_a_tensor_that_a_trace_left_where_no_name_leads_is_refused() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * getattr(sys, "".join(["_graphreg", "_halves"]))()  # type: ignore[no-any-return]
+
+    sys._graphreg_halves = halves()  # type: ignore[attr-defined]
+    try:
+        for _ in range(2):
+            with pytest.raises(TraceError, match="no name in its code leads"):
+                graphreg.regularize(nn.Sequential(nn.Linear(4, 4), Halves()), weight_l2=0.1, example_inputs=X)
+    finally:
+        del sys._graphreg_halves  # type: ignore[attr-defined]

@@ -218,22 +218,22 @@ class _Communicates(Exception):
 
 
 class _WriteWatch(TorchDispatchMode):
-    """Saves each parameter before an operation first writes into it, so that it can be put back. Refuses collective operations if asked."""
+    """Saves each watched tensor before an operation first writes into it, so that it can be put back. Refuses collectives if asked."""
 
     supports_higher_order_operators = True
     # for each operator: "" if it only computes, "writes", or "communicates"
     _kinds: dict[Any, str] = {}
 
-    def __init__(self, parameters: Mapping[str, Tensor], alone: bool) -> None:
+    def __init__(self, watched: Mapping[str, Tensor], alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # by name: the parameter, and its content before the run
+        # by name: the tensor, and its content before the run
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}
         self._alone, self._names = alone, dict[int, str]()
-        for name, parameter in parameters.items():
+        for name, tensor in watched.items():
             # by storage, because an operation may write into a view of a parameter
-            if parameter.layout is torch.strided:
-                self._names.setdefault(storage_number(parameter), name)
-        self._parameters = parameters
+            if tensor.layout is torch.strided and not is_distributed(tensor):
+                self._names.setdefault(storage_number(tensor), name)
+        self._watched = watched
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = self._kinds.get(func)
@@ -257,17 +257,17 @@ class _WriteWatch(TorchDispatchMode):
                     continue
                 name = self._names.get(storage_number(tensor))
                 if name is not None and name not in self.saved:
-                    parameter = self._parameters[name]
-                    self.saved[name] = parameter, parameter.detach().clone()
+                    watched = self._watched[name]
+                    self.saved[name] = watched, watched.detach().clone()
 
     def put_back(self) -> dict[str, Tensor]:
-        """Put the parameters back, and return by name what had been written into them."""
+        """Put the tensors back, and return by name what had been written into them."""
         written = {}
-        for name, (parameter, before) in self.saved.items():
-            if not torch.equal(parameter.detach(), before):
-                written[name] = parameter.detach().clone()
+        for name, (tensor, before) in self.saved.items():
+            if not torch.equal(tensor.detach(), before):
+                written[name] = tensor.detach().clone()
                 # by ``.data``, so that autograd does not count this as one more write
-                parameter.data.copy_(before)
+                tensor.data.copy_(before)
         return written
 
 
@@ -290,6 +290,11 @@ class _Trial:
             return f"the model itself raises {first_line(theirs.error)}"
 
         ours = self._ran(partial(self._run_graph, graph))
+        if any(isinstance(value, Tensor) and is_fake(value) for value in (*theirs.values.values(), *ours.values.values())):
+            raise NotTheModel(
+                f"{self.claim.title} cannot be traced: its forward keeps a tensor where no name in its code leads to, and a trace has left "
+                "one without values there. Make the tensor a buffer (register_buffer) that is changed in place, and make the model anew."
+            )
         if not (what := _differing(theirs, ours, self.near)):
             if theirs.left:
                 self._require_next_call(graph, theirs.left)
@@ -414,7 +419,7 @@ class _Trial:
         result is True, and the first one is worth nothing.
         """
         ran, read_saved = Run(), list[bool]()
-        watch = _WriteWatch({name: p for name, p in self.claim.model.named_parameters() if not is_distributed(p)}, self.alone)
+        watch = _WriteWatch(self.before.watched(), self.alone)
 
         def refuse(nothing: Any) -> Any:
             read_saved.append(True)
@@ -446,7 +451,10 @@ class _Trial:
                 ran.error = error
             finally:
                 # after an error, too, since the next run begins with these parameters
-                ran.values |= {f"the parameter {name} after the call": value for name, value in watch.put_back().items()}
+                found = watch.put_back()
+                for parameter in self.before.parameters:
+                    found |= parameter.facts()
+                ran.values |= {f"{name} after the call": value for name, value in found.items()}
         return ran, bool(read_saved)
 
     def _left(self, places: TensorPlaces) -> list[str]:

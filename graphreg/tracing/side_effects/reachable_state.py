@@ -376,6 +376,12 @@ def _mentioned_names(code: types.CodeType) -> frozenset[str]:
     return frozenset((*code.co_names, *code.co_freevars, *texts)).union(*inner)
 
 
+def names_in_methods(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the names that the methods of a class of modules mention, without those of ``nn.Module``."""
+    methods = [each for base in kind.__mro__ if base not in (nn.Module, object) for each in vars(base).values()]
+    return frozenset[str]().union(*(_mentioned_names(each.__code__) for each in methods if isinstance(each, types.FunctionType)))
+
+
 @lru_cache(8192)
 def _global_names(code: types.CodeType) -> frozenset[str]:
     """Return the names of global variables that code and its inner functions read, set or delete."""

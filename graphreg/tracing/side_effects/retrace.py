@@ -88,7 +88,7 @@ def trace_repeatable(
         if registered := before.registered():
             raise StatefulForward.of(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
         changed = before.changed()
-        if changed or before.assigned_tensors() or before.code.clocks:
+        if changed or _outside(opaque, before.assigned_tensors()) or before.code.clocks:
             _check_next_call(model, graph, trace, before, changed, opaque)
             if len(opaque) > known:
                 return graph
@@ -100,7 +100,7 @@ def _check_next_call(
     model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Snapshot, changed: list[str], opaque: dict[str, str]
 ) -> None:
     """Trace again from the state that the first trace left behind; raise StatefulForward if that gives another graph."""
-    tables, known = before.assigned_tensors(), len(opaque)
+    tables, known = _outside(opaque, before.assigned_tensors()), len(opaque)
     changes = changed or tables
     try:
         again = [trace()]
@@ -113,11 +113,17 @@ def _check_next_call(
     # opaque
     if len(opaque) > known:
         return
-    if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
+    if reassigned := _outside(opaque, before.reassigned()) or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward.of(model, reassigned, opaque, "")
     for other in again if changed or before.code.clocks else ():
         if differing := difference(graph, other):
             raise StatefulForward.of(model, changes, opaque, f" ({differing[1]})")
+
+
+def _outside(opaque: dict[str, str], names: list[str]) -> list[str]:
+    """Return the names of state that is not within opaque modules. These run to learn what kind of value they return, and at each call."""
+    within = tuple(f"self.{path}." for path in opaque)
+    return [name for name in names if not name.startswith(within)]
 
 
 def _written(model: nn.Module, graph: fx.Graph, tables: Sequence[str]) -> list[str]:

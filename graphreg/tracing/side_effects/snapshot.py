@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from graphreg.torch_internals.global_state import GlobalState
 from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.torch_modes import without_functions
 from graphreg.tracing.side_effects.iterators import (
     ByteArray,
     ContextVariable,
@@ -48,6 +50,7 @@ from graphreg.tracing.side_effects.state_places import (
     FunctionCache,
     Items,
     Memory,
+    ParameterState,
     Slots,
     StatePlace,
     Variables,
@@ -60,7 +63,7 @@ _UNSET = object()  # stands for the value of a ContextVar that has none
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
-_NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
+_NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
 class _Assignments(threading.local):
@@ -86,6 +89,7 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
+        parameters: Those of the places that are parameters.
         irreversible: A dict of state that cannot be restored, such as the position of a Python
             generator. Each key is the full name of the state; the value is the name of the
             attribute or variable that holds it, or ``""``.
@@ -97,6 +101,8 @@ class Snapshot:
         """Take the snapshot."""
         self.torchs = GlobalState()
         self.places: list[StatePlace] = []
+        self.parameters: list[ParameterState] = []
+        self._of_optimizers: dict[str, torch.Tensor] = {}
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
@@ -110,6 +116,12 @@ class Snapshot:
         self.code = reachable_code(self._modules)
         for path, module in zip(self._paths, self._modules, strict=True):
             self._add_attributes(Attributes(module, path), 2)
+        # neither modes nor subclasses are to see that their attributes are read
+        with without_functions():
+            for path, (_, registered) in zip(self._paths, self._registered, strict=True):
+                for name, value in registered[0][1].items():
+                    if isinstance(value, torch.Tensor) and id(value) not in self._seen:
+                        self._add_parameter(value, f"{path}.{name}")
         kinds = [each for kind in dict.fromkeys(map(type, self._modules)) for each in kind.__mro__ if not is_foreign_class(each)]
         for each in dict.fromkeys([*kinds, *self.code.classes]):
             self._add_class(each)
@@ -162,6 +174,13 @@ class Snapshot:
                     self._empty.append((len(self.places), value, place, key))
                 continue
             self._add_value(value, place.label(key), max(depth, by_name and key in self.code.mentioned), place, key)
+
+    def _add_parameter(self, parameter: torch.Tensor, name: str) -> None:
+        """Add a parameter, its gradient and its attributes."""
+        # while a trace runs, nothing but a backward pass writes into a gradient unnoticed
+        place = ParameterState(parameter, name, "backward" in self.code.mentioned)
+        self.parameters.append(place)
+        self._add_attributes(place, 2)
 
     def _add_class(self, kind: type) -> None:
         """Add the attributes of a class and the default arguments of its methods."""
@@ -216,6 +235,9 @@ class Snapshot:
             for item in list(dict.values(value) if issubclass(type(value), dict) else value):
                 if type(item) not in _NUMBERS_AND_TEXT:
                     self._add_value(item, name, depth)
+        elif issubclass(type(value), nn.Parameter):
+            with without_functions():
+                self._add_parameter(value, name)
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
@@ -235,10 +257,26 @@ class Snapshot:
 
     def _add_object(self, value: Any, name: str, depth: int) -> None:
         """Add the attributes and slots of an object."""
+        if issubclass(type(value), Optimizer):
+            states = [each for state in value.state.values() for each in state.values() if isinstance(each, torch.Tensor)]
+            self._seen.update(map(id, states))
+            self._of_optimizers |= {f"tensor {i} in {name.removeprefix('self.')}": each for i, each in enumerate(states)}
         if own_attributes(value) is not None:
             self._add_attributes(Attributes(value, name), depth, is_entered(type(value)))
         if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not is_foreign_class(kind)):
             self._add_attributes(Slots(value, name), depth, is_entered(type(value)))
+
+    def watched(self) -> dict[str, torch.Tensor]:
+        """Return, by name, the tensors of which the snapshot has no copy: the data of parameters, gradients, the state of optimizers.
+
+        Who runs the forward on them puts back what it writes.
+        """
+        found = dict(self._of_optimizers)
+        for place in self.parameters:
+            found[f"the parameter {place.name.removeprefix('self.')}"] = place.data
+            if place.gradient is not None:
+                found[f"the gradient of {place.name.removeprefix('self.')}"] = place.gradient
+        return found
 
     def open_containers(self, every: bool = False) -> None:
         """Add those containers to ``places`` that were empty when the snapshot was taken and are not now; with ``every``, all of them."""
@@ -344,8 +382,9 @@ class Snapshot:
         self._note_assigned()
         self._restore_registered()
         self.open_containers()
-        for place in self.places:
-            place.restore()
+        with without_functions():
+            for place in self.places:
+                place.restore()
 
     def _note_assigned(self) -> None:
         """Note what the forward has assigned or put into containers: of modules of the user's classes and in their attributes."""

@@ -12,19 +12,24 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.proxy import Attribute
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from graphreg.errors import TraceError
 from graphreg.ir.operations import SIZE_ATTRIBUTES, function_name
+from graphreg.torch_internals.autograd import gradient_hooks, is_plain_data, set_gradient_hooks, storage_number, version_of
 from graphreg.torch_internals.fake_tensors import is_fake
+from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.torch_modes import without_modes
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue, changing
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
-# classes of Python's library whose attributes are state
-OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap)
+# classes of Python's library and of torch whose attributes are state
+OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap, Optimizer, LRScheduler)
+_NO_HOOKS: list[dict[int, Any]] = [{}, {}]
 NOTHING = object()  # stands for a value that does not exist
 
 
@@ -208,6 +213,69 @@ class Attributes(StatePlace):
                 self.set(key, ChangingNumber(now))
                 marked = True
         return marked
+
+
+class ParameterState(Attributes):
+    """A parameter: its attributes, its gradient and the hooks of it, ``requires_grad``, and which data it has, but not their elements.
+
+    Attributes:
+        data: A tensor with the parameter's data, which takes no memory; the parameter itself if its class has data of another kind.
+        gradient: The gradient, or None.
+    """
+
+    def __init__(self, owner: torch.Tensor, name: str, may_accumulate: bool) -> None:
+        """Note the present state. ``may_accumulate``: whether the forward may run a backward pass, which writes into the gradient."""
+        self.owner, self.name, self.content = owner, name, dict(own_attributes(owner))
+        self._plain = is_plain_data(owner) and owner.layout is torch.strided and not nn.parameter.is_lazy(owner) and not is_wrapped(owner)
+        self.data = owner.data if self._plain else owner
+        self._leaf, self._requires_grad = owner.is_leaf, owner.requires_grad
+        self.gradient = owner.grad if self._leaf else None
+        self._hooks = gradient_hooks(owner)
+        self._held = [dict(hooks or ()) for hooks in self._hooks] if any(self._hooks) else _NO_HOOKS
+        if self.gradient is not None:
+            self._written = version_of(self.gradient)
+            self._elements = self.gradient.clone() if may_accumulate else None
+
+    def read(self) -> dict[str, Any]:
+        return dict(own_attributes(self.owner))
+
+    def changed(self) -> list[str]:
+        return super().changed() if self.content or own_attributes(self.owner) else []
+
+    def facts(self) -> dict[str, Any]:
+        """Return what has changed, but for attributes, by its name: the data that are there now, a copy of the gradient, and so on."""
+        name, owner, changed = self.name.removeprefix("self."), self.owner, dict[str, Any]()
+        if self._plain and _place_of(owner) != _place_of(self.data):
+            changed[f"the parameter {name}"] = owner.detach().clone()
+        gradient = owner.grad if owner.is_leaf else None
+        if gradient is not self.gradient or (gradient is not None and version_of(gradient) != self._written):
+            changed[f"the gradient of {name}"] = None if gradient is None else gradient.detach().clone()
+        if owner.requires_grad != self._requires_grad:
+            changed[f"requires_grad of {name}"] = owner.requires_grad
+        hooks = sum(len(hooks or ()) for hooks in gradient_hooks(owner))
+        if hooks != sum(map(len, self._held)):
+            changed[f"the number of gradient hooks of {name}"] = hooks
+        return changed
+
+    def restore(self) -> None:
+        super().restore()
+        owner = self.owner
+        if self._leaf and not owner.is_leaf:  # autograd has recorded a write into it
+            owner.detach_()
+        if self._plain and _place_of(owner) != _place_of(self.data):
+            owner.data = self.data
+        if owner.requires_grad != self._requires_grad:
+            owner.requires_grad_(self._requires_grad)
+        if self._leaf and owner.grad is not self.gradient:
+            owner.grad = self.gradient
+        if self.gradient is not None and self._elements is not None and version_of(self.gradient) != self._written:
+            self.gradient.data.copy_(self._elements)
+        set_gradient_hooks(owner, self._hooks, self._held)
+
+
+def _place_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return which data a strided tensor has, whatever their elements are."""
+    return storage_number(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 class Variables(Attributes):

@@ -13,7 +13,7 @@ from graphreg.ir.comparison import Literals, described_node
 from graphreg.ir.metadata import is_labelled
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals.bytecode import asks
-from graphreg.torch_internals.fake_tensors import make_function_table
+from graphreg.torch_internals.fake_tensors import is_fake, make_function_table
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import refusal
 from graphreg.tracing.shape_decisions import DECISIONS, NeedsFunctionTable
@@ -30,13 +30,17 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
     """Move the tensors that a forward makes (``torch.tensor(2.0)``) from the model, where torch.fx puts them, to ``constants``."""
     for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
         value, new = model.__dict__.pop(name), name
+        reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+        if not reads:  # by an attempt that was rolled back, perhaps on fake tensors
+            continue
+        if is_fake(value):
+            raise TypeError("it reads a tensor without values, which an earlier trace has left where no name in its code leads to")
         # the graph of the other mode may have another tensor of this name
         while new in constants and not torch.equal(constants[new], value):
             new += "_"
         constants[new] = value
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = new
+        for node in reads:
+            node.target = new
 
 
 def symbolic(

@@ -47,6 +47,7 @@ from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
+from graphreg.tracing.side_effects.reachable_state import names_in_methods
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.holders import LEAF, stand_in
@@ -154,6 +155,7 @@ class SiteTracer(DecisionTracer):
             self._require_no_draws()
             if isinstance(error, (GraphRegError, RecursionError)):
                 raise
+            self._require_no_missing_state(error)
             if (key := function_to_blame(error, type(root), self.opaque, self.tried)) is None:
                 raise
             self.tried.error = self.tried.error or error
@@ -193,6 +195,17 @@ class SiteTracer(DecisionTracer):
         """Return whether the graph has just the nodes that the forward made, and the forward made no tensors."""
         same = len(self._made) == len(self.graph.nodes) and all(map(is_, self._made, self.graph.nodes))
         return same and not self.tape.entries and not self.tape.known.read
+
+    def _require_no_missing_state(self, error: Exception) -> None:
+        """Raise TraceError if the model's own forward reads an attribute that an opaque module assigns when it runs."""
+        owner, name = (error.obj, error.name) if isinstance(error, AttributeError) else (None, "")
+        path = next((path for path, module in self.operations.modules.items() if module is owner), "")
+        if path and (holder := next((each for each in self.opaque if f"{path}.".startswith(f"{each}.")), "")):
+            raise TraceError(
+                f"{type(self.root).__name__}.forward reads self.{path}.{name}, which the opaque module {holder} ({self.opaque[holder]}) "
+                "assigns when it runs. Return it from that module's forward, or read it in a submodule of its own, which then becomes an "
+                "opaque module."
+            ) from error
 
     def _require_no_draws(self) -> None:
         """Without ``watch_draws``, raise DrawsRandomly if the forward has drawn random numbers."""
@@ -424,6 +437,8 @@ class SiteTracer(DecisionTracer):
 
     def _called_whole(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
+        if super().is_leaf_module(m, path):
+            _require_own_attributes(m)
         value = self._record_call(path, m, forward, args, kwargs)
         if path in self.opaque and not is_stack(m):
             self._add_unnamed(no_singleton, value.node, path)
@@ -622,6 +637,18 @@ def unwrap_functions(graph: fx.Graph) -> None:
 
 def _node_in(value: Any) -> Any:
     return value.node if isinstance(value, fx.Proxy) else value
+
+
+def _require_own_attributes(layer: nn.Module) -> None:
+    """Raise RuntimeError if a traced forward has assigned a proxy to an attribute that a layer reads, or has put one into a list there."""
+    for module in layer.modules():
+        for name, value in vars(module).items():
+            items = value if type(value) is list else (value,)
+            if any(issubclass(type(each), fx.Proxy) for each in items) and name in names_in_methods(type(module)):
+                raise RuntimeError(
+                    f"it assigns a traced value to .{name.removeprefix('_')} of a layer of torch, which reads that itself; call a function "
+                    "with that value instead, such as torch.nn.functional.linear"
+                )
 
 
 def _is_traced(value: object) -> bool:
