@@ -731,6 +731,21 @@ def test_a_seed_that_is_taken_back_is_no_matter() -> None:
     torch.testing.assert_close(graphreg.regularize(model, weight_l2=0.1)(X).output, model(X))
 
 
+class DrawsApart(Base):
+    def forward(self, x: Tensor) -> Any:
+        with torch.random.fork_rng():
+            noise = torch.rand_like(x)
+        return self.l(x) * noise
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_draws_that_do_not_advance_the_callers_generator_are_refused(front_end: str | None, within: bool) -> None:
+    """A graph would advance it, and so change all masks and shuffles that come later."""
+    with pytest.raises(TraceError, match=r"random generator after the call differs.*draws within torch\.random\.fork_rng"):
+        regularized(Steps(DrawsApart) if within else DrawsApart(), front_end)(X)
+
+
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_a_name_that_a_value_is_given_is_refused_and_kept_in_a_submodule(front_end: str | None) -> None:
     with pytest.raises(TraceError, match=r"assigns \.foo"):

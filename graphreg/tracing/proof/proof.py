@@ -60,6 +60,7 @@ TRACED = "its calls so far ran within a tracer or a transform"
 NO_VALUES = "the model or its inputs have no values (device meta)"
 PROVABLE = frozenset((NO_INPUTS, TRACED, NO_VALUES))  # the reasons that a later call removes
 NOT_ASKED = "prove=False"
+_RANDOM_STATE = "the state of torch's random generator after the call"
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
 CURE = (
@@ -326,6 +327,8 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+        if what.startswith(_RANDOM_STATE):
+            cause = "The forward draws within torch.random.fork_rng(), or sets the generator back itself."
         kind = type(self.claim.model)
         kind = getattr(kind, ORIGINAL, getattr(kind, RESTS, kind))
         if kind.__call__ is not nn.Module.__call__ and not isinstance(self.claim.model, fx.GraphModule):
@@ -444,6 +447,7 @@ class _Trial:
                     ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
                     if now is not copied:  # the forward assigned another tensor, and somebody may have the one that was there
                         ran.values[f"the tensor that was {place}"] = snapshot(copied.detach())
+                ran.values[_RANDOM_STATE] = torch.get_rng_state()
                 # what is left changed there, the code after the call computes in
                 ran.values |= {f"the change of torch's {name}": repr(value) for name, value in self.before.torchs.changed().items()}
             except Exception as error:
