@@ -113,9 +113,10 @@ def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mappin
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the shapes of the tensors among the arguments, and the numbers, in order."""
+    """Return the shapes of the tensors among the arguments, and the numbers, in order, and the autocast that is on: it decides dtypes."""
     leaves = pytree.tree_leaves((tuple(args), sorted(kwargs.items(), key=lambda item: item[0])))
-    return tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves if isinstance(leaf, (Tensor, int, float)))
+    casts = tuple((device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device))
+    return (*(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves if isinstance(leaf, (Tensor, int, float))), *casts)
 
 
 def not_traced(key: str, title: str) -> GraphRegError:

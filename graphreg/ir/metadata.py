@@ -133,13 +133,22 @@ def place_beside(node: fx.Node, other: fx.Node, value: fx.Node) -> None:
     node.meta |= {key: value.meta[key] for key in of_value if key in value.meta}
 
 
+def labels_to_move(node: fx.Node, to: fx.Node) -> list[Label]:
+    """Return the labels by which modules name a node as their output, though ``to``, made in the same calls, changes its value."""
+    both, scope = {path for path, _ in _made_in(node) & _made_in(to)}, f"{scope_of(to)}."
+    return [label for label in own_labels(node)[1:] if label.module in both and scope.startswith(f"{label.module}.")]
+
+
+def _made_in(node: fx.Node) -> set[tuple[str, Any]]:
+    """Return the calls of modules in which a node was made, or, before they have numbers, the tracer's own record of them."""
+    calls = calls_of(node)
+    return {(str(path), key) for key, (path, *_) in node.meta.get("nn_module_stack", {}).items()} if calls is None else set(calls)
+
+
 def move_module_labels(node: fx.Node, to: fx.Node) -> None:
-    """Give ``to`` those labels of ``node`` by which modules name their outputs, if ``to`` was made within them."""
-    scope = f"{scope_of(to)}."
-    first, *others = own_labels(node) or (None,)
-    moved = [label for label in others if label is not None and label.module and scope.startswith(f"{label.module}.")]
-    if moved and first is not None:
-        label_site(node, scope_of(node), first, *(label for label in others if label is not None and label not in moved))
+    """Give ``to`` those labels of ``node`` by which modules name their outputs, if ``to`` was made within the same calls."""
+    if moved := labels_to_move(node, to):
+        label_site(node, scope_of(node), *(label for label in own_labels(node) if label not in moved))
         for label in moved:
             add_label(to, label)
 

@@ -19,7 +19,7 @@ from graphreg.ir.layout import apart
 from graphreg.ir.metadata import Kind, draw_labels, own_name
 from graphreg.ir.module_record import RULES
 from graphreg.ir.naming import identifier
-from graphreg.ir.operations import function_name, is_port, nodes_in, takes_apart
+from graphreg.ir.operations import first_argument, function_name, is_port, nodes_in, takes_apart
 from graphreg.ir.parameter_reads import ParameterReads
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import labels_of, site_nodes
@@ -33,6 +33,7 @@ from graphreg.runtime.attach import Penalties
 from graphreg.runtime.clock import CLOCK
 from graphreg.runtime.containers import with_item
 from graphreg.torch_internals.fx import node_namer
+from graphreg.tracing.settled_reads import returns_itself, written
 from graphreg.tracing.trace import Traced
 
 Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
@@ -405,6 +406,8 @@ class _Lowering:
         for part in sorted(self.present, key=order.__getitem__):
             value, around = self.present[part], list[tuple[fx.Node, Any, frozenset[fx.Node]]]()
             item = part
+            while item.target is written or returns_itself(item, self.operations):  # an item as a write has left it
+                (item,) = first_argument(item)
             while is_port(item, self.operations):
                 whole, index = item.args
                 assert isinstance(whole, fx.Node)

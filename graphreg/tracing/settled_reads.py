@@ -14,16 +14,13 @@ from typing import TypeVar
 
 from torch import fx, nn
 
-from graphreg.ir.metadata import move_module_labels, own_labels, place_beside, scope_of
+from graphreg.ir.metadata import labels_to_move, move_module_labels, own_labels, place_beside, scope_of
 from graphreg.ir.naming import Namer, label_node
-from graphreg.ir.operations import IN_PLACE_OPERATORS, Operations, first_argument, function_name, is_in_place, is_port, is_size, takes_apart
+from graphreg.ir.operations import IN_PLACE_OPERATORS, Operations, first_argument, is_in_place, is_port, is_size, takes_apart
+from graphreg.ir.roles import BOUNDARY
 from graphreg.ir.views_and_writes import ViewsAndWrites
 
 _T = TypeVar("_T")
-_VIEWS = {
-    "view", "view_as", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "squeeze", "unsqueeze", "select",
-    "narrow", "expand", "expand_as", "unbind", "chunk", "split", "diagonal", "unfold", "unflatten", "detach", "slice", "alias",
-}  # fmt: skip
 
 
 def written(value: _T) -> _T:
@@ -36,11 +33,10 @@ def settle_reads(graph: fx.Graph, model: nn.Module, labels: bool = True) -> None
 
     ``labels``: whether the nodes have their labels already.
     """
-    operations, order = Operations(model), {node: i for i, node in enumerate(graph.nodes)}
+    work = _Work(graph, Operations(model), labels)
     for node in list(graph.nodes):
-        if is_port(node, operations) and any(order[user] < order[node] and not takes_apart(user) for user in node.args[0].users):
-            node.args[0].append(node)
-    work = _Work(graph, operations, labels)
+        work.take_out_early(node)
+    work.number()
     for node in list(graph.nodes):
         work.follow(node)
 
@@ -50,19 +46,37 @@ class _Work:
 
     def __init__(self, graph: fx.Graph, operations: Operations, labels: bool) -> None:
         self.graph, self.operations, self.effects = graph, operations, ViewsAndWrites(operations)
-        self.order: dict[fx.Node, float] = {node: i for i, node in enumerate(graph.nodes)}
+        self.order: dict[fx.Node, float] = {}
+        self.number()
         self.labels, self.namer = labels, Namer(operations.modules)
         for label in (label for node in graph.nodes for label in own_labels(node)) if labels else ():
             self.namer.claim(label.text)
 
+    def number(self) -> None:
+        """Note the order of the nodes."""
+        self.order = {node: i for i, node in enumerate(self.graph.nodes)}
+
+    def take_out_early(self, item: fx.Node) -> None:
+        """Take an item out of its tuple before anything reads the whole tuple, unless that may write into it."""
+        if is_port(item, self.operations):
+            whole = item.args[0]
+            earlier = [user for user in whole.users if self.order[user] < self.order[item] and not takes_apart(user)]  # type: ignore[union-attr]
+            if earlier and not any(whole in self.effects.writes(user) for user in earlier):
+                whole.append(item)  # type: ignore[union-attr]
+
     def follow(self, write: fx.Node) -> None:
         """Follow the writes of one node."""
         for value in self.effects.writes(write, is_definite=True):
-            if _returns(write, value, self.operations) and self._readers(value, write):
-                self._repoint(value, write, write)
-            for each in (value, *self._views(value, write)):
+            views = self._views(value, write)
+            if returns_itself(write, self.operations) and first_argument(write) == [value]:
+                if self._readers(value, write):
+                    self._repoint(value, write, write)
+            else:
+                views = [value, *views]
+            for each in views:
                 # what is between two writes reads nothing, so one node after the second is enough
-                if (readers := self._readers(each, write)) and each not in self.effects.writes(readers[0], is_definite=True):
+                readers = self._readers(each, write)
+                if readers and (each not in self.effects.writes(readers[0], is_definite=True) or labels_to_move(each, write)):
                     self._repoint(each, write, self._insert(each, write))
 
     def _later(self, value: fx.Node, write: fx.Node) -> list[fx.Node]:
@@ -71,23 +85,37 @@ class _Work:
 
     def _readers(self, value: fx.Node, write: fx.Node) -> list[fx.Node]:
         """Return the nodes that read the content of a value after a write; none if the value can be no site."""
-        if value.op in ("placeholder", "get_attr") or self.operations.is_list(value):
+        is_input = value.op == "placeholder" and BOUNDARY not in value.meta
+        if is_input or value.op == "get_attr" or self.operations.is_list(value):
             return []
         later = self._later(value, write)
         return [] if all(is_size(user, lambda node: False) for user in later) else later
 
     def _views(self, value: fx.Node, write: fx.Node) -> list[fx.Node]:
-        """Return the values that a value is a view of, and the views of it from before a write. A value that may be a copy is none."""
+        """Return the values that a value may be a view of, as writes have left them, and the views of it from before a write."""
         views, waiting = dict[fx.Node, None](), [value]
-        while waiting and _is_view(node := waiting.pop()) and (sources := first_argument(node)):
-            waiting += sources
-            views |= dict.fromkeys(sources)
+        for node in waiting:
+            found = self._sources(node)
+            found += [user for user in node.users if self._is_before(user, write) and self._is_same(user, node)]
+            waiting += [each for each in found if each not in views and each is not value]
+            views |= dict.fromkeys(found)
         waiting = [value]
-        while waiting:
-            found = [user for user in waiting.pop().users if _is_view(user) and self.order[user] < self.order[write]]
+        for node in waiting:
+            found = [user for user in node.users if self._is_before(user, write) and node in self._sources(user) and user not in views]
             waiting += found
             views |= dict.fromkeys(found)
-        return list(views)
+        return [each for each in views if each is not value]
+
+    def _is_before(self, node: fx.Node, write: fx.Node) -> bool:
+        return self.order[node] < self.order[write]
+
+    def _is_same(self, node: fx.Node, value: fx.Node) -> bool:
+        """Return whether a node is the tensor of another one, after a write."""
+        return node.target is written or (first_argument(node) == [value] and returns_itself(node, self.operations))
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """Return the values that a value may be a view of."""
+        return [] if self.operations.is_opaque(node) else [each for each in self.effects.shares(node) if not self.operations.is_list(each)]
 
     def _insert(self, value: fx.Node, write: fx.Node) -> fx.Node:
         """Insert a node for what a value contains after a write."""
@@ -106,20 +134,11 @@ class _Work:
         move_module_labels(value, result)
 
 
-def _returns(write: fx.Node, value: fx.Node, operations: Operations) -> bool:
-    """Return whether a write returns the tensor into which it writes: ``h.add_(1)``, ``h += 1``, ``F.relu(h, inplace=True)``."""
-    if first_argument(write) != [value] or write.target is operator.setitem:
+def returns_itself(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node writes into its first argument and returns it: ``h.add_(1)``, ``h += 1``, ``F.relu(h, inplace=True)``."""
+    if node.target is operator.setitem:
         return False
-    module = operations.module(write)
+    module = operations.module(node)
     if module is not None:
-        return not module._modules
-    return write.target in IN_PLACE_OPERATORS or is_in_place(write)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Return whether a node is a view of its first argument for certain. ``reshape`` and the like may copy."""
-    name = function_name(node)
-    if name in ("getitem", "__getitem__"):
-        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return not any(isinstance(item, (list, fx.Node)) for item in items)
-    return name in _VIEWS
+        return not module._modules and bool(ViewsAndWrites(operations).writes(node, is_definite=True))
+    return node.target in IN_PLACE_OPERATORS or is_in_place(node)

@@ -551,7 +551,7 @@ def _trace_by_export(
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
 
     try:
-        with model_restored(model) as before:
+        with model_restored(model):
             graphs = export(model, call, opaque_modules, constants)
     except TraceError as error:
         if symbolic_error is None:
@@ -565,7 +565,7 @@ def _trace_by_export(
     for graph in graphs.values():
         settle_reads(graph, model)
     kept = value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes)
-    return Traced(model, graphs, *kept, asks_autocast=_asks_autocast(before))
+    return Traced(model, graphs, *kept, asks_autocast=True)  # it fixes dtypes, and by them what the forward decides
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:

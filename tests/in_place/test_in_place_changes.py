@@ -997,3 +997,27 @@ def test_a_model_that_decides_by_a_dtype_has_a_graph_for_autocast_and_one_for_no
     assert graphs(model) == 2
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(graphreg.errors.TraceError, match="does not give the model's result"):
         graphreg.regularize_(DecidesByDtype(asks=True), weight_l2=0.1, penalties="attach", scale=1)(x)
+
+
+def test_another_autocast_counts_and_draws_once() -> None:
+    """The first graph runs until its check of a dtype fails. What it has done by then is put back."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.drop, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(self.norm(self.first(x)))
+            x = self.first(x)
+            return self.last(x.float() * 2 if x.dtype != self.last.weight.dtype else x)
+
+    plain, x = Normed(), torch.randn(6, 4)
+    model = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, penalties="attach", scale=1)
+    for is_on in (False, True, False, True):
+        results = []
+        for each in (model, plain):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+                results.append((each(x), torch.rand(1), each.norm.running_mean.clone(), each.norm.num_batches_tracked.clone()))
+        assert all(map(torch.equal, *results))

@@ -75,6 +75,24 @@ def by_older_view(self: Any, h: Tensor) -> Tensor:
     return older.t()
 
 
+def parts_in_turn(self: Any, h: Tensor) -> None:
+    left, right = h[:, :3], h[:, 3:]
+    left.add_(1)
+    right.sub_(20)
+
+
+def older_after_newer(self: Any, h: Tensor) -> None:
+    view = h[:, :3]
+    h.mul_(2)
+    view.add_(10)
+
+
+def copy_or_view(self: Any, h: Tensor) -> None:
+    h.float().add_(3)
+    h.reshape(-1)[::2].mul_(2)
+    h.T.sub_(1)
+
+
 def read_between(self: Any, h: Tensor) -> Tensor:
     h[0] = 1.0
     read = h.tanh()
@@ -96,6 +114,9 @@ CHANGES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a result by parts": (by_parts, "written"),
     "two writes": (in_turn, "add_"),
     "reads between": (read_between, "add"),
+    "two parts": (parts_in_turn, "written"),
+    "an older view after a newer write": (older_after_newer, "written"),
+    "what may be a copy": (copy_or_view, "written"),
 }
 
 
@@ -204,6 +225,85 @@ def test_a_module_names_what_it_returns_after_its_writes() -> None:
         assert torch.allclose(found, expected.square().mean())
 
 
+class Twice(nn.Module):
+    """Ends with a write, and begins with one: its name stays with what it returns, whatever comes next, also a call of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.inner = nn.ELU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.act(x)
+        h: Tensor = self.inner(x)
+        h[:, 0] = 7.0
+        return h
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_the_name_of_a_call_stays_within_the_call(example: Any) -> None:
+    block, first = Twice(), nn.Linear(4, 4)
+    model = nn.Sequential(first, block, block, nn.Linear(4, 2))
+    returned: list[Tensor] = []
+    handle = block.register_forward_hook(lambda module, args, output: returned.append(output.clone()))
+    model(X)
+    handle.remove()
+    for name, expected in (("1", returned[0]), ("1_1", returned[1])):
+        found = graphreg.regularize(model, hidden_l2={name: 1.0}, example_inputs=example)(X).penalties["hidden_l2"]
+        assert torch.allclose(found, expected.square().mean())
+
+
+class Makes(nn.Module):
+    """A list, in code that no trace sees into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x] if x.sum() > 1e9 else [self.linear(x), self.linear(x * 2)]
+
+
+class Updates(nn.Module):
+    """Writes into a list, in code that no trace sees into."""
+
+    def forward(self, states: list[Tensor]) -> Tensor:
+        if states[0].sum() > 1e9:
+            return states[0]
+        states[0] = states[0] * 2
+        return states[0] + states[1]
+
+
+def test_an_item_is_not_taken_out_before_an_opaque_module_writes_into_the_list() -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.makes, self.updates = Makes(), Updates()
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = self.makes(x)
+            y: Tensor = self.updates(states)
+            return y + states[0]
+
+    model = Cell()
+    for prove in (True, False):
+        assert torch.equal(graphreg.regularize(model, weight_l2=0.1, example_inputs=X, prove=prove)(X).output, model(X))
+
+
+def test_a_write_into_an_item_reaches_who_reads_the_whole_tuple() -> None:
+    class Written(Seq2Seq):
+        def forward(self, x: Tensor) -> Any:
+            _, state = self.encoder(x)
+            h = state[0].mul_(0.5)
+            return self.decoder(x, state)[0], h.tanh()
+
+    torch.manual_seed(0)
+    model, x = Written(early=True), torch.randn(2, 4, 3)
+    module = graphreg.regularize(copy.deepcopy(model), dropout={"mul_": 0.999}, rng=0)
+    y, kept = module(x).output
+    _, (h, c) = model.encoder(x)
+    assert torch.equal(kept, torch.zeros_like(h)) and torch.allclose(y, model.decoder(x, (torch.zeros_like(h), c))[0])
+
+
 def test_alpha_dropout_ignores_inplace() -> None:
     """Its forward does not pass ``inplace`` on, so what is not assigned does nothing."""
     model = Net(no_result(lambda self, h: self.drop(h)))
@@ -265,6 +365,16 @@ def test_items_of_several_tuples() -> None:
 def test_with_item() -> None:
     pair = namedtuple("pair", "a b")
     assert with_item((1, 2), 1, 3) == (1, 3) and with_item([1, 2], -1, 3) == [1, 3] and with_item(pair(1, 2), 0, 3) == pair(3, 2)
+
+
+    class Own(tuple):
+        def __new__(cls, first: Any, second: Any, name: str) -> Any:
+            made = super().__new__(cls, (first, second))
+            made.name = name
+            return made
+
+    own = with_item(Own(1, 2, "a"), 1, 3)
+    assert type(own) is Own and own == (1, 3) and own.name == "a"
     returned = torch.randn(2, 3).max(1)
     changed = with_item(returned, 0, torch.zeros(2))
     assert type(changed) is type(returned) and torch.equal(changed.values, torch.zeros(2)) and changed.indices is returned.indices

@@ -62,6 +62,8 @@ _UNSET = object()  # stands for the value of a ContextVar that has none
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
+_OF_GRADIENTS = frozenset(("backward", "grad", "zero_grad", "step", "clip_grad_norm_", "clip_grad_value_"))  # code that may write into them
+_LONG = 200  # from so many characters on, a name is shortened: a chain may have thousands of objects
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
@@ -177,8 +179,8 @@ class Snapshot:
 
     def _add_parameter(self, parameter: torch.Tensor, name: str) -> None:
         """Add a parameter, its gradient and its attributes."""
-        # while a trace runs, nothing but a backward pass writes into a gradient unnoticed
-        place = ParameterState(parameter, name, "backward" in self.code.mentioned)
+        # a trace notices no write into a gradient
+        place = ParameterState(parameter, name, not _OF_GRADIENTS.isdisjoint(self.code.mentioned))
         self.parameters.append(place)
         self._add_attributes(place, 2)
 
@@ -206,6 +208,7 @@ class Snapshot:
 
     def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
         """Add a value later: they may be nested at any depth. The arguments are those of ``_add``."""
+        name = name if len(name) <= _LONG else f"{name[: _LONG // 2]}...{name[-_LONG // 4 :]}"
         self._waiting.append((value, name, depth, holder, key))
 
     def _add(self, value: Any, name: str, depth: int, holder: Attributes | None, key: str) -> None:
