@@ -270,3 +270,25 @@ def test_prepared_by_accelerate_after() -> None:
     with pytest.raises(TraceError, match="Regularize first, prepare after"):
         graphreg.regularize_(accelerator.prepare(perceptron()), hidden_dropout=0.5)
     accelerate.state.AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("how", ["inputs", "in place"])
+def test_layers_that_are_skipped_by_chance(how: str) -> None:
+    """The decoder and the encoder are opaque. A trace must not hide the registry in which transformers enters classes of outputs."""
+    config = transformers.BartConfig(
+        vocab_size=50, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_layerdrop=0.5, decoder_layerdrop=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain, ids = transformers.BartModel(config).train(), torch.randint(3, 50, (2, 5))
+    model = copy.deepcopy(plain)
+    if how == "in place":
+        graphreg.regularize_(model, weight_l2=0.0, penalties="attach", scale=1)
+    else:
+        model = graphreg.regularize(model, weight_l2=0.0, example_inputs={"input_ids": ids})
+    outputs = []
+    for each in (model, plain):
+        torch.manual_seed(3)
+        result = each(input_ids=ids)
+        outputs.append(getattr(result, "output", result).last_hidden_state)
+    assert torch.equal(*outputs)

@@ -210,3 +210,28 @@ def test_in_the_models_own_forward_it_is_refused(how: str) -> None:
     with pytest.raises(graphreg.GraphRegError):
         graphreg.regularize(model, weight_l2=0.1, example_inputs=X)
     torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+
+
+class Clips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("how", ["names", "bare", "inputs", "in place"])
+def test_gradients_that_a_submodule_clips_are_put_back(how: str) -> None:
+    """The probes of a trace run it below autograd, which then counts no write."""
+    model, x = nn.Sequential(Clips(), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 4)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    if how == "names":
+        graphreg.names(model, x)
+    elif how == "in place":
+        graphreg.regularize_(model, weight_l2=0.1, penalties="attach", scale=1, example_inputs=x)
+    else:
+        graphreg.regularize(model, weight_l2=0.1, example_inputs=x if how == "inputs" else None)
+    assert all(bool((parameter.grad == 0.5).all()) for parameter in model.parameters())

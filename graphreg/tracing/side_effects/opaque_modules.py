@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals.modules import forward_hooks
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_installed, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 from graphreg.tracing.side_effects.state_places import (
@@ -140,6 +140,8 @@ class OpaqueState:
         for place in self._variables:
             if isinstance(place, Cells):
                 names = set(place.content) if id(place.owner) in functions else set()
+            elif is_installed(place.owner.get("__file__", "")):  # such as registries, in which a class must not be entered twice
+                names = set()
             else:
                 names = code.variables.get(id(place.owner), ({}, set()))[1]
             yield from ((place, name) for name in sorted(names & place.content.keys()))

@@ -268,7 +268,8 @@ class ParameterState(Attributes):
             owner.requires_grad_(self._requires_grad)
         if self._leaf and owner.grad is not self.gradient:
             owner.grad = self.gradient
-        if self.gradient is not None and self._elements is not None and version_of(self.gradient) != self._written:
+        # an operation that a tracer runs below autograd counts no version
+        if self.gradient is not None and self._elements is not None and not torch.equal(self.gradient, self._elements):
             self.gradient.data.copy_(self._elements)
         set_gradient_hooks(owner, self._hooks, self._held)
 
