@@ -16,8 +16,8 @@ def with_item(items: Any, index: int, value: Any) -> Any:
     parts[index] = value
     if kind is tuple:
         return tuple(parts)
-    if hasattr(kind, "_make"):
-        return kind._make(parts)
+    if hasattr(kind, "_fields"):  # a named tuple
+        return kind(*parts)
     if kind.__module__.startswith("torch"):  # such as what ``torch.max`` returns
         return kind(parts)
     made = tuple.__new__(kind, parts)  # whatever the constructor of the user's class takes

@@ -139,7 +139,7 @@ def test_a_graph_that_does_something_else_is_not_used(fault: Callable[[fx.Graph]
 def test_by_itself_graphreg_goes_on_to_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
     damage(monkeypatch, other_key)
     traced = graphreg.trace(Net(), X)
-    assert traced.front_end == "export" and not traced.unproved
+    assert traced.front_end == "export" and traced.unproved.keys().isdisjoint(("train", "eval"))
     assert FAULTS[other_key] in traced.notes[0]
 
 
@@ -234,7 +234,8 @@ def test_a_right_graph_is_used_and_the_model_is_as_it_was(kind: str) -> None:
     drawn = torch.get_rng_state(), random.getstate()
     traced = graphreg.trace(model, inputs)
     module = graphreg.rewrite(traced, graphreg.plan(traced, []))
-    assert traced.unproved == {} == unproved(module)
+    later = {"train mode under autocast", "eval mode under autocast"} if traced.front_end == "export" else set()
+    assert traced.unproved.keys() == later == unproved(module).keys()
     assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(value is tensors[name] for name, value in model.state_dict(keep_vars=True).items())
