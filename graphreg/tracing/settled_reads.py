@@ -16,11 +16,16 @@ from torch import fx, nn
 
 from graphreg.ir.metadata import labels_to_move, move_module_labels, own_labels, place_beside, scope_of
 from graphreg.ir.naming import Namer, label_node
-from graphreg.ir.operations import IN_PLACE_OPERATORS, Operations, first_argument, is_in_place, is_port, is_size, takes_apart
+from graphreg.ir.operations import IN_PLACE_OPERATORS, Operations, first_argument, function_name, is_in_place, is_port, is_size, takes_apart
 from graphreg.ir.roles import BOUNDARY
 from graphreg.ir.views_and_writes import ViewsAndWrites
 
 _T = TypeVar("_T")
+_VIEWS = {
+    "view", "view_as", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "squeeze", "unsqueeze", "select",
+    "narrow", "expand", "expand_as", "unbind", "chunk", "split", "diagonal", "unfold", "unflatten", "detach", "slice", "alias",
+    "getitem", "__getitem__", "getattr", "as_strided",
+}  # fmt: skip
 
 
 def written(value: _T) -> _T:
@@ -92,7 +97,7 @@ class _Work:
         return [] if all(is_size(user, lambda node: False) for user in later) else later
 
     def _views(self, value: fx.Node, write: fx.Node) -> list[fx.Node]:
-        """Return the values that a value may be a view of, as writes have left them, and the views of it from before a write."""
+        """Return the values that a value is a view of, as writes have left them, and the views of it from before a write."""
         views, waiting = dict[fx.Node, None](), [value]
         for node in waiting:
             found = self._sources(node)
@@ -114,8 +119,9 @@ class _Work:
         return node.target is written or (first_argument(node) == [value] and returns_itself(node, self.operations))
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return the values that a value may be a view of."""
-        return [] if self.operations.is_opaque(node) else [each for each in self.effects.shares(node) if not self.operations.is_list(each)]
+        """Return the values that a value is a view of, or the same tensor as. ``reshape`` and the like, which may copy, do not count."""
+        is_view = node.target is written or function_name(node) in _VIEWS or returns_itself(node, self.operations)
+        return [each for each in self.effects.shares(node) if not self.operations.is_list(each)] if is_view else []
 
     def _insert(self, value: fx.Node, write: fx.Node) -> fx.Node:
         """Insert a node for what a value contains after a write."""
