@@ -33,7 +33,7 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.session.controls import Regulated, changed_strengths, site_strengths, strengths_now
 from graphreg.session.hosts import backend_host, graphs_of, in_place_host, native_draws, record_of, rewritten, rules_of
 from graphreg.session.strengths import OWN, strength_text
-from graphreg.tracing.proof.proof import NO_INPUTS
+from graphreg.tracing.proof.proof import MODES, NO_INPUTS
 from graphreg.tracing.shape_decisions import decisions
 
 
@@ -144,7 +144,9 @@ def _unproved(unproved: Mapping[str, str]) -> list[str]:
     modes: dict[str, list[str]] = {}
     for mode, reason in unproved.items():
         modes.setdefault(reason, []).append(mode)
-    return [f"not proved in {' and '.join(names)} mode: {reason}" for reason, names in modes.items() if reason != NO_INPUTS]
+    named = {reason: [name for name in names if name in MODES] for reason, names in modes.items() if reason != NO_INPUTS}
+    notes = [f"not proved in {' and '.join(names)} mode: {reason}" for reason, names in named.items() if names]
+    return notes + [f"not proved in {name}: {why}" for name, why in unproved.items() if name not in MODES and why != NO_INPUTS]
 
 
 def _schedule(regularizer: Regularizer, chosen: Mapping[str, float] | None) -> str:

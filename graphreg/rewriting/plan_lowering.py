@@ -406,7 +406,7 @@ class _Lowering:
         for part in sorted(self.present, key=order.__getitem__):
             value, around = self.present[part], list[tuple[fx.Node, Any, frozenset[fx.Node]]]()
             item = part
-            while item.target is written or returns_itself(item, self.operations):  # an item as a write has left it
+            while item.target is written or returns_itself(item, self.aliases.effects):  # an item as a write has left it
                 (item,) = first_argument(item)
             while is_port(item, self.operations):
                 whole, index = item.args

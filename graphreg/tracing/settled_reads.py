@@ -73,7 +73,7 @@ class _Work:
         """Follow the writes of one node."""
         for value in self.effects.writes(write, is_definite=True):
             views = self._views(value, write)
-            if returns_itself(write, self.operations) and first_argument(write) == [value]:
+            if returns_itself(write, self.effects) and first_argument(write) == [value]:
                 if self._readers(value, write):
                     self._repoint(value, write, write)
             else:
@@ -116,11 +116,11 @@ class _Work:
 
     def _is_same(self, node: fx.Node, value: fx.Node) -> bool:
         """Return whether a node is the tensor of another one, after a write."""
-        return node.target is written or (first_argument(node) == [value] and returns_itself(node, self.operations))
+        return node.target is written or (first_argument(node) == [value] and returns_itself(node, self.effects))
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """Return the values that a value is a view of, or the same tensor as. ``reshape`` and the like, which may copy, do not count."""
-        is_view = node.target is written or function_name(node) in _VIEWS or returns_itself(node, self.operations)
+        is_view = node.target is written or function_name(node) in _VIEWS or returns_itself(node, self.effects)
         return [each for each in self.effects.shares(node) if not self.operations.is_list(each)] if is_view else []
 
     def _insert(self, value: fx.Node, write: fx.Node) -> fx.Node:
@@ -140,11 +140,10 @@ class _Work:
         move_module_labels(value, result)
 
 
-def returns_itself(node: fx.Node, operations: Operations) -> bool:
+def returns_itself(node: fx.Node, effects: ViewsAndWrites) -> bool:
     """Return whether a node writes into its first argument and returns it: ``h.add_(1)``, ``h += 1``, ``F.relu(h, inplace=True)``."""
-    if node.target is operator.setitem:
+    first = first_argument(node)
+    if not first or node.target is operator.setitem or first[0] not in effects.writes(node, is_definite=True):
         return False
-    module = operations.module(node)
-    if module is not None:
-        return not module._modules and bool(ViewsAndWrites(operations).writes(node, is_definite=True))
-    return node.target in IN_PLACE_OPERATORS or is_in_place(node)
+    module = effects.operations.module(node)
+    return not module._modules if module is not None else node.target in IN_PLACE_OPERATORS or is_in_place(node)

@@ -653,3 +653,11 @@ def test_a_forward_that_asks_for_autocast_is_proved_with_it_and_without(how: str
     if how == "inputs":
         with torch.autocast("cpu", torch.bfloat16, enabled=not first), pytest.raises(TraceError, match="Call regularize where it is as"):
             model(x)
+
+
+def test_the_report_names_what_could_not_be_proved_under_autocast() -> None:
+    module = graphreg.regularize(AsksForAutocast(1.0).to("meta"), weight_l2=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(2, 4, device="meta"))
+    notes = [line for line in str(graphreg.report(module)).splitlines() if line.startswith("not proved in")]
+    assert notes == ["not proved in train mode under autocast: the model or its inputs have no values (device meta)"]
