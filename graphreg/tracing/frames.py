@@ -47,15 +47,18 @@ def discards_result(depth: int) -> bool:
     return is_discarded(sys._getframe(depth + 1))
 
 
-def caught_here(trace: str = _TRACE) -> tuple[str, ...]:
+def caught_here(trace: str = _TRACE, within: types.CodeType | None = None, depth: int = 0) -> set[str]:
     """Return the names of the classes of errors that the model's code may catch if the caller of this function raises them.
 
-    ``trace``: the Python module that has started the trace.
+    Args:
+        trace: The Python module that has started the trace.
+        within: The code of a function of graphreg. Who catches what comes out of its innermost call does not count.
+        depth: The number of calls between the caller of this function and the one that raises.
     """
     # asked for each operation of a trace, so the cheap questions come first
-    frame, kinds, start = sys._getframe(1), set[str](), vars(sys.modules[trace])
-    while frame is not None and frame.f_globals is not start:
+    frame, kinds, start = sys._getframe(depth + 1), set[str](), vars(sys.modules[trace])
+    while frame is not None and frame.f_globals is not start and frame.f_code is not within:
         if frame.f_code.co_exceptiontable and not is_foreign(frame):
             kinds |= caught_by(frame)
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(sorted(kinds))
+    return kinds

@@ -180,6 +180,10 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORM_MODULES) or (is_normalization(module) and NORM_CLASS.search(class_name(module)) is not None)
 
 
+# traces with a front end: it gets the stateful submodules, and a snapshot since which nothing has changed
+_Trace = Callable[[Mapping[str, str], Snapshot], Traced]
+
+
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto", prove: bool = True) -> Traced:
     """Trace a model in train mode and in eval mode. The model itself stays unchanged.
 
@@ -350,8 +354,10 @@ def _trace_from(
     return _trace_with(model, front_end, specialized, bound, call, proving)
 
 
-def _proved(traced: Traced, call: Arguments | None, proving: Proving | None) -> Traced:
+def _proved(traced: Traced, call: Arguments | None, proving: Proving | None, earlier: Snapshot | None = None) -> Traced:
     """Prove the graphs of a trace on the example inputs, and return the trace with the modes that could not be proved.
+
+    ``earlier``: as in ``model_restored``.
 
     Raises:
         NotTheModel: A graph does not give what the model gives.
@@ -361,20 +367,21 @@ def _proved(traced: Traced, call: Arguments | None, proving: Proving | None) -> 
     if call is None:
         return replace(traced, unproved={key: NO_INPUTS for mode in MODES for key in proof_keys(mode, traced.asks_autocast)})
     claim = Claim(traced.model, traced.graphs, traced.constants, traced.specialized, traced.front_end)
-    reasons = prove(claim, call, proving)
+    reasons = prove(claim, call, proving, earlier)
     with proving.around():
         proved = {proof_key(mode, traced.asks_autocast): mode for mode in proving.modes}
     later = {key: NO_INPUTS for mode in proving.modes for key in proof_keys(mode, traced.asks_autocast) - proved.keys()}
     return replace(traced, unproved={key: reasons[mode] for key, mode in proved.items() if mode in reasons} | later)
 
 
-def _traced_and_proved(trace: Callable[[Mapping[str, str]], Traced], call: Arguments | None, proving: Proving | None) -> Traced:
+def _traced_and_proved(trace: _Trace, model: nn.Module, call: Arguments | None, proving: Proving | None) -> Traced:
     """Trace and prove. If the proof shows that submodules are stateful, trace once more, with these opaque (``trace`` gets them)."""
     stateful: dict[str, str] = {}
-    while True:
-        traced = or_make_opaque(lambda: _proved(trace(dict(stateful)), call, proving), stateful)
-        if traced is not None:
-            return traced
+    with model_restored(model) as before:
+        while True:
+            traced = or_make_opaque(lambda: _proved(trace(dict(stateful), before), call, proving, before), stateful)
+            if traced is not None:
+                return traced
 
 
 def _trace_with(
@@ -386,15 +393,15 @@ def _trace_with(
     It also tries torch.export if torch.fx leaves a layer opaque that consists of layers, such as ``nn.TransformerEncoder``.
     """
     if front_end == "export":
-        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, None), call, proving)
+        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, None), model, call, proving)
     by_fx = partial(_trace_symbolically, model, specialized, bound, call)
     try:
         try:
-            traced = _traced_and_proved(by_fx, call, proving)
+            traced = _traced_and_proved(by_fx, model, call, proving)
         except NotTheModel as error:
             if proving is None or not isinstance(error.__cause__, OtherInputs):
                 raise
-            traced = _traced_under_autocast(by_fx, call, proving, error)
+            traced = _traced_under_autocast(by_fx, model, call, proving, error)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         # If a draw may be another thread's, the caller traces again and counts draws: to export
@@ -420,9 +427,7 @@ def _trace_with(
         return replace(traced, notes=(*traced.notes, note))
 
 
-def _traced_under_autocast(
-    by_fx: Callable[[Mapping[str, str]], Traced], call: Arguments | None, proving: Proving, error: NotTheModel
-) -> Traced:
+def _traced_under_autocast(by_fx: _Trace, model: nn.Module, call: Arguments | None, proving: Proving, error: NotTheModel) -> Traced:
     """Trace with torch.fx under the autocast of the call, because dtypes decide something, and the graph asserts others (``error``).
 
     Without autocast, the graph must be right or assert, too: the forward may ask for autocast itself. (torch.export would record casts.)
@@ -431,7 +436,7 @@ def _traced_under_autocast(
     with proving.around():
         if regions() == outside:
             raise error
-        traced = _traced_and_proved(by_fx, call, proving)
+        traced = _traced_and_proved(by_fx, model, call, proving)
     try:
         return _proved(traced, call, replace(proving, around=nullcontext))
     except NotTheModel as without:
@@ -445,26 +450,36 @@ def _exported_after(
 ) -> Traced:
     """Trace with torch.export because torch.fx could not, and prove the graph. ``symbolic_error``: why torch.fx could not."""
     try:
-        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, symbolic_error), call, proving)
+        return _traced_and_proved(partial(_trace_by_export, model, specialized, call, symbolic_error), model, call, proving)
     except NotTheModel as error:
         raise NotTheModel(f"{str(symbolic_error).removesuffix(CURE).rstrip()} torch.export cannot trace it either: {error}") from error
 
 
 def _trace_symbolically(
-    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str]
-) -> Traced:
-    """Trace with torch.fx. ``stateful``: submodules that are opaque, with reasons."""
+    model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str],
+    before: Snapshot,
+) -> Traced:  # fmt: skip
+    """Trace with torch.fx.
+
+    Args:
+        model: The model.
+        specialized: The specialized arguments by name.
+        bound: The example inputs by argument name; may be empty.
+        call: The example inputs.
+        stateful: Submodules that are opaque, with reasons.
+        before: A snapshot of the model, since which nothing has changed.
+    """
     drawn = randomness()
     try:
-        return _traced_by_fx(model, specialized, bound, call, stateful, watch_draws=False)
+        return _traced_by_fx(model, specialized, bound, call, stateful, before, watch_draws=False)
     except DrawsRandomly:
         restore_randomness(drawn)
-        return _traced_by_fx(model, specialized, bound, call, stateful, watch_draws=True)
+        return _traced_by_fx(model, specialized, bound, call, stateful, before, watch_draws=True)
 
 
 def _traced_by_fx(
     model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str],
-    watch_draws: bool,
+    before: Snapshot, watch_draws: bool,
 ) -> Traced:  # fmt: skip
     """Trace with torch.fx. ``watch_draws``: as in ``SiteTracer``."""
     constants = dict[str, torch.Tensor]()
@@ -474,14 +489,14 @@ def _traced_by_fx(
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     shares = len(set(map(id, tensors))) < len(tensors)
 
-    with model_restored(model) as before:
+    with model_restored(model, before):
         try_drop_paths(model)
         # First each argument has a proxy of its own. If sharing makes no difference, this graph
         # also serves the calls that pass different tensors.
         found = symbolic(model, specialized, constants, bound, before, watch_draws, stateful, False if shares else None)
         if shares:  # the forward may ask whether arguments are one object, which a proxy cannot notice
             constants_shared = dict(constants)
-            with model_restored(model):
+            with model_restored(model, before):
                 found_shared = symbolic(model, specialized, constants_shared, bound, before, watch_draws, stateful, True)
             if shares := not same_apart_from_sharing(found[0], found_shared[0]):
                 found, constants = found_shared, constants_shared
@@ -517,7 +532,7 @@ def _erase_behind_output(graph: fx.Graph) -> None:
 
 def _trace_by_export(
     model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, symbolic_error: GraphRegError | None,
-    stateful: Mapping[str, str],
+    stateful: Mapping[str, str], before: Snapshot,
 ) -> Traced:  # fmt: skip
     """Trace with torch.export.
 
@@ -527,6 +542,7 @@ def _trace_by_export(
         call: The example inputs. Without them, torch.export cannot run, and TraceError is raised.
         symbolic_error: Why torch.fx could not trace all of the model; None if the user chose torch.export.
         stateful: Submodules that are opaque, with reasons.
+        before: A snapshot of the model, since which nothing has changed.
     """
     if call is None:
         if symbolic_error is None:
@@ -551,7 +567,7 @@ def _trace_by_export(
         notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
 
     try:
-        with model_restored(model):
+        with model_restored(model, before):
             graphs = export(model, call, opaque_modules, constants)
     except TraceError as error:
         if symbolic_error is None:

@@ -126,8 +126,8 @@ class NotTheModel(TraceError):
     """A graph does not compute what the model computes."""
 
 
-def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
-    """Prove a claim on the arguments of a call.
+def prove(claim: Claim, call: Arguments, proving: Proving, earlier: Snapshot | None = None) -> dict[str, str]:
+    """Prove a claim on the arguments of a call. ``earlier``: as in ``model_restored``.
 
     Returns:
         For each mode that could not be proved, the reason.
@@ -140,7 +140,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving) -> dict[str, str]:
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
     # the snapshot is taken within ``around``, since each run begins in torch's state of that time
-    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model, earlier) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:

@@ -33,15 +33,15 @@ _ANY = 30  # from so many attributes on, an error names the modules that have th
 def model_restored(model: nn.Module, earlier: Snapshot | None = None) -> Iterator[Snapshot]:
     """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach.
 
-    ``earlier``: a snapshot since which nothing but modes has changed for good. It saves another
-    one.
+    ``earlier``: a snapshot of a block around this one, since which nothing but modes has changed for good. It saves another one.
     """
     before = earlier if earlier is not None and earlier.serves_again() else Snapshot(model)
     with Changes() as changes, changes:
         if before is earlier:
             changes.later(before.take_modes())
+        else:
+            follow_imports(changes, before.follow_imports)
         changes.later(before.restore)
-        follow_imports(changes, before.follow_imports)
         yield before
 
 

@@ -155,7 +155,10 @@ class Snapshot:
                 self._add_value(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
         for function in code.functions.values():
             self._add_defaults(function, f"{function.__module__}.{function.__qualname__}")
-            self._add_attributes(Attributes(function, function.__qualname__), 1)
+            if vars(function):
+                self._add_attributes(Attributes(function, function.__qualname__), 1)
+            else:  # as most have
+                self._empty.append((len(self.places), vars(function), Attributes(function, function.__qualname__), ""))
             if function.__closure__:
                 self._add_attributes(Cells(function), 2, not is_installed(function.__code__.co_filename))
         while self._waiting:
@@ -165,9 +168,10 @@ class Snapshot:
         """Add attributes or variables, and what they lead to: ``depth`` levels of objects, and ``by_name`` all that the code mentions."""
         self._seen.add(id(place.owner))
         self.places.append(place)
+        apart = REGISTERED if issubclass(type(place.owner), nn.Module) else ()
         for key, value in place.content.items():
             kind = type(value)
-            if kind in _NUMBERS_AND_TEXT or kind is bool:
+            if kind in _NUMBERS_AND_TEXT or kind is bool or key in apart:
                 continue
             # a module has twelve of these, of which a forward changes none
             if kind in _CONTAINERS and not value:
@@ -288,9 +292,11 @@ class Snapshot:
             return
         self._empty, added = [each for each in self._empty if not (every or each[1])], dict[int, list[StatePlace]]()
         for i, value, holder, key in opened:
-            name = holder.label(key)
-            place = Items(value, name) if issubclass(type(value), dict) else Container(value, name, holder, key)
-            place.content = type(place.content)()  # as it was when the snapshot was taken
+            place: StatePlace = holder  # a function, which had no attributes
+            if key:
+                name = holder.label(key)
+                place = Items(value, name) if issubclass(type(value), dict) else Container(value, name, holder, key)
+                place.content = type(place.content)()  # as it was when the snapshot was taken
             added.setdefault(i, []).append(place)
         places = [place for i, each in enumerate(self.places) for place in (*added.get(i, ()), each)]
         self.places = [*places, *added.get(len(self.places), ())]
@@ -300,7 +306,8 @@ class Snapshot:
         return not self.irreversible and not any(isinstance(place, IteratorPosition) for place in self.places)
 
     def take_modes(self) -> Callable[[], None]:
-        """Note the present modes of the modules in place of those that were noted before. Return a function that undoes this."""
+        """Note the present modes of modules, and torch's state, in place of those noted before. Return a function that undoes this."""
+        torchs, self.torchs = self.torchs, GlobalState()
         places = [place for place in self.places if issubclass(type(place.owner), nn.Module) and type(place) is Attributes]
         modules = [(place.content, vars(place.owner)) for place in places]
         before = [(content, content["training"]) for content, now in modules if "training" in content and "training" in now]
@@ -309,6 +316,7 @@ class Snapshot:
                 content["training"] = now["training"]
 
         def back() -> None:
+            self.torchs = torchs
             for content, mode in before:
                 content["training"] = mode
 

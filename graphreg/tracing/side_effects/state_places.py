@@ -97,7 +97,7 @@ class StatePlace:
 def is_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> bool:
     """Return whether two dicts have the same objects as keys and as values, in the same order. No ``__eq__`` of the user's is called."""
     # a module of torch.jit has a mapping of its own, which cannot be iterated
-    if not issubclass(type(now), dict):
+    if not issubclass(type(now), (dict, types.MappingProxyType)):
         now = dict(now.items())
     return len(now) == len(then) and all(map(is_, now.values(), then.values())) and all(map(is_, now, then))
 
@@ -110,11 +110,12 @@ class Attributes(StatePlace):
     # after ``prepare_retrace``: the tensors that the forward made and assigned
     tensors: Mapping[str, torch.Tensor] = {}
 
+    def now(self) -> Mapping[Any, Any]:
+        """Return the present content, not copied where that saves time."""
+        return own_attributes(self.owner) or {}
+
     def read(self) -> dict[str, Any]:
-        now = dict(own_attributes(self.owner) or {})
-        for key in REGISTERED:
-            now.pop(key, None)
-        return now
+        return dict(self.now().items())
 
     def set(self, key: str, value: Any) -> None:
         """Set one attribute."""
@@ -136,14 +137,15 @@ class Attributes(StatePlace):
 
     def changed(self) -> list[str]:
         """Return the names of the attributes that were added, deleted or set to another object."""
-        now = self.read()
-        if is_same(now, self.content):
+        # so it is for almost all places of almost all models
+        if is_same(now := self.now(), self.content):
             return []
-        return [key for key in {**self.content, **now} if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
+        apart = REGISTERED if issubclass(type(self.owner), nn.Module) else ()
+        keys = [key for key in {**self.content, **now} if key not in apart]
+        return [key for key in keys if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
 
     def prepare_retrace(self) -> Iterator[str]:
         changed = self.changed()
-        # so it is for almost all places of almost all models
         if not changed and not self.retained and not self.tensors:
             return
         self.retained, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
@@ -236,12 +238,6 @@ class ParameterState(Attributes):
             self._written = version_of(self.gradient)
             self._elements = self.gradient.clone() if may_accumulate else None
 
-    def read(self) -> dict[str, Any]:
-        return dict(own_attributes(self.owner))
-
-    def changed(self) -> list[str]:
-        return super().changed() if self.content or own_attributes(self.owner) else []
-
     def facts(self) -> dict[str, Any]:
         """Return what has changed, but for attributes, by its name: the data that are there now, a copy of the gradient, and so on."""
         name, owner, changed = self.name.removeprefix("self."), self.owner, dict[str, Any]()
@@ -286,7 +282,7 @@ class Variables(Attributes):
         self.names = names
         super().__init__(owner, str(owner.get("__name__", "__main__")))
 
-    def read(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
         return {key: self.owner[key] for key in self.names if key in self.owner}
 
     def set(self, key: str, value: Any) -> None:
@@ -303,7 +299,7 @@ class Cells(Attributes):
         self.cells = dict(zip(owner.__code__.co_freevars, owner.__closure__ or (), strict=True))
         super().__init__(owner, owner.__qualname__)
 
-    def read(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
         return {key: value for key, cell in self.cells.items() if (value := content(cell)) is not NOTHING}
 
     def set(self, key: str, value: Any) -> None:
@@ -319,8 +315,16 @@ class Cells(Attributes):
 class Defaults(Attributes):
     """The default arguments of a function, by position or by name."""
 
-    def read(self) -> dict[str, Any]:
+    def __init__(self, owner: types.FunctionType, name: str) -> None:
+        self._held = owner.__defaults__, bool(owner.__kwdefaults__)
+        super().__init__(owner, name)
+
+    def now(self) -> dict[str, Any]:
         return {**{str(i): each for i, each in enumerate(self.owner.__defaults__ or ())}, **(self.owner.__kwdefaults__ or {})}
+
+    def changed(self) -> list[str]:
+        held = self.owner.__defaults__, self.owner.__kwdefaults__
+        return [] if held[0] is self._held[0] and not held[1] and not self._held[1] else super().changed()
 
     def set(self, key: str, value: Any) -> None:
         if key in (named := self.owner.__kwdefaults__ or {}):
@@ -337,7 +341,7 @@ class Defaults(Attributes):
 class Slots(Attributes):
     """The slots of an object whose class has ``__slots__``."""
 
-    def read(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
         # ``__slots__`` may also be one name as a string
         slots = [vars(kind).get("__slots__", ()) for kind in type(self.owner).__mro__]
         names = [name for each in slots for name in ((each,) if issubclass(type(each), str) else each)]
@@ -356,8 +360,8 @@ class Items(Attributes):
 
     size = 0  # after ``prepare_retrace``: how many items the forward left
 
-    def read(self) -> dict[str, Any]:
-        return dict(_dict_of(self.owner).items(self.owner))
+    def now(self) -> dict[str, Any]:
+        return self.owner if type(self.owner) in (dict, OrderedDict) else dict(_dict_of(self.owner).items(self.owner))
 
     def set(self, key: str, value: Any) -> None:
         _dict_of(self.owner).__setitem__(self.owner, key, value)
@@ -389,7 +393,7 @@ class Items(Attributes):
         return True
 
     def restore(self) -> None:
-        if not is_same(self.read(), self.content):
+        if not is_same(self.now(), self.content):
             self.fill(self.content)
 
     def fill(self, content: Any) -> None:
@@ -414,7 +418,8 @@ class Container(StatePlace):
 
     def same(self) -> bool:
         """Return whether the container has the same objects as before the forward."""
-        return list(map(id, self.read())) == list(map(id, self.content))
+        now = self.read()
+        return len(now) == len(self.content) and all(map(is_, now, self.content))
 
     def prepare_retrace(self) -> Iterator[str]:
         if self.same():

@@ -118,6 +118,7 @@ class SiteTracer(DecisionTracer):
         self.region = regions()
         self._constants = BufferConstants()
         self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
+        self._caught = [set[str]()]  # for each module whose forward runs, which errors its callers catch, by the names of their classes
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
@@ -447,9 +448,17 @@ class SiteTracer(DecisionTracer):
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a module as torch.fx does, and note its path, so that ``_roll_back`` can subtract the call from torch.fx's ``num_calls``."""
+        """Call a module as torch.fx does.
+
+        Its path is noted, so that ``_roll_back`` can subtract the call from torch.fx's ``num_calls``, and so are the errors that its
+        callers catch: they are many frames up the stack of each operation in the module.
+        """
         self._calls.append(path)
-        return super().call_module(m, forward, args, kwargs)
+        self._caught.append(self._caught[-1] | caught_here(within=SiteTracer._record_call.__code__, depth=1))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._caught.pop()
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         """Make a node and its proxy, and label the node."""
@@ -531,8 +540,8 @@ class SiteTracer(DecisionTracer):
                 "submodule of its own"
             )
         node = super().create_node(kind, *rest, **more)
-        if kind.startswith("call") and (caught := caught_here()):
-            mark_caught(node, caught)
+        if kind.startswith("call") and (caught := self._caught[-1] | caught_here(within=SiteTracer._record_call.__code__)):
+            mark_caught(node, tuple(sorted(caught)))
         return node
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
