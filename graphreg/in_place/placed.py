@@ -48,6 +48,7 @@ from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.modules import has_pre_hooks
 from graphreg.torch_internals.torch_modes import tracer_here
+from graphreg.tracing.proof.proof import NotTheModel
 from graphreg.tracing.proof.values import tensors
 from graphreg.tracing.reads import Reads
 from graphreg.tracing.trace import refuse_arguments
@@ -265,9 +266,15 @@ class Placed(InPlaceHost):
             shapes = shapes_of(args, kwargs)
             graphs.sort(key=lambda graph: shapes not in graph.known)
         if graphs[0].rules.is_unproved(model.training):
-            with tracing_turn(self):
-                if graphs[0].rules.is_unproved(model.training):  # no other thread has proved it meanwhile
-                    prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
+            try:
+                with tracing_turn(self):
+                    if graphs[0].rules.is_unproved(model.training):  # no other thread has proved it meanwhile
+                        prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
+            except NotTheModel:
+                if not graphs[0].rules.asks_autocast:
+                    raise
+                # it was right under another autocast; a trace under this one sees which parts switch it on or off
+                graphs = [self._trace(model, form, key, args, kwargs, graphs)[0]]
         graphs[0].refuse_hooks()
         graphs[0].follow(model)
         self._choose(key, graphs[0])

@@ -47,7 +47,7 @@ class Rules(nn.Module):
         is_uncalled: Whether the module was not called since its code was made; see ``warn_of_uncalled_checkpoints``.
         unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason; ``Traced`` has this, too.
-        asks_autocast: Whether the forward may ask whether autocast is on.
+        asks_autocast: Whether the forward may ask whether autocast is on, or has blocks of it of its own.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
             known yet.

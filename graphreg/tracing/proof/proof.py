@@ -61,6 +61,7 @@ NO_VALUES = "the model or its inputs have no values (device meta)"
 PROVABLE = frozenset((NO_INPUTS, TRACED, NO_VALUES))  # the reasons that a later call removes
 NOT_ASKED = "prove=False"
 _RANDOM_STATE = "the state of torch's random generator after the call"
+_AUTOCAST = (torch.bfloat16, torch.float16)  # all dtypes that torch.autocast takes, but for float32 on CUDA
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
 CURE = (
@@ -71,13 +72,14 @@ CURE_OF_THE_BACKEND = "Use graphreg.regularize, which does not go by Dynamo's gr
 
 
 def proof_key(mode: str, asks_autocast: bool) -> str:
-    """Return the key of ``unproved`` for a call in a mode: another one under autocast, if the forward asks whether that is on."""
-    return f"{mode} mode under autocast" if asks_autocast and any(regions()[2:4]) else mode
+    """Return the key of ``unproved`` for a call in a mode: another one for each dtype of autocast, if the forward depends on that."""
+    on = next(filter(None, regions()[2:4]), None) if asks_autocast else None
+    return mode if on is None else f"{mode} mode under autocast to {on}"
 
 
 def proof_keys(mode: str, asks_autocast: bool) -> set[str]:
     """Return all keys of ``unproved`` for calls in a mode."""
-    return {mode, f"{mode} mode under autocast"} if asks_autocast else {mode}
+    return {mode, *(f"{mode} mode under autocast to {dtype}" for dtype in _AUTOCAST)} if asks_autocast else {mode}
 
 
 @dataclass(frozen=True)
