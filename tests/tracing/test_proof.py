@@ -657,6 +657,66 @@ def test_a_forward_that_asks_for_autocast_is_proved_with_it_and_without(how: str
             model(x)
 
 
+class SetsMore(nn.Module):
+    """``train`` sets a number that the forward reads (``by``: in eval mode), merges a branch into a weight, or freezes a layer."""
+
+    def __init__(self, by: float = 1.0, merges: bool = False) -> None:
+        super().__init__()
+        self.linear, self.norm, self.branch = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Parameter(torch.randn(4, 4))
+        self.by, self.merges, self.now, self.merged = by, merges, 1.0, False
+
+    def train(self, mode: bool = True) -> SetsMore:
+        super().train(mode)
+        self.norm.eval()
+        self.now = 1.0 if mode else self.by
+        if self.merges and self.merged == mode:
+            self.linear.weight.data += self.branch * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.linear(x) + (x @ self.branch.T if self.merges and not self.merged else 0.0)
+        return self.norm(h) * self.now  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [SetsMore(), SetsMore(by=0.5), SetsMore(merges=True)])
+def test_what_a_train_of_the_models_own_sets_is_proved(model: SetsMore) -> None:
+    x, wrong = torch.randn(3, 4), model.by != 1 or model.merges
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if wrong:
+        with pytest.raises(TraceError, match=r"in eval mode, its graph does not give .* A train\(\) or eval\(\) of the model's own sets"):
+            graphreg.regularize(model, weight_l2=0.1, example_inputs=x)
+    else:
+        graphreg.regularize(model, weight_l2=0.1, example_inputs=x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training and not model.norm.training and model.now == 1 and not model.merged
+
+    module = graphreg.regularize(copy.deepcopy(model), weight_l2=0.1)
+    assert torch.equal(module(x).output, model(x))
+    placed: Any = graphreg.regularize_(copy.deepcopy(model), weight_l2=0.1, penalties="attach", scale=1)
+    plain = copy.deepcopy(model)
+    for mode in (True, False, True):
+        assert torch.equal(placed.train(mode)(x), plain.train(mode)(x))
+    if wrong:
+        with pytest.raises(TraceError, match="in eval mode"):
+            module.eval()(x)
+    else:
+        assert torch.equal(module.eval()(x).output, model.eval()(x))
+
+
+def test_strip_warns_of_a_graph_that_was_never_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), weight_l2=0.1)
+    graphreg.strip(module)
+    assert told[0].startswith("Sequential is stripped before its graph was compared with the model in train and eval mode, and ")
+    for mode in (True, False):
+        module.train(mode)(X)
+    graphreg.strip(module)
+    assert len(told) == 1
+
+
 class Exact(nn.Module):
     def __init__(self) -> None:
         super().__init__()

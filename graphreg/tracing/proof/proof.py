@@ -280,6 +280,10 @@ class _Trial:
     def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
         self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
         self.near = claim.front_end == "export"
+        model: nn.Module = claim.model
+        # whether a method of the model's own switches to this mode, which may set more than ``training``
+        own = any(type(each).train is not nn.Module.train or type(each).eval is not nn.Module.eval for each in model.modules())
+        self._switches = own and model.training != (mode == "train")
         # whether the forward reads what autograd has saved, because it computes gradients itself
         self._takes_apart = False
 
@@ -329,6 +333,11 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+        if self._switches:
+            cause = (
+                "A train() or eval() of the model's own sets what its forward reads, and a graph cannot follow that. "
+                "graphreg.regularize_ traces the model anew when it has changed."
+            )
         if what.startswith(_RANDOM_STATE):
             cause = "The forward draws within torch.random.fork_rng(), or sets the generator back itself."
         kind = type(self.claim.model)
@@ -435,6 +444,8 @@ class _Trial:
             before = Snapshot(self.claim.model) if between else self.before
             try:
                 with watch, forgetting:
+                    if self._switches:  # on parameters, too, so that a branch with a low rank may be merged into them
+                        self.claim.model.train() if self.mode == "train" else self.claim.model.eval()
                     for i, call in enumerate(copies):
                         if 0 < i <= len(between):
                             between[i - 1](before)
