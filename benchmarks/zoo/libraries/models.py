@@ -14,7 +14,7 @@ train and eval mode. Models that a library offers only as downloads are left out
 | provider | models |
 |---|---|
 | vit_pytorch | {vit_pytorch}: the model of each Python file of the library, but for files that only train another network |
-| x_transformers | {x_transformers}: the wrappers of the library, and commonly used options of its layers, one or two options in each model |
+| x_transformers | {x_transformers}: the wrappers of the library, and commonly used options of its layers, one or two in each model |
 | monai | {monai} of `monai.networks.nets`, in two dimensions where they can be |
 | rtdl | {rtdl}: `rtdl`, `rtdl_revisiting_models`, and a perceptron on each kind of `rtdl_num_embeddings` |
 | pyg | {pyg} of `torch_geometric.nn`: nets of two layers of one kind, the library's models for nodes, and some for whole graphs |
