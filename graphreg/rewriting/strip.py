@@ -40,6 +40,12 @@ def strip(module: nn.Module) -> RewrittenModule:
             "%s is stripped before its graph was compared with the model in %s mode, and what strip returns is never compared. Call the "
             "module once before, or give regularize example_inputs.", type(rewritten_module).__name__, " and ".join(unproved),
         )  # fmt: skip
+    return without_additions(rewritten_module)
+
+
+def without_additions(module: nn.Module) -> RewrittenModule:
+    """Do what ``strip`` does, without a warning: to look at the model, not to use it."""
+    rewritten_module = rewritten(module)
     graphs = {}
     for mode, graph in graphs_of(rewritten_module).items():
         copy = copied(graph)

@@ -19,7 +19,7 @@ from graphreg.pipeline import plan, regularize
 from graphreg.recipes.recipe import recipe
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.regularizer.options import option_names, required, strength_names
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.runtime.owned_state import states_in
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
@@ -334,7 +334,7 @@ def check_model(subject: Subject) -> None:
     after = model.state_dict()
     same = list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     subject.require(same, "it changes the parameters or buffers of the model.")
-    stripped = strip(module)
+    stripped = without_additions(module)
     subject.require(list(stripped.state_dict()) == list(before), "the stripped module has other keys than the model.")
     with torch.no_grad():
         plain, ours = (_tensors(each.eval()(*args, **kwargs)) for each in (model, stripped))

@@ -187,4 +187,4 @@ Opaque modules, and why:
 Left out, and why:
 
 - five: it takes no picture
-"""
+"""  # noqa: E501
