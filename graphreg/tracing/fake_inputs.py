@@ -140,7 +140,8 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
     """
     first: Exception | None = None
     for grad in (False, True):  # some models cannot run without gradients
-        twin = _copy_of(model).eval()
+        twin = _copy_of(model)
+        twin.eval()  # the model's own, which may return nothing
         twin.__dict__.update(constants)
         try:
             with torch.set_grad_enabled(grad):
@@ -168,10 +169,12 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
         with FakeCopyMode(fake):
             twin = _with_their_attributes(copy.deepcopy(model, memo), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
+        if mode == "eval":
+            twin.eval()
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
         with uncompiled(), fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
-            _ShapeRecorder(twin.eval() if mode == "eval" else twin, graph).run(*inputs, enable_io_processing=False)
+            _ShapeRecorder(twin, graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
     return True
