@@ -110,7 +110,8 @@ class Snapshot:
         self._found_same = False  # whether ``registered`` has just found nothing changed
         # (place in ``places``, container, what holds it, key) of each empty one
         self._empty: list[tuple[int, Any, Attributes, str]] = []
-        named = list(modules_by_path(model, once=True).items())
+        # no graph calls a module of torch.jit, and its state is out of Python's reach
+        named = [each for each in modules_by_path(model, once=True).items() if not isinstance(each[1], torch.jit.ScriptModule)]
         self._modules = [module for _, module in named]
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for m in self._modules]
