@@ -554,7 +554,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
     kind, space = type(module), vars(module)
     is_model = PLACED in space
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
-        if name in space:
+        if name in space and (name != "forward" or kind.forward is not nn.Module.forward):  # else it is the only one
             changes.keep(space, name)
             del space[name]
     for name in CALL_HOOKS:
