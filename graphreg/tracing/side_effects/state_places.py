@@ -612,7 +612,9 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
         if current.op == "placeholder":
             return True
         seen.add(current)
-        waiting += current.all_input_nodes
+        # ``a.type_as(b)`` and ``a.to(b)`` ask for the dtype and device of ``b``
+        is_converted = name in ("to", "type_as") and isinstance(current.args[0], fx.Node)
+        waiting += [current.args[0]] if is_converted else current.all_input_nodes
     return False
 
 
