@@ -613,8 +613,7 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
             return True
         seen.add(current)
         # ``a.type_as(b)`` and ``a.to(b)`` ask for the dtype and device of ``b``
-        is_converted = name in ("to", "type_as") and isinstance(current.args[0], fx.Node)
-        waiting += [current.args[0]] if is_converted else current.all_input_nodes
+        waiting += current.all_input_nodes[: 1 if name in ("to", "type_as") else None]
     return False
 
 
