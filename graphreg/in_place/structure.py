@@ -44,7 +44,16 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import has_saved_tensor_hooks, version_of
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, checkpoint_wrapped
 from graphreg.torch_internals.interpreter import at_rest
-from graphreg.torch_internals.modules import CALL_HOOKS, COMPILED_CALL, collecting_hooks, compiles_itself, has_users_global_hook, own_hooks
+from graphreg.torch_internals.modules import (
+    CALL_HOOKS,
+    COMPILED_CALL,
+    buffers_by_name,
+    collecting_hooks,
+    compiles_itself,
+    has_users_global_hook,
+    own_hooks,
+    parameters_by_name,
+)
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.checkpoints import checkpoints_itself
 from graphreg.tracing.export.inputs import spelled_out
@@ -293,7 +302,7 @@ def _proving(model: nn.Module, options: InPlaceOptions, at_call: bool) -> Provin
     """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
     modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
     # Autocast knows no meta device.
-    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
     cast = [(device, torch.get_autocast_dtype(device)) for device in sorted(devices) if torch.is_autocast_enabled(device)]
 
     @contextlib.contextmanager
@@ -520,7 +529,7 @@ def bare(model: nn.Module) -> Iterator[None]:
     runs hooks and wrappers around the graph, so the graph must not contain their operations.
     """
     blocks = [inner for inner in model.modules() if is_placed(inner)]
-    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
     with Changes() as changes, changes, contextlib.ExitStack() as stack:
         at_rest(changes)
         # The loop changes what ``modules`` walks through.
@@ -545,7 +554,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
     kind, space = type(module), vars(module)
     is_model = PLACED in space
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
-        if name in space:
+        if name in space and (name != "forward" or kind.forward is not nn.Module.forward):  # else it is the only one
             changes.keep(space, name)
             del space[name]
     for name in CALL_HOOKS:
@@ -566,7 +575,7 @@ def restored_unless_done(model: nn.Module, late: bool, arguments: Any) -> Iterat
     """
     saved = list[tuple[Tensor, Tensor]]()
     if late:
-        saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        saved = [(buffer, buffer.detach().clone()) for buffer in buffers_by_name(model, once=True).values()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         state = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

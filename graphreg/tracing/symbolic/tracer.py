@@ -37,7 +37,15 @@ from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
 from graphreg.torch_internals.fx import take_as_one, take_checks
 from graphreg.torch_internals.global_state import autocast_depth
-from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
+from graphreg.torch_internals.modules import (
+    FORWARD_HOOKS,
+    bound_call,
+    buffers_by_name,
+    collecting_hooks,
+    has_backward_hooks,
+    has_pre_hooks,
+    parameters_by_name,
+)
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import ModuleStack, randomness, regions, restore_randomness
 from graphreg.torch_internals.trace_state import restore_fx_patches
@@ -141,8 +149,8 @@ class SiteTracer(DecisionTracer):
         """
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
-        self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
-        self._parameters = {id(parameter): name for name, parameter in root.named_parameters()}
+        self._buffers = {id(buffer): name for name, buffer in buffers_by_name(root, once=True).items()}
+        self._parameters = {id(parameter): name for name, parameter in parameters_by_name(root, once=True).items()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         self._drawn = randomness()
