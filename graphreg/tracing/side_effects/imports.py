@@ -15,7 +15,7 @@ from graphreg.tracing.side_effects.reachable_state import is_foreign_name
 
 _lock = threading.Lock()
 _followers: list[tuple[int, Callable[[], None]]] = []  # of all threads: the thread, and what to call
-_originals: list[Callable[[], None]] = []  # put back what imports outside of these blocks
+_originals: list[tuple[Callable[[], None], Any, Any]] = []  # what puts back what imports outside of these blocks; that and its stand-in
 _within = threading.local()
 
 
@@ -32,7 +32,7 @@ def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
             if mine in _followers:
                 _followers.remove(mine)
             while _originals and not _followers:
-                _originals[-1]()
+                _originals[-1][0]()
                 _originals.pop()
 
     changes.later(leave)
@@ -40,8 +40,10 @@ def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
         _followers.append(mine)
         if not _originals:
             for place, name in ((vars(builtins), "__import__"), (vars(importlib), "import_module")):
-                _originals.append(put_back(place, name))
-                place[name] = _following(place[name])
+                _originals.append((put_back(place, name), place[name], following := _following(place[name])))
+                place[name] = following
+        for _, original, following in _originals:
+            changes.stands_in(following, original)
 
 
 def _following(load: Callable[..., Any]) -> Callable[..., Any]:
