@@ -25,6 +25,7 @@ from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.torch_internals.autograd import is_forward_mode, version_of
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.other_threads import is_compiling
 from graphreg.tracing.proof.proof import PROVABLE, proof_key
 
@@ -206,7 +207,7 @@ def strengths_on(device: torch.device, elements: Sequence[float]) -> Tensor:
 
 def device_with_values(model: nn.Module) -> torch.device | None:
     """Return the device of the model's first parameter that is not a meta tensor; None if there is none."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
+    return next((p.device for p in parameters_by_name(model).values() if p.device.type != "meta"), None)
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:

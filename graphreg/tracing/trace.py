@@ -35,6 +35,7 @@ from graphreg.torch_internals.modules import (
     has_backward_hooks,
     has_users_global_hook,
     modules_by_path,
+    parameters_by_name,
     put_global_hooks_aside,
 )
 from graphreg.torch_internals.other_threads import alone
@@ -519,9 +520,9 @@ def _traced_by_fx(
 
 
 def _asks_autocast(before: Snapshot) -> bool:
-    """Return whether the code of a model mentions a function that tells whether autocast is on, and with which dtype."""
+    """Return whether the code of a model mentions a function that reads or sets whether autocast is on, or with which dtype."""
     functions = [value.__name__ for value in before.code.values() if type(value) in (FunctionType, BuiltinFunctionType)]
-    return any("autocast" in name and name.startswith(("is_", "get_")) for name in (*before.code.mentioned, *functions))
+    return any("autocast" in name and name.startswith(("is_", "_is_", "get_", "set_")) for name in (*before.code.mentioned, *functions))
 
 
 def _erase_behind_output(graph: fx.Graph) -> None:
@@ -640,7 +641,7 @@ def check_model(model: object) -> None:
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
             "torch.compile, then the distributed wrapper. Give regularize the inner model."
         )
-    if any(kind.__name__ == "DTensor" for each in set(map(type, model.parameters())) for kind in each.__mro__):
+    if any(kind.__name__ == "DTensor" for each in set(map(type, parameters_by_name(model).values())) for kind in each.__mro__):
         raise TraceError(
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."

@@ -115,7 +115,23 @@ def doubled(m: Any, x: Tensor) -> Any:
     return m.mean
 
 
-_STEPS = counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict, doubled
+def averaged(m: Any, x: Tensor) -> Any:
+    """Which gives the same until the weights change."""
+    weight = m.l.weight.detach().clone()
+    m.kept = weight if m.kept is None else 0.9 * m.kept + 0.1 * weight
+    return m.kept[0]
+
+
+def pruned(m: Any, x: Tensor) -> Any:
+    """By a mask of the first weights."""
+    if m.kept is None:
+        m.kept = (m.l.weight.abs() > 0.2).float()
+    return (m.l.weight * m.kept)[0]
+
+
+_STEPS = (
+    counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict, doubled, averaged, pruned,
+)  # fmt: skip
 STATEFUL: dict[str, Step] = {
     **{each.__name__: each for each in _STEPS},
     "shape": first_with(lambda x: x.shape),
@@ -151,7 +167,7 @@ class Outer(nn.Module):
         return self.out(self.block(x))
 
 
-@pytest.mark.parametrize("name", ["counts", "longest", "running"])
+@pytest.mark.parametrize("name", ["counts", "longest", "running", "averaged", "pruned"])
 def test_a_submodule_with_such_state_becomes_opaque(name: str) -> None:
     model = Outer(STATEFUL[name])
     plain = copy.deepcopy(model)
@@ -162,6 +178,9 @@ def test_a_submodule_with_such_state_becomes_opaque(name: str) -> None:
     module(X).sum().backward()
     plain(X).sum().backward()
     assert torch.equal(module.get_submodule("block.l").weight.grad, plain.block.l.weight.grad)  # type: ignore[arg-type, union-attr]
+    for each in (model, plain):
+        each.block.l.weight.data.mul_(0.5)
+    assert torch.equal(module(X), plain(X))
 
 
 def mask(m: Any, x: Tensor) -> Any:

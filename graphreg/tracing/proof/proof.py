@@ -32,10 +32,12 @@ from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.functorch import leaving_no_level
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
+    buffers_by_name,
     collecting_hooks,
     has_users_global_hook,
     modules_by_path,
     own_hooks,
+    parameters_by_name,
     put_global_hooks_aside,
 )
 from graphreg.torch_internals.operators import schema_of
@@ -170,7 +172,7 @@ def _unprovable(claim: Claim, call: Arguments) -> str:
     if claim.captured is None and (hooked := _hooked_and_opened(claim)):
         return f"{hooked} has a hook, which is part of the graph, and a proof would run it once more"
     given = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
-    owned = [*model.parameters(), *model.buffers()]
+    owned = [*parameters_by_name(model).values(), *buffers_by_name(model).values()]
     if any(map(nn.parameter.is_lazy, owned)):
         return "some of its parameters are not initialized yet"
     if any(tensor.device.type == "meta" or is_fake(tensor) for tensor in (*owned, *given)):
@@ -201,6 +203,15 @@ _ATTEMPTS = 4
 TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
 # what is done with the state that a call has left, before the next call
 Between = Callable[[Snapshot], Any]
+
+
+def _parameters_moved(before: Snapshot) -> None:
+    """Change all parameters, as a step of an optimizer does: each element by another factor, so that their order changes, too."""
+    for data in (place.data for place in before.parameters):
+        if data.is_floating_point() and data.layout is torch.strided and not is_distributed(data):
+            data.mul_(torch.linspace(0.25, 1.75, data.numel(), dtype=data.dtype, device=data.device).reshape(data.shape)).add_(0.0078125)
+
+
 _COUNTERS: tuple[Between, ...] = (Snapshot.note, Snapshot.mark_counters)
 
 
@@ -361,8 +372,8 @@ class _Trial:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.
 
         The second call is tried with stand-ins for what the first one ``left``: if nothing reads them, there is no difference. Otherwise
-        it is tried with equal inputs, with inputs of other sizes, and after a third call with stand-ins for what each call changes: it
-        may decide something later.
+        it is tried with equal inputs, with other parameters (as after a step of an optimizer), with inputs of other sizes, and after a
+        third call with stand-ins for what each call changes: it may decide something later.
         """
         # the graph calls these opaque modules, which find at the next call what they left themselves
         paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -375,7 +386,9 @@ class _Trial:
         if hidden.error is None and not _differing(hidden, ours, near):
             return
 
-        sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [(twice, ()), ((*twice, self.call), _COUNTERS)]
+        sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [
+            (twice, ()), (twice, [_parameters_moved]), ((*twice, self.call), _COUNTERS),
+        ]  # fmt: skip
         for other in other_sizes(self.call):
             sequences += [((self.call, other), ()), ((other, self.call), ())]
         for calls, between in sequences:
@@ -552,7 +565,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
             changes.put(space, name, copied)
         # Parameters stand for themselves: copies would take the memory of the model once more, so
         # ``_WriteWatch`` puts back what is written into them.
-        yield places, {**copies, **{id(parameter): parameter for parameter in model.parameters()}}
+        yield places, {**copies, **{id(parameter): parameter for parameter in parameters_by_name(model).values()}}
 
 
 @contextmanager

@@ -7,10 +7,11 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from graphreg.torch_internals.patching import Changes, put_back
+from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.side_effects.reachable_state import is_foreign_name
 
 _lock = threading.Lock()
@@ -40,7 +41,7 @@ def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
         _followers.append(mine)
         if not _originals:
             for place, name in ((vars(builtins), "__import__"), (vars(importlib), "import_module")):
-                _originals.append((put_back(place, name), place[name], following := _following(place[name])))
+                _originals.append((partial(place.__setitem__, name, place[name]), place[name], following := _following(place[name])))
                 place[name] = following
         for _, original, following in _originals:
             changes.stands_in(following, original)
