@@ -60,7 +60,7 @@ from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.fake_inputs import arguments
 from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, accepts, prove
 from graphreg.tracing.reads import Reads
-from graphreg.tracing.shape_decisions import DECISIONS, decided
+from graphreg.tracing.shape_decisions import DECISIONS, attribute_of, decided, decided_flag
 from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
@@ -136,7 +136,8 @@ class StructureGraph:
         models_hooks: Hooks of the model's own on inlined modules: methods of objects that a module of the model holds. What they do is in
             the graph.
         rules: The container of the module's runtime modules.
-        known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors and all numbers of one call.
+        frozen: The parameters whose ``requires_grad`` the graph asserts.
+        known: The inputs with which the graph has run. An element has what ``shapes_of`` returns for a call, and the flags of ``frozen``.
     """
 
     module: RewrittenModule
@@ -148,6 +149,7 @@ class StructureGraph:
     blocks: tuple[nn.Module, ...]
     held: Any
     models_hooks: tuple[Any, ...] = ()
+    frozen: tuple[Tensor, ...] = ()
     rules: Rules = field(init=False)
     known: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -158,7 +160,14 @@ class StructureGraph:
         """Remember that the graph takes inputs of these shapes."""
         if len(self.known) == _MOST_KNOWN:
             self.known.clear()
-        self.known.add(shapes)
+        self.known.add(self._with_flags(shapes))
+
+    def has_run(self, shapes: tuple[Any, ...]) -> bool:
+        """Return whether the graph takes inputs of these shapes, since it has run with such ones."""
+        return self._with_flags(shapes) in self.known
+
+    def _with_flags(self, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*shapes, *(parameter.requires_grad for parameter in self.frozen))
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
@@ -248,6 +257,8 @@ def traced_for(
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
+    flags = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is decided_flag}
+    made.frozen = tuple(attribute_of(model, path) for path in flags)
     made.refuse_hooks()
     return made
 

@@ -130,7 +130,8 @@ def pruned(m: Any, x: Tensor) -> Any:
 
 
 _STEPS = (
-    counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict, doubled, averaged, pruned,
+    counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict, doubled, averaged,
+    pruned,
 )  # fmt: skip
 STATEFUL: dict[str, Step] = {
     **{each.__name__: each for each in _STEPS},

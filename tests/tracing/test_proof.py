@@ -739,6 +739,15 @@ class ExactInPart(nn.Module):
         return torch.cat([h, self.last(h)], 1)
 
 
+class SetsByHand(Exact):
+    def forward(self, x: Tensor) -> Tensor:
+        was_on = torch.is_autocast_enabled("cpu")
+        torch.set_autocast_enabled("cpu", False)
+        h: Tensor = self.linear(x)
+        torch.set_autocast_enabled("cpu", was_on)
+        return h
+
+
 class CastsToTheDtype(nn.Module):
     """``inner``: whether a block of its own has float16, or else it asks for the dtype."""
 
@@ -759,7 +768,7 @@ def casting(dtype: torch.dtype | None) -> torch.autocast:
 
 
 @pytest.mark.parametrize("how", ["bare", "inputs", "in place"])
-@pytest.mark.parametrize("model", [ExactInPart(True), ExactInPart(False), CastsToTheDtype(True), CastsToTheDtype(False)])
+@pytest.mark.parametrize("model", [ExactInPart(True), ExactInPart(False), CastsToTheDtype(True), CastsToTheDtype(False), SetsByHand()])
 def test_a_forward_with_an_autocast_of_its_own_is_right_or_refused_under_another(model: nn.Module, how: str) -> None:
     """A block that changes nothing during the trace changes something at other calls. In place, a submodule with one becomes opaque."""
     x, dtypes = torch.randn(3, 64), (None, torch.bfloat16, torch.float16)
