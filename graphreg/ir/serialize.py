@@ -49,8 +49,8 @@ class _Operator:
             return cls(namespace, name, None)
         # F.max_pool2d and its like, which torch makes within a function (boolean_dispatch)
         if isinstance(target, FunctionType) and "<locals>" in target.__qualname__:
-            found = getattr(sys.modules.get(target.__module__), target.__name__, None)
-            return cls(target.__module__, target.__name__, _FUNCTION) if found is target else target
+            home, name = str(target.__module__), target.__name__
+            return cls(home, name, _FUNCTION) if getattr(sys.modules.get(home), name, None) is target else target
         return target
 
     def resolved(self) -> Any:
