@@ -30,13 +30,13 @@ class Cell:
 
 
 def names(subject: Subject) -> Cell:
-    """The names are torchvision's, save what DESIGN's section on names sets apart; every module called is named."""
+    """The names are torchvision's, but for the two differences that the page lists; every module called is named."""
     way = subject.way
     if isinstance(way, Captured):
         return Cell("n/a")  # many graphs, no listing of one model's
     without = unnamed(subject, way.traced)
     if without:
-        raise Failed(f"{len(without)} modules are called and have no name: {', '.join(sorted(without)[:3])}")
+        raise Failed(f"called modules without a name ({len(without)}): {', '.join(sorted(without)[:3])}")
     if way.front_end != "symbolic":
         return Cell("n/a")  # torch.fx, and with it torchvision, cannot trace these
     try:

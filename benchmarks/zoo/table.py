@@ -13,38 +13,41 @@ FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
 
 HEAD = """{introduction}
 
-Each model goes through `regularize(model)`, with `example_inputs` if it needs them (`front_end="auto"`: symbolic, else export). A model \
-that neither front end can trace goes through `torch.compile(model, backend=graphreg.backend(...))`. The column *front end* shows which \
-of the three it was.
+Each model goes through `regularize(model)`, with `example_inputs` if it needs them (`front_end="auto"`: symbolic, else export): a \
+*front end* makes the graph. A model that `regularize` refuses with either one goes through \
+`torch.compile(model, backend=graphreg.backend(...))`. The column *front end* shows which of the three it was.
 
 | column | what is checked |
 |---|---|
-| names | every module that is called has a name, and the names are those of torchvision (`get_graph_node_names`, both modes). There are \
-two exceptions: the path of a module always names that module, and stochastic depth (timm's `DropPath` and its like) is one operation, as \
-`nn.Dropout` is. "n/a" with the backend, and, for the comparison with torchvision, if torchvision cannot trace the model |
+| names | every module that is called has a name, and the names are those of torchvision (`get_graph_node_names`, both modes). Two \
+names differ from torchvision's. torchvision may give a module's path to another value; here, it names only the output of that module. \
+And stochastic depth (timm's `DropPath` and the like) is one operation, as `nn.Dropout` is. "n/a": with the backend; or torchvision \
+cannot trace the model, and only the first part was checked |
 | step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` together: loss and gradients are finite, and every \
 parameter that has a gradient in the original has one |
-| gradients | with all strengths 0 and no penalty in the loss, the same parameters have a gradient as in the original, and the gradients \
-differ by at most 1e-4 of the largest |
-| eval | in eval mode the output is that of the original: "yes" means bit for bit; "1e-06" means to 1e-6 of its largest value or of 1, \
-which is allowed if the front end is not the symbolic one |
+| gradients | with all strengths 0 and no penalty in the loss, the same parameters have a gradient as in the original, and no element \
+of a gradient differs by more than 1e-4 times the largest element of all gradients |
+| eval | in eval mode the output is that of the original: "yes" means bit for bit; "1e-06" means that it differs by at most \
+1e-6 times the larger of 1 and its largest absolute value, which is allowed if the front end is not the symbolic one |
 | stripped | the output of the module that `strip` returns is that of the original, in eval mode, and in train mode from the same seed; \
 "n/a" with the backend, which adds nothing to the model |
 | zero | in train mode with all strengths 0, the output is that of the original from the same seed |
 | verify | `graphreg.verify` finds no difference from the original in outputs, buffers, gradients and inputs that are written into, over \
 several calls in both modes; "n/a" with the backend |
 | keys | `state_dict` has the same keys, order and metadata; parameters, buffers, attributes and configuration are the model's own |
-| modes | every submodule keeps its mode, even if it is another than the model's |
-| compiled | `torch.compile(fullgraph=True)` makes one graph of it (aot_eager), and a training step has finite gradients, none of them \
+| modes | every submodule keeps its mode, even if it differs from the model's mode |
+| compiled | `torch.compile(module, fullgraph=True, backend="aot_eager")` makes one graph of the rewritten module, \
+and a training step has finite gradients, none of them \
 missing. "Inductor": the same with Inductor, for a sample of the models. "n graphs": the number of graphs of the backend. "n/a": \
 torch.compile cannot compile the original either |
 
-*Sites* is the number of named values, *hidden* the number of those that regularizers act on by default. *Regularize* is the time that \
-`regularize` takes; *traces* is the part of it that tracing takes (symbolic) or the two calls of `torch.export.export` (export). With the \
-backend it is the time of the first call. *Step time* is the time of forward and backward, without and with the three regularizers. It is \
+*Sites* is the number of named values, *hidden* the number of hidden values, those that one layer with weights passes to the next: \
+dropout and noise act there by default. *Regularize* is the time that `regularize` takes; *traces* is the part of this time that is spent \
+in tracing (symbolic) or in the two calls of `torch.export.export` (export). With the backend, *regularize* is the time of the \
+first call. *Step time* is the time of forward and backward, without and with the three regularizers. It is \
 a median of {timed}, in eager, on one thread of a machine that ran two models at once. It is a rough figure, and at such sizes mostly the \
-overhead of calling operators. Between runs the buffers are restored, and the generators start from the same seed. Caches of keys and \
-values are not compared, because graphreg switches them off.
+overhead of calling operators. Before each forward, the buffers are restored and the random generators are seeded. KV caches of \
+attention are not compared, because graphreg switches them off.
 
 {left}{versions}. {passing} of {all} models pass every column ({share:.1%}). {bare} \
 Front ends: {ways}.
@@ -64,10 +67,10 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
     bare = [name for name in ran if ran[name].get("ours") is False]
     head = HEAD.format(
         timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(ran), share=passing / len(ran),
-        left=f"**{len(left)} of the zoo's {len(names)} models have not run.** " * bool(left),
+        left=f"**{len(left)} of the zoo's {len(names)} models have not been tried yet.** " * bool(left),
         introduction=introduction.strip().format(**counts), ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
         bare=f"{len(bare)} failed with an error that graphreg does not raise itself: {', '.join(bare)}." if bare
-        else "Every failure is an error that graphreg raises itself.",
+        else "Every model that does not run is refused by an error of graphreg's own.",
     )  # fmt: skip
     parts = [head]
     for provider in dict.fromkeys(name.partition("/")[0] for name in names):
@@ -75,12 +78,13 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
         parts.append(f"## {provider}\n")
         if own:
             bare = [bool(figures["bare"]) for figures in (ran[n].get("figures", {}) for n in own) if "bare" in figures]
-            without = f" {sum(bare)} of {len(bare)} can be traced without inputs." if bare else ""
+            whole = ", some of them with opaque modules, which are called as a whole"
+            without = f" {sum(bare)} of {len(bare)} can be traced without inputs{whole}." if bare else ""
             parts.append(f"{sum(passes(ran[n]) for n in own)} of {len(own)} pass every column.{without}\n")
             parts.append(table(own, names, ran) + "\n")
             parts += remarks(own, ran)
         waiting = ", ".join(_bare(name) for name in left if name.startswith(f"{provider}/"))
-        parts += _lists({"Have not run:": [waiting] * bool(waiting)})
+        parts += _lists({"Not tried yet:": [waiting] * bool(waiting)})
         parts += _lists({"Left out, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
     return PLACE.sub("", "\n".join(parts))
 
@@ -97,7 +101,7 @@ def table(own: Iterable[str], names: Mapping[str, str], records: Mapping[str, Re
 
 def _cells(record: Record) -> list[str]:
     if "error" in record:
-        return ["does not run", *[""] * (len(COLUMNS) + len(FIGURES) + 1)]
+        return ["refused", *[""] * (len(COLUMNS) + len(FIGURES) + 1)]
     answers = [record["columns"][name]["cell"] for name in COLUMNS]
     return [", ".join(record["inputs"]), record["figures"].get("front end", ""), *answers, *_figures(record["figures"])]
 
@@ -127,9 +131,9 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     lists = {
         "What failed, and why:": failed,
         "Not checked, and why:": noted,
-        "Run through the backend, because neither front end can trace it:": refused,
-        "Traced with `example_inputs`; without them a decision on a shape makes a module opaque, or the model cannot be traced:": [shown]
-        * bool(shown),
+        "Run through the backend, because `regularize` refuses it:": refused,
+        "Traced with `example_inputs`, because without them a module becomes opaque, the model cannot be traced, or the graph does not "
+        "take these inputs:": [shown] * bool(shown),
         "Given a selector, because all hidden values are outputs of norms, where a penalty on values has no default site:": named,
         "Opaque modules, and why:": whole,
     }

@@ -28,6 +28,7 @@ from graphreg.ir.module_record import ORIGINAL
 from graphreg.torch_internals.checkpointing import checkpoint_wrapped
 from graphreg.torch_internals.hooked_calls import CALL
 from graphreg.torch_internals.interpreter import show_parameters_of, with_own_code
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.torch_modes import is_exporting, is_scripted_within
 
 _numbers = itertools.count()
@@ -165,7 +166,8 @@ def scriptable(module: nn.Module) -> nn.Module:
     if is_scripted_within():
         raise GraphRegError(f"torch.jit.script compiles a module that contains a {title}, which is, or is in, a model in place. {cure}")
     # deepcopy takes what its memo has already, so the copy has these very tensors.
-    kept = [*module.parameters(), *module.buffers(), *(value for each in module.modules() for value in vars(each).values())]
+    kept = [*parameters_by_name(module).values(), *buffers_by_name(module).values()]
+    kept += (value for each in module.modules() for value in vars(each).values())
     try:
         return copy.deepcopy(module, {id(value): value for value in kept if isinstance(value, torch.Tensor)})
     except Exception as error:

@@ -22,6 +22,7 @@ from graphreg.ir.provenance import one_value_over_again
 from graphreg.ir.random_ops import NativeDropout
 from graphreg.ir.roles import site_nodes
 from graphreg.planning.harms import HARMS
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.tracing.listing import trace_to_show
 from graphreg.tracing.trace import FrontEnd, Traced
 
@@ -189,7 +190,7 @@ def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDro
 
 def _decayed(traced: Traced, optimizer: torch.optim.Optimizer) -> Iterator[Remark]:
     """Yield a remark for each rate of weight decay that the optimizer applies to biases, scales or shifts."""
-    names = {id(parameter): name for name, parameter in traced.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters_by_name(traced.model, once=True).items()}
     decayed = defaultdict[float, list[str]](list)
     known = False
     for group in optimizer.param_groups:

@@ -15,7 +15,7 @@ from graphreg.ir.site import Site
 from graphreg.planning.plan import Plan
 from graphreg.planning.repeats import Strengths
 from graphreg.rewriting.rewrite import rewrite
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.session.controls import strengths_now
 from graphreg.session.hosts import backend_host, graphs_of, in_place_host, record_of, rewritten
 from graphreg.tracing.listing import trace_to_show
@@ -116,7 +116,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
             "graphreg.trace(graphreg.strip(module)) with plan=."
         )
     # The sites are those of the model, and the graph has the additions, too.
-    return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths_now(module), mode)
+    return _viewed(trace(without_additions(module)), graphs_of(module), record_of(module).plan, strengths_now(module), mode)
 
 
 def _refuse(example_inputs: Any, what: str) -> None:

@@ -30,6 +30,7 @@ from graphreg.ir.site import Label
 from graphreg.ir.views_and_writes import REGION
 from graphreg.torch_internals.dynamo import source_of
 from graphreg.torch_internals.fx import snake_case
+from graphreg.torch_internals.modules import buffers_by_name
 from graphreg.tracing.settled_reads import settle_reads
 
 
@@ -82,7 +83,7 @@ class Capture:
         self.root = root
         self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
         self.modules = {path: module_itself(module) for path, module in root.named_modules(remove_duplicate=False)}
-        self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
+        self.buffers = {*buffers_by_name(root)}
         self.graph = fx.Graph()
         self.at_boundary: set[str] = set()
 

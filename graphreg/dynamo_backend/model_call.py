@@ -24,6 +24,7 @@ from graphreg.runtime.attach import Scale
 from graphreg.runtime.distributed_values import with_plain_gradient
 from graphreg.runtime.penalty import AllSitesTotal, Total
 from graphreg.torch_internals.distributed import is_distributed
+from graphreg.torch_internals.modules import parameters_by_name
 
 
 def parameter_of(model: nn.Module, name: str) -> nn.Parameter:
@@ -63,7 +64,7 @@ class Measurer:
 
         ``sites``: the site of each measurement.
         """
-        device = values[0].device if values else next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = values[0].device if values else next((p.device for p in parameters_by_name(model).values()), torch.device("cpu"))
         places = tuple(self.sites or sites) if strengths.differ(self.name) else ()
         strength = self.total_module._buffers["strength"] = strengths.tensor(self.name, places, device)
         if self.parameters:
@@ -205,7 +206,7 @@ class Call:
         apart, alone = self.joins.apart(result)
         if not apart:
             return False
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = {id(parameter): name for name, parameter in parameters_by_name(self.model, once=True).items()}
         known = sorted({names[id(tensor)] for tensor in apart if id(tensor) in names})
         what = f"the parameter {known[0]} itself" if known else "a tensor that no graph computed, such as one of its arguments"
         cure = (

@@ -36,6 +36,7 @@ from graphreg.session.session import Session
 from graphreg.session.streams import CountedStream, StreamName
 from graphreg.torch_internals.distributed import is_distributed
 from graphreg.torch_internals.inductor import without_autograd_cache
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.tracing.trace import Traced
 
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
@@ -130,10 +131,9 @@ class Maker:
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
         """Label the captured graph. Return it as a ``Captured`` and as a ``Traced``, which ``plan`` and ``rewrite`` take."""
         tensors: dict[int, str] = {}
-        for named in (self.model.named_parameters, self.model.named_buffers):
-            for name, tensor in named(remove_duplicate=False):
-                # A tied parameter has several names, and is read by its first.
-                tensors.setdefault(id(tensor), name)
+        for name, tensor in (*parameters_by_name(self.model).items(), *buffers_by_name(self.model).items()):
+            # A tied parameter has several names, and is read by its first.
+            tensors.setdefault(id(tensor), name)
         captured = Capture(gm, self.model, place, self.paths(), tensors).captured(inputs, call.known(inputs), call.names)
         graphs = {"both": captured.graph}
         return captured, Named(self.model, graphs, value_sites(self.model, graphs), front_end="dynamo", constants=captured.constants,

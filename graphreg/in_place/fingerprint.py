@@ -256,6 +256,8 @@ class _ModelWatch:
         """Add a module. ``is_registered``: whether it is one of the model's."""
         if id(module) in self._described or unwrapped_block(module) is not module:  # wrappers come and go around a block
             return
+        if isinstance(module, torch.jit.ScriptModule):  # it is new here, and the next trace refuses it
+            return
         space, label = vars(module), path.replace(f".{WRAPPED_MODULE}", "") or "the model"
         self._described[id(module)] = module
         self._watch_module(module, space)

@@ -189,7 +189,7 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
     if "forward" in vars(model):
         raise TraceError(
             f"the forward of this {type(model).__name__} was replaced on the object (by accelerate's prepare, or by hand), but regularize_ "
-            "traces the forward of the class. Regularize first, prepare after."
+            "traces the forward of the class. Regularize first, prepare after. If the class has no forward, define it there."
         )
     if penalties == "attach" and hasattr(model, "penalties"):
         raise TraceError(

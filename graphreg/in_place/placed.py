@@ -48,6 +48,7 @@ from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.modules import has_pre_hooks
 from graphreg.torch_internals.torch_modes import tracer_here
+from graphreg.tracing.proof.proof import NotTheModel
 from graphreg.tracing.proof.values import tensors
 from graphreg.tracing.reads import Reads
 from graphreg.tracing.trace import refuse_arguments
@@ -173,7 +174,7 @@ class Placed(InPlaceHost):
         shapes, tried = shapes_of(args, kwargs), list[StructureGraph]()
         while True:
             for graph in fitting:
-                if shapes in graph.known or self._accepts(model, graph, args, kwargs):
+                if graph.has_run(shapes) or self._accepts(model, graph, args, kwargs):
                     graph.know(shapes)
                     self._choose(key, graph)
                     return key, [graph]
@@ -237,7 +238,7 @@ class Placed(InPlaceHost):
         while True:
             for graph in fitting:
                 try:
-                    with restored_unless_done(model, graph.late and shapes not in graph.known, (args, kwargs)):
+                    with restored_unless_done(model, graph.late and not graph.has_run(shapes), (args, kwargs)):
                         return self._forward(key, graph, shapes, args, kwargs)
                 except OtherInputs:
                     tried.append(graph)
@@ -263,11 +264,17 @@ class Placed(InPlaceHost):
         graphs = self._present(key) or [self._trace(model, form, key, args, kwargs)[0]]
         if len(graphs) > 1 and graphs[0].asks:
             shapes = shapes_of(args, kwargs)
-            graphs.sort(key=lambda graph: shapes not in graph.known)
+            graphs.sort(key=lambda graph: not graph.has_run(shapes))
         if graphs[0].rules.is_unproved(model.training):
-            with tracing_turn(self):
-                if graphs[0].rules.is_unproved(model.training):  # no other thread has proved it meanwhile
-                    prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
+            try:
+                with tracing_turn(self):
+                    if graphs[0].rules.is_unproved(model.training):  # no other thread has proved it meanwhile
+                        prove_later(model, graphs[0], _example_of(model, args, kwargs), self.options)
+            except NotTheModel:
+                if not graphs[0].rules.asks_autocast:
+                    raise
+                # it was right under another autocast; a trace under this one sees which parts switch it on or off
+                graphs = [self._trace(model, form, key, args, kwargs, graphs)[0]]
         graphs[0].refuse_hooks()
         graphs[0].follow(model)
         self._choose(key, graphs[0])
@@ -442,7 +449,7 @@ class Placed(InPlaceHost):
         self.current()  # raises if nothing was traced
         key, shapes = CallForm(inspect.signature(model.forward)).key(args, kwargs, self.loosened), shapes_of(args, kwargs)
         if graphs := [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]:
-            return min(graphs, key=lambda graph: shapes not in graph.known).module
+            return min(graphs, key=lambda graph: not graph.has_run(shapes)).module
         raise GraphRegError(
             f"{type(model).__name__} has no graph for arguments of the structure {readable(key)}, or only one from before a change of the "
             "model. Call it with them once in train mode, or give graphreg.regularize_ example_inputs of this structure."

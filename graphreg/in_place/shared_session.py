@@ -21,6 +21,7 @@ from graphreg.runtime.stateful import StateHoldingTotal
 from graphreg.session.session import Session
 from graphreg.session.streams import GrowingStreams
 from graphreg.session.strengths import OWN
+from graphreg.torch_internals.modules import parameters_by_name
 
 
 class SharedSession(Session):
@@ -88,7 +89,7 @@ class SharedSession(Session):
 
         Return a line for each. A state that is needed again starts anew, from the parameter as it is then.
         """
-        lines, parameters, modules = [], dict(model.named_parameters()), dict(model.named_modules())
+        lines, parameters, modules = [], parameters_by_name(model, once=True), dict(model.named_modules())
         for name, state in self.states.items():
             for site in tuple(state.sites) if state.regularizer.on == "parameters" else ():
                 parameter, owner = parameters.get(site), modules.get(site.rpartition(".")[0])

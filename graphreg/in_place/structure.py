@@ -44,14 +44,23 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import has_saved_tensor_hooks, version_of
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, checkpoint_wrapped
 from graphreg.torch_internals.interpreter import at_rest
-from graphreg.torch_internals.modules import CALL_HOOKS, COMPILED_CALL, collecting_hooks, compiles_itself, has_users_global_hook, own_hooks
+from graphreg.torch_internals.modules import (
+    CALL_HOOKS,
+    COMPILED_CALL,
+    buffers_by_name,
+    collecting_hooks,
+    compiles_itself,
+    has_users_global_hook,
+    own_hooks,
+    parameters_by_name,
+)
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.checkpoints import checkpoints_itself
 from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.fake_inputs import arguments
 from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, accepts, prove
 from graphreg.tracing.reads import Reads
-from graphreg.tracing.shape_decisions import DECISIONS, decided
+from graphreg.tracing.shape_decisions import DECISIONS, attribute_of, decided, decided_flag
 from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
@@ -127,7 +136,8 @@ class StructureGraph:
         models_hooks: Hooks of the model's own on inlined modules: methods of objects that a module of the model holds. What they do is in
             the graph.
         rules: The container of the module's runtime modules.
-        known: The shapes of the inputs with which the graph has run. An element has the shapes of all tensors and all numbers of one call.
+        frozen: The parameters whose ``requires_grad`` the graph asserts.
+        known: The inputs with which the graph has run. An element has what ``shapes_of`` returns for a call, and the flags of ``frozen``.
     """
 
     module: RewrittenModule
@@ -139,6 +149,7 @@ class StructureGraph:
     blocks: tuple[nn.Module, ...]
     held: Any
     models_hooks: tuple[Any, ...] = ()
+    frozen: tuple[Tensor, ...] = ()
     rules: Rules = field(init=False)
     known: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -149,7 +160,14 @@ class StructureGraph:
         """Remember that the graph takes inputs of these shapes."""
         if len(self.known) == _MOST_KNOWN:
             self.known.clear()
-        self.known.add(shapes)
+        self.known.add(self._with_flags(shapes))
+
+    def has_run(self, shapes: tuple[Any, ...]) -> bool:
+        """Return whether the graph takes inputs of these shapes, since it has run with such ones."""
+        return self._with_flags(shapes) in self.known
+
+    def _with_flags(self, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*shapes, *(parameter.requires_grad for parameter in self.frozen))
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
@@ -239,6 +257,8 @@ def traced_for(
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
+    flags = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is decided_flag}
+    made.frozen = tuple(attribute_of(model, path) for path in flags)
     made.refuse_hooks()
     return made
 
@@ -293,7 +313,7 @@ def _proving(model: nn.Module, options: InPlaceOptions, at_call: bool) -> Provin
     """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
     modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
     # Autocast knows no meta device.
-    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
     cast = [(device, torch.get_autocast_dtype(device)) for device in sorted(devices) if torch.is_autocast_enabled(device)]
 
     @contextlib.contextmanager
@@ -520,7 +540,7 @@ def bare(model: nn.Module) -> Iterator[None]:
     runs hooks and wrappers around the graph, so the graph must not contain their operations.
     """
     blocks = [inner for inner in model.modules() if is_placed(inner)]
-    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
     with Changes() as changes, changes, contextlib.ExitStack() as stack:
         at_rest(changes)
         # The loop changes what ``modules`` walks through.
@@ -545,7 +565,7 @@ def _put_aside(module: nn.Module, changes: Changes) -> None:
     kind, space = type(module), vars(module)
     is_model = PLACED in space
     for name in (PLACED, CALLS, "forward", COMPILED_CALL):
-        if name in space:
+        if name in space and (name != "forward" or kind.forward is not nn.Module.forward):  # else it is the only one
             changes.keep(space, name)
             del space[name]
     for name in CALL_HOOKS:
@@ -566,7 +586,7 @@ def restored_unless_done(model: nn.Module, late: bool, arguments: Any) -> Iterat
     """
     saved = list[tuple[Tensor, Tensor]]()
     if late:
-        saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        saved = [(buffer, buffer.detach().clone()) for buffer in buffers_by_name(model, once=True).values()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         state = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

@@ -6,7 +6,10 @@ for eval mode, it would also lose one of these.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from graphreg.torch_internals.fx import share_emitter
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of
 
 CARRIED = (SITE, ADDITION, CALLS, CAUGHT, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
+_FUNCTION = "a function"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class _Ref:
 
 @dataclass(frozen=True)
 class _Operator:
-    """The names of an operator of torch.ops; the operator itself cannot be pickled."""
+    """The names of an operator of torch.ops, or of a function; neither of them can be pickled itself."""
 
     namespace: str
     name: str
@@ -43,9 +47,15 @@ class _Operator:
         if isinstance(target, OpOverloadPacket):
             namespace, _, name = qualified_name(target).partition("::")
             return cls(namespace, name, None)
+        # F.max_pool2d and its like, which torch makes within a function (boolean_dispatch)
+        if isinstance(target, FunctionType) and "<locals>" in target.__qualname__:
+            home, name = str(target.__module__), target.__name__
+            return cls(home, name, _FUNCTION) if getattr(sys.modules.get(home), name, None) is target else target
         return target
 
     def resolved(self) -> Any:
+        if self.overload == _FUNCTION:
+            return getattr(importlib.import_module(self.namespace), self.name)
         packet = getattr(getattr(torch.ops, self.namespace), self.name)
         return packet if self.overload is None else getattr(packet, self.overload)
 

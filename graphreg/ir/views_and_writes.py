@@ -337,7 +337,7 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Probed
     # what may be sizes
     sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]
     sizes += [tuple(p.shape) for p in twin.parameters()]
-    seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
+    seen = list(filter(None, (probe(nn.Module.train(twin, mode), args, kwargs, sizes, enough) for mode in (True, False))))
     return together(seen) if seen else None
 
 

@@ -16,6 +16,7 @@ from graphreg.planning.parameter_splices import with_reads
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.shared_axes import shared_axes
 from graphreg.regularizer.units import units_at
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.tracing.trace import Traced
 
 # words by which a selector may mean the weights of attention
@@ -195,7 +196,7 @@ def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None], axes: bool 
 
 def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
     """Raise RegularizerError if all the parameters that a penalty selects are frozen."""
-    parameters = dict(traced.model.named_parameters())
+    parameters = parameters_by_name(traced.model, once=True)
     if sites and not any(parameters[site.name].requires_grad for site in sites):
         raise RegularizerError(
             f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "

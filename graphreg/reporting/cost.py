@@ -24,7 +24,7 @@ from graphreg.ir.module_record import specialized_arguments
 from graphreg.planning.native_dropout import OWN_DROPOUT
 from graphreg.planning.plan import Plan
 from graphreg.reporting.records import Cost
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.session.hosts import graphs_of
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
@@ -52,7 +52,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
             deep_enough(module, changes)
             twin = _without_data(module)
         twin.train()
-        plain = strip(twin)
+        plain = without_additions(twin)
 
         def passes() -> list[_ForwardPass]:
             return [_pass(each, _of_train(graphs_of(each)), specialized_arguments(module)) for each in (twin, plain)]

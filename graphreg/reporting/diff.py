@@ -15,7 +15,7 @@ from graphreg.ir.terminal import check_width, coloured, marked, paint, width_now
 from graphreg.planning.plan import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.runtime.noise_keys import key_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.controls import strengths_now
@@ -165,7 +165,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
         module = applied(a) if isinstance(a, Plan) else a
         new = _source(module)
         # A stripped module is the model, from which it does not differ.
-        old = new if _is_stripped(module) else source(strip(module), {})
+        old = new if _is_stripped(module) else source(without_additions(module), {})
         before, after = new.title, f"{new.title}, regularized" if not _is_stripped(module) else f"{new.title}, stripped"
 
     lines: list[DiffLine] = []

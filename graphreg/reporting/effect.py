@@ -34,6 +34,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import write_uncounted
 from graphreg.torch_internals.distributed import is_distributed
 from graphreg.torch_internals.dynamo import runs_compiled
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call
@@ -161,10 +162,10 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
             "effect draws several times, with and without each regularizer: call it outside of blocks of frozen_noise, noise_on, noise_off "
             "and penalties_off."
         )
-    if any(map(is_distributed, root.parameters())):
+    if any(map(is_distributed, parameters_by_name(root, once=True).values())):
         raise GraphRegError("effect needs whole gradients, and the parameters are sharded (DTensor). Call it before you shard the model.")
 
-    if not any(parameter.requires_grad for parameter in root.parameters()):
+    if not any(parameter.requires_grad for parameter in parameters_by_name(root, once=True).values()):
         raise RegularizerError("no parameter of the model is trained, so nothing can pull. Call effect before you freeze all of them.")
 
     with Changes() as changes, changes, _eager(module, root), alike(root) as generators:
@@ -328,7 +329,7 @@ class _Passes:
         generators: Generators, changes: Changes,
     ) -> None:  # fmt: skip
         self.session, self.call, self.arguments, self.loss, self.generators, self.root = session, call, arguments, loss, generators, root
-        self.parameters = [parameter for parameter in root.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in parameters_by_name(root, once=True).values() if parameter.requires_grad]
         self.state = self.drawn = session.saved()
         self.done, self.apart = 0, dict[str, Tensor]()
         changes.later(partial(session.load, self.state))

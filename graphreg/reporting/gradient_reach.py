@@ -12,6 +12,7 @@ from graphreg.ir.metadata import Kind, addition_of
 from graphreg.ir.operations import Operations
 from graphreg.reporting.entries import Trained
 from graphreg.runtime.stateful import owned_by
+from graphreg.torch_internals.modules import parameters_by_name
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
@@ -22,7 +23,7 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
     of ``module.named_parameters()``.
     """
     operations = Operations(module)
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters_by_name(module, once=True).items()}
     by_penalty: dict[str, set[str]] = {}
     for graph in graphs.values():
         sizes = sizes_of(graph)
@@ -33,7 +34,7 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
                 carries = partial(carries_derivative, sizes=sizes)
                 before = {node, *reached(node.all_input_nodes, lambda each: each.all_input_nodes, carries)}
                 by_penalty.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
-    needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    needs = {name: parameter.requires_grad for name, parameter in parameters_by_name(module, once=True).items()}
     return {
         penalty: (tuple(n for n in needs if n in reach and needs[n]), tuple(n for n in needs if n in reach and not needs[n]))
         for penalty, reach in by_penalty.items()

@@ -18,7 +18,7 @@ from graphreg.ir.selector import Selector, select
 from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
 from graphreg.rewriting.monitor_watches import Clock, Watch, place, remove
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.controls import Regulated
 from graphreg.session.hosts import backend_host, graphs_of, record_of, rewritten, rules_of
@@ -78,7 +78,7 @@ def monitor(
     _check(every, log, near)
 
     # The sites of the model: a stripped copy has no nodes of graphreg's.
-    sites = value_sites(inner, graphs_of(strip(inner)))
+    sites = value_sites(inner, graphs_of(without_additions(inner)))
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
     title = record_of(module).plan.title
     chosen = select(pattern, sites, usable, model=title, who="monitor", usual="the hidden values")

@@ -33,6 +33,7 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.session.controls import Regulated, changed_strengths, site_strengths, strengths_now
 from graphreg.session.hosts import backend_host, graphs_of, in_place_host, native_draws, record_of, rewritten, rules_of
 from graphreg.session.strengths import OWN, strength_text
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.tracing.proof.proof import MODES, NO_INPUTS
 from graphreg.tracing.shape_decisions import decisions
 
@@ -96,20 +97,20 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [*rank_notes(rules_of(module)), *batch_notes(inner, rules_of(module), plan)]
     notes += placed.notes() if (placed := in_place_host(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
-    notes += decayed_too(plan, dict(inner.named_parameters(remove_duplicate=False)))
+    notes += decayed_too(plan, parameters_by_name(inner))
 
     native = native_dropout_rows(plan.native_dropout, native_draws(module), site_strengths(module).get(OWN_DROPOUT))
     entries = _entries(plan, now, inner, changed_strengths(module))
     return Report(
         plan.title, f"traced by the {record.front_end} front end", entries, tuple(sites), native, (),
-        len(dict(inner.named_parameters())), measured_cost, why_not, plan.missed, (*notes, *_settings(module)),
+        len(parameters_by_name(inner, once=True)), measured_cost, why_not, plan.missed, (*notes, *_settings(module)),
         tuple(KeptRow(*each.row) for each in plan.kept),
     )  # fmt: skip
 
 
 def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule, chosen: Mapping[str, Any]) -> tuple[Entry, ...]:
     """Return the records of the regularizers. ``chosen``: the strengths that were set after the rewrite, from ``changed_strengths``."""
-    gradient_reach, parameters = trained(inner, graphs_of(inner)), dict(inner.named_parameters(remove_duplicate=False))
+    gradient_reach, parameters = trained(inner, graphs_of(inner)), parameters_by_name(inner)
     entries = []
     for name, regularizer in plan.regularizers.items():
         edits, zeros = plan.of(name), ""

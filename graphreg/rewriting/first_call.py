@@ -35,7 +35,7 @@ def is_eager() -> bool:
 def prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Prove the graph of the present mode on the arguments of a call, unless that has been done or cannot be done.
 
-    If the forward asks whether autocast is on, the graph is proved with autocast and without.
+    If the forward depends on autocast, the graph is proved without it and with each of its dtypes.
 
     Raises:
         NotTheModel: The graph does not give what the model gives.
@@ -64,10 +64,10 @@ def _prove_call(module: RewrittenModule, args: Sequence[Any], kwargs: Mapping[st
     except NotTheModel as error:
         if isinstance(error.__cause__, OtherInputs):  # the graph is not for these inputs, and the call says so itself
             return
-        if len(proof_keys(mode, rules.asks_autocast) - rules.unproved.keys()) == 1:  # it was right under the other one
+        if proof_keys(mode, rules.asks_autocast) - rules.unproved.keys():  # it was right under another one
             raise NotTheModel(
-                f"{error} The forward asks whether autocast is on, and the graph was traced where that is not as in this call. Call "
-                "regularize where it is as in this call."
+                f"{error} The forward asks for autocast, or switches it on or off, and the graph was traced where autocast is not as in "
+                "this call. Call regularize where it is as in this call, with example_inputs."
             ) from error
         raise NotTheModel(
             f"{error} The model was traced without example_inputs. With them, graphreg also tries torch.export, which can trace more. If "

@@ -27,6 +27,7 @@ from graphreg.runtime.splice import SpliceRule
 from graphreg.runtime.stateful import SpliceTotal, StatefulSplice, StatefulTotal, StateHolder, StateHoldingTotal
 from graphreg.session.session import Session
 from graphreg.session.streams import FixedStreams, GrowingStreams, StreamName
+from graphreg.torch_internals.modules import parameters_by_name
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:
@@ -81,7 +82,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         slots, key = noise.streams.rows(streams), SharedKeyRule(noise.streams.key)
     else:
         device = device_of(model)
-        rules.awaits_device = device_with_values(model) is None and next(model.parameters(), None) is not None
+        rules.awaits_device = device_with_values(model) is None and bool(parameters_by_name(model))
         numbers, seeds = _numbers(streams, plan, noise)
         slots, keys = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
         session, key = Session(plan.regularizers, FixedStreams(keys if draws else None, seeds), plan.own_dropout), keys
@@ -196,7 +197,7 @@ def _states(model: nn.Module, plan: Plan, noise: Any) -> dict[str, State]:
         states = noise.states
     else:
         states = {name: State(name, regularizer) for name, regularizer in plan.regularizers.items() if "state" in regularizer.takes}
-    parameters = dict(model.named_parameters()) if states else {}
+    parameters = parameters_by_name(model, once=True) if states else {}
     for edit in plan.edits:
         if edit.name in states:
             states[edit.name].place(edit.site.name, _like(edit, parameters))

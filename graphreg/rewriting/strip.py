@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import fx, nn
@@ -14,8 +15,11 @@ from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
 from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.session.hosts import graphs_of, rewritten
+from graphreg.session.hosts import graphs_of, rewritten, rules_of
 from graphreg.tracing.checkpoints import checkpoints_itself
+from graphreg.tracing.proof.proof import MODES, PROVABLE
+
+log = logging.getLogger("graphreg")
 
 
 def strip(module: nn.Module) -> RewrittenModule:
@@ -30,6 +34,17 @@ def strip(module: nn.Module) -> RewrittenModule:
         GraphRegError: graphreg did not rewrite the module; or a later pass made nodes anew without their ``node.meta``, or added nodes
             that read an addition.
     """
+    rewritten_module = rewritten(module)
+    if unproved := [mode for mode in MODES if rules_of(rewritten_module).unproved.get(mode) in PROVABLE]:
+        log.warning(
+            "%s is stripped before its graph was compared with the model in %s mode, and what strip returns is never compared. Call the "
+            "module once before, or give regularize example_inputs.", type(rewritten_module).__name__, " and ".join(unproved),
+        )  # fmt: skip
+    return without_additions(rewritten_module)
+
+
+def without_additions(module: nn.Module) -> RewrittenModule:
+    """Do what ``strip`` does, without a warning: to look at the model, not to use it."""
     rewritten_module = rewritten(module)
     graphs = {}
     for mode, graph in graphs_of(rewritten_module).items():

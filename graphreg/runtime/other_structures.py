@@ -21,6 +21,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.fake_tensors import fake_mode
 from graphreg.torch_internals.functorch import is_wrapped, transforms
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.other_threads import is_compiling
 from graphreg.torch_internals.torch_modes import operator_modes, tracer_here
 from graphreg.tracing.proof.proof import NotTheModel, Proving
@@ -143,7 +144,7 @@ def _is_traced(arguments: Any) -> bool:
 
 
 def _devices(model: nn.Module) -> set[str]:
-    return {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    return {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.runtime.unfinished import counted
 from graphreg.torch_internals.autograd import in_backward
 from graphreg.torch_internals.functorch import transforms
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.other_threads import is_compiling
 
 log = logging.getLogger("graphreg")
@@ -287,7 +288,7 @@ def all_optimizers() -> list[Optimizer]:
 def _warn_of_missed(module: nn.Module) -> None:
     """Warn of the regularizers' parameters that no optimizer has, if some optimizer has a parameter of the model."""
     owned = {id(parameter) for state in states_in(module) for parameter in state.parameters()}
-    named = dict(module.named_parameters())
+    named = parameters_by_name(module, once=True)
     theirs = {id(parameter) for parameter in named.values()} - owned
     trained = {id(p) for optimizer in all_optimizers() for group in optimizer.param_groups for p in group["params"]}
     missed = [name for name, parameter in named.items() if id(parameter) in owned and id(parameter) not in trained]

@@ -25,6 +25,7 @@ from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.sharding import numbered
 from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.torch_internals.autograd import is_forward_mode, version_of
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.other_threads import is_compiling
 from graphreg.tracing.proof.proof import PROVABLE, proof_key
 
@@ -47,7 +48,7 @@ class Rules(nn.Module):
         is_uncalled: Whether the module was not called since its code was made; see ``warn_of_uncalled_checkpoints``.
         unseen: Notices changes of the model that the module does not follow; None for a model in place, which follows.
         unproved: For each mode in which the graph was not compared with the model's own forward, the reason; ``Traced`` has this, too.
-        asks_autocast: Whether the forward may ask whether autocast is on.
+        asks_autocast: Whether the forward may ask whether autocast is on, or has blocks of it of its own.
         prover: Compares them at a call, if the reason is that no inputs were at hand.
         awaits_device: Whether all parameters of the model were on the meta device when the module was made, so that its device is not
             known yet.
@@ -206,7 +207,7 @@ def strengths_on(device: torch.device, elements: Sequence[float]) -> Tensor:
 
 def device_with_values(model: nn.Module) -> torch.device | None:
     """Return the device of the model's first parameter that is not a meta tensor; None if there is none."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
+    return next((p.device for p in parameters_by_name(model).values() if p.device.type != "meta"), None)
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:

@@ -17,6 +17,7 @@ from graphreg.session.hosts import record_of, regularized, session_of
 from graphreg.session.strengths import number
 from graphreg.torch_internals.distributed import is_distributed, replicated
 from graphreg.torch_internals.dynamo_marks import disable
+from graphreg.torch_internals.modules import parameters_by_name
 
 
 @disable()
@@ -87,7 +88,8 @@ def prox_penalty(module: Any, name: str) -> Tensor:
 def _targets(module: Any) -> list[tuple[str, Any, nn.Parameter, float]]:
     """Return each penalty, with its name in the plan, at each of its parameters, with the factor of its formula in the sum of all."""
     session, plan = session_of(module), record_of(module).plan
-    parameters, found = dict(regularized(module).named_parameters(remove_duplicate=False)), list[tuple[str, Any, nn.Parameter, float]]()
+    parameters = parameters_by_name(regularized(module))
+    found = list[tuple[str, Any, nn.Parameter, float]]()
     # The strengths of a schedule are those of the call before the step.
     call = 0 if session.clock is None else max(session.clock.call() - 1, 0)
     for name, penalty in plan.regularizers.items():

@@ -24,6 +24,7 @@ from graphreg.session.entropies import Entropies, Of, tensor_of
 from graphreg.session.hosts import backend_host, session_of
 from graphreg.session.session import Session
 from graphreg.torch_internals import pytree
+from graphreg.torch_internals.modules import buffers_by_name
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.fake_inputs import arguments
 
@@ -214,7 +215,7 @@ def _at_once(run: Callable[[], Any], module: nn.Module, session: Session, passes
             rest, spec = pytree.tree_flatten(run())
         return [leaf for leaf in rest if isinstance(leaf, Tensor)]
 
-    before = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers() if RULES not in name.split(".")]
+    before = [(name, buffer, buffer.clone()) for name, buffer in buffers_by_name(module, once=True).items() if RULES not in name.split(".")]
     counters, outer = session.streams.counters(), begin_counting()
     try:
         # The numbers of the calls are taken one by one, as in a loop, and given back if the call fails.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.torch_internals.modules import TENSOR_REGISTRIES
+from graphreg.torch_internals.modules import TENSOR_REGISTRIES, buffers_by_name, parameters_by_name
 
 _UNSAVED = TENSOR_REGISTRIES[-1]  # the attribute of a module that has the names of its non-persistent buffers
 
@@ -93,7 +93,7 @@ class Paths:
 
 def tensor_names(module: nn.Module) -> list[str]:
     """Return the names of all parameters and buffers of a module."""
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    named = [*parameters_by_name(module).items(), *buffers_by_name(module).items()]
     return [name for name, _ in named]
 
 

@@ -13,6 +13,7 @@ from graphreg.ir.metadata import calls_of, label_site, own_labels, own_name, rec
 from graphreg.ir.roles import BOUNDARY, labels_of, value_sites
 from graphreg.stages.counterparts import Found, counterparts, read_in_whole
 from graphreg.stages.paths import Paths, tensor_names
+from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.tracing.trace import Traced
 
 WholeNames = Mapping[str, str | None]  # names in a stage -> names in the whole model; None for a value that the whole model does not have
@@ -101,7 +102,7 @@ def _require_parts(stage: Traced, whole: Traced, paths: Paths) -> None:
 
 def _shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Yield each parameter's name and shape; None if it has no shape yet."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters_by_name(model).items():
         yield name, None if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
 
 

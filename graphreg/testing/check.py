@@ -19,7 +19,7 @@ from graphreg.pipeline import plan, regularize
 from graphreg.recipes.recipe import recipe
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.regularizer.options import option_names, required, strength_names
-from graphreg.rewriting.strip import strip
+from graphreg.rewriting.strip import without_additions
 from graphreg.runtime.owned_state import states_in
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
@@ -217,6 +217,12 @@ def _to(inputs: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
+def _in_mode(module: nn.Module, training: bool) -> nn.Module:
+    """Set the mode of a module and return the module; a model's own ``train`` may return nothing."""
+    module.train(training)
+    return module
+
+
 def _call(module: nn.Module, inputs: Any) -> Regularized:
     args, kwargs = arguments(inputs) or ((), {})
     result: Regularized = module(*args, **kwargs)
@@ -256,7 +262,7 @@ def _not_refused(cls: type[Any], given: Mapping[str, Any], name: str) -> str:
 
 def check_action(subject: Subject) -> None:
     """Check that a splice changes the output in train mode, and that a penalty is finite and has a finite gradient that is not 0."""
-    module, inputs = subject.made().train(), subject.example.inputs
+    module, inputs = _in_mode(subject.made(), True), subject.example.inputs
     if isinstance(subject.regularizer, Splice):
         with noise_off(module), torch.no_grad():
             plain = _tensors(_call(module, inputs).output)
@@ -287,7 +293,7 @@ def check_purity(subject: Subject) -> None:
 
 def check_zero(subject: Subject) -> None:
     """Check that at strength 0 the penalty and its gradient are 0, and that a splice with ``off_at_zero`` changes nothing."""
-    module, inputs = subject.made().train(), subject.example.inputs
+    module, inputs = _in_mode(subject.made(), True), subject.example.inputs
     set_strength(module, next(iter(strengths(module))), 0.0)
     result = _call(module, inputs)
     for penalty in result.penalties.values():
@@ -314,7 +320,7 @@ def check_inputs(subject: Subject) -> None:
             continue
         try:
             module = regularize(copy.deepcopy(subject.example.model), replace(regularizer, **{option: None}), example_inputs=inputs, rng=7)
-            _call(module.train(), inputs)
+            _call(_in_mode(module, True), inputs)
         except GraphRegError:  # the class or the engine refuses it
             continue
         except Exception as error:
@@ -334,10 +340,10 @@ def check_model(subject: Subject) -> None:
     after = model.state_dict()
     same = list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     subject.require(same, "it changes the parameters or buffers of the model.")
-    stripped = strip(module)
+    stripped = without_additions(module)
     subject.require(list(stripped.state_dict()) == list(before), "the stripped module has other keys than the model.")
     with torch.no_grad():
-        plain, ours = (_tensors(each.eval()(*args, **kwargs)) for each in (model, stripped))
+        plain, ours = (_tensors(_in_mode(each, False)(*args, **kwargs)) for each in (model, stripped))
     subject.require(_equal(plain, ours), "the stripped module is not the model.")
 
 
@@ -358,7 +364,7 @@ def check_copies(subject: Subject) -> None:
 
 def check_gradients(subject: Subject) -> None:
     """Compare gradients with finite differences along two directions in the space of all parameters, in float64."""
-    module, inputs = subject.made(torch.float64).train(), _to(subject.example.inputs, torch.float64)
+    module, inputs = _in_mode(subject.made(torch.float64), True), _to(subject.example.inputs, torch.float64)
     state = rng_state(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
 

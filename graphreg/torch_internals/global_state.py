@@ -72,7 +72,7 @@ def _entries() -> Iterator[_Entry]:
     yield "autocast cache", _torch.is_autocast_cache_enabled, _torch.set_autocast_cache_enabled
     for device in _AUTOCAST:
         yield f"autocast on {device}", partial(_autocast, device), partial(_set_autocast, device)
-    yield "depth of autocast", _autocast_depth, _set_autocast_depth
+    yield "depth of autocast", autocast_depth, _setautocast_depth
     yield "hooks on saved tensors", _saved_tensors_hooks, _set_saved_tensors_hooks
     for where in _PRECISIONS:
         read, write = (partial(getattr(_torch, f"_{what}_fp32_precision_{what}ter"), *where) for what in ("get", "set"))
@@ -163,14 +163,17 @@ def _set_autocast(device: str, value: tuple[bool, Any]) -> None:
     _torch.set_autocast_dtype(device, value[1])
 
 
-def _autocast_depth() -> int:
-    """Return how many blocks of autocast are open. At the end of the outermost, torch forgets the weights that it has cast."""
+def autocast_depth() -> int:
+    """Return how many blocks of autocast this thread has open, those included that switch off what is off.
+
+    At the end of the outermost, torch forgets the weights that it has cast.
+    """
     _torch.autocast_increment_nesting()
     return int(_torch.autocast_decrement_nesting())
 
 
-def _set_autocast_depth(depth: int) -> None:
-    while (now := _autocast_depth()) != depth:
+def _setautocast_depth(depth: int) -> None:
+    while (now := autocast_depth()) != depth:
         _torch.autocast_increment_nesting() if now < depth else _torch.autocast_decrement_nesting()
     _torch.clear_autocast_cache()
 

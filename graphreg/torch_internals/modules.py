@@ -124,6 +124,19 @@ def modules_by_path(model: nn.Module, once: bool = False) -> dict[str, nn.Module
     return found
 
 
+def parameters_by_name(model: nn.Module, once: bool = False) -> dict[str, nn.Parameter]:
+    """Return the parameters that are registered in a model by name, also where its class overrides ``named_parameters``.
+
+    ``once``: whether a tied parameter counts only under its first name.
+    """
+    return dict(nn.Module.named_parameters(model, remove_duplicate=once))
+
+
+def buffers_by_name(model: nn.Module, once: bool = False) -> dict[str, torch.Tensor]:
+    """Return the buffers of a model; otherwise as ``parameters_by_name``."""
+    return dict(nn.Module.named_buffers(model, remove_duplicate=once))
+
+
 # The module of the library transformers whose hooks collect outputs (``output_hidden_states=True``). It installs them at the first call
 # that asks, and they stay. They act only while the model's own forward collects, so they do nothing around a call that a graph makes.
 CAPTURING = "transformers.utils.output_capturing"

@@ -105,11 +105,15 @@ class Changes:
         before = there(place, name)
         self.later(partial(_put_back, place, name, before))
         if before is not _MISSING and type(value) not in _PLAIN:
-            self._replaced.append((value, before))
+            self.stands_in(value, before)
         if isinstance(place, dict):
             place[name] = value
         else:
             setattr(place, name, value)
+
+    def stands_in(self, value: Any, before: Any) -> None:
+        """Note what stands in for what: a Python module that is imported within the block may take it."""
+        self._replaced.append((value, before))
 
     def put_into(self, places: Iterable[dict[str, Any]], name: str, value: Any) -> None:
         """Give each dict that has no entry ``name`` this value until the end of the block. One change does it for all: they may be many."""

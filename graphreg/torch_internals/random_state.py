@@ -24,12 +24,14 @@ from graphreg.torch_internals.torch_modes import without_functions
 
 _T = TypeVar("_T")
 # torch's own functions: while graphreg traces, it answers what a forward asks through ``torch``, which takes longer.
-_grad, _inference, _autocast = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled
+_grad, _inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_autocast, _dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
 
 def regions() -> tuple[Any, ...]:
-    """Return whether grad mode, inference mode, autocast on CPU and autocast on CUDA are on, and the innermost hooks on saved tensors."""
-    return _grad(), _inference(), _autocast("cpu"), _autocast("cuda"), torch._C._autograd._top_saved_tensors_default_hooks(True)
+    """Return whether grad and inference mode are on, to which dtypes CPU and CUDA autocast (or None), and the hooks on saved tensors."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return _grad(), _inference(), _dtype("cpu") if _autocast("cpu") else None, _dtype("cuda") if _autocast("cuda") else None, hooks
 
 
 class _ThreadDraws(threading.local):

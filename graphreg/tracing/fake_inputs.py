@@ -16,6 +16,7 @@ from graphreg.errors import TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
@@ -74,7 +75,8 @@ def no_shape(call: Arguments) -> str:
 
 def no_values_yet(model: nn.Module) -> str:
     """Return what to do, for an error message, about a model with lazy modules that have not run yet; ``""`` for any other model."""
-    name = next((name for named in (model.named_parameters, model.named_buffers) for name, x in named() if nn.parameter.is_lazy(x)), None)
+    named = {**parameters_by_name(model), **buffers_by_name(model)}
+    name = next((name for name, x in named.items() if nn.parameter.is_lazy(x)), None)
     return "" if name is None else f" {name} belongs to a lazy module. Run one forward first, model(*inputs), which gives it its shape."
 
 
@@ -127,8 +129,8 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 def _with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
     """Give the parameters and buffers of a copy the attributes that those of the model have, which ``copy.deepcopy`` leaves out."""
-    for ours, theirs in ((twin.parameters, model.parameters), (twin.buffers, model.buffers)):
-        for made, original in zip(ours(), theirs(), strict=False):
+    for by_name in (parameters_by_name, buffers_by_name):
+        for made, original in zip(by_name(twin).values(), by_name(model).values(), strict=False):
             with_attributes(made, original)
     return twin
 
@@ -140,7 +142,8 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
     """
     first: Exception | None = None
     for grad in (False, True):  # some models cannot run without gradients
-        twin = _copy_of(model).eval()
+        twin = _copy_of(model)
+        twin.eval()  # the model's own, which may return nothing
         twin.__dict__.update(constants)
         try:
             with torch.set_grad_enabled(grad):
@@ -162,16 +165,18 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
     try:
         fake = FakeTensorMode()
         # No data is copied: ``deepcopy`` gets the usual tensors as fake ones, and makes fake copies of the others.
-        own = (*model.parameters(), *model.buffers())
+        own = (*parameters_by_name(model).values(), *buffers_by_name(model).values())
         usual = [each for each in own if type(each) in (nn.Parameter, torch.Tensor) and each.is_leaf and each.layout == torch.strided]
         memo: dict[int, Any] = {id(each): fake.from_tensor(each) for each in usual}
         with FakeCopyMode(fake):
             twin = _with_their_attributes(copy.deepcopy(model, memo), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
+        if mode == "eval":
+            twin.eval()
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
         with uncompiled(), fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
-            _ShapeRecorder(twin.eval() if mode == "eval" else twin, graph).run(*inputs, enable_io_processing=False)
+            _ShapeRecorder(twin, graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
     return True

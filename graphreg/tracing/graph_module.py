@@ -20,6 +20,7 @@ from graphreg.ir.module_record import state_of
 from graphreg.ir.naming import Namer, label_node
 from graphreg.ir.site import Label
 from graphreg.ir.train_eval import ModeGraphs, choose
+from graphreg.torch_internals.modules import buffers_by_name
 
 
 def labelled_graphs(model: fx.GraphModule) -> ModeGraphs:
@@ -43,7 +44,7 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
     """Label every node that has no labels yet."""
     modules = dict(model.named_modules(remove_duplicate=False))
     namer = Namer(modules.keys() - {""})
-    constants = BufferConstants({name for name, _ in model.named_buffers(remove_duplicate=False)})
+    constants = BufferConstants({*buffers_by_name(model)})
     # A pass may have copied a node together with its labels: the first of such nodes keeps them.
     named = {
         node for node in graph.nodes

@@ -19,6 +19,7 @@ from graphreg.ir.naming import Namer, label_node
 from graphreg.ir.operations import IN_PLACE_OPERATORS, Operations, first_argument, function_name, is_in_place, is_port, is_size, takes_apart
 from graphreg.ir.roles import BOUNDARY
 from graphreg.ir.views_and_writes import ViewsAndWrites
+from graphreg.tracing.shape_decisions import DECISIONS
 
 _T = TypeVar("_T")
 _VIEWS = {
@@ -65,7 +66,9 @@ class _Work:
         """Take an item out of its tuple before anything reads the whole tuple, unless that may write into it."""
         if is_port(item, self.operations):
             whole = item.args[0]
-            earlier = [user for user in whole.users if self.order[user] < self.order[item] and not takes_apart(user)]  # type: ignore[union-attr]
+            before = (user for user in whole.users if self.order[user] < self.order[item])  # type: ignore[union-attr]
+            # what asserts how many items there are stays before them
+            earlier = [user for user in before if not takes_apart(user) and user.target is not len and user.target not in DECISIONS]
             if earlier and not any(whole in self.effects.writes(user) for user in earlier):
                 whole.append(item)  # type: ignore[union-attr]
 

@@ -27,6 +27,7 @@ from graphreg.ir.source_location import origin_now, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode, has_function_table, is_shape_alone
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.operators import assert_async
 from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
@@ -526,7 +527,7 @@ class DecisionTracer(fx.Tracer):
             return self._as_fake(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
             module = self.root.get_submodule(target)
-            tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+            tensors: dict[str, torch.Tensor] = {**parameters_by_name(module), **buffers_by_name(module)}
             return functional_call(module, self._as_fake(tensors), args, kwargs)
         if node.op in ("call_method", "call_function") and args:
             before = getattr(args[0], "shape", None)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,6 +35,7 @@ from graphreg.torch_internals.modules import (
     has_backward_hooks,
     has_users_global_hook,
     modules_by_path,
+    parameters_by_name,
     put_global_hooks_aside,
 )
 from graphreg.torch_internals.other_threads import alone
@@ -80,7 +82,7 @@ class Traced(RenamedAttributes):
         constants: The tensors that the forward made during the trace and that the graphs read as constants, by name.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
         unproved: For each mode in which the graph was not compared with the model on inputs, the reason (``proof_key``).
-        asks_autocast: Whether the forward may ask whether autocast is on.
+        asks_autocast: Whether the forward may ask whether autocast is on, or has blocks of it of its own.
         arguments: The example inputs by the names of the parameters, defaults included, with a ``TensorKind`` for each tensor; None without
             example inputs.
         shares: Whether the forward asks whether arguments are one tensor (``q is k``), and the graphs hold only if they are.
@@ -399,7 +401,7 @@ def _trace_with(
         try:
             traced = _traced_and_proved(by_fx, model, call, proving)
         except NotTheModel as error:
-            if proving is None or not isinstance(error.__cause__, OtherInputs):
+            if proving is None:
                 raise
             traced = _traced_under_autocast(by_fx, model, call, proving, error)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
@@ -428,7 +430,7 @@ def _trace_with(
 
 
 def _traced_under_autocast(by_fx: _Trace, model: nn.Module, call: Arguments | None, proving: Proving, error: NotTheModel) -> Traced:
-    """Trace with torch.fx under the autocast of the call, because dtypes decide something, and the graph asserts others (``error``).
+    """Trace with torch.fx under the autocast of the call, because the graph is not right there, or asserts other dtypes (``error``).
 
     Without autocast, the graph must be right or assert, too: the forward may ask for autocast itself. (torch.export would record casts.)
     """
@@ -513,13 +515,14 @@ def _traced_by_fx(
     notes += [f"opaque function: {key.removesuffix('()')} ({reason})" for key, reason in functions.items()]
     sites = value_sites(model, graphs)
     kept: Any = {"constants": constants, "notes": tuple(notes), "shares": shares, "checkpoints": checkpoints}
-    kept["asks_autocast"] = _asks_autocast(before)
+    kept["asks_autocast"] = _asks_autocast(before) or any(tracer.switches_autocast for tracer in tracers.values())
     return Traced(model, graphs, sites, {path: why for path, why in opaque.items() if path not in functions}, specialized, **kept)
 
 
 def _asks_autocast(before: Snapshot) -> bool:
-    """Return whether the code of a model mentions a function that tells whether autocast is on, and with which dtype."""
-    return any("autocast" in name and name.startswith(("is_", "get_")) for name in before.code.mentioned)
+    """Return whether the code of a model mentions a function that reads or sets whether autocast is on, or with which dtype."""
+    functions = [value.__name__ for value in before.code.values() if type(value) in (FunctionType, BuiltinFunctionType)]
+    return any("autocast" in name and name.startswith(("is_", "_is_", "get_", "set_")) for name in (*before.code.mentioned, *functions))
 
 
 def _erase_behind_output(graph: fx.Graph) -> None:
@@ -638,7 +641,7 @@ def check_model(model: object) -> None:
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
             "torch.compile, then the distributed wrapper. Give regularize the inner model."
         )
-    if any(kind.__name__ == "DTensor" for each in set(map(type, model.parameters())) for kind in each.__mro__):
+    if any(kind.__name__ == "DTensor" for each in set(map(type, parameters_by_name(model).values())) for kind in each.__mro__):
         raise TraceError(
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."

@@ -10,7 +10,7 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.ir.module_record import ORIGINAL, PLACED
-from graphreg.torch_internals.modules import CALL_HOOKS
+from graphreg.torch_internals.modules import CALL_HOOKS, parameters_by_name
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,7 +28,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
             f"{title(model)} cannot be copied ({first_line(error)}), and verify runs only copies, so that your model stays unchanged. "
             "Make copy.deepcopy(model) work, or regularize without verify."
         ) from error
-    for parameter in twin.parameters():
+    for parameter in parameters_by_name(twin, once=True).values():
         parameter.grad = None
     return twin
 

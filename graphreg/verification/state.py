@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphreg.ir.module_record import RULES
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.tracing.proof.values import difference
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return a model's parameters by name, a tied one under each of its names. Those under ``graphreg_rules`` are left out."""
-    return {name: p for name, p in module.named_parameters(remove_duplicate=False) if not name.startswith(f"{RULES}.")}
+    return {name: p for name, p in parameters_by_name(module).items() if not name.startswith(f"{RULES}.")}
 
 
 def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
@@ -31,7 +32,7 @@ def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> s
 
 
 def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    named = {**parameters_by_name(module, once=True), **buffers_by_name(module, once=True)}
     state = {name: value for name, value in named.items() if not name.startswith(f"{RULES}.")}
     return state | ({dotted(path, name): value for path, name, value in attributes_of(module)} if attributes else {})
 

@@ -26,7 +26,7 @@ from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.splice import SpliceRule
 from graphreg.session.hosts import graphs_of, in_place_host, regularized, rewritten, rules_of
-from graphreg.torch_internals.modules import original_of
+from graphreg.torch_internals.modules import buffers_by_name, original_of, parameters_by_name
 from graphreg.tracing.fake_inputs import Arguments, arguments
 from graphreg.tracing.proof.first_difference import culprit, steps_of_graph, steps_of_model
 from graphreg.tracing.proof.surroundings import alike
@@ -133,7 +133,8 @@ class Validation:
         """``given``: the user's model; ``model``: a copy of it, from which further copies are made."""
         self.model, self.module, self.call, self.title = model, module, call, title(model)
         self.shared = SharedParameters(given, model, module)
-        if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
+        owned = (*parameters_by_name(model).values(), *buffers_by_name(model).values())
+        if any(tensor.device.type == "meta" for tensor in (*owned, *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         record = rules_of(module).build_record
         self.exported = record is not None and record.front_end == "export"
@@ -255,7 +256,7 @@ class Validation:
         for place, leaf in [*leaves(args, "args"), *leaves(kwargs, "kwargs")]:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
-        call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
+        call.values |= {f"the buffer {n}": snapshot(b) for n, b in buffers_by_name(twin).items() if not n.startswith(f"{RULES}.")}
 
         # Compare attributes whose tensor the call wrote into, but not those that the forward assigned anew: graphreg does not promise
         # that a rewritten module repeats assignments.

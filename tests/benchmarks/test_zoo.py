@@ -46,8 +46,8 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert run(tmp_path, "--only", "branches") == 0
     assert run(tmp_path, "--only", "passes", "raises", "branches", "--unfinished") == 0  # nothing runs
     text = (tmp_path / "models.md").read_text()
-    assert "\n**4 of the zoo's 7 models have not run.** Python " in text and "2 of 3 models pass every column (66.7%)." in text
-    assert "\nHave not run:\n\n- hangs, dies, leaves, fills\n" in text
+    assert "\n**4 of the zoo's 7 models have not been tried yet.** Python " in text and "2 of 3 models pass every column (66.7%)." in text
+    assert "\nNot tried yet:\n\n- hangs, dies, leaves, fills\n" in text
     assert len(results.read_text().splitlines()) == 3
     assert {name: record for name, record in kept("tiny_zoo", results).items() if name in first} == first
     branches = kept("tiny_zoo", results)["tiny/branches"]
@@ -149,7 +149,7 @@ PAGE = """\
 | one | 2x4 | symbolic | yes | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
 | other | 2x4 | backend | yes | yes | yes | yes | yes | 1e-06 | yes | yes | yes | yes | 1.2 k | 12 | 3 | 0.12 s | 4, 6 ms |
 
-Run through the backend, because neither front end can trace it:
+Run through the backend, because `regularize` refuses it:
 
 - other: TraceError: it decides at net/a.py:3 by its data
 
@@ -164,7 +164,7 @@ Run through the backend, because neither front end can trace it:
 | 4, 6 ms |
 | three | second | 2x4 | symbolic | yes | **no** | yes | yes | yes | **no** | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, \
 traces 0.10 s | 4, 6 ms |
-| four | third | does not run |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |
+| four | third | refused |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |
 
 What failed, and why:
 
@@ -176,7 +176,7 @@ Not checked, and why:
 
 - two: torchvision cannot trace it: why
 
-Traced with `example_inputs`; without them a decision on a shape makes a module opaque, or the model cannot be traced:
+Traced with `example_inputs`, because without them a module becomes opaque, the model cannot be traced, or the graph does not take these inputs:
 
 - two
 
@@ -187,4 +187,4 @@ Opaque modules, and why:
 Left out, and why:
 
 - five: it takes no picture
-"""
+"""  # noqa: E501

@@ -365,6 +365,41 @@ def test_after_a_break_values_have_the_names_of_regularize(kind: type[nn.Module]
     assert {each.name for each in backend.report().sites} == names
 
 
+class Scripted(torch.jit.ScriptModule):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    @torch.jit.script_method
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x)) if self.training else x  # type: ignore[no-any-return]
+
+
+class AroundScripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.scripted, self.down, self.head = nn.Linear(4, 4), Scripted(), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.down(self.scripted(self.up(x).relu())).relu())  # type: ignore[no-any-return]
+
+
+# torch.jit imports at its first call; after two threads have traced at once, __import__ is still the function that follows imports
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_around_a_module_of_torch_jit_the_graphs_are_regularized() -> None:
+    torch.manual_seed(0)
+    model, x = AroundScripted(), torch.randn(3, 4)
+    running = model.scripted.norm.running_mean
+    backend = graphreg.backend(hidden_l1=0.1, inner="eager")
+    compiled = torch.compile(model, backend=backend)
+    output, once = compiled(x), running.clone()
+    assert {each.name for each in backend.report().sites} == {"relu_1"}
+    torch.testing.assert_close(output, model(x))
+    expected = 0.9 * once + once  # the momentum is 0.1, and the batch is the same
+    torch.testing.assert_close(running, expected)
+
+
 class Mapped(nn.Module):
     def __init__(self) -> None:
         super().__init__()

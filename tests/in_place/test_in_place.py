@@ -538,11 +538,25 @@ def strict() -> Iterator[None]:
         yield
 
 
+class Chooses(nn.Module):
+    """Its class has no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.forward = self.features  # type: ignore[assignment]
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
 def test_what_is_refused_before_anything_changes() -> None:
     model = net()
     model.forward = model.forward  # type: ignore[method-assign]  # as accelerate does
     with pytest.raises(TraceError, match="the forward of this Net was replaced on the object .* Regularize first, prepare after"):
         graphreg.regularize_(model, **ASKED)
+    with pytest.raises(TraceError, match="the forward of this Chooses was replaced on the object .* If the class has no forward"):
+        graphreg.regularize_(Chooses(), **ASKED)
     with pytest.raises(TraceError, match="Net is regularized in place already. Call graphreg.strip_ on it first"):
         graphreg.regularize_(graphreg.regularize_(net(), **ASKED), **ASKED)
     with pytest.raises(TraceError, match="Net is regularized in place already. Call graphreg.strip_ on it first"):

@@ -7,6 +7,7 @@ import collections
 import contextvars
 import copy
 import functools
+import itertools
 import logging
 import pickle
 import threading
@@ -1021,3 +1022,44 @@ def test_another_autocast_counts_and_draws_once() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
                 results.append((each(x), torch.rand(1), each.norm.running_mean.clone(), each.norm.num_batches_tracked.clone()))
         assert all(map(torch.equal, *results))
+
+
+def test_an_unfrozen_layer_counts_and_draws_once() -> None:
+    """As does an input of another layout: the graph has run with such sizes before, and its check comes late."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.drop(self.norm(self.first(x)))
+            return h * (2 if self.first.weight.requires_grad else 1) * (3 if x.is_contiguous() else 1)
+
+    plain, inputs = Asks(), [torch.randn(6, 4), torch.randn(4, 6).T]
+    model = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, penalties="attach", scale=1, missing="ignore")
+    for trained, i in itertools.product([True, False, False, True], [0, 1, 0]):
+        results = []
+        for each in (model, plain):
+            each.first.requires_grad_(trained)
+            torch.manual_seed(0)
+            results.append((each(inputs[i]), torch.rand(1), each.norm.running_mean.clone(), each.norm.num_batches_tracked.clone()))
+        assert all(map(torch.equal, *results))
+
+
+def test_fewer_parts_than_before_have_a_graph_of_their_own() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.linear(part) for part in x.split(2)])
+
+    plain = Parts()
+    model = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, penalties="attach", scale=1)
+    for rows in (4, 8, 2, 6, 2, 4):
+        assert torch.equal(model(x := torch.randn(rows, 4)), plain(x))
+    module = graphreg.regularize(plain, weight_l2=0.1, example_inputs=torch.randn(8, 4))
+    with pytest.raises(graphreg.errors.OtherInputs):
+        module(torch.randn(4, 4))

@@ -211,3 +211,33 @@ def test_in_place_all_are_the_models() -> None:
     model = graphreg.regularize_(Others(), weight_l2={"a.weight": 1e-3}, scale=1)
     model(X)
     assert "not the model's" not in str(graphreg.report(model)) and len(list(model.named_parameters())) == 4
+
+
+class Heads(Plain):
+    """Whose methods list the head alone, as for an optimizer."""
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return self.head.parameters(recurse)
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Any:  # type: ignore[override]
+        return self.head.named_parameters(prefix, recurse)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        return iter(())
+
+
+@pytest.mark.parametrize("way", ["regularize", "in place", "backend"])
+def test_all_parameters_are_sites_whatever_the_model_lists(way: str) -> None:
+    """And buffers, in the proof and in ``verify``."""
+    model, penalty = Heads(), {"strength": 1.0, "reduction": "sum"}
+    expected = model.a.weight.square().sum() + model.head.weight.square().sum()
+    if way == "regularize":
+        module = graphreg.regularize(model, weight_l2=penalty, l2_sp=1.0, example_inputs=X, verify=True)
+        penalties = module(X).penalties
+    elif way == "in place":
+        penalties = graphreg.regularize_(model, weight_l2=penalty, penalties="return")(X).penalties
+    else:
+        backend = graphreg.backend(weight_l2=penalty, hidden_dropout=0.1, inner="eager")
+        torch.compile(model, backend=backend)(X)
+        penalties = backend.penalties()
+    torch.testing.assert_close(penalties["weight_l2"], expected)

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import graphreg
 from graphreg import GraphRegError
@@ -110,3 +112,22 @@ def test_a_state_of_0_1_loads_into_a_backend() -> None:
     graphreg.set_rng_state(run, STATES["backend"]["state"])
     assert graphreg.rng_state(run) == STATES["backend"]["state"]
     assert run(X).tolist() == STATES["backend"]["next"]
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool1d(self.conv(x).relu(), 2)
+
+
+def test_a_function_that_torch_makes_in_another_is_pickled_by_its_name() -> None:
+    """``F.max_pool1d`` is one, of ``boolean_dispatch``. pickle itself looks for it by its qualified name."""
+    module = graphreg.regularize(Pooled(), weight_l2=0.1)
+    x = torch.randn(2, 1, 8)
+    for each in (module, graphreg.strip(module)):
+        again = pickle.loads(pickle.dumps(each))
+        for ours, theirs in zip(pytree.tree_leaves(again(x)), pytree.tree_leaves(each(x)), strict=True):
+            assert torch.equal(ours, theirs)

@@ -13,7 +13,7 @@ from torch._C._dynamo.guards import GlobalStateGuard
 from torch.overrides import BaseTorchFunctionMode
 
 from graphreg.torch_internals import global_state
-from graphreg.torch_internals.global_state import GlobalState
+from graphreg.torch_internals.global_state import GlobalState, autocast_depth
 
 
 def enter(context: Any) -> Callable[[], Any]:
@@ -110,6 +110,13 @@ def test_a_mode_that_was_left_at_the_bottom_goes_alone(before: GlobalState) -> N
         inner.restore()
         assert torch.ones(1).device.type == "cpu"
     assert not before.changed()
+
+
+def test_a_block_of_autocast_counts_even_if_it_changes_nothing() -> None:
+    before = autocast_depth()
+    with torch.autocast("cpu", enabled=False):
+        assert autocast_depth() == before + 1
+    assert autocast_depth() == before
 
 
 def test_weights_cast_within_autocast_are_forgotten(before: GlobalState) -> None:

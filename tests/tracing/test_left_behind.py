@@ -369,6 +369,35 @@ def test_what_a_program_keeps_in_a_cache_stays_there() -> None:
     assert kept("old") is mine
 
 
+CachedFunction = type(kept)  # a class made in C, whose ``__doc__`` nobody can set
+
+
+class Documents(Base):
+    """It asks for a value, so a model calls it as an opaque module."""
+
+    def forward(self, x: Tensor) -> Any:
+        def twice(y: Tensor) -> Tensor:
+            return 2 * y
+
+        twice.__doc__ = "made at each call"
+        h = self.l(x)
+        return twice(h) if h.sum() > 0 and not isinstance(twice, CachedFunction) else h
+
+
+class Contains(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque = Documents()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.opaque(self.l(x).relu())
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS[:2])
+def test_an_opaque_module_that_mentions_a_class_made_in_c(front_end: str | None) -> None:
+    assert_same(regularized(Contains(), front_end), Contains())
+
+
 class Suppresses(Base):
     def forward(self, x: Tensor) -> Any:
         h = self.l(x)

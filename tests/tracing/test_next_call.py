@@ -41,6 +41,7 @@ class Net(nn.Module):
         self.l, self.step = nn.Linear(4, 4), step
         self.kept: Any = None
         self.n: Any = 0
+        self.mean = torch.tensor([0.1, 0.2, 0.3, 0.4])
         self.table: dict[Any, Any] = {}
         self.sizes: list[int] = []
         self.bytes, self.array = bytearray(1), array.array("i", [0])
@@ -109,7 +110,29 @@ def first_with(note: Callable[[Tensor], Any]) -> Step:
     return step
 
 
-_STEPS = counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict
+def doubled(m: Any, x: Tensor) -> Any:
+    m.mean = (2 * m.mean).type_as(x)
+    return m.mean
+
+
+def averaged(m: Any, x: Tensor) -> Any:
+    """Which gives the same until the weights change."""
+    weight = m.l.weight.detach().clone()
+    m.kept = weight if m.kept is None else 0.9 * m.kept + 0.1 * weight
+    return m.kept[0]
+
+
+def pruned(m: Any, x: Tensor) -> Any:
+    """By a mask of the first weights."""
+    if m.kept is None:
+        m.kept = (m.l.weight.abs() > 0.2).float()
+    return (m.l.weight * m.kept)[0]
+
+
+_STEPS = (
+    counts, counts_for_later, counts_in_the_layer, longest, shortest, previous, offset, noise, running, in_a_dict, doubled, averaged,
+    pruned,
+)  # fmt: skip
 STATEFUL: dict[str, Step] = {
     **{each.__name__: each for each in _STEPS},
     "shape": first_with(lambda x: x.shape),
@@ -121,7 +144,7 @@ STATEFUL: dict[str, Step] = {
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_state_from_sizes_and_draws_is_refused(name: str) -> None:
-    with pytest.raises(GraphRegError, match=r"Net\.forward changes self\.\w+(\.n)? for its next call, which then computes something else"):
+    with pytest.raises(GraphRegError, match=r"Net\.forward changes self\.\w+(\.n)? for its next call, which may then compute"):
         graphreg.regularize(Net(STATEFUL[name]), weight_l2=0.1, example_inputs=X, front_end="symbolic")
 
 
@@ -145,7 +168,7 @@ class Outer(nn.Module):
         return self.out(self.block(x))
 
 
-@pytest.mark.parametrize("name", ["counts", "longest", "running"])
+@pytest.mark.parametrize("name", ["counts", "longest", "running", "averaged", "pruned"])
 def test_a_submodule_with_such_state_becomes_opaque(name: str) -> None:
     model = Outer(STATEFUL[name])
     plain = copy.deepcopy(model)
@@ -156,6 +179,9 @@ def test_a_submodule_with_such_state_becomes_opaque(name: str) -> None:
     module(X).sum().backward()
     plain(X).sum().backward()
     assert torch.equal(module.get_submodule("block.l").weight.grad, plain.block.l.weight.grad)  # type: ignore[arg-type, union-attr]
+    for each in (model, plain):
+        each.block.l.weight.data.mul_(0.5)
+    assert torch.equal(module(X), plain(X))
 
 
 def mask(m: Any, x: Tensor) -> Any:
@@ -189,7 +215,17 @@ def logs(m: Any, x: Tensor) -> Any:
     return 1
 
 
-@pytest.mark.parametrize("step", [mask, positions, mask_like, tables, logs])
+def converted(m: Any, x: Tensor) -> Any:
+    m.mean = m.mean.type_as(x)
+    return m.mean.sum()
+
+
+def moved(m: Any, x: Tensor) -> Any:
+    m.mean = m.mean.to(x)
+    return m.mean.sum()
+
+
+@pytest.mark.parametrize("step", [mask, positions, mask_like, tables, logs, converted, moved])
 def test_caches_by_size_and_logs_go_on_to_work(step: Step) -> None:
     plain = Net(step)
     in_place = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, scale=1)
@@ -257,7 +293,7 @@ def test_counters_that_decide_later_are_refused_and_put_back(name: str) -> None:
     VARIABLE.set(0)
     model = Net(lambda m, x: 2 if count(m) > 3 else 1)
     before = state_of(model)
-    with pytest.raises(GraphRegError, match="for its next call, which then computes something else"):
+    with pytest.raises(GraphRegError, match="for its next call, which may then compute something else"):
         graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end="symbolic")
     assert state_of(model) == before
 

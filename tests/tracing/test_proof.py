@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -234,7 +235,8 @@ def test_a_right_graph_is_used_and_the_model_is_as_it_was(kind: str) -> None:
     drawn = torch.get_rng_state(), random.getstate()
     traced = graphreg.trace(model, inputs)
     module = graphreg.rewrite(traced, graphreg.plan(traced, []))
-    later = {"train mode under autocast", "eval mode under autocast"} if traced.front_end == "export" else set()
+    dtypes = [torch.bfloat16, torch.float16] if traced.front_end == "export" else []
+    later = {f"{mode} mode under autocast to {dtype}" for mode in ("train", "eval") for dtype in dtypes}
     assert traced.unproved.keys() == later == unproved(module).keys()
     assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -655,9 +657,146 @@ def test_a_forward_that_asks_for_autocast_is_proved_with_it_and_without(how: str
             model(x)
 
 
+class SetsMore(nn.Module):
+    """``train`` sets a number that the forward reads (``by``: in eval mode), merges a branch into a weight, or freezes a layer."""
+
+    def __init__(self, by: float = 1.0, merges: bool = False) -> None:
+        super().__init__()
+        self.linear, self.norm, self.branch = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Parameter(torch.randn(4, 4))
+        self.by, self.merges, self.now, self.merged = by, merges, 1.0, False
+
+    def train(self, mode: bool = True) -> SetsMore:
+        super().train(mode)
+        self.norm.eval()
+        self.now = 1.0 if mode else self.by
+        if self.merges and self.merged == mode:
+            self.linear.weight.data += self.branch * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.linear(x) + (x @ self.branch.T if self.merges and not self.merged else 0.0)
+        return self.norm(h) * self.now  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [SetsMore(), SetsMore(by=0.5), SetsMore(merges=True)])
+def test_what_a_train_of_the_models_own_sets_is_proved(model: SetsMore) -> None:
+    x, wrong = torch.randn(3, 4), model.by != 1 or model.merges
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if wrong:
+        with pytest.raises(TraceError, match=r"in eval mode, its graph does not give .* A train\(\) or eval\(\) of the model's own sets"):
+            graphreg.regularize(model, weight_l2=0.1, example_inputs=x)
+    else:
+        graphreg.regularize(model, weight_l2=0.1, example_inputs=x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training and not model.norm.training and model.now == 1 and not model.merged
+
+    module = graphreg.regularize(copy.deepcopy(model), weight_l2=0.1)
+    assert torch.equal(module(x).output, model(x))
+    placed: Any = graphreg.regularize_(copy.deepcopy(model), weight_l2=0.1, penalties="attach", scale=1)
+    plain = copy.deepcopy(model)
+    for mode in (True, False, True):
+        assert torch.equal(placed.train(mode)(x), plain.train(mode)(x))
+    if wrong:
+        with pytest.raises(TraceError, match="in eval mode"):
+            module.eval()(x)
+    else:
+        assert torch.equal(module.eval()(x).output, model.eval()(x))
+
+
+def test_strip_warns_of_a_graph_that_was_never_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), weight_l2=0.1)
+    graphreg.strip(module)
+    assert told[0].startswith("Sequential is stripped before its graph was compared with the model in train and eval mode, and ")
+    for mode in (True, False):
+        module.train(mode)(X)
+    graphreg.strip(module)
+    assert len(told) == 1
+
+
+class Exact(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.linear(x).relu()  # type: ignore[no-any-return]
+
+
+class ExactInPart(nn.Module):
+    """Switches autocast off: in a submodule, or itself (``inlined``)."""
+
+    def __init__(self, inlined: bool) -> None:
+        super().__init__()
+        self.exact, self.last, self.inlined = Exact(), nn.Linear(64, 2), inlined
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = Exact.forward(self.exact, x) if self.inlined else self.exact(x)
+        return torch.cat([h, self.last(h)], 1)
+
+
+class SetsByHand(Exact):
+    def forward(self, x: Tensor) -> Tensor:
+        was_on = torch.is_autocast_enabled("cpu")
+        torch.set_autocast_enabled("cpu", False)
+        h: Tensor = self.linear(x)
+        torch.set_autocast_enabled("cpu", was_on)
+        return h
+
+
+class CastsToTheDtype(nn.Module):
+    """``inner``: whether a block of its own has float16, or else it asks for the dtype."""
+
+    def __init__(self, inner: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.inner = nn.Linear(64, 64), nn.Linear(64, 2), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.inner:
+            return self.last(self.first(x).to(torch.get_autocast_dtype("cpu")).float().relu())  # type: ignore[no-any-return]
+        with torch.autocast("cpu", torch.float16, enabled=torch.is_autocast_enabled("cpu")):
+            h = self.first(x).relu()
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+def casting(dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@pytest.mark.parametrize("how", ["bare", "inputs", "in place"])
+@pytest.mark.parametrize("model", [ExactInPart(True), ExactInPart(False), CastsToTheDtype(True), CastsToTheDtype(False), SetsByHand()])
+def test_a_forward_with_an_autocast_of_its_own_is_right_or_refused_under_another(model: nn.Module, how: str) -> None:
+    """A block that changes nothing during the trace changes something at other calls. In place, a submodule with one becomes opaque."""
+    x, dtypes = torch.randn(3, 64), (None, torch.bfloat16, torch.float16)
+    for first in dtypes:
+        module: Any = copy.deepcopy(model)
+        with casting(first):
+            try:
+                if how == "in place":
+                    graphreg.regularize_(module, weight_l2=0.1, penalties="return")
+                else:
+                    module = graphreg.regularize(module, weight_l2=0.1, example_inputs=x if how == "inputs" else None)
+            except TraceError:
+                assert first is not None and getattr(model, "inlined", True)  # its own forward has a block that changes something
+                continue
+        right = 0
+        for dtype in (first, *dtypes, first):
+            with casting(dtype), contextlib.suppress(TraceError):
+                ours, plain = module(x).output, model(x)
+                assert ours.dtype == plain.dtype and torch.equal(ours, plain)
+                right += 1
+        if how == "in place" and not getattr(model, "inlined", True):
+            assert right == 5
+        assert right or (how == "in place" and first is not None)  # the trace itself failed
+
+
 def test_the_report_names_what_could_not_be_proved_under_autocast() -> None:
     module = graphreg.regularize(AsksForAutocast(1.0).to("meta"), weight_l2=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         module(torch.randn(2, 4, device="meta"))
     notes = [line for line in str(graphreg.report(module)).splitlines() if line.startswith("not proved in")]
-    assert notes == ["not proved in train mode under autocast: the model or its inputs have no values (device meta)"]
+    assert notes == ["not proved in train mode under autocast to torch.bfloat16: the model or its inputs have no values (device meta)"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import itertools
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.torch_internals.patching import Changes
+from graphreg.tracing.side_effects.imports import follow_imports
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 NAMES = (f"graphreg_test_reach_{number}" for number in itertools.count())
@@ -122,6 +126,27 @@ def test_in_place_it_is_followed(how: str, earlier: bool, tmp_path: Path, monkey
     assert torch.allclose(model(X), 3 * first)
 
 
+def test_blocks_that_follow_imports_may_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs of two threads do: the one that began first may end first."""
+    name = written(tmp_path, monkeypatch)
+    before, told = (builtins.__import__, importlib.import_module), list[str]()
+    begun, other_began = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with Changes() as changes, changes:
+            follow_imports(changes, lambda: told.append("first"))
+            begun.set()
+            other_began.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begun.wait()
+    with Changes() as changes, changes:
+        follow_imports(changes, lambda: told.append("second"))
+        other_began.set()
+        thread.join()
+        importlib.import_module(name)
+    assert told == ["second"] and (builtins.__import__, importlib.import_module) == before
 
 
 def reached(home: types.ModuleType) -> dict[str, tuple[Any, Callable[[Any, Tensor], Tensor]]]:

@@ -256,6 +256,16 @@ def test_a_layer_that_torch_jit_compiled_is_refused_by_name(made: Any, regulariz
         regularize(nn.Sequential(nn.Linear(4, 4), made(nn.Linear(4, 4))))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_in_place_a_layer_that_is_replaced_by_one_of_torch_jit_is_refused_by_name() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.ones(1, 4)
+    graphreg.regularize_(model, hidden_dropout=0.1)
+    model(x)
+    model[2] = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(graphreg.TraceError, match="'2' in Sequential is compiled by torch.jit"):
+        model(x)
+
+
 def test_shapes_of_what_fake_tensors_cannot_follow_cost_no_random_number() -> None:
     """A branch on a random number runs for real to find its shapes; the user's streams go on as if it had not."""
     torch.manual_seed(0)

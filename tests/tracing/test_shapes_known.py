@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.testing import check_regularizer
 from graphreg.tracing import fake_inputs
 from graphreg.tracing.shape_decisions import DecisionTracer, decided
 
@@ -107,6 +108,31 @@ def test_layers_that_are_alike_are_computed_once(monkeypatch: pytest.MonkeyPatch
         # a decision has no value
         counts.append(len([node for node in ran if node.target is not decided]))
     assert counts[0] == counts[1] > 5
+
+
+class ReturnsNothing(AsksNothing):
+    """Its ``train`` and ``eval`` return nothing; each mode has a graph."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def eval(self) -> None:  # type: ignore[override]
+        super().train(False)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.layer(x)
+        return h.tanh() if self.training else h
+
+
+def test_eval_and_train_of_a_model_may_return_nothing() -> None:
+    x, model = torch.ones(3, 4), ReturnsNothing()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=x)
+    module.eval()
+    assert torch.equal(module(x).output, model.layer(x))
+    graphreg.regularize_(model, weight_l2=0.1, penalties="return")
+    model.train()
+    assert isinstance(model(x).output, Tensor)
+    check_regularizer(graphreg.passes.WeightL2, model=ReturnsNothing(), inputs=x, backend=None)
 
 
 class Unlike(nn.Module):

@@ -9,19 +9,19 @@ INTRODUCTION = """
 
 `make zoo-libraries` does with other libraries what `make zoo` does with [torchvision, timm and transformers](models.md), and writes this \
 page. The models have random weights, two or three narrow layers where their constructors allow it, and small inputs that they accept in \
-both modes. A model that a library only downloads is not here.
+train and eval mode. Models that a library offers only as downloads are left out.
 
 | provider | models |
 |---|---|
-| vit_pytorch | {vit_pytorch}: of each module of the library the model, except those that only train another network |
-| x_transformers | {x_transformers}: the wrappers of the library, and the options of its layers that people use, one or two a model |
+| vit_pytorch | {vit_pytorch}: the model of each Python file of the library, but for files that only train another network |
+| x_transformers | {x_transformers}: the wrappers of the library, and commonly used options of its layers, one or two in each model |
 | monai | {monai} of `monai.networks.nets`, in two dimensions where they can be |
 | rtdl | {rtdl}: `rtdl`, `rtdl_revisiting_models`, and a perceptron on each kind of `rtdl_num_embeddings` |
-| pyg | {pyg} of `torch_geometric.nn`: two layers of a kind, its models of nodes, and some of whole graphs |
+| pyg | {pyg} of `torch_geometric.nn`: nets of two layers of one kind, the library's models for nodes, and some for whole graphs |
 | smp | {smp} of `segmentation_models_pytorch`: each decoder on a ResNet 18, and U-Net on an encoder of each family |
 | pytorchcv | {pytorchcv}: one of a family, in its full width and depth |
-| diffusers | {diffusers}: networks, transformers and autoencoders of pictures, films and sound |
-| speechbrain | {speechbrain}: networks of speakers, recognition, separation, synthesis and language |
+| diffusers | {diffusers}: U-Nets, transformers and autoencoders for images, video and audio |
+| speechbrain | {speechbrain}: networks for speaker recognition, speech recognition, separation, speech synthesis and language modelling |
 | stable_baselines3 | {stable_baselines3}: the networks of the policies of PPO, DQN, SAC and TD3 |
 | open_clip | {open_clip}: CLIP and what came after it, with towers of two layers |
 """

@@ -86,9 +86,9 @@ NETWORKS = (  # one spelling of each; what is a deeper form of another, or a par
 )  # fmt: skip
 
 LEFT: Mapping[str, str] = {
-    "CellSamWrapper, Transchex, HyenaNDUNETR": "they want weights or libraries from elsewhere",
+    "CellSamWrapper, Transchex, HyenaNDUNETR": "they need weights or libraries from elsewhere",
     "Restormer": "its module does not export it",
-    "NetAdapter, VISTA3D": "they are made of other networks, which are given",
+    "NetAdapter, VISTA3D": "they are built from networks that the user passes in",
 }
 
 

@@ -56,9 +56,9 @@ PICTURES: Mapping[str, int] = {  # those whose windows do not fit 32 pixels
 }  # fmt: skip
 
 LEFT: Mapping[str, str] = {
-    "efficient, vit_nd_masking": "a shell around a transformer that is given, and a function",
-    "accept_video_wrapper, dino, distill, es_vit, extractor, lejepa, levjepa, levjepa_nd, mpp, recorder, vat": "they train or watch a "
-    "network that is given, most with random pictures made of one: the network is what is regularized",
+    "efficient, vit_nd_masking": "`efficient` is a wrapper around a transformer that the user passes in; `vit_nd_masking` is a function",
+    "accept_video_wrapper, dino, distill, es_vit, extractor, lejepa, levjepa, levjepa_nd, mpp, recorder, vat": "they train or "
+    "inspect a network that the user passes in, which is what one would regularize",
     "vit_nd, vit_nd_pope, vit_nd_rotary": "their attention (FlexAttention) has no backward on a CPU",
     "vaat": "it reads sound with torchaudio",
 }

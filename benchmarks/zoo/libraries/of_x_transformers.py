@@ -125,7 +125,7 @@ def entries() -> dict[str, Entry]:
 
 
 LEFT: Mapping[str, str] = {
-    "layer_dropout": "Python's random numbers decide which layers a call skips, so parameters of the plain model have no gradient now and "
-    "then; only the backend takes it"
+    "layer_dropout": "Python's random numbers decide which layers a call skips, so in some calls a parameter of the plain model gets no "
+    "gradient; only the backend takes it"
 }
 PROVIDER = provider(entries, LEFT)

@@ -34,7 +34,7 @@ from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.export import give_proxy, module_behind, proxy_of, take_module_calls
 from graphreg.torch_internals.fake_tensors import size_decisions, take_assignments
 from graphreg.torch_internals.functorch import in_unwritten_jvp, innermost_transform, is_transform_step, is_wrapped
-from graphreg.torch_internals.modules import has_backward_hooks, has_pre_hooks, leave_mask_unread
+from graphreg.torch_internals.modules import has_backward_hooks, has_pre_hooks, leave_mask_unread, parameters_by_name
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import on_seeding
 from graphreg.torch_internals.torch_modes import is_gradient_switch, without_functions, without_modes, without_proxies
@@ -249,7 +249,7 @@ class Recorder(TorchFunctionMode):
 
     def _flag(self, tensor: Tensor) -> None:
         """Record that the forward reads ``requires_grad`` of a parameter, so that the graph asserts it."""
-        name = next((name for name, each in self.model.named_parameters(remove_duplicate=False) if each is tensor), None)
+        name = next((name for name, each in parameters_by_name(self.model).items() if each is tensor), None)
         if name is None:
             raise KeepOpaque("it reads requires_grad of a value, which depends on the call")
         self.record.flags[name] = bool(tensor.requires_grad)

@@ -25,6 +25,7 @@ from graphreg.ir.operations import IN_PLACE_NAMES, Operations, function_name, is
 from graphreg.ir.shape_guards import ASSERTIONS, described
 from graphreg.ir.site import Label
 from graphreg.ir.source_location import origin_in_trace
+from graphreg.torch_internals.modules import buffers_by_name
 from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 from graphreg.tracing.defaults import plain_value
 from graphreg.tracing.export.final_state import assign_buffer
@@ -69,7 +70,7 @@ class Unlifter:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._paths = {path: first for first, m in model.named_modules() for path, other in self._modules.items() if other is m}
         self._namer = Namer(self._modules.keys() - {""})
-        self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+        self._buffers = {*buffers_by_name(model)}
         self._made: dict[int, fx.Node] = {}  # the nodes of ``graph``, by ``meta[AT]`` of torch.export's nodes
         self._lifted: dict[int, str] = {}
         self._reads: dict[str, fx.Node] = {}

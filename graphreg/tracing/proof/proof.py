@@ -32,10 +32,12 @@ from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.functorch import leaving_no_level
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
+    buffers_by_name,
     collecting_hooks,
     has_users_global_hook,
     modules_by_path,
     own_hooks,
+    parameters_by_name,
     put_global_hooks_aside,
 )
 from graphreg.torch_internals.operators import schema_of
@@ -61,6 +63,7 @@ NO_VALUES = "the model or its inputs have no values (device meta)"
 PROVABLE = frozenset((NO_INPUTS, TRACED, NO_VALUES))  # the reasons that a later call removes
 NOT_ASKED = "prove=False"
 _RANDOM_STATE = "the state of torch's random generator after the call"
+_AUTOCAST = (torch.bfloat16, torch.float16)  # all dtypes that torch.autocast takes, but for float32 on CUDA
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
 CURE = (
@@ -71,13 +74,14 @@ CURE_OF_THE_BACKEND = "Use graphreg.regularize, which does not go by Dynamo's gr
 
 
 def proof_key(mode: str, asks_autocast: bool) -> str:
-    """Return the key of ``unproved`` for a call in a mode: another one under autocast, if the forward asks whether that is on."""
-    return f"{mode} mode under autocast" if asks_autocast and any(regions()[2:4]) else mode
+    """Return the key of ``unproved`` for a call in a mode: another one for each dtype of autocast, if the forward depends on that."""
+    on = next(filter(None, regions()[2:4]), None) if asks_autocast else None
+    return mode if on is None else f"{mode} mode under autocast to {on}"
 
 
 def proof_keys(mode: str, asks_autocast: bool) -> set[str]:
     """Return all keys of ``unproved`` for calls in a mode."""
-    return {mode, f"{mode} mode under autocast"} if asks_autocast else {mode}
+    return {mode, *(f"{mode} mode under autocast to {dtype}" for dtype in _AUTOCAST)} if asks_autocast else {mode}
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def _unprovable(claim: Claim, call: Arguments) -> str:
     if claim.captured is None and (hooked := _hooked_and_opened(claim)):
         return f"{hooked} has a hook, which is part of the graph, and a proof would run it once more"
     given = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
-    owned = [*model.parameters(), *model.buffers()]
+    owned = [*parameters_by_name(model).values(), *buffers_by_name(model).values()]
     if any(map(nn.parameter.is_lazy, owned)):
         return "some of its parameters are not initialized yet"
     if any(tensor.device.type == "meta" or is_fake(tensor) for tensor in (*owned, *given)):
@@ -199,6 +203,15 @@ _ATTEMPTS = 4
 TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
 # what is done with the state that a call has left, before the next call
 Between = Callable[[Snapshot], Any]
+
+
+def _parameters_moved(before: Snapshot) -> None:
+    """Change all parameters, as a step of an optimizer does: each element by another factor, so that their order changes, too."""
+    for data in (place.data for place in before.parameters):
+        if data.is_floating_point() and data.layout is torch.strided and not is_distributed(data):
+            data.mul_(torch.linspace(0.25, 1.75, data.numel(), dtype=data.dtype, device=data.device).reshape(data.shape)).add_(0.0078125)
+
+
 _COUNTERS: tuple[Between, ...] = (Snapshot.note, Snapshot.mark_counters)
 
 
@@ -278,6 +291,10 @@ class _Trial:
     def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
         self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
         self.near = claim.front_end == "export"
+        model: nn.Module = claim.model
+        # whether a method of the model's own switches to this mode, which may set more than ``training``
+        own = any(type(each).train is not nn.Module.train or type(each).eval is not nn.Module.eval for each in model.modules())
+        self._switches = own and model.training != (mode == "train")
         # whether the forward reads what autograd has saved, because it computes gradients itself
         self._takes_apart = False
 
@@ -327,6 +344,11 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+        if self._switches:
+            cause = (
+                "A train() or eval() of the model's own sets what its forward reads, and a graph cannot follow that. "
+                "graphreg.regularize_ traces the model anew when it has changed."
+            )
         if what.startswith(_RANDOM_STATE):
             cause = "The forward draws within torch.random.fork_rng(), or sets the generator back itself."
         kind = type(self.claim.model)
@@ -350,8 +372,8 @@ class _Trial:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.
 
         The second call is tried with stand-ins for what the first one ``left``: if nothing reads them, there is no difference. Otherwise
-        it is tried with equal inputs, with inputs of other sizes, and after a third call with stand-ins for what each call changes: it
-        may decide something later.
+        it is tried with equal inputs, with other parameters (as after a step of an optimizer), with inputs of other sizes, and after a
+        third call with stand-ins for what each call changes: it may decide something later.
         """
         # the graph calls these opaque modules, which find at the next call what they left themselves
         paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -364,7 +386,9 @@ class _Trial:
         if hidden.error is None and not _differing(hidden, ours, near):
             return
 
-        sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [(twice, ()), ((*twice, self.call), _COUNTERS)]
+        sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [
+            (twice, ()), (twice, [_parameters_moved]), ((*twice, self.call), _COUNTERS),
+        ]  # fmt: skip
         for other in other_sizes(self.call):
             sequences += [((self.call, other), ()), ((other, self.call), ())]
         for calls, between in sequences:
@@ -433,6 +457,8 @@ class _Trial:
             before = Snapshot(self.claim.model) if between else self.before
             try:
                 with watch, forgetting:
+                    if self._switches:  # on parameters, too, so that a branch with a low rank may be merged into them
+                        self.claim.model.train() if self.mode == "train" else self.claim.model.eval()
                     for i, call in enumerate(copies):
                         if 0 < i <= len(between):
                             between[i - 1](before)
@@ -539,7 +565,7 @@ def _on_copies(model: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[tu
             changes.put(space, name, copied)
         # Parameters stand for themselves: copies would take the memory of the model once more, so
         # ``_WriteWatch`` puts back what is written into them.
-        yield places, {**copies, **{id(parameter): parameter for parameter in model.parameters()}}
+        yield places, {**copies, **{id(parameter): parameter for parameter in parameters_by_name(model).values()}}
 
 
 @contextmanager

@@ -227,7 +227,7 @@ class StatefulForward(TraceError):
             reason: How the change was noticed, in parentheses, or ``""``.
         """
         why = (
-            f"changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}" if changed
+            f"changes {listed(changed, _SHOWN)} for its next call, which may then compute something else{reason}" if changed
             else f"computes something else at its next call{reason}, because it reads something that changes, such as a clock"
         )  # fmt: skip
         is_drawn = any(_last_name(name) == "random" for name in changed)

@@ -65,6 +65,7 @@ _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _OF_GRADIENTS = frozenset(("backward", "grad", "zero_grad", "step", "clip_grad_norm_", "clip_grad_value_"))  # code that may write into them
 _LONG = 200  # from so many characters on, a name is shortened: a chain may have thousands of objects
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
+_IMMUTABLE = 1 << 8  # CPython's Py_TPFLAGS_IMMUTABLETYPE, which classes made in C have: no code can set their attributes
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -110,7 +111,8 @@ class Snapshot:
         self._found_same = False  # whether ``registered`` has just found nothing changed
         # (place in ``places``, container, what holds it, key) of each empty one
         self._empty: list[tuple[int, Any, Attributes, str]] = []
-        named = list(modules_by_path(model, once=True).items())
+        # no graph calls a module of torch.jit, and its state is out of Python's reach
+        named = [each for each in modules_by_path(model, once=True).items() if not isinstance(each[1], torch.jit.ScriptModule)]
         self._modules = [module for _, module in named]
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for m in self._modules]
@@ -190,7 +192,7 @@ class Snapshot:
 
     def _add_class(self, kind: type) -> None:
         """Add the attributes of a class and the default arguments of its methods."""
-        if id(kind) in self._seen:
+        if id(kind) in self._seen or kind.__flags__ & _IMMUTABLE:
             return
         self._seen.add(id(kind))
         self.places.append(place := Attributes(kind, kind.__name__))

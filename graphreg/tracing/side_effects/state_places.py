@@ -612,7 +612,8 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
         if current.op == "placeholder":
             return True
         seen.add(current)
-        waiting += current.all_input_nodes
+        # ``a.type_as(b)`` and ``a.to(b)`` ask for the dtype and device of ``b``
+        waiting += current.all_input_nodes[: 1 if name in ("to", "type_as") else None]
     return False
 
 

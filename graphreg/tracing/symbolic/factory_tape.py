@@ -277,6 +277,7 @@ class Tape(TorchFunctionMode):
 
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
+        self.tracer.note_autocast()
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
         if not representable:
             entry.copy = result.detach().clone() if isinstance(result, Tensor) else None

@@ -135,6 +135,7 @@ class ModeFollower(SiteTracer):
         node = next(self._expected, None)
         if node is None or node.op != kind or node.target != target or regions() != self.region:
             self._depart()
+        self._leader.note_autocast()
         if kind != "output" and scope_of(node) != self._scopes[-1]:
             self._depart()
         if not (_are_alike(args, node.args) and _are_alike(kwargs, node.kwargs)):

@@ -36,7 +36,16 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
 from graphreg.torch_internals.fx import take_as_one, take_checks
-from graphreg.torch_internals.modules import FORWARD_HOOKS, bound_call, collecting_hooks, has_backward_hooks, has_pre_hooks
+from graphreg.torch_internals.global_state import autocast_depth
+from graphreg.torch_internals.modules import (
+    FORWARD_HOOKS,
+    bound_call,
+    buffers_by_name,
+    collecting_hooks,
+    has_backward_hooks,
+    has_pre_hooks,
+    parameters_by_name,
+)
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import ModuleStack, randomness, regions, restore_randomness
 from graphreg.torch_internals.trace_state import restore_fx_patches
@@ -77,6 +86,7 @@ class SiteTracer(DecisionTracer):
         specialized: The specialized arguments by name.
         environment: The queries of global state that the forward made, such as ``torch.is_grad_enabled()``.
         region: Whether grad mode, inference mode and autocast were on when the trace began.
+        switches_autocast: Whether the forward ran in a block of autocast of its own. One that changes nothing here does at other calls.
         operations: Facts about the operations of the model.
         tape: Records the operations on tensors that the forward makes during the trace.
         watch_draws: Whether to note which module draws random numbers. Few forwards draw any, and to look after each call of a module
@@ -115,7 +125,7 @@ class SiteTracer(DecisionTracer):
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
-        self.region = regions()
+        self.region, self._autocasts, self.switches_autocast = regions(), autocast_depth(), False
         self._constants = BufferConstants()
         self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
         self._caught = [set[str]()]  # for each module whose forward runs, which errors its callers catch, by the names of their classes
@@ -139,8 +149,8 @@ class SiteTracer(DecisionTracer):
         """
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
-        self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
-        self._parameters = {id(parameter): name for name, parameter in root.named_parameters()}
+        self._buffers = {id(buffer): name for name, buffer in buffers_by_name(root, once=True).items()}
+        self._parameters = {id(parameter): name for name, parameter in parameters_by_name(root, once=True).items()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         self._drawn = randomness()
@@ -539,10 +549,15 @@ class SiteTracer(DecisionTracer):
                 "this runs under torch.no_grad, autocast, hooks on saved tensors or the like, and a trace would lose that; move it into a "
                 "submodule of its own"
             )
+        self.note_autocast()
         node = super().create_node(kind, *rest, **more)
         if kind.startswith("call") and (caught := self._caught[-1] | caught_here(within=SiteTracer._record_call.__code__)):
             mark_caught(node, tuple(sorted(caught)))
         return node
+
+    def note_autocast(self) -> None:
+        """Note whether the forward is in a block of autocast."""
+        self.switches_autocast |= autocast_depth() != self._autocasts
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
         """Add a node that is an alias of a tensor and has no label, and return its proxy."""
