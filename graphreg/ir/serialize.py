@@ -23,7 +23,6 @@ from graphreg.torch_internals.fx import share_emitter
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of
 
 CARRIED = (SITE, ADDITION, CALLS, CAUGHT, CALL_RECORDS, DEFAULT, "value")  # the entries of node.meta that are pickled
-_FUNCTION = "a function"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class _Ref:
 
 @dataclass(frozen=True)
 class _Operator:
-    """The names of an operator of torch.ops, or of a function; neither of them can be pickled itself."""
+    """The names of an operator of torch.ops; the operator itself cannot be pickled."""
 
     namespace: str
     name: str
@@ -47,17 +46,29 @@ class _Operator:
         if isinstance(target, OpOverloadPacket):
             namespace, _, name = qualified_name(target).partition("::")
             return cls(namespace, name, None)
-        # F.max_pool2d and its like, which torch makes within a function (boolean_dispatch)
-        if isinstance(target, FunctionType) and "<locals>" in target.__qualname__:
-            home, name = str(target.__module__), target.__name__
-            return cls(home, name, _FUNCTION) if getattr(sys.modules.get(home), name, None) is target else target
         return target
 
     def resolved(self) -> Any:
-        if self.overload == _FUNCTION:
-            return getattr(importlib.import_module(self.namespace), self.name)
         packet = getattr(getattr(torch.ops, self.namespace), self.name)
         return packet if self.overload is None else getattr(packet, self.overload)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """Where a function is that torch has made within another one, such as ``F.max_pool2d``: pickle looks for it by its qualified name."""
+
+    home: str
+    name: str
+
+    @classmethod
+    def of(cls, target: Any) -> Any:
+        if not isinstance(target, FunctionType) or "<locals>" not in target.__qualname__:
+            return target
+        home, name = str(target.__module__), target.__name__
+        return cls(home, name) if getattr(sys.modules.get(home), name, None) is target else target
+
+    def resolved(self) -> Any:
+        return getattr(importlib.import_module(self.home), self.name)
 
 
 def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -71,7 +82,7 @@ def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
         (
             n.op,
             n.name,
-            _Operator.of(n.target),
+            _Function.of(_Operator.of(n.target)),
             map_aggregate(n.args, plain),
             map_aggregate(n.kwargs, plain),
             {k: n.meta[k] for k in CARRIED if k in n.meta},
@@ -88,7 +99,7 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
 
     for op, name, target, args, kwargs, meta in records:
-        resolved = target.resolved() if isinstance(target, _Operator) else target
+        resolved = target.resolved() if isinstance(target, (_Operator, _Function)) else target
         node = graph.create_node(op, resolved, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
         node.meta.update(meta)
         nodes.append(node)

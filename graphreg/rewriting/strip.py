@@ -25,7 +25,8 @@ log = logging.getLogger("graphreg")
 def strip(module: nn.Module) -> RewrittenModule:
     """Return the model without any addition. A call returns the model's output alone, bit-equal to the original in eval mode.
 
-    The result shares the layers of ``module``, which stays unchanged. Blocks that checkpoint their own forward still do so.
+    The result shares the layers of ``module``, which stays unchanged. Blocks that checkpoint their own forward still do so. If the graph
+    was never compared with the model (the proof), a warning is logged: what is returned has no link to the model.
 
     Args:
         module: A rewritten module, also compiled or wrapped.

@@ -128,7 +128,6 @@ class Changes:
         for place in without:
             place[name] = value
 
-
     def _put_back_imported(self) -> None:
         """Put back what Python modules hold that were imported within the block: ``from torch import zeros`` took what stood there."""
         replaced = {id(value): (value, before) for value, before in reversed(self._replaced)}

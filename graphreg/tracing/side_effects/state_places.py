@@ -323,6 +323,7 @@ class Defaults(Attributes):
         return {**{str(i): each for i, each in enumerate(self.owner.__defaults__ or ())}, **(self.owner.__kwdefaults__ or {})}
 
     def changed(self) -> list[str]:
+        # a tuple cannot change; a dict of defaults by name can
         held = self.owner.__defaults__, self.owner.__kwdefaults__
         return [] if held[0] is self._held[0] and not held[1] and not self._held[1] else super().changed()
 

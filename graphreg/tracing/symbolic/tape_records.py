@@ -26,7 +26,7 @@ class TapeEntry:
         origin: The line of the user's code that called the function.
         result: What the function returned.
         written_storages: The storages that the operation wrote into.
-        region: Whether grad mode, inference mode and autocast were on when the operation ran.
+        region: What ``regions`` returned when the operation ran: grad mode, inference mode, autocast.
         copy: A copy of the result, which the graph clones instead of repeating the operation. It is
             None unless the result is a tensor and there are arguments that a graph cannot hold (an
             object, a numpy array).
@@ -41,7 +41,7 @@ class TapeEntry:
     origin: Origin | None
     result: Any
     written_storages: frozenset[StorageKey]
-    region: tuple[bool, ...]
+    region: tuple[Any, ...]
     copy: Tensor | None = None
 
     @property
