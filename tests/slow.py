@@ -108,6 +108,7 @@ SWEEP = {
     r"test_readme\.py::test_blocks\[docs/native_dropout\.md": "test_native_dropout.py has the options that it shows",
     r"test_verify\.py::test_what_is_the_model_passes\[(own dropout at|set apart in eval|exported)": "the others stay",
     r"test_doctor\.py::test_every_kind": "two of the kinds stay",
+    r"test_settled_reads\.py::test_a_penalty_measures\w+\[(?!inplace|items|two writes|an attribute).*-(compiled|export)": "four stay, all symbolically",
     r"test_own_elements\.py::test_equal_blocks_give_equal_kernels\[dropout alone": "with a penalty stays",
     r"test_called_as_a_whole\.py::test_compiled_it_is_equal\[(dropout|opaque)": "the layer and the wrapped module stay",
     r"test_torch_check\.py::test_each_part_works\[(recurrent layers|attached|penalties with)": "the other parts stay",
@@ -314,13 +315,15 @@ SWEEP = {
 }
 
 REST = {
-    r"test_(distributed|fsdp)\.py|test_(penalties_on_meshes|mesh_ranks)\.py::test_two_ranks": "processes of several ranks",
+    r"test_(distributed|fsdp)\.py|test_mesh_ranks\.py::test_two_ranks": "processes of several ranks",
+    r"test_penalties_on_meshes\.py::test_(two_ranks|what_is_refused)": "processes of several ranks",
     r"test_(start|nothing_patched|resume|shipped|turns|install|security)\.py": "new processes, one for each thing that is shown",
     r"test_(guides|examples|site|course|notebooks|theanets_page|trials)\.py": "pages and their examples",
     r"test_readme\.py::test_blocks": "pages and their examples; that README is at most 120 lines, and the like, stays",
     r"test_stubs\.py::test_a_page|test_monitor\.py::test_the_page": "a browser, or a page",
     r"tests/(benchmarks|fuzz)/": "tools that measure graphreg, and search for its faults",
     r"tests/(integrations|cli|drawing|diagnosis)/": "trainers, the command line, pictures, the doctor: around the engine",
+    r"tests/(dynamo_backend|stages|blocks|reporting)/": "the backend, stages and blocks carry the same passes elsewhere; reports print them",
     r"test_left_to_eager\.py::test_nothing_is_registered": "a new process",
     r"test_whole\.py::test_a_saved_module_gives_the_same_in_a_new_process": "a new process",
     r"test_(once_only|renamed)\.py": "they read all files of the project, as a linter does",
