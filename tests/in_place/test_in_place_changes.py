@@ -777,7 +777,7 @@ class Collects(Net):
 
 def test_what_the_forward_puts_into_containers_is_named() -> None:
     model = graphreg.regularize_(Collects(), weight_l2=0.1, scale=1, example_inputs=X)
-    assert "not assigned: kept.count, table, sizes, seen. The forward assigns this, and the graph does not" in str(graphreg.report(model))
+    assert "not assigned: sizes, seen, kept.count, table. The forward assigns this, and the graph does not" in str(graphreg.report(model))
     assert (model.sizes, model.seen, model.table, model.kept.count) == ([], {}, {"a": [0]}, 0)
 
 

@@ -150,6 +150,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving, earlier: Snapshot | N
         for mode in proving.modes:
             if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
                 reasons[mode] = reason
+        before.nothing_ran()  # since each run put back what it had changed
     return reasons
 
 
@@ -219,7 +220,7 @@ _COUNTERS: tuple[Between, ...] = (Snapshot.note, Snapshot.mark_counters)
 class Run:
     """What a forward gave: its output, and what it wrote into arguments, buffers, attributes and parameters, by place.
 
-    ``left``: the names of other state that it left changed.
+    ``left``: for the model itself, the names of other state that it left changed.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -463,7 +464,8 @@ class _Trial:
                         if 0 < i <= len(between):
                             between[i - 1](before)
                         output = forward(call)
-                ran.left = self._left(places)
+                if forward == self._call_model:
+                    ran.left = self._left(places)
                 ran.values = {place: snapshot(leaf) for place, leaf in leaves(output, "output")}
                 for place, leaf in (*leaves(call[0], "args"), *leaves(call[1], "kwargs")):
                     if isinstance(leaf, Tensor):
@@ -493,7 +495,9 @@ class _Trial:
             return []
         own = {f"self.{place.removeprefix(_ATTRIBUTE)}": space.get(name) is copied for place, (space, name, copied) in places.items()}
         put = {f"self.{name}" for name in self.claim.constants} | own.keys()
-        return [*(name for name in self.before.left() if name not in put), *(name for name, same in own.items() if not same)]
+        left = self.before.left()
+        self.before.nothing_ran()
+        return [*(name for name in left if name not in put), *(name for name, same in own.items() if not same)]
 
     @contextmanager
     def _apart(self, *calls: Arguments) -> Iterator[tuple[list[Arguments], TensorPlaces]]:

@@ -84,8 +84,8 @@ class ContextVariable(StatePlace):
     def read(self) -> Any:
         return self.owner.get(NOTHING)
 
-    def left(self) -> list[str]:
-        return [self.name] if self.read() is not self.content else []
+    def same(self) -> bool:
+        return self.read() is self.content
 
     def note(self) -> None:
         self.after = self.read()

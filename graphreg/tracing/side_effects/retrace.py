@@ -92,6 +92,8 @@ def trace_repeatable(
             _check_next_call(model, graph, trace, before, changed, opaque)
             if len(opaque) > known:
                 return graph
+        else:
+            before.nothing_ran()
     _check_opaque_state(model, graph, trace, opaque)
     return graph
 

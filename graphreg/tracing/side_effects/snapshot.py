@@ -109,6 +109,9 @@ class Snapshot:
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
+        self._prepared: list[StatePlace] = []  # the places that ``changed`` has prepared for another trace
+        self._found: list[StatePlace] = []  # what ``_differing`` has found, or []: nothing differs after ``restore``
+        self._holds = False  # whether it still holds, see ``nothing_ran``
         # (place in ``places``, container, what holds it, key) of each empty one
         self._empty: list[tuple[int, Any, Attributes, str]] = []
         # no graph calls a module of torch.jit, and its state is out of Python's reach
@@ -331,12 +334,22 @@ class Snapshot:
         left behind. So each proxy is replaced by a ``StaleValue``, or by the content from before
         the forward.
         """
-        self._note_assigned()
+        before, self._prepared = self._prepared, self._differing()
+        self._note_assigned(self._prepared)
         if not self._found_same:
             self._restore_registered()
         self._found_same = False  # another forward may run from here on
+        return list(dict.fromkeys(name for place in dict.fromkeys([*self._prepared, *before]) for name in place.prepare_retrace()))
+
+    def _differing(self) -> list[StatePlace]:
+        """Return the places whose content may have changed. There are a thousand of them, and few ever change."""
         self.open_containers()
-        return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
+        self._found, self._holds = [place for place in self.places if not place.same()], False
+        return self._found
+
+    def nothing_ran(self) -> None:
+        """Say that no forward has run since ``left``, ``changed`` or ``restore``: the next ``restore`` need not look for changes."""
+        self._holds = True
 
     def registered(self) -> list[str]:
         """Return the names of the buffers, parameters and modules that the forward has registered or replaced."""
@@ -368,8 +381,7 @@ class Snapshot:
 
     def left(self) -> list[str]:
         """Return the names of the state that has changed, but not of what every module has. This changes nothing."""
-        self.open_containers()
-        names = dict.fromkeys(name for place in self.places for name in place.left())
+        names = dict.fromkeys(name for place in self._differing() for name in place.left())
         return [name for name in names if name.rpartition(".")[2] not in _OF_ALL_MODULES]
 
     def note(self) -> None:
@@ -392,25 +404,25 @@ class Snapshot:
         """Restore the state from before the forward."""
         # first of all, since what follows may compute
         self.torchs.restore()
-        self._note_assigned()
-        self._restore_registered()
-        self.open_containers()
         with without_functions():
-            for place in self.places:
+            differing = self._found if self._holds else self._differing()
+            self._note_assigned(differing)
+            self._restore_registered()
+            for place in differing:
                 place.restore()
+        self._found, self._holds = [], False
 
-    def _note_assigned(self) -> None:
+    def _note_assigned(self, differing: list[StatePlace]) -> None:
         """Note what the forward has assigned or put into containers: of modules of the user's classes and in their attributes."""
         if _thread.assigned is None:
             return
 
         names = list[str]()
-        for place in filter(_is_within_the_model, self.places):
+        for place in filter(_is_within_the_model, differing):
             if isinstance(place, Attributes):
                 names += [place.label(key) for key in place.changed()]
-            elif isinstance(place, Container) and not place.same():
+            elif isinstance(place, Container):
                 names.append(place.name)
-        names += [place.label(key) for _, container, place, key in self._empty if container and _is_within_the_model(place)]
         shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
         _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
 

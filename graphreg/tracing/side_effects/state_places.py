@@ -75,9 +75,13 @@ class StatePlace:
         """Restore the content from before the forward."""
         raise NotImplementedError
 
+    def same(self) -> bool:
+        """Return whether the content is that from before the forward. False where only ``restore`` finds out."""
+        return bool(self.read() == self.content)
+
     def left(self) -> list[str]:
         """Return the names of what has changed. Unlike ``prepare_retrace``, this changes nothing."""
-        return [self.name] if self.read() != self.content else []
+        return [] if self.same() else [self.name]
 
     def note(self) -> None:
         """Note what ``mark_counters`` needs, after a forward that ran on real tensors: these may stay."""
@@ -135,9 +139,11 @@ class Attributes(StatePlace):
         """Return the name of one attribute, for errors."""
         return f"{self.name}.{key}"
 
+    def same(self) -> bool:
+        return is_same(self.now(), self.content)
+
     def changed(self) -> list[str]:
         """Return the names of the attributes that were added, deleted or set to another object."""
-        # so it is for almost all places of almost all models
         if is_same(now := self.now(), self.content):
             return []
         apart = REGISTERED if issubclass(type(self.owner), nn.Module) else ()
@@ -228,8 +234,9 @@ class ParameterState(Attributes):
     def __init__(self, owner: torch.Tensor, name: str, may_accumulate: bool) -> None:
         """Note the present state. ``may_accumulate``: whether the forward may run a backward pass, which writes into the gradient."""
         self.owner, self.name, self.content = owner, name, dict(own_attributes(owner))
-        self._plain = is_plain_data(owner) and owner.layout is torch.strided and not nn.parameter.is_lazy(owner) and not is_wrapped(owner)
-        self.data = owner.data if self._plain else owner
+        plain = is_plain_data(owner) and owner.layout is torch.strided and not nn.parameter.is_lazy(owner) and not is_wrapped(owner)
+        self.data = owner.data if plain else owner
+        self._place = _place_of(self.data) if plain else None
         self._leaf, self._requires_grad = owner.is_leaf, owner.requires_grad
         self.gradient = owner.grad if self._leaf else None
         self._hooks = gradient_hooks(owner)
@@ -241,7 +248,7 @@ class ParameterState(Attributes):
     def facts(self) -> dict[str, Any]:
         """Return what has changed, but for attributes, by its name: the data that are there now, a copy of the gradient, and so on."""
         name, owner, changed = self.name.removeprefix("self."), self.owner, dict[str, Any]()
-        if self._plain and _place_of(owner) != _place_of(self.data):
+        if self._place is not None and _place_of(owner) != self._place:
             changed[f"the parameter {name}"] = owner.detach().clone()
         gradient = owner.grad if owner.is_leaf else None
         if gradient is not self.gradient or (gradient is not None and version_of(gradient) != self._written):
@@ -253,12 +260,15 @@ class ParameterState(Attributes):
             changed[f"the number of gradient hooks of {name}"] = hooks
         return changed
 
+    def same(self) -> bool:
+        return False
+
     def restore(self) -> None:
         super().restore()
         owner = self.owner
         if self._leaf and not owner.is_leaf:  # autograd has recorded a write into it
             owner.detach_()
-        if self._plain and _place_of(owner) != _place_of(self.data):
+        if self._place is not None and _place_of(owner) != self._place:
             owner.data = self.data
         if owner.requires_grad != self._requires_grad:
             owner.requires_grad_(self._requires_grad)
@@ -322,10 +332,10 @@ class Defaults(Attributes):
     def now(self) -> dict[str, Any]:
         return {**{str(i): each for i, each in enumerate(self.owner.__defaults__ or ())}, **(self.owner.__kwdefaults__ or {})}
 
-    def changed(self) -> list[str]:
+    def same(self) -> bool:
         # a tuple cannot change; a dict of defaults by name can
-        held = self.owner.__defaults__, self.owner.__kwdefaults__
-        return [] if held[0] is self._held[0] and not held[1] and not self._held[1] else super().changed()
+        owner, (tuple_, by_name) = self.owner, self._held
+        return (owner.__defaults__ is tuple_ and not by_name and not owner.__kwdefaults__) or super().same()
 
     def set(self, key: str, value: Any) -> None:
         if key in (named := self.owner.__kwdefaults__ or {}):
@@ -359,7 +369,7 @@ class Slots(Attributes):
 class Items(Attributes):
     """The items of a dict. Methods that a user's subclass overrides are not called: they may have side effects."""
 
-    size = 0  # after ``prepare_retrace``: how many items the forward left
+    size = -1  # after ``prepare_retrace``: how many items the forward left
 
     def now(self) -> dict[str, Any]:
         return self.owner if type(self.owner) in (dict, OrderedDict) else dict(_dict_of(self.owner).items(self.owner))
@@ -418,7 +428,6 @@ class Container(StatePlace):
         return list(_base(self.owner).__iter__(self.owner))
 
     def same(self) -> bool:
-        """Return whether the container has the same objects as before the forward."""
         now = self.read()
         return len(now) == len(self.content) and all(map(is_, now, self.content))
 
@@ -431,9 +440,6 @@ class Container(StatePlace):
         self.size = len(self.read())
         if not self.same():
             yield self.name
-
-    def left(self) -> list[str]:
-        return [] if self.same() else [self.name]
 
     def note(self) -> None:
         self.size = len(self.read())

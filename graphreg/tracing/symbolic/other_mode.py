@@ -60,6 +60,7 @@ def literals_in_other_mode(model: nn.Module, graph: fx.Graph, leader: SiteTracer
             follower.trace(model)
             if before.drawn_generators() or before.registered() or before.changed() or before.assigned_tensors():
                 return None
+            before.nothing_ran()
         except Departs:
             return None
         except Exception as error:
