@@ -139,7 +139,10 @@ class Placed(InPlaceHost):
                 key, fitting = self._prepared_for_compiled(model, form, key, fitting, args, kwargs)
             _thread.call = self, key, fitting
             members = vars(type(model))
-            if MEMBERS in members and len(members) != len(members[MEMBERS]) + (RESTING in members):  # FSDP2 makes another subclass
+            if MEMBERS not in members:
+                if not type(model).__module__.startswith("torch.distributed."):  # where FSDP2 makes another subclass
+                    refuse_other_class(model)
+            elif len(members) != len(members[MEMBERS]) + (RESTING in members):
                 _refuse_set_on_class(members, fitting[0])
             with AroundCall(fitting[0].module, fitting[0].rules, args, kwargs) as around:
                 return around.after(run())
@@ -492,6 +495,15 @@ def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
         f"the call does not fit {type(model).__name__}.forward({', '.join(signature.parameters)}): {why}. A decorator of the forward, or a "
         "hook, takes other arguments than this signature shows, and a trace goes by the signature. Pass the arguments that it shows, or "
         "let the forward take those of the call itself, without the decorator or hook."
+    )
+
+
+@disable()
+def refuse_other_class(model: nn.Module) -> None:
+    """Raise, since the user has replaced the class of a model in place, or the forward of that class, which no trace sees."""
+    raise GraphRegError(
+        f"the class of this {type(model).__name__} in place, or the forward of that class, was replaced after graphreg.regularize_, and a "
+        "trace does not see that. Undo it, graphreg.strip_ the model, make the change, and regularize the model again."
     )
 
 

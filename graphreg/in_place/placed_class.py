@@ -15,9 +15,9 @@ from torch import nn
 from graphreg.blocks.placed_block import scriptable
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.calls import CallForm, not_traced
-from graphreg.in_place.placed import Placed
+from graphreg.in_place.placed import Placed, refuse_other_class
 from graphreg.in_place.turns import traces_here, wait_for_trace
-from graphreg.ir.module_record import MEMBERS, ORIGINAL, PLACED
+from graphreg.ir.module_record import MEMBERS, ORIGINAL, PLACED, RESTS
 from graphreg.runtime.averaging import follow_averages
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
 from graphreg.torch_internals.fx import is_traced
@@ -33,15 +33,16 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
     """
     signature = inspect.signature(original.forward.__get__(model))
     form = CallForm(signature)
+    # Weak, or the class and its model would keep each other alive.
+    forward = _forward(original, form, weakref.ref(model))
     members: dict[str, Any] = {
         ORIGINAL: original,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "__init__": _init(original),
-        "__call__": _call(original, form),
-        # Weak, or the class and its model would keep each other alive.
-        "forward": _forward(original, form, weakref.ref(model)),
+        "__call__": _call(original, form, forward),
+        "forward": forward,
         "__reduce_ex__": _reduce,
         "_apply": _apply(original),
         "named_modules": follow_averages(original.named_modules, hides_buffers=False),
@@ -84,6 +85,8 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_dynamo_compiling():
+            if not hasattr(kind := type(self), ORIGINAL) and RESTS not in vars(kind):  # stripped, and something has wrapped this forward
+                return original.forward(self, *args, **kwargs)
             placed = state_in(self)
             if is_traced():
                 _refuse_trace(self, placed, args)
@@ -109,7 +112,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     return own  # type: ignore[no-any-return]
 
 
-def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
+def _call(original: type[nn.Module], form: CallForm, forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return original.__call__(self, *args, **kwargs)
@@ -118,6 +121,8 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
             _refuse_trace(self, placed, args)
         if not (self.training or placed.in_eval):
             return original.__call__(self, *args, **kwargs)
+        if type(self).forward is not forward:
+            refuse_other_class(self)
         return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
 
     own = with_own_code(call)

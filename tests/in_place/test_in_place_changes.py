@@ -1063,3 +1063,45 @@ def test_fewer_parts_than_before_have_a_graph_of_their_own() -> None:
     module = graphreg.regularize(plain, weight_l2=0.1, example_inputs=torch.randn(8, 4))
     with pytest.raises(graphreg.errors.OtherInputs):
         module(torch.randn(4, 4))
+
+
+class Doubled:
+    """A mixin."""
+
+    def post(self, h: Tensor) -> Any:
+        return 2 * h
+
+
+def mixed_in(model: nn.Module) -> None:
+    model.__class__ = type("Mixed", (Doubled, type(model)), {})
+
+
+def parametrized(model: nn.Module) -> None:
+    model.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    nn.utils.parametrize.register_parametrization(model, "gain", nn.Identity())
+
+
+def given_a_forward(model: nn.Module) -> None:
+    type(model).forward = lambda self, x: self.last(self.a(x))
+
+
+@pytest.mark.parametrize("change", [mixed_in, parametrized, given_a_forward])
+@pytest.mark.parametrize("traced", [False, True])
+def test_another_class_of_the_model_is_refused_in_train_mode(change: Change, traced: bool) -> None:
+    model = graphreg.regularize_(Net(), hidden_l2=0.1, scale=1)
+    if traced:
+        model(X)
+    change(model)
+    with pytest.raises(GraphRegError, match="in place, or the forward of that class, was replaced after graphreg.regularize_"):
+        model(X)
+    plain = Net().eval()
+    if change is not parametrized:
+        assert torch.equal(model.eval()(X), plain.last(2 * plain.act(plain.a(X)) if change is mixed_in else plain.a(X)))
+
+
+def test_a_stripped_model_runs_within_what_has_wrapped_its_forward() -> None:
+    model = graphreg.regularize_(Net(), hidden_dropout=0.5, scale=1)
+    inner = model.forward
+    model.forward = lambda *args: inner(*args).float()  # as accelerate does
+    model(X)
+    assert torch.equal(graphreg.strip_(model)(X), Net()(X)) and type(model) is Net
