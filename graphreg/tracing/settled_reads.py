@@ -66,11 +66,15 @@ class _Work:
         """Take an item out of its tuple before anything reads the whole tuple, unless that may write into it."""
         if is_port(item, self.operations):
             whole = item.args[0]
-            before = (user for user in whole.users if self.order[user] < self.order[item])  # type: ignore[union-attr]
-            # what asserts how many items there are stays before them
+            before = [user for user in whole.users if self.order[user] < self.order[item]]  # type: ignore[union-attr]
             earlier = [user for user in before if not takes_apart(user) and user.target is not len and user.target not in DECISIONS]
             if earlier and not any(whole in self.effects.writes(user) for user in earlier):
                 whole.append(item)  # type: ignore[union-attr]
+                # what asserts how many items there are stays before them
+                for user in (user for user in before if user.target is len or user.target in DECISIONS):
+                    asserted = [each for each in user.users if each.target in DECISIONS and each.all_input_nodes == [user]]
+                    for node in (*asserted, user) if user.all_input_nodes == [whole] else ():
+                        whole.append(node)  # type: ignore[union-attr]
 
     def follow(self, write: fx.Node) -> None:
         """Follow the writes of one node."""

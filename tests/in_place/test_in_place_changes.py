@@ -1047,16 +1047,27 @@ def test_an_unfrozen_layer_counts_and_draws_once() -> None:
         assert all(map(torch.equal, *results))
 
 
-def test_fewer_parts_than_before_have_a_graph_of_their_own() -> None:
+@pytest.mark.parametrize("how", ["each", "pairs", "mean"])
+def test_fewer_parts_than_before_have_a_graph_of_their_own(how: str) -> None:
     class Parts(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, joined: Callable[[nn.Module, Tensor], Tensor]) -> None:
             super().__init__()
-            self.linear = nn.Linear(4, 4)
+            self.linear, self.joined = nn.Linear(4, 4), joined
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([self.linear(part) for part in x.split(2)])
+            return self.joined(self.linear, x)
 
-    plain = Parts()
+    def pairs(linear: nn.Module, x: Tensor) -> Tensor:
+        parts = x.split(2)
+        return linear(torch.stack([a + b for a, b in zip(parts, (*parts[1:], parts[0]))]))  # noqa: B905
+
+    def around_the_mean(linear: nn.Module, x: Tensor) -> Tensor:
+        parts = x.split(2)
+        mean = torch.stack(parts).mean(0)
+        return linear(sum(((part - mean).relu() for part in parts), mean))
+
+    ways = {"each": lambda linear, x: torch.cat(list(map(linear, x.split(2)))), "pairs": pairs, "mean": around_the_mean}
+    plain = Parts(ways[how])
     model = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, penalties="attach", scale=1)
     for rows in (4, 8, 2, 6, 2, 4):
         assert torch.equal(model(x := torch.randn(rows, 4)), plain(x))

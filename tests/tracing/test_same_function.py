@@ -68,13 +68,32 @@ def assigned(self: Any, x: Tensor) -> Tensor:
     return self.k(h)
 
 
-@pytest.mark.parametrize("forward", [skip, column, callers, flat, sizes, assigned])
+def attribute(self: Any, x: Tensor) -> Tensor:
+    h = self.l(x)
+    v = h.mT
+    v -= 1
+    h.T[0] = 2
+    n = h.shape
+    n += (1,)
+    return self.k(h.view(n)[..., 0])
+
+
+@pytest.mark.parametrize("forward", [skip, column, callers, flat, sizes, assigned, attribute])
 def test_augmented_assignment_writes_where_the_model_writes(forward: Callable[..., Any]) -> None:
     original, given, ours = model(forward), X.clone(), X.clone()
     module = graphreg.regularize(original, HiddenL1("k" if forward is not sizes else "l", 1.0))
     assert torch.equal(original(given), module(ours).output)
     assert torch.equal(given, ours)  # what the caller sees of its own tensor
     assert torch.equal(original(X.clone()), graphreg.strip(module)(X.clone()))
+
+
+def test_a_shape_has_no_items_to_assign() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x.shape[0] = 2
+        return self.l(x)
+
+    with pytest.raises(graphreg.TraceError, match="'shape' does not support item assignment"):
+        graphreg.regularize(model(forward), weight_l2=0.1)
 
 
 def test_augmented_assignment_has_the_name_of_the_operator() -> None:

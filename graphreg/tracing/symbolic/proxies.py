@@ -150,6 +150,17 @@ class AttributeProxy(_Asked, Attribute):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(_assignment_message(name, "deletes"))
 
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        """Record an in-place operator of a view, such as ``z -= 1`` after ``z = x.mT``; a size or shape has none."""
+        if self.attr in ATTRIBUTES:
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.attr in ATTRIBUTES:
+            raise TypeError(f"{self.attr!r} does not support item assignment")
+        Value.set_item(self.tracer, self, key, value)
+
     def __hash__(self) -> int:
         """Return the hash of a shape, a dtype or the like, for a dict or set. The graph asserts that each call has the hashed value."""
         if self.attr in ATTRIBUTES and not issubclass(ATTRIBUTES[self.attr], torch.Tensor):
@@ -248,13 +259,14 @@ attributes_of: Callable[[Any], dict[str, Any]] = vars(fx.Proxy)["__dict__"].__ge
 
 
 def _add_in_place_operators() -> None:
-    """Give ``Value`` the methods of all in-place operators."""
+    """Give the proxies the methods of all in-place operators."""
 
-    def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:
+    def method(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         return lambda self, other: self._in_place(function, other)
 
     for name in IN_PLACE_NAMES:
-        setattr(Value, f"__{name}__", method(getattr(operator, name)))
+        for kind in (Value, AttributeProxy):
+            setattr(kind, f"__{name}__", method(getattr(operator, name)))
 
 
 _add_in_place_operators()
