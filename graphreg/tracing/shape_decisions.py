@@ -175,8 +175,18 @@ def in_parts(value: Any, name: str) -> None:
         )
 
 
+@has_side_effect
+def decided_keys(value: Any, expected: list[Any]) -> None:
+    """Raise unless a dict has the keys, in the order, that it had when the model was traced."""
+    if list(value) != expected:
+        raise OtherInputs(
+            f"the model's forward reads the keys of a dict, and these inputs give {list(value)} where it was traced with {expected}. "
+            f"{how_to_use_both('with these keys')}"
+        )
+
+
 # these raise OtherInputs
-DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_attribute, has_passed, no_singleton)
+DECISIONS = (decided, decided_kind, decided_flag, decided_layout, decided_count, decided_keys, decided_attribute, has_passed, no_singleton)
 
 
 def decisions(graph: fx.Graph) -> list[str]:
@@ -287,7 +297,9 @@ class DecisionTracer(fx.Tracer):
             self.refuse(error)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over a value whose length is known for the examples."""
+        """Iterate over a value whose length is known for the examples; over the keys of a dict, such as an opaque module returns."""
+        if (keys := self.keys(obj)) is not None:
+            return iter(keys)
         count = self._length(obj)
         if count is None and (count := self.fixed_count(obj.node)) is not None and self._depends_on_input(obj.node):
             # of ``x.chunk(3)``, which may give fewer
@@ -296,6 +308,16 @@ class DecisionTracer(fx.Tracer):
             found: Iterator[Any] = self._unless_refused(super().iter, obj)
             return found
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
+
+    def keys(self, obj: fx.Proxy) -> list[Any] | None:
+        """Return the keys that a value has for the examples; the graph asserts them. None if it is no dict."""
+        kind = self.kind_for_examples(obj.node)
+        if kind is None or not issubclass(kind, dict):
+            return None
+        keys = list(self._value(obj.node))
+        if self._depends_on_input(obj.node):
+            self._add_unnamed(decided_keys, obj.node, keys)
+        return keys
 
     def unpack(self, obj: fx.Proxy, taken: Unpacked, is_caught: bool) -> Iterator[Any]:
         """Return the items of a value that the forward unpacks. The graph asserts that there are as many, or enough.
@@ -420,6 +442,8 @@ class DecisionTracer(fx.Tracer):
 
     def _length(self, obj: fx.Proxy) -> int | None:
         """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""
+        if (keys := self.keys(obj)) is not None:
+            return len(keys)
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):
             return None

@@ -507,7 +507,6 @@ def _traced_by_fx(
             propagate(model, graphs, bound, call, constants, lambda graph: tracers[graph].all_values(graph, constants))
 
     for graph in graphs.values():
-        _erase_behind_output(graph)
         settle_reads(graph, model)
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     functions = {key: reason for key, reason in opaque.items() if function_of(key) is not None}
@@ -523,14 +522,6 @@ def _asks_autocast(before: Snapshot) -> bool:
     """Return whether the code of a model mentions a function that reads or sets whether autocast is on, or with which dtype."""
     functions = [value.__name__ for value in before.code.values() if type(value) in (FunctionType, BuiltinFunctionType)]
     return any("autocast" in name and name.startswith(("is_", "_is_", "get_", "set_")) for name in (*before.code.mentioned, *functions))
-
-
-def _erase_behind_output(graph: fx.Graph) -> None:
-    """Erase nodes that were recorded after the forward: sizes that it used as keys of a dict are compared when the dict is restored."""
-    for node in reversed(list(graph.nodes)):
-        if node.op == "output":
-            return
-        graph.erase_node(node)
 
 
 def _trace_by_export(

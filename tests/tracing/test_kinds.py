@@ -113,6 +113,42 @@ def test_the_example_gives_the_type_of_what_an_opaque_module_returns(kinds: type
     assert torch.equal(module(x)[0], model(x))
 
 
+class Features(nn.Module):
+    """Returns a dict, as a frozen backbone does."""
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            found = {"low": x + 1, "high": x.relu()}
+        return found if len(x) < 3 else {"more": x, **found}
+
+
+def added(low: Any, high: Any, more: Any = 0) -> Any:
+    return low - high + more
+
+
+READ: dict[str, Callable[[Any], Any]] = {
+    "items": lambda o: sum(v * (i + 1) for i, (k, v) in enumerate(o.items()) if k != "more"),
+    "in": lambda o: o["more"] if "more" in o else o["low"],
+    "as keywords": lambda o: added(**o),
+    "values": lambda o: torch.stack(list(o.values())).sum(0),
+    "length": lambda o: o["low"] * len(o),
+    "get": lambda o: o["low"] + o.get("more", 1) + o.get("high"),
+    "keys": lambda o: sum(o[k] for k in o),
+    "a copy": lambda o: added(**dict(o, low=1)),
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
+def test_the_example_gives_the_keys_of_a_dict_that_an_opaque_module_returns(read: Callable[[Any], Any]) -> None:
+    model = Asks(lambda x, m: read(m.whole(x)), tuple, Features())
+    model.forward = lambda x: model.out(model.make(x, model))  # type: ignore[method-assign]
+    few, more = torch.randn(2, 4), torch.randn(3, 4)
+    module: Any = graphreg.regularize(model, weight_l2=1e-3, example_inputs=few, front_end="symbolic")
+    assert torch.equal(module(few)[0], model(few))
+    with pytest.raises(graphreg.errors.OtherInputs, match=r"reads the keys of a dict, and these inputs give \['more', 'low', 'high'\]"):
+        module(more)
+
+
 def test_a_submodule_that_calls_isinstance_becomes_opaque_where_the_type_is_not_known() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Asks(lambda x, m: m.whole(x), tuple, Pair()))
     traced = graphreg.trace(model)

@@ -6,6 +6,7 @@ import array
 import collections
 import copy
 import enum
+import itertools
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -237,6 +238,24 @@ def test_caches_by_size_and_logs_go_on_to_work(step: Step) -> None:
             assert torch.equal(module(x), expected)
         except OtherInputs:
             assert step is tables and x.shape[1] != X.shape[1]
+
+
+class Dropped(Net):
+    def forward(self, x: Tensor) -> Any:
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("step", [tables, logs])
+def test_so_they_do_in_a_forward_that_depends_on_the_mode(step: Step) -> None:
+    plain = Dropped(step)
+    in_place = graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, scale=1)
+    module = graphreg.regularize(copy.deepcopy(plain), weight_l2=0.0, example_inputs=X, penalties="attach", scale=1)
+    for each, trains in itertools.product((in_place, module), (True, False, True)):
+        results = []
+        for made in (each, plain):
+            torch.manual_seed(0)
+            results.append(made.train(trains)(X))
+        assert torch.equal(*results)
 
 
 def in_default(seen: list[int] = []) -> int:  # noqa: B006

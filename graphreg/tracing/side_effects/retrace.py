@@ -94,6 +94,7 @@ def trace_repeatable(
                 return graph
         else:
             before.nothing_ran()
+    _erase_behind_output(graph)
     _check_opaque_state(model, graph, trace, opaque)
     return graph
 
@@ -117,9 +118,22 @@ def _check_next_call(
         return
     if reassigned := _outside(opaque, before.reassigned()) or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward.of(model, reassigned, opaque, "")
+    for each in (graph, *again):
+        _erase_behind_output(each)
     for other in again if changed or before.code.clocks else ():
         if differing := difference(graph, other):
             raise StatefulForward.of(model, changes, opaque, f" ({differing[1]})")
+
+
+def _erase_behind_output(graph: fx.Graph) -> None:
+    """Erase nodes that were recorded after the forward.
+
+    Sizes that it used as keys of a dict are compared when the dict is restored, and the next trace may compute with what it left behind.
+    """
+    for node in reversed(list(graph.nodes)):
+        if node.op == "output":
+            return
+        graph.erase_node(node)
 
 
 def _outside(opaque: dict[str, str], names: list[str]) -> list[str]:

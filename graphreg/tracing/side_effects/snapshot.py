@@ -417,12 +417,8 @@ class Snapshot:
         if _thread.assigned is None:
             return
 
-        names = list[str]()
-        for place in filter(_is_within_the_model, differing):
-            if isinstance(place, Attributes):
-                names += [place.label(key) for key in place.changed()]
-            elif isinstance(place, Container):
-                names.append(place.name)
+        noted = [place for place in differing if isinstance(place, (Attributes, Container)) and _is_within_the_model(place)]
+        names = [name for place in noted for name in place.left()]
         shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
         _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
 

@@ -383,6 +383,9 @@ class Items(Attributes):
     def label(self, key: str) -> str:
         return self.name
 
+    def left(self) -> list[str]:
+        return [] if self.same() else [self.name]  # without a look at keys: the hash of a traced size adds to the graph
+
     def prepare_retrace(self) -> Iterator[str]:
         yield from super().prepare_retrace()
         self.size = len(self.read())
@@ -588,6 +591,8 @@ def content(cell: types.CellType) -> Any:
 
 def _is_state(value: Any) -> bool:
     """Return whether a value that the forward assigned, or an item of it, carries data to the next call. A value made of sizes does not."""
+    if issubclass(type(value), Attribute) and value._node is None:  # to read its node would add one to the graph
+        return value.attr not in SIZE_ATTRIBUTES and _is_state(value.root)
     if issubclass(type(value), fx.Proxy):
         return carries_data(value.node)
     if issubclass(type(value), (tuple, list)):

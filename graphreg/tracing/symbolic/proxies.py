@@ -131,12 +131,18 @@ class _Asked:
         return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
 
 
+_OF_DICTS = frozenset(("keys", "values", "items", "get"))
+
+
 class AttributeProxy(_Asked, Attribute):
     """An attribute of a traced value. Whether the attribute is a method shows only when the model's code calls it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.attr.startswith("register_") and self.attr.endswith("hook"):
             raise TypeError(f"it puts a hook on a traced value (by {self.attr}), which a graph cannot carry")
+        if self.attr in _OF_DICTS and (keys := self.tracer.keys(self.root)) is not None:  # type: ignore[attr-defined]
+            found = {key: self.root[key] for key in keys if self.attr != "get" or key == args[0]}
+            return getattr(found, self.attr)(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def __getattr__(self, k: str) -> Any:
