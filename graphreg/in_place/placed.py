@@ -393,7 +393,7 @@ class Placed(InPlaceHost):
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Trace the model for the example inputs of ``regularize_``."""
-        form = CallForm(inspect.signature(model.forward))
+        form = CallForm(inspect.signature(_own_forward(model)))
         self._loosen(form, args, kwargs)
         self._trace(model, form, form.key(args, kwargs), args, kwargs, at_call=False)
 
@@ -450,7 +450,7 @@ class Placed(InPlaceHost):
 
     def graph_for(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
         self.current()  # raises if nothing was traced
-        key, shapes = CallForm(inspect.signature(model.forward)).key(args, kwargs, self.loosened), shapes_of(args, kwargs)
+        key, shapes = CallForm(inspect.signature(_own_forward(model))).key(args, kwargs, self.loosened), shapes_of(args, kwargs)
         if graphs := [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]:
             return min(graphs, key=lambda graph: not graph.has_run(shapes)).module
         raise GraphRegError(
@@ -477,9 +477,14 @@ class Placed(InPlaceHost):
         self.in_eval = self.options.eval_penalties or session.noise.has_on
 
 
+def _own_forward(model: nn.Module) -> Any:
+    """Return the forward of the model's own class, also if something has wrapped the model's, as accelerate does."""
+    return getattr(type(model), ORIGINAL).forward.__get__(model)
+
+
 def _require_fit(model: nn.Module, args: Any, kwargs: Any) -> None:
     """Raise the plain model's own TypeError for a call that does not fit its forward; TraceError if a decorator or a hook might fit it."""
-    forward = getattr(type(model), ORIGINAL).forward.__get__(model)
+    forward = _own_forward(model)
     signature = inspect.signature(forward)
     try:
         signature.bind(*args, **kwargs)
@@ -519,14 +524,14 @@ def _refuse_set_on_class(members: Mapping[str, Any], graph: StructureGraph) -> N
 
 def _example_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return the arguments of a call of the model as example inputs."""
-    return example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
+    return example_of(inspect.signature(_own_forward(model)), args, kwargs)
 
 
 def _fail_as_the_model(model: nn.Module, failure: Exception, args: Any, kwargs: Any) -> None:
     """Run the model's own forward, which raises: what it writes before that stays. A trace, which raised ``failure``, has put it back."""
     with restored_unless_done(model, True, (args, kwargs)):
         try:
-            getattr(type(model), ORIGINAL).forward(model, *args, **kwargs)
+            _own_forward(model)(*args, **kwargs)
         except Exception as error:
             failure = error
         else:

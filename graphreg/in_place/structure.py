@@ -51,6 +51,7 @@ from graphreg.torch_internals.modules import (
     collecting_hooks,
     compiles_itself,
     has_users_global_hook,
+    original_of,
     own_hooks,
     parameters_by_name,
 )
@@ -515,8 +516,13 @@ def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
     """Return whether a call of a block does more than run its forward: it has a hook or a wrapper, or ``block.compile()`` was called.
 
     Raises:
-        TraceError: The block's forward was replaced on the object.
+        TraceError: The block's forward was replaced on the object, or torch.compile has wrapped the block.
     """
+    if original_of(block) is not None:
+        raise TraceError(
+            f"{path!r} is a block (blocks=), and torch.compile has wrapped it in another module. Put the block itself in its place, and "
+            f"compile it there: model.get_submodule({path!r}).compile()."
+        )
     if "forward" in vars(block):
         raise TraceError(
             f"the forward of {path!r}, which is a block (blocks=), was replaced on the object, but regularize_ replaces the forward of the "

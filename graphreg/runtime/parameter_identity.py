@@ -97,7 +97,7 @@ def _present(modules: dict[str, nn.Module], name: str) -> Any:
                 f"{name} is no parameter any more: a parametrization with buffers computes it (as spectral_norm does), and would run once "
                 "more in each call for the regularizers that act on it. Parametrize first and regularize then, or regularize once more."
             )
-    elif path and type(inner) is not nn.Module and getattr(inner, own, None) is None:  # a later pass makes plain modules
+    elif path and type(inner) is not nn.Module and not isinstance(getattr(inner, own, None), torch.Tensor):  # a later pass has plain ones
         raise GraphRegError(
             f"{name} is no parameter any more: {type(inner).__name__}, which is now at {path}, has none of that name, and "
             "regularizers act on it. Change the model first and regularize then, or regularize once more."

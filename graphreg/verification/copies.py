@@ -36,13 +36,14 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 def own_forward(model: nn.Module) -> nn.Module:
     """Return a copy of a model that calls the model's own forward, even if the model is regularized in place.
 
-    The copy of such a model has no hooks of its own: calls run them around the graph, which does
-    not contain them.
+    The copy of such a model has no hooks of its own, and nothing that has wrapped its forward: calls run
+    them around the graph, which does not contain them.
     """
     twin = copied(model)
     if PLACED in vars(twin):
         # The model's class was replaced by one whose calls run the graph.
         object.__setattr__(twin, "__class__", getattr(type(twin), ORIGINAL))
         del vars(twin)[PLACED]
+        vars(twin).pop("forward", None)
         vars(twin).update({name: OrderedDict() for name in CALL_HOOKS})
     return twin

@@ -623,12 +623,27 @@ def test_penalties_count_each_parameter_once(changes: tuple[Change, ...]) -> Non
     assert torch.equal(counted, model.penalties()["weight_l2"])
 
 
+class OfMethods(nn.Module):
+    """As the layers of torch.ao.nn.quantized, whose weight is a method."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def weight(self) -> Any:
+        return self.inner.weight
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
 @pytest.mark.parametrize(("before", "after", "error"), [
     (put(), tie, "a.weight and last.weight are one tied parameter now, and were two"),
     (tie, untie, "a.weight and last.weight were one tied parameter when the model was regularized, and are 2 parameters now"),
     (tie, assign, "a.weight and last.weight were one tied parameter"),
     (put(), lambda m: prune.l1_unstructured(m.a, "weight", 0.5), "a.weight is no parameter any more: a hook computes it before each call"),
     (put(), lambda m: nn.utils.parametrizations.spectral_norm(m.a), "a.weight is no parameter any more: a parametrization with buffers"),
+    (put(), lambda m: setattr(m, "a", OfMethods(m.a)), "a.weight is no parameter any more: OfMethods, which is now at a, has none"),
     (put(), lambda m: setattr(m, "a", nn.Sequential(m.a)), "a.weight is no parameter any more: Sequential, which is now at a, has none"),
 ])  # fmt: skip
 def test_a_module_of_regularize_refuses_other_ties(before: Change, after: Change, error: str) -> None:
@@ -721,6 +736,17 @@ def test_by_depth_after_a_layer_was_appended_and_removed() -> None:
             other(X)
         torch.testing.assert_close(model.penalties(), other.penalties())
     assert graphs(model) == 2
+
+
+def test_a_block_that_torch_compile_has_wrapped() -> None:
+    model: Any = graphreg.regularize_(Deep(2), hidden_l2=0.0, scale=1, blocks="layers.*")
+    block = model.layers[0]
+    model.layers[0] = torch.compile(block, backend="eager")
+    with pytest.raises(GraphRegError, match=r"'layers.0' is a block \(blocks=\), and torch.compile has wrapped it in another module"):
+        model(X)
+    model.layers[0] = block
+    model.get_submodule("layers.0").compile(backend="eager")
+    torch.testing.assert_close(model(X), model.eval()(X))
 
 
 def test_a_block_whose_class_or_forward_is_replaced() -> None:
@@ -1115,4 +1141,5 @@ def test_a_stripped_model_runs_within_what_has_wrapped_its_forward() -> None:
     inner = model.forward
     model.forward = lambda *args: inner(*args).float()  # as accelerate does
     model(X)
+    graphreg.verify(model, model, X)
     assert torch.equal(graphreg.strip_(model)(X), Net()(X)) and type(model) is Net
