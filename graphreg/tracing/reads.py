@@ -8,6 +8,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -18,7 +19,15 @@ from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of
 from graphreg.tracing.side_effects.imports import follow_imports
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, held, inside, is_foreign_class, is_own, reachable_code
+from graphreg.tracing.side_effects.reachable_state import (
+    ReachableCode,
+    held,
+    inside,
+    is_foreign_class,
+    is_own,
+    keep_for_next,
+    reachable_code,
+)
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 from graphreg.tracing.side_effects.state_places import content, own_attributes
 
@@ -138,6 +147,9 @@ class Reads:
             self._reach([*modules, *self.roots], watch)
             search()
             follow_imports(changes, search)
+            if not self.roots:
+                keep_for_next(modules, self.code)
+                changes.later(partial(keep_for_next, [], None))
             yield
 
     def _reading(self, original: Callable[[Any, str], Any], watch: Callable[[type], None], thread: int) -> Callable[[Any, str], Any]:

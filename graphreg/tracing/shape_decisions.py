@@ -311,10 +311,9 @@ class DecisionTracer(fx.Tracer):
 
     def keys(self, obj: fx.Proxy) -> list[Any] | None:
         """Return the keys that a value has for the examples; the graph asserts them. None if it is no dict."""
-        kind = self.kind_for_examples(obj.node)
-        if kind is None or not issubclass(kind, dict):
+        if not isinstance(value := self._value(obj.node), dict):
             return None
-        keys = list(self._value(obj.node))
+        keys = list(value)
         if self._depends_on_input(obj.node):
             self._add_unnamed(decided_keys, obj.node, keys)
         return keys
@@ -472,7 +471,8 @@ class DecisionTracer(fx.Tracer):
 
     def _value(self, node: fx.Node) -> Any:
         """Return a node's value for the examples; UNKNOWN if it depends on data, or on inputs that the examples do not include."""
-        self._evaluate(needed(node, self.values))
+        if node not in self.values:
+            self._evaluate(needed(node, self.values))
         return self.values[node]
 
     def all_values(self, graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> Mapping[fx.Node, Any] | None:

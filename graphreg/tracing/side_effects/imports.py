@@ -49,6 +49,8 @@ def follow_imports(changes: Changes, follow: Callable[[], None]) -> None:
 
 def _following(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_and_follow(*args: Any, **options: Any) -> Any:
+        if args and is_foreign_name(args[0]) and not any(args[4:]) and not options:  # as torch does in a function, at each call
+            return load(*args)
         mine = [follow for thread, follow in tuple(_followers) if thread == threading.get_ident()]
         if not mine or vars(_within):
             return load(*args, **options)

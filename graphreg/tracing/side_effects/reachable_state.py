@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib.util
 import sys
+import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -137,6 +138,24 @@ def reachable_code(
 ) -> ReachableCode:  # fmt: skip
     """Return what can be reached from functions, other values, and modules' forwards, hooks, and the functions in their attributes."""
     return _StateSearch().run(modules, functions, values)
+
+
+class _Found(threading.local):
+    latest: tuple[list[nn.Module], ReachableCode] | None = None
+
+
+_found = _Found()
+
+
+def keep_for_next(modules: list[nn.Module], code: ReachableCode | None) -> None:
+    """Keep what was found for ``code_of``, which is called next, before any code of the user's runs; with None, nothing is kept."""
+    _found.latest = None if code is None else (modules, code)
+
+
+def code_of(modules: list[nn.Module]) -> ReachableCode:
+    """Return what ``reachable_code`` does for modules. What ``keep_for_next`` has kept serves once, since a search takes long."""
+    latest, _found.latest = _found.latest, None
+    return latest[1] if latest is not None and list(map(id, latest[0])) == list(map(id, modules)) else reachable_code(modules)
 
 
 class _StateSearch:

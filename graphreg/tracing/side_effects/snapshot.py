@@ -36,7 +36,7 @@ from graphreg.tracing.side_effects.iterators import (
     is_iterator,
     is_random_generator,
 )
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_entered, is_foreign_class, is_installed, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, code_of, is_entered, is_foreign_class, is_installed, reachable_code
 from graphreg.tracing.side_effects.stand_ins import StaleValue
 from graphreg.tracing.side_effects.state_places import (
     NOTHING,
@@ -107,6 +107,7 @@ class Snapshot:
         self.parameters: list[ParameterState] = []
         self._of_optimizers: dict[str, torch.Tensor] = {}
         self.irreversible: dict[str, str] = {}
+        self._has_positions = False  # of iterators
         self._seen: set[int] = set()
         self._found_same = False  # whether ``registered`` has just found nothing changed
         self._prepared: list[StatePlace] = []  # the places that ``changed`` has prepared for another trace
@@ -120,7 +121,7 @@ class Snapshot:
         self._paths = [f"self.{path}" if path else "self" for path, _ in named]
         self._registered = [(m, [(name, dict(vars(m)[name]) if vars(m)[name] else {}) for name in REGISTERED]) for m in self._modules]
         self._waiting = deque[tuple[Any, str, int, Attributes | None, str]]()  # the arguments of ``_add``
-        self.code = reachable_code(self._modules)
+        self.code = code_of(self._modules)
         for path, module in zip(self._paths, self._modules, strict=True):
             self._add_attributes(Attributes(module, path), 2)
         # neither modes nor subclasses are to see that their attributes are read
@@ -262,6 +263,7 @@ class Snapshot:
         elif is_iterator(value):
             if holder is not None and (copied := copied_iterator(value)) is not NOTHING:
                 self.places.append(IteratorPosition(value, name, holder, key, copied))
+                self._has_positions = True
             else:
                 self.irreversible[name] = key
         elif depth and (not is_foreign_class(type(value)) or issubclass(type(value), OBJECTS)):
@@ -308,7 +310,7 @@ class Snapshot:
 
     def serves_again(self) -> bool:
         """Return whether ``restore`` makes the state the same in all respects, so that the snapshot also describes what comes after it."""
-        return not self.irreversible and not any(isinstance(place, IteratorPosition) for place in self.places)
+        return not self.irreversible and not self._has_positions
 
     def take_modes(self) -> Callable[[], None]:
         """Note the present modes of modules, and torch's state, in place of those noted before. Return a function that undoes this."""
